@@ -1,0 +1,1 @@
+"""Thin-provisioned copy-on-write block devices and snapshot chains."""

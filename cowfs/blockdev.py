@@ -1,0 +1,236 @@
+"""Block devices: the Protocol that everything reads and writes through, and the plain implementations.
+
+Wrappers for tests (fault injection, recording) live in `cowfs.testing.blockdev`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+import struct
+from typing import Protocol, TypeAlias, runtime_checkable
+
+from cowfs.errors import InvalidRequest, PoolIoError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+_FALLOC_FL_KEEP_SIZE = 0x01
+_FALLOC_FL_PUNCH_HOLE = 0x02
+_BLKGETSIZE64 = 0x80081272
+_COPY_CHUNK_BYTES = 1 << 20
+
+
+@runtime_checkable
+class BlockDevice(Protocol):
+    """A disk with a volatile write cache: bytes written are durable after the next `flush`.
+
+    Offsets and lengths are in bytes and may be unaligned; a range must lie inside the device. Every method raises
+    OSError (errno set) on failure. Not safe for use from several threads at once.
+    """
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`."""
+        ...
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        """Write all of `data` at `offset`."""
+        ...
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, giving back its space where that is possible."""
+        ...
+
+    def discard(self, offset: int, length: int) -> None:
+        """Tell that the range's content is no longer needed. What reads return afterwards is the device's own rule."""
+        ...
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:
+        """Copy a range inside the device; the two ranges do not overlap."""
+        ...
+
+    def flush(self) -> None:
+        """Make everything written before durable."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileDevice:
+    """A regular file or a block device node, opened by path.
+
+    Args:
+        path: what to open. Never created here, never followed through a symbolic link when `nofollow`.
+        read_only: open for reading; writes then fail with EBADF.
+
+    A regular file's size is read again by `refresh_size`, after someone grew it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, nofollow: bool = False) -> None:
+        self.path = os.fspath(path)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | (os.O_NOFOLLOW if nofollow else 0)
+        self.fd = os.open(self.path, flags)
+        self.read_only = read_only
+        try:
+            self.is_block_node = stat.S_ISBLK(os.fstat(self.fd).st_mode)
+            self._size_bytes = 0
+            self.refresh_size()
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._can_copy_range = True
+
+    @property
+    def size_bytes(self) -> int:
+        return self._size_bytes
+
+    def refresh_size(self) -> int:
+        if self.is_block_node:
+            (self._size_bytes,) = struct.unpack("Q", fcntl.ioctl(self.fd, _BLKGETSIZE64, bytes(8)))
+        else:
+            self._size_bytes = os.fstat(self.fd).st_size
+        return self._size_bytes
+
+    def pread(self, offset: int, length: int) -> bytes:
+        data = os.pread(self.fd, length, offset)
+        if len(data) == length:
+            return data
+        return self._pread_rest(data, offset, length)
+
+    def _pread_rest(self, data: bytes, offset: int, length: int) -> bytes:
+        while len(data) < length:
+            more = os.pread(self.fd, length - len(data), offset + len(data))
+            if not more:
+                raise PoolIoError(
+                    f"read of {length} bytes at {offset:#x} in {self.path} ended after {len(data)}: the file is "
+                    f"{os.fstat(self.fd).st_size} bytes long"
+                )
+            data += more
+        return data
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        written = os.pwrite(self.fd, data, offset)
+        if written != len(data):
+            view = memoryview(data).cast("B")
+            while written < len(view):
+                written += os.pwrite(self.fd, view[written:], offset + written)
+
+    def zero(self, offset: int, length: int) -> None:
+        if self.is_block_node:
+            for begin in range(offset, offset + length, _COPY_CHUNK_BYTES):
+                self.pwrite(begin, bytes(min(_COPY_CHUNK_BYTES, offset + length - begin)))
+            return
+        try:
+            # A hole already reads as zeros, and asking is far cheaper than punching.
+            if os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length:
+                return
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+        self._punch_or_write(offset, length)
+
+    def _punch_or_write(self, offset: int, length: int) -> None:
+        try:
+            _fallocate(self.fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            self.pwrite(offset, bytes(length))
+
+    def discard(self, offset: int, length: int) -> None:
+        if self.is_block_node:
+            return
+        try:
+            _fallocate(self.fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:
+        done = 0
+        while self._can_copy_range and done < length:
+            try:
+                count = os.copy_file_range(self.fd, self.fd, length - done, source_offset + done, target_offset + done)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                    raise
+                self._can_copy_range = False
+                break
+            if count == 0:
+                break
+            done += count
+        while done < length:
+            chunk = min(_COPY_CHUNK_BYTES, length - done)
+            self.pwrite(target_offset + done, self.pread(source_offset + done, chunk))
+            done += chunk
+
+    def flush(self) -> None:
+        if not self.read_only:
+            os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class MemoryDevice:
+    """A device in memory, for tests and throw-away pools. Unwritten bytes are zero."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._data = bytearray(size_bytes)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    def resize(self, size_bytes: int) -> None:
+        if size_bytes < len(self._data):
+            del self._data[size_bytes:]
+        else:
+            self._data.extend(bytes(size_bytes - len(self._data)))
+
+    def pread(self, offset: int, length: int) -> bytes:
+        self._check(offset, length)
+        return bytes(self._data[offset : offset + length])
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        self._check(offset, len(data))
+        self._data[offset : offset + len(data)] = data
+
+    def zero(self, offset: int, length: int) -> None:
+        self.pwrite(offset, bytes(length))
+
+    def discard(self, offset: int, length: int) -> None:
+        self.zero(offset, length)
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:
+        self.pwrite(target_offset, self.pread(source_offset, length))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or offset + length > len(self._data):
+            raise InvalidRequest(f"range {offset:#x}+{length:#x} is outside a device of {len(self._data):#x} bytes")
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _libc_fallocate(fd, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+_libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+_libc_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc_fallocate.restype = ctypes.c_int

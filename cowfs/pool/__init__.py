@@ -1,0 +1,27 @@
+"""The pool interface and the kernel's four texts: table, status, message, name."""
+
+from cowfs.pool.interface import Backend, Capability, Extent, Pool, ProbeResult, ThinDevice
+from cowfs.pool.message import Message
+from cowfs.pool.registry import backend_names, load_backend
+from cowfs.pool.status import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus, UnreadableStatus
+from cowfs.pool.table import PoolTable, ThinTable
+
+__all__ = [
+    "Backend",
+    "Capability",
+    "DiscardMode",
+    "Extent",
+    "Message",
+    "NoSpacePolicy",
+    "Pool",
+    "PoolMode",
+    "PoolStatus",
+    "PoolTable",
+    "ProbeResult",
+    "ThinDevice",
+    "ThinStatus",
+    "ThinTable",
+    "UnreadableStatus",
+    "backend_names",
+    "load_backend",
+]

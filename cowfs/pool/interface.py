@@ -1,0 +1,254 @@
+"""THE interface: what a backend, a pool and a thin device are. Read this first.
+
+Vocabulary. A *pool* is a metadata device and a data device under one name. A *thin device* is a virtual disk whose
+blocks are mapped to data blocks of the pool on first write (*provisioned*); its id is chosen by the caller, its size
+is not stored in the pool. A *snapshot* shares its origin's blocks until either side writes (*breaks sharing*);
+afterwards the two are peers, and either may be deleted first.
+
+Lifecycle.
+
+    backend.open_pool(name, table)      formats the metadata when its first 4 KiB are zero, else opens what is there
+      pool.create_thin(1)               id 1 exists, maps nothing
+      thin = pool.activate("a", 1, n)   a disk of n sectors; the same id may be active under several names
+      thin.pwrite / pread / discard / flush
+      thin.suspend()                    an active origin is quiesced around create_snap
+      pool.create_snap(2, 1)            O(1), whatever is mapped
+      thin.resume()
+      thin.close()                      deactivates; the thin stays in the pool
+      pool.delete(2)                    its blocks lose a reference each
+    pool.close()                        deactivates everything that is left, commits
+
+Durability. A thin device is a disk with a volatile write cache: `flush` commits the pool's metadata when this
+device changed since the last commit. Every successful message commits. A crash leaves the state of a commit not older than
+the last flush.
+
+Errors are those of `cowfs.errors`, with the kernel's errno; the same request fails the same way on every backend.
+What a backend cannot do, or does better, it declares in `capabilities`; callers and tests ask for capabilities, never
+for names.
+
+Nothing here awaits. A backend whose operations may wait (a full pool that queues) raises `OutOfDataSpace` with
+`may_queue` set; the asynchronous edge decides to wait, calling `tick` now and then, and tries again.
+
+Units: ids are plain integers in [0, 2**24); lengths are sectors where the kernel speaks sectors, bytes on the data
+path.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from cowfs.blockdev import BlockDevice
+from cowfs.pool.status import PoolStatus, ThinStatus, UnreadableStatus
+from cowfs.pool.table import PoolTable, ThinTable
+
+
+class Capability(enum.Flag):
+    """What differs between backends on purpose; each value says what a caller may rely on."""
+
+    UNPRIVILEGED = enum.auto()  # works for any user, without a kernel module
+    ZEROED_REUSE = enum.auto()  # a reused block reads as zeros even when zeroing is skipped
+    NO_LEAKS = enum.auto()  # a crash never leaves an allocated block that nothing maps
+    FREED_SPACE_RETURNED = enum.auto()  # freed data blocks are given back to the host's file system
+    KERNEL_NODES = enum.auto()  # an active thin is a block device node of the kernel
+    QUEUES_IN_DEVICE = enum.auto()  # a full pool blocks the writer itself instead of raising `may_queue`
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """Whether a backend can work here, found by trying; `problem` and `remedy` are empty when it can."""
+
+    usable: bool
+    problem: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` virtual blocks from `vblock`, mapped to as many data blocks from `dblock`."""
+
+    vblock: int
+    dblock: int
+    length: int
+
+
+@runtime_checkable
+class ThinDevice(BlockDevice, Protocol):
+    """An active thin device: a disk of `size_bytes` over one thin id, until `close` deactivates it.
+
+    `discard` unmaps the whole blocks inside the range and leaves partial ones; without an external origin they then
+    read as zeros. With `ignore_discard` on the pool it raises EOPNOTSUPP.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def thin_id(self) -> int: ...
+
+    @property
+    def block_bytes(self) -> int:
+        """Size of the pool's data block."""
+        ...
+
+    def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
+        """Mapped figures; with `flush` the pool commits first, as the kernel does."""
+        ...
+
+    def table(self) -> ThinTable: ...
+
+    def extents(self, begin_vblock: int = 0, end_vblock: int | None = None) -> Iterator[Extent]:
+        """Mapped runs in order of virtual block, maximal within a metadata leaf, clipped to the range."""
+        ...
+
+    def resize(self, length_sectors: int) -> None:
+        """Load a table of another length and resume. Shrinking hides the tail; its blocks stay mapped."""
+        ...
+
+    def suspend(self) -> None:
+        """Finish what is under way, flush, and refuse I/O until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """An open pool. Every message commits before it returns; a message that fails changes nothing."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    def create_thin(self, thin_id: int) -> None:
+        """Raises ThinExists; InvalidRequest outside 24 bits; PoolModeError in `ro` and failed pools."""
+        ...
+
+    def create_snap(self, thin_id: int, origin_id: int) -> None:
+        """Raises ThinExists (looked at first), NoSuchThin for the origin, else as `create_thin`."""
+        ...
+
+    def delete(self, thin_id: int) -> None:
+        """Raises NoSuchThin; ThinBusy while the id is active under any name."""
+        ...
+
+    def set_transaction_id(self, old: int, new: int) -> None:
+        """Compare and swap. Raises InvalidRequest when `old` is not the current one."""
+        ...
+
+    def reserve_metadata_snap(self) -> None:
+        """Hold a read-only copy of the roots. Raises ThinBusy's errno EBUSY when one is held."""
+        ...
+
+    def release_metadata_snap(self) -> None:
+        """Raises InvalidRequest when none is held."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Any of the above in the kernel's words, for example `create_snap 7 1`."""
+        ...
+
+    def status(self, *, flush: bool = True) -> PoolStatus | UnreadableStatus:
+        """Pool figures; with `flush` the pool commits first, so that freed blocks show."""
+        ...
+
+    def table(self) -> PoolTable: ...
+
+    def thin_ids(self) -> list[int]:
+        """Ids in the pool, ascending."""
+        ...
+
+    def thin_status(self, thin_id: int) -> ThinStatus | UnreadableStatus:
+        """Mapped figures of a thin, active or not. Raises NoSuchThin."""
+        ...
+
+    def activate(
+        self,
+        name: str,
+        thin_id: int,
+        length_sectors: int,
+        *,
+        read_only: bool = False,
+        external_origin: str | None = None,
+    ) -> ThinDevice:
+        """Make a thin usable as a disk.
+
+        Args:
+            name: unused among the active devices of this pool.
+            external_origin: path of a device or file, opened read-only, behind unmapped blocks.
+
+        Raises:
+            InvalidRequest: name in use, bad id or length, pool suspended or failed.
+            NoSuchThin: the id is not in the pool.
+        """
+        ...
+
+    def active(self) -> list[ThinDevice]: ...
+
+    def reload(self, table: PoolTable) -> None:
+        """Put another table in the inactive slot; `resume` makes it live. Grows data, changes features.
+
+        Raises InvalidRequest: other devices or block size, or discard support turned on or off. A shorter
+        pool is refused by the resume.
+        """
+        ...
+
+    def suspend(self) -> None:
+        """Stop thin I/O and commit. Messages still work."""
+        ...
+
+    def resume(self) -> None:
+        """Take the loaded table if any, see devices that grew, re-arm the low water event, let I/O go on."""
+        ...
+
+    @property
+    def event_counter(self) -> int:
+        """Counts low water, mode changes, out of space and its timeout."""
+        ...
+
+    def tick(self) -> None:
+        """Do what time alone makes due: the commit one second after the last one, the end of queueing."""
+        ...
+
+    def extra_space_wait_seconds(self) -> float:
+        """How much longer a write refused with `may_queue` may wait; 0 when it must fail now."""
+        ...
+
+    def commit(self) -> None: ...
+
+    def open_metadata(self) -> BlockDevice:
+        """The committed metadata, for reading by `cowfs.thinmeta`. The caller closes it."""
+        ...
+
+    def close(self) -> None:
+        """Deactivate every thin, commit, release the devices. A second close does nothing."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A way to run pools. Registered under the entry-point group `cowfs.backends`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def capabilities(self) -> Capability: ...
+
+    def probe(self) -> ProbeResult: ...
+
+    def open_pool(self, name: str, table: PoolTable, *, durable: bool = True) -> Pool:
+        """Load and resume a pool; its devices are the paths in the table.
+
+        Args:
+            durable: False gives up flushes (a crash of the machine may lose or damage the pool), for throw-away pools.
+
+        Raises:
+            InvalidRequest: anything the kernel's constructor refuses, with its errno (EINVAL, EBUSY, EPERM).
+            MetadataCorrupt: bad magic or checksum (EILSEQ), wrong block number (ENOTBLK).
+        """
+        ...
