@@ -19,8 +19,8 @@ Lifecycle.
     pool.close()                        deactivates everything that is left, commits
 
 Durability. A thin device is a disk with a volatile write cache: `flush` commits the pool's metadata when this
-device changed since the last commit. Every successful message commits. A crash leaves the state of a commit not older than
-the last flush.
+device changed since the last commit. Every successful message commits. A crash leaves the state of a commit not
+older than the last flush.
 
 Errors are those of `cowfs.errors`, with the kernel's errno; the same request fails the same way on every backend.
 What a backend cannot do, or does better, it declares in `capabilities`; callers and tests ask for capabilities, never
