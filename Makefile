@@ -40,7 +40,7 @@ $(SETUP): pyproject.toml | packages-run
 	@python=$$($(FIND_PYTHON)); \
 	test -n "$$python" || { echo "make: no Python 3.11 or newer was found" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=70.1'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=77'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuse,test,lint]'
 	touch $@
 

@@ -1,0 +1,260 @@
+"""What all tests share: other users, seeds, and a check that a session leaves nothing behind.
+
+Every process that a test starts inherits an environment variable with this session's mark, so that servers which put
+themselves in the background are found too. Mounts and loop devices are found by path: all of them live below pytest's
+base directory or below `ordinary_root`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SESSION_MARK = f"COWFS_TEST_SESSION={os.getpid()}-{os.urandom(4).hex()}"
+GRACE_SECONDS = 5.0
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.register_profile(
+    "deep", parent=hypothesis.settings.get_profile("default"), max_examples=2000, stateful_step_count=100
+)
+hypothesis.settings.load_profile("default")
+
+
+# --- seeds
+
+
+def session_seed() -> int:
+    return int(os.environ.get("COWFS_TEST_SEED", "1"))
+
+
+def pytest_report_header() -> str:
+    return f"cowfs: COWFS_TEST_SEED={session_seed()}, uid {os.getuid()}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """A generator seeded by the session's seed and the test's name; a failure prints how to repeat it."""
+    print(f"repeat with: COWFS_TEST_SEED={session_seed()} pytest '{request.node.nodeid}'")
+    return random.Random(f"{session_seed()} {request.node.nodeid}")
+
+
+# --- accounts
+
+
+@dataclass
+class Account:
+    """Somebody who runs commands, with a home directory of their own.
+
+    `run` and `start` take the arguments of subprocess.run and Popen; the environment is small and the same everywhere,
+    and `cowfs` on the path is the one under test.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    directory: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(
+        self, arguments: Sequence[str | Path], *, check: bool = True, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end; a failure raises with the command's output in the message."""
+        options.setdefault("timeout", 240)
+        result = subprocess.run(
+            [str(argument) for argument in arguments],
+            check=False,
+            text=True,
+            stdin=None if "input" in options else subprocess.DEVNULL,
+            stdout=options.pop("stdout", subprocess.PIPE),
+            stderr=options.pop("stderr", subprocess.PIPE),
+            **self._options(options),
+        )
+        if check and result.returncode != 0:
+            raise AssertionError(
+                f"{self.name} ran {' '.join(map(str, arguments))}: exit status {result.returncode}\n"
+                f"{result.stdout or ''}{result.stderr or ''}"
+            )
+        return result
+
+    def start(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+        """Start in the background; the caller ends it."""
+        options.setdefault("stdin", subprocess.DEVNULL)
+        return subprocess.Popen([str(argument) for argument in arguments], text=True, **self._options(options))
+
+    def mkdir(self, name: str) -> Path:
+        """A new directory of this account's."""
+        path = self.directory / name
+        path.mkdir(mode=0o755)
+        os.chown(path, self.uid, self.gid)
+        return path
+
+    def _options(self, options: dict[str, Any]) -> dict[str, Any]:
+        environment: Mapping[str, str] = options.pop("env", {})
+        options.setdefault("cwd", self.directory)
+        if self.uid != os.geteuid():
+            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
+        return options | {"env": self.environment | environment}
+
+
+def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
+    mark, _, value = SESSION_MARK.partition("=")
+    return Account(
+        name,
+        uid,
+        gid,
+        directory,
+        {
+            "HOME": str(directory),
+            "LANG": "C.UTF-8",
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]),
+            "TMPDIR": str(directory),
+            mark: value,
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def ordinary_root() -> Iterator[Path]:
+    """A directory that every user may pass through; pytest's own is closed to others."""
+    path = Path(tempfile.mkdtemp(prefix="cowfs-test-"))
+    path.chmod(0o755)
+    yield path
+    remove_tree(path)
+
+
+@pytest.fixture
+def ordinary_user(ordinary_root: Path) -> Account:
+    """An account without privileges: `nobody` when the tests run as root, else whoever runs them."""
+    entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
+    directory = Path(tempfile.mkdtemp(prefix="user-", dir=ordinary_root))
+    os.chown(directory, entry.pw_uid, entry.pw_gid)
+    account = make_account(entry.pw_name, entry.pw_uid, entry.pw_gid, directory)
+    seen = account.run([sys.executable, "-c", "import cowfs"], check=False)
+    if seen.returncode != 0:
+        pytest.fail(
+            f"user {account.name} cannot run {sys.executable} or read {REPOSITORY}; put the checkout where every user "
+            f"can read it, and let /usr/bin/python3 make .venv\n{seen.stderr}"
+        )
+    return account
+
+
+@pytest.fixture
+def root_user(tmp_path: Path) -> Account:
+    if os.geteuid() != 0:
+        pytest.skip("needs root; run: sudo make test")
+    return make_account("root", 0, 0, tmp_path)
+
+
+@pytest.fixture(params=["root", "ordinary"])
+def account(request: pytest.FixtureRequest) -> Account:
+    """Each of the two kinds of user in turn."""
+    chosen = request.getfixturevalue(f"{request.param}_user")
+    assert isinstance(chosen, Account)
+    return chosen
+
+
+@pytest.fixture
+def as_user(ordinary_user: Account) -> Any:
+    """`as_user(["cowfs", ...])`: run a command as a user without privileges, in a directory of its own."""
+    return ordinary_user.run
+
+
+@pytest.fixture
+def needs_fuse() -> None:
+    """Mounting works for everybody here, or the test says what to do."""
+    try:
+        mode = os.stat("/dev/fuse").st_mode
+    except FileNotFoundError:
+        pytest.skip("needs /dev/fuse; load the module: sudo modprobe fuse")
+    if mode & 0o006 != 0o006:
+        pytest.skip("needs /dev/fuse open to all users; run: sudo chmod 0666 /dev/fuse")
+    if shutil.which("fusermount3") is None:
+        pytest.skip("needs fusermount3; run: sudo apt-get install fuse3")
+
+
+# --- nothing is left behind
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root: Path) -> Iterator[None]:
+    """Fail the session, naming them, when mounts, loop devices or processes outlive their tests; and end them."""
+    mark, _, value = SESSION_MARK.partition("=")
+    os.environ[mark] = value
+    roots = [str(tmp_path_factory.getbasetemp().resolve()), str(ordinary_root)]
+    yield
+    wait_until_processes_end()
+    left = [f"mount {path}" for path in mounts_below(roots)]
+    left += [f"loop device {name} of {path}" for name, path in loop_devices_below(roots)]
+    left += [f"process {pid}: {command}" for pid, command in marked_processes()]
+    for path in reversed(mounts_below(roots)):
+        subprocess.run(["umount", "--lazy", path] if os.geteuid() == 0 else ["fusermount3", "-uz", path], check=False)
+    for name, _ in loop_devices_below(roots):
+        subprocess.run(["losetup", "--detach", name], check=False)
+    for pid, _ in marked_processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if left:
+        pytest.fail("left behind by tests:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def mounts_below(roots: Sequence[str]) -> list[str]:
+    """Mount points below any of the directories, in the order of mounting."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        fields = [line.split()[4] for line in file]
+    # The kernel writes space, tab, newline and backslash as three octal digits.
+    points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields]
+    return [point for point in points if any(point.startswith(root + "/") for root in roots)]
+
+
+def loop_devices_below(roots: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            backing = entry.read_text().strip()
+            if any(backing.startswith(root + "/") for root in roots):
+                found.append((f"/dev/{entry.parts[3]}", backing))
+    return found
+
+
+def marked_processes() -> list[tuple[int, str]]:
+    """Processes, besides this one, with the session's mark in their environment, zombies aside."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if SESSION_MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append((int(entry.name), command.strip()))
+    return found
+
+
+def wait_until_processes_end() -> None:
+    """Give servers that are on their way out the time to finish."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while marked_processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, but nothing of what is still mounted below it."""
+    if not mounts_below([str(path)]):
+        shutil.rmtree(path)
