@@ -1,0 +1,106 @@
+"""The control socket of a home: its path, its peers, and files passed over it.
+
+A Unix socket's path is limited to 107 bytes and a home's is not, so the home is opened and the socket addressed as
+`/proc/self/fd/N/cowfs.sock`; nobody changes the working directory.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from cowfs.errors import HomeError
+from cowfs.host.protocol import SOCKET_NAME
+
+_BACKLOG: Final = 16
+_UCRED: Final = struct.Struct("3i")
+_MAX_FILES: Final = 4
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_FILES * array.array("i").itemsize)
+
+
+@contextmanager
+def _address(home: Path) -> Iterator[str]:
+    fd = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{SOCKET_NAME}"
+    finally:
+        os.close(fd)
+
+
+def listen(home: Path) -> socket.socket:
+    """A listening control socket, open to its owner only. The caller holds the home's lock.
+
+    Holding the lock is what makes an existing socket stale: it is replaced. Anything else under that name is an error.
+    """
+    with _address(home) as address:
+        remove_stale(address, home)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            previous = os.umask(0o177)
+            try:
+                listener.bind(address)
+            finally:
+                os.umask(previous)
+            listener.listen(_BACKLOG)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+
+
+def remove_stale(address: str, home: Path) -> None:
+    try:
+        mode = os.lstat(address).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise HomeError(f"{home / SOCKET_NAME} is not a socket; move it away, the home's control socket goes there")
+    os.unlink(address)
+
+
+def unlink(home: Path) -> None:
+    """Remove the control socket of a home whose lock the caller holds."""
+    with _address(home) as address:
+        remove_stale(address, home)
+
+
+def dial(home: Path, timeout_seconds: float) -> socket.socket:
+    """A connection to the control socket of a home. Raises OSError when nothing listens there."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        client.settimeout(timeout_seconds)
+        with _address(home) as address:
+            client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """Process id and user id of the other end, as the kernel saw them when it connected or listened."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, _gid = _UCRED.unpack(raw)
+    return pid, uid
+
+
+def file_message(fd: int) -> list[tuple[int, int, bytes]]:
+    """Ancillary data that carries one open file."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]).tobytes())]
+
+
+def receive(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Bytes and open files that arrived; the caller owns the files."""
+    data, files, flags, _address = socket.recv_fds(connection, size, _MAX_FILES, socket.MSG_CMSG_CLOEXEC)
+    if flags & socket.MSG_CTRUNC:
+        for fd in files:
+            os.close(fd)
+        raise HomeError("the process that holds the home sent more open files than it should")
+    return data, files

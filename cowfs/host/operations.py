@@ -1,0 +1,369 @@
+"""What can be asked of a home: each operation a typed request that runs on the process holding it.
+
+A request is a frozen struct; `run` does it on a `Host`. A local session calls `run`; a remote one sends the struct over
+the control socket and the holder calls the same `run`. So there is one implementation of each operation, and the
+classes below are the protocol.
+
+    Request[R]   answers one R
+    Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+
+Sizes are in bytes, whatever the name; ids and transactions are the pool's own numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+import msgspec
+
+from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
+from cowfs.host.metadata_copy import copy_metadata
+from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.units import Sectors, ThinId
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceRecord, DeviceSet
+
+R = TypeVar("R", covariant=True)  # noqa: PLC0105
+
+
+class MountedView(msgspec.Struct, frozen=True):
+    """A device that the holder shows at a mount point; `view` is `tree` or `raw`."""
+
+    device: str
+    mount_point: str
+    view: str
+    read_only: bool
+
+
+class Host:
+    """A home held by this process: its device set, the views mounted from it, whether others are served."""
+
+    def __init__(self, devices: DeviceSet, backend: str, *, is_serving: bool = False) -> None:
+        self.devices = devices
+        self.backend = backend
+        self.is_serving = is_serving
+        self.views: list[MountedView] = []
+
+    @property
+    def home(self) -> Path:
+        return self.devices.home
+
+    def mount_points(self, name: str) -> list[str]:
+        return [view.mount_point for view in self.views if view.device == name]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    """Base of everything that can be sent."""
+
+
+class Request(_Message, Generic[R], frozen=True):
+    """A question with one answer."""
+
+    @abstractmethod
+    def run(self, host: Host) -> R: ...
+
+
+class Listing(_Message, Generic[R], frozen=True):
+    """A question whose answer is a sequence. The home may change between two pieces of it."""
+
+    @abstractmethod
+    def run(self, host: Host) -> Iterator[R]: ...
+
+
+# --- answers --------------------------------------------------------------------------------------------------------
+
+
+class Created(msgspec.Struct, frozen=True):
+    """A device just made."""
+
+    name: str
+    id: int
+    size_bytes: int
+    parent: str | None
+
+
+class DeviceRow(msgspec.Struct, frozen=True):
+    """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known."""
+
+    name: str
+    id: int
+    size_bytes: int
+    mapped_bytes: int
+    exclusive_bytes: int
+    parent: str | None
+    mounted: list[str]
+
+
+class DeviceReport(msgspec.Struct, frozen=True):
+    """Everything about one device; the two times are values of the pool's snapshot counter, not of a clock."""
+
+    name: str
+    id: int
+    size_bytes: int
+    mapped_bytes: int
+    exclusive_bytes: int
+    highest_mapped_byte: int | None
+    parent: str | None
+    children: list[str]
+    created_transaction_id: int
+    creation_time: int
+    snapshotted_time: int
+    active: bool
+    views: list[MountedView]
+
+
+class HomeReport(msgspec.Struct, frozen=True):
+    """The figures of a home.
+
+    `mode` is one of write, out_of_data_space, out_of_metadata_space, read_only and fail. `holder_pid` is null when
+    nobody held the home before it was asked. `host_free_bytes` is what the file system under the data file still has.
+    """
+
+    home: str
+    backend: str
+    holder_pid: int | None
+    views: list[MountedView]
+    pool: str
+    mode: str
+    no_space: str
+    needs_check: bool
+    transaction_id: int
+    block_bytes: int
+    data_used_bytes: int
+    data_total_bytes: int
+    metadata_used_bytes: int
+    metadata_total_bytes: int
+    min_free_percent: int
+    metadata_snapshot_block: int | None
+    devices: int
+    base_size_bytes: int
+    base_uuid: str
+    data_file: str
+    data_file_allocated_bytes: int
+    metadata_file: str
+    host_free_bytes: int
+    orphan_thin_ids: list[int]
+    problems: list[str]
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """An open file of this process, number `fd`; whoever receives it closes it."""
+
+    fd: int
+
+
+# --- operations -----------------------------------------------------------------------------------------------------
+
+
+class Status(Request[HomeReport], frozen=True, tag="status"):
+    """The figures of the home."""
+
+    def run(self, host: Host) -> HomeReport:
+        status = host.devices.status()
+        pool = status.pool
+        return HomeReport(
+            home=str(host.home),
+            backend=host.backend,
+            holder_pid=os.getpid() if host.is_serving else None,
+            views=list(host.views),
+            pool=status.pool_name,
+            mode=status.mode.name.lower(),
+            no_space="queue" if status.no_space is NoSpacePolicy.QUEUE else "error",
+            needs_check=status.needs_check,
+            transaction_id=status.transaction_id,
+            block_bytes=status.block_bytes,
+            data_used_bytes=status.data_used_bytes,
+            data_total_bytes=status.data_total_bytes,
+            metadata_used_bytes=status.metadata_used_bytes,
+            metadata_total_bytes=status.metadata_total_bytes,
+            min_free_percent=status.min_free_percent,
+            metadata_snapshot_block=pool.held_root if isinstance(pool, PoolStatus) else None,
+            devices=status.device_count,
+            base_size_bytes=status.base_size_bytes,
+            base_uuid=status.base_uuid,
+            data_file=status.data_file,
+            data_file_allocated_bytes=status.data_file_allocated_bytes,
+            metadata_file=status.metadata_file,
+            host_free_bytes=status.backing_free_bytes,
+            orphan_thin_ids=list(status.orphan_thin_ids),
+            problems=list(status.problems),
+        )
+
+
+class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
+    """Every device, by name. Devices removed while the list is read are left out."""
+
+    def run(self, host: Host) -> Iterator[DeviceRow]:
+        for record in host.devices.records():
+            try:
+                yield _row(host, record)
+            except UnknownDevice:
+                continue
+
+
+class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
+    """Everything about one device."""
+
+    name: str
+
+    def run(self, host: Host) -> DeviceReport:
+        record = host.devices.record(self.name)
+        figures = host.devices.figures(self.name)
+        thin_id = record.device_id
+        return DeviceReport(
+            name=_text(record.name),
+            id=thin_id,
+            size_bytes=record.size_bytes,
+            mapped_bytes=figures.mapped_bytes,
+            exclusive_bytes=figures.exclusive_bytes,
+            highest_mapped_byte=figures.highest_mapped_byte,
+            parent=_text(record.parent) if record.parent is not None else None,
+            children=[_text(other.name) for other in host.devices.records() if other.parent == record.name],
+            created_transaction_id=figures.created_transaction_id,
+            creation_time=figures.creation_time,
+            snapshotted_time=figures.snapshotted_time,
+            active=any(thin.thin_id == thin_id for thin in host.devices.pool.active()),
+            views=[view for view in host.views if view.device == record.name],
+        )
+
+
+class Create(Request[Created], frozen=True, tag="create"):
+    """A new device: a snapshot of `parent`, of the base device when it is null. Parents may be mounted and busy."""
+
+    name: str
+    parent: str | None = None
+    size_bytes: int | None = None
+
+    def run(self, host: Host) -> Created:
+        record = host.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
+        return Created(record.name, record.device_id, record.size_bytes, record.parent)
+
+
+class Remove(Request[None], frozen=True, tag="remove"):
+    """Remove a device that is not in use."""
+
+    name: str
+
+    def run(self, host: Host) -> None:
+        host.devices.record(self.name)
+        points = host.mount_points(self.name)
+        if points:
+            raise DeviceBusy(
+                f"device '{self.name}' is mounted at {' and '.join(points)}, so it cannot be removed; "
+                f"first run: cowfs umount {points[0]}"
+            )
+        host.devices.remove(self.name)
+
+
+class SendMessage(Request[None], frozen=True, tag="message"):
+    """A message to the pool in the kernel's words. The home's records do not follow what it does."""
+
+    text: str
+
+    def run(self, host: Host) -> None:
+        host.devices.pool.message(self.text)
+
+
+class TargetLine(msgspec.Struct, frozen=True):
+    """A line of `dmsetup table` or `dmsetup status`; the kernel ends the pool's with a space."""
+
+    name: str
+    line: str
+
+    def format(self) -> str:
+        return f"{self.name}: {self.line}"
+
+
+class Table(Listing[TargetLine], frozen=True, tag="table"):
+    """The table lines of the pool and of every device."""
+
+    def run(self, host: Host) -> Iterator[TargetLine]:
+        pool = host.devices.pool
+        yield TargetLine(pool.name, pool.table().format())
+        for record in host.devices.records():
+            table = ThinTable(Sectors(record.length_sectors), pool.name, ThinId(record.device_id))
+            yield TargetLine(_node_name(pool.name, record.name), table.format())
+
+
+class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
+    """The status lines of the pool and of every device."""
+
+    def run(self, host: Host) -> Iterator[TargetLine]:
+        pool = host.devices.pool
+        yield TargetLine(pool.name, f"0 {pool.table().length_sectors} thin-pool {_figures(pool.status())}")
+        for record in host.devices.records():
+            try:
+                figures = _figures(pool.thin_status(record.device_id))
+            except NoSuchThin:  # a record whose thin is gone
+                continue
+            yield TargetLine(_node_name(pool.name, record.name), f"0 {record.length_sectors} thin {figures}")
+
+
+class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
+    """The pool's metadata as it is committed now, in a file of its own without a name.
+
+    What takes long to read (check, dump, delta) is read from the copy by whoever asked, while the home goes on.
+    """
+
+    def run(self, host: Host) -> OpenFile:
+        host.devices.pool.commit()
+        source = host.devices.pool.open_metadata()
+        try:
+            return OpenFile(copy_metadata(source, host.home))
+        finally:
+            source.close()
+
+
+# --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _row(host: Host, record: DeviceRecord) -> DeviceRow:
+    figures = host.devices.figures(record.name)
+    return DeviceRow(
+        name=_text(record.name),
+        id=record.device_id,
+        size_bytes=record.size_bytes,
+        mapped_bytes=figures.mapped_bytes,
+        exclusive_bytes=figures.exclusive_bytes,
+        parent=_text(record.parent) if record.parent is not None else None,
+        mounted=host.mount_points(record.name),
+    )
+
+
+def _node_name(pool_name: str, name: str) -> str:
+    """What moby calls the node of a device whose pool is `<prefix>-pool`."""
+    return f"{pool_name.removesuffix('-pool')}-{_text(name)}"
+
+
+def _text(name: str) -> str:
+    """A name from a foreign home may hold bytes that are not UTF-8, which JSON cannot carry."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:
+    return status.value if isinstance(status, UnreadableStatus) else status.format()
+
+
+_REQUESTS = (Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata)
+_DECODER: Final = msgspec.json.Decoder(typing.Union[_REQUESTS])  # noqa: UP007
+
+
+def decode_request(line: bytes) -> Request[Any] | Listing[Any]:
+    """A request as it came over the socket. Raises UsageError for anything else."""
+    try:
+        return _DECODER.decode(line)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a request to a home: {error}") from None
+
+
+def answer_type(kind: type[Request[Any] | Listing[Any]]) -> Any:
+    """What a request answers, or what each piece of a listing is."""
+    (base,) = kind.__orig_bases__  # type: ignore[union-attr]
+    (argument,) = typing.get_args(base)
+    return argument

@@ -1,0 +1,196 @@
+"""The control socket's server: answers the commands of other processes while this one holds the home.
+
+It runs as a task beside the FUSE session. An operation is synchronous and runs between two checkpoints, so it sees and
+leaves the home whole; everything that depends on the client (reading its request, sending it an answer) is awaited,
+bounded in size and time, and harms no one else when it fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import trio
+
+from cowfs import __version__
+from cowfs.errors import CowfsError, HomeError, UsageError
+from cowfs.host import control_socket as control
+from cowfs.host.operations import Host, Listing, OpenFile, decode_request
+from cowfs.host.protocol import (
+    MAX_REPLY_BYTES,
+    MAX_REQUEST_BYTES,
+    PROTOCOL_VERSION,
+    SOCKET_NAME,
+    Greeting,
+    Reply,
+    record_error,
+)
+
+_log = logging.getLogger(__name__)
+_READ_BYTES: Final = 16 << 10
+_BATCH_BYTES: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server grants its clients."""
+
+    clients: int = 64
+    idle_seconds: float = 60.0  # to complete the next request
+    send_seconds: float = 30.0  # to take one piece of an answer
+
+
+async def serve(
+    host: Host,
+    *,
+    limits: Limits = Limits(),
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen on the home's control socket until cancelled; the socket is removed at the end.
+
+    The caller holds the home's lock. Clients are served at the same time, their operations one after the other.
+    """
+    async with _listening(host) as listener, trio.open_nursery() as clients:
+        task_status.started()
+        while True:
+            try:
+                connection, _ = await listener.accept()
+            except OSError as error:  # out of descriptors, or a client that is gone already
+                _log.warning("control socket: %s", error)
+                await trio.sleep(0.1)
+                continue
+            crowded = len(clients.child_tasks) >= limits.clients
+            clients.start_soon(_serve_client, host, _Connection(connection, limits), crowded)
+
+
+@asynccontextmanager
+async def _listening(host: Host) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(host.home))
+    try:
+        yield listener
+    finally:
+        listener.close()
+        try:
+            control.unlink(host.home)
+        except OSError as error:
+            _log.warning("control socket of %s: %s", host.home, error)
+
+
+class _Connection:
+    """A client's socket: bounded lines in, bounded and timed lines out."""
+
+    def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
+        self.socket = socket
+        self._limits = limits
+        self._buffer = bytearray()
+
+    async def read_line(self) -> bytes | None:
+        """The next line; None when the client left. Raises UsageError when it is too long, TooSlowError."""
+        with trio.fail_after(self._limits.idle_seconds):
+            while (end := self._buffer.find(b"\n")) < 0:
+                if len(self._buffer) > MAX_REQUEST_BYTES:
+                    raise UsageError(f"a request of more than {MAX_REQUEST_BYTES} bytes; send one JSON object a line")
+                data = await self.socket.recv(_READ_BYTES)
+                if not data:
+                    return None
+                self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    async def send(self, data: bytes, fd: int | None = None) -> None:
+        """Send all of it, with an open file beside the first byte. Raises OSError, TooSlowError."""
+        view = memoryview(data)
+        with trio.fail_after(self._limits.send_seconds):
+            if fd is not None:
+                sent = await self.socket.sendmsg([view], control.file_message(fd))
+                view = view[sent:]
+            while view:
+                sent = await self.socket.send(view)
+                view = view[sent:]
+
+
+async def _serve_client(host: Host, connection: _Connection, crowded: bool) -> None:
+    """Serve one client to its end. Whatever it does or fails to do ends here."""
+    with connection.socket:
+        try:
+            _admit(host, connection, crowded)
+            await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), __version__)))
+            while (line := await connection.read_line()) is not None:
+                await _answer(host, line, connection)
+        except CowfsError as error:  # no further request can be told apart: say why and hang up
+            await _last_words(connection, error)
+        except (OSError, trio.TooSlowError) as error:
+            _log.info("a client of the control socket is gone: %s", error or "too slow")
+
+
+def _admit(host: Host, connection: _Connection, crowded: bool) -> None:
+    pid, uid = control.peer_of(connection.socket)  # type: ignore[arg-type]
+    if uid not in (0, os.geteuid()):
+        raise HomeError(
+            f"{host.home} is held by a process of uid {os.geteuid()}; process {pid} of uid {uid} may not use it",
+            errno=errno.EPERM,
+        )
+    if crowded:
+        raise HomeError(
+            f"too many clients at {host.home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
+        )
+
+
+async def _last_words(connection: _Connection, error: CowfsError) -> None:
+    try:
+        await connection.send(_line(Reply(error=record_error(error))))
+    except (OSError, trio.TooSlowError):
+        _log.info("a client of the control socket left before it was told: %s", error)
+
+
+async def _answer(host: Host, line: bytes, connection: _Connection) -> None:
+    """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
+    batch = bytearray()
+    for reply, file in _replies(host, line):
+        batch += reply
+        if file is not None or len(batch) >= _BATCH_BYTES:
+            try:
+                await connection.send(bytes(batch), file.fd if file else None)
+            finally:
+                if file:
+                    os.close(file.fd)
+            batch.clear()
+        else:
+            await trio.lowlevel.checkpoint()
+    await connection.send(bytes(batch))
+
+
+def _replies(host: Host, line: bytes) -> Iterator[tuple[bytes, OpenFile | None]]:
+    """Run one request; the lines of its answer, one of which may carry a file. An error, of any kind, is the last."""
+    try:
+        request = decode_request(line)
+        if isinstance(request, Listing):
+            for piece in request.run(host):
+                yield _line(Reply(piece=_raw(piece))), None
+            yield _line(Reply(result=_raw(None))), None
+        else:
+            answer = request.run(host)
+            yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
+    except Exception as error:
+        record = record_error(error)
+        if record.trace:
+            _log.exception("control request %r", line[:200])
+        yield _line(Reply(error=record)), None
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _line(value: Greeting | Reply) -> bytes:
+    line = msgspec.json.encode(value) + b"\n"
+    if len(line) > MAX_REPLY_BYTES:
+        raise HomeError(f"the answer is {len(line)} bytes long, more than the {MAX_REPLY_BYTES} a reply may have")
+    return line
