@@ -1,0 +1,25 @@
+"""The device set of a home: thin devices by name, laid out as moby's devicemapper does, crash safe."""
+
+from cowfs.devices.base import BaseFilesystem
+from cowfs.devices.deviceset import DeviceSet, Progress, Quiescer
+from cowfs.devices.files import System
+from cowfs.devices.lock import LOCK_NAME, HomeLock
+from cowfs.devices.names import BASE, check_name
+from cowfs.devices.options import HomeOptions
+from cowfs.devices.records import DeviceFigures, DeviceRecord, HomeStatus
+
+__all__ = [
+    "BASE",
+    "LOCK_NAME",
+    "BaseFilesystem",
+    "DeviceFigures",
+    "DeviceRecord",
+    "DeviceSet",
+    "HomeLock",
+    "HomeOptions",
+    "HomeStatus",
+    "Progress",
+    "Quiescer",
+    "System",
+    "check_name",
+]

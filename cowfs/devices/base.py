@@ -1,0 +1,109 @@
+"""The base device: an empty ext4 that every device without a parent is a snapshot of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from typing import Protocol
+
+import msgspec
+
+from cowfs.blockdev import BlockDevice
+from cowfs.devices.names import BASE
+from cowfs.devices.records import DeviceFile, SetFile
+from cowfs.devices.store import DeviceStore
+from cowfs.devices.transactions import Transactions
+from cowfs.errors import HomeError, NoSuchThin
+from cowfs.pool import Pool, ThinDevice
+
+
+class BaseFilesystem(Protocol):
+    """How the base device's file system is made and recognised."""
+
+    @property
+    def name(self) -> str: ...
+
+    def make(self, device: BlockDevice, uuid: str) -> None: ...
+
+    def read_uuid(self, device: BlockDevice) -> str: ...
+
+
+class BaseDevice:
+    """The base of one home.
+
+    Args:
+        activate: makes the thin of a record usable for a moment.
+        new_uuid: called once for each file system made.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: DeviceStore,
+        transactions: Transactions,
+        filesystem: BaseFilesystem,
+        activate: Callable[[str, DeviceFile, bool], ThinDevice],
+        new_uuid: Callable[[], str],
+        set_file: SetFile,
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._transactions = transactions
+        self._filesystem = filesystem
+        self._activate = activate
+        self._new_uuid = new_uuid
+        self.set_file = set_file
+
+    def verify(self) -> None:
+        """Check that the base in the pool is the one that the records mean, by its UUID.
+
+        Raises:
+            HomeError: it is another one, so pool and records do not belong together.
+        """
+        record = self._store.get(BASE)
+        if record is None or not record.initialized or record.deleted:
+            return
+        if self.set_file.base_filesystem not in ("", self._filesystem.name):
+            return
+        try:
+            thin = self._activate(BASE, record, True)
+        except NoSuchThin:
+            self._store.problems.append(f"the base device's thin {record.device_id} is not in the pool")
+            return
+        with closing(thin):
+            uuid = self._filesystem.read_uuid(thin)
+        if not self.set_file.base_uuid and not self._store.read_only:
+            self._save_set(uuid)
+        elif self.set_file.base_uuid and uuid != self.set_file.base_uuid:
+            raise HomeError(
+                f"the base device in the pool has UUID {uuid} and the home {self._store.files.home} says "
+                f"{self.set_file.base_uuid}: pool and records do not belong together"
+            )
+
+    def ensure(self, size_bytes: int) -> None:
+        """Make the base when there is none that was finished; `size_bytes` is for one that never was."""
+        record = self._store.get(BASE)
+        if record is not None:
+            if record.initialized and not record.deleted and self._is_in_pool(record):
+                return
+            size_bytes = record.size
+            self._transactions.remove(BASE)
+        record = self._transactions.make(BASE, size_bytes, self._pool.create_thin)
+        uuid = self._new_uuid()
+        with closing(self._activate(BASE, record, False)) as thin:
+            self._filesystem.make(thin, uuid)
+            thin.flush()
+        self._save_set(uuid)
+        # Last, because it is what says that all the rest is there.
+        self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
+
+    def _is_in_pool(self, record: DeviceFile) -> bool:
+        try:
+            self._pool.thin_status(record.device_id)
+        except NoSuchThin:
+            return False
+        return True
+
+    def _save_set(self, uuid: str) -> None:
+        self.set_file = msgspec.structs.replace(self.set_file, base_uuid=uuid, base_filesystem=self._filesystem.name)
+        self._store.save_set(self.set_file)

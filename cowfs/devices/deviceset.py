@@ -1,0 +1,507 @@
+"""The device set of a home: named thin devices over one pool. What the command line and the mounts build on.
+
+    DeviceSet.init(home, backend, options)      makes a home, with a base device that holds an empty ext4
+    devices = DeviceSet.open(home, backend)     locks it, recovers it, checks that pool and records belong together
+      devices.create("a")                       a snapshot of the base device
+      devices.create("b", parent="a")           a snapshot of "a", consistent also while "a" is in use
+      thin = devices.activate("b")              a disk; counted, ended by `deactivate`
+      devices.remove("b")
+    devices.close()
+
+One process at a time has a home open. Nothing here awaits, and one thread at a time calls it. Opening reads one small
+file per device and activates nothing but the base device, for a moment, to read its UUID.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self, TypeAlias
+
+import msgspec
+
+from cowfs.devices import figures, making, pool_files
+from cowfs.devices.base import BaseDevice, BaseFilesystem
+from cowfs.devices.ext4_base import Ext4
+from cowfs.devices.files import HomeFiles, System
+from cowfs.devices.ids import ThinIds
+from cowfs.devices.lock import HomeLock
+from cowfs.devices.names import BASE, check_name, pool_prefix
+from cowfs.devices.options import HomeOptions, check_device_size, check_min_free
+from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
+from cowfs.devices.store import DeviceStore
+from cowfs.devices.transactions import Transactions
+from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, ThinBusy, UsageError
+from cowfs.pool import Backend, NoSpacePolicy, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
+
+Quiescer: TypeAlias = Callable[[], AbstractContextManager[object]]
+Progress: TypeAlias = Callable[[str, int, int], None]
+_MAX_DM_NAME_BYTES: Final = 127
+_INIT_STEPS: Final = 3
+
+
+@dataclass(slots=True)
+class _Active:
+    thin: ThinDevice
+    count: int
+    read_only: bool
+
+
+class DeviceSet:
+    """An open home. Made by `init` and `open`; ended by `close`, which a `with` block calls.
+
+    Names are file names; `base` is the base device. Every change is durable when its call returns, and after a crash
+    it is there wholly or not at all.
+    """
+
+    def __init__(
+        self,
+        files: HomeFiles,
+        lock: HomeLock,
+        pool: Pool,
+        settings: HomeFile,
+        filesystem: BaseFilesystem,
+        *,
+        read_only: bool,
+        new_uuid: Callable[[], str],
+    ) -> None:
+        self._files = files
+        self._lock = lock
+        self._settings = settings
+        self._is_closed = False
+        self._active: dict[str, _Active] = {}
+        self._quiescers: dict[str, list[Quiescer]] = {}
+        self._prefix = pool_prefix(files.home)
+        self.pool = pool
+        self.read_only = read_only
+        self._store = DeviceStore(files, read_only=read_only)
+        self._store.load()
+        set_file = self._store.load_set()
+        self._ids = ThinIds(set_file.next_device_id, (record.device_id for _, record in self._store.items()))
+        for thin_id in pool.thin_ids():
+            self._ids.reserve(thin_id)
+        self._transactions = Transactions(pool, self._store, self._ids, partial(figures.creation_transaction, pool))
+        self._base = BaseDevice(
+            pool, self._store, self._transactions, filesystem, self._activate_thin, new_uuid, set_file
+        )
+
+    # ------------------------------------------------------------------ making, opening, closing
+
+    @classmethod
+    def init(
+        cls,
+        home: str | os.PathLike[str],
+        backend: Backend,
+        options: HomeOptions | None = None,
+        *,
+        progress: Progress | None = None,
+        filesystem: BaseFilesystem | None = None,
+        system: System = os,
+        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> DeviceSet:
+        """Make a home in a new or empty directory, or finish one whose making was cut short, and open it.
+
+        Args:
+            progress: called with (what is done next, steps done, steps in all).
+
+        Raises:
+            UsageError: an option that cannot be.
+            HomeError: EEXIST for a home, ENOTEMPTY for another directory, or what the file system answers.
+        """
+        options = options or HomeOptions()
+        options.check()
+        say = progress or (lambda _what, _done, _total: None)
+        files = HomeFiles(os.path.abspath(home), durable=options.durable, system=system)
+        making.require_room_for_home(files)
+        files.make_directory(files.home)
+        with ExitStack() as undo:
+            lock = HomeLock.acquire(files.home)
+            undo.callback(lock.release)
+            making.require_room_for_home(files)
+            say("making the pool", 0, _INIT_STEPS)
+            making.begin_home(files, options)
+            settings = making.settings_of(options)
+            data_blocks = options.data_size_bytes // options.block_bytes
+            table = pool_files.make_table(files, settings, data_blocks, options.block_bytes // SECTOR_BYTES)
+            devices = cls._over(files, lock, backend, table, settings, filesystem, new_uuid, undo)
+            say("making the base device", 1, _INIT_STEPS)
+            devices._base.ensure(options.base_size_bytes)
+            say("finishing", 2, _INIT_STEPS)
+            making.finish_home(files, options)
+            say("done", _INIT_STEPS, _INIT_STEPS)
+            undo.pop_all()
+        return devices
+
+    @classmethod
+    def open(
+        cls,
+        home: str | os.PathLike[str],
+        backend: Backend,
+        *,
+        read_only: bool = False,
+        durable: bool = True,
+        min_free_percent: int | None = None,
+        verify: bool = True,
+        filesystem: BaseFilesystem | None = None,
+        system: System = os,
+        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> DeviceSet:
+        """Lock a home, finish or undo what a crash left, and check that pool and records belong together.
+
+        Args:
+            read_only: change nothing, not even after a crash; works on a read-only medium.
+            durable: False gives up flushes.
+            min_free_percent: in place of what the home says.
+            verify: False leaves out the check of the base device, to get at the devices of a damaged home.
+
+        Raises:
+            NotAHome, HomeVersionError, HomeBusy: as they say.
+            HomeError: pool files missing, truncated, or not those of the records.
+            MetadataCorrupt: the pool's metadata.
+        """
+        if min_free_percent is not None:
+            check_min_free(min_free_percent)
+        files = HomeFiles(os.path.abspath(home), durable=durable, system=system)
+        making.require_home(files)
+        settings = making.read_settings(files)
+        with ExitStack() as undo:
+            lock = HomeLock.acquire(files.home, read_only=read_only)
+            undo.callback(lock.release)
+            making.require_home(files)
+            settings = making.read_settings(files)
+            if min_free_percent is not None:
+                settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent)
+            table = pool_files.existing_table(files, settings, read_only=read_only)
+            devices = cls._over(files, lock, backend, table, settings, filesystem, new_uuid, undo)
+            devices._recover()
+            if verify:
+                devices._base.verify()
+            undo.pop_all()
+        return devices
+
+    @classmethod
+    def _over(
+        cls,
+        files: HomeFiles,
+        lock: HomeLock,
+        backend: Backend,
+        table: PoolTable,
+        settings: HomeFile,
+        filesystem: BaseFilesystem | None,
+        new_uuid: Callable[[], str],
+        undo: ExitStack,
+    ) -> DeviceSet:
+        pool = backend.open_pool(f"{pool_prefix(files.home)}-pool", table, durable=files.durable)
+        undo.callback(pool.close)
+        return cls(files, lock, pool, settings, filesystem or Ext4(), read_only=table.read_only, new_uuid=new_uuid)
+
+    def _recover(self) -> None:
+        try:
+            self._transactions.recover()
+            if not self.read_only:
+                self._reap_deleted()
+        except CowfsError as error:
+            self._store.problems.append(f"what a crash left could not be undone yet: {error}")
+
+    def _reap_deleted(self) -> None:
+        """Remove what was marked for deletion while it was busy."""
+        for name in [name for name, record in self._store.items() if record.deleted and name != BASE]:
+            with suppress(ThinBusy):
+                self._transactions.remove(name)
+
+    def close(self) -> None:
+        """Deactivate every device, close the pool and release the lock. A second call does nothing.
+
+        Everything is closed whatever fails; the first error is raised at the end.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with ExitStack() as last:
+            last.callback(self._lock.release)
+            last.callback(self.pool.close)
+            for active in self._active.values():
+                last.callback(_close_thin, active)
+            self._active.clear()
+            self._save_next_id()
+
+    def _save_next_id(self) -> None:
+        if self.read_only or self._base.set_file.next_device_id == self._ids.last:
+            return
+        # Only keeps ids from being used again soon; which ids are taken is found anew at each opening.
+        with suppress(HomeError):
+            self._store.save_set(msgspec.structs.replace(self._base.set_file, next_device_id=self._ids.last))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ devices
+
+    @property
+    def home(self) -> Path:
+        return Path(self._files.home)
+
+    @property
+    def lock(self) -> HomeLock:
+        """For a process that forks: the child which goes on notes itself as the holder."""
+        return self._lock
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was found wrong since the home was opened, in words; the home works without it."""
+        return tuple(self._store.problems)
+
+    def create(self, name: str, *, parent: str | None = None, size_bytes: int | None = None) -> DeviceRecord:
+        """Make a device: a snapshot of `parent`, or of the base device.
+
+        An active parent is quiesced for the moment of the snapshot, so the new device holds a consistent file system.
+
+        Args:
+            size_bytes: the parent's size when None; never less.
+
+        Raises:
+            UsageError: a name or size that cannot be.
+            DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
+            OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
+        """
+        self._check_writable()
+        check_name(name)
+        self._check_unused(name)
+        if size_bytes is not None:
+            check_device_size(size_bytes, f"size of device {name!r}")
+        origin_name = BASE if parent is None else parent
+        if origin_name == BASE:
+            self.ensure_base()
+        origin = self._usable(origin_name)
+        if size_bytes is not None and size_bytes < origin.size:
+            raise UsageError(
+                f"size {size_bytes} of device {name!r} is less than that of its parent {origin_name!r}, "
+                f"{origin.size}; a snapshot cannot be smaller"
+            )
+        figures.check_free_space(self.pool, self._settings.min_free_percent)
+
+        def send(thin_id: int) -> None:
+            with self.quiesced(origin_name):
+                self.pool.create_snap(thin_id, origin.device_id)
+
+        def note_parent(record: DeviceFile) -> None:
+            self._store.note_parent(name, record.transaction_id, origin_name)
+
+        self._transactions.make(name, size_bytes or origin.size, send, note_parent)
+        return self._store.view(name)
+
+    def remove(self, name: str, *, deferred: bool = False) -> None:
+        """Remove a device; its children keep what they share with it.
+
+        Args:
+            deferred: an active device is marked instead, and goes when the last user deactivates it.
+
+        Raises:
+            DeviceBusy: it is active.
+            UsageError: the base device.
+        """
+        self._check_writable()
+        record = self._store.require(name)
+        if name == BASE:
+            raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
+        active = self._active.get(name)
+        try:
+            if active is not None:
+                raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then remove it")
+            self._transactions.remove(name)
+        except (DeviceBusy, ThinBusy) as error:
+            if deferred:
+                self._store.save(name, msgspec.structs.replace(record, deleted=True))
+                return
+            raise DeviceBusy(str(error)) from error
+
+    def record(self, name: str) -> DeviceRecord:
+        """Raises UnknownDevice."""
+        return self._store.view(name)
+
+    def records(self) -> list[DeviceRecord]:
+        """Every device by name, the base included. Reads nothing."""
+        return [self._store.view(name) for name in sorted(self._store.names())]
+
+    def __contains__(self, name: str) -> bool:
+        return self._store.get(name) is not None
+
+    def figures(self, name: str) -> DeviceFigures:
+        """What a device occupies; the exclusive bytes take time in proportion to what it maps alone."""
+        return figures.device_figures(self.pool, name, self._store.require(name).device_id)
+
+    def status(self) -> HomeStatus:
+        """The home at a glance. A pool that cannot answer gives zeros and mode FAIL."""
+        answer = self.pool.status()
+        pool = answer if isinstance(answer, PoolStatus) else None
+        table = self.pool.table()
+        allocated, free = figures.backing_space(self._files.data)
+        base = self._store.get(BASE)
+        return HomeStatus(
+            home=str(self.home),
+            pool_name=self.pool.name,
+            pool=answer,
+            mode=pool.mode if pool else PoolMode.FAIL,
+            no_space=pool.no_space if pool else NoSpacePolicy.ERROR,
+            needs_check=pool.needs_check if pool else False,
+            transaction_id=pool.transaction_id if pool else 0,
+            block_bytes=self.pool.block_bytes,
+            data_file=table.data_device,
+            metadata_file=table.metadata_device,
+            data_used_bytes=pool.used_data_blocks * self.pool.block_bytes if pool else 0,
+            data_total_bytes=pool.total_data_blocks * self.pool.block_bytes if pool else 0,
+            metadata_used_bytes=pool.used_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
+            metadata_total_bytes=pool.total_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
+            min_free_percent=self._settings.min_free_percent,
+            data_file_allocated_bytes=allocated,
+            backing_free_bytes=free,
+            device_count=len(self._store) - (base is not None),
+            deleted_count=sum(record.deleted for _, record in self._store.items()),
+            orphan_thin_ids=self._orphans() if pool else (),
+            base_size_bytes=base.size if base else 0,
+            base_uuid=self._base.set_file.base_uuid,
+            base_filesystem=self._base.set_file.base_filesystem,
+            read_only=self.read_only,
+            problems=self.problems,
+        )
+
+    def _orphans(self) -> tuple[int, ...]:
+        """Thins of the pool that no record names: made by messages, or left by something else."""
+        known = {record.device_id for _, record in self._store.items()}
+        return tuple(thin_id for thin_id in self.pool.thin_ids() if thin_id not in known)
+
+    def ensure_base(self) -> None:
+        """Make the base device when the home has none that was finished."""
+        self._check_writable()
+        self._base.ensure(self._settings.base_size_bytes)
+
+    # ------------------------------------------------------------------ use
+
+    def activate(self, name: str, *, read_only: bool = False) -> ThinDevice:
+        """A device as a disk. Each call needs a `deactivate`; all users share one disk and one mode.
+
+        Raises:
+            UnknownDevice, NoSuchThin: no record, or no thin for it.
+            DeviceBusy: it is active in the other mode, or marked for deletion.
+        """
+        record = self._usable(name)
+        read_only = read_only or self.read_only
+        active = self._active.get(name)
+        if active is None:
+            active = self._active[name] = _Active(self._activate_thin(name, record, read_only), 0, read_only)
+        elif active.read_only != read_only:
+            mode = "read-only" if active.read_only else "for writing"
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is active {mode}; deactivate it first")
+        active.count += 1
+        return active.thin
+
+    def deactivate(self, name: str) -> None:
+        """End one activation; the last one flushes the device and closes it.
+
+        Raises:
+            UsageError: it is not active.
+        """
+        active = self._active.get(name)
+        if active is None:
+            raise UsageError(f"device {name!r} is not active, so it cannot be deactivated")
+        active.count -= 1
+        if active.count:
+            return
+        del self._active[name]
+        try:
+            _close_thin(active)
+        finally:
+            record = self._store.get(name)
+            if record is not None and record.deleted:
+                self._transactions.remove(name)
+
+    def active(self) -> dict[str, ThinDevice]:
+        """Active devices by name."""
+        return {name: active.thin for name, active in self._active.items()}
+
+    def add_quiescer(self, name: str, quiescer: Quiescer) -> Callable[[], None]:
+        """Have `quiescer` bring a device to a consistent state around each snapshot of it.
+
+        Its context is entered before the device is suspended and left after it is resumed; a file system view flushes
+        in the one and lets its users go on in the other. It runs in the caller of `create` and must not wait.
+
+        Returns:
+            A function that takes it out again.
+        """
+        hooks = self._quiescers.setdefault(name, [])
+        hooks.append(quiescer)
+
+        def remove() -> None:
+            with suppress(ValueError):
+                hooks.remove(quiescer)
+
+        return remove
+
+    @contextmanager
+    def quiesced(self, name: str) -> Iterator[None]:
+        """Hold a device still: its quiescers, then the device itself. Nothing happens for one that is not active."""
+        active = self._active.get(name)
+        if active is None:
+            yield
+            return
+        active.thin.flush()  # the bulk of the work, while its users still go on
+        with ExitStack() as stack:
+            for quiescer in list(self._quiescers.get(name, ())):
+                stack.enter_context(quiescer())
+            active.thin.suspend()
+            stack.callback(active.thin.resume)
+            yield
+
+    # ------------------------------------------------------------------ helpers
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise HomeError(
+                f"the home {self.home} is open read-only; open it for writing to change it", errno=errno.EROFS
+            )
+
+    def _check_unused(self, name: str) -> None:
+        record = self._store.get(name)
+        if record is not None:
+            note = ", marked for deletion" if record.deleted else ""
+            raise DeviceExists(f"device {name!r} exists already (thin {record.device_id}{note}); choose another name")
+
+    def _usable(self, name: str) -> DeviceFile:
+        record = self._store.require(name)
+        if record.deleted:
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
+        return record
+
+    def _activate_thin(self, name: str, record: DeviceFile, read_only: bool) -> ThinDevice:
+        return self.pool.activate(
+            self._dm_name(name), record.device_id, record.size // SECTOR_BYTES, read_only=read_only
+        )
+
+    def _dm_name(self, name: str) -> str:
+        """The name under which a device is active: moby's where the kernel takes it."""
+        full = f"{self._prefix}-{name}"
+        if name != "pool" and len(full.encode()) <= _MAX_DM_NAME_BYTES:
+            return full
+        return f"{self._prefix}-{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def _close_thin(active: _Active) -> None:
+    try:
+        if not active.read_only:
+            active.thin.flush()
+    finally:
+        active.thin.close()

@@ -1,0 +1,234 @@
+"""What devices and the pool occupy, read from status lines and, for exclusive blocks, from the metadata itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import closing
+from typing import Final
+
+from cowfs.devices.records import DeviceFigures
+from cowfs.errors import (
+    CowfsError,
+    MetadataCorrupt,
+    NoSuchThin,
+    OutOfDataSpace,
+    OutOfMetadataSpace,
+    PoolModeError,
+)
+from cowfs.pool import Pool, PoolStatus, UnreadableStatus
+from cowfs.thinmeta.format import (
+    ENTRIES_PER_BITMAP,
+    DeviceDetails,
+    Superblock,
+    unpack_bitmap,
+    unpack_index,
+)
+from cowfs.thinmeta.walk import (
+    BITMAP_INDEX,
+    DEVICE_DETAILS,
+    KEY_END,
+    MAPPINGS,
+    MAX_LEVELS,
+    MetadataReader,
+    bisect_key,
+    check_bounds,
+    children,
+    mapping_runs,
+)
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_size
+
+_MAX_BITMAPS: Final = 256  # of 16 KB each, so 4 MB for each of the two maps
+
+
+def device_figures(pool: Pool, name: str, thin_id: int) -> DeviceFigures:
+    """What one device occupies.
+
+    Blocks that a metadata snapshot holds count as shared, for removing the device does not free them.
+
+    Raises:
+        NoSuchThin: the thin is not in the pool.
+        MetadataCorrupt: its mappings cannot be read.
+
+    Cost: time in proportion to the metadata nodes that only this device uses; bounded memory.
+    """
+    try:
+        status = pool.thin_status(thin_id)
+    except NoSuchThin as error:
+        raise NoSuchThin(f"device {name!r}: its thin {thin_id} is not in pool {pool.name}") from error
+    if isinstance(status, UnreadableStatus):
+        raise PoolModeError(f"device {name!r} (thin {thin_id}): pool {pool.name} answers '{status.value}'")
+    pool.commit()
+    with closing(pool.open_metadata()) as device:
+        reader = MetadataReader(device)
+        superblock = reader.superblock()
+        info = _read_details(reader, superblock, thin_id)
+        exclusive = _ExclusiveBlocks(reader, superblock).count(thin_id)
+    highest = status.highest_mapped_sector
+    return DeviceFigures(
+        name=name,
+        mapped_bytes=status.mapped_sectors * SECTOR_BYTES,
+        exclusive_bytes=exclusive * pool.block_bytes,
+        highest_mapped_byte=None if highest is None else (highest + 1) * SECTOR_BYTES - 1,
+        created_transaction_id=info.transaction_id,
+        creation_time=info.creation_time,
+        snapshotted_time=info.snapshotted_time,
+    )
+
+
+def creation_transaction(pool: Pool, thin_id: int) -> int | None:
+    """The pool transaction in which a thin was made, None when it cannot be told."""
+    try:
+        pool.commit()
+        with closing(pool.open_metadata()) as device:
+            reader = MetadataReader(device)
+            return _read_details(reader, reader.superblock(), thin_id).transaction_id
+    except CowfsError:
+        return None
+
+
+def check_free_space(pool: Pool, percent: int) -> None:
+    """Raises OutOfDataSpace or OutOfMetadataSpace when less than `percent` of either is free; 0 always passes."""
+    if not percent:
+        return
+    status = pool.status(flush=False)
+    # Blocks freed since the last commit count as used until a commit.
+    if isinstance(status, PoolStatus) and not _is_free_enough(status, percent):
+        status = pool.status()
+    if isinstance(status, UnreadableStatus):
+        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
+    free, least = _free_data(status, percent)
+    if free < least:
+        raise OutOfDataSpace(_too_little("data", pool, free, least, pool.block_bytes, percent))
+    free, least = _free_metadata(status, percent)
+    if free < least:
+        raise OutOfMetadataSpace(_too_little("metadata", pool, free, least, METADATA_BLOCK_BYTES, percent))
+
+
+def _is_free_enough(status: PoolStatus, percent: int) -> bool:
+    return all(free >= least for free, least in (_free_data(status, percent), _free_metadata(status, percent)))
+
+
+def _free_data(status: PoolStatus, percent: int) -> tuple[int, int]:
+    total = status.total_data_blocks
+    return total - status.used_data_blocks, max(1, total * percent // 100)
+
+
+def _free_metadata(status: PoolStatus, percent: int) -> tuple[int, int]:
+    total = status.total_metadata_blocks
+    return total - status.used_metadata_blocks, max(1, total * percent // 100)
+
+
+def _too_little(what: str, pool: Pool, free: int, least: int, block_bytes: int, percent: int) -> str:
+    return (
+        f"pool {pool.name} has {free * block_bytes} bytes ({format_size(free * block_bytes)}) of {what} space free, "
+        f"less than the {least * block_bytes} ({format_size(least * block_bytes)}, {percent} %) that stay free; "
+        f"remove devices, make the pool's {what} larger, or lower the minimum"
+    )
+
+
+def backing_space(data_file: str) -> tuple[int, int]:
+    """(bytes that the data file occupies, bytes free under it); zeros where it cannot be told."""
+    try:
+        allocated = os.stat(data_file).st_blocks * 512
+        system = os.statvfs(data_file)
+    except OSError:
+        return 0, 0
+    return allocated, system.f_bavail * system.f_frsize
+
+
+def _read_details(reader: MetadataReader, superblock: Superblock, thin_id: int) -> DeviceDetails:
+    path = f"details root {superblock.details_root}"
+    location, begin, end = superblock.details_root, 0, KEY_END
+    for _ in range(MAX_LEVELS):
+        node = reader.node(location, DEVICE_DETAILS, path)
+        check_bounds(node, location, begin, end, path)
+        i = bisect_key(node.keys, thin_id)
+        if i < 0:
+            break
+        if node.is_leaf:
+            if node.keys[i] != thin_id:
+                break
+            return DeviceDetails.from_words(*node.values[3 * i : 3 * i + 3])
+        location, begin, end = children(node, begin, end)[i]
+    raise MetadataCorrupt(f"thin {thin_id} has no device details", block=superblock.details_root, path=path)
+
+
+class _ExclusiveBlocks:
+    """Counting the data blocks that one thin alone maps.
+
+    A node with several references belongs to several trees, and so does everything below it; what is left are the
+    blocks with one reference in leaves with one reference.
+    """
+
+    def __init__(self, reader: MetadataReader, superblock: Superblock) -> None:
+        self._reader = reader
+        self._superblock = superblock
+        metadata_map = superblock.metadata_space_map
+        bitmaps = -(-metadata_map.nr_blocks // ENTRIES_PER_BITMAP)
+        index = reader.read_block(metadata_map.bitmap_root, "metadata space map")
+        entries = unpack_index(index, metadata_map.bitmap_root, bitmaps, "metadata space map")
+        self._nodes = _Counts(reader, metadata_map.nr_blocks, lambda i: entries[i].bitmap_block)
+        self._data = _Counts(reader, superblock.data_space_map.nr_blocks, self._find_data_bitmap)
+
+    def count(self, thin_id: int) -> int:
+        found = self._reader.thin(self._superblock, thin_id)
+        if found is None:
+            raise NoSuchThin(f"thin {thin_id} is not in the pool")
+        root, path = found
+        total = 0
+        pending = [(root, 0, KEY_END, 1)]
+        while pending:
+            location, begin, end, level = pending.pop()
+            if self._nodes.counts(location, 1) != b"\1":
+                continue
+            node = self._reader.node(location, MAPPINGS, path)
+            check_bounds(node, location, begin, end, path)
+            if node.is_leaf:
+                runs = mapping_runs(node.keys, node.values)
+                total += sum(self._data.counts(run.dblock, run.length).count(1) for run in runs)
+            elif level == MAX_LEVELS:
+                raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
+            else:
+                pending.extend((*child, level + 1) for child in children(node, begin, end))
+        return total
+
+    def _find_data_bitmap(self, index: int) -> int:
+        root = self._superblock.data_space_map.bitmap_root
+        location = self._reader.find(root, BITMAP_INDEX, index, f"data space map index root {root}")
+        if location is None:
+            raise MetadataCorrupt(f"bitmap {index} is missing", block=root, path="data space map")
+        return location
+
+
+class _Counts:
+    """Reference counts of one space map as its bitmaps have them: 0, 1, 2, and 3 for more."""
+
+    def __init__(self, reader: MetadataReader, nr_blocks: int, find_bitmap: Callable[[int], int]) -> None:
+        self._reader = reader
+        self._nr_blocks = nr_blocks
+        self._find_bitmap = find_bitmap
+        self._bitmaps: dict[int, bytes] = {}
+
+    def counts(self, begin: int, length: int) -> bytes:
+        """One byte per block."""
+        if begin + length > self._nr_blocks:
+            raise MetadataCorrupt(f"is past the end of its device of {self._nr_blocks} blocks", block=begin)
+        index, offset = divmod(begin, ENTRIES_PER_BITMAP)
+        parts = []
+        while length:
+            size = min(length, ENTRIES_PER_BITMAP - offset)
+            parts.append(self._bitmap(index)[offset : offset + size])
+            index, offset, length = index + 1, 0, length - size
+        return b"".join(parts)
+
+    def _bitmap(self, index: int) -> bytes:
+        counts = self._bitmaps.get(index)
+        if counts is None:
+            location = self._find_bitmap(index)
+            path = f"bitmap {index}"
+            counts = bytes(unpack_bitmap(self._reader.read_block(location, path), location, path))
+            if len(self._bitmaps) >= _MAX_BITMAPS:
+                del self._bitmaps[next(iter(self._bitmaps))]
+            self._bitmaps[index] = counts
+        return counts

@@ -1,0 +1,215 @@
+"""The files of a home: where they are, and how they change so that a crash leaves the old or the new one whole.
+
+    <home>/devicemapper/data        the pool's two devices, sparse
+    <home>/devicemapper/metadata
+    <home>/metadata/                one record per device, `deviceset-metadata`, `transaction-metadata`
+    <home>/mnt/                     mount points
+    <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
+    <home>/cowfs.init               there while a home is being made, and no longer
+    <home>/cowfs.parents            what each device was a snapshot of
+    <home>/cowfs.damaged/           files that could not be understood, set aside
+    <home>/cowfs.lock
+
+A file is replaced by writing a temporary one beside it, fsync, rename, fsync of the directory; when a call returns,
+what it did survives a power cut. One process at a time changes a home (`cowfs.devices.lock`).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, Protocol
+
+from cowfs.devices.names import SET_FILE, TRANSACTION_FILE
+from cowfs.errors import HomeError
+
+DIRECTORY_MODE: Final = 0o700
+FILE_MODE: Final = 0o600
+_TEMPORARY: Final = ".tmp-cowfs"  # one is enough: one process, one write at a time
+_MAX_RECORD_BYTES: Final = 1 << 16
+_MAX_OWN_FILE_BYTES: Final = 1 << 28
+
+
+class System(Protocol):
+    """The part of `os` through which a home changes; tests put a failing one in its place."""
+
+    def open(self, path: str, flags: int, mode: int = ...) -> int: ...
+    def write(self, fd: int, data: bytes, /) -> int: ...
+    def fsync(self, fd: int) -> None: ...
+    def ftruncate(self, fd: int, length: int, /) -> None: ...
+    def rename(self, src: str, dst: str) -> None: ...
+    def unlink(self, path: str) -> None: ...
+    def mkdir(self, path: str, mode: int = ...) -> None: ...
+
+
+class HomeFiles:
+    """Paths of a home and the operations on them; OSErrors leave as HomeError with the file's name.
+
+    Args:
+        durable: False leaves out every fsync.
+    """
+
+    def __init__(self, home: str, *, durable: bool = True, system: System = os) -> None:
+        self.home = home
+        self.durable = durable
+        self._system = system
+        self.pool_directory = os.path.join(home, "devicemapper")
+        self.data = os.path.join(self.pool_directory, "data")
+        self.metadata = os.path.join(self.pool_directory, "metadata")
+        self.old_records = os.path.join(self.pool_directory, "json")
+        self.records = os.path.join(home, "metadata")
+        self.set_file = os.path.join(self.records, SET_FILE)
+        self.transaction = os.path.join(self.records, TRANSACTION_FILE)
+        self.mounts = os.path.join(home, "mnt")
+        self.home_file = os.path.join(home, "cowfs.json")
+        self.init_marker = os.path.join(home, "cowfs.init")
+        self.parents = os.path.join(home, "cowfs.parents")
+        self.damaged = os.path.join(home, "cowfs.damaged")
+
+    def record(self, name: str) -> str:
+        return os.path.join(self.records, name)
+
+    def read(self, path: str) -> bytes | None:
+        """All of a file, None when there is none. Never follows a symbolic link."""
+        limit = _MAX_RECORD_BYTES if os.path.dirname(path) == self.records else _MAX_OWN_FILE_BYTES
+        with _explained("read", path):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                return None
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                    raise OSError(errno.EINVAL, "not a regular file, or too large for what it is")
+                return _read_all(fd, status.st_size)
+            finally:
+                os.close(fd)
+
+    def write(self, path: str, data: bytes) -> None:
+        """Replace a file; afterwards it is durable. On failure the old one stands."""
+        temporary = os.path.join(os.path.dirname(path), _TEMPORARY)
+        with _explained("write", path):
+            try:
+                self._write_new(temporary, data)
+                self._system.rename(temporary, path)
+            except OSError:
+                with suppress(OSError):
+                    self._system.unlink(temporary)
+                raise
+            self._sync_directory(os.path.dirname(path))
+
+    def append(self, path: str, data: bytes) -> None:
+        """Add to the end of a file that may not exist yet."""
+        with _explained("write", path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = self._system.open(path, flags, FILE_MODE)
+            try:
+                is_new = os.fstat(fd).st_size == 0
+                self._write_all(fd, data)
+            finally:
+                os.close(fd)
+            if is_new:
+                self._sync_directory(os.path.dirname(path))
+
+    def remove(self, path: str) -> None:
+        """Remove a file; afterwards its absence is durable. No file is fine."""
+        with _explained("remove", path):
+            with suppress(FileNotFoundError):
+                self._system.unlink(path)
+            self._sync_directory(os.path.dirname(path))
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file another name in the same directory."""
+        with _explained("rename", source):
+            self._system.rename(source, target)
+            self._sync_directory(os.path.dirname(target))
+
+    def set_aside(self, path: str) -> str:
+        """Move a file that cannot be understood to `cowfs.damaged/`; returns where it went."""
+        self.make_directory(self.damaged)
+        stem = os.path.join(self.damaged, os.path.basename(path)[:200])
+        target, number = stem, 0
+        while os.path.lexists(target):
+            number += 1
+            target = f"{stem}.{number}"
+        with _explained("set aside", path):
+            self._system.rename(path, target)
+            self._sync_directory(self.damaged)
+            self._sync_directory(os.path.dirname(path))
+        return target
+
+    def make_directory(self, path: str, mode: int = DIRECTORY_MODE) -> None:
+        """Make a directory; one that is there is fine."""
+        with _explained("make the directory", path):
+            try:
+                self._system.mkdir(path, mode)
+            except FileExistsError:
+                if not os.path.isdir(path):
+                    raise
+                return
+            self._sync_directory(os.path.dirname(os.path.abspath(path)))
+
+    def make_sparse(self, path: str, size_bytes: int) -> None:
+        """Make a new file of zeros that occupies nothing yet."""
+        with _explained(f"make a file of {size_bytes} bytes at", path):
+            fd = self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+            try:
+                self._system.ftruncate(fd, size_bytes)
+                self._sync(fd)
+            finally:
+                os.close(fd)
+            self._sync_directory(os.path.dirname(path))
+
+    def _write_new(self, path: str, data: bytes) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = self._system.open(path, flags, FILE_MODE)
+        except FileExistsError:  # left by a crash
+            self._system.unlink(path)
+            fd = self._system.open(path, flags, FILE_MODE)
+        try:
+            self._write_all(fd, data)
+        finally:
+            os.close(fd)
+
+    def _write_all(self, fd: int, data: bytes) -> None:
+        while data:
+            data = data[self._system.write(fd, data) :]
+        self._sync(fd)
+
+    def _sync(self, fd: int) -> None:
+        if self.durable:
+            self._system.fsync(fd)
+
+    def _sync_directory(self, path: str) -> None:
+        if not self.durable:
+            return
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._system.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _read_all(fd: int, size_bytes: int) -> bytes:
+    data = os.read(fd, size_bytes + 1)
+    while len(data) < size_bytes:
+        more = os.read(fd, size_bytes - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+@contextmanager
+def _explained(what: str, path: str) -> Iterator[None]:
+    """Turn an OSError into one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, HomeError):
+            raise
+        raise HomeError(f"cannot {what} {path}: {error.strerror or error}", errno=error.errno) from error

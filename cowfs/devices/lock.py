@@ -1,0 +1,115 @@
+"""One process at a time holds a home: an exclusive flock on `<home>/cowfs.lock`, gone with its process.
+
+The file is never removed, because a process that waits for a removed file would lock something that nobody else sees.
+Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from contextlib import suppress
+from typing import Final
+
+from cowfs.devices.files import FILE_MODE
+from cowfs.errors import HomeBusy, HomeError
+
+LOCK_NAME: Final = "cowfs.lock"
+_MAX_COMMAND_CHARACTERS: Final = 120
+
+
+class HomeLock:
+    """A held lock. Not inherited by programs that this one starts; a forked child that goes on calls `note_holder`."""
+
+    def __init__(self, home: str, fd: int, *, writable: bool) -> None:
+        self._home = home
+        self._fd = fd
+        self._writable = writable
+
+    @classmethod
+    def acquire(cls, home: str, *, read_only: bool = False) -> HomeLock:
+        """Lock a home at once or not at all.
+
+        Args:
+            read_only: a home on a read-only medium will do; it is locked through what is there.
+
+        Raises:
+            HomeBusy: another process has it.
+            HomeError: the lock file cannot be made.
+        """
+        fd, writable = _open_lock(home, read_only=read_only)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            pid = _read_pid(fd)
+            os.close(fd)
+            if error.errno == errno.EWOULDBLOCK:
+                raise _busy(home, pid) from None
+            raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
+        lock = cls(home, fd, writable=writable)
+        lock.note_holder()
+        return lock
+
+    def note_holder(self) -> None:
+        """Write this process's pid into the lock file."""
+        if self._writable:
+            # Advice only: with a full disk the lock still holds, nameless.
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
+                os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            if self._writable:
+                with suppress(OSError):
+                    os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:
+    """(descriptor, whether it can be written)."""
+    path = os.path.join(home, LOCK_NAME)
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_RDWR | os.O_CREAT, FILE_MODE), True
+    except OSError as error:
+        if not read_only or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            hint = "; open it read-only" if error.errno == errno.EROFS else ""
+            message = f"cannot lock the home {home}: {path}: {error.strerror}{hint}"
+            raise HomeError(message, errno=error.errno) from error
+    try:
+        return os.open(path, flags | os.O_RDONLY), False
+    except FileNotFoundError:
+        return os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
+    except OSError as error:
+        raise HomeError(f"cannot lock the home {home}: {path}: {error.strerror}", errno=error.errno) from error
+
+
+def _read_pid(fd: int) -> int:
+    """The pid written in a lock file, 0 unless such a process exists."""
+    with suppress(OSError, ValueError):
+        pid = int(os.pread(fd, 32, 0))
+        if pid > 0 and os.path.exists(f"/proc/{pid}"):
+            return pid
+    return 0
+
+
+def _busy(home: str, pid: int) -> HomeBusy:
+    who = f"process {pid}{_command(pid)}" if pid else "another process"
+    return HomeBusy(f"the home {home} is held by {who}; try again when it is done, or stop it", holder_pid=pid)
+
+
+def _command(pid: int) -> str:
+    """The command line of a process in brackets, empty when it cannot be told."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            raw = file.read(4096)
+    except OSError:
+        return ""
+    words = raw.rstrip(b"\0").decode(errors="replace").split("\0")
+    text = "".join(c if c.isprintable() else "?" for c in " ".join(words))
+    if len(text) > _MAX_COMMAND_CHARACTERS:
+        text = text[:_MAX_COMMAND_CHARACTERS] + "..."
+    return f" ({text})" if text else ""

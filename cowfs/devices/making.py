@@ -1,0 +1,132 @@
+"""Whether a directory is a home, and the files of a new one.
+
+While a home is being made, `cowfs.init` stands in it; its removal is the last step. Until then nothing in it can be
+anybody's data, so the next `init` throws away what it finds and starts again.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+from typing import Final
+
+import msgspec
+
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.lock import LOCK_NAME
+from cowfs.devices.names import BASE
+from cowfs.devices.options import HomeOptions
+from cowfs.devices.records import HOME_FORMAT, HOME_VERSION, HomeFile
+from cowfs.errors import HomeError, HomeVersionError, NotAHome
+
+_MOUNTS_MODE: Final = 0o755
+_MARKER: Final = b"This home is being made. If nothing is making it, run init again.\n"
+
+
+class HomeState(enum.Enum):
+    ABSENT = "there is nothing"
+    EMPTY = "an empty directory"
+    HALF_MADE = "a home whose making was cut short"
+    HOME = "a home"
+    OTHER = "something else"
+
+
+def look_at(files: HomeFiles) -> HomeState:
+    """Raises HomeError when the directory may not be read."""
+    try:
+        entries = set(os.listdir(files.home))
+    except FileNotFoundError:
+        return HomeState.ABSENT
+    except NotADirectoryError:
+        return HomeState.OTHER
+    except OSError as error:
+        raise HomeError(f"cannot read the home {files.home}: {error.strerror}", errno=error.errno) from error
+    if os.path.basename(files.init_marker) in entries:
+        return HomeState.HALF_MADE
+    # `lexists` is false where access is denied, so a directory that may not be searched is asked for by listing it.
+    marks = (files.home_file, files.data, files.metadata, files.record(BASE), files.set_file)
+    if any(os.path.lexists(mark) for mark in marks):
+        return HomeState.HOME
+    return HomeState.OTHER if entries - {LOCK_NAME} else HomeState.EMPTY
+
+
+def require_home(files: HomeFiles) -> None:
+    """Raises NotAHome unless there is a finished home."""
+    state = look_at(files)
+    if state is HomeState.HOME:
+        return
+    if state is HomeState.HALF_MADE:
+        raise NotAHome(f"the home {files.home} was not made to its end; run init again to finish it")
+    what = "there is nothing there" if state is HomeState.ABSENT else f"it is {state.value}"
+    raise NotAHome(f"{files.home} is not a home: {what}; make one with init, or name another directory")
+
+
+def require_room_for_home(files: HomeFiles) -> None:
+    """Raises HomeError when a home may not be made here."""
+    state = look_at(files)
+    if state is HomeState.HOME:
+        raise HomeError(f"{files.home} is a home already; nothing was changed", errno=errno.EEXIST)
+    if state is HomeState.OTHER:
+        message = f"{files.home} is not an empty directory; name a new or empty one for the home"
+        raise HomeError(message, errno=errno.ENOTEMPTY)
+
+
+def read_settings(files: HomeFiles) -> HomeFile:
+    """What this program wrote about a home; moby's defaults where it wrote nothing.
+
+    Raises:
+        HomeVersionError: another version of the program made it, or the file is damaged.
+    """
+    data = files.read(files.home_file)
+    if data is None:
+        return HomeFile()
+    try:
+        version = msgspec.json.decode(data, type=_Version)
+        if version.format == HOME_FORMAT and version.version == HOME_VERSION:
+            return msgspec.json.decode(data, type=HomeFile)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise HomeVersionError(f"{files.home_file} is damaged ({error}); restore it or remove it") from error
+    raise HomeVersionError(
+        f"the home {files.home} is of format '{version.format}' version {version.version}, and this program knows "
+        f"'{HOME_FORMAT}' version {HOME_VERSION}; use the program that made it"
+    )
+
+
+class _Version(msgspec.Struct):
+    format: str = ""
+    version: int = 0
+
+
+def settings_of(options: HomeOptions) -> HomeFile:
+    return HomeFile(
+        low_water_blocks=options.low_water_blocks,
+        skip_block_zeroing=options.skip_block_zeroing,
+        error_if_no_space=options.error_if_no_space,
+        no_discard_passdown=options.no_discard_passdown,
+        min_free_percent=options.min_free_percent,
+        base_size_bytes=options.base_size_bytes,
+    )
+
+
+def begin_home(files: HomeFiles, options: HomeOptions) -> None:
+    """Make everything of a new home but its pool's content; what a cut-short attempt left goes first."""
+    files.write(files.init_marker, _MARKER)
+    _clear(files)
+    files.make_directory(files.pool_directory)
+    files.make_directory(files.records)
+    files.make_directory(files.mounts, _MOUNTS_MODE)
+    files.make_sparse(files.data, options.data_size_bytes)
+    files.make_sparse(files.metadata, options.metadata_size_bytes)
+
+
+def finish_home(files: HomeFiles, options: HomeOptions) -> None:
+    files.write(files.home_file, msgspec.json.encode(settings_of(options)))
+    files.remove(files.init_marker)
+
+
+def _clear(files: HomeFiles) -> None:
+    made = (files.data, files.metadata, files.transaction, files.set_file, files.record(BASE))
+    for path in (*made, files.home_file, files.parents):
+        if os.path.lexists(path):
+            files.remove(path)

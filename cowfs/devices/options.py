@@ -1,0 +1,126 @@
+"""What a new home is made of, and the rules its sizes obey."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cowfs.devices.records import MAX_DEVICE_BYTES
+from cowfs.errors import UsageError
+from cowfs.units import (
+    MAX_METADATA_BLOCKS,
+    METADATA_BLOCK_BYTES,
+    SECTOR_BYTES,
+    format_size,
+    is_data_block_size,
+)
+
+_GIB: Final = 1 << 30
+MIN_METADATA_BYTES: Final = 2 << 20  # the kernel's documented minimum
+MIN_BASE_BYTES: Final = 1 << 20  # the smallest that holds an ext4 with something in it
+_BITMAP_ENTRIES: Final = 16320
+_MAX_DATA_BLOCKS: Final = 1 << 40  # a mapping has 40 bits for the data block
+
+
+@dataclass(frozen=True, slots=True)
+class HomeOptions:
+    """Sizes in bytes; the defaults are moby's.
+
+    `low_water_blocks` is in data blocks. `min_free_percent` of data and of metadata stay free: below it no device is
+    made; 0 turns that off. `durable=False` gives up flushes, for homes that live no longer than a test.
+    """
+
+    data_size_bytes: int = 100 * _GIB
+    metadata_size_bytes: int = 2 * _GIB
+    block_bytes: int = 64 << 10
+    base_size_bytes: int = 10 * _GIB
+    low_water_blocks: int = 32768
+    skip_block_zeroing: bool = True
+    error_if_no_space: bool = False
+    no_discard_passdown: bool = False
+    min_free_percent: int = 10
+    durable: bool = True
+
+    def check(self) -> None:
+        """Raises UsageError naming the first option that cannot be, and the nearest value that can."""
+        check_block_size(self.block_bytes)
+        _check_data_size(self.data_size_bytes, self.block_bytes)
+        _check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)
+        check_device_size(self.base_size_bytes, "base size")
+        if self.base_size_bytes < MIN_BASE_BYTES:
+            raise UsageError(
+                f"base size {_show(self.base_size_bytes)} is too small for an ext4 file system; "
+                f"take at least {_show(MIN_BASE_BYTES)}"
+            )
+        if self.low_water_blocks < 0:
+            raise UsageError(f"low water mark {self.low_water_blocks} is negative; take 0 or more data blocks")
+        check_min_free(self.min_free_percent)
+
+
+def check_block_size(block_bytes: int) -> None:
+    if block_bytes % SECTOR_BYTES or not is_data_block_size(block_bytes // SECTOR_BYTES):
+        raise UsageError(f"block size {_show(block_bytes)} is not possible; take a multiple of 64K from 64K to 1G")
+
+
+def check_device_size(size_bytes: int, what: str) -> None:
+    """Raises UsageError unless a thin device can have this size."""
+    _check_positive(size_bytes, what)
+    _check_multiple(size_bytes, SECTOR_BYTES, what, "the sector size")
+    if size_bytes > MAX_DEVICE_BYTES:
+        raise UsageError(f"{what} {_show(size_bytes)} is too large; {_show(MAX_DEVICE_BYTES)} is the most")
+
+
+def check_min_free(percent: int) -> None:
+    if not 0 <= percent < 100:
+        raise UsageError(f"minimum free space of {percent} % is not possible; take 0 (no minimum) to 99")
+
+
+def min_metadata_bytes(data_blocks: int) -> int:
+    """The least metadata with which a pool over so many data blocks can be formatted and then written.
+
+    One bitmap per 16320 data blocks, their index tree, the few blocks of an empty pool, room for one transaction's
+    copies, and the tenth that the pool keeps in reserve.
+    """
+    bitmaps = -(-data_blocks // _BITMAP_ENTRIES)
+    blocks = bitmaps + bitmaps // 60 + 64
+    return max(MIN_METADATA_BYTES, -(-blocks * 10 // 9) * METADATA_BLOCK_BYTES)
+
+
+def _check_data_size(size_bytes: int, block_bytes: int) -> None:
+    _check_positive(size_bytes, "data size")
+    if size_bytes < block_bytes:
+        raise UsageError(f"data size {_show(size_bytes)} is less than one block of {_show(block_bytes)}")
+    _check_multiple(size_bytes, block_bytes, "data size", "the block size")
+    if size_bytes // block_bytes > _MAX_DATA_BLOCKS or size_bytes > MAX_DEVICE_BYTES:
+        most = min(_MAX_DATA_BLOCKS * block_bytes, MAX_DEVICE_BYTES // block_bytes * block_bytes)
+        raise UsageError(f"data size {_show(size_bytes)} is too large; {_show(most)} is the most")
+
+
+def _check_metadata_size(size_bytes: int, data_blocks: int) -> None:
+    _check_positive(size_bytes, "metadata size")
+    _check_multiple(size_bytes, METADATA_BLOCK_BYTES, "metadata size", "the metadata block size")
+    least = min_metadata_bytes(data_blocks)
+    if size_bytes < least:
+        raise UsageError(
+            f"metadata size {_show(size_bytes)} is too small for {data_blocks} data blocks; "
+            f"take at least {_show(least)}"
+        )
+    most = MAX_METADATA_BLOCKS * METADATA_BLOCK_BYTES
+    if size_bytes > most:
+        raise UsageError(f"metadata size {_show(size_bytes)} is more than a pool can use; {_show(most)} is the most")
+
+
+def _check_positive(size_bytes: int, what: str) -> None:
+    if size_bytes <= 0:
+        raise UsageError(f"{what} {size_bytes} is not possible; it must be more than 0")
+
+
+def _check_multiple(size_bytes: int, unit_bytes: int, what: str, unit: str) -> None:
+    if size_bytes % unit_bytes:
+        below = size_bytes // unit_bytes * unit_bytes
+        nearest = f"{below} or {below + unit_bytes}" if below else str(unit_bytes)
+        raise UsageError(f"{what} {size_bytes} is not a multiple of {unit}, {unit_bytes} bytes; take {nearest}")
+
+
+def _show(size_bytes: int) -> str:
+    return f"{size_bytes} ({format_size(size_bytes)})"

@@ -1,0 +1,124 @@
+"""The pool of a home: its two files, what they say about themselves, and the table that opens it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from cowfs.blockdev import FileDevice
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.options import check_block_size
+from cowfs.devices.records import HomeFile
+from cowfs.errors import HomeError, UsageError
+from cowfs.pool import PoolTable
+from cowfs.thinmeta.format import Superblock
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """What the superblock says of a pool: its block size and how much of each device it knows."""
+
+    block_sectors: int
+    data_blocks: int
+    metadata_blocks: int
+    transaction_id: int
+
+    @property
+    def block_bytes(self) -> int:
+        return self.block_sectors * SECTOR_BYTES
+
+
+def read_geometry(files: HomeFiles) -> Geometry:
+    """Read the superblock of a home's pool.
+
+    Raises:
+        MetadataCorrupt: it is damaged.
+        HomeError: the metadata file is not there, too short, or holds no pool.
+    """
+    device = _open(files.metadata)
+    try:
+        if device.size_bytes < METADATA_BLOCK_BYTES:
+            raise HomeError(f"{files.metadata} is truncated: it is {device.size_bytes} bytes long and holds no pool")
+        block = device.pread(0, METADATA_BLOCK_BYTES)
+    finally:
+        device.close()
+    if not any(block):
+        raise HomeError(f"{files.metadata} holds no pool: its superblock is all zeros; restore it from a backup")
+    superblock = Superblock.unpack(block)
+    try:
+        check_block_size(superblock.data_block_sectors * SECTOR_BYTES)
+    except UsageError as error:
+        raise HomeError(f"{files.metadata}: {error}") from error
+    return Geometry(
+        block_sectors=superblock.data_block_sectors,
+        data_blocks=superblock.data_space_map.nr_blocks,
+        metadata_blocks=superblock.metadata_space_map.nr_blocks,
+        transaction_id=superblock.transaction_id,
+    )
+
+
+def existing_table(files: HomeFiles, settings: HomeFile, *, read_only: bool) -> PoolTable:
+    """The table for a pool that is there. A data file that was made longer is used whole, as moby does.
+
+    Raises:
+        HomeError: a file is missing or shorter than the pool knows it to be.
+    """
+    check_both_exist(files)
+    geometry = read_geometry(files)
+    metadata_bytes = _file_size(files.metadata)
+    data_bytes = _file_size(files.data)
+    _check_not_truncated(files.metadata, metadata_bytes, geometry.metadata_blocks * METADATA_BLOCK_BYTES)
+    _check_not_truncated(files.data, data_bytes, geometry.data_blocks * geometry.block_bytes)
+    data_blocks = geometry.data_blocks if read_only else data_bytes // geometry.block_bytes
+    return make_table(files, settings, data_blocks, geometry.block_sectors, read_only=read_only)
+
+
+def make_table(
+    files: HomeFiles, settings: HomeFile, data_blocks: int, block_sectors: int, *, read_only: bool = False
+) -> PoolTable:
+    return PoolTable(
+        length_sectors=Sectors(data_blocks * block_sectors),
+        metadata_device=files.metadata,
+        data_device=files.data,
+        block_sectors=Sectors(block_sectors),
+        low_water_blocks=settings.low_water_blocks,
+        skip_block_zeroing=settings.skip_block_zeroing,
+        no_discard_passdown=settings.no_discard_passdown,
+        error_if_no_space=settings.error_if_no_space,
+        read_only=read_only,
+    )
+
+
+def check_both_exist(files: HomeFiles) -> None:
+    """Raises HomeError when one of the two pool files is missing; it is never made again, its content is lost."""
+    missing = [path for path in (files.data, files.metadata) if not os.path.lexists(path)]
+    if missing:
+        raise HomeError(
+            f"the pool of the home {files.home} is incomplete: {' and '.join(missing)} missing; "
+            "restore from a backup, nothing was changed"
+        )
+
+
+def _check_not_truncated(path: str, size_bytes: int, known_bytes: int) -> None:
+    if size_bytes < known_bytes:
+        lacking = known_bytes - size_bytes
+        raise HomeError(
+            f"{path} is truncated: it is {size_bytes} bytes long and the pool has {known_bytes}, "
+            f"so {lacking} bytes ({format_size(lacking)}) are missing; restore it from a backup"
+        )
+
+
+def _file_size(path: str) -> int:
+    device = _open(path)
+    try:
+        return device.size_bytes
+    finally:
+        device.close()
+
+
+def _open(path: str) -> FileDevice:
+    try:
+        return FileDevice(path, read_only=True)
+    except OSError as error:
+        raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error

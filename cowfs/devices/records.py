@@ -1,0 +1,152 @@
+"""What stands in the files of a home, and what the device set tells about it.
+
+Three kinds of file are moby's, byte for byte in meaning and key names, so that a home can be used by both:
+
+    metadata/<name>                  DeviceFile       {"device_id":2,"size":...,"transaction_id":2,"initialized":...}
+    metadata/deviceset-metadata      SetFile          {"next_device_id":1,"BaseDeviceUUID":...}
+    metadata/transaction-metadata    TransactionFile  {"open_transaction_id":12,"device_hash":"...","device_id":7}
+
+What cowfs adds stands in files of its own beside `metadata/`, and a home without them is a home too:
+
+    cowfs.json                       HomeFile         format version, and pool settings that the pool does not store
+    cowfs.parents                    ParentLine       one line per device made here: what it was a snapshot of
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from cowfs.pool import NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
+from cowfs.units import MAX_THIN_ID, SECTOR_BYTES
+
+HOME_FORMAT: Final = "cowfs home"
+HOME_VERSION: Final = 1
+MAX_DEVICE_BYTES: Final = 1 << 60  # what ext4 can address, 1 EiB
+_MAX_U64: Final = 2**64 - 1
+
+
+class DeviceFile(msgspec.Struct, frozen=True):
+    """`transaction_id` is the pool transaction that made the device; only the base is ever `initialized`."""
+
+    device_id: int
+    size: int
+    transaction_id: int = 0
+    initialized: bool = False
+    deleted: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.device_id <= MAX_THIN_ID:
+            raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
+        if not 0 < self.size <= MAX_DEVICE_BYTES or self.size % SECTOR_BYTES:
+            raise ValueError(f"size {self.size} is not a positive multiple of {SECTOR_BYTES}")
+        if not 0 <= self.transaction_id <= _MAX_U64:
+            raise ValueError(f"transaction_id {self.transaction_id} is not in 0..{_MAX_U64}")
+
+
+class SetFile(msgspec.Struct, frozen=True):
+    next_device_id: int = 0
+    base_uuid: str = msgspec.field(name="BaseDeviceUUID", default="")
+    base_filesystem: str = msgspec.field(name="BaseDeviceFilesystem", default="")
+
+
+class TransactionFile(msgspec.Struct, frozen=True):
+    open_transaction_id: int
+    device_hash: str
+    device_id: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.device_id <= MAX_THIN_ID:
+            raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
+
+
+class HomeFile(msgspec.Struct, frozen=True):
+    """The defaults are moby's, for a home that it left."""
+
+    format: str = HOME_FORMAT
+    version: int = HOME_VERSION
+    low_water_blocks: int = 32768
+    skip_block_zeroing: bool = True
+    error_if_no_space: bool = False
+    no_discard_passdown: bool = False
+    min_free_percent: int = 10
+    base_size_bytes: int = 10 << 30
+
+
+class ParentLine(msgspec.Struct, frozen=True):
+    """Says nothing about a device of the same name whose creating transaction is another one."""
+
+    name: str
+    transaction_id: int
+    parent: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """One device of a home. `parent` is None where it is not known or no longer there."""
+
+    name: str
+    device_id: int
+    size_bytes: int
+    transaction_id: int
+    parent: str | None = None
+    initialized: bool = False
+    deleted: bool = False
+
+    @property
+    def length_sectors(self) -> int:
+        return self.size_bytes // SECTOR_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFigures:
+    """What a device occupies.
+
+    `exclusive_bytes` lie in blocks that no other device maps: what removing it gives back. Times are values of the
+    pool's snapshot counter.
+    """
+
+    name: str
+    mapped_bytes: int
+    exclusive_bytes: int
+    highest_mapped_byte: int | None
+    created_transaction_id: int
+    creation_time: int
+    snapshotted_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class HomeStatus:
+    """A home at a glance. The pool's figures are zero and its mode FAIL when it cannot tell them.
+
+    `backing_free_bytes` is what the file system under the data file still has; a sparse pool can promise more.
+    `problems` are the findings of the last opening, in words.
+    """
+
+    home: str
+    pool_name: str
+    pool: PoolStatus | UnreadableStatus
+    mode: PoolMode
+    no_space: NoSpacePolicy
+    needs_check: bool
+    transaction_id: int
+    block_bytes: int
+    data_file: str
+    metadata_file: str
+    data_used_bytes: int
+    data_total_bytes: int
+    metadata_used_bytes: int
+    metadata_total_bytes: int
+    min_free_percent: int
+    data_file_allocated_bytes: int
+    backing_free_bytes: int
+    device_count: int
+    deleted_count: int
+    orphan_thin_ids: tuple[int, ...]
+    base_size_bytes: int
+    base_uuid: str
+    base_filesystem: str
+    read_only: bool
+    problems: tuple[str, ...]

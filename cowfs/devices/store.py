@@ -1,0 +1,193 @@
+"""The records of a home in memory and on disk, and what is known about parents.
+
+Memory never says more than the disk: a record enters the map after its file is durable and leaves it before its file
+goes. Everything is read once, when the home opens; a record that cannot be understood is set aside and reported, and
+never keeps a home from opening.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import Final, TypeVar
+
+import msgspec
+
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.names import BASE, is_record_file
+from cowfs.devices.records import DeviceFile, DeviceRecord, ParentLine, SetFile, TransactionFile
+from cowfs.errors import HomeError, UnknownDevice
+
+_T = TypeVar("_T")
+_MIN_SURPLUS_LINES: Final = 64
+
+
+class DamagedFile(Exception):
+    """A file of the home that cannot be understood."""
+
+
+class DeviceStore:
+    """Records by name, `base` included. `problems` collects, in words, what was wrong on disk."""
+
+    def __init__(self, files: HomeFiles, *, read_only: bool) -> None:
+        self.files = files
+        self.read_only = read_only
+        self.problems: list[str] = []
+        self.damaged_count = 0
+        self._records: dict[str, DeviceFile] = {}
+        self._parents: dict[str, ParentLine] | None = None
+
+    def load(self) -> None:
+        """Read every record."""
+        try:
+            with os.scandir(self.files.records) as entries:
+                names = [entry.name for entry in entries if is_record_file(entry.name)]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise HomeError(f"cannot read {self.files.records}: {error.strerror}", errno=error.errno) from error
+        for name in names:
+            try:
+                record = self._load_file(self.files.record(name), DeviceFile)
+            except DamagedFile as error:
+                self.damaged_count += 1
+                self.report_damaged(self.files.record(name), f"the record of device '{name}'", error)
+                continue
+            if record is not None:
+                self._records[name] = record
+
+    def load_set(self) -> SetFile:
+        try:
+            return self._load_file(self.files.set_file, SetFile) or SetFile()
+        except DamagedFile as error:
+            self.report_damaged(self.files.set_file, "the set's own record", error)
+            return SetFile()
+
+    def load_transaction(self) -> TransactionFile | None:
+        """Raises DamagedFile when it cannot be understood."""
+        return self._load_file(self.files.transaction, TransactionFile)
+
+    def _load_file(self, path: str, kind: type[_T]) -> _T | None:
+        try:
+            data = self.files.read(path)
+        except HomeError as error:
+            # What is a directory, a link or a device is damage; what this user may not read, or the disk, is not.
+            if error.errno not in (errno.EINVAL, errno.ELOOP, errno.ENXIO, errno.EISDIR):
+                raise
+            raise DamagedFile(error.message) from error
+        if data is None:
+            return None
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DamagedFile(str(error)) from error
+
+    def report_damaged(self, path: str, what: str, error: DamagedFile) -> None:
+        """Set a file aside, or only say so when nothing may be changed."""
+        where = "left where it is"
+        if not self.read_only:
+            try:
+                where = f"set aside as {self.files.set_aside(path)}"
+            except HomeError as failure:
+                where = f"left where it is ({failure})"
+        self.problems.append(f"{what} is damaged ({error}); {where}")
+
+    def names(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def items(self) -> Iterator[tuple[str, DeviceFile]]:
+        return iter(self._records.items())
+
+    def get(self, name: str) -> DeviceFile | None:
+        return self._records.get(name)
+
+    def require(self, name: str) -> DeviceFile:
+        record = self._records.get(name)
+        if record is None:
+            raise UnknownDevice(f"there is no device {name!r} in the home {self.files.home}")
+        return record
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def claims(self, thin_id: int) -> list[str]:
+        """Names of the devices that say they are this thin; more than one only in a damaged home."""
+        return [name for name, record in self._records.items() if record.device_id == thin_id]
+
+    def save(self, name: str, record: DeviceFile) -> None:
+        self.files.write(self.files.record(name), msgspec.json.encode(record))
+        self._records[name] = record
+
+    def save_set(self, record: SetFile) -> None:
+        self.files.write(self.files.set_file, msgspec.json.encode(record))
+
+    def save_transaction(self, record: TransactionFile) -> None:
+        self.files.write(self.files.transaction, msgspec.json.encode(record))
+
+    def forget(self, name: str) -> None:
+        """Drop a record from memory only."""
+        self._records.pop(name, None)
+
+    def delete(self, name: str) -> None:
+        self.forget(name)
+        self.files.remove(self.files.record(name))
+
+    def note_parent(self, name: str, transaction_id: int, parent: str) -> None:
+        """Remember what a device is a snapshot of."""
+        line = ParentLine(name, transaction_id, parent)
+        # The newline comes first, so that a line cut short by a crash does not take the next one with it.
+        self.files.append(self.files.parents, b"\n" + msgspec.json.encode(line))
+        self._parent_lines()[name] = line
+
+    def parent(self, name: str) -> str | None:
+        """The parent, unless it is unknown or no longer the device it was."""
+        record = self._records.get(name)
+        line = self._parent_lines().get(name)
+        if record is None or line is None or line.transaction_id != record.transaction_id:
+            return None
+        parent = self._records.get(line.parent)
+        if parent is None or (parent.transaction_id >= record.transaction_id and line.parent != BASE):
+            return None
+        return line.parent
+
+    def view(self, name: str) -> DeviceRecord:
+        record = self.require(name)
+        return DeviceRecord(
+            name=name,
+            device_id=record.device_id,
+            size_bytes=record.size,
+            transaction_id=record.transaction_id,
+            parent=self.parent(name),
+            initialized=record.initialized,
+            deleted=record.deleted,
+        )
+
+    def _parent_lines(self) -> dict[str, ParentLine]:
+        if self._parents is None:
+            self._parents, count = self._load_parents()
+            if not self.read_only and count > 2 * len(self._records) + _MIN_SURPLUS_LINES:
+                self._compact_parents(self._parents)
+        return self._parents
+
+    def _load_parents(self) -> tuple[dict[str, ParentLine], int]:
+        try:
+            lines = (self.files.read(self.files.parents) or b"").split(b"\n")
+        except HomeError as error:
+            self.problems.append(f"parents are unknown: {error}")
+            return {}, 0
+        decode: Callable[[bytes], ParentLine] = msgspec.json.Decoder(ParentLine).decode
+        parents = {}
+        for line in lines:
+            try:
+                entry = decode(line)
+            except (msgspec.MsgspecError, UnicodeDecodeError):
+                continue
+            parents[entry.name] = entry
+        return parents, len(lines)
+
+    def _compact_parents(self, parents: dict[str, ParentLine]) -> None:
+        for name in [name for name in parents if name not in self._records]:
+            del parents[name]
+        data = b"".join(b"\n" + msgspec.json.encode(line) for line in parents.values())
+        self.files.write(self.files.parents, data)

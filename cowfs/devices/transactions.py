@@ -1,0 +1,252 @@
+"""Making and removing devices, each wholly or not at all, across the pool and the records.
+
+The pool keeps a transaction id T that only a compare-and-swap changes; the home keeps a file that says which device
+the transaction after T is about.
+
+    make                                   remove
+      open     file says T+1, name, id       open     file says T+1, name, id
+      message  create_thin, create_snap      message  delete
+      record   metadata/<name> written       record   metadata/<name> removed
+      close    set_transaction_id T T+1      close    set_transaction_id T T+1
+
+A crash before `close` leaves the file at T+1 and the pool at T. Recovery then deletes that thin and that record: a
+device that was being made disappears, one that was being removed is gone. A file at T belongs to a finished
+transaction. Every step of recovery may itself be cut short and is then done again.
+
+A failure without a crash goes through the same recovery, at once; when even that fails (the pool became read-only, the
+thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
+another attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from cowfs.devices.ids import ThinIds
+from cowfs.devices.names import hash_to_name, is_plain_file_name, name_to_hash
+from cowfs.devices.records import DeviceFile, TransactionFile
+from cowfs.devices.store import DamagedFile, DeviceStore
+from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
+from cowfs.pool import Pool, UnreadableStatus
+
+_log = logging.getLogger(__name__)
+_MAX_ID_ATTEMPTS: Final = 8
+
+
+class Transactions:
+    """The protocol above, over one pool and one store.
+
+    Args:
+        creation_transaction: tells in which pool transaction a thin was made, None when it cannot be told.
+    """
+
+    def __init__(
+        self, pool: Pool, store: DeviceStore, ids: ThinIds, creation_transaction: Callable[[int], int | None]
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._ids = ids
+        self._creation_transaction = creation_transaction
+        self._foreign: set[int] = set()  # ids that proved to be somebody else's
+        self._is_settled = False
+
+    def current_id(self) -> int:
+        status = self._pool.status(flush=False)
+        if isinstance(status, UnreadableStatus):
+            raise PoolModeError(f"pool {self._pool.name} has failed and cannot be changed; close the home and check it")
+        return status.transaction_id
+
+    def settle(self) -> None:
+        """Finish what an earlier failure left. Called before every change."""
+        if not self._is_settled:
+            self.recover()
+
+    def make(
+        self,
+        name: str,
+        size_bytes: int,
+        send: Callable[[int], None],
+        after_record: Callable[[DeviceFile], None] = lambda _record: None,
+    ) -> DeviceFile:
+        """Make a device: a thin with a fresh id through `send(id)`, and its record."""
+        self.settle()
+        try:
+            thin_id, transaction_id = self._make_thin(name, send)
+            record = DeviceFile(thin_id, size_bytes, transaction_id)
+            self._store.save(name, record)
+            after_record(record)
+            self._close(transaction_id)
+        except BaseException as error:
+            self._recover_from(error, f"making the device {name!r} failed")
+            raise
+        return record
+
+    def remove(self, name: str) -> None:
+        """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle."""
+        self.settle()
+        record = self._store.require(name)
+        others = [other for other in self._store.claims(record.device_id) if other != name]
+        if others:
+            raise HomeError(
+                f"device {name!r} cannot be removed: its thin {record.device_id} is also that of {others[0]!r}; "
+                "one of the two records is wrong"
+            )
+        try:
+            transaction_id = self._open(name, record.device_id)
+            self._delete_thin(record.device_id)
+        except OSError:  # every CowfsError is one
+            self._abandon(name)
+            raise
+        self._store.delete(name)
+        self._close(transaction_id)
+        self._ids.release(record.device_id)
+
+    def recover(self) -> None:
+        """Bring the home back to the state before or after the last transaction. Doing it again changes nothing."""
+        self._is_settled = False
+        try:
+            pending = self._store.load_transaction()
+            if pending is not None:
+                self._recover(pending)
+        except DamagedFile as error:
+            self._recover_without_file(error)
+        self._is_settled = True
+
+    def _recover(self, pending: TransactionFile) -> None:
+        name = hash_to_name(pending.device_hash)
+        if not is_plain_file_name(name):
+            raise DamagedFile(f"device_hash {name!r} is not a device name")
+        current_id = self.current_id()
+        if pending.open_transaction_id == current_id:
+            return
+        if pending.open_transaction_id != current_id + 1:
+            self._problem(
+                f"the last transaction was {pending.open_transaction_id} and the pool is at {current_id}: "
+                "pool and records are not of the same time; nothing was undone"
+            )
+            return
+        record = self._store.get(name)
+        claims = [other for other in self._store.claims(pending.device_id) if other != name]
+        if claims or (record is not None and record.device_id != pending.device_id):
+            self._problem(
+                f"the open transaction is about device {name!r} as thin {pending.device_id}, "
+                "which the records contradict; nothing was undone"
+            )
+            return
+        self._undo(name, pending.device_id)
+        if not self._store.read_only:
+            self._store.files.remove(self._store.files.transaction)
+
+    def _undo(self, name: str, thin_id: int) -> None:
+        self._store.forget(name)
+        if self._store.read_only:
+            self._problem(f"device {name!r} was being made or removed when its process died; it is not shown")
+            return
+        if thin_id not in self._foreign:
+            self._ids.reserve(thin_id)
+            self._delete_thin(thin_id)
+        self._store.delete(name)
+        if thin_id not in self._foreign:
+            self._ids.release(thin_id)
+
+    def _recover_without_file(self, damage: DamagedFile) -> None:
+        """The transaction file is damaged: find what it was about by comparing the pool with the records.
+
+        Undone is what can only come from the open transaction: a record that it wrote, one record whose thin is
+        gone, one thin that it made without a record. Anything more is reported and kept.
+        """
+        current_id = self.current_id()
+        for name, record in list(self._store.items()):
+            if record.transaction_id == current_id + 1 and self._store.claims(record.device_id) == [name]:
+                self._undo(name, record.device_id)
+        in_pool = set(self._pool.thin_ids())
+        missing = [name for name, record in self._store.items() if record.device_id not in in_pool]
+        if len(missing) == 1:
+            self._undo(missing[0], self._store.require(missing[0]).device_id)
+        if not self._store.damaged_count and not self._store.read_only:
+            known = {record.device_id for _, record in self._store.items()}
+            made = [thin for thin in in_pool - known if self._creation_transaction(thin) == current_id]
+            if len(made) == 1:
+                self._delete_thin(made[0])
+                self._ids.release(made[0])
+        self._store.report_damaged(self._store.files.transaction, "the transaction file", damage)
+
+    def _make_thin(self, name: str, send: Callable[[int], None]) -> tuple[int, int]:
+        """(id, transaction id) of a new thin, whose transaction is open."""
+        for _ in range(_MAX_ID_ATTEMPTS):
+            thin_id = self._ids.take()
+            try:
+                if self._is_in_pool(thin_id):
+                    raise ThinExists(f"thin {thin_id} is in pool {self._pool.name} and should not be")
+                transaction_id = self._open(name, thin_id)
+                send(thin_id)
+            except ThinExists as error:
+                _log.warning("%s", error)
+                self._foreign.add(thin_id)
+                for other in self._pool.thin_ids():
+                    self._ids.reserve(other)
+            except BaseException:
+                self._ids.release(thin_id)
+                raise
+            else:
+                self._foreign.discard(thin_id)
+                return thin_id, transaction_id
+        raise HomeError(
+            f"no id for device {name!r}: {_MAX_ID_ATTEMPTS} ids in a row that should be free are taken in pool "
+            f"{self._pool.name}; something else makes thins there"
+        )
+
+    def _is_in_pool(self, thin_id: int) -> bool:
+        try:
+            self._pool.thin_status(thin_id)
+        except NoSuchThin:
+            return False
+        return True
+
+    def _open(self, name: str, thin_id: int) -> int:
+        transaction_id = self.current_id() + 1
+        self._is_settled = False
+        self._store.save_transaction(TransactionFile(transaction_id, name_to_hash(name), thin_id))
+        return transaction_id
+
+    def _close(self, transaction_id: int) -> None:
+        self._pool.set_transaction_id(transaction_id - 1, transaction_id)
+        self._is_settled = True
+
+    def _abandon(self, name: str) -> None:
+        """Take back an open transaction that has changed nothing yet."""
+        try:
+            self._store.files.remove(self._store.files.transaction)
+        except HomeError as error:
+            raise HomeError(
+                f"device {name!r} could not be removed and the transaction not taken back: {error}; "
+                "the removal will be tried again at the next change",
+                errno=error.errno,
+            ) from error
+        self._is_settled = True
+
+    def _delete_thin(self, thin_id: int) -> None:
+        try:
+            self._pool.delete(thin_id)
+        except NoSuchThin:
+            pass
+        except PoolModeError:
+            if self._is_in_pool(thin_id):
+                raise
+
+    def _recover_from(self, error: BaseException, what: str) -> None:
+        try:
+            self.recover()
+        except CowfsError as second:
+            if not isinstance(error, Exception):
+                return
+            both = ExceptionGroup(what, [error, second])
+            raise HomeError(
+                f"{what}: {error}; undoing it failed too: {second}; it will be tried again at the next change",
+                errno=second.errno,
+            ) from both
+
+    def _problem(self, text: str) -> None:
+        self._store.problems.append(text)
