@@ -6,6 +6,7 @@ A bare integer never crosses a module boundary without its unit in the name (`si
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Final, NewType
 
 Sectors = NewType("Sectors", int)
@@ -22,6 +23,16 @@ MAX_DATA_BLOCK_SECTORS: Final = 2097152  # 1 GiB
 MAX_THIN_ID: Final = 2**24 - 1
 MAX_SNAPSHOT_TIME: Final = 2**24 - 1
 MAX_METADATA_BLOCKS: Final = 255 * 16320  # 15.875 GiB: what one index block can describe
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` virtual blocks from `vblock`, mapped to as many data blocks from `dblock`."""
+
+    vblock: int
+    dblock: int
+    length: int
+
 
 _SIZE = re.compile(r"(\d+)(?:\.(\d+))?\s?([kKmMgGtTpP])?(?:[iI]?[bB])?")
 _EXPONENT: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}

@@ -1,10 +1,11 @@
 """The pool interface and the kernel's four texts: table, status, message, name."""
 
-from cowfs.pool.interface import Backend, Capability, Extent, Pool, ProbeResult, ThinDevice
+from cowfs.pool.interface import Backend, Capability, Pool, ProbeResult, ThinDevice
 from cowfs.pool.message import Message
 from cowfs.pool.registry import backend_names, load_backend
 from cowfs.pool.status import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus, UnreadableStatus
 from cowfs.pool.table import PoolTable, ThinTable
+from cowfs.units import Extent
 
 __all__ = [
     "Backend",

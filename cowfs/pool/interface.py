@@ -43,6 +43,7 @@ from typing import Protocol, runtime_checkable
 from cowfs.blockdev import BlockDevice
 from cowfs.pool.status import PoolStatus, ThinStatus, UnreadableStatus
 from cowfs.pool.table import PoolTable, ThinTable
+from cowfs.units import Extent
 
 
 class Capability(enum.Flag):
@@ -63,15 +64,6 @@ class ProbeResult:
     usable: bool
     problem: str = ""
     remedy: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Extent:
-    """`length` virtual blocks from `vblock`, mapped to as many data blocks from `dblock`."""
-
-    vblock: int
-    dblock: int
-    length: int
 
 
 @runtime_checkable
@@ -100,7 +92,7 @@ class ThinDevice(BlockDevice, Protocol):
     def table(self) -> ThinTable: ...
 
     def extents(self, begin_vblock: int = 0, end_vblock: int | None = None) -> Iterator[Extent]:
-        """Mapped runs in order of virtual block, maximal within a metadata leaf, clipped to the range."""
+        """Mapped runs in order of virtual block, as long as they can be, clipped to the range."""
         ...
 
     def resize(self, length_sectors: int) -> None:

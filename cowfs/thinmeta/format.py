@@ -187,7 +187,7 @@ class Superblock:
 
     @classmethod
     def unpack(cls, block: bytes, location: int = SUPERBLOCK_LOCATION) -> Superblock:
-        """Raises MetadataCorrupt: ENOTBLK for another block's number (looked at first, as the kernel does), else EILSEQ."""
+        """Raises MetadataCorrupt: ENOTBLK for another block's number, which the kernel looks at first, else EILSEQ."""
         path = "superblock" if location == SUPERBLOCK_LOCATION else "held superblock"
         if len(block) < cls.FORMAT.size:
             raise MetadataCorrupt(f"only {len(block)} of 4096 bytes can be read", block=location, path=path)

@@ -1,0 +1,301 @@
+"""Reference counts of one device's blocks in memory, loaded bitmap by bitmap, with the transaction's rules built in.
+
+A block freed in this transaction may not be handed out before the commit: until then the last committed metadata still
+uses it. So a loaded bitmap holds one byte per block, the count in the low two bits and what the commit needs above:
+
+    0            free now and in the committed map: may be allocated
+    1, 2         that count; 3: three or more, the overflow btree has the count
+    NEW | n      allocated in this transaction (free in the committed map)
+    FREED        freed in this transaction (used in the committed map)
+
+Finding a free run is then one C search for a zero byte, and the end of a transaction one `translate`.
+
+Counts above two that changed wait in `overflow` until the commit writes them into the overflow btree. What is on disk
+comes from two callables, so this module does no I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from cowfs.errors import InvalidRequest, MetadataCorrupt
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, IndexEntry
+
+NEW: Final = 0x80
+FREED: Final = 0x40
+NEW_ONCE: Final = NEW | 1
+_OVERFLOW: Final = 3
+
+_STRIP: Final = bytes(0 if byte == FREED else byte & 3 for byte in range(256))
+_PLUS_ONE: Final = bytes(byte + 1 if byte & 3 in (0, 1) and byte < 255 else byte for byte in range(256))
+_MINUS_ONE: Final = bytes(
+    FREED if byte == 1 else 0 if byte == NEW_ONCE else byte - 1 if byte & 3 == 2 else byte for byte in range(256)
+)
+_ONCE: Final = bytes([1, NEW_ONCE])
+_ONCE_OR_TWICE: Final = bytes([1, 2, NEW | 1, NEW | 2])
+_FREE_RUN: Final = re.compile(rb"\x00*")
+_FREED_RUN: Final = re.compile(rb"\x40+")
+_MAX_CLEAN_BITMAPS: Final = 2048
+
+
+class Counts:
+    """Reference counts of `nr_blocks` blocks.
+
+    Invariants: (1) `allocated` is the number of blocks whose count is not zero; (2) `freed` the number of FREED bytes
+    in loaded bitmaps; (3) `entries[i].nr_free` is 16320 minus the nonzero counts of bitmap i, always current.
+
+    Args:
+        entries: one per bitmap.
+        load: the counts of the bitmap stored at a metadata block.
+        load_overflow: the count of a block in the committed overflow btree, None when it has none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        nr_blocks: int,
+        allocated: int,
+        entries: list[IndexEntry],
+        load: Callable[[int], bytearray],
+        load_overflow: Callable[[int], int | None],
+    ) -> None:
+        self.name = name
+        self.nr_blocks = nr_blocks
+        self.allocated = allocated
+        self.committed_allocated = allocated
+        self.freed = 0
+        self.taken = 0  # allocations made in this transaction, given back or not
+        self.entries = entries
+        self.dirty: set[int] = set()
+        self.overflow: dict[int, int] = {}
+        self.cursor = 0
+        self._load = load
+        self._load_overflow = load_overflow
+        self._bitmaps: dict[int, bytearray] = {}
+        self._blank: set[int] = set()  # bitmaps that are not on disk yet
+
+    # ------------------------------------------------------------------ queries
+
+    def count(self, block: int) -> int:
+        value = self.byte(block) & 3
+        return self._overflow_count(block) if value == _OVERFLOW else value
+
+    def byte(self, block: int) -> int:
+        """The count with its transaction bits; NEW_ONCE means: made in this transaction, one reference."""
+        index, offset = divmod(block, ENTRIES_PER_BITMAP)
+        counts = self._bitmaps.get(index)
+        if counts is None:
+            counts = self._fetch(index, block)
+        return counts[offset]
+
+    @property
+    def used(self) -> int:
+        """Blocks that cannot be allocated now: in use, or freed since the last commit."""
+        return self.allocated + self.freed
+
+    @property
+    def free(self) -> int:
+        return self.nr_blocks - self.used
+
+    # ------------------------------------------------------------------ changes
+
+    def allocate(self, wanted: int) -> tuple[int, int]:
+        """Take the first free run from the cursor on, wrapping once: (first block, 1..wanted blocks), or (0, 0)."""
+        found = self._find_free(self.cursor, self.nr_blocks) or self._find_free(0, self.cursor)
+        if found is None:
+            return 0, 0
+        index, offset, counts, limit = found
+        end = _FREE_RUN.match(counts, offset, min(limit, offset + wanted)).end()  # type: ignore[union-attr]
+        length = end - offset
+        counts[offset:end] = bytes([NEW_ONCE]) * length
+        self.entries[index].nr_free -= length
+        self.allocated += length
+        self.taken += length
+        self.dirty.add(index)
+        begin = index * ENTRIES_PER_BITMAP + offset
+        self.cursor = begin + length
+        return begin, length
+
+    def _find_free(self, begin: int, end: int) -> tuple[int, int, bytearray, int] | None:
+        """First free block in [begin, end): (bitmap, offset, its counts, end of the search inside it)."""
+        while begin < end:
+            index, offset = divmod(begin, ENTRIES_PER_BITMAP)
+            base = index * ENTRIES_PER_BITMAP
+            if self.entries[index].nr_free:
+                counts = self._bitmaps.get(index)
+                if counts is None:
+                    counts = self._fetch(index, begin)
+                limit = min(ENTRIES_PER_BITMAP, end - base)
+                offset = counts.find(0, offset, limit)
+                if offset >= 0:
+                    return index, offset, counts, limit
+            begin = base + ENTRIES_PER_BITMAP
+        return None
+
+    def increment(self, block: int) -> None:
+        index, offset = divmod(block, ENTRIES_PER_BITMAP)
+        counts = self._bitmaps.get(index)
+        if counts is None:
+            counts = self._fetch(index, block)
+        byte = counts[offset]
+        value = byte & 3
+        if value == _OVERFLOW:
+            self.overflow[block] = self._overflow_count(block) + 1
+        elif byte == FREED:
+            counts[offset] = 1
+            self.freed -= 1
+            self._note_used(index)
+        elif byte == 0:
+            counts[offset] = NEW_ONCE
+            self.taken += 1
+            self._note_used(index)
+        else:
+            counts[offset] = byte + 1
+            if value + 1 == _OVERFLOW:
+                self.overflow[block] = _OVERFLOW
+        self.dirty.add(index)
+
+    def decrement(self, block: int) -> int:
+        """Drop one reference; returns how many are left.
+
+        Raises:
+            MetadataCorrupt: the block has none.
+        """
+        index, offset = divmod(block, ENTRIES_PER_BITMAP)
+        counts = self._bitmaps.get(index)
+        if counts is None:
+            counts = self._fetch(index, block)
+        byte = counts[offset]
+        value = byte & 3
+        if value == _OVERFLOW:
+            left = self._overflow_count(block) - 1
+            self.overflow[block] = left
+            if left < _OVERFLOW:
+                counts[offset] = byte - 1
+        elif value == 0:
+            raise MetadataCorrupt(f"a reference to {self.name} block {block} is dropped, but it has none", block=0)
+        else:
+            left = value - 1
+            counts[offset] = _MINUS_ONE[byte]
+            if left == 0:
+                self._note_freed(index, 1, 0 if byte & NEW else 1)
+        self.dirty.add(index)
+        return left
+
+    def increment_run(self, begin: int, length: int) -> None:
+        for index, offset, size, base in self._split(begin, length):
+            counts = self._fetch(index, base + offset)
+            part = counts[offset : offset + size]
+            if part.translate(None, _ONCE):
+                for block in range(base + offset, base + offset + size):
+                    self.increment(block)
+            else:
+                counts[offset : offset + size] = part.translate(_PLUS_ONE)
+                self.dirty.add(index)
+
+    def decrement_run(self, begin: int, length: int) -> None:
+        """Raises MetadataCorrupt when one of the blocks has no reference."""
+        for index, offset, size, base in self._split(begin, length):
+            counts = self._fetch(index, base + offset)
+            part = counts[offset : offset + size]
+            if part.translate(None, _ONCE_OR_TWICE):
+                for block in range(base + offset, base + offset + size):
+                    self.decrement(block)
+            else:
+                old, new = part.count(1), part.count(NEW_ONCE)
+                counts[offset : offset + size] = part.translate(_MINUS_ONE)
+                self._note_freed(index, old + new, old)
+                self.dirty.add(index)
+
+    def extend(self, nr_blocks: int) -> None:
+        """Grow the device. The partial last bitmap needs no change: its entries past the end count as free already."""
+        if nr_blocks < self.nr_blocks:
+            raise InvalidRequest(f"the {self.name} device cannot shrink from {self.nr_blocks} to {nr_blocks} blocks")
+        bitmaps = -(-nr_blocks // ENTRIES_PER_BITMAP)
+        for index in range(len(self.entries), bitmaps):
+            self.entries.append(IndexEntry(0, ENTRIES_PER_BITMAP, 0))
+            self.dirty.add(index)
+            self._blank.add(index)
+        self.nr_blocks = nr_blocks
+
+    # ------------------------------------------------------------------ commit
+
+    def final_counts(self, index: int) -> bytes:
+        """The counts of a dirty bitmap as they are to be stored; brings its index entry up to date."""
+        counts = self._fetch(index, index * ENTRIES_PER_BITMAP).translate(_STRIP)
+        first_free = counts.find(0)
+        self.entries[index].none_free_before = ENTRIES_PER_BITMAP if first_free < 0 else first_free
+        return bytes(counts)
+
+    def freed_runs(self) -> list[tuple[int, int]]:
+        """Runs (first block, length) freed in this transaction, ascending."""
+        runs: list[tuple[int, int]] = []
+        for index in sorted(self.dirty):
+            counts = self._bitmaps.get(index)
+            if counts is None or FREED not in counts:
+                continue
+            base = index * ENTRIES_PER_BITMAP
+            runs.extend((base + run.start(), run.end() - run.start()) for run in _FREED_RUN.finditer(counts))
+        return runs
+
+    def end_transaction(self) -> None:
+        """The current map becomes the committed one."""
+        for index in self.dirty:
+            counts = self._bitmaps.get(index)
+            if counts is not None:
+                self._bitmaps[index] = counts.translate(_STRIP)
+        self.dirty.clear()
+        self._blank.clear()
+        self.overflow.clear()
+        self.freed = 0
+        self.taken = 0
+        self.committed_allocated = self.allocated
+
+    # ------------------------------------------------------------------ internals
+
+    def _split(self, begin: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+        end = begin + length
+        while begin < end:
+            index, offset = divmod(begin, ENTRIES_PER_BITMAP)
+            size = min(end - begin, ENTRIES_PER_BITMAP - offset)
+            yield index, offset, size, begin - offset
+            begin += size
+
+    def _fetch(self, index: int, block: int) -> bytearray:
+        counts = self._bitmaps.get(index)
+        if counts is not None:
+            return counts
+        if not 0 <= index < len(self.entries):
+            raise MetadataCorrupt(f"{self.name} block {block} is past the end ({self.nr_blocks} blocks)", block=0)
+        if len(self._bitmaps) >= _MAX_CLEAN_BITMAPS + len(self.dirty):
+            self._forget_clean()
+        blank = index in self._blank
+        counts = bytearray(ENTRIES_PER_BITMAP) if blank else self._load(self.entries[index].bitmap_block)
+        self._bitmaps[index] = counts
+        return counts
+
+    def _forget_clean(self) -> None:
+        for index in [index for index in self._bitmaps if index not in self.dirty][: _MAX_CLEAN_BITMAPS // 2]:
+            del self._bitmaps[index]
+
+    def _overflow_count(self, block: int) -> int:
+        count = self.overflow.get(block)
+        if count is None:
+            count = self._load_overflow(block)
+        if count is None:
+            message = (
+                f"the bitmap marks {self.name} block {block} as shared by many, but the overflow btree has no count"
+            )
+            raise MetadataCorrupt(message, block=0)
+        return count
+
+    def _note_used(self, index: int) -> None:
+        self.allocated += 1
+        self.entries[index].nr_free -= 1
+
+    def _note_freed(self, index: int, blocks: int, committed: int) -> None:
+        self.allocated -= blocks
+        self.entries[index].nr_free += blocks
+        self.freed += committed

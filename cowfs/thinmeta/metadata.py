@@ -1,0 +1,746 @@
+"""One pool's metadata: devices, mappings, space maps, and the transaction around them.
+
+    superblock ──► mapping tree: thin id ──► subtree root ──► virtual block ──► (data block, time)
+               ├─► details tree: thin id ──► mapped blocks, transaction id, creation and snapshot times
+               ├─► data space map:     index tree ──► bitmaps, overflow tree
+               └─► metadata space map: index block ──► bitmaps, overflow tree
+
+Sharing is seen by time: every snapshot advances the pool's `time` and marks origin and snapshot with it; a mapping
+older than its device's mark may be shared. It may say so when it no longer is (then one copy too many is made), never
+the reverse.
+
+Changes stay in memory until `commit`; a crash before leaves the last commit whole, because no block of it is written.
+A failure in the middle of a change (no metadata space, I/O, damage) leaves the transaction unusable: the owner calls
+`abort`.
+
+The caller flushes the data device before `commit`, so that committed mappings never point to data that is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final
+
+from cowfs.blockdev import BlockDevice
+from cowfs.errors import (
+    InvalidRequest,
+    MetadataCorrupt,
+    NoSuchThin,
+    OutOfDataSpace,
+    PoolIoError,
+    ThinBusy,
+    ThinExists,
+)
+from cowfs.thinmeta.btree import END_OF_KEYS, BTree
+from cowfs.thinmeta.counts import Counts
+from cowfs.thinmeta.format import (
+    DETAILS,
+    ENTRIES_PER_BITMAP,
+    INDEX_ENTRY,
+    MAX_DATA_BLOCK,
+    MAX_METADATA_BITMAPS,
+    SUPERBLOCK_LOCATION,
+    TIME_BITS,
+    TIME_MASK,
+    U32,
+    U64,
+    DeviceDetails,
+    IndexEntry,
+    Node,
+    SpaceMapRoot,
+    Superblock,
+    pack_bitmap,
+    pack_index,
+    pack_mapping,
+    unpack_bitmap,
+    unpack_index,
+)
+from cowfs.thinmeta.store import DEFAULT_CACHE_NODES, Store
+from cowfs.units import (
+    MAX_METADATA_BLOCKS,
+    MAX_SNAPSHOT_TIME,
+    MAX_THIN_ID,
+    METADATA_BLOCK_BYTES,
+    Extent,
+    is_data_block_size,
+)
+
+_NEXT_BLOCK: Final = 1 << TIME_BITS  # the step of a mapping value from one data block to the next
+
+
+class Metadata:
+    """The metadata of an open pool; made by `create` or `open`.
+
+    One thread at a time. `changed` tells whether there is something to commit.
+    """
+
+    def __init__(self, device: BlockDevice, superblock: Superblock, *, read_only: bool, cache_nodes: int) -> None:
+        self._device = device
+        self._superblock = superblock
+        self._read_only = read_only
+        self._store = Store(device, cache_nodes)
+        self._thins: dict[int, ThinMapping] = {}
+        self.changed = False
+        store = self._store
+        self._subtrees = BTree(store, U64, "mappings", retain=self._retain_data, release=self._release_data)
+        self._devices = BTree(store, U64, "thin devices", retain=self._retain_subtrees, release=self._release_subtrees)
+        self._details = BTree(store, DETAILS, "device details")
+        self._data_index = BTree(store, INDEX_ENTRY, "data space map index")
+        self._overflow = BTree(store, U32, "reference counts")
+        self._data: Counts
+
+    # ------------------------------------------------------------------ making and opening
+
+    @classmethod
+    def create(
+        cls, device: BlockDevice, data_block_sectors: int, *, cache_nodes: int = DEFAULT_CACHE_NODES
+    ) -> Metadata:
+        """Format a device: no data blocks yet (`resize_data` adds them), committed.
+
+        Raises:
+            InvalidRequest: not a data block size.
+            OutOfMetadataSpace: the device is too small to hold even that.
+        """
+        if not is_data_block_size(data_block_sectors):
+            raise InvalidRequest(f"a data block of {data_block_sectors} sectors is not possible")
+        blocks = min(device.size_bytes // METADATA_BLOCK_BYTES, MAX_METADATA_BLOCKS)
+        metadata = cls(device, Superblock(data_block_sectors, blocks), read_only=False, cache_nodes=cache_nodes)
+        metadata._format(blocks)
+        metadata.commit()
+        return metadata
+
+    def _format(self, blocks: int) -> None:
+        superblock, store = self._superblock, self._store
+        store.counts = self._new_counts("metadata", superblock.metadata_space_map, [])
+        store.counts.extend(blocks)
+        self._data = self._new_counts("data", superblock.data_space_map, [])
+        if blocks:
+            store.counts.increment(SUPERBLOCK_LOCATION)
+            store.counts.cursor = 1
+        superblock.metadata_space_map.bitmap_root = store.allocate()
+        superblock.metadata_space_map.ref_count_root = self._overflow.empty()
+        superblock.data_space_map.bitmap_root = self._data_index.empty()
+        superblock.data_space_map.ref_count_root = self._overflow.empty()
+        superblock.mapping_root = self._devices.empty()
+        superblock.details_root = self._details.empty()
+        self.changed = True
+
+    @classmethod
+    def open(
+        cls,
+        device: BlockDevice,
+        *,
+        data_block_sectors: int | None = None,
+        read_only: bool = False,
+        cache_nodes: int = DEFAULT_CACHE_NODES,
+    ) -> Metadata:
+        """Open what is on a device.
+
+        Args:
+            data_block_sectors: what the caller believes; None to take what is there.
+            cache_nodes: how many clean btree nodes to keep (about 4 KiB each).
+
+        Raises:
+            MetadataCorrupt: bad checksum or magic (EILSEQ), superblock of another place (ENOTBLK).
+            InvalidRequest: feature bits that are not known, or another data block size.
+        """
+        superblock = cls._read_superblock(device, read_only, data_block_sectors)
+        metadata = cls(device, superblock, read_only=read_only, cache_nodes=cache_nodes)
+        metadata._load_maps()
+        return metadata
+
+    @staticmethod
+    def _read_superblock(device: BlockDevice, read_only: bool, data_block_sectors: int | None) -> Superblock:
+        if device.size_bytes < METADATA_BLOCK_BYTES:
+            message = f"the device holds {device.size_bytes} bytes, less than one block"
+            raise MetadataCorrupt(message, block=0, path="superblock")
+        superblock = Superblock.unpack(device.pread(0, METADATA_BLOCK_BYTES))
+        if superblock.incompat_flags or (superblock.compat_ro_flags and not read_only):
+            raise InvalidRequest(
+                f"the pool uses features that are not known (incompat {superblock.incompat_flags:#x}, "
+                f"compat_ro {superblock.compat_ro_flags:#x}); use a newer cowfs"
+            )
+        found = superblock.data_block_sectors
+        if not is_data_block_size(found):
+            message = f"the data block size is {found} sectors, which is not possible"
+            raise MetadataCorrupt(message, block=0, path="superblock")
+        if data_block_sectors not in (None, found):
+            raise InvalidRequest(
+                f"the pool was made with data blocks of {found} sectors, not {data_block_sectors}; give {found}"
+            )
+        return superblock
+
+    def _load_maps(self) -> None:
+        superblock = self._superblock
+        root = superblock.metadata_space_map
+        bitmaps = -(-root.nr_blocks // ENTRIES_PER_BITMAP)
+        index = self._store.read_block(root.bitmap_root)
+        entries = unpack_index(index, root.bitmap_root, bitmaps, "metadata space map index")
+        self._store.counts = self._new_counts("metadata", root, entries)
+        root = superblock.data_space_map
+        self._data = self._new_counts("data", root, self._load_data_index(root))
+
+    def _new_counts(self, name: str, root: SpaceMapRoot, entries: list[IndexEntry]) -> Counts:
+        def load_overflow(block: int) -> int | None:
+            words = self._overflow.get(root.ref_count_root, block)
+            return words[0] if words else None
+
+        return Counts(name, root.nr_blocks, root.nr_allocated, entries, self._load_bitmap, load_overflow)
+
+    def _load_data_index(self, root: SpaceMapRoot) -> list[IndexEntry]:
+        bitmaps = -(-root.nr_blocks // ENTRIES_PER_BITMAP)
+        entries = [IndexEntry.from_words(*words) for _, words in self._data_index.items(root.bitmap_root)]
+        if len(entries) < bitmaps or (bitmaps and self._data_index.last_key(root.bitmap_root) != len(entries) - 1):
+            message = f"{len(entries)} bitmaps are listed where {bitmaps} are needed for {root.nr_blocks} blocks"
+            raise MetadataCorrupt(message, block=root.bitmap_root, path="data space map index")
+        return entries[:bitmaps]
+
+    def _load_bitmap(self, location: int) -> bytearray:
+        return unpack_bitmap(self._store.read_block(location), location, "space map bitmap")
+
+    # ------------------------------------------------------------------ figures
+
+    @property
+    def transaction_id(self) -> int:
+        return self._superblock.transaction_id
+
+    @property
+    def time(self) -> int:
+        """The snapshot counter."""
+        return self._superblock.time
+
+    @property
+    def needs_check(self) -> bool:
+        return self._superblock.needs_check
+
+    @property
+    def held_root(self) -> int | None:
+        """Block of the held metadata snapshot."""
+        return self._superblock.held_root or None
+
+    @property
+    def data_block_sectors(self) -> int:
+        return self._superblock.data_block_sectors
+
+    @property
+    def metadata_blocks(self) -> int:
+        return self._store.counts.nr_blocks
+
+    @property
+    def metadata_free_blocks(self) -> int:
+        """As the kernel counts: what this transaction took stays taken, what it freed comes back at the commit."""
+        counts = self._store.counts
+        return max(0, counts.nr_blocks - counts.committed_allocated - counts.taken)
+
+    @property
+    def data_blocks(self) -> int:
+        return self._data.nr_blocks
+
+    @property
+    def data_used_blocks(self) -> int:
+        """In use, or freed in this transaction."""
+        return self._data.used
+
+    @property
+    def data_free_blocks(self) -> int:
+        return self._data.free
+
+    # ------------------------------------------------------------------ devices
+
+    def thin_ids(self) -> list[int]:
+        return [key for key, _ in self._devices.items(self._superblock.mapping_root)]
+
+    def details(self, thin_id: int) -> DeviceDetails:
+        """A copy, with what this transaction changed. Raises NoSuchThin."""
+        thin = self._thins.get(thin_id)
+        if thin is not None:
+            return dataclasses.replace(thin.details)
+        return self._stored_details(thin_id)
+
+    def _stored_details(self, thin_id: int) -> DeviceDetails:
+        words = self._details.get(self._superblock.details_root, thin_id)
+        if words is None:
+            raise NoSuchThin(f"thin device {thin_id} is not in the pool")
+        return DeviceDetails.from_words(*words)
+
+    def open_thin(self, thin_id: int) -> ThinMapping:
+        """The mapping of a device; one object per id for as long as the device lives.
+
+        Raises:
+            NoSuchThin: the id is not in the pool.
+            MetadataCorrupt: what is known of it cannot be read.
+        """
+        thin = self._thins.get(thin_id)
+        if thin is None:
+            details = self._stored_details(thin_id)
+            thin = self._thins[thin_id] = ThinMapping(self, thin_id, self._subtree_root(thin_id), details)
+        return thin
+
+    def _subtree_root(self, thin_id: int) -> int:
+        words = self._devices.get(self._superblock.mapping_root, thin_id)
+        if words is None:
+            raise NoSuchThin(f"thin device {thin_id} is not in the pool")
+        return words[0]
+
+    def create_thin(self, thin_id: int) -> None:
+        """Raises ThinExists, or InvalidRequest for an id outside 24 bits."""
+        self._check_new(thin_id)
+        details = DeviceDetails(0, self.transaction_id, self.time, self.time)
+        self._add_device(thin_id, self._subtrees.empty(), details)
+
+    def create_snap(self, thin_id: int, origin_id: int) -> None:
+        """Share the origin's subtree: O(1) whatever is mapped.
+
+        Raises:
+            ThinExists: looked at before the origin.
+            NoSuchThin: no such origin.
+            InvalidRequest: an id outside 24 bits, or the pool's 2**24 - 1 snapshots are used up.
+        """
+        self._check_new(thin_id)
+        origin = self.open_thin(origin_id)
+        if self.time >= MAX_SNAPSHOT_TIME:
+            raise InvalidRequest(f"the pool took {self.time} snapshots, the most the format can tell apart")
+        self._superblock.time += 1
+        self._store.counts.increment(origin.root)
+        origin.mark_snapshotted(self.time)
+        details = DeviceDetails(origin.mapped_blocks, self.transaction_id, self.time, self.time)
+        self._add_device(thin_id, origin.root, details)
+
+    def _check_new(self, thin_id: int) -> None:
+        self._check_writable()
+        if not 0 <= thin_id <= MAX_THIN_ID:
+            raise InvalidRequest(f"device id {thin_id} is outside 0..{MAX_THIN_ID}")
+        if thin_id in self._thins or self._details.get(self._superblock.details_root, thin_id) is not None:
+            raise ThinExists(f"thin device {thin_id} exists already; take another id")
+
+    def _add_device(self, thin_id: int, root: int, details: DeviceDetails) -> None:
+        superblock = self._superblock
+        superblock.mapping_root = self._devices.insert(superblock.mapping_root, thin_id, root)
+        thin = self._thins[thin_id] = ThinMapping(self, thin_id, root, details)
+        thin.changed = thin.details_changed = True
+        self.changed = True
+
+    def delete_thin(self, thin_id: int) -> None:
+        """Forget a device and drop its references. Raises NoSuchThin."""
+        self._check_writable()
+        thin = self.open_thin(thin_id)
+        superblock = self._superblock
+        if self._details.get(superblock.details_root, thin_id) is not None:
+            superblock.details_root = self._details.remove(superblock.details_root, thin_id)
+        superblock.mapping_root = self._devices.remove(superblock.mapping_root, thin_id)
+        self._subtrees.destroy(thin.root)
+        del self._thins[thin_id]
+        thin.forget_leaf()
+        self.changed = True
+
+    # ------------------------------------------------------------------ pool-wide changes
+
+    def set_transaction_id(self, old: int, new: int) -> None:
+        """Raises InvalidRequest when `old` is not the current one."""
+        self._check_writable()
+        if old != self.transaction_id:
+            raise InvalidRequest(f"the transaction id is {self.transaction_id}, not {old}; it was not changed to {new}")
+        self._superblock.transaction_id = new
+        self.changed = True
+
+    def set_needs_check(self) -> None:
+        """Written by the next commit."""
+        self._superblock.needs_check = True
+        self.changed = True
+
+    def reserve_snap(self) -> None:
+        """Hold a copy of the committed roots for readers. Commits first; the owner commits again to publish it.
+
+        Raises:
+            ThinBusy: one is held already (EBUSY).
+        """
+        self._check_writable()
+        if self.held_root is not None:
+            raise ThinBusy(f"a metadata snapshot is held already, at block {self.held_root}; release it first")
+        self.commit()
+        superblock = self._superblock
+        location = self._store.allocate()
+        held = Superblock(
+            data_block_sectors=superblock.data_block_sectors,
+            metadata_nr_blocks=superblock.metadata_nr_blocks,
+            flags=superblock.flags,
+            location=location,
+            uuid=superblock.uuid,
+            version=superblock.version,
+            time=superblock.time,
+            transaction_id=superblock.transaction_id,
+            mapping_root=superblock.mapping_root,
+            details_root=superblock.details_root,
+        )
+        self._store.write_block(location, held.pack())
+        self._store.counts.increment(superblock.mapping_root)
+        self._store.counts.increment(superblock.details_root)
+        superblock.held_root = location
+        self.changed = True
+
+    def release_snap(self) -> None:
+        """Raises InvalidRequest when none is held."""
+        self._check_writable()
+        location = self.held_root
+        if location is None:
+            raise InvalidRequest("no metadata snapshot is held")
+        held = Superblock.unpack(self._store.read_block(location), location)
+        self._devices.destroy(held.mapping_root)
+        self._details.destroy(held.details_root)
+        self._store.counts.decrement(location)
+        self._superblock.held_root = 0
+        self.changed = True
+
+    def resize_data(self, blocks: int) -> None:
+        """Grow the data device. Raises InvalidRequest when it would shrink."""
+        self._check_writable()
+        if blocks > MAX_DATA_BLOCK + 1:
+            raise InvalidRequest(f"{blocks} data blocks are more than the format can address ({MAX_DATA_BLOCK + 1})")
+        if blocks != self._data.nr_blocks:
+            self._data.extend(blocks)
+            self.changed = True
+
+    def resize_metadata(self, blocks: int) -> None:
+        """Grow the metadata device; what exceeds the format's 15.875 GiB is not used.
+
+        Raises:
+            InvalidRequest: it would shrink.
+        """
+        self._check_writable()
+        blocks = min(blocks, MAX_METADATA_BITMAPS * ENTRIES_PER_BITMAP)
+        if blocks != self._store.counts.nr_blocks:
+            self._store.counts.extend(blocks)
+            self.changed = True
+
+    def allocate_data(self, count: int) -> tuple[int, int]:
+        """Take a free run of at most `count` data blocks: (first, length). Raises OutOfDataSpace when none is free."""
+        self._check_writable()
+        begin, length = self._data.allocate(count)
+        if not length:
+            raise OutOfDataSpace(f"all {self._data.nr_blocks} data blocks are in use or wait for a commit to be free")
+        self.changed = True
+        return begin, length
+
+    def release_data(self, dblock: int, length: int) -> None:
+        """Give back what `allocate_data` gave and `insert` did not take."""
+        self._data.decrement_run(dblock, length)
+
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise PoolIoError("the metadata is open for reading only")
+
+    # ------------------------------------------------------------------ references from leaves
+
+    def _retain_data(self, leaf: Node) -> None:
+        for begin, length in _data_runs(leaf.values):
+            self._data.increment_run(begin, length)
+
+    def _release_data(self, leaf: Node) -> None:
+        self._release_values(leaf.values)
+
+    def _release_values(self, values: array[int]) -> None:
+        for begin, length in _data_runs(values):
+            self._data.decrement_run(begin, length)
+
+    def _retain_subtrees(self, leaf: Node) -> None:
+        for root in leaf.values:
+            self._store.counts.increment(root)
+
+    def _release_subtrees(self, leaf: Node) -> None:
+        for root in leaf.values:
+            self._subtrees.destroy(root)
+
+    # ------------------------------------------------------------------ transaction
+
+    def commit(self) -> list[tuple[int, int]]:
+        """Make everything so far durable; block 0 is written last.
+
+        Returns:
+            Runs (first data block, length) that nothing uses any more since this commit.
+        """
+        if not self.changed:
+            return []
+        self._check_writable()
+        self._write_details()
+        self._settle_data_map()
+        self._settle_metadata_map()
+        self._store.write_nodes()
+        self._write_maps()
+        self._device.flush()
+        self._device.pwrite(SUPERBLOCK_LOCATION, self._superblock.pack())
+        self._device.flush()
+        freed = self._data.freed_runs()
+        self._end_transaction()
+        return freed
+
+    def _write_details(self) -> None:
+        superblock = self._superblock
+        for thin_id in sorted(self._thins):
+            thin = self._thins[thin_id]
+            if thin.details_changed:
+                words = thin.details.to_words()
+                superblock.details_root = self._details.insert(superblock.details_root, thin_id, *words)
+
+    def _settle_data_map(self) -> None:
+        """Give changed data bitmaps new homes, and bring the trees of the data space map up to date."""
+        root = self._superblock.data_space_map
+        self._settle_overflow(self._data, root)
+        for index in sorted(self._data.dirty):
+            self._rehome(self._data, index)
+            self._store.write_block(
+                self._data.entries[index].bitmap_block,
+                pack_bitmap(self._data.final_counts(index), self._data.entries[index].bitmap_block),
+            )
+            words = self._data.entries[index].to_words()
+            root.bitmap_root = self._data_index.insert(root.bitmap_root, index, *words)
+        root.nr_blocks = self._data.nr_blocks
+        root.nr_allocated = self._data.allocated
+
+    def _settle_metadata_map(self) -> None:
+        """The same for the metadata map, which describes itself: loop until nothing needs a new home."""
+        counts, root = self._store.counts, self._superblock.metadata_space_map
+        homed: set[int] = set()
+        index_homed = False
+        while counts.overflow or counts.dirty - homed:
+            if not index_homed:
+                root.bitmap_root = self._rehome_block(root.bitmap_root)
+                index_homed = True
+            self._settle_overflow(counts, root)
+            for index in sorted(counts.dirty - homed):
+                self._rehome(counts, index)
+                homed.add(index)
+        root.nr_blocks = counts.nr_blocks
+        root.nr_allocated = counts.allocated
+
+    def _settle_overflow(self, counts: Counts, root: SpaceMapRoot) -> None:
+        # Settling the metadata map may change counts again, so what is taken here is gone from the waiting list.
+        pending, counts.overflow = counts.overflow, {}
+        for block in sorted(pending):
+            if pending[block] > 2:
+                root.ref_count_root = self._overflow.insert(root.ref_count_root, block, pending[block])
+            elif self._overflow.get(root.ref_count_root, block) is not None:
+                root.ref_count_root = self._overflow.remove(root.ref_count_root, block)
+
+    def _rehome(self, counts: Counts, index: int) -> None:
+        entry = counts.entries[index]
+        entry.bitmap_block = self._rehome_block(entry.bitmap_block)
+
+    def _rehome_block(self, location: int) -> int:
+        """A block made in this transaction to replace a bitmap or index block; `location` 0 stands for none yet."""
+        if location and self._store.is_new(location):
+            return location
+        target = self._store.allocate()
+        if location:
+            self._store.counts.decrement(location)
+        return target
+
+    def _write_maps(self) -> None:
+        counts, root = self._store.counts, self._superblock.metadata_space_map
+        if not counts.dirty:
+            return
+        for index in sorted(counts.dirty):
+            entry = counts.entries[index]
+            data = pack_bitmap(counts.final_counts(index), entry.bitmap_block)
+            self._store.write_block(entry.bitmap_block, data)
+        self._store.write_block(root.bitmap_root, pack_index(counts.entries, root.bitmap_root))
+
+    def _end_transaction(self) -> None:
+        self._store.counts.end_transaction()
+        self._store.counts.cursor = 0
+        self._data.end_transaction()
+        for thin in self._thins.values():
+            thin.changed = thin.details_changed = False
+        self.changed = False
+
+    def abort(self) -> None:
+        """Back to the last commit: drop everything in memory and read block 0 again.
+
+        Devices with uncommitted changes are marked (`lost_changes`). Raises what `open` raises when even that fails.
+        """
+        self._store.reset()
+        self._superblock = self._read_superblock(self._device, self._read_only, None)
+        self._load_maps()
+        self.changed = False
+        for thin_id, thin in list(self._thins.items()):
+            thin.lost_changes |= thin.changed
+            thin.changed = thin.details_changed = False
+            thin.forget_leaf()
+            try:
+                thin.details = self._stored_details(thin_id)
+                thin.root = self._subtree_root(thin_id)
+            except NoSuchThin:
+                del self._thins[thin_id]
+
+    def close(self) -> None:
+        """Drop what is cached. Neither commits nor closes the device."""
+        self._store.reset()
+        self._thins.clear()
+
+
+class ThinMapping:
+    """The mapping of one thin device: virtual blocks to data blocks.
+
+    `changed` since the last commit; `lost_changes` once an abort threw some away (the device's flushes then fail until
+    it is reopened). Made by `Metadata.open_thin` only.
+    """
+
+    __slots__ = (
+        "_keys",
+        "_lower",
+        "_metadata",
+        "_snapshot_limit",
+        "_upper",
+        "_values",
+        "changed",
+        "details",
+        "details_changed",
+        "lost_changes",
+        "root",
+        "thin_id",
+    )
+
+    def __init__(self, metadata: Metadata, thin_id: int, root: int, details: DeviceDetails) -> None:
+        self._metadata = metadata
+        self.thin_id = thin_id
+        self.root = root
+        self.details = details
+        self.changed = False
+        self.details_changed = False
+        self.lost_changes = False
+        self.forget_leaf()
+
+    @property
+    def mapped_blocks(self) -> int:
+        return self.details.mapped_blocks
+
+    def lookup(self, vblock: int, count: int) -> list[tuple[int, int, int]]:
+        """What [vblock, vblock + count) maps to.
+
+        Returns:
+            Runs (length, data block, shared) that cover the range in order: contiguous on both sides, with one answer
+            to whether sharing must be broken before writing. Data block -1 stands for unmapped.
+
+        Cost: O(log mappings + runs); nothing is read when the leaf of the last lookup serves again.
+        """
+        runs: list[tuple[int, int, int]] = []
+        end = vblock + count
+        snapshotted = self.details.snapshotted_time
+        while vblock < end:
+            if not self._lower <= vblock < self._upper:
+                self._seek(vblock)
+            keys, values = self._keys, self._values
+            stop = end if end < self._upper else self._upper
+            total = len(keys)
+            i = bisect_left(keys, vblock)
+            while vblock < stop:
+                begin = keys[i] if i < total else stop
+                if begin > vblock:
+                    gap = (begin if begin < stop else stop) - vblock
+                    if runs and runs[-1][1] < 0:
+                        gap += runs.pop()[0]
+                    runs.append((gap, -1, False))
+                    vblock = begin
+                    continue
+                value = values[i]
+                expected = value
+                first = i
+                while i < total and vblock < stop and keys[i] == vblock and values[i] == expected:
+                    i += 1
+                    vblock += 1
+                    expected += _NEXT_BLOCK
+                runs.append((i - first, value >> TIME_BITS, (value & TIME_MASK) < snapshotted))
+        return runs
+
+    def insert(self, vblock: int, dblock: int, length: int) -> None:
+        """Map a run to data blocks that `allocate_data` gave; what was mapped there loses a reference."""
+        metadata = self._metadata
+        self.forget_leaf()
+        start = pack_mapping(dblock, metadata.time)
+        values = array("Q", range(start, start + length * _NEXT_BLOCK, _NEXT_BLOCK))
+        self._touch()
+        root, replaced = metadata._subtrees.insert_run(self.root, vblock, values)
+        self._move_to(root)
+        self.details.mapped_blocks += length - len(replaced)
+        metadata._release_values(replaced)
+
+    def remove(self, begin: int, end: int) -> int:
+        """Unmap [begin, end); returns how many blocks were mapped."""
+        metadata = self._metadata
+        self.forget_leaf()
+        self._touch()
+        root, removed = metadata._subtrees.remove_range(self.root, begin, end)
+        self._move_to(root)
+        self.details.mapped_blocks -= len(removed)
+        metadata._release_values(removed)
+        return len(removed)
+
+    def highest(self) -> int | None:
+        """The highest mapped virtual block."""
+        return self._metadata._subtrees.last_key(self.root)
+
+    def extents(self, begin: int = 0, end: int | None = None) -> Iterator[Extent]:
+        """Mapped runs in order, clipped to [begin, end), each contiguous on both sides whatever its times."""
+        stop = END_OF_KEYS if end is None else end
+        run: Extent | None = None
+        for leaf in self._metadata._subtrees.leaves(self.root, begin, stop):
+            i = bisect_left(leaf.keys, begin)
+            for key, value in zip(leaf.keys[i:], leaf.values[i:], strict=True):
+                if key >= stop:
+                    break
+                dblock = value >> TIME_BITS
+                if run is not None and key == run.vblock + run.length and dblock == run.dblock + run.length:
+                    run = Extent(run.vblock, run.dblock, run.length + 1)
+                    continue
+                if run is not None:
+                    yield run
+                run = Extent(key, dblock, 1)
+        if run is not None:
+            yield run
+
+    def mark_snapshotted(self, time: int) -> None:
+        self.details.snapshotted_time = time
+        self.details_changed = True
+
+    def forget_leaf(self) -> None:
+        self._lower = self._upper = 0
+        self._keys = self._values = array("Q")
+
+    def _seek(self, vblock: int) -> None:
+        leaf, self._lower, self._upper = self._metadata._subtrees.leaf_at(self.root, vblock)
+        self._keys, self._values = leaf.keys, leaf.values
+
+    def _touch(self) -> None:
+        self._metadata._check_writable()
+        if not self.changed:
+            # From the top down: a device tree shared with a held snapshot must be copied, and so the subtree's root
+            # counted twice, before the subtree itself is touched.
+            self._store_root()
+        self.changed = self.details_changed = True
+        self._metadata.changed = True
+
+    def _move_to(self, root: int) -> None:
+        if root != self.root:
+            self.root = root
+            self._store_root()
+
+    def _store_root(self) -> None:
+        superblock = self._metadata._superblock
+        superblock.mapping_root = self._metadata._devices.insert(superblock.mapping_root, self.thin_id, self.root)
+
+
+def _data_runs(values: array[int]) -> Iterator[tuple[int, int]]:
+    """Mapping values as runs (data block, length) of consecutive data blocks, in the order given."""
+    begin = length = 0
+    for value in values:
+        dblock = value >> TIME_BITS
+        if dblock == begin + length and length:
+            length += 1
+            continue
+        if length:
+            yield begin, length
+        begin, length = dblock, 1
+    if length:
+        yield begin, length
