@@ -1,0 +1,93 @@
+"""Opening emulated pools by path: files, locks, and what is refused before the metadata is looked at."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from cowfs.blockdev import FileDevice
+from cowfs.errors import InvalidRequest
+from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
+from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS
+from cowfs_emulated.pool import EmulatedPool
+
+
+class EmulatedBackend:
+    """Thin pools in this process, on any two files or block devices that the user may open.
+
+    A pool holds an exclusive `flock` on its metadata file while it is open.
+    """
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        no_space_timeout_seconds: float = NO_SPACE_TIMEOUT_SECONDS,
+    ) -> None:
+        self._clock = clock
+        self._no_space_timeout_seconds = no_space_timeout_seconds
+
+    @property
+    def name(self) -> str:
+        return "emulated"
+
+    @property
+    def capabilities(self) -> Capability:
+        return Capability.UNPRIVILEGED | Capability.ZEROED_REUSE | Capability.NO_LEAKS | Capability.FREED_SPACE_RETURNED
+
+    def probe(self) -> ProbeResult:
+        return ProbeResult(usable=True)
+
+    def with_timing(self, clock: Callable[[], float], no_space_timeout_seconds: float) -> EmulatedBackend:
+        """The same backend on another clock, and with another patience of full pools (0: for ever)."""
+        return EmulatedBackend(clock=clock, no_space_timeout_seconds=no_space_timeout_seconds)
+
+    def open_pool(self, name: str, table: PoolTable, *, durable: bool = True) -> Pool:
+        table.check()
+        with ExitStack() as undo:
+            metadata = _open(table.metadata_device, "metadata", read_only=table.read_only)
+            undo.callback(metadata.close)
+            data = _open(table.data_device, "data")
+            undo.callback(data.close)
+            if os.path.samestat(os.fstat(metadata.fd), os.fstat(data.fd)):
+                raise InvalidRequest(
+                    f"{table.metadata_device} and {table.data_device} are the same file; a pool needs two"
+                )
+            _lock(metadata)
+            pool = EmulatedPool(
+                metadata,
+                data,
+                table,
+                name=name,
+                clock=self._clock,
+                durable=durable,
+                discards_reach_data=not data.is_block_node,
+                no_space_timeout_seconds=self._no_space_timeout_seconds,
+            )
+            undo.pop_all()
+        return pool
+
+
+def _open(path: str, role: str, *, read_only: bool = False) -> FileDevice:
+    # Nodes are reached through links (/dev/mapper, /dev/disk); a link among a home's files is a trap.
+    nofollow = not path.startswith("/dev/")
+    try:
+        return FileDevice(path, read_only=read_only, nofollow=nofollow)
+    except OSError as error:
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        if error.errno == errno.ELOOP:
+            reason = "it is a symbolic link, which is not followed here"
+        raise InvalidRequest(f"{role} device {path} cannot be opened: {reason}", errno=error.errno) from error
+
+
+def _lock(metadata: FileDevice) -> None:
+    try:
+        fcntl.flock(metadata.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InvalidRequest(
+            f"metadata device {metadata.path} is in use by another pool, here or in another process", errno=errno.EBUSY
+        ) from None

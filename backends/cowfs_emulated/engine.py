@@ -1,0 +1,359 @@
+"""The heart of an emulated pool: its mode, its transaction, its free space.
+
+    EmulatedPool (messages, status, tables)      EmulatedThin (reads, writes, discards)
+                    └──────────────┬─────────────────────┘
+                                Engine
+                  ┌────────────────┴────────────────┐
+        Metadata (mappings, counts)          data device (bytes)
+
+A mode only gets worse while the pool runs, except for the two ways back that the kernel has too: free blocks end
+OUT_OF_DATA_SPACE at the next commit, and a resume asks for the table's mode again.
+
+    WRITE ──no free data block──► OUT_OF_DATA_SPACE ──free blocks, resume──► WRITE
+      ├──reserve of metadata reached──► OUT_OF_METADATA_SPACE ──resume──► WRITE
+      ├──metadata operation failed: abort, needs_check──► READ_ONLY ──repair and reopen──► WRITE
+      └──the abort failed──► FAIL ──reopen──► WRITE
+
+Commit order: flush the data device, commit the metadata, then punch what this commit freed out of the data device.
+A freed block becomes allocatable with the commit and is punched before anybody can ask for it, since nothing here
+awaits. A crash in between leaves old bytes in a free block; they never show, because a block is zeroed when the write
+that provisions it does not cover it.
+
+Source of the rules: Linux 6.1, drivers/md/dm-thin.c, observed. Different on purpose: a write whose data I/O fails
+gives its block back; every fresh block reads as zeros, also with skip_block_zeroing.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from cowfs.blockdev import BlockDevice
+from cowfs.errors import MetadataCorrupt, OutOfDataSpace, PoolIoError, PoolModeError
+from cowfs.pool import NoSpacePolicy, PoolMode, PoolTable
+from cowfs.thinmeta import Metadata, ThinMapping
+from cowfs.units import SECTOR_BYTES
+
+COMMIT_PERIOD_SECONDS: Final = 1.0
+NO_SPACE_TIMEOUT_SECONDS: Final = 60.0
+
+_MAX_RESERVE_BLOCKS: Final = 4096
+_MAX_LOW_WATER_BLOCKS: Final = 1024
+# Blocks mapped by one insertion. The larger is bounded so that one insertion cannot eat the hidden reserve of metadata
+# blocks; near the reserve, block by block, as the kernel does it.
+_RUN_BLOCKS: Final = 1024
+_SPARE_METADATA_BLOCKS: Final = 128
+
+
+class Follower(Protocol):
+    """What the engine tells the thin devices that are active on it."""
+
+    def note_abort(self) -> None:
+        """The transaction is about to be thrown away."""
+        ...
+
+    def note_mode(self) -> None:
+        """The mode changed."""
+        ...
+
+
+class Engine:
+    """One pool's transaction and mode, shared by the pool object and its active thin devices.
+
+    Invariants:
+        1. Between two calls no data block is allocated that nothing maps.
+        2. `mode` is WRITE only when the metadata does not need a check.
+        3. In modes from OUT_OF_METADATA_SPACE on, the metadata has no uncommitted change but the needs_check flag.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        metadata: Metadata,
+        data: BlockDevice,
+        table: PoolTable,
+        *,
+        clock: Callable[[], float],
+        durable: bool,
+        discards_reach_data: bool,
+        no_space_timeout_seconds: float,
+    ) -> None:
+        self.name = name
+        self.metadata = metadata
+        self.data = data
+        self.table = table
+        self.block_bytes = table.block_sectors * SECTOR_BYTES
+        self.clock = clock
+        self.durable = durable
+        self.discards_reach_data = discards_reach_data
+        self.no_space_timeout_seconds = no_space_timeout_seconds
+        self.mode = PoolMode.WRITE
+        self.no_space = NoSpacePolicy.QUEUE
+        self.event_counter = 0
+        self.followers: list[Follower] = []
+        self._queue_deadline = math.inf
+        self._low_water_sent = False
+        self._last_commit = clock()
+        self._last_metadata_free = metadata.metadata_free_blocks
+        self.bind(table)
+
+    # ------------------------------------------------------------------------------------------ figures
+
+    @property
+    def metadata_reserve_blocks(self) -> int:
+        """Metadata blocks that the status hides, kept for finishing what was begun."""
+        return min(_MAX_RESERVE_BLOCKS, self.metadata.metadata_blocks // 10)
+
+    @property
+    def metadata_low_water_blocks(self) -> int:
+        return min(_MAX_LOW_WATER_BLOCKS, self.metadata.metadata_blocks // 4)
+
+    def usable_metadata_blocks(self) -> int:
+        return max(0, self.metadata.metadata_free_blocks - self.metadata_reserve_blocks)
+
+    @property
+    def passes_discards_down(self) -> bool:
+        table = self.table
+        return self.discards_reach_data and not table.no_discard_passdown and not table.ignore_discard
+
+    # ------------------------------------------------------------------------------------------ mode
+
+    def bind(self, table: PoolTable) -> None:
+        """Put a table in force, as a resume does."""
+        self.table = table
+        self._low_water_sent = False
+        self._restore_no_space_policy()
+        self.set_mode(PoolMode.READ_ONLY if table.read_only else PoolMode.WRITE)
+
+    def set_mode(self, mode: PoolMode) -> None:
+        """Go to a mode, or as near to it as the pool may; a change raises an event."""
+        old = self.mode
+        if old is PoolMode.FAIL:
+            return
+        if mode is PoolMode.WRITE and self.metadata.needs_check:
+            mode = max(old, PoolMode.READ_ONLY)
+        if mode is PoolMode.WRITE:
+            self._restore_no_space_policy()
+        elif mode is PoolMode.OUT_OF_DATA_SPACE and old is not mode:
+            self._queue_deadline = self.clock() + (self.no_space_timeout_seconds or math.inf)
+        if mode is not old:
+            self.mode = mode
+            self.event_counter += 1
+            for follower in self.followers:
+                follower.note_mode()
+
+    def _restore_no_space_policy(self) -> None:
+        self.no_space = NoSpacePolicy.ERROR if self.table.error_if_no_space else NoSpacePolicy.QUEUE
+        self._queue_deadline = math.inf
+
+    def queue_seconds_left(self) -> float:
+        """How long a write without space may still wait: 0 when it must fail now, infinity when for ever."""
+        if self.mode is not PoolMode.OUT_OF_DATA_SPACE or self.no_space is NoSpacePolicy.ERROR:
+            return 0.0
+        left = self._queue_deadline - self.clock()
+        if left > 0:
+            return left
+        self.no_space = NoSpacePolicy.ERROR
+        self.event_counter += 1
+        return 0.0
+
+    # ------------------------------------------------------------------------------------------ transaction
+
+    def commit(self) -> None:
+        """Make everything so far durable, then see whether space ran out or came back.
+
+        Raises:
+            PoolIoError (EIO): it failed. The transaction is lost, and the pool is read-only or failed.
+        """
+        if self.mode >= PoolMode.OUT_OF_METADATA_SPACE:
+            return
+        if self.metadata.changed:
+            try:
+                self.flush_data()
+                freed = self.metadata.commit()
+            except OSError as error:
+                raise self.operation_failed("commit", error) from error
+            self._reclaim(freed)
+        self._last_commit = self.clock()
+        self._last_metadata_free = self.metadata.metadata_free_blocks
+        if not self.usable_metadata_blocks():
+            self.set_mode(PoolMode.OUT_OF_METADATA_SPACE)
+        elif self.mode is PoolMode.OUT_OF_DATA_SPACE and self.metadata.data_free_blocks:
+            self.set_mode(PoolMode.WRITE)
+
+    def flush_data(self) -> None:
+        if self.durable:
+            self.data.flush()
+
+    def commit_when_due(self) -> None:
+        """The periodic commit: something changed, and the last commit is more than a second ago."""
+        if self.metadata.changed and self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
+            self.commit()
+
+    def changed(self) -> None:
+        """Look after space and time once a change is complete."""
+        free = self.metadata.metadata_free_blocks
+        if free <= self.metadata_low_water_blocks:
+            if self._last_metadata_free > self.metadata_low_water_blocks:
+                self.event_counter += 1
+            if free <= self.metadata_reserve_blocks:
+                self.commit()
+        self._last_metadata_free = free
+        if self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
+            self.commit()
+
+    def operation_failed(self, operation: str, cause: OSError) -> PoolIoError:
+        """Abort to the last commit and degrade the pool; returns the error to raise."""
+        if self.mode < PoolMode.READ_ONLY:
+            if self.roll_back():
+                self.metadata.set_needs_check()
+                self.write_needs_check()
+            self.set_mode(PoolMode.READ_ONLY)
+        return PoolIoError(
+            f"pool '{self.name}': {operation} failed ({cause}); changes since the last commit are lost and the pool is "
+            f"{'failed; close it' if self.mode is PoolMode.FAIL else 'read-only until it is checked and repaired'}"
+        )
+
+    def roll_back(self) -> bool:
+        """Throw the transaction away; False when that failed too, and with it the pool."""
+        for follower in self.followers:
+            follower.note_abort()
+        try:
+            self.metadata.abort()
+        except OSError:
+            self.set_mode(PoolMode.FAIL)
+            return False
+        self._last_metadata_free = self.metadata.metadata_free_blocks
+        return True
+
+    def write_needs_check(self) -> None:
+        """Try to get the needs_check flag onto the disk; `close` tries again, since the fault may pass."""
+        if self.mode is PoolMode.FAIL or not (self.metadata.needs_check and self.metadata.changed):
+            return
+        try:
+            self.metadata.commit()
+        except OSError:
+            if self.roll_back():
+                self.metadata.set_needs_check()
+
+    def _reclaim(self, freed: list[tuple[int, int]]) -> None:
+        """Give freed data blocks back to the data device; a refusal only costs space."""
+        if not self.passes_discards_down:
+            return
+        block_bytes = self.block_bytes
+        try:
+            for dblock, length in freed:
+                self.data.discard(dblock * block_bytes, length * block_bytes)
+        except OSError:
+            return
+
+    # ------------------------------------------------------------------------------------------ data blocks
+
+    def allocate(self, count: int) -> tuple[int, int]:
+        """A run of free data blocks as (first, length), at most `count` long.
+
+        The caller writes the data and then calls `insert`, or `release`.
+
+        Raises:
+            OutOfDataSpace (ENOSPC): none left, also after a commit.
+            PoolModeError (EIO): the pool's mode allows no provisioning.
+            PoolIoError (EIO): the metadata failed.
+        """
+        metadata = self.metadata
+        if self.mode is not PoolMode.WRITE:
+            self._require_space()
+        free = metadata.data_free_blocks
+        self._note_low_water(free)
+        if not free:
+            self.commit()
+            if not metadata.data_free_blocks and self.mode is PoolMode.WRITE:
+                self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
+            self._require_space()
+        try:
+            dblock, length = metadata.allocate_data(min(count, self._run_limit()))
+        except OutOfDataSpace:
+            self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
+            raise self._no_space_error() from None
+        except OSError as error:
+            raise self.operation_failed("allocating a data block", error) from error
+        self._note_low_water(free - length + 1)
+        return dblock, length
+
+    def _run_limit(self) -> int:
+        free = self.metadata.metadata_free_blocks - self.metadata_reserve_blocks
+        return _RUN_BLOCKS if free > _SPARE_METADATA_BLOCKS else 1
+
+    def release(self, dblock: int, length: int) -> None:
+        """Give back an allocation whose data could not be written."""
+        try:
+            self.metadata.release_data(dblock, length)
+        except OSError as error:
+            raise self.operation_failed("releasing a data block", error) from error
+
+    def insert(self, mapping: ThinMapping, vblock: int, dblock: int, length: int) -> None:
+        """Map an allocated run whose data is in place."""
+        try:
+            mapping.insert(vblock, dblock, length)
+        except OSError as error:
+            raise self.operation_failed(f"mapping a block of thin {mapping.thin_id}", error) from error
+        self.changed()
+
+    def remove(self, mapping: ThinMapping, begin: int, end: int) -> None:
+        """Unmap virtual blocks; a pool that cannot change its metadata lets it pass, as the kernel does."""
+        if self.mode >= PoolMode.OUT_OF_METADATA_SPACE:
+            return
+        try:
+            removed = mapping.remove(begin, end)
+        except OSError as error:
+            raise self.operation_failed(f"unmapping blocks of thin {mapping.thin_id}", error) from error
+        if removed:
+            self.changed()
+
+    def lookup(self, mapping: ThinMapping, vblock: int, count: int) -> list[tuple[int, int, int]]:
+        """`mapping.lookup` for the data path: damage is EIO, as is a mapping past the end of the data."""
+        try:
+            runs = mapping.lookup(vblock, count)
+        except MetadataCorrupt as error:
+            raise PoolIoError(f"pool '{self.name}', thin {mapping.thin_id}, block {vblock}: {error}") from error
+        end = self.metadata.data_blocks
+        for length, dblock, _ in runs:
+            if dblock + length > end and dblock >= 0:
+                raise PoolIoError(
+                    f"pool '{self.name}', thin {mapping.thin_id}: mapped to data block {dblock + length - 1} of {end}"
+                )
+        return runs
+
+    def _require_space(self) -> None:
+        """Raise unless the pool can provision; blocks freed since the last commit are harvested first."""
+        if self.mode is PoolMode.OUT_OF_DATA_SPACE and self.metadata.changed:
+            self.commit()
+        if self.mode is PoolMode.OUT_OF_DATA_SPACE:
+            raise self._no_space_error()
+        if self.mode is not PoolMode.WRITE:
+            raise self.mode_error("a write to a new block", errno.EIO)
+
+    def _no_space_error(self) -> OutOfDataSpace:
+        total = self.metadata.data_blocks
+        return OutOfDataSpace(
+            f"pool '{self.name}' is out of data space: none of its {total} data blocks is free; "
+            "grow it, or delete or discard something",
+            may_queue=self.queue_seconds_left() > 0,
+        )
+
+    def mode_error(self, request: str, number: int) -> PoolModeError:
+        if self.mode is PoolMode.FAIL:
+            state, remedy = "failed", "close it"
+        elif self.mode is PoolMode.OUT_OF_METADATA_SPACE:
+            state, remedy = "out of metadata space", "grow its metadata device and resume it"
+        elif self.metadata.needs_check:
+            state, remedy = "read-only and needs a check", "close it and repair its metadata"
+        else:
+            state, remedy = "read-only", "open it without read_only"
+        return PoolModeError(f"{request} was refused: pool '{self.name}' is {state}; {remedy}", errno=number)
+
+    def _note_low_water(self, free: int) -> None:
+        if free <= self.table.low_water_blocks and not self._low_water_sent:
+            self._low_water_sent = True
+            self.event_counter += 1

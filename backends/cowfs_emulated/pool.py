@@ -1,0 +1,463 @@
+"""The emulated thin pool: messages, status, tables and lifecycle over one `Engine`."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from typing import Protocol, runtime_checkable
+
+from cowfs.blockdev import BlockDevice, Buffer
+from cowfs.errors import InvalidRequest, MetadataCorrupt, NoSuchThin, PoolIoError, ThinBusy, ThinExists
+from cowfs.pool import (
+    DiscardMode,
+    Message,
+    PoolMode,
+    PoolStatus,
+    PoolTable,
+    ThinDevice,
+    ThinStatus,
+    UnreadableStatus,
+)
+from cowfs.thinmeta import Metadata
+from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, SECTOR_BYTES, DataBlocks, MetaBlocks
+from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS, Engine
+from cowfs_emulated.thin import (
+    EmulatedThin,
+    OpenThin,
+    mapping_status,
+    open_origin,
+    require_length,
+    require_thin_id,
+)
+
+# Refusals of the metadata, after which its transaction is as it was.
+_REFUSALS = (InvalidRequest, NoSuchThin, ThinBusy, ThinExists)
+
+
+@runtime_checkable
+class _CanGrow(Protocol):
+    def refresh_size(self) -> int: ...
+
+
+class EmulatedPool:
+    """A `Pool` on two block devices, which it closes in the end.
+
+    Args:
+        metadata, data: the devices; a `refresh_size` method, where they have one, tells that they grew.
+        table: what to be. Its two paths are only compared, with those of later tables.
+        clock: seconds, for the periodic commit and the end of queueing.
+        durable: False never flushes a device.
+        discards_reach_data: whether discarding on `data` gives space back.
+        no_space_timeout_seconds: how long a full pool lets writes wait; 0 is for ever.
+
+    Raises:
+        InvalidRequest, MetadataCorrupt: as `Backend.open_pool`. The devices are then still open and the caller's.
+    """
+
+    def __init__(
+        self,
+        metadata: BlockDevice,
+        data: BlockDevice,
+        table: PoolTable,
+        *,
+        name: str,
+        clock: Callable[[], float] = time.monotonic,
+        durable: bool = True,
+        discards_reach_data: bool = True,
+        no_space_timeout_seconds: float = NO_SPACE_TIMEOUT_SECONDS,
+    ) -> None:
+        table.check()
+        self._name = name
+        self._metadata_device = metadata
+        self._data_device = data
+        self._loaded: PoolTable | None = None
+        self._suspended = False
+        self._closed = False
+        self._open_thins: dict[int, OpenThin] = {}
+        self._require_data_device_holds(table)
+        opened = _load_metadata(metadata if durable else Unflushed(metadata), table)
+        try:
+            self._engine = Engine(
+                name,
+                opened,
+                data,
+                table,
+                clock=clock,
+                durable=durable,
+                discards_reach_data=discards_reach_data,
+                no_space_timeout_seconds=no_space_timeout_seconds,
+            )
+            self._take_sizes(table)
+        except BaseException:
+            opened.close()
+            raise
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def block_bytes(self) -> int:
+        return self._engine.block_bytes
+
+    @property
+    def event_counter(self) -> int:
+        return self._engine.event_counter
+
+    # ------------------------------------------------------------------------------------------ messages
+
+    def create_thin(self, thin_id: int) -> None:
+        self._change("create_thin", lambda metadata: metadata.create_thin(thin_id), thin_id)
+
+    def create_snap(self, thin_id: int, origin_id: int) -> None:
+        self._change("create_snap", lambda metadata: metadata.create_snap(thin_id, origin_id), thin_id, origin_id)
+
+    def delete(self, thin_id: int) -> None:
+        def delete(metadata: Metadata) -> None:
+            shared = self._open_thins.get(thin_id)
+            if shared is not None and shared.devices:
+                names = ", ".join(f"'{device.name}'" for device in shared.devices)
+                raise ThinBusy(f"thin {thin_id} of pool '{self._name}' is active as {names}; close it before deleting")
+            metadata.delete_thin(thin_id)
+
+        self._change("delete", delete, thin_id)
+
+    def set_transaction_id(self, old: int, new: int) -> None:
+        self._change("set_transaction_id", lambda metadata: metadata.set_transaction_id(old, new))
+
+    def reserve_metadata_snap(self) -> None:
+        self._change("reserve_metadata_snap", lambda metadata: metadata.reserve_snap())
+
+    def release_metadata_snap(self) -> None:
+        self._change("release_metadata_snap", lambda metadata: metadata.release_snap())
+
+    def message(self, text: str) -> None:
+        self._require_messages(f"message '{text}'")
+        message = Message.parse(text)
+        getattr(self, message.name)(*message.arguments)
+
+    def _require_messages(self, request: str) -> None:
+        self._require_open()
+        if self._engine.mode >= PoolMode.OUT_OF_METADATA_SPACE:
+            raise self._engine.mode_error(request, errno.EOPNOTSUPP)
+
+    def _change(self, name: str, operation: Callable[[Metadata], None], *thin_ids: int) -> None:
+        """Carry out one message and commit it.
+
+        What was done before is committed first, so that a message that meets damage can be undone alone.
+        """
+        self._require_messages(name)
+        for thin_id in thin_ids:
+            require_thin_id(thin_id)
+        engine = self._engine
+        if engine.metadata.changed:
+            engine.commit()
+            self._require_messages(name)
+        try:
+            operation(engine.metadata)
+        except _REFUSALS:
+            raise
+        except MetadataCorrupt:
+            engine.roll_back()
+            raise
+        except OSError as error:
+            raise engine.operation_failed(name, error) from error
+        engine.changed()
+        engine.commit()
+
+    # ------------------------------------------------------------------------------------------ status
+
+    def status(self, *, flush: bool = True) -> PoolStatus | UnreadableStatus:
+        self._require_open()
+        engine = self._engine
+        if flush and not self._suspended:
+            with suppress(PoolIoError):  # the status shows what became of the pool
+                engine.commit()
+        if engine.mode is PoolMode.FAIL:
+            return UnreadableStatus.FAIL
+        engine.queue_seconds_left()
+        metadata = engine.metadata
+        return PoolStatus(
+            transaction_id=metadata.transaction_id,
+            used_metadata_blocks=MetaBlocks(metadata.metadata_blocks - engine.usable_metadata_blocks()),
+            total_metadata_blocks=MetaBlocks(metadata.metadata_blocks),
+            used_data_blocks=DataBlocks(metadata.data_used_blocks),
+            total_data_blocks=DataBlocks(metadata.data_blocks),
+            held_root=metadata.held_root,
+            mode=engine.mode,
+            discard=self._discard_mode(),
+            no_space=engine.no_space,
+            needs_check=metadata.needs_check,
+            metadata_low_water=MetaBlocks(engine.metadata_low_water_blocks),
+        )
+
+    def _discard_mode(self) -> DiscardMode:
+        if self._engine.table.ignore_discard:
+            return DiscardMode.IGNORE
+        return DiscardMode.PASSDOWN if self._engine.passes_discards_down else DiscardMode.NO_PASSDOWN
+
+    def table(self) -> PoolTable:
+        self._require_open()
+        return self._engine.table
+
+    def thin_ids(self) -> list[int]:
+        self._require_open()
+        return self._engine.metadata.thin_ids()
+
+    def thin_status(self, thin_id: int) -> ThinStatus | UnreadableStatus:
+        self._require_open()
+        require_thin_id(thin_id)
+        if self._engine.mode is PoolMode.FAIL:
+            return UnreadableStatus.FAIL
+        return mapping_status(self._engine, self._engine.metadata.open_thin(thin_id))
+
+    def open_metadata(self) -> BlockDevice:
+        """The metadata device, for reading. What is read is one commit as long as the pool does not commit again."""
+        self._require_open()
+        return ReadOnlyView(self._metadata_device)
+
+    # ------------------------------------------------------------------------------------------ thin devices
+
+    def activate(
+        self,
+        name: str,
+        thin_id: int,
+        length_sectors: int,
+        *,
+        read_only: bool = False,
+        external_origin: str | None = None,
+    ) -> ThinDevice:
+        self._require_open()
+        engine = self._engine
+        require_thin_id(thin_id)
+        require_length(length_sectors, name)
+        if self._suspended:
+            raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' is suspended; resume it")
+        if engine.mode is PoolMode.FAIL:
+            raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' has failed")
+        if any(device.name == name for device in self.active()):
+            raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
+        shared = self._open_thins.get(thin_id)
+        if shared is None or not shared.devices:
+            shared = OpenThin(engine.metadata.open_thin(thin_id))
+        origin = None if external_origin is None else open_origin(external_origin)
+        if not shared.devices:
+            self._open_thins[thin_id] = shared
+            engine.followers.append(shared)
+        return EmulatedThin(
+            engine,
+            shared,
+            name,
+            length_sectors,
+            read_only=read_only,
+            origin=origin,
+            origin_path=external_origin,
+        )
+
+    def active(self) -> list[ThinDevice]:
+        return [device for shared in self._open_thins.values() for device in shared.devices]
+
+    # ------------------------------------------------------------------------------------------ tables
+
+    def reload(self, table: PoolTable) -> None:
+        self._require_open()
+        table.check()
+        live = self._engine.table
+        if (table.metadata_device, table.data_device) != (live.metadata_device, live.data_device):
+            raise InvalidRequest(
+                f"pool '{self._name}' is on {live.metadata_device} and {live.data_device}; a reload cannot move it"
+            )
+        if table.block_sectors != live.block_sectors:
+            raise InvalidRequest(
+                f"pool '{self._name}' has data blocks of {live.block_sectors} sectors, not {table.block_sectors}"
+            )
+        if table.ignore_discard != live.ignore_discard:
+            raise InvalidRequest(f"pool '{self._name}': a reload cannot turn discard support on or off")
+        self._require_data_device_holds(table)
+        self._loaded = table
+
+    def suspend(self) -> None:
+        self._require_open()
+        if self._suspended:
+            return
+        self._suspended = True
+        self._tell_thins()
+        self._engine.commit()
+
+    def resume(self) -> None:
+        self._require_open()
+        table = self._loaded
+        if table is None and not self._suspended:
+            return
+        self.suspend()
+        table = table or self._engine.table
+        self._require_sizes(table)
+        self._engine.bind(table)
+        self._take_sizes(table)
+        self._loaded = None
+        self._suspended = False
+        self._tell_thins()
+
+    def _tell_thins(self) -> None:
+        for shared in self._open_thins.values():
+            for device in shared.devices:
+                device.set_pool_suspended(self._suspended)
+
+    def _require_data_device_holds(self, table: PoolTable) -> None:
+        have_bytes = _current_size(self._data_device)
+        if table.length_sectors * SECTOR_BYTES > have_bytes:
+            raise InvalidRequest(
+                f"pool '{self._name}' of {table.length_sectors} sectors does not fit {table.data_device}, which has "
+                f"{have_bytes // SECTOR_BYTES}; enlarge it or give a shorter table"
+            )
+
+    def _require_sizes(self, table: PoolTable) -> None:
+        """Raise where the metadata knows more blocks than the devices or the table have."""
+        metadata = self._engine.metadata
+        if self._engine.mode is PoolMode.FAIL:
+            return
+        if table.data_blocks < metadata.data_blocks:
+            raise InvalidRequest(
+                f"pool '{self._name}' has {metadata.data_blocks} data blocks; a table with {table.data_blocks} is too "
+                "small, and pools do not shrink"
+            )
+        have = self._metadata_device_blocks()
+        if have < metadata.metadata_blocks:
+            raise InvalidRequest(
+                f"pool '{self._name}' has {metadata.metadata_blocks} metadata blocks; {table.metadata_device} is too "
+                f"small with {have}"
+            )
+
+    def _metadata_device_blocks(self) -> int:
+        return min(_current_size(self._metadata_device) // METADATA_BLOCK_BYTES, MAX_METADATA_BLOCKS)
+
+    def _take_sizes(self, table: PoolTable) -> None:
+        """Grow the metadata's idea of both devices to what there is; a pool that needs a check keeps its sizes."""
+        self._require_sizes(table)
+        engine = self._engine
+        metadata = engine.metadata
+        if engine.mode >= PoolMode.OUT_OF_METADATA_SPACE:
+            return
+        try:
+            if table.data_blocks > metadata.data_blocks:
+                metadata.resize_data(table.data_blocks)
+            if self._metadata_device_blocks() > metadata.metadata_blocks:
+                metadata.resize_metadata(self._metadata_device_blocks())
+        except OSError as error:
+            raise engine.operation_failed("growing", error) from error
+        if metadata.changed:
+            engine.commit()
+
+    # ------------------------------------------------------------------------------------------ time, end
+
+    def tick(self) -> None:
+        self._require_open()
+        self._engine.queue_seconds_left()
+        if not self._suspended:
+            self._engine.commit_when_due()
+
+    def extra_space_wait_seconds(self) -> float:
+        self._require_open()
+        return self._engine.queue_seconds_left()
+
+    def commit(self) -> None:
+        self._require_open()
+        self._engine.commit()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        with ExitStack() as stack:
+            stack.callback(self._data_device.close)
+            stack.callback(self._metadata_device.close)
+            stack.callback(self._engine.metadata.close)
+            stack.callback(setattr, self, "_closed", True)
+            stack.callback(self._close_thins)
+            self._engine.write_needs_check()
+            self._engine.commit()
+            self._engine.flush_data()
+
+    def _close_thins(self) -> None:
+        for device in self.active():
+            device.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest(f"pool '{self._name}' is closed", errno=errno.EBADF)
+
+
+class Unflushed:
+    """A device whose flushes do nothing."""
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self._inner = inner
+        self.pread = inner.pread
+        self.pwrite = inner.pwrite
+        self.zero = inner.zero
+        self.discard = inner.discard
+        self.copy = inner.copy
+
+    @property
+    def size_bytes(self) -> int:
+        return self._inner.size_bytes
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class ReadOnlyView:
+    """Reads another device; `close` leaves that device open."""
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self._inner = inner
+
+    @property
+    def size_bytes(self) -> int:
+        return self._inner.size_bytes
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self._inner.pread(offset, length)
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        raise _read_only(offset, len(data))
+
+    def zero(self, offset: int, length: int) -> None:
+        raise _read_only(offset, length)
+
+    def discard(self, offset: int, length: int) -> None:
+        raise _read_only(offset, length)
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:  # noqa: ARG002
+        raise _read_only(target_offset, length)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _read_only(offset: int, length: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"write of {length} bytes at {offset:#x}: this view of a device is for reading", errno=errno.EROFS
+    )
+
+
+def _current_size(device: BlockDevice) -> int:
+    return device.refresh_size() if isinstance(device, _CanGrow) else device.size_bytes
+
+
+def _load_metadata(device: BlockDevice, table: PoolTable) -> Metadata:
+    """Format a device whose first block is zeros, else open what it holds."""
+    if _current_size(device) >= METADATA_BLOCK_BYTES and not any(device.pread(0, METADATA_BLOCK_BYTES)):
+        if table.read_only:
+            raise InvalidRequest(
+                f"{table.metadata_device} is not formatted, and a read_only pool formats nothing", errno=errno.EPERM
+            )
+        return Metadata.create(device, table.block_sectors)
+    return Metadata.open(device, data_block_sectors=table.block_sectors, read_only=table.read_only)
