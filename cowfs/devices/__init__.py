@@ -1,7 +1,8 @@
 """The device set of a home: thin devices by name, laid out as moby's devicemapper does, crash safe."""
 
+from cowfs.devices.active import Quiescer
 from cowfs.devices.base import BaseFilesystem
-from cowfs.devices.deviceset import DeviceSet, Progress, Quiescer
+from cowfs.devices.deviceset import DeviceSet, Progress
 from cowfs.devices.files import System
 from cowfs.devices.lock import LOCK_NAME, HomeLock
 from cowfs.devices.names import BASE, check_name

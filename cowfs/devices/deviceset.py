@@ -15,12 +15,10 @@ file per device and activates nothing but the base device, for a moment, to read
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +27,7 @@ from typing import Final, Self, TypeAlias
 import msgspec
 
 from cowfs.devices import figures, making, pool_files
+from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base import BaseDevice, BaseFilesystem
 from cowfs.devices.ext4_base import Ext4
 from cowfs.devices.files import HomeFiles, System
@@ -43,17 +42,8 @@ from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, ThinBu
 from cowfs.pool import Backend, NoSpacePolicy, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 
-Quiescer: TypeAlias = Callable[[], AbstractContextManager[object]]
 Progress: TypeAlias = Callable[[str, int, int], None]
-_MAX_DM_NAME_BYTES: Final = 127
 _INIT_STEPS: Final = 3
-
-
-@dataclass(slots=True)
-class _Active:
-    thin: ThinDevice
-    count: int
-    read_only: bool
 
 
 class DeviceSet:
@@ -78,9 +68,7 @@ class DeviceSet:
         self._lock = lock
         self._settings = settings
         self._is_closed = False
-        self._active: dict[str, _Active] = {}
-        self._quiescers: dict[str, list[Quiescer]] = {}
-        self._prefix = pool_prefix(files.home)
+        self._active = ActiveDevices(pool, pool_prefix(files.home))
         self.pool = pool
         self.read_only = read_only
         self._store = DeviceStore(files, read_only=read_only)
@@ -91,7 +79,7 @@ class DeviceSet:
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.creation_transaction, pool))
         self._base = BaseDevice(
-            pool, self._store, self._transactions, filesystem, self._activate_thin, new_uuid, set_file
+            pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )
 
     # ------------------------------------------------------------------ making, opening, closing
@@ -229,9 +217,7 @@ class DeviceSet:
         with ExitStack() as last:
             last.callback(self._lock.release)
             last.callback(self.pool.close)
-            for active in self._active.values():
-                last.callback(_close_thin, active)
-            self._active.clear()
+            last.callback(self._active.close)
             self._save_next_id()
 
     def _save_next_id(self) -> None:
@@ -318,9 +304,8 @@ class DeviceSet:
         record = self._store.require(name)
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
-        active = self._active.get(name)
         try:
-            if active is not None:
+            if name in self._active:
                 raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then remove it")
             self._transactions.remove(name)
         except (DeviceBusy, ThinBusy) as error:
@@ -398,16 +383,7 @@ class DeviceSet:
             UnknownDevice, NoSuchThin: no record, or no thin for it.
             DeviceBusy: it is active in the other mode, or marked for deletion.
         """
-        record = self._usable(name)
-        read_only = read_only or self.read_only
-        active = self._active.get(name)
-        if active is None:
-            active = self._active[name] = _Active(self._activate_thin(name, record, read_only), 0, read_only)
-        elif active.read_only != read_only:
-            mode = "read-only" if active.read_only else "for writing"
-            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is active {mode}; deactivate it first")
-        active.count += 1
-        return active.thin
+        return self._active.activate(name, self._usable(name), read_only=read_only or self.read_only)
 
     def deactivate(self, name: str) -> None:
         """End one activation; the last one flushes the device and closes it.
@@ -415,23 +391,12 @@ class DeviceSet:
         Raises:
             UsageError: it is not active.
         """
-        active = self._active.get(name)
-        if active is None:
-            raise UsageError(f"device {name!r} is not active, so it cannot be deactivated")
-        active.count -= 1
-        if active.count:
-            return
-        del self._active[name]
-        try:
-            _close_thin(active)
-        finally:
-            record = self._store.get(name)
-            if record is not None and record.deleted:
-                self._transactions.remove(name)
+        if self._active.deactivate(name) and self._store.require(name).deleted:
+            self._transactions.remove(name)
 
     def active(self) -> dict[str, ThinDevice]:
         """Active devices by name."""
-        return {name: active.thin for name, active in self._active.items()}
+        return self._active.thins()
 
     def add_quiescer(self, name: str, quiescer: Quiescer) -> Callable[[], None]:
         """Have `quiescer` bring a device to a consistent state around each snapshot of it.
@@ -442,29 +407,11 @@ class DeviceSet:
         Returns:
             A function that takes it out again.
         """
-        hooks = self._quiescers.setdefault(name, [])
-        hooks.append(quiescer)
+        return self._active.add_quiescer(name, quiescer)
 
-        def remove() -> None:
-            with suppress(ValueError):
-                hooks.remove(quiescer)
-
-        return remove
-
-    @contextmanager
-    def quiesced(self, name: str) -> Iterator[None]:
+    def quiesced(self, name: str) -> AbstractContextManager[None]:
         """Hold a device still: its quiescers, then the device itself. Nothing happens for one that is not active."""
-        active = self._active.get(name)
-        if active is None:
-            yield
-            return
-        active.thin.flush()  # the bulk of the work, while its users still go on
-        with ExitStack() as stack:
-            for quiescer in list(self._quiescers.get(name, ())):
-                stack.enter_context(quiescer())
-            active.thin.suspend()
-            stack.callback(active.thin.resume)
-            yield
+        return self._active.quiesced(name)
 
     # ------------------------------------------------------------------ helpers
 
@@ -485,23 +432,3 @@ class DeviceSet:
         if record.deleted:
             raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
         return record
-
-    def _activate_thin(self, name: str, record: DeviceFile, read_only: bool) -> ThinDevice:
-        return self.pool.activate(
-            self._dm_name(name), record.device_id, record.size // SECTOR_BYTES, read_only=read_only
-        )
-
-    def _dm_name(self, name: str) -> str:
-        """The name under which a device is active: moby's where the kernel takes it."""
-        full = f"{self._prefix}-{name}"
-        if name != "pool" and len(full.encode()) <= _MAX_DM_NAME_BYTES:
-            return full
-        return f"{self._prefix}-{hashlib.sha256(name.encode()).hexdigest()}"
-
-
-def _close_thin(active: _Active) -> None:
-    try:
-        if not active.read_only:
-            active.thin.flush()
-    finally:
-        active.thin.close()

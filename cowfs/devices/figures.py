@@ -150,7 +150,7 @@ def _read_details(reader: MetadataReader, superblock: Superblock, thin_id: int) 
             if node.keys[i] != thin_id:
                 break
             return DeviceDetails.from_words(*node.values[3 * i : 3 * i + 3])
-        location, begin, end = children(node, begin, end)[i]
+        location, begin, end = children(node, end)[i]
     raise MetadataCorrupt(f"thin {thin_id} has no device details", block=superblock.details_root, path=path)
 
 
@@ -190,7 +190,7 @@ class _ExclusiveBlocks:
             elif level == MAX_LEVELS:
                 raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
             else:
-                pending.extend((*child, level + 1) for child in children(node, begin, end))
+                pending.extend((*child, level + 1) for child in children(node, end))
         return total
 
     def _find_data_bitmap(self, index: int) -> int:
