@@ -1,0 +1,226 @@
+"""Before and after a mount, without FUSE itself: what is missing here, is this a usable mount point, unmount it.
+
+A server of cowfs names its main thread after the device number of what it serves (`cowfs 0:53` in ps and top). So the
+server of a mount is found without asking the mount, which may be dead, hung or closed to us.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.util
+import os
+import select
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from cowfs.errors import MissingRequirement, MountError
+from cowfs.fuse.mountinfo import Mount, mount_at
+
+_DEVICE: Final = "/dev/fuse"
+_FUSE_CONF: Final = "/etc/fuse.conf"
+_MNT_DETACH: Final = 2
+_TOOL_SECONDS: Final = 60.0
+
+
+# What a mount needs.
+
+
+def check_requirements() -> None:
+    """Raises MissingRequirement for the first thing this machine lacks to mount anything as this user."""
+    if not os.path.exists(_DEVICE):
+        raise MissingRequirement(
+            f"{_DEVICE} does not exist: the kernel's fuse module is not loaded",
+            remedy="modprobe fuse",
+            errno=errno.ENODEV,
+        )
+    if not os.access(_DEVICE, os.R_OK | os.W_OK):
+        raise MissingRequirement(
+            f"{_DEVICE} may not be opened by uid {os.geteuid()} (mode {os.stat(_DEVICE).st_mode & 0o777:03o})",
+            remedy=f"as root, chmod 666 {_DEVICE}, or join the group that owns it",
+            errno=errno.EACCES,
+        )
+    if os.geteuid() != 0 and fusermount() is None:
+        raise MissingRequirement(
+            "fusermount3 is not installed, and only root mounts without it",
+            remedy="apt-get install fuse3",
+            errno=errno.ENOENT,
+        )
+    if importlib.util.find_spec("pyfuse3") is None:
+        raise MissingRequirement("the Python package pyfuse3 is not installed", remedy="pip install 'cowfs[fuse]'")
+
+
+def fusermount() -> str | None:
+    return shutil.which("fusermount3", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
+
+
+def may_allow_other() -> bool:
+    """Whether this user may let others into a mount."""
+    if os.geteuid() == 0:
+        return True
+    try:
+        with open(_FUSE_CONF, encoding="utf-8", errors="replace") as file:
+            return any(line.strip() == "user_allow_other" for line in file)
+    except OSError:
+        return False
+
+
+def check_mount_point(source: str, target: str) -> str:
+    """The absolute path of a usable mount point.
+
+    A dead mount of cowfs on it (its server was killed) is detached first; nothing can use it any more.
+
+    Raises:
+        MountError: missing, not a directory, not empty, mounted already, or not ours to mount on.
+    """
+    path = os.path.realpath(target)
+
+    def refuse(number: int, reason: str) -> MountError:
+        return MountError("mount", source, path, errno=number, reason=reason)
+
+    mount = mount_at(path)
+    if mount is not None and mount.is_cowfs and is_dead(mount):
+        _detach(mount)
+        mount = mount_at(path)
+    if mount is not None:
+        raise refuse(errno.EBUSY, f"already a mount point ({mount.fstype} {mount.source}); unmount it first")
+    try:
+        names = os.listdir(path)
+    except FileNotFoundError:
+        raise refuse(errno.ENOENT, f"the mount point does not exist; create it first: mkdir -p {path}") from None
+    except NotADirectoryError:
+        raise refuse(errno.ENOTDIR, "the mount point is not a directory") from None
+    except OSError as error:
+        raise refuse(error.errno or errno.EIO, f"the mount point cannot be read: {error.strerror}") from None
+    if names:
+        found = names[0] if len(names) == 1 else f"{min(names)} and {len(names) - 1} more"
+        raise refuse(errno.ENOTEMPTY, f"the mount point is not empty: it holds {found}; use an empty directory")
+    if os.geteuid() != 0 and not os.access(path, os.W_OK):
+        raise refuse(errno.EACCES, f"uid {os.geteuid()} may not write to the mount point; use a directory of your own")
+    return path
+
+
+def is_dead(mount: Mount) -> bool:
+    """Whether the server of a FUSE mount is gone, so that everything in it fails with ENOTCONN."""
+    try:
+        os.stat(mount.target)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+# Its server.
+
+
+def server_title(device: str) -> str:
+    """The name of the main thread of the server of the file system with this device number, at most 15 bytes."""
+    return f"cowfs {device}"
+
+
+def find_server(mount: Mount) -> int | None:
+    """Pid of the process that serves a mount of cowfs; None when there is none any more."""
+    title = server_title(mount.device)
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdecimal():
+            continue
+        try:
+            comm = Path(entry.path, "comm").read_text(encoding="utf-8", errors="replace")
+            if comm.rstrip("\n") == title and entry.stat().st_uid == mount.owner_uid:
+                return int(entry.name)
+        except OSError:
+            continue  # it ended meanwhile
+    return None
+
+
+# Unmounting.
+
+
+def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) -> None:
+    """Unmount what cowfs mounted, and return when its server has closed everything and is gone.
+
+    Args:
+        lazy: detach at once; whoever still uses files in it keeps the server running, and nothing is waited for.
+
+    Raises:
+        MountError: nothing of cowfs is mounted there, files in it are in use, or the server does not end.
+    """
+    path = os.path.realpath(target)
+    mount = mount_at(path)
+    if mount is None:
+        reason = "not mounted" if os.path.lexists(path) else "no such mount point"
+        raise MountError("umount", "", path, errno=errno.EINVAL, reason=reason)
+    if not mount.is_cowfs:
+        reason = f"this is a mount of {mount.fstype} ({mount.source}), not of cowfs; use umount"
+        raise MountError("umount", mount.source, path, errno=errno.EINVAL, reason=reason)
+    server = _open_server(mount)
+    try:
+        unmount_now(mount.target, source=mount.source, lazy=lazy)
+        if server is not None and not lazy:
+            _wait_until_gone(server, mount, timeout_seconds)
+    finally:
+        if server is not None:
+            os.close(server)
+
+
+def unmount_now(target: str, *, source: str = "", lazy: bool = False) -> None:
+    """The bare unmount, as root by umount2(2) and else by fusermount3. Raises MountError."""
+    number = _umount2(target, lazy) if os.geteuid() == 0 else _run_fusermount(target, lazy)
+    if not number:
+        return
+    reason = ""
+    if number == errno.EBUSY:
+        reason = f"files in it are in use; see them with 'fuser -vm {target}', or detach it with --lazy"
+    elif number == errno.EPERM:
+        reason = "mounted by another user"
+    raise MountError("umount", source, target, flags=_MNT_DETACH if lazy else 0, errno=number, reason=reason)
+
+
+def _umount2(target: str, lazy: bool) -> int:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(target), _MNT_DETACH if lazy else 0) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
+def _run_fusermount(target: str, lazy: bool) -> int:
+    tool = fusermount()
+    if tool is None:
+        raise MissingRequirement("fusermount3 is not installed", remedy="apt-get install fuse3", errno=errno.ENOENT)
+    command = [tool, "-u", *(["-z"] if lazy else []), "--", target]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        timeout=_TOOL_SECONDS,
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+    )
+    if done.returncode == 0:
+        return 0
+    said = done.stderr.decode(errors="replace")
+    for number in (errno.EBUSY, errno.EPERM, errno.EINVAL, errno.ENOENT):
+        if os.strerror(number) in said:
+            return number
+    return errno.EPERM
+
+
+def _detach(mount: Mount) -> None:
+    unmount_now(mount.target, source=mount.source, lazy=True)
+
+
+def _open_server(mount: Mount) -> int | None:
+    pid = find_server(mount)
+    try:
+        return None if pid is None else os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _wait_until_gone(server: int, mount: Mount, timeout_seconds: float) -> None:
+    poll = select.poll()
+    poll.register(server, select.POLLIN)
+    if not poll.poll(timeout_seconds * 1000):
+        reason = f"unmounted, but after {timeout_seconds:.0f} s its server has not ended; see its log in the home"
+        raise MountError("umount", mount.source, mount.target, errno=errno.ETIMEDOUT, reason=reason)

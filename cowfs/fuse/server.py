@@ -1,0 +1,269 @@
+"""The process that serves one mount: FUSE session, services beside it, signals, the clock's tick, a clean end.
+
+    run_server(view, target, options)
+      mount            pyfuse3.init, which answers nothing yet
+      services         started, each until it says so
+      ready            once the mount answers
+      main loop        until unmounted from outside, SIGTERM or SIGINT, or a service or the loop fails
+      end              services cancelled, unmounted if still mounted, view closed
+
+A signal unmounts as umount(8) does; if files are in use, what they wrote is brought here first and the mount detached.
+One session per process (libfuse and pyfuse3 keep it in globals).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from cowfs.errors import CowfsError, MountError
+from cowfs.fuse.mountinfo import SUBTYPE
+from cowfs.fuse.mountpoint import check_mount_point, check_requirements, may_allow_other, server_title, unmount_now
+from cowfs.fuse.translate import MAX_TASKS, View
+
+log = logging.getLogger(__name__)
+
+Service = Callable[..., Awaitable[None]]
+"""`async def service(*, task_status)`: calls `task_status.started()` when it is up, then runs until cancelled."""
+
+_TICK_SECONDS: Final = 1.0
+_FIRST_ANSWER_SECONDS: Final = 30.0
+_READ_AHEAD_KIB: Final = 1024  # one request of the largest size; the kernel's default is 128
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How a view is mounted.
+
+    Args:
+        source: what mount tables show, from `mountinfo.encode_source`.
+        read_only: the kernel refuses writes before they reach us.
+        allow_other: let other users in, as far as the permission bits do; None means where that is possible at no
+            risk: for root only. An ordinary user needs `user_allow_other` in /etc/fuse.conf.
+        suid_dev: honour set-id bits and device nodes in the mount; only root can.
+    """
+
+    source: str
+    read_only: bool = False
+    allow_other: bool | None = None
+    suid_dev: bool = False
+
+    def for_fuse(self) -> set[str]:
+        """Mount options for libfuse. Raises MountError for what this user may not have."""
+        is_root = os.geteuid() == 0
+        options = {"default_permissions", "noatime", f"fsname={self.source}", f"subtype={SUBTYPE}"}
+        if self.read_only:
+            options.add("ro")
+        if self.allow_other or (self.allow_other is None and is_root):
+            if not may_allow_other():
+                raise self._not_allowed("allow_other", "put 'user_allow_other' into /etc/fuse.conf, or mount as root")
+            options.add("allow_other")
+        if self.suid_dev:
+            if not is_root:
+                raise self._not_allowed("suid,dev", "only root may mount with them")
+            options |= {"suid", "dev"}
+        return options
+
+    def _not_allowed(self, data: str, reason: str) -> MountError:
+        return MountError("mount", self.source, "", data=data, errno=errno.EPERM, reason=reason)
+
+
+def run_server(
+    view: View,
+    target: str,
+    options: MountOptions,
+    *,
+    services: Sequence[Service] = (),
+    tick: Callable[[], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Mount a view and serve it until it is unmounted. The view is closed at the end, also after a failure.
+
+    Args:
+        target: the mount point, an empty directory.
+        services: run beside the mount, started before it is ready, cancelled before the view is closed.
+        tick: called about once a second.
+        on_ready: called once the mount answers.
+
+    Raises:
+        MountError, MissingRequirement: it could not be mounted.
+        OSError: what closing the view raised.
+    """
+    try:
+        check_requirements()
+        path = check_mount_point(options.source, target)
+        with _interruptible():
+            _mount(view, path, options)
+        try:
+            trio.run(partial(_serve, view, path, services, tick, on_ready))
+        finally:
+            pyfuse3.close(unmount=True)
+    finally:
+        view.close()
+
+
+async def write_back(target: str) -> None:
+    """Bring here what the kernel still holds of a mount (pages changed through mmap), before a snapshot of it.
+
+    Runs beside the session, whose requests it causes. Afterwards, without a checkpoint in between, `view.sync()` and
+    the snapshot make one transaction.
+    """
+    await trio.to_thread.run_sync(_syncfs, target)
+
+
+def _syncfs(target: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), target)
+    finally:
+        os.close(fd)
+
+
+# Mounting.
+
+
+def _mount(view: View, path: str, options: MountOptions) -> None:
+    wanted = options.for_fuse()
+    said: list[str] = []
+    try:
+        with _captured_stderr(said):
+            pyfuse3.init(view, path, wanted)
+    except Exception as error:
+        reason = "; ".join(said) or str(error)
+        data = ",".join(sorted(wanted))
+        raise MountError("mount", options.source, path, data=data, errno=_errno_in(reason), reason=reason) from error
+
+
+def _errno_in(text: str) -> int:
+    """libfuse and fusermount3 only print; the errno is found back in their text."""
+    for number in (errno.EPERM, errno.EACCES, errno.EBUSY, errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.ENOMEM):
+        if os.strerror(number).lower() in text.lower():
+            return number
+    return errno.EIO
+
+
+@contextlib.contextmanager
+def _captured_stderr(said: list[str]) -> Iterator[None]:
+    """Collect the lines that C code and child processes write to standard error meanwhile."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            lines = file.read().decode(errors="replace").splitlines()
+            said += [line.strip() for line in lines if line.strip()]
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM, like SIGINT, raise KeyboardInterrupt while nothing handles it yet."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+# Serving.
+
+
+async def _serve(
+    view: View,
+    path: str,
+    services: Sequence[Service],
+    tick: Callable[[], None] | None,
+    on_ready: Callable[[], None] | None,
+) -> None:
+    async with _unpacked_errors(), trio.open_nursery() as nursery:
+        await nursery.start(_handle_signals, path)
+        for service in services:
+            await nursery.start(service)
+        if tick is not None:
+            nursery.start_soon(_tick, view, tick)
+        nursery.start_soon(_announce, path, on_ready)
+        await pyfuse3.main(max_tasks=MAX_TASKS)
+        nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _unpacked_errors() -> AsyncIterator[None]:
+    """trio groups errors; one error of ours in a group is raised as itself, so that it prints as one line."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        ours = group.subgroup(CowfsError)
+        if ours is None:
+            raise
+        error: BaseException = ours
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from group
+
+
+async def _announce(path: str, on_ready: Callable[[], None] | None) -> None:
+    """Wait for the mount's first answer, then tell that it is ready."""
+    with trio.move_on_after(_FIRST_ANSWER_SECONDS):
+        status = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
+        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+        Path("/proc/self/comm").write_text(server_title(device), encoding="ascii")
+        _set_read_ahead(device)
+        if on_ready is not None:
+            on_ready()
+        return
+    raise MountError("mount", "", path, errno=errno.ETIMEDOUT, reason="the new mount does not answer")
+
+
+def _set_read_ahead(device: str) -> None:
+    """Let the kernel read ahead in large requests (measured: 3 times the sequential reads); only root can ask."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
+
+
+async def _tick(view: View, tick: Callable[[], None]) -> None:
+    while True:
+        await trio.sleep(_TICK_SECONDS)
+        try:
+            tick()
+        except OSError as error:
+            log.warning("tick: %s", error)
+        except Exception:
+            view.fail("tick")
+
+
+async def _handle_signals(path: str, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+        task_status.started()
+        async for number in received:
+            log.info("%s: unmounting %s", signal.Signals(number).name, path)
+            await _end(path)
+
+
+async def _end(path: str) -> None:
+    """Unmount; when files are in use, save what was written to them and detach."""
+    try:
+        await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
+    except OSError as error:
+        log.warning("%s; detaching it", error)
+        with contextlib.suppress(OSError):
+            await write_back(path)
+        pyfuse3.terminate()

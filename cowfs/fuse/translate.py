@@ -1,0 +1,180 @@
+"""From FUSE requests to plain method calls and back.
+
+A view's handlers are ordinary synchronous methods that raise OSError; the decorators here make them the coroutines
+pyfuse3 wants. pyfuse3 ends its loop, and with it the mount, on any exception but FUSEError, so nothing else may pass:
+
+    OSError                     its errno
+    PoolError                   ENOSPC where space ran out, else EIO, as a kernel block device answers
+    anything else               EIO, a traceback in the log, and the view turns read-only: a bug in our code must not
+                                go on writing
+
+    @answered                   looks only
+    @changing                   changes something: EROFS on a read-only or failed view
+    @queued                     changes something, and may simply be done again: waits while a full pool lets it
+
+Only `queued` ever awaits, and only outside the handler: a handler body is a transaction.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import FUSEError
+
+from cowfs.errors import OutOfDataSpace, PoolError
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.2
+# Each waiting write occupies one of the main loop's tasks; the rest stay free for other requests.
+MAX_TASKS: Final = 256
+MAX_WAITING: Final = 192
+
+_MAX_ERRNO: Final = 511  # what the kernel takes in a reply
+
+
+class SpaceQueue:
+    """Where writes wait that a full pool told to try again.
+
+    Args:
+        tick: lets the pool do what time alone makes due (the end of queueing).
+        wait_seconds: how much longer a refused write may wait; 0 when it must fail now.
+    """
+
+    def __init__(self, tick: Callable[[], None], wait_seconds: Callable[[], float]) -> None:
+        self._tick = tick
+        self._wait_seconds = wait_seconds
+        self._changed = trio.Event()
+        self.waiting = 0
+
+    async def wait(self) -> bool:
+        """Wait until trying again may help. False: fail now."""
+        seconds = self._wait_seconds()
+        if seconds <= 0 or self.waiting >= MAX_WAITING:
+            return False
+        self.waiting += 1
+        try:
+            with trio.move_on_after(min(seconds, POLL_SECONDS)):
+                await self._changed.wait()
+        finally:
+            self.waiting -= 1
+        self._tick()
+        return True
+
+    def wake(self) -> None:
+        """Space may have come: everyone tries again at once."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class View(pyfuse3.Operations):
+    """Base of the views.
+
+    Args:
+        read_only: everything that changes something fails with EROFS.
+        space: where to wait for space; without one a full pool fails writes at once.
+
+    `failure` is empty until an unexpected exception turned the view read-only; then it says which request failed.
+    """
+
+    supports_dot_lookup = False  # inode numbers the kernel has forgotten never come back
+    enable_writeback_cache = False
+
+    def __init__(self, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
+        super().__init__()
+        self.read_only = read_only
+        self.space = space
+        self.failure = ""
+        self._last_logged = ""
+
+    def sync(self) -> None:
+        """Make durable what reached this process. What the kernel still holds is `server.write_back`'s part."""
+
+    def close(self) -> None:
+        """Release what the kernel will not give back any more. Called once, after the last request."""
+
+    def fail(self, request: str) -> None:
+        """Turn read-only because of the exception being handled."""
+        self.failure = self.failure or request
+        log.exception("%s failed unexpectedly; the mount is read-only from now on", request)
+
+    def check_writable(self) -> None:
+        if self.read_only or self.failure:
+            raise FUSEError(errno.EROFS)
+
+    def to_fuse(self, request: str, error: Exception) -> FUSEError:
+        if isinstance(error, FUSEError):
+            return error
+        if not isinstance(error, OSError) or not error.errno:
+            self.fail(request)
+            return FUSEError(errno.EIO)
+        if isinstance(error, PoolError) and error.errno != errno.ENOSPC:
+            self._log_once(f"{request}: {error}")
+            return FUSEError(errno.EIO)
+        if error.errno in (errno.EIO, errno.ENOSPC):
+            self._log_once(f"{request}: {error}")
+        return FUSEError(error.errno if 0 < error.errno <= _MAX_ERRNO else errno.EIO)
+
+    def _log_once(self, message: str) -> None:
+        # A failing disk fails thousands of requests in the same way; one line is enough.
+        if message != self._last_logged:
+            self._last_logged = message
+            log.warning("%s", message)
+
+
+V = TypeVar("V", bound=View)
+P = ParamSpec("P")
+R = TypeVar("R")
+Handler = Callable[Concatenate[V, P], R]
+AsyncHandler = Callable[Concatenate[V, P], Coroutine[Any, Any, R]]
+
+
+def answered(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
+    @functools.wraps(handler)
+    async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return handler(self, *args, **kwargs)
+        except Exception as error:
+            raise self.to_fuse(handler.__name__, error) from error
+
+    return answer
+
+
+def changing(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
+    @functools.wraps(handler)
+    async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.check_writable()
+        try:
+            return handler(self, *args, **kwargs)
+        except Exception as error:
+            raise self.to_fuse(handler.__name__, error) from error
+
+    return answer
+
+
+def queued(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
+    @functools.wraps(handler)
+    async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.check_writable()
+        while True:
+            try:
+                return handler(self, *args, **kwargs)
+            except OutOfDataSpace as error:
+                problem = error
+            except Exception as error:
+                raise self.to_fuse(handler.__name__, error) from error
+            try:
+                again = problem.may_queue and self.space is not None and await self.space.wait()
+            except Exception as error:
+                raise self.to_fuse(handler.__name__, error) from error
+            if not again:
+                raise self.to_fuse(handler.__name__, problem)
+            self.check_writable()
+
+    return answer

@@ -1,0 +1,356 @@
+"""The tree view: a FileTree (an ext4 volume) as directories and files.
+
+Inode numbers are the volume's own, except that FUSE calls the root 1 and ext4 calls it 2: the two are swapped, so the
+mapping stays one to one. File handles are inode numbers: the kernel checks permissions (`default_permissions`), keeps
+offsets and open flags, and passes nothing a handle would have to remember.
+
+Lifetimes. The kernel knows an inode from its first lookup until it forgets it, and an open file or a working directory
+counts as known. So one pin (`open_inode`) per known inode is all it takes for files that live on without a name.
+
+Caching. While a device is mounted here, nobody else changes it, so names (missing ones too), attributes and pages
+are cached by the kernel without an end; what a request changes, the kernel itself invalidates. Data is written
+through, not back (`enable_writeback_cache` off): write(2) then fails with ENOSPC itself instead of some later
+close(2), and what applications wrote is here when a snapshot is taken. Writing back would buy less than it seems,
+since the kernel asks for `security.capability` before every write anyway (measured: 2 times the 4 KiB writes).
+
+Times. Writing and truncating set mtime and ctime, everything else ctime, as POSIX says. Reading never sets atime
+(`noatime`): it would break the sharing of inode table blocks in every snapshot that is only read.
+
+Left out: POSIX ACLs (as with ext4's `noacl`: EOPNOTSUPP), and what pyfuse3 has no request for (fallocate, SEEK_HOLE,
+O_TMPFILE, ioctl). `access` is never asked, because the kernel decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+from cowfs.ext4.interface import Attributes, FileTree
+from cowfs.fuse.translate import SpaceQueue, View, answered, changing, queued
+
+CACHE_SECONDS: Final = 86400.0
+
+# Buffers of stdio and Python follow st_blksize: larger ones mean fewer requests, and one pool block at a time.
+_PREFERRED_IO_BYTES: Final = 1 << 16
+
+_CAPABILITY: Final = b"security.capability"
+_ACL_PREFIX: Final = b"system.posix_acl_"
+_XATTR_CREATE: Final = 1
+_XATTR_REPLACE: Final = 2
+
+
+def _swap_root(inode: int) -> int:
+    """FUSE's number from the volume's, and back."""
+    return 3 - inode if inode in {1, 2} else inode
+
+
+class TreeView(View):
+    """Handlers over one FileTree. `close` gives back every pin and closes the tree.
+
+    Invariants:
+        1. `_lookups[i]` is the kernel's lookup count of volume inode i, never 0; exactly these inodes are pinned.
+        2. `_without_capability` holds only inodes of `_lookups`, none of which has a `security.capability`.
+    """
+
+    def __init__(self, tree: FileTree, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
+        super().__init__(read_only=read_only or tree.read_only, space=space)
+        self._tree = tree
+        self._lookups: dict[int, int] = {}
+        self._without_capability: set[int] = set()
+
+    def sync(self) -> None:
+        if not self.read_only:
+            self._tree.sync()
+
+    def close(self) -> None:
+        if self.failure:
+            # What is in memory may be half done: write it, but leave the volume marked for a check.
+            self._tree.sync()
+            return
+        for inode in list(self._lookups):
+            self._forget(inode, self._lookups[inode])
+        self._tree.close()
+
+    # Names.
+
+    @answered
+    def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        try:
+            attributes = self._tree.lookup(_swap_root(parent_inode), name)
+        except FileNotFoundError:
+            missing = EntryAttributes()  # inode 0: the kernel remembers that there is none
+            missing.entry_timeout = CACHE_SECONDS
+            return missing
+        return self._known(attributes)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for inode, count in inode_list:
+            try:
+                self._forget(_swap_root(inode), count)
+            except OSError as error:
+                # Nobody waits for an answer; the volume's own recovery finds the inode on its orphan list.
+                self._log_once(f"forget of inode {inode}: {error}")
+            except Exception:  # pyfuse3 ends the mount on anything that gets out
+                self.fail("forget")
+
+    def _known(self, attributes: Attributes) -> EntryAttributes:
+        """Count a lookup that the kernel learns of with this answer."""
+        inode = attributes.inode
+        known = self._lookups.get(inode, 0)
+        if not known:
+            self._tree.open_inode(inode)
+        self._lookups[inode] = known + 1
+        return _entry(attributes)
+
+    def _forget(self, inode: int, count: int) -> None:
+        left = self._lookups.get(inode, 0) - count
+        if left > 0:
+            self._lookups[inode] = left
+        elif self._lookups.pop(inode, 0):
+            self._without_capability.discard(inode)
+            self._tree.release_inode(inode)
+
+    @changing
+    def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        entry = self._make_node(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), 0, ctx)
+        return FileInfo(fh=entry.st_ino, keep_cache=True), entry
+
+    @changing
+    def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._make_node(parent_inode, name, mode, rdev, ctx)
+
+    def _make_node(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        parent = _swap_root(parent_inode)
+        gid, _ = self._inherit(parent, ctx)
+        return self._known(self._tree.make_node(parent, name, mode, ctx.uid, gid, rdev))
+
+    @changing
+    def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        parent = _swap_root(parent_inode)
+        gid, setgid = self._inherit(parent, ctx)
+        return self._known(self._tree.make_directory(parent, name, mode | setgid, ctx.uid, gid))
+
+    @changing
+    def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent = _swap_root(parent_inode)
+        gid, _ = self._inherit(parent, ctx)
+        return self._known(self._tree.make_symlink(parent, name, target, ctx.uid, gid))
+
+    def _inherit(self, parent: int, ctx: RequestContext) -> tuple[int, int]:
+        """Group of a new inode, and the setgid bit for a new directory: both come from a setgid parent."""
+        directory = self._tree.attributes(parent)
+        if directory.mode & stat.S_ISGID:
+            return directory.gid, stat.S_ISGID
+        return ctx.gid, 0
+
+    @changing
+    def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._known(self._tree.link(_swap_root(inode), _swap_root(new_parent_inode), new_name))
+
+    @changing
+    def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._tree.unlink(_swap_root(parent_inode), name)
+
+    @changing
+    def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        self._tree.remove_directory(_swap_root(parent_inode), name)
+
+    @changing
+    def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        self._tree.rename(_swap_root(parent_inode_old), name_old, _swap_root(parent_inode_new), name_new, flags)
+
+    @answered
+    def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return self._tree.read_symlink(_swap_root(inode))
+
+    # Attributes.
+
+    @answered
+    def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return _entry(self._tree.attributes(_swap_root(inode)))
+
+    @queued
+    def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        # Clearing suid and sgid on chown, write and truncate is the kernel's: it sends the new mode along.
+        mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
+        if fields.update_size and mtime_ns is None:
+            mtime_ns = time.time_ns()
+        return _entry(
+            self._tree.set_attributes(
+                _swap_root(inode),
+                mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size_bytes=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=mtime_ns,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            )
+        )
+
+    @answered
+    def statfs(self, ctx: RequestContext) -> StatvfsData:
+        figures = self._tree.statistics()
+        data = StatvfsData()
+        data.f_bsize = data.f_frsize = figures.block_bytes
+        data.f_blocks = figures.blocks
+        data.f_bfree = figures.blocks_free
+        data.f_bavail = figures.blocks_available
+        data.f_files = figures.inodes
+        data.f_ffree = data.f_favail = figures.inodes_free
+        data.f_namemax = figures.name_max
+        return data
+
+    # Files.
+
+    @queued
+    def _truncate_on_open(self, inode: int, ctx: RequestContext) -> None:
+        mode = self._tree.attributes(inode).mode
+        kept = mode
+        if ctx.uid != 0:
+            # Here, unlike on truncate(2), the kernel leaves the clearing to us.
+            kept &= ~stat.S_ISUID
+            if mode & stat.S_IXGRP:
+                kept &= ~stat.S_ISGID
+        self._tree.set_attributes(
+            inode, mode=None if kept == mode else stat.S_IMODE(kept), size_bytes=0, mtime_ns=time.time_ns()
+        )
+
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.check_writable()
+        if flags & os.O_TRUNC:
+            await self._truncate_on_open(_swap_root(inode), ctx)
+        return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+
+    # No regular file has one of the two swapped numbers, so a file's handle is its inode number on both sides.
+
+    @answered
+    def read(self, fh: int, off: int, size: int) -> bytes:
+        return self._tree.read(fh, off, size)
+
+    @queued
+    def write(self, fh: int, off: int, buf: bytes) -> int:
+        return self._tree.write(fh, off, buf)
+
+    @answered
+    def release(self, fh: int) -> None:
+        """Handles are inode numbers: nothing to give back. `flush` is ENOSYS, so closing asks nothing else."""
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._flush()
+
+    async def _flush(self) -> None:
+        if not self.read_only:
+            await self._write_down()
+
+    @queued
+    def _write_down(self) -> None:
+        self._tree.sync()
+
+    # Directories.
+
+    @answered
+    def opendir(self, inode: int, ctx: RequestContext) -> int:
+        return inode
+
+    @answered
+    def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        tree = self._tree
+        for item in tree.list_directory(_swap_root(fh), start_id):
+            attributes = tree.attributes(item.inode)
+            if not pyfuse3.readdir_reply(token, item.name, _entry(attributes), item.cookie):
+                return
+            if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
+                self._known(attributes)
+
+    @answered
+    def releasedir(self, fh: int) -> None:
+        """See `release`."""
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._flush()
+
+    # Extended attributes. pyfuse3 does the size probing, XATTR_CREATE and XATTR_REPLACE.
+
+    @answered
+    def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        inode = _swap_root(inode)
+        if name == _CAPABILITY:
+            return self._capability(inode)
+        _refuse_acl(name)
+        return self._tree.get_xattr(inode, name)
+
+    def _capability(self, inode: int) -> bytes:
+        """Asked before every write, and nearly always absent: remember that."""
+        if inode in self._without_capability:
+            raise FUSEError(errno.ENODATA)
+        try:
+            return self._tree.get_xattr(inode, _CAPABILITY)
+        except OSError as error:
+            if error.errno == errno.ENODATA and inode in self._lookups:
+                self._without_capability.add(inode)
+            raise
+
+    @changing
+    def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        _refuse_acl(name)
+        inode = _swap_root(inode)
+        self._without_capability.discard(inode)
+        self._tree.set_xattr(inode, name, value)
+
+    @answered
+    def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        names = self._tree.list_xattrs(_swap_root(inode))
+        hidden = (_ACL_PREFIX,) if ctx.uid == 0 else (_ACL_PREFIX, b"trusted.")
+        return [name for name in names if not name.startswith(hidden)]
+
+    @changing
+    def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        _refuse_acl(name)
+        self._tree.remove_xattr(_swap_root(inode), name)
+
+
+def _refuse_acl(name: bytes) -> None:
+    # The kernel would not enforce them, so they must not look as if they were set.
+    if name.startswith(_ACL_PREFIX):
+        raise FUSEError(errno.EOPNOTSUPP)
+
+
+def _entry(attributes: Attributes) -> EntryAttributes:
+    entry = EntryAttributes()
+    entry.entry_timeout = CACHE_SECONDS
+    entry.attr_timeout = CACHE_SECONDS
+    entry.st_ino = pyfuse3.InodeT(_swap_root(attributes.inode))
+    entry.generation = attributes.generation
+    entry.st_mode = pyfuse3.ModeT(attributes.mode)
+    entry.st_nlink = attributes.nlink
+    entry.st_uid = attributes.uid
+    entry.st_gid = attributes.gid
+    entry.st_rdev = attributes.rdev
+    entry.st_size = attributes.size_bytes
+    entry.st_blksize = _PREFERRED_IO_BYTES
+    entry.st_blocks = attributes.blocks
+    entry.st_atime_ns = attributes.atime_ns
+    entry.st_mtime_ns = attributes.mtime_ns
+    entry.st_ctime_ns = attributes.ctime_ns
+    return entry

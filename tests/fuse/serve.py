@@ -1,0 +1,78 @@
+"""A mount server for tests: `serve.py READY_FD TARGET SOURCE (memory | raw FILE)` with options for what goes wrong."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+
+import trio
+from memory_tree import ScriptedTree
+
+from cowfs.blockdev import FileDevice
+from cowfs.errors import HomeBusy
+from cowfs.fuse.mount import Readiness
+from cowfs.fuse.raw import RawView
+from cowfs.fuse.server import MountOptions, run_server
+from cowfs.fuse.translate import SpaceQueue, View
+from cowfs.fuse.tree import TreeView
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("ready_fd", type=int)
+    parser.add_argument("target")
+    parser.add_argument("source")
+    parser.add_argument("view", choices=["memory", "raw"])
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--read-only", action="store_true")
+    parser.add_argument("--allow-other", action="store_true", default=None)
+    parser.add_argument("--suid-dev", action="store_true")
+    parser.add_argument("--fault", choices=["start", "hang", "exit", "service", "close"])
+    parser.add_argument("--queue-seconds", type=float, default=0.0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    with Readiness(arguments.ready_fd if arguments.ready_fd >= 0 else None) as readiness:
+        serve(arguments, readiness)
+
+
+def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
+    if arguments.fault == "start":
+        raise HomeBusy("home H is held by process 77", holder_pid=77)
+    if arguments.fault == "exit":
+        print("something is badly wrong", file=sys.stderr)
+        os._exit(9)
+    if arguments.fault == "hang":
+        time.sleep(600)
+
+    tree = ScriptedTree()
+    started = time.monotonic()
+    space = SpaceQueue(lambda: None, lambda: started + arguments.queue_seconds - time.monotonic())
+    view: View
+    if arguments.view == "memory":
+        view = TreeView(tree, read_only=arguments.read_only, space=space)
+    else:
+        device = FileDevice(arguments.file, read_only=arguments.read_only)
+        view = RawView(device, "disk", read_only=arguments.read_only, space=space)
+
+    async def service(*, task_status: trio.TaskStatus[None]) -> None:
+        task_status.started()
+        if arguments.fault == "service":
+            raise HomeBusy("the service gave up")
+        await trio.sleep_forever()
+
+    tree.close_fails = arguments.fault == "close"
+    options = MountOptions(
+        arguments.source,
+        read_only=arguments.read_only,
+        allow_other=arguments.allow_other,
+        suid_dev=arguments.suid_dev,
+    )
+    run_server(view, arguments.target, options, services=[service], tick=lambda: None, on_ready=readiness.ready)
+    print("closed cleanly")
+
+
+if __name__ == "__main__":
+    main()
