@@ -1,3 +1,7 @@
 """Thin-provisioned copy-on-write block devices and snapshot chains."""
 
-__version__ = "0.1.0"
+from cowfs.version import VERSION
+
+__all__ = ["__version__"]
+
+__version__ = VERSION

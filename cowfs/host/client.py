@@ -11,10 +11,11 @@ from typing import Final, Self, TypeVar
 
 import msgspec
 
+from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.host import control_socket as control
 from cowfs.host.operations import Listing, OpenFile, Request, answer_type
-from cowfs.host.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply, restore_error
+from cowfs.host.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from cowfs.errors import HomeError
 from cowfs.host.protocol import SOCKET_NAME
@@ -84,7 +84,11 @@ def dial(home: Path, timeout_seconds: float) -> socket.socket:
     return client
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int]:
+class _HasOptions(Protocol):
+    def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+def peer_of(connection: _HasOptions) -> tuple[int, int]:
     """Process id and user id of the other end, as the kernel saw them when it connected or listened."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _gid = _UCRED.unpack(raw)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 
+from cowfs.devices.names import BASE
 from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
@@ -67,6 +68,10 @@ class Request(_Message, Generic[R], frozen=True):
 
     @abstractmethod
     def run(self, host: Host) -> R: ...
+
+    def device_to_quiesce(self) -> str | None:
+        """A device whose mounted views must be written back before this runs."""
+        return None
 
 
 class Listing(_Message, Generic[R], frozen=True):
@@ -239,6 +244,9 @@ class Create(Request[Created], frozen=True, tag="create"):
     name: str
     parent: str | None = None
     size_bytes: int | None = None
+
+    def device_to_quiesce(self) -> str:
+        return BASE if self.parent is None else self.parent
 
     def run(self, host: Host) -> Created:
         record = host.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)

@@ -10,18 +10,18 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 import trio
 
-from cowfs import __version__
+from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
 from cowfs.host import control_socket as control
-from cowfs.host.operations import Host, Listing, OpenFile, decode_request
+from cowfs.host.operations import Host, Listing, OpenFile, Request, decode_request
 from cowfs.host.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
@@ -29,12 +29,15 @@ from cowfs.host.protocol import (
     SOCKET_NAME,
     Greeting,
     Reply,
-    record_error,
 )
+from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)
 _READ_BYTES: Final = 16 << 10
 _BATCH_BYTES: Final = 64 << 10
+_RETRY_SECONDS: Final = 0.1
+
+WriteBack: TypeAlias = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,40 +49,105 @@ class Limits:
     send_seconds: float = 30.0  # to take one piece of an answer
 
 
-async def serve(
-    host: Host,
-    *,
-    limits: Limits = Limits(),
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Listen on the home's control socket until cancelled; the socket is removed at the end.
+class ControlServer:
+    """Serves one home to other processes of the same user, and to root.
 
-    The caller holds the home's lock. Clients are served at the same time, their operations one after the other.
+    Args:
+        host: a home whose lock this process holds.
+        write_back: brings here what the kernel still holds of a mount point; awaited before a snapshot of the device
+            that is mounted there.
     """
-    async with _listening(host) as listener, trio.open_nursery() as clients:
-        task_status.started()
-        while True:
+
+    def __init__(self, host: Host, *, write_back: WriteBack | None = None, limits: Limits = Limits()) -> None:
+        self._host = host
+        self._write_back = write_back
+        self._limits = limits
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; the socket is removed at the end.
+
+        Clients are served at the same time, their operations one after the other.
+        """
+        async with _listening(self._host) as listener, trio.open_nursery() as clients:
+            task_status.started()
+            while True:
+                try:
+                    connection, _ = await listener.accept()
+                except OSError as error:  # out of descriptors, or a client that is gone already
+                    _log.warning("control socket of %s: %s", self._host.home, error)
+                    await trio.sleep(_RETRY_SECONDS)
+                    continue
+                crowded = len(clients.child_tasks) >= self._limits.clients
+                clients.start_soon(self._serve_client, _Connection(connection, self._limits), crowded)
+
+    async def _serve_client(self, connection: _Connection, crowded: bool) -> None:
+        """Serve one client to its end. Whatever it does, or fails to do, ends here."""
+        with connection.socket:
             try:
-                connection, _ = await listener.accept()
-            except OSError as error:  # out of descriptors, or a client that is gone already
-                _log.warning("control socket: %s", error)
-                await trio.sleep(0.1)
+                self._admit(connection, crowded)
+                await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), VERSION)))
+                while (line := await connection.read_line()) is not None:
+                    await self._answer(line, connection)
+            except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
+                await _last_words(connection, error)
+            except (OSError, trio.TooSlowError) as error:
+                _log.info("a client of the control socket is gone: %s", str(error) or "too slow")
+
+    def _admit(self, connection: _Connection, crowded: bool) -> None:
+        """Raises HomeError for a client that may not be served."""
+        home = self._host.home
+        pid, uid = control.peer_of(connection.socket)
+        if uid not in (0, os.geteuid()):
+            raise HomeError(
+                f"{home} is held by a process of uid {os.geteuid()}; process {pid} of uid {uid} may not use it",
+                errno=errno.EPERM,
+            )
+        if crowded:
+            raise HomeError(
+                f"too many clients at {home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
+            )
+
+    async def _answer(self, line: bytes, connection: _Connection) -> None:
+        """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
+        replies = await self._prepare(line)
+        batch = bytearray()
+        for reply, file in replies:
+            batch += reply
+            if file is None and len(batch) < _BATCH_BYTES:
+                await trio.lowlevel.checkpoint()
                 continue
-            crowded = len(clients.child_tasks) >= limits.clients
-            clients.start_soon(_serve_client, host, _Connection(connection, limits), crowded)
+            try:
+                await connection.send(bytes(batch), file.fd if file else None)
+            finally:
+                if file:
+                    os.close(file.fd)
+            batch.clear()
+        await connection.send(bytes(batch))
 
-
-@asynccontextmanager
-async def _listening(host: Host) -> AsyncIterator[trio.socket.SocketType]:
-    listener = trio.socket.from_stdlib_socket(control.listen(host.home))
-    try:
-        yield listener
-    finally:
-        listener.close()
+    async def _prepare(self, line: bytes) -> Iterator[tuple[bytes, OpenFile | None]]:
+        """Do what must be awaited before a request runs; the rest of it runs as its answer is iterated."""
         try:
-            control.unlink(host.home)
-        except OSError as error:
-            _log.warning("control socket of %s: %s", host.home, error)
+            request = decode_request(line)
+            if self._write_back is not None and isinstance(request, Request):
+                for view in self._host.views:
+                    if view.device == request.device_to_quiesce() and not view.read_only:
+                        await self._write_back(view.mount_point)
+        except Exception as error:
+            return iter([(_error_line(line, error), None)])
+        return self._run(line, request)
+
+    def _run(self, line: bytes, request: Request[object] | Listing[object]) -> Iterator[tuple[bytes, OpenFile | None]]:
+        """The lines of a request's answer, one of which may carry a file. An error, of any kind, is the last line."""
+        try:
+            if isinstance(request, Listing):
+                for piece in request.run(self._host):
+                    yield _line(Reply(piece=_raw(piece))), None
+                yield _line(Reply(result=_raw(None))), None
+            else:
+                answer = request.run(self._host)
+                yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
+        except Exception as error:
+            yield _error_line(line, error), None
 
 
 class _Connection:
@@ -116,31 +184,17 @@ class _Connection:
                 view = view[sent:]
 
 
-async def _serve_client(host: Host, connection: _Connection, crowded: bool) -> None:
-    """Serve one client to its end. Whatever it does or fails to do ends here."""
-    with connection.socket:
+@asynccontextmanager
+async def _listening(host: Host) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(host.home))
+    try:
+        yield listener
+    finally:
+        listener.close()
         try:
-            _admit(host, connection, crowded)
-            await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), __version__)))
-            while (line := await connection.read_line()) is not None:
-                await _answer(host, line, connection)
-        except CowfsError as error:  # no further request can be told apart: say why and hang up
-            await _last_words(connection, error)
-        except (OSError, trio.TooSlowError) as error:
-            _log.info("a client of the control socket is gone: %s", error or "too slow")
-
-
-def _admit(host: Host, connection: _Connection, crowded: bool) -> None:
-    pid, uid = control.peer_of(connection.socket)  # type: ignore[arg-type]
-    if uid not in (0, os.geteuid()):
-        raise HomeError(
-            f"{host.home} is held by a process of uid {os.geteuid()}; process {pid} of uid {uid} may not use it",
-            errno=errno.EPERM,
-        )
-    if crowded:
-        raise HomeError(
-            f"too many clients at {host.home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
-        )
+            control.unlink(host.home)
+        except OSError as error:
+            _log.warning("control socket of %s: %s", host.home, error)
 
 
 async def _last_words(connection: _Connection, error: CowfsError) -> None:
@@ -150,39 +204,11 @@ async def _last_words(connection: _Connection, error: CowfsError) -> None:
         _log.info("a client of the control socket left before it was told: %s", error)
 
 
-async def _answer(host: Host, line: bytes, connection: _Connection) -> None:
-    """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
-    batch = bytearray()
-    for reply, file in _replies(host, line):
-        batch += reply
-        if file is not None or len(batch) >= _BATCH_BYTES:
-            try:
-                await connection.send(bytes(batch), file.fd if file else None)
-            finally:
-                if file:
-                    os.close(file.fd)
-            batch.clear()
-        else:
-            await trio.lowlevel.checkpoint()
-    await connection.send(bytes(batch))
-
-
-def _replies(host: Host, line: bytes) -> Iterator[tuple[bytes, OpenFile | None]]:
-    """Run one request; the lines of its answer, one of which may carry a file. An error, of any kind, is the last."""
-    try:
-        request = decode_request(line)
-        if isinstance(request, Listing):
-            for piece in request.run(host):
-                yield _line(Reply(piece=_raw(piece))), None
-            yield _line(Reply(result=_raw(None))), None
-        else:
-            answer = request.run(host)
-            yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
-    except Exception as error:
-        record = record_error(error)
-        if record.trace:
-            _log.exception("control request %r", line[:200])
-        yield _line(Reply(error=record)), None
+def _error_line(request: bytes, error: Exception) -> bytes:
+    record = record_error(error)
+    if record.trace:
+        _log.error("control request %r\n%s", request[:200], record.trace)
+    return _line(Reply(error=record))
 
 
 def _raw(value: object) -> msgspec.Raw:

@@ -1,0 +1,180 @@
+"""Reaching a home, whoever holds it.
+
+    connect(home, "emulated")      a Session: the home opened here, or the process that holds it asked over its socket
+    metadata_of(home)              the pool's metadata for reading, also when the pool itself cannot be opened
+    locked(home)                   nobody else has the home open, for what rewrites its metadata
+
+A home that is in use by a command for a moment is waited for; one that is mounted answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar
+
+from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.devices import DeviceSet, HomeLock
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.making import require_home
+from cowfs.errors import HomeBusy, HomeError
+from cowfs.host.client import Client
+from cowfs.host.operations import CopyMetadata, Host, Listing, Request
+from cowfs.pool import load_backend
+
+WAIT_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.02
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """A home that can be asked. `holder_pid` is None when this process opened it itself."""
+
+    @property
+    def home(self) -> Path: ...
+
+    @property
+    def holder_pid(self) -> int | None: ...
+
+    def call(self, request: Request[R]) -> R: ...
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]: ...
+
+    def close(self) -> None: ...
+
+
+class LocalSession:
+    """A home opened by this process."""
+
+    holder_pid: int | None = None
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @property
+    def home(self) -> Path:
+        return self.host.home
+
+    def call(self, request: Request[R]) -> R:
+        return request.run(self.host)
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]:
+        return request.run(self.host)
+
+    def close(self) -> None:
+        self.host.devices.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def connect(
+    home: Path, backend: str, *, read_only: bool = False, durable: bool = True, wait_seconds: float = WAIT_SECONDS
+) -> Session:
+    """Open a home, or reach the process that holds it.
+
+    Raises:
+        HomeBusy: something holds it that does not answer, after `wait_seconds`.
+        CowfsError: what opening it raised.
+    """
+
+    def open_here() -> Session:
+        loaded = load_backend(backend)
+        return LocalSession(Host(DeviceSet.open(home, loaded, read_only=read_only, durable=durable), backend))
+
+    return _patiently(home, open_here, Client, wait_seconds)
+
+
+@contextmanager
+def metadata_of(home: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[BlockDevice]:
+    """The committed metadata of a home's pool; a copy when the home is held.
+
+    The pool is not opened, so this also works on metadata that no pool accepts.
+
+    Raises:
+        NotAHome, HomeBusy; HomeError when the file cannot be read.
+    """
+    files = HomeFiles(os.path.abspath(home))
+    require_home(files)
+    reached = _patiently(home, lambda: HomeLock.acquire(files.home, read_only=True), Client, wait_seconds)
+    if isinstance(reached, HomeLock):
+        try:
+            with _opened(files.metadata) as device:
+                yield device
+        finally:
+            reached.release()
+        return
+    with reached as client:
+        fd = client.call(CopyMetadata()).fd
+    try:
+        with _opened(f"/proc/self/fd/{fd}") as device:
+            yield device
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[HomeFiles]:
+    """Hold a home without opening its pool.
+
+    Args:
+        purpose: what needs it, for the message when it is mounted: `restoring metadata`.
+    """
+    files = HomeFiles(os.path.abspath(home))
+    require_home(files)
+
+    def refuse(_home: Path) -> HomeLock:
+        with Client(home) as client:
+            pid = client.holder_pid
+        raise HomeBusy(
+            f"{purpose} needs the home {files.home} to itself, and process {pid} holds it with a mount; "
+            f"unmount it first, 'cowfs --home {files.home} status' shows where",
+            holder_pid=pid,
+        )
+
+    lock = _patiently(home, lambda: HomeLock.acquire(files.home), refuse, wait_seconds)
+    try:
+        yield files
+    finally:
+        lock.release()
+
+
+def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:
+    """Try to have the home, else to reach its holder, until one works or the time is over.
+
+    A holder that serves nobody is usually a command that is done in a moment.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return open_here()
+        except HomeBusy as busy:
+            try:
+                return ask_holder(home)
+            except TimeoutError:
+                raise HomeBusy(f"{busy.message}; it does not answer", holder_pid=busy.holder_pid) from None
+            except (ConnectionError, FileNotFoundError):
+                if time.monotonic() >= deadline:
+                    raise busy from None
+        time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[FileDevice]:
+    try:
+        device = FileDevice(path, read_only=True)
+    except OSError as error:
+        raise HomeError(f"cannot read {path}: {error.strerror}", errno=error.errno) from error
+    try:
+        yield device
+    finally:
+        device.close()
