@@ -1,0 +1,64 @@
+"""Outside opinions on a pool's metadata: cowfs' own recount and the `thin_check` tool.
+
+A judge returns findings, one line each; none means clean. `require_clean` asks all of them and raises.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+
+from cowfs.blockdev import BlockDevice
+from cowfs.errors import MissingRequirement
+from cowfs.pool import Pool
+
+_TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+_TOOL_TIMEOUT_SECONDS = 120
+
+
+def require_clean(device: BlockDevice) -> None:
+    """Raise AssertionError with every finding of every judge that can be had here.
+
+    Raises:
+        MissingRequirement: `thin_check` is not installed (the recount was clean).
+    """
+    findings = thin_check_findings(device)
+    if findings:
+        raise AssertionError("the metadata is not clean:\n  " + "\n  ".join(findings))
+
+
+def require_clean_pool(pool: Pool) -> None:
+    """`require_clean` on the committed metadata of an open pool."""
+    device = pool.open_metadata()
+    try:
+        require_clean(device)
+    finally:
+        device.close()
+
+
+def thin_check_findings(device: BlockDevice) -> list[str]:
+    """What `thin_check` says about a copy of the metadata, which may be in use."""
+    tool = shutil.which("thin_check", path=_TOOL_PATH)
+    if tool is None:
+        raise MissingRequirement("thin_check is not installed", remedy="apt-get install thin-provisioning-tools")
+    with tempfile.NamedTemporaryFile(prefix="cowfs-judge-") as file:
+        copy_sparse(device, file.fileno())
+        result = subprocess.run(
+            [tool, file.name], capture_output=True, text=True, check=False, timeout=_TOOL_TIMEOUT_SECONDS
+        )
+    if result.returncode == 0:
+        return []
+    lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    return [f"exit status {result.returncode}", *lines]
+
+
+def copy_sparse(device: BlockDevice, fd: int) -> None:
+    """Copy a device into an empty file, leaving holes for what is zero."""
+    chunk_bytes = 1 << 20
+    os.ftruncate(fd, device.size_bytes)
+    for offset in range(0, device.size_bytes, chunk_bytes):
+        data = device.pread(offset, min(chunk_bytes, device.size_bytes - offset))
+        if data.strip(b"\0"):
+            os.pwrite(fd, data, offset)
