@@ -28,7 +28,7 @@ from cowfs.errors import HomeError
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
-_TEMPORARY: Final = ".tmp-cowfs"  # one is enough: one process, one write at a time
+TEMPORARY_NAME: Final = ".tmp-cowfs"  # one is enough: one process, one write at a time
 _MAX_RECORD_BYTES: Final = 1 << 16
 _MAX_OWN_FILE_BYTES: Final = 1 << 28
 
@@ -90,7 +90,7 @@ class HomeFiles:
 
     def write(self, path: str, data: bytes) -> None:
         """Replace a file; afterwards it is durable. On failure the old one stands."""
-        temporary = os.path.join(os.path.dirname(path), _TEMPORARY)
+        temporary = os.path.join(os.path.dirname(path), TEMPORARY_NAME)
         with _explained("write", path):
             try:
                 self._write_new(temporary, data)

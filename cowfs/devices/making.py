@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.files import TEMPORARY_NAME, HomeFiles
 from cowfs.devices.lock import LOCK_NAME
 from cowfs.devices.names import BASE
 from cowfs.devices.options import HomeOptions
@@ -48,7 +48,7 @@ def look_at(files: HomeFiles) -> HomeState:
     marks = (files.home_file, files.data, files.metadata, files.record(BASE), files.set_file)
     if any(os.path.lexists(mark) for mark in marks):
         return HomeState.HOME
-    return HomeState.OTHER if entries - {LOCK_NAME} else HomeState.EMPTY
+    return HomeState.OTHER if entries - {LOCK_NAME, TEMPORARY_NAME} else HomeState.EMPTY
 
 
 def require_home(files: HomeFiles) -> None:

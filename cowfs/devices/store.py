@@ -48,6 +48,10 @@ class DeviceStore:
         except OSError as error:
             raise HomeError(f"cannot read {self.files.records}: {error.strerror}", errno=error.errno) from error
         for name in names:
+            if not _is_text(name):  # a transaction could not name it
+                self.damaged_count += 1
+                self.problems.append(f"the record {name!r} has a name that is not UTF-8; it is left where it is")
+                continue
             try:
                 record = self._load_file(self.files.record(name), DeviceFile)
             except DamagedFile as error:
@@ -191,3 +195,11 @@ class DeviceStore:
             del parents[name]
         data = b"".join(b"\n" + msgspec.json.encode(line) for line in parents.values())
         self.files.write(self.files.parents, data)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
