@@ -1,0 +1,206 @@
+"""The dependency graph, asserted from the source text, and the rules that keep the engine deterministic.
+
+                 cli        testing
+                  └────┬───────┘
+                     host          one home, many processes
+                   ┌───┴───┐
+                devices   fuse     names and transactions; the mounted views
+                   └───┬───┘
+                     ext4          the file system inside a device
+                       │
+             pool   thinmeta       the interface; the on-disk format
+                └───┬──┘
+                 blockdev
+                ┌───┴───┐
+             errors   units
+
+Arrows point down only. `cowfs` never imports a backend.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SOURCES = sorted([*(REPOSITORY / "cowfs").rglob("*.py"), *(REPOSITORY / "backends").rglob("*.py")])
+
+FOUNDATION = {"errors", "error_record", "units", "version"}
+BACKEND_MAY_IMPORT = {"pool", "thinmeta", "blockdev", "units", "errors"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "error_record": {"errors"},
+    "units": set(),
+    "version": set(),
+    "blockdev": FOUNDATION,
+    "pool": FOUNDATION | {"blockdev"},
+    "thinmeta": FOUNDATION | {"blockdev"},
+    "ext4": FOUNDATION | {"blockdev", "pool"},
+    "fuse": FOUNDATION | {"blockdev", "pool", "ext4"},
+    "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4"},
+    "uml": FOUNDATION,
+    "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices"},
+    "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
+    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "host"},
+    "cli": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "host", "testing", "uml"},
+}
+
+DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
+MAY_IMPORT_TRIO = {"fuse", "host", "cli"}
+NONDETERMINISTIC_CALLS = {
+    ("time", "time"),
+    ("time", "time_ns"),
+    ("time", "monotonic"),
+    ("time", "monotonic_ns"),
+    ("time", "sleep"),
+    ("datetime", "now"),
+    ("os", "urandom"),
+    ("uuid", "uuid1"),
+    ("uuid", "uuid4"),
+    ("random", "random"),
+    ("random", "randrange"),
+    ("random", "Random"),
+    ("secrets", "token_bytes"),
+    ("secrets", "token_hex"),
+}
+
+
+def component(path: Path) -> str:
+    """The part a file belongs to: `pool` for cowfs/pool/table.py, `cowfs_emulated` for a backend's file."""
+    parts = path.relative_to(REPOSITORY).with_suffix("").parts
+    if parts[0] == "backends":
+        return parts[1]
+    return {"__init__": "cowfs", "__main__": "cli"}.get(parts[1], parts[1])
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Full names of everything imported anywhere in a file, also inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if node.module == "cowfs" and is_module(full) else str(node.module)
+
+
+def is_module(name: str) -> bool:
+    path = REPOSITORY.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").exists()
+
+
+def imported_components(path: Path) -> set[str]:
+    found = set()
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] == "cowfs":
+            found.add(parts[1] if len(parts) > 1 else "cowfs")
+        elif parts[0].startswith("cowfs_"):
+            found.add(parts[0])
+    return found - {component(path)}
+
+
+def show(path: Path) -> str:
+    return str(path.relative_to(REPOSITORY))
+
+
+def test_the_declared_graph_has_no_cycle() -> None:
+    list(graphlib.TopologicalSorter(MAY_IMPORT).static_order())
+
+
+def test_sources_are_found() -> None:
+    """Guards the tests below against looking at nothing."""
+    assert {"cowfs_emulated", *MAY_IMPORT} - {"version"} <= {component(path) for path in SOURCES}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=show)
+def test_imports_point_down_only(path: Path) -> None:
+    part = component(path)
+    if part.startswith("cowfs_"):
+        allowed = BACKEND_MAY_IMPORT
+    else:
+        assert part in MAY_IMPORT, f"{show(path)} belongs to a part that the graph of this file does not know"
+        allowed = MAY_IMPORT[part]
+    assert imported_components(path) <= allowed
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=show)
+def test_trio_and_fuse_stay_at_the_edge(path: Path) -> None:
+    edges = {name for name in imported_modules(path) if name.split(".")[0] in {"trio", "pyfuse3"}}
+    assert not edges or component(path) in MAY_IMPORT_TRIO
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if component(path) in DETERMINISTIC], ids=show)
+def test_the_engine_asks_nobody_for_time_or_chance(path: Path) -> None:
+    """A clock as a default argument is passed in; a call to it is not."""
+    calls = [
+        f"line {node.lineno}: {node.func.value.id}.{node.func.attr}()"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+        if (node.func.value.id, node.func.attr) in NONDETERMINISTIC_CALLS
+    ]
+    assert not calls
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=show)
+def test_only_the_command_line_reads_the_environment(path: Path) -> None:
+    reads = [
+        f"line {node.lineno}: os.{node.attr}"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+        if node.attr in {"environ", "environb", "getenv"}
+    ]
+    assert not reads or component(path) in {"cli", "testing"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=show)
+def test_public_functions_are_annotated(path: Path) -> None:
+    missing = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+        bare = [a.arg for a in arguments if a is not None and a.annotation is None and a.arg not in {"self", "cls"}]
+        if bare or node.returns is None:
+            missing.append(f"line {node.lineno}: {node.name}({', '.join(bare)})")
+    assert not missing
+
+
+def test_the_engine_starts_without_trio_and_fuse() -> None:
+    """The pool engine works where no compiler and no libfuse are, and commands start quickly."""
+    code = (
+        "import sys, cowfs, cowfs_emulated, cowfs.pool, cowfs.thinmeta, cowfs.devices, cowfs.ext4, cowfs.cli\n"
+        "sys.exit(' '.join({'trio', 'pyfuse3'} & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_no_file_names_the_machine_it_was_made_on() -> None:
+    """Paths of a checkout have no place in the project: neither this one's nor its neighbours'."""
+    listed = subprocess.run(
+        ["git", "-c", f"safe.directory={REPOSITORY}", "ls-files", "-z"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    places = {str(REPOSITORY), str(Path.home())} | {str(p) for p in REPOSITORY.parent.iterdir() if p.is_dir()}
+    places = {f"{place}/".encode() for place in places if place.count("/") > 1}
+    assert f"{REPOSITORY}/".encode() in places or REPOSITORY.parent == Path("/")
+    guilty = [
+        name.decode()
+        for name in listed.stdout.split(b"\0")
+        if name and (REPOSITORY / name.decode()).is_file()
+        if any(place in (REPOSITORY / name.decode()).read_bytes() for place in places)
+    ]
+    assert not guilty

@@ -1,0 +1,97 @@
+"""What is shipped: the wheel and the source archive hold both packages, and the command starts in every way."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHIPPED = ("LICENSE", "README.md", "pyproject.toml", "cowfs", "backends")
+
+
+@pytest.fixture(scope="module")
+def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what packaging reads, so that building leaves nothing in the checkout."""
+    tree = tmp_path_factory.mktemp("packaging") / "cowfs"
+    tree.mkdir()
+    for name in SHIPPED:
+        source = REPOSITORY / name
+        if source.is_dir():
+            shutil.copytree(source, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tree)
+    return tree
+
+
+def build(tree: Path, kind: str) -> Path:
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}('dist'))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tree, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return tree / "dist" / result.stdout.splitlines()[-1]
+
+
+def python_files(tree: Path) -> set[str]:
+    """Every module and marker file, by the path at which it is imported."""
+    found = set()
+    for root in (tree, tree / "backends"):
+        for package in root.glob("cowfs*"):
+            for path in (*package.rglob("*.py"), *package.rglob("py.typed")):
+                found.add(str(path.relative_to(root)))
+    return found
+
+
+def test_wheel_holds_every_module_and_the_type_markers(source_tree: Path) -> None:
+    names = set(zipfile.ZipFile(build(source_tree, "wheel")).namelist())
+    expected = python_files(source_tree)
+    assert {"cowfs/py.typed", "cowfs_emulated/py.typed", "cowfs/__main__.py", "cowfs/cli/__init__.py"} <= expected
+    assert expected <= names
+    assert not [name for name in names if name.startswith(("tests/", "bench/", "backends/"))]
+
+
+def test_wheel_registers_the_command_and_the_backend(source_tree: Path) -> None:
+    archive = zipfile.ZipFile(build(source_tree, "wheel"))
+    (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+    text = archive.read(entry_points).decode()
+    assert "cowfs = cowfs.cli:main" in text
+    assert "emulated = cowfs_emulated:BACKEND" in text
+
+
+def test_wheel_works_away_from_the_checkout(source_tree: Path, tmp_path: Path) -> None:
+    """The unpacked wheel is found before the checkout and brings its own backend."""
+    zipfile.ZipFile(build(source_tree, "wheel")).extractall(tmp_path)
+    code = "import cowfs, cowfs.pool; print(cowfs.__file__, cowfs.pool.load_backend('emulated').name)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd="/",
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.split() == [str(tmp_path / "cowfs" / "__init__.py"), "emulated"]
+
+
+def test_source_archive_builds_the_same_wheel(source_tree: Path, tmp_path: Path) -> None:
+    subprocess.run(["tar", "-xzf", build(source_tree, "sdist"), "-C", tmp_path], timeout=60, check=True)
+    (unpacked,) = tmp_path.iterdir()
+    names = set(zipfile.ZipFile(build(unpacked, "wheel")).namelist())
+    assert python_files(source_tree) <= names
+    assert any(name.endswith("/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("command", [["cowfs"], ["python", "-m", "cowfs"]], ids=" ".join)
+def test_help_starts(command: list[str], tmp_path: Path) -> None:
+    program = str(Path(sys.executable).parent / command[0])
+    result = subprocess.run(
+        [program, *command[1:], "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    for word in ("init", "create", "snapshot", "mount", "status", "--home"):
+        assert word in result.stdout
