@@ -53,7 +53,7 @@ def check_requirements() -> None:
 
 
 def fusermount() -> str | None:
-    return shutil.which("fusermount3", path=os.environ.get("PATH", "") + ":/usr/bin:/bin")
+    return shutil.which("fusermount3") or shutil.which("fusermount3", path="/usr/bin:/bin")
 
 
 def may_allow_other() -> bool:
@@ -103,9 +103,11 @@ def check_mount_point(source: str, target: str) -> str:
 
 
 def is_dead(mount: Mount) -> bool:
-    """Whether the server of a FUSE mount is gone, so that everything in it fails with ENOTCONN."""
+    """Whether the server of a mount of cowfs is gone, so that every request to it fails with ENOTCONN."""
+    if find_server(mount) is not None:
+        return False  # and asking a server that hangs would hang
     try:
-        os.stat(mount.target)
+        os.statvfs(mount.target)  # never answered from a cache
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False
