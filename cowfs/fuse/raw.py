@@ -118,11 +118,7 @@ class RawView(View):
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.check_writable()
-        return FileInfo(fh=inode, keep_cache=True)
-
-    @answered
-    def release(self, fh: int) -> None:
-        """Handles are inode numbers: nothing to give back."""
+        return self.open_file(inode, flags)
 
     @answered
     def opendir(self, inode: int, ctx: RequestContext) -> int:
@@ -141,7 +137,7 @@ class RawView(View):
 
     @answered
     def releasedir(self, fh: int) -> None:
-        """See `release`."""
+        """A handle of a directory is its inode number: nothing to give back."""
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self.fsync(fh, datasync)

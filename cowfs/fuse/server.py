@@ -14,7 +14,6 @@ One session per process (libfuse and pyfuse3 keep it in globals).
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
@@ -115,26 +114,6 @@ def run_server(
         view.close()
 
 
-async def write_back(target: str) -> None:
-    """Bring here what the kernel still holds of a mount (pages changed through mmap), before a snapshot of it.
-
-    Runs beside the session, whose requests it causes. Afterwards, without a checkpoint in between, `view.sync()` and
-    the snapshot make one transaction.
-    """
-    await trio.to_thread.run_sync(_syncfs, target)
-
-
-def _syncfs(target: str) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), target)
-    finally:
-        os.close(fd)
-
-
 # Mounting.
 
 
@@ -195,7 +174,7 @@ async def _serve(
     on_ready: Callable[[], None] | None,
 ) -> None:
     async with _unpacked_errors(), trio.open_nursery() as nursery:
-        await nursery.start(_handle_signals, path)
+        await nursery.start(_handle_signals, view, path)
         for service in services:
             await nursery.start(service)
         if tick is not None:
@@ -250,20 +229,22 @@ async def _tick(view: View, tick: Callable[[], None]) -> None:
             view.fail("tick")
 
 
-async def _handle_signals(path: str, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
+async def _handle_signals(
+    view: View, path: str, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
         task_status.started()
         async for number in received:
             log.info("%s: unmounting %s", signal.Signals(number).name, path)
-            await _end(path)
+            await _end(view, path)
 
 
-async def _end(path: str) -> None:
+async def _end(view: View, path: str) -> None:
     """Unmount; when files are in use, save what was written to them and detach."""
     try:
         await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
     except OSError as error:
         log.warning("%s; detaching it", error)
         with contextlib.suppress(OSError):
-            await write_back(path)
+            await view.write_back()
         pyfuse3.terminate()

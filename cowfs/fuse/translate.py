@@ -20,12 +20,14 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Callable, Coroutine
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import FUSEError
+from pyfuse3 import FileInfo, FUSEError
 
 from cowfs.errors import OutOfDataSpace, PoolError
 
@@ -81,6 +83,8 @@ class View(pyfuse3.Operations):
         space: where to wait for space; without one a full pool fails writes at once.
 
     `failure` is empty until an unexpected exception turned the view read-only; then it says which request failed.
+
+    A file handle is `inode << 1 | may be mapped writable`; the kernel keeps everything else a handle would know.
     """
 
     supports_dot_lookup = False  # inode numbers the kernel has forgotten never come back
@@ -92,9 +96,34 @@ class View(pyfuse3.Operations):
         self.space = space
         self.failure = ""
         self._last_logged = ""
+        self._mappable: Counter[int] = Counter()
 
     def sync(self) -> None:
-        """Make durable what reached this process. What the kernel still holds is `server.write_back`'s part."""
+        """Make durable what reached this process; `write_back` before it fetches what the kernel still holds."""
+
+    async def write_back(self) -> None:
+        """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
+
+        Runs beside the session, whose write requests it causes. Afterwards, with no checkpoint in between, `sync` and a
+        snapshot are one transaction. Only files open for reading and writing can have such pages; the kernel writes
+        them, waiting for the answers, when it is told to drop its cache of the file. (syncfs would not do: on FUSE it
+        returns before the writes are answered.)
+        """
+        await trio.to_thread.run_sync(_drop_caches, list(self._mappable))
+
+    def open_file(self, inode: int, flags: int) -> FileInfo:
+        """A handle for an open or created file; the kernel keeps what it has cached of it."""
+        mappable = flags & os.O_ACCMODE == os.O_RDWR
+        if mappable:
+            self._mappable[inode] += 1
+        return FileInfo(fh=pyfuse3.FileHandleT(inode << 1 | mappable), keep_cache=True)
+
+    async def release(self, fh: int) -> None:
+        if fh & 1:
+            inode = fh >> 1
+            self._mappable[inode] -= 1
+            if not self._mappable[inode]:
+                del self._mappable[inode]
 
     def close(self) -> None:
         """Release what the kernel will not give back any more. Called once, after the last request."""
@@ -126,6 +155,14 @@ class View(pyfuse3.Operations):
         if message != self._last_logged:
             self._last_logged = message
             log.warning("%s", message)
+
+
+def _drop_caches(inodes: Sequence[int]) -> None:
+    for inode in inodes:
+        try:
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))
+        except FileNotFoundError:
+            continue  # the kernel has dropped it meanwhile, after writing
 
 
 V = TypeVar("V", bound=View)

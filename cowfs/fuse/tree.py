@@ -1,8 +1,7 @@
 """The tree view: a FileTree (an ext4 volume) as directories and files.
 
 Inode numbers are the volume's own, except that FUSE calls the root 1 and ext4 calls it 2: the two are swapped, so the
-mapping stays one to one. File handles are inode numbers: the kernel checks permissions (`default_permissions`), keeps
-offsets and open flags, and passes nothing a handle would have to remember.
+mapping stays one to one. The kernel checks permissions (`default_permissions`).
 
 Lifetimes. The kernel knows an inode from its first lookup until it forgets it, and an open file or a working directory
 counts as known. So one pin (`open_inode`) per known inode is all it takes for files that live on without a name.
@@ -122,7 +121,7 @@ class TreeView(View):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         entry = self._make_node(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), 0, ctx)
-        return FileInfo(fh=entry.st_ino, keep_cache=True), entry
+        return self.open_file(entry.st_ino, flags), entry
 
     @changing
     def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -240,21 +239,17 @@ class TreeView(View):
             self.check_writable()
         if flags & os.O_TRUNC:
             await self._truncate_on_open(_swap_root(inode), ctx)
-        return FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        return self.open_file(inode, flags)
 
-    # No regular file has one of the two swapped numbers, so a file's handle is its inode number on both sides.
+    # No regular file has one of the two swapped numbers, so handles hold a number that is the same on both sides.
 
     @answered
     def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._tree.read(fh, off, size)
+        return self._tree.read(fh >> 1, off, size)
 
     @queued
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._tree.write(fh, off, buf)
-
-    @answered
-    def release(self, fh: int) -> None:
-        """Handles are inode numbers: nothing to give back. `flush` is ENOSYS, so closing asks nothing else."""
+        return self._tree.write(fh >> 1, off, buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._flush()
@@ -285,7 +280,7 @@ class TreeView(View):
 
     @answered
     def releasedir(self, fh: int) -> None:
-        """See `release`."""
+        """A handle of a directory is its inode number: nothing to give back."""
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         await self._flush()

@@ -1,0 +1,485 @@
+"""A mount from beginning to end: start, answers, faults, signals, and what is left afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cowfs.errors import HomeBusy, MissingRequirement, MountError
+from cowfs.fuse import mountpoint
+from cowfs.fuse.mount import mount_in_background
+from cowfs.fuse.mountinfo import encode_source, mount_at
+from cowfs.fuse.mountpoint import find_server, unmount
+
+pytestmark = pytest.mark.fuse
+
+SERVE = str(Path(__file__).with_name("serve.py"))
+
+
+def run_python(account, code: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run code as the account; `Path`, `os`, and the functions under test are imported."""
+    prelude = "import os, sys, errno, time\nfrom pathlib import Path\nfrom cowfs.fuse.mountpoint import *\n"
+    return account.run([sys.executable, "-c", prelude + code, *arguments], check=check)
+
+
+# The mount table, and the way back out.
+
+
+def test_mount_table_shows_what_it_is(account, serve) -> None:
+    served = serve(account, "memory")
+    mount = mount_at(served.target)
+    assert mount.fstype == "fuse.cowfs"
+    assert mount.source == encode_source(account.directory, "disk")
+    assert ("allow_other" in mount.super_options) == (account.uid == 0)
+    assert "default_permissions" in mount.super_options
+    assert {"nosuid", "nodev", "noatime"} <= mount.options
+    assert find_server(mount) == served.process.pid
+    assert served.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_unmount_and_close(account, serve, number: int) -> None:
+    served = serve(account, "memory")
+    served.process.send_signal(number)
+    assert served.process.wait(30) == 0
+    assert mount_at(served.target) is None
+    assert "closed cleanly" in served.logged()
+
+
+def test_signal_while_files_are_in_use(root_user, serve) -> None:
+    served = serve(root_user, "memory")
+    fd = os.open(served.target / "f", os.O_CREAT | os.O_WRONLY)
+    try:
+        os.write(fd, b"x")
+        served.process.terminate()
+        assert served.process.wait(30) == 0
+        assert mount_at(served.target) is None
+    finally:
+        with contextlib.suppress(OSError):  # its file system is gone
+            os.close(fd)
+    assert "closed cleanly" in served.logged()
+
+
+def test_umount_returns_when_the_server_is_gone(account, serve) -> None:
+    served = serve(account, "memory")
+    run_python(account, "unmount(sys.argv[1])", served.target)
+    assert served.process.wait(0.5) == 0
+    assert mount_at(served.target) is None
+
+
+def test_root_unmounts_for_a_user(root_user, ordinary_user, serve) -> None:
+    served = serve(ordinary_user, "memory")
+    unmount(str(served.target))
+    assert served.process.wait(0.5) == 0
+
+
+def test_busy(account, serve) -> None:
+    served = serve(account, "memory")
+    holder = account.start(["sh", "-c", 'cd "$1" && echo in && exec sleep 600', "sh", served.target], stdout=-1)
+    try:
+        assert holder.stdout.readline() == "in\n"
+        done = run_python(account, "unmount(sys.argv[1])", served.target, check=False)
+        assert f"umount {mount_at(served.target).source}:{served.target}: files in it are in use" in done.stderr
+        assert f"fuser -vm {served.target}" in done.stderr
+        run_python(account, "unmount(sys.argv[1], lazy=True)", served.target)
+        assert mount_at(served.target) is None
+        assert served.process.poll() is None
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert served.process.wait(30) == 0
+
+
+def test_unmounting_what_is_not_mounted(tmp_path: Path) -> None:
+    with pytest.raises(MountError, match=f"^umount {tmp_path}: not mounted$") as caught:
+        unmount(str(tmp_path))
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(MountError, match=r"no such mount point$"):
+        unmount(str(tmp_path / "missing"))
+    with pytest.raises(MountError, match=r"this is a mount of proc .*, not of cowfs; use umount$"):
+        unmount("/proc")
+
+
+def test_unmounting_the_mount_of_another_user(root_user, ordinary_user, serve) -> None:
+    served = serve(root_user, "memory", target=ordinary_user.mkdir("of-root"))
+    done = run_python(ordinary_user, "unmount(sys.argv[1])", served.target, check=False)
+    assert "MountError" in done.stderr
+    assert mount_at(served.target) is not None
+
+
+# A server that was killed.
+
+
+def test_killed_server_leaves_a_mount_that_goes_away(account, serve) -> None:
+    served = serve(account, "memory")
+    served.process.kill()
+    served.process.wait()
+    assert find_server(mount_at(served.target)) is None
+    run_python(account, "assert is_dead(mount_at(sys.argv[1])); unmount(sys.argv[1])", served.target)
+    assert mount_at(served.target) is None
+
+
+def test_mounting_over_a_dead_mount_cleans_it(account, serve) -> None:
+    first = serve(account, "memory")
+    first.process.kill()
+    first.process.wait()
+    second = serve(account, "memory", target=first.target)
+    assert find_server(mount_at(second.target)) == second.process.pid
+    assert second.end() == 0
+    assert mount_at(first.target) is None
+
+
+# Mount points that cannot be used.
+
+
+def refused(account, target: object) -> str:
+    done = run_python(account, "check_mount_point('cowfs:/h:disk', sys.argv[1])", target, check=False)
+    assert done.returncode != 0
+    return done.stderr.strip().splitlines()[-1].removeprefix("cowfs.errors.")
+
+
+def test_bad_mount_points(account, serve) -> None:
+    home = account.directory
+    (home / "file").touch()
+    full = account.mkdir("full")
+    (full / "a").touch()
+    assert refused(account, home / "no") == (
+        f"MountError: mount cowfs:/h:disk:{home}/no: "
+        f"the mount point does not exist; create it first: mkdir -p {home}/no"
+    )
+    assert refused(account, home / "file").endswith(f"{home}/file: the mount point is not a directory")
+    assert refused(account, full).endswith("not empty: it holds a; use an empty directory")
+    (full / "b").touch()
+    assert refused(account, full).endswith("not empty: it holds a and 1 more; use an empty directory")
+    served = serve(account, "memory")
+    assert refused(account, served.target).endswith(
+        f"already a mount point (fuse.cowfs {mount_at(served.target).source}); unmount it first"
+    )
+    assert served.end() == 0
+
+
+def test_mount_points_of_others(ordinary_user, ordinary_root) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make a directory of another user; run: sudo make test")
+    closed, open_ = ordinary_root / "closed", ordinary_root / "open"
+    for path, mode in ((closed, 0o700), (open_, 0o755)):
+        path.mkdir(exist_ok=True)
+        path.chmod(mode)
+    assert refused(ordinary_user, closed).endswith("the mount point cannot be read: Permission denied")
+    assert refused(ordinary_user, open_).endswith("may not write to the mount point; use a directory of your own")
+
+
+def test_missing_requirements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(mountpoint, "_DEVICE", str(tmp_path / "fuse"))
+    with pytest.raises(MissingRequirement, match=r"fuse does not exist: .*; try: modprobe fuse"):
+        mountpoint.check_requirements()
+    monkeypatch.undo()
+    monkeypatch.setattr(mountpoint.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingRequirement, match=r"pyfuse3 is not installed; try: pip install 'cowfs\[fuse\]'"):
+        mountpoint.check_requirements()
+
+
+def test_requirements_of_a_user(ordinary_user, tmp_path: Path, needs_fuse: None) -> None:
+    device = ordinary_user.directory / "fuse"
+    device.touch(0o600)
+    code = "import cowfs.fuse.mountpoint as m; m._DEVICE = sys.argv[1]; m.check_requirements()"
+    if os.geteuid() == 0:
+        done = run_python(ordinary_user, code, device, check=False)
+        assert "MissingRequirement" in done.stderr
+        assert "may not be opened by uid 65534 (mode 600); try: as root, chmod 666" in done.stderr
+    code = "import cowfs.fuse.mountpoint as m; m.fusermount = lambda: None; m.check_requirements()"
+    done = run_python(ordinary_user, code, check=False)
+    assert "fusermount3 is not installed, and only root mounts without it; try: apt-get install fuse3" in done.stderr
+
+
+def test_options_a_user_may_not_have(ordinary_user, serve) -> None:
+    if os.geteuid() == 0 and "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
+        pytest.skip("/etc/fuse.conf allows allow_other here")
+    for option, reason in (
+        ("--allow-other", "data: allow_other: put 'user_allow_other' into /etc/fuse.conf, or mount as root"),
+        ("--suid-dev", "data: suid,dev: only root may mount with them"),
+    ):
+        target = ordinary_user.mkdir("mnt" + option)
+        done = ordinary_user.run([sys.executable, SERVE, "-1", target, "cowfs:/h:d", "memory", option], check=False)
+        assert reason in done.stderr
+        assert mount_at(target) is None
+
+
+# Starting in the background, as a library caller does.
+
+
+def background(tmp_path: Path, *arguments: str, timeout_seconds: float = 60.0) -> tuple[int, Path]:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    pid = mount_in_background(
+        lambda fd: [sys.executable, SERVE, str(fd), str(target), "cowfs:/h:d", *arguments],
+        source="cowfs:/h:d",
+        target=str(target),
+        log_path=tmp_path / "log",
+        timeout_seconds=timeout_seconds,
+    )
+    return pid, target
+
+
+def test_background_mount(tmp_path: Path, needs_fuse: None) -> None:
+    pid, target = background(tmp_path, "memory")
+    (target / "f").write_text("at once")
+    assert pid == find_server(mount_at(target))
+    assert os.getsid(pid) == pid
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
+    unmount(str(target))
+    with pytest.raises(ProcessLookupError):
+        os.kill(reap(pid), 0)
+
+
+def reap(pid: int) -> int:
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_errors_before_readiness_keep_their_class(tmp_path: Path, needs_fuse: None) -> None:
+    with pytest.raises(HomeBusy, match=r"^home H is held by process 77$") as caught:
+        background(tmp_path, "memory", "--fault", "start")
+    assert caught.value.holder_pid == 77
+    assert caught.value.errno == errno.EBUSY
+    assert mount_at(tmp_path / "mnt") is None
+
+
+def test_a_service_that_fails_before_readiness(tmp_path: Path, needs_fuse: None) -> None:
+    with pytest.raises(HomeBusy, match=r"^the service gave up$"):
+        background(tmp_path, "memory", "--fault", "service")
+    assert mount_at(tmp_path / "mnt") is None
+
+
+def test_a_server_that_dies(tmp_path: Path, needs_fuse: None) -> None:
+    with pytest.raises(
+        MountError, match=r"ended with status 9 before it was ready; its log .*something is badly wrong"
+    ):
+        background(tmp_path, "memory", "--fault", "exit")
+
+
+def test_a_server_that_hangs_is_stopped(tmp_path: Path, needs_fuse: None) -> None:
+    began = time.monotonic()
+    with pytest.raises(MountError, match=r"was not ready after 2 s and was stopped") as caught:
+        background(tmp_path, "memory", "--fault", "hang", timeout_seconds=2)
+    assert caught.value.errno == errno.ETIMEDOUT
+    assert time.monotonic() - began < 30
+
+
+def test_a_close_that_fails_is_told(root_user, serve) -> None:
+    served = serve(root_user, "memory", "--fault", "close")
+    root_user.run(["fusermount3", "-u", served.target])
+    assert served.process.wait(30) != 0
+    assert "no space for the last commit" in served.logged()
+
+
+# Faults behind the mount.
+
+
+def test_a_bug_does_not_end_the_mount(account, serve) -> None:
+    served = serve(account, "memory")
+    code = """
+root = Path(sys.argv[1])
+(root / "f").write_text("before")
+for name, number in (("bad-errno", errno.EIO), ("corrupt", errno.EIO), ("bug", errno.EIO)):
+    try: os.stat(root / name)
+    except OSError as error: assert error.errno == number, error
+    else: raise AssertionError(name)
+try: (root / "g").write_text("after")
+except OSError as error: assert error.errno == errno.EROFS
+else: raise AssertionError("still writable")
+assert (root / "f").read_text() == "before"
+assert os.listdir(root) == ["f"]
+"""
+    run_python(account, code, served.target)
+    assert served.end() == 0
+    assert "ZeroDivisionError: a bug in the engine" in served.logged()
+    assert "Traceback" in served.logged()
+
+
+def test_full_pool_fails_writes(account, serve) -> None:
+    served = serve(account, "memory")
+    code = """
+root = Path(sys.argv[1])
+(root / "mapped").write_bytes(bytes(1000))
+os.setxattr(root, "user.full", b"1")
+try: (root / "f").write_bytes(bytes(1000))
+except OSError as error: assert error.errno == errno.ENOSPC
+else: raise AssertionError("written")
+os.setxattr(root, "user.full", b"0")
+(root / "f").write_bytes(bytes(1000))
+"""
+    run_python(account, code, served.target)
+    assert served.end() == 0
+
+
+def test_writes_queue_while_others_go_on(account, serve) -> None:
+    served = serve(account, "memory", "--queue-seconds", "100")
+    code = """
+import threading
+root = Path(sys.argv[1])
+(root / "mapped").write_bytes(b"x" * 1000)
+os.setxattr(root, "user.full", b"2")
+threads = [threading.Thread(target=(root / f"f{n}").write_bytes, args=(b"y" * 100_000,)) for n in range(20)]
+for thread in threads: thread.start()
+threads[0].join(1)
+assert all(thread.is_alive() for thread in threads)
+assert (root / "mapped").read_bytes() == b"x" * 1000
+(root / "empty").touch()
+assert len(os.listdir(root)) == 22
+os.setxattr(root, "user.full", b"0")
+for thread in threads: thread.join(30)
+assert all((root / f"f{n}").read_bytes() == b"y" * 100_000 for n in range(20))
+"""
+    run_python(account, code, served.target)
+    assert served.end() == 0
+
+
+def test_queued_writes_fail_in_the_end(root_user, serve) -> None:
+    served = serve(root_user, "memory", "--queue-seconds", "3")
+    os.setxattr(served.target, "user.full", b"2")
+    with pytest.raises(OSError, match=r"No space left") as caught:
+        (served.target / "f").write_bytes(bytes(1000))
+    assert caught.value.errno == errno.ENOSPC
+    assert served.end() == 0
+
+
+def test_read_only(account, serve) -> None:
+    served = serve(account, "memory", "--read-only")
+    assert "ro" in mount_at(served.target).options
+    code = """
+root = Path(sys.argv[1])
+try: (root / "f").touch()
+except OSError as error: assert error.errno == errno.EROFS
+else: raise AssertionError
+fd = os.open(root, os.O_RDONLY); os.fsync(fd); os.close(fd)
+"""
+    run_python(account, code, served.target)
+    assert served.end() == 0
+
+
+# The raw view.
+
+
+@pytest.fixture
+def image(account) -> Path:
+    path = account.directory / "image"
+    path.write_bytes(os.urandom(3 << 20))
+    os.chown(path, account.uid, account.gid)
+    return path
+
+
+def test_raw_is_the_disk(account, serve, image: Path) -> None:
+    served = serve(account, "raw", image)
+    code = """
+import mmap
+disk, image = Path(sys.argv[1], "disk"), Path(sys.argv[2])
+assert os.listdir(disk.parent) == ["disk"]
+status = disk.stat()
+assert (status.st_size, status.st_mode, status.st_uid) == (3 << 20, 0o100600, os.geteuid())
+assert disk.read_bytes() == image.read_bytes()
+fd = os.open(disk, os.O_RDWR)
+for offset, length in ((0, 1), (4095, 4098), (1 << 20, 1 << 20), ((3 << 20) - 1, 1), (123, 2_000_000)):
+    data = os.urandom(length)
+    assert os.pwrite(fd, data, offset) == length
+    assert os.pread(fd, length, offset) == data
+os.fsync(fd)
+with mmap.mmap(fd, 0) as mapped:
+    mapped[5000:5005] = b"hello"
+    mapped.flush()
+assert os.pread(fd, 100, 3 << 20) == b""
+os.close(fd)
+assert disk.read_bytes() == image.read_bytes()
+assert disk.read_bytes()[5000:5005] == b"hello"
+"""
+    run_python(account, code, served.target, image)
+    assert served.end() == 0
+
+
+def test_raw_behaves_like_a_disk_at_its_end(account, serve, image: Path) -> None:
+    served = serve(account, "raw", image)
+    code = """
+def fails(number, action, *arguments):
+    try: action(*arguments)
+    except OSError as error: assert error.errno == number, error
+    else: raise AssertionError(action)
+disk, size = Path(sys.argv[1], "disk"), 3 << 20
+fd = os.open(disk, os.O_RDWR)
+fails(errno.ENOSPC, os.pwrite, fd, b"x", size)
+assert os.pwrite(fd, b"x" * 10_000, size - 100) == 100
+for length in (0, size - 1, size + 1):
+    fails(errno.EINVAL, os.ftruncate, fd, length)
+os.ftruncate(fd, size)
+os.utime(fd, ns=(7, 8))
+assert os.fstat(fd).st_mtime_ns == 8
+os.close(fd)
+fails(errno.EPERM, os.chmod, disk, 0o644)
+fails(errno.ENOENT, os.stat, disk.parent / "other")
+for action in (os.unlink, os.mkdir, os.readlink):
+    fails(errno.EEXIST if action is os.mkdir else errno.EINVAL if action is os.readlink else errno.ENOSYS, action, disk)
+with open(disk, "wb") as file:  # O_TRUNC does nothing to a disk
+    file.write(b"begin")
+assert disk.stat().st_size == size
+assert disk.read_bytes()[:5] == b"begin" and len(disk.read_bytes()) == size
+"""
+    run_python(account, code, served.target)
+    assert served.end() == 0
+
+
+def test_raw_read_only(account, serve, image: Path) -> None:
+    served = serve(account, "raw", image, "--read-only")
+    code = """
+disk = Path(sys.argv[1], "disk")
+assert disk.stat().st_mode == 0o100400
+assert disk.read_bytes() == Path(sys.argv[2]).read_bytes()
+try: os.open(disk, os.O_RDWR)
+except OSError as error: assert error.errno in (errno.EROFS, errno.EACCES), error
+else: raise AssertionError
+"""
+    run_python(account, code, served.target, image)
+    assert served.end() == 0
+
+
+def test_raw_under_a_loop_device(root_user, serve, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    served = serve(root_user, "raw", image)
+    inside = root_user.mkdir("inside")
+    try:
+        mounted = root_user.run(["mount", "-o", "loop", served.target / "disk", inside], check=False)
+        if mounted.returncode != 0 and "failed to setup loop device" in mounted.stderr:
+            pytest.skip("needs loop devices; run: sudo modprobe loop")
+        assert mounted.returncode == 0, mounted.stderr
+        (inside / "f").write_bytes(b"x" * 100_000)
+    finally:
+        subprocess.run(["umount", inside], check=False, capture_output=True)
+    assert served.end() == 0
+    subprocess.run(["e2fsck", "-fn", image], check=True, capture_output=True)
+    subprocess.run(["debugfs", "-R", "stat /f", image], check=True, capture_output=True)
+
+
+def test_shared_mmap_is_written_back_before_the_end(root_user, serve, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    served = serve(root_user, "raw", image)
+    fd = os.open(served.target / "disk", os.O_RDWR)
+    mapped = mmap.mmap(fd, 0)
+    mapped[:5] = b"dirty"
+    served.process.terminate()  # in use: it must detach, but first fetch what the kernel holds
+    assert served.process.wait(30) == 0
+    mapped.close()
+    with contextlib.suppress(OSError):  # its file system is gone
+        os.close(fd)
+    assert image.read_bytes()[:5] == b"dirty"
