@@ -23,9 +23,9 @@ from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
     KEY_END,
     MAPPINGS,
-    MAX_LEVELS,
     MetadataReader,
     check_bounds,
+    check_level,
     children,
     is_one_run,
 )
@@ -88,9 +88,8 @@ def _exclusive_blocks(reader: MetadataReader, metadata: StoredCounts, data: Stor
         check_bounds(node, location, begin, end, where)
         if node.is_leaf:
             exclusive += _exclusive_in_leaf(node, data)
-        elif level == MAX_LEVELS:
-            raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=where)
         else:
+            check_level(level, location, where)
             pending += [(child, a, b, level + 1, f"{where} -> node {child}") for child, a, b in children(node, end)]
     return exclusive
 

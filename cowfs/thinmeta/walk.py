@@ -108,21 +108,22 @@ class MetadataReader:
             raise MetadataCorrupt(message, block=SUPERBLOCK_LOCATION, path="superblock")
         return Superblock.unpack(self.read_block(location, "held superblock"), location)
 
-    def leaves(self, root: int, tree: TreeKind, path: str) -> Iterator[tuple[Node, str]]:
-        """The leaves of a tree in key order, each with the path to it."""
-        pending = [(root, 0, KEY_END, 1, path)]
+    def leaves(
+        self, root: int, tree: TreeKind, path: str, begin: int = 0, end: int = KEY_END
+    ) -> Iterator[tuple[Node, str]]:
+        """The leaves of a tree whose keys lie in [begin, end), in key order, each with the path to it."""
+        pending = [(root, begin, end, 1, path)]
         while pending:
-            location, begin, end, level, where = pending.pop()
+            location, low, high, level, where = pending.pop()
             node = self.node(location, tree, where)
-            check_bounds(node, location, begin, end, where)
+            check_bounds(node, location, low, high, where)
             if node.is_leaf:
                 yield node, where
                 continue
-            if level == MAX_LEVELS:
-                raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=where)
+            check_level(level, location, where)
             pending.extend(
                 (child, child_begin, child_end, level + 1, f"{where} -> node {child}")
-                for child, child_begin, child_end in reversed(children(node, end))
+                for child, child_begin, child_end in reversed(children(node, high))
             )
 
     def runs(self, root: int, path: str) -> Iterator[list[Run]]:
@@ -205,6 +206,12 @@ def check_bounds(node: Node, location: int, begin: int, end: int, path: str) -> 
     if node.keys and not (begin <= node.keys[0] and node.keys[-1] < end):
         message = f"keys {node.keys[0]}..{node.keys[-1]} are outside of what the parent says, {begin}..{end - 1}"
         raise MetadataCorrupt(message, block=location, path=path)
+
+
+def check_level(level: int, location: int, path: str) -> None:
+    """Raises MetadataCorrupt when there may be nothing below an internal node of this level; the root's is 1."""
+    if level >= MAX_LEVELS:
+        raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
 
 
 def children(node: Node, end: int) -> list[tuple[int, int, int]]:
