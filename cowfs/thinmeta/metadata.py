@@ -20,9 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from bisect import bisect_left
-from collections.abc import Iterator
-from typing import Final
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import (
@@ -34,7 +31,7 @@ from cowfs.errors import (
     ThinBusy,
     ThinExists,
 )
-from cowfs.thinmeta.btree import END_OF_KEYS, BTree
+from cowfs.thinmeta.btree import BTree
 from cowfs.thinmeta.counts import Counts
 from cowfs.thinmeta.format import (
     DETAILS,
@@ -43,8 +40,6 @@ from cowfs.thinmeta.format import (
     MAX_DATA_BLOCK,
     MAX_METADATA_BITMAPS,
     SUPERBLOCK_LOCATION,
-    TIME_BITS,
-    TIME_MASK,
     U32,
     U64,
     DeviceDetails,
@@ -54,21 +49,18 @@ from cowfs.thinmeta.format import (
     Superblock,
     pack_bitmap,
     pack_index,
-    pack_mapping,
     unpack_bitmap,
     unpack_index,
 )
+from cowfs.thinmeta.mapping import ThinMapping, data_runs
 from cowfs.thinmeta.store import DEFAULT_CACHE_NODES, Store
 from cowfs.units import (
     MAX_METADATA_BLOCKS,
     MAX_SNAPSHOT_TIME,
     MAX_THIN_ID,
     METADATA_BLOCK_BYTES,
-    Extent,
     is_data_block_size,
 )
-
-_NEXT_BLOCK: Final = 1 << TIME_BITS  # the step of a mapping value from one data block to the next
 
 
 class Metadata:
@@ -85,7 +77,7 @@ class Metadata:
         self._thins: dict[int, ThinMapping] = {}
         self.changed = False
         store = self._store
-        self._subtrees = BTree(store, U64, "mappings", retain=self._retain_data, release=self._release_data)
+        self.subtrees = BTree(store, U64, "mappings", retain=self._retain_data, release=self._release_data)
         self._devices = BTree(store, U64, "thin devices", retain=self._retain_subtrees, release=self._release_subtrees)
         self._details = BTree(store, DETAILS, "device details")
         self._data_index = BTree(store, INDEX_ENTRY, "data space map index")
@@ -289,7 +281,7 @@ class Metadata:
         """Raises ThinExists, or InvalidRequest for an id outside 24 bits."""
         self._check_new(thin_id)
         details = DeviceDetails(0, self.transaction_id, self.time, self.time)
-        self._add_device(thin_id, self._subtrees.empty(), details)
+        self._add_device(thin_id, self.subtrees.empty(), details)
 
     def create_snap(self, thin_id: int, origin_id: int) -> None:
         """Share the origin's subtree: O(1) whatever is mapped.
@@ -310,37 +302,41 @@ class Metadata:
         self._add_device(thin_id, origin.root, details)
 
     def _check_new(self, thin_id: int) -> None:
-        self._check_writable()
+        self.check_writable()
         if not 0 <= thin_id <= MAX_THIN_ID:
             raise InvalidRequest(f"device id {thin_id} is outside 0..{MAX_THIN_ID}")
         if thin_id in self._thins or self._details.get(self._superblock.details_root, thin_id) is not None:
             raise ThinExists(f"thin device {thin_id} exists already; take another id")
 
     def _add_device(self, thin_id: int, root: int, details: DeviceDetails) -> None:
-        superblock = self._superblock
-        superblock.mapping_root = self._devices.insert(superblock.mapping_root, thin_id, root)
+        self.store_root(thin_id, root)
         thin = self._thins[thin_id] = ThinMapping(self, thin_id, root, details)
         thin.changed = thin.details_changed = True
         self.changed = True
 
     def delete_thin(self, thin_id: int) -> None:
         """Forget a device and drop its references. Raises NoSuchThin."""
-        self._check_writable()
+        self.check_writable()
         thin = self.open_thin(thin_id)
         superblock = self._superblock
         if self._details.get(superblock.details_root, thin_id) is not None:
             superblock.details_root = self._details.remove(superblock.details_root, thin_id)
         superblock.mapping_root = self._devices.remove(superblock.mapping_root, thin_id)
-        self._subtrees.destroy(thin.root)
+        self.subtrees.destroy(thin.root)
         del self._thins[thin_id]
         thin.forget_leaf()
         self.changed = True
+
+    def store_root(self, thin_id: int, root: int) -> None:
+        """Put a device's subtree root into the top level of the mapping tree."""
+        superblock = self._superblock
+        superblock.mapping_root = self._devices.insert(superblock.mapping_root, thin_id, root)
 
     # ------------------------------------------------------------------ pool-wide changes
 
     def set_transaction_id(self, old: int, new: int) -> None:
         """Raises InvalidRequest when `old` is not the current one."""
-        self._check_writable()
+        self.check_writable()
         if old != self.transaction_id:
             raise InvalidRequest(f"the transaction id is {self.transaction_id}, not {old}; it was not changed to {new}")
         self._superblock.transaction_id = new
@@ -357,7 +353,7 @@ class Metadata:
         Raises:
             ThinBusy: one is held already (EBUSY).
         """
-        self._check_writable()
+        self.check_writable()
         if self.held_root is not None:
             raise ThinBusy(f"a metadata snapshot is held already, at block {self.held_root}; release it first")
         self.commit()
@@ -383,7 +379,7 @@ class Metadata:
 
     def release_snap(self) -> None:
         """Raises InvalidRequest when none is held."""
-        self._check_writable()
+        self.check_writable()
         location = self.held_root
         if location is None:
             raise InvalidRequest("no metadata snapshot is held")
@@ -396,7 +392,7 @@ class Metadata:
 
     def resize_data(self, blocks: int) -> None:
         """Grow the data device. Raises InvalidRequest when it would shrink."""
-        self._check_writable()
+        self.check_writable()
         if blocks > MAX_DATA_BLOCK + 1:
             raise InvalidRequest(f"{blocks} data blocks are more than the format can address ({MAX_DATA_BLOCK + 1})")
         if blocks != self._data.nr_blocks:
@@ -409,7 +405,7 @@ class Metadata:
         Raises:
             InvalidRequest: it would shrink.
         """
-        self._check_writable()
+        self.check_writable()
         blocks = min(blocks, MAX_METADATA_BITMAPS * ENTRIES_PER_BITMAP)
         if blocks != self._store.counts.nr_blocks:
             self._store.counts.extend(blocks)
@@ -417,7 +413,7 @@ class Metadata:
 
     def allocate_data(self, count: int) -> tuple[int, int]:
         """Take a free run of at most `count` data blocks: (first, length). Raises OutOfDataSpace when none is free."""
-        self._check_writable()
+        self.check_writable()
         begin, length = self._data.allocate(count)
         if not length:
             raise OutOfDataSpace(f"all {self._data.nr_blocks} data blocks are in use or wait for a commit to be free")
@@ -428,21 +424,21 @@ class Metadata:
         """Give back what `allocate_data` gave and `insert` did not take."""
         self._data.decrement_run(dblock, length)
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
         if self._read_only:
             raise PoolIoError("the metadata is open for reading only")
 
     # ------------------------------------------------------------------ references from leaves
 
     def _retain_data(self, leaf: Node) -> None:
-        for begin, length in _data_runs(leaf.values):
+        for begin, length in data_runs(leaf.values):
             self._data.increment_run(begin, length)
 
     def _release_data(self, leaf: Node) -> None:
-        self._release_values(leaf.values)
+        self.release_values(leaf.values)
 
-    def _release_values(self, values: array[int]) -> None:
-        for begin, length in _data_runs(values):
+    def release_values(self, values: array[int]) -> None:
+        for begin, length in data_runs(values):
             self._data.decrement_run(begin, length)
 
     def _retain_subtrees(self, leaf: Node) -> None:
@@ -451,7 +447,7 @@ class Metadata:
 
     def _release_subtrees(self, leaf: Node) -> None:
         for root in leaf.values:
-            self._subtrees.destroy(root)
+            self.subtrees.destroy(root)
 
     # ------------------------------------------------------------------ transaction
 
@@ -463,7 +459,7 @@ class Metadata:
         """
         if not self.changed:
             return []
-        self._check_writable()
+        self.check_writable()
         self._write_details()
         self._settle_data_map()
         self._settle_metadata_map()
@@ -578,169 +574,3 @@ class Metadata:
         """Drop what is cached. Neither commits nor closes the device."""
         self._store.reset()
         self._thins.clear()
-
-
-class ThinMapping:
-    """The mapping of one thin device: virtual blocks to data blocks.
-
-    `changed` since the last commit; `lost_changes` once an abort threw some away (the device's flushes then fail until
-    it is reopened). Made by `Metadata.open_thin` only.
-    """
-
-    __slots__ = (
-        "_keys",
-        "_lower",
-        "_metadata",
-        "_snapshot_limit",
-        "_upper",
-        "_values",
-        "changed",
-        "details",
-        "details_changed",
-        "lost_changes",
-        "root",
-        "thin_id",
-    )
-
-    def __init__(self, metadata: Metadata, thin_id: int, root: int, details: DeviceDetails) -> None:
-        self._metadata = metadata
-        self.thin_id = thin_id
-        self.root = root
-        self.details = details
-        self.changed = False
-        self.details_changed = False
-        self.lost_changes = False
-        self.forget_leaf()
-
-    @property
-    def mapped_blocks(self) -> int:
-        return self.details.mapped_blocks
-
-    def lookup(self, vblock: int, count: int) -> list[tuple[int, int, int]]:
-        """What [vblock, vblock + count) maps to.
-
-        Returns:
-            Runs (length, data block, shared) that cover the range in order: contiguous on both sides, with one answer
-            to whether sharing must be broken before writing. Data block -1 stands for unmapped.
-
-        Cost: O(log mappings + runs); nothing is read when the leaf of the last lookup serves again.
-        """
-        runs: list[tuple[int, int, int]] = []
-        end = vblock + count
-        snapshotted = self.details.snapshotted_time
-        while vblock < end:
-            if not self._lower <= vblock < self._upper:
-                self._seek(vblock)
-            keys, values = self._keys, self._values
-            stop = end if end < self._upper else self._upper
-            total = len(keys)
-            i = bisect_left(keys, vblock)
-            while vblock < stop:
-                begin = keys[i] if i < total else stop
-                if begin > vblock:
-                    gap = (begin if begin < stop else stop) - vblock
-                    if runs and runs[-1][1] < 0:
-                        gap += runs.pop()[0]
-                    runs.append((gap, -1, False))
-                    vblock = begin
-                    continue
-                value = values[i]
-                expected = value
-                first = i
-                while i < total and vblock < stop and keys[i] == vblock and values[i] == expected:
-                    i += 1
-                    vblock += 1
-                    expected += _NEXT_BLOCK
-                runs.append((i - first, value >> TIME_BITS, (value & TIME_MASK) < snapshotted))
-        return runs
-
-    def insert(self, vblock: int, dblock: int, length: int) -> None:
-        """Map a run to data blocks that `allocate_data` gave; what was mapped there loses a reference."""
-        metadata = self._metadata
-        self.forget_leaf()
-        start = pack_mapping(dblock, metadata.time)
-        values = array("Q", range(start, start + length * _NEXT_BLOCK, _NEXT_BLOCK))
-        self._touch()
-        root, replaced = metadata._subtrees.insert_run(self.root, vblock, values)
-        self._move_to(root)
-        self.details.mapped_blocks += length - len(replaced)
-        metadata._release_values(replaced)
-
-    def remove(self, begin: int, end: int) -> int:
-        """Unmap [begin, end); returns how many blocks were mapped."""
-        metadata = self._metadata
-        self.forget_leaf()
-        self._touch()
-        root, removed = metadata._subtrees.remove_range(self.root, begin, end)
-        self._move_to(root)
-        self.details.mapped_blocks -= len(removed)
-        metadata._release_values(removed)
-        return len(removed)
-
-    def highest(self) -> int | None:
-        """The highest mapped virtual block."""
-        return self._metadata._subtrees.last_key(self.root)
-
-    def extents(self, begin: int = 0, end: int | None = None) -> Iterator[Extent]:
-        """Mapped runs in order, clipped to [begin, end), each contiguous on both sides whatever its times."""
-        stop = END_OF_KEYS if end is None else end
-        run: Extent | None = None
-        for leaf in self._metadata._subtrees.leaves(self.root, begin, stop):
-            i = bisect_left(leaf.keys, begin)
-            for key, value in zip(leaf.keys[i:], leaf.values[i:], strict=True):
-                if key >= stop:
-                    break
-                dblock = value >> TIME_BITS
-                if run is not None and key == run.vblock + run.length and dblock == run.dblock + run.length:
-                    run = Extent(run.vblock, run.dblock, run.length + 1)
-                    continue
-                if run is not None:
-                    yield run
-                run = Extent(key, dblock, 1)
-        if run is not None:
-            yield run
-
-    def mark_snapshotted(self, time: int) -> None:
-        self.details.snapshotted_time = time
-        self.details_changed = True
-
-    def forget_leaf(self) -> None:
-        self._lower = self._upper = 0
-        self._keys = self._values = array("Q")
-
-    def _seek(self, vblock: int) -> None:
-        leaf, self._lower, self._upper = self._metadata._subtrees.leaf_at(self.root, vblock)
-        self._keys, self._values = leaf.keys, leaf.values
-
-    def _touch(self) -> None:
-        self._metadata._check_writable()
-        if not self.changed:
-            # From the top down: a device tree shared with a held snapshot must be copied, and so the subtree's root
-            # counted twice, before the subtree itself is touched.
-            self._store_root()
-        self.changed = self.details_changed = True
-        self._metadata.changed = True
-
-    def _move_to(self, root: int) -> None:
-        if root != self.root:
-            self.root = root
-            self._store_root()
-
-    def _store_root(self) -> None:
-        superblock = self._metadata._superblock
-        superblock.mapping_root = self._metadata._devices.insert(superblock.mapping_root, self.thin_id, self.root)
-
-
-def _data_runs(values: array[int]) -> Iterator[tuple[int, int]]:
-    """Mapping values as runs (data block, length) of consecutive data blocks, in the order given."""
-    begin = length = 0
-    for value in values:
-        dblock = value >> TIME_BITS
-        if dblock == begin + length and length:
-            length += 1
-            continue
-        if length:
-            yield begin, length
-        begin, length = dblock, 1
-    if length:
-        yield begin, length
