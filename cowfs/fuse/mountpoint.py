@@ -30,26 +30,35 @@ _TOOL_SECONDS: Final = 60.0
 
 def check_requirements() -> None:
     """Raises MissingRequirement for the first thing this machine lacks to mount anything as this user."""
-    if not os.path.exists(_DEVICE):
-        raise MissingRequirement(
-            f"{_DEVICE} does not exist: the kernel's fuse module is not loaded",
-            remedy="modprobe fuse",
-            errno=errno.ENODEV,
-        )
-    if not os.access(_DEVICE, os.R_OK | os.W_OK):
-        raise MissingRequirement(
-            f"{_DEVICE} may not be opened by uid {os.geteuid()} (mode {os.stat(_DEVICE).st_mode & 0o777:03o})",
-            remedy=f"as root, chmod 666 {_DEVICE}, or join the group that owns it",
-            errno=errno.EACCES,
-        )
+    for missing in missing_requirements():
+        raise missing
+
+
+def missing_requirements() -> list[MissingRequirement]:
+    """All that this machine lacks to mount anything as this user."""
+    missing = []
+    try:
+        os.close(os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        missing.append(_device_problem(error))
     if os.geteuid() != 0 and fusermount() is None:
-        raise MissingRequirement(
-            "fusermount3 is not installed, and only root mounts without it",
-            remedy="apt-get install fuse3",
-            errno=errno.ENOENT,
-        )
+        text = "fusermount3 is not installed, and only root mounts without it"
+        missing.append(MissingRequirement(text, remedy="apt-get install fuse3", errno=errno.ENOENT))
     if importlib.util.find_spec("pyfuse3") is None:
-        raise MissingRequirement("the Python package pyfuse3 is not installed", remedy="pip install 'cowfs[fuse]'")
+        text = "the Python package pyfuse3 is not installed"
+        missing.append(MissingRequirement(text, remedy="pip install 'cowfs[fuse]'"))
+    return missing
+
+
+def _device_problem(error: OSError) -> MissingRequirement:
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        text = f"{_DEVICE} may not be opened by uid {os.geteuid()} (mode {os.stat(_DEVICE).st_mode & 0o777:03o})"
+        remedy = f"as root, chmod 666 {_DEVICE}, or join the group that owns it"
+    elif error.errno == errno.ENOENT:
+        text, remedy = f"{_DEVICE} does not exist", "modprobe fuse; in a container, docker run --device /dev/fuse"
+    else:
+        text, remedy = f"{_DEVICE} cannot be opened: {error.strerror}", "modprobe fuse"
+    return MissingRequirement(text, remedy=remedy, errno=error.errno)
 
 
 def fusermount() -> str | None:

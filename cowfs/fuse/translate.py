@@ -101,13 +101,19 @@ class View(pyfuse3.Operations):
     def sync(self) -> None:
         """Make durable what reached this process; `write_back` before it fetches what the kernel still holds."""
 
+    async def quiesce(self) -> None:
+        """Bring everything that applications wrote onto the device. Ends without a checkpoint: a snapshot that follows
+        at once, synchronously, holds all of it and nothing half done."""
+        await self.write_back()
+        if not self.failure:
+            self.sync()
+
     async def write_back(self) -> None:
         """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
 
-        Runs beside the session, whose write requests it causes. Afterwards, with no checkpoint in between, `sync` and a
-        snapshot are one transaction. Only files open for reading and writing can have such pages; the kernel writes
-        them, waiting for the answers, when it is told to drop its cache of the file. (syncfs would not do: on FUSE it
-        returns before the writes are answered.)
+        Runs beside the session, whose write requests it causes. Only files open for reading and writing can have such
+        pages; the kernel writes them, waiting for the answers, when it is told to drop its cache of the file. (syncfs
+        would not do: on FUSE it returns before the writes are answered.)
         """
         await trio.to_thread.run_sync(_drop_caches, list(self._mappable))
 

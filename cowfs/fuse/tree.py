@@ -271,10 +271,17 @@ class TreeView(View):
     @answered
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         tree = self._tree
+        told = False
         for item in tree.list_directory(_swap_root(fh), start_id):
-            attributes = tree.attributes(item.inode)
+            try:
+                attributes = tree.attributes(item.inode)
+            except OSError:
+                if told:
+                    return  # the kernel must learn of those before; the next request starts here and fails
+                raise
             if not pyfuse3.readdir_reply(token, item.name, _entry(attributes), item.cookie):
                 return
+            told = True
             if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
                 self._known(attributes)
 

@@ -194,6 +194,17 @@ def private_mmap_stays_private(root: Path) -> None:
 
 
 @_case
+def direct_reads_and_writes(root: Path) -> None:
+    with _opened(root / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as fd, mmap.mmap(-1, 1 << 16) as buffer:
+        buffer[:] = bytes(range(256)) * 256
+        assert os.pwritev(fd, [buffer], 1 << 16) == len(buffer)
+        buffer[:] = bytes(len(buffer))
+        assert os.preadv(fd, [buffer], 1 << 16) == len(buffer)
+        assert buffer[:] == bytes(range(256)) * 256
+    assert (root / "f").read_bytes() == bytes(1 << 16) + bytes(range(256)) * 256
+
+
+@_case
 def fsync_files_and_directories(root: Path) -> None:
     with _opened(root / "f", os.O_WRONLY | os.O_CREAT) as fd:
         os.write(fd, b"x")
