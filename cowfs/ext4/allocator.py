@@ -1,0 +1,236 @@
+"""Free blocks: taking them, giving them back, and the bitmaps on the device.
+
+Freed blocks stay marked as used until the next sync. So nothing overwrites them before the metadata that frees them
+is durable, and a crash finds the old tree with its data. After that sync they are discarded into the device, which
+gives the space back to the pool. When space runs out, what waits is given back early, by a sync.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from cowfs.ext4 import layout, libext2fs
+from cowfs.ext4.block_map import Run
+from cowfs.ext4.filesystem import Filesystem, os_error
+
+
+class Allocator:
+    """Blocks and inode numbers of one volume.
+
+    Args:
+        reclaim: makes freed blocks free, by a sync; called when there is nothing else left.
+    """
+
+    def __init__(self, fs: Filesystem, reclaim: Callable[[], None]) -> None:
+        self._fs = fs
+        self._reclaim = reclaim
+        self._freed: list[Run] = []
+        self._freed_blocks = 0
+        self._cursor = 0  # where the last run ended: files written one after the other lie one after the other
+        self._block_groups: set[int] = set()
+        self._inode_groups: set[int] = set()
+        self._discards = True
+        self._first = fs.ffi.new("uint64_t *")
+        self._length = fs.ffi.new("uint64_t *")
+        self._number = fs.ffi.new("uint32_t *")
+        self._callbacks: list[Any] = []
+        if not fs.read_only:
+            self._watch_library()
+
+    @property
+    def free_blocks(self) -> int:
+        """What a writer can still use, the blocks reserved for root included."""
+        free: int = self._fs.c.ext2fs_free_blocks_count(self._fs.super)
+        return free + self._freed_blocks
+
+    def allocate(self, count: int, goal: int = -1) -> list[Run]:
+        """`count` blocks in as few runs as can be had, near `goal`.
+
+        Raises:
+            OSError (ENOSPC): fewer are free; nothing was taken.
+        """
+        if count > self.free_blocks:
+            raise os_error(errno.ENOSPC)
+        self.make_room(count)
+        runs: list[Run] = []
+        try:
+            while count:
+                run = self._take(count, self._cursor if goal < 0 else goal)
+                runs.append(run)
+                count -= run.length
+                goal = run.physical + run.length
+        except BaseException:
+            for run in runs:
+                self._mark(run, used=False)
+            raise
+        self._cursor = goal
+        return runs
+
+    def make_room(self, count: int) -> None:
+        """Let waiting blocks become free if fewer than `count` are."""
+        if self._freed_blocks and count > self.free_blocks - self._freed_blocks:
+            self._reclaim()
+
+    def free(self, run: Run) -> None:
+        """Give blocks back, at the next sync. Cached content is forgotten at once."""
+        self._fs.cache.forget(run.physical, run.length)
+        self._freed.append(run)
+        self._freed_blocks += run.length
+
+    def free_block(self, block: int) -> None:
+        self.free(Run(block, 1))
+
+    def undo(self, runs: list[Run]) -> None:
+        """Give back blocks that nothing refers to, at once."""
+        for run in runs:
+            self._fs.cache.forget(run.physical, run.length)
+            self._mark(run, used=False)
+
+    def _take(self, count: int, goal: int) -> Run:
+        """A run of free blocks: all of `count` in one place if there is such a place, else the next free run."""
+        fs, none = self._fs, self._fs.ffi.NULL
+        whole = fs.c.ext2fs_new_range(
+            fs.fs, libext2fs.NEW_RANGE_MIN_LENGTH, goal, count, none, self._first, self._length
+        )
+        if whole:
+            fs.call(
+                fs.c.ext2fs_new_range, fs.fs, 0, goal, count, none, self._first, self._length, doing="find free blocks"
+            )
+        run = Run(self._first[0], min(self._length[0], count))
+        self._mark(run, used=True)
+        return run
+
+    def _mark(self, run: Run, *, used: bool) -> None:
+        self._fs.c.ext2fs_block_alloc_stats_range(self._fs.fs, run.physical, run.length, 1 if used else -1)
+
+    # Inode numbers.
+
+    def allocate_inode(self, parent: int, mode: int, *, is_directory: bool) -> int:
+        """A free inode number, near its directory. Raises OSError (ENOSPC)."""
+        fs = self._fs
+        fs.call(fs.c.ext2fs_new_inode, fs.fs, parent, mode, fs.ffi.NULL, self._number, doing="find a free inode")
+        number: int = self._number[0]
+        self._mark_inode(number, 1, is_directory)
+        return number
+
+    def free_inode(self, number: int, *, is_directory: bool) -> None:
+        self._mark_inode(number, -1, is_directory)
+
+    def inode_in_use(self, number: int) -> bool:
+        return bool(self._fs.c.ext2fs_test_generic_bmap(self._fs.fs.inode_map, number))
+
+    def _mark_inode(self, number: int, change: int, is_directory: bool) -> None:
+        self._fs.c.ext2fs_inode_alloc_stats2(self._fs.fs, number, change, int(is_directory))
+        self._inode_groups.add((number - 1) // self._fs.inodes_per_group)
+
+    # Following what the library allocates itself.
+
+    def _watch_library(self) -> None:
+        fs = self._fs
+        one = fs.callback("void(ext2_filsys, blk64_t, int)", self._block_changed)
+        many = fs.callback("void(ext2_filsys, blk64_t, blk_t, int)", self._range_changed)
+        self._callbacks = [one, many]
+        fs.c.ext2fs_set_block_alloc_stats_callback(fs.fs, one, fs.ffi.NULL)
+        fs.c.ext2fs_set_block_alloc_stats_range_callback(fs.fs, many, fs.ffi.NULL)
+
+    def _block_changed(self, fs: Any, block: int, change: int) -> None:
+        self._range_changed(fs, block, 1, change)
+
+    def _range_changed(self, _fs: Any, block: int, count: int, change: int) -> None:
+        first = self._fs.first_data_block
+        size = self._fs.blocks_per_group
+        self._block_groups.update(range((block - first) // size, (block + count - 1 - first) // size + 1))
+        if change < 0:
+            self._fs.cache.forget(block, count)
+
+    # Writing down.
+
+    def release_freed(self) -> list[Run]:
+        """Make the waiting blocks free; returns them, merged, to be discarded when that is durable."""
+        merged: list[Run] = []
+        for run in sorted(self._freed):
+            self._mark(run, used=False)
+            if merged and merged[-1].physical + merged[-1].length == run.physical:
+                merged[-1] = Run(merged[-1].physical, merged[-1].length + run.length)
+            else:
+                merged.append(run)
+        self._freed.clear()
+        self._freed_blocks = 0
+        return merged
+
+    def write_bitmaps(self) -> None:
+        """Put the changed bitmaps into the cache, instead of all of them as the library would."""
+        for group in sorted(self._block_groups):
+            self._write_block_bitmap(group)
+        self._block_groups.clear()
+        for group in sorted(self._inode_groups):
+            self._write_inode_bitmap(group)
+        self._inode_groups.clear()
+        self._fs.fs.flags &= ~(libext2fs.FS_BLOCK_BITMAP_DIRTY | libext2fs.FS_INODE_BITMAP_DIRTY)
+
+    def _write_block_bitmap(self, group: int) -> None:
+        fs = self._fs
+        if fs.has_group_csum and fs.c.ext2fs_bg_flags_test(fs.fs, group, layout.GROUP_BLOCK_UNINIT):
+            return
+        begin = fs.first_data_block + group * fs.blocks_per_group
+        bits = min(fs.blocks_per_group, fs.blocks - begin)
+        data = bytearray(b"\xff" * fs.block_bytes)
+        buffer = fs.ffi.from_buffer("char[]", data)
+        fs.call(fs.c.ext2fs_get_block_bitmap_range2, fs.fs.block_map, begin, bits, buffer, doing="read a block bitmap")
+        if bits % 8:  # the bits after the last block are ones
+            data[bits // 8] |= 0xFF << bits % 8 & 0xFF
+        fs.call(
+            fs.c.ext2fs_block_bitmap_csum_set, fs.fs, group, buffer, fs.blocks_per_group // 8, doing="checksum a bitmap"
+        )
+        fs.c.ext2fs_group_desc_csum_set(fs.fs, group)
+        fs.cache.write(fs.c.ext2fs_block_bitmap_loc(fs.fs, group), bytes(data))
+
+    def _write_inode_bitmap(self, group: int) -> None:
+        fs = self._fs
+        if fs.has_group_csum and fs.c.ext2fs_bg_flags_test(fs.fs, group, layout.GROUP_INODE_UNINIT):
+            return
+        size = fs.inodes_per_group
+        data = bytearray(b"\xff" * fs.block_bytes)
+        buffer = fs.ffi.from_buffer("char[]", data)
+        fs.call(
+            fs.c.ext2fs_get_inode_bitmap_range2,
+            fs.fs.inode_map,
+            group * size + 1,
+            size,
+            buffer,
+            doing="read an inode bitmap",
+        )
+        fs.call(fs.c.ext2fs_inode_bitmap_csum_set, fs.fs, group, buffer, (size + 7) // 8, doing="checksum a bitmap")
+        fs.c.ext2fs_group_desc_csum_set(fs.fs, group)
+        fs.cache.write(fs.c.ext2fs_inode_bitmap_loc(fs.fs, group), bytes(data))
+
+    def discard(self, runs: list[Run]) -> None:
+        """Tell the device that blocks are free, once it has the metadata that says so."""
+        block_bytes = self._fs.block_bytes
+        for run in runs:
+            if not self._discards:
+                return
+            try:
+                self._fs.device.discard(run.physical * block_bytes, run.length * block_bytes)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._discards = False
+
+    def free_runs(self) -> list[Run]:
+        """All runs of free blocks, for a trim of the whole volume."""
+        fs, found = self._fs, self._first
+        runs = []
+        begin, last = fs.first_data_block, fs.blocks - 1
+        while begin <= last:
+            if fs.c.ext2fs_find_first_zero_generic_bmap(fs.fs.block_map, begin, last, found):
+                break
+            first: int = found[0]
+            end = fs.blocks
+            if not fs.c.ext2fs_find_first_set_generic_bmap(fs.fs.block_map, first, last, found):
+                end = found[0]
+            runs.append(Run(first, end - first))
+            begin = end
+        return runs

@@ -1,0 +1,412 @@
+"""Directories: finding, adding and removing names, and listing them in an order that survives changes.
+
+A directory is a file of blocks of entries. One that outgrows its first block becomes hash-indexed, on volumes that
+have dir_index: `htree` says how. Lookups and inserts then touch one block, whatever the size. Parsed blocks are
+kept, bounded; a changed block goes to the metadata cache at once.
+
+Listing. Where an index exists or may come to exist, names come in the order of their hashes, as in the kernel: so an
+entry that a split moves to another block is neither listed twice nor missed. Elsewhere entries never move, and come
+in the order of the blocks. The cookie is 1 for `.`, 2 for `..`, and 3 plus the position in that order.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+
+from cowfs.ext4 import htree, layout
+from cowfs.ext4.allocator import Allocator
+from cowfs.ext4.block_map import Segment
+from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, entry_bytes
+from cowfs.ext4.file_map import FileMaps
+from cowfs.ext4.filesystem import Filesystem, os_error
+from cowfs.ext4.htree import DamagedIndex, Index, Node
+from cowfs.ext4.inodes import Inode
+
+_PARSED_BLOCKS_MAX = 2048
+_HALF_MD4 = 1
+_FIRST_COOKIE = 3
+
+
+class Directories:
+    """All directories of one volume. Names are bytes; whether they are legal is the caller's business."""
+
+    def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps) -> None:
+        self._fs = fs
+        self._allocator = allocator
+        self._maps = maps
+        self._parsed: OrderedDict[tuple[int, int], DirectoryBlock] = OrderedDict()
+        self._max_levels = 3 if fs.has_large_directories else 2
+        self._hash = fs.ffi.new("uint32_t[2]")
+        self._unsigned = 3 if fs.super.s_flags & layout.FLAG_UNSIGNED_HASH else 0
+
+    # Finding.
+
+    def find(self, directory: Inode, name: bytes) -> Entry | None:
+        place = self._locate(directory, name)
+        return place[1].find(name) if place else None
+
+    def parent(self, directory: Inode) -> int:
+        """The inode of `..`."""
+        if self._is_indexed(directory):
+            return self._index(directory).parent
+        entry = self._block(directory, 0).find(b"..")
+        if entry is None:
+            raise self._fs.damaged(f"directory {directory.number} has no `..`")
+        return entry.inode
+
+    def is_empty(self, directory: Inode) -> bool:
+        for logical in self._leaves(directory):
+            block = self._block(directory, logical)
+            if len(block) > 2 or any(entry.name not in (b".", b"..") for entry in block.entries()):
+                return False
+        return True
+
+    def _locate(self, directory: Inode, name: bytes) -> tuple[int, DirectoryBlock] | None:
+        """The block that has a name, and its number in the directory."""
+        candidates: Iterable[int] = range(self._blocks(directory))
+        if self._is_indexed(directory):
+            candidates = self._candidates(directory, name)
+        for logical in candidates:
+            block = self._block(directory, logical)
+            if block.find(name):
+                return logical, block
+        return None
+
+    def _candidates(self, directory: Inode, name: bytes) -> Iterator[int]:
+        """The leaves that can have a name: one, but for equal hashes across a border of blocks."""
+        index = self._index(directory)
+        hash_ = self._hash_of(index.hash_version, name)[0]
+        path = index.path(hash_)
+        while True:
+            node, slot = path[-1]
+            yield node.children[slot]
+            following = index.advance(path)
+            if following is None or following & ~1 != hash_:
+                return
+
+    # Changing.
+
+    def initialise(self, directory: Inode, parent: int) -> None:
+        """Give a new directory its first block, with `.` and `..`. Raises OSError (ENOSPC)."""
+        kind = 2 if self._fs.has_file_types else 0
+        entries = [Entry(b".", directory.number, kind), Entry(b"..", parent, kind)]
+        self._append(directory, DirectoryBlock.packed(entries, self._fs.block_bytes, has_tail=self._has_tail))
+
+    def add(self, directory: Inode, name: bytes, inode: int, mode: int) -> None:
+        """Add a name that is not there yet.
+
+        Raises:
+            OSError (ENOSPC): no block, or the index is full; the directory is as it was, but perhaps larger.
+        """
+        entry = Entry(name, inode, layout.file_type_code(mode) if self._fs.has_file_types else 0)
+        if directory.flags & layout.INODE_FLAG_INDEX and not self._fs.has_dir_index:
+            directory.flags &= ~layout.INODE_FLAG_INDEX  # our insert will not keep the index right
+        if not self._is_indexed(directory):
+            if self._add_linear(directory, entry):
+                return
+            self._make_index(directory)
+        self._add_indexed(directory, entry)
+
+    def remove(self, directory: Inode, name: bytes) -> None:
+        """Remove a name that is there."""
+        place = self._locate(directory, name)
+        assert place is not None
+        logical, block = place
+        block.remove(name)
+        self._write(directory, logical, block)
+
+    def replace(self, directory: Inode, name: bytes, inode: int, mode: int) -> None:
+        """Let a name that is there lead to another inode."""
+        place = self._locate(directory, name)
+        assert place is not None
+        logical, block = place
+        block.replace(name, inode, layout.file_type_code(mode) if self._fs.has_file_types else 0)
+        self._write(directory, logical, block)
+
+    def set_parent(self, directory: Inode, parent: int) -> None:
+        """Change `..`."""
+        if self._is_indexed(directory):
+            index = self._index(directory)
+            index.parent = parent
+            self._write_node(directory, index, index.root)
+            return
+        block = self._block(directory, 0)
+        block.replace(b"..", parent, 2 if self._fs.has_file_types else 0)
+        self._write(directory, 0, block)
+
+    def forget(self, directory: Inode) -> None:
+        """Drop what is cached of a directory that is being freed."""
+        directory.index = None
+        for logical in range(self._blocks(directory)):
+            self._parsed.pop((directory.number, logical), None)
+
+    # Linear directories.
+
+    def _add_linear(self, directory: Inode, entry: Entry) -> bool:
+        """False when the directory has outgrown its block and should be indexed."""
+        blocks = self._blocks(directory)
+        for logical in range(blocks):
+            block = self._block(directory, logical)
+            if block.add(entry):
+                self._write(directory, logical, block)
+                return True
+        if blocks == 1 and self._fs.has_dir_index:
+            return False
+        self._append(directory, DirectoryBlock.packed([entry], self._fs.block_bytes, has_tail=self._has_tail))
+        return True
+
+    def _make_index(self, directory: Inode) -> None:
+        """Move the names of the only block to a second one, and make the first one the root of an index."""
+        first = self._block(directory, 0)
+        parent = self.parent(directory)
+        entries = [entry for entry in first.entries() if entry.name not in (b".", b"..")]
+        leaf = DirectoryBlock.packed(entries, self._fs.block_bytes, has_tail=self._has_tail)
+        kind = 2 if self._fs.has_file_types else 0
+        index = Index(Node(0, [0], [1]), self._default_hash_version(), 0, parent, kind)
+        self._append(directory, leaf)
+        directory.flags |= layout.INODE_FLAG_INDEX
+        directory.index = index
+        del self._parsed[directory.number, 0]
+        self._write_node(directory, index, index.root)
+
+    # Indexed directories.
+
+    def _add_indexed(self, directory: Inode, entry: Entry) -> None:
+        index = self._index(directory)
+        hash_ = self._hash_of(index.hash_version, entry.name)[0]
+        while True:
+            node, slot = index.path(hash_)[-1]
+            logical = node.children[slot]
+            block = self._block(directory, logical)
+            if block.add(entry):
+                self._write(directory, logical, block)
+                return
+            self._split_leaf(directory, index, hash_, block)
+
+    def _split_leaf(self, directory: Inode, index: Index, hash_: int, block: DirectoryBlock) -> None:
+        """Move the upper half of the hashes of a leaf to a new one."""
+        hashed = sorted((self._hash_of(index.hash_version, entry.name)[0], entry) for entry in block.entries())
+        if len(hashed) < 2:
+            raise self._fs.damaged(f"directory {directory.number} has a full block with {len(hashed)} entries")
+        middle = _balanced([entry_bytes(len(entry.name)) for _, entry in hashed])
+        self._make_slot(directory, index, hash_)
+        node, slot = index.path(hash_)[-1]
+        size, tail = self._fs.block_bytes, self._has_tail
+        upper = DirectoryBlock.packed([entry for _, entry in hashed[middle:]], size, has_tail=tail)
+        lower = DirectoryBlock.packed([entry for _, entry in hashed[:middle]], size, has_tail=tail)
+        logical = self._append(directory, upper)
+        first = hashed[middle][0]
+        continues = first == hashed[middle - 1][0]
+        node.hashes.insert(slot + 1, first | continues)
+        node.children.insert(slot + 1, logical)
+        self._write(directory, node.children[slot], lower)
+        self._write_node(directory, index, node)
+
+    def _make_slot(self, directory: Inode, index: Index, hash_: int) -> None:
+        """Split index nodes until the one above a hash's leaf has room. The index is right after every step."""
+        while True:
+            path = index.path(hash_)
+            full = [len(node.hashes) >= self._limit(node) for node, _ in path]
+            if not full[-1]:
+                return
+            if all(full):
+                self._grow(directory, index)
+                continue
+            depth = max(depth for depth in range(len(path)) if not full[depth])
+            self._split_node(directory, index, path[depth], path[depth + 1][0])
+
+    def _limit(self, node: Node) -> int:
+        return htree.limit(self._fs.block_bytes, is_root=node.block == 0, has_tail=self._has_tail)
+
+    def _grow(self, directory: Inode, index: Index) -> None:
+        """Add a level: the root's slots move to a node below it."""
+        if index.levels + 1 >= self._max_levels:
+            raise os_error(errno.ENOSPC)
+        root = index.root
+        logical = self._append(directory, None)
+        child = Node(logical, root.hashes, root.children, root.nodes)
+        root.hashes, root.children, root.nodes = [0], [logical], [child]
+        index.levels += 1
+        self._write_node(directory, index, child)
+        self._write_node(directory, index, root)
+
+    def _split_node(self, directory: Inode, index: Index, above: tuple[Node, int], node: Node) -> None:
+        parent, slot = above
+        middle = len(node.hashes) // 2
+        logical = self._append(directory, None)
+        upper = Node(logical, node.hashes[middle:], node.children[middle:], node.nodes[middle:])
+        parent.hashes.insert(slot + 1, upper.hashes[0])
+        parent.children.insert(slot + 1, logical)
+        parent.nodes.insert(slot + 1, upper)
+        upper.hashes[0] = 0
+        del node.hashes[middle:], node.children[middle:], node.nodes[middle:]
+        for changed in (upper, node, parent):
+            self._write_node(directory, index, changed)
+
+    def _is_indexed(self, directory: Inode) -> bool:
+        return bool(directory.flags & layout.INODE_FLAG_INDEX) and self._fs.has_dir_index
+
+    def _index(self, directory: Inode) -> Index:
+        if directory.index is None:
+            try:
+                directory.index = htree.load(
+                    lambda logical: self._fs.cache.read(self._physical(directory, logical)),
+                    directory.checksum_seed if self._has_tail else None,
+                    self._blocks(directory),
+                    self._max_levels,
+                )
+            except DamagedIndex as error:
+                raise self._fs.damaged(f"the index of directory {directory.number}: {error}") from None
+        return directory.index
+
+    def _hash_of(self, version: int, name: bytes) -> tuple[int, int]:
+        """(major, minor) hash."""
+        found = self._hash
+        self._fs.call(
+            self._fs.c.ext2fs_dirhash,
+            version + self._unsigned,
+            name,
+            len(name),
+            self._fs.super.s_hash_seed,
+            found,
+            found + 1,
+            doing="hash a name",
+        )
+        return found[0], found[1]
+
+    def _default_hash_version(self) -> int:
+        version: int = self._fs.super.s_def_hash_version
+        return version if version <= 2 else _HALF_MD4
+
+    # Listing.
+
+    def walk(self, directory: Inode, cookie: int) -> Iterator[tuple[int, Entry]]:
+        """(cookie, entry) of everything after a cookie."""
+        if not self._blocks(directory):
+            return
+        if cookie < 1:
+            yield 1, Entry(b".", directory.number, 2)
+        if cookie < 2:
+            yield 2, Entry(b"..", self.parent(directory), 2)
+        position = max(cookie - _FIRST_COOKIE + 1, 0)
+        if self._fs.has_dir_index and (self._is_indexed(directory) or self._blocks(directory) == 1):
+            yield from self._walk_by_hash(directory, position)
+        else:
+            yield from self._walk_by_offset(directory, position)
+
+    def _walk_by_offset(self, directory: Inode, position: int) -> Iterator[tuple[int, Entry]]:
+        size = self._fs.block_bytes
+        logical, begin = divmod(position, size)
+        while logical < self._blocks(directory):
+            for offset, entry in self._block(directory, logical).entries_from(begin):
+                if entry.name not in (b".", b".."):
+                    yield _FIRST_COOKIE + logical * size + offset, entry
+            logical, begin = logical + 1, 0
+
+    def _walk_by_hash(self, directory: Inode, position: int) -> Iterator[tuple[int, Entry]]:
+        """Leaf by leaf. Where to go on is kept as a hash: whatever happens meanwhile, a path leads there."""
+        hash_: int | None = position >> 32 << 1
+        while hash_ is not None and self._blocks(directory):
+            entries, version, hash_ = self._entries_at(directory, hash_)
+            keyed = []
+            for entry in entries:
+                if entry.name not in (b".", b".."):
+                    major, minor = self._hash_of(version, entry.name)
+                    keyed.append((major >> 1 << 32 | minor, entry))
+            for key, entry in sorted(keyed):
+                if key >= position:
+                    yield _FIRST_COOKIE + key, entry
+
+    def _entries_at(self, directory: Inode, hash_: int) -> tuple[list[Entry], int, int | None]:
+        """The entries of the leaf of a hash and of those that continue it, the hash version, the next leaf's hash."""
+        if not self._is_indexed(directory):
+            return self._block(directory, 0).entries(), self._default_hash_version(), None
+        index = self._index(directory)
+        path = index.path(hash_)
+        entries: list[Entry] = []
+        while True:
+            node, slot = path[-1]
+            entries += self._block(directory, node.children[slot]).entries()
+            following = index.advance(path)
+            if following is None or not following & 1:
+                return entries, index.hash_version, following
+
+    # Blocks.
+
+    @property
+    def _has_tail(self) -> bool:
+        return self._fs.has_metadata_csum
+
+    def _blocks(self, directory: Inode) -> int:
+        return directory.size // self._fs.block_bytes
+
+    def _leaves(self, directory: Inode) -> Iterator[int]:
+        """Blocks with entries."""
+        inner = set(self._index(directory).blocks) if self._is_indexed(directory) else ()
+        return (logical for logical in range(self._blocks(directory)) if logical not in inner)
+
+    def _physical(self, directory: Inode, logical: int) -> int:
+        block = self._maps.load(directory).block(logical)
+        if block < 0:
+            raise self._fs.damaged(f"directory {directory.number} has a hole at block {logical}")
+        return block
+
+    def _block(self, directory: Inode, logical: int) -> DirectoryBlock:
+        key = (directory.number, logical)
+        block = self._parsed.get(key)
+        if block is not None:
+            self._parsed.move_to_end(key)
+            return block
+        data = self._fs.cache.read(self._physical(directory, logical))
+        try:
+            block = DirectoryBlock(data, has_tail=self._has_tail)
+        except DamagedBlock as error:
+            raise self._fs.damaged(f"directory {directory.number}, block {logical}: {error}") from None
+        if not block.checksum_fits(directory.checksum_seed):
+            raise self._fs.damaged(f"directory {directory.number}, block {logical}: wrong checksum")
+        self._keep(key, block)
+        return block
+
+    def _keep(self, key: tuple[int, int], block: DirectoryBlock) -> None:
+        self._parsed[key] = block
+        if len(self._parsed) > _PARSED_BLOCKS_MAX:
+            self._parsed.popitem(last=False)
+
+    def _write(self, directory: Inode, logical: int, block: DirectoryBlock) -> None:
+        self._keep((directory.number, logical), block)
+        self._fs.cache.write(self._physical(directory, logical), block.checksummed(directory.checksum_seed))
+
+    def _write_node(self, directory: Inode, index: Index, node: Node) -> None:
+        seed = directory.checksum_seed if self._has_tail else None
+        data = htree.store_node(node, index, directory.number, self._fs.block_bytes, seed)
+        self._fs.cache.write(self._physical(directory, node.block), data)
+
+    def _append(self, directory: Inode, block: DirectoryBlock | None) -> int:
+        """Add a block at the end; None leaves it to the caller to write it. Raises OSError (ENOSPC)."""
+        logical = self._blocks(directory)
+        if logical >= self._maps.max_blocks(directory) or (logical + 1) * self._fs.block_bytes >= 2**31:
+            raise os_error(errno.ENOSPC)
+        runs = self._allocator.allocate(1, self._maps.load(directory).before(logical))
+        try:
+            self._maps.add(directory, [Segment(logical, 1, runs[0].physical, True)])
+        except BaseException:
+            self._allocator.undo(runs)
+            raise
+        directory.size = (logical + 1) * self._fs.block_bytes
+        if block is not None:
+            self._write(directory, logical, block)
+        return logical
+
+
+def _balanced(sizes: list[int]) -> int:
+    """Where to cut a list of sizes so that both sides are not empty and as equal as can be."""
+    total, below = sum(sizes), 0
+    best, best_difference = 1, total
+    for index, size in enumerate(sizes[:-1], 1):
+        below += size
+        difference = abs(total - 2 * below)
+        if difference < best_difference:
+            best, best_difference = index, difference
+    return best

@@ -1,0 +1,376 @@
+"""Inodes in memory: their fields, the cache of them, and writing them back.
+
+An inode is the raw bytes of the inode table, in C memory so that libext2fs can be handed them, and what the engine
+knows about it besides: the block map once it was needed, the parsed index of a directory, the attributes once read.
+Changes stay in memory until the inode is flushed, at a sync or when the cache is full.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from cowfs.ext4 import checksums, extents, layout
+from cowfs.ext4.allocator import Allocator
+from cowfs.ext4.block_map import BlockMap
+from cowfs.ext4.filesystem import Filesystem, os_error
+from cowfs.ext4.interface import ROOT_INODE, Attributes
+
+if TYPE_CHECKING:
+    from cowfs.ext4.htree import Index
+
+_CACHED_INODES_MAX = 16384
+_SECTOR_BYTES = 512
+_BLOCK_POINTER_BYTES = 60
+
+
+class Inode:
+    """One inode. Fields are read from `raw`; change them through the setters, or call `touch`."""
+
+    __slots__ = (
+        "_attributes",
+        "_fs",
+        "_memory",
+        "_seed",
+        "dirty",
+        "index",
+        "map",
+        "map_changed",
+        "nodes",
+        "number",
+        "pins",
+        "raw",
+        "xattrs",
+    )
+
+    def __init__(self, fs: Filesystem, number: int) -> None:
+        self._fs = fs
+        # At least as large as the declared structure, so that the extra fields can be read whatever the inode size.
+        self._memory = fs.ffi.new("char[]", max(fs.inode_bytes, 160))
+        self.raw: Any = fs.ffi.cast("struct ext2_inode_large *", self._memory)
+        self.number = number
+        self.dirty = False
+        self.pins = 0  # open_inode without release_inode
+        self.map: BlockMap | None = None
+        self.nodes: list[int] = []  # blocks of the extent tree, or indirect blocks; known while `map` is
+        self.map_changed = False
+        self.index: Index | None = None  # of a hash-indexed directory
+        self.xattrs: dict[bytes, bytes] | None = None
+        self._attributes: Attributes | None = None
+        self._seed: int | None = None
+
+    def load(self) -> None:
+        """Read the inode as it is in the inode table, forgetting what is derived from it."""
+        self._fs.read_inode(self.number, self.raw)
+        self._attributes = None
+        self._seed = None
+        self.dirty = False
+
+    def touch(self) -> None:
+        self.dirty = True
+        self._attributes = None
+
+    @property
+    def mode(self) -> int:
+        mode: int = self.raw.i_mode
+        return mode
+
+    @mode.setter
+    def mode(self, mode: int) -> None:
+        self.raw.i_mode = mode
+        self.touch()
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.raw.i_mode)
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.raw.i_mode)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the block pointers are block pointers, and not a short symlink or a device number."""
+        kind = stat.S_IFMT(self.raw.i_mode)
+        if kind == stat.S_IFLNK:
+            return not self.is_fast_symlink
+        return kind in (stat.S_IFREG, stat.S_IFDIR)
+
+    @property
+    def is_fast_symlink(self) -> bool:
+        if self._fs.has_ea_inodes:
+            return self.size < layout.FAST_SYMLINK_BYTES
+        attribute_sectors = self._fs.block_bytes // _SECTOR_BYTES if self.raw.i_file_acl else 0
+        return self.sectors == attribute_sectors
+
+    @property
+    def flags(self) -> int:
+        flags: int = self.raw.i_flags
+        return flags
+
+    @flags.setter
+    def flags(self, flags: int) -> None:
+        self.raw.i_flags = flags
+        self.touch()
+
+    @property
+    def links(self) -> int:
+        links: int = self.raw.i_links_count
+        return links
+
+    @links.setter
+    def links(self, links: int) -> None:
+        self.raw.i_links_count = links
+        self.touch()
+
+    @property
+    def uid(self) -> int:
+        uid: int = self.raw.i_uid | self.raw.i_uid_high << 16
+        return uid
+
+    @uid.setter
+    def uid(self, uid: int) -> None:
+        self.raw.i_uid, self.raw.i_uid_high = uid & 0xFFFF, uid >> 16 & 0xFFFF
+        self.touch()
+
+    @property
+    def gid(self) -> int:
+        gid: int = self.raw.i_gid | self.raw.i_gid_high << 16
+        return gid
+
+    @gid.setter
+    def gid(self, gid: int) -> None:
+        self.raw.i_gid, self.raw.i_gid_high = gid & 0xFFFF, gid >> 16 & 0xFFFF
+        self.touch()
+
+    @property
+    def size(self) -> int:
+        raw = self.raw
+        size: int = raw.i_size
+        if raw.i_size_high and (self.is_regular or self._fs.has_large_directories):
+            size |= raw.i_size_high << 32
+        return size
+
+    @size.setter
+    def size(self, size: int) -> None:
+        raw = self.raw
+        raw.i_size, raw.i_size_high = size & 0xFFFFFFFF, size >> 32
+        sb = self._fs.super
+        if size >= 2**31 and not sb.s_feature_ro_compat & layout.RO_COMPAT_LARGE_FILE:
+            sb.s_feature_ro_compat |= layout.RO_COMPAT_LARGE_FILE
+            self._fs.superblock_changed()
+        self.touch()
+
+    @property
+    def sectors(self) -> int:
+        """Space it takes, in units of 512 bytes, tree and attribute blocks included."""
+        raw = self.raw
+        count: int = raw.i_blocks
+        if self._fs.has_huge_file:
+            count |= raw.i_blocks_hi << 32
+            if raw.i_flags & layout.INODE_FLAG_HUGE_FILE:
+                count *= self._fs.block_bytes // _SECTOR_BYTES
+        return count
+
+    def add_blocks(self, blocks: int) -> None:
+        """Account for blocks gained, or lost when negative."""
+        raw = self.raw
+        per_block = self._fs.block_bytes // _SECTOR_BYTES
+        count = max(self.sectors + blocks * per_block, 0)
+        raw.i_flags &= ~layout.INODE_FLAG_HUGE_FILE
+        if count >= 2**48:
+            raw.i_flags |= layout.INODE_FLAG_HUGE_FILE
+            count //= per_block
+        raw.i_blocks, raw.i_blocks_hi = count & 0xFFFFFFFF, count >> 32
+        self.touch()
+
+    @property
+    def pointers(self) -> bytes:
+        """The 60 bytes of block pointers, extent root, short symlink or device number."""
+        return bytes(self._fs.ffi.buffer(self.raw.i_block))
+
+    @pointers.setter
+    def pointers(self, data: bytes) -> None:
+        assert len(data) == _BLOCK_POINTER_BYTES
+        self._fs.ffi.memmove(self.raw.i_block, data, _BLOCK_POINTER_BYTES)
+        self.touch()
+
+    @property
+    def checksum_seed(self) -> int:
+        if self._seed is None:
+            self._seed = checksums.inode_seed(self._fs.checksum_seed, self.number, self.raw.i_generation)
+        return self._seed
+
+    # Times. The extra fields exist as far as i_extra_isize reaches.
+
+    def _has_extra(self, end: int) -> bool:
+        return self._fs.inode_bytes > layout.GOOD_OLD_INODE_BYTES and self.raw.i_extra_isize >= end
+
+    def set_times(
+        self, *, atime_ns: int | None = None, mtime_ns: int | None = None, ctime_ns: int | None = None
+    ) -> None:
+        raw = self.raw
+        if ctime_ns is not None:
+            raw.i_ctime, extra = layout.encode_time(ctime_ns, extended=self._has_extra(8))
+            if self._has_extra(8):
+                raw.i_ctime_extra = extra
+        if mtime_ns is not None:
+            raw.i_mtime, extra = layout.encode_time(mtime_ns, extended=self._has_extra(12))
+            if self._has_extra(12):
+                raw.i_mtime_extra = extra
+        if atime_ns is not None:
+            raw.i_atime, extra = layout.encode_time(atime_ns, extended=self._has_extra(16))
+            if self._has_extra(16):
+                raw.i_atime_extra = extra
+        self.touch()
+
+    def set_creation_time(self, time_ns: int) -> None:
+        if self._has_extra(24):
+            self.raw.i_crtime, self.raw.i_crtime_extra = layout.encode_time(time_ns, extended=True)
+            self.touch()
+
+    def changed(self) -> None:
+        """The content changed now."""
+        now = self._fs.now_ns()
+        self.set_times(mtime_ns=now, ctime_ns=now)
+
+    @property
+    def attributes(self) -> Attributes:
+        if self._attributes is None:
+            self._attributes = self._read_attributes()
+        return self._attributes
+
+    def _read_attributes(self) -> Attributes:
+        raw = self.raw
+        rdev = 0
+        if stat.S_ISCHR(raw.i_mode) or stat.S_ISBLK(raw.i_mode):
+            rdev = layout.decode_device(raw.i_block[0], raw.i_block[1])
+        return Attributes(
+            inode=self.number,
+            generation=raw.i_generation,
+            mode=raw.i_mode,
+            nlink=raw.i_links_count,
+            uid=self.uid,
+            gid=self.gid,
+            rdev=rdev,
+            size_bytes=self.size,
+            blocks=self.sectors,
+            atime_ns=layout.decode_time(raw.i_atime, raw.i_atime_extra if self._has_extra(16) else 0),
+            mtime_ns=layout.decode_time(raw.i_mtime, raw.i_mtime_extra if self._has_extra(12) else 0),
+            ctime_ns=layout.decode_time(raw.i_ctime, raw.i_ctime_extra if self._has_extra(8) else 0),
+            crtime_ns=layout.decode_time(raw.i_crtime, raw.i_crtime_extra) if self._has_extra(24) else 0,
+        )
+
+
+class InodeTable:
+    """The cache of inodes, bounded but for those that are open.
+
+    Args:
+        store_map: writes the block map of an inode into its pointers and tree blocks.
+    """
+
+    def __init__(self, fs: Filesystem, allocator: Allocator, store_map: Callable[[Inode], None]) -> None:
+        self._fs = fs
+        self._allocator = allocator
+        self._store_map = store_map
+        self._cache: OrderedDict[int, Inode] = OrderedDict()
+        self._generation = fs.now_ns() & 0xFFFFFFFF
+
+    def get(self, number: int) -> Inode:
+        """Raises OSError: ESTALE for a number that is not in use, EUCLEAN for one of ext4's own files."""
+        inode = self._cache.get(number)
+        if inode is not None:
+            self._cache.move_to_end(number)
+            return inode
+        fs = self._fs
+        if not 1 <= number <= fs.inodes:
+            raise os_error(errno.ESTALE)
+        if number < fs.first_inode and number != ROOT_INODE:
+            raise fs.damaged(f"something refers to the reserved inode {number}")
+        inode = self.load(number)
+        if inode.links == 0 or not inode.mode:
+            raise os_error(errno.ESTALE)
+        if inode.flags & layout.INODE_FLAG_INLINE_DATA:
+            raise os_error(errno.EOPNOTSUPP)
+        self.keep(inode)
+        return inode
+
+    def load(self, number: int) -> Inode:
+        """An inode as it is in the table, whatever its state, not in the cache."""
+        inode = Inode(self._fs, number)
+        inode.load()
+        return inode
+
+    def keep(self, inode: Inode) -> None:
+        """Take an inode that `load` gave into the cache."""
+        self._cache[inode.number] = inode
+        if len(self._cache) > _CACHED_INODES_MAX:
+            self._shrink()
+
+    def create(self, parent: Inode, mode: int, uid: int, gid: int) -> Inode:
+        """A new inode in memory, without a name. Raises OSError (ENOSPC)."""
+        fs = self._fs
+        number = self._allocator.allocate_inode(parent.number, mode, is_directory=stat.S_ISDIR(mode))
+        inode = Inode(fs, number)
+        raw = inode.raw
+        if fs.inode_bytes > layout.GOOD_OLD_INODE_BYTES:
+            wanted = max(fs.super.s_want_extra_isize, fs.super.s_min_extra_isize) or 32
+            raw.i_extra_isize = min(wanted, fs.inode_bytes - layout.GOOD_OLD_INODE_BYTES)
+        raw.i_mode = mode
+        inode.uid, inode.gid = uid, gid
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
+        raw.i_generation = self._generation
+        raw.i_flags = _inherited_flags(parent.flags, mode)
+        if stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
+            inode.map = BlockMap()
+            if fs.has_extents:
+                raw.i_flags |= layout.INODE_FLAG_EXTENTS
+                inode.pointers = extents.EMPTY_ROOT
+        now = fs.now_ns()
+        inode.set_times(atime_ns=now, mtime_ns=now, ctime_ns=now)
+        inode.set_creation_time(now)
+        inode.xattrs = {}
+        self.keep(inode)
+        return inode
+
+    def discard(self, inode: Inode) -> None:
+        """Free the number of an inode that has neither names nor blocks any more."""
+        inode.links = 0
+        inode.raw.i_dtime = max(self._fs.now_ns() // 1_000_000_000 & 0xFFFFFFFF, 1)
+        inode.map_changed = False
+        self._fs.write_inode(inode.number, inode.raw)
+        self._allocator.free_inode(inode.number, is_directory=inode.is_directory)
+        self._cache.pop(inode.number, None)
+
+    def flush(self, inode: Inode) -> None:
+        """Write one inode into the inode table, as far as the cache."""
+        if inode.map_changed:
+            self._store_map(inode)
+            inode.map_changed = False
+        if inode.dirty:
+            self._fs.write_inode(inode.number, inode.raw)
+            inode.dirty = False
+
+    def flush_all(self) -> None:
+        """In order of number, so that the library reads every block of the table once."""
+        for inode in sorted((inode for inode in self._cache.values() if inode.dirty), key=lambda inode: inode.number):
+            self.flush(inode)
+
+    def _shrink(self) -> None:
+        """Drop the longer unused half of the cache, but for open inodes. An operation under way holds newer ones."""
+        for number in list(self._cache)[: _CACHED_INODES_MAX // 2]:
+            inode = self._cache[number]
+            if inode.pins == 0 and inode.links:
+                self.flush(inode)
+                del self._cache[number]
+
+
+def _inherited_flags(parent_flags: int, mode: int) -> int:
+    if stat.S_ISDIR(mode):
+        return parent_flags & layout.INODE_FLAGS_INHERITED
+    if stat.S_ISREG(mode):
+        return parent_flags & layout.INODE_FLAGS_FOR_FILES
+    return parent_flags & layout.INODE_FLAGS_FOR_OTHERS
