@@ -1,0 +1,5 @@
+"""The command line. `main` is the console script; the commands stand in the modules beside this one."""
+
+from cowfs.cli.app import main
+
+__all__ = ["main"]

@@ -37,7 +37,7 @@ _READ_BYTES: Final = 16 << 10
 _BATCH_BYTES: Final = 64 << 10
 _RETRY_SECONDS: Final = 0.1
 
-WriteBack: TypeAlias = Callable[[str], Awaitable[None]]
+Quiesce: TypeAlias = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,13 @@ class ControlServer:
 
     Args:
         host: a home whose lock this process holds.
-        write_back: brings here what the kernel still holds of a mount point; awaited before a snapshot of the device
-            that is mounted there.
+        quiesce: brings everything that was written to the views of a device onto it. Awaited before the device is
+            snapshotted; ends without a checkpoint, so that the snapshot sees just that.
     """
 
-    def __init__(self, host: Host, *, write_back: WriteBack | None = None, limits: Limits = Limits()) -> None:
+    def __init__(self, host: Host, *, quiesce: Quiesce | None = None, limits: Limits = Limits()) -> None:
         self._host = host
-        self._write_back = write_back
+        self._quiesce = quiesce
         self._limits = limits
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -125,13 +125,12 @@ class ControlServer:
         await connection.send(bytes(batch))
 
     async def _prepare(self, line: bytes) -> Iterator[tuple[bytes, OpenFile | None]]:
-        """Do what must be awaited before a request runs; the rest of it runs as its answer is iterated."""
+        """Do what must be awaited before a request runs. It runs, at once, when its answer is iterated."""
         try:
             request = decode_request(line)
-            if self._write_back is not None and isinstance(request, Request):
-                for view in self._host.views:
-                    if view.device == request.device_to_quiesce() and not view.read_only:
-                        await self._write_back(view.mount_point)
+            name = request.device_to_quiesce() if isinstance(request, Request) else None
+            if self._quiesce is not None and name is not None:
+                await self._quiesce(name)
         except Exception as error:
             return iter([(_error_line(line, error), None)])
         return self._run(line, request)

@@ -113,13 +113,24 @@ def metadata_of(home: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[B
         finally:
             reached.release()
         return
-    with reached as client:
-        fd = client.call(CopyMetadata()).fd
-    try:
-        with _opened(f"/proc/self/fd/{fd}") as device:
+    with reached as client, _received(client.call(CopyMetadata()).fd) as device:
+        yield device
+
+
+@contextmanager
+def metadata_of_session(session: Session) -> Iterator[BlockDevice]:
+    """The metadata as it is committed when this is entered."""
+    if isinstance(session, LocalSession):
+        pool = session.host.devices.pool
+        pool.commit()
+        device = pool.open_metadata()
+        try:
             yield device
-    finally:
-        os.close(fd)
+        finally:
+            device.close()
+        return
+    with _received(session.call(CopyMetadata()).fd) as device:
+        yield device
 
 
 @contextmanager
@@ -166,6 +177,15 @@ def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Pat
                 if time.monotonic() >= deadline:
                     raise busy from None
         time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _received(fd: int) -> Iterator[FileDevice]:
+    try:
+        with _opened(f"/proc/self/fd/{fd}") as device:
+            yield device
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -1,0 +1,5 @@
+"""`python -m cowfs`."""
+
+from cowfs.cli import main
+
+main()

@@ -1,0 +1,138 @@
+"""The program `cowfs`: global options, the commands, and what happens to errors.
+
+Commands are loaded when they run, and what they need when they need it: `cowfs --help` and tab completion stay quick.
+This package is the only place that reads the environment.
+
+Exit status: 0; 2 for a request that is malformed; 3 where the machine lacks something; 4 pool, 5 home or device,
+6 mount, 7 file system; 1 for anything else the system refused; 130 after Ctrl-C. A traceback is a defect of cowfs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import Settings
+from cowfs.errors import CowfsError, UsageError
+from cowfs.version import VERSION
+
+# Command -> module beside this one, in the order of the help; the second word is its line there.
+_COMMANDS: Final = {
+    "init": ("devices", "Make a new home."),
+    "create": ("devices", "Make a device."),
+    "snapshot": ("devices", "Snapshot a device."),
+    "list": ("devices", "List the devices."),
+    "status": ("devices", "Show the figures of the home and its pool."),
+    "inspect": ("devices", "Show everything about one device."),
+    "mount": ("mounting", "Mount a device, as a file tree or as a disk image."),
+    "umount": ("mounting", "Unmount what 'mount' mounted."),
+    "remove": ("devices", "Remove devices."),
+    "check": ("metadata", "Recount the pool's metadata and report what is wrong."),
+    "dump": ("metadata", "Write the pool's metadata as XML."),
+    "restore": ("metadata", "Replace the pool's metadata by what an XML file says."),
+    "delta": ("metadata", "Write what differs between two devices as XML."),
+    "message": ("kernel", "Send the pool a message in the kernel's words."),
+    "table": ("kernel", "Print the lines of 'dmsetup table'."),
+    "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
+    "doctor": ("doctor", "Try what this machine can do, and say why not."),
+    "completion": ("completion", "Print the completion script of a shell."),
+}
+_GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json")
+_INTERRUPTED: Final = 130
+_BROKEN_PIPE: Final = 141
+
+
+class _Commands(click.Group):
+    """The group of all commands, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"cowfs.cli.{_COMMANDS[cmd_name][0]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=click.Path(), help="The home. [env: COWFS_HOME]")
+@click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
+@click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
+@click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, home: str | None, backend: str, as_json: bool) -> None:
+    """Thin devices and snapshots in user space, mountable as file trees and disk images.
+
+    A home holds a pool and its devices. These options stand before the command.
+
+    \b
+      cowfs --home H init                     make a home
+      cowfs --home H create web               a device with an empty ext4
+      cowfs --home H mount web /mnt           its files, until 'cowfs umount /mnt'
+      cowfs --home H snapshot web web-1       at any time, in no time
+    """
+    ctx.obj = Settings(home=home, backend=backend, as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and exit."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    status = run(words)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _silence_stdout()
+    sys.exit(status)
+
+
+def run(words: list[str]) -> int:
+    """Run a command line; its exit status."""
+    as_json = "--json" in words
+    try:
+        result: Any = cli.main(words, prog_name="cowfs", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "")
+        return UsageError.exit_code
+    except click.ClickException as error:
+        return output.print_error(UsageError(_one_line(error)), as_json=as_json)
+    except (click.Abort, KeyboardInterrupt):
+        output.print_line("cowfs: interrupted")
+        return _INTERRUPTED
+    except CowfsError as error:
+        return output.print_error(error, as_json=as_json)
+    except BrokenPipeError:
+        return _silence_stdout()
+    except OSError as error:
+        if os.environ.get("COWFS_DEBUG"):
+            raise
+        return output.print_error(error, as_json=as_json)
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(error: click.ClickException) -> str:
+    """What click complains about, as our errors are written."""
+    text = error.format_message().strip().rstrip(".").replace("\n", " ")
+    text = text[:1].lower() + text[1:]
+    if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
+        return f"{text}; {error.option_name} stands before the command: cowfs {error.option_name} ... COMMAND"
+    context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cowfs"
+    return f"{text}; see '{context} --help'"
+
+
+def _silence_stdout() -> int:
+    """Whoever read the output has left; make sure that nothing complains about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return _BROKEN_PIPE

@@ -1,0 +1,226 @@
+"""The commands about a home and its devices: init, create, snapshot, list, status, inspect, remove."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.errors import CowfsError
+from cowfs.units import format_size
+
+if TYPE_CHECKING:
+    from cowfs.host.operations import Created, DeviceRow, HomeReport, MountedView
+
+
+@click.command("init")
+@click.option("--data-size", type=SIZE, default="100G", show_default=True, help="Size of the pool's data file, sparse.")
+@click.option("--metadata-size", type=SIZE, default="2G", show_default=True, help="Size of its metadata file, sparse.")
+@click.option("--block-size", type=SIZE, default="64K", show_default=True, help="Unit of sharing, a multiple of 64K.")
+@click.option("--base-size", type=SIZE, default="10G", show_default=True, help="Size of the base device.")
+@click.pass_obj
+def init_command(settings: Settings, data_size: int, metadata_size: int, block_size: int, base_size: int) -> None:
+    """Make a new home, in a new or empty directory.
+
+    It holds a pool and one device, base, with an empty ext4; every other device begins as a snapshot of base. The
+    files are sparse: they occupy what is written. A home whose making was cut short is made anew.
+
+    Sizes are bytes or carry K, M, G, T or P, powers of 1024.
+    """
+    from cowfs.devices import DeviceSet, HomeOptions
+    from cowfs.pool import load_backend
+
+    options = HomeOptions(
+        data_size_bytes=data_size,
+        metadata_size_bytes=metadata_size,
+        block_bytes=block_size,
+        base_size_bytes=base_size,
+    )
+    home = settings.home_path
+    with output.steps() as progress, DeviceSet.init(home, load_backend(settings.backend), options, progress=progress):
+        pass
+    if settings.as_json:
+        output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})
+    else:
+        print(f"made {output.printable(str(home))}: {format_size(data_size)} of data, base of {format_size(base_size)}")
+
+
+@click.command("create")
+@click.argument("name")
+@click.option("--parent", metavar="ORIGIN", type=DEVICE, help="The device to snapshot. [default: base]")
+@click.option("--size", type=SIZE, help="Size of the device, at least the parent's. [default: the parent's]")
+@click.pass_obj
+def create_command(settings: Settings, name: str, parent: str | None, size: int | None) -> None:
+    """Make the device NAME: a snapshot of base, or of ORIGIN. Takes the same time whatever ORIGIN holds."""
+    with settings.open_home() as home:
+        _print_created(settings, home.create(name, parent=parent, size_bytes=size))
+
+
+@click.command("snapshot")
+@click.argument("origin", type=DEVICE)
+@click.argument("name")
+@click.pass_obj
+def snapshot_command(settings: Settings, origin: str, name: str) -> None:
+    """Make the device NAME as a snapshot of ORIGIN, which may be mounted and busy."""
+    with settings.open_home() as home:
+        _print_created(settings, home.snapshot(origin, name))
+
+
+def _print_created(settings: Settings, created: Created) -> None:
+    if settings.as_json:
+        output.print_json(created)
+    else:
+        parent = f"snapshot of {created.parent}" if created.parent else "without a parent"
+        print(f"made {created.name}: id {created.id}, {format_size(created.size_bytes)}, {output.printable(parent)}")
+
+
+@click.command("list")
+@click.option("--tree", is_flag=True, help="Show each device below its parent.")
+@click.pass_obj
+def list_command(settings: Settings, tree: bool) -> None:
+    """List the devices: what they map, what is theirs alone, where they are mounted.
+
+    MAPPED is what a device has written or shares; EXCLUSIVE is what removing it gives back. A dash stands for a parent
+    that is not known or no longer there.
+    """
+    with settings.open_home() as home:
+        rows = home.devices()
+    if settings.as_json:
+        output.print_json(rows)
+    elif tree:
+        _print_tree(rows)
+    else:
+        header = ("NAME", "ID", "SIZE", "MAPPED", "EXCLUSIVE", "PARENT", "MOUNTED")
+        output.print_table(header, [_cells(row) for row in rows], right=frozenset({1, 2, 3, 4}))
+
+
+def _cells(row: DeviceRow) -> tuple[str, ...]:
+    sizes = (format_size(n) for n in (row.size_bytes, row.mapped_bytes, row.exclusive_bytes))
+    return (row.name, str(row.id), *sizes, row.parent or "-", " ".join(row.mounted) or "-")
+
+
+def _print_tree(rows: list[DeviceRow]) -> None:
+    by_name = {row.name: row for row in rows}
+    children: dict[str, list[str]] = {row.name: [] for row in rows}
+    roots = []
+    for row in rows:
+        if row.parent in by_name and row.parent is not None:
+            children[row.parent].append(row.name)
+        else:
+            roots.append(row.name)
+
+    def describe(name: str) -> str:
+        row = by_name[name]
+        where = f", mounted at {' '.join(row.mounted)}" if row.mounted else ""
+        return f"{name}  {format_size(row.exclusive_bytes)} of {format_size(row.mapped_bytes)} exclusive{where}"
+
+    output.print_tree(roots, children.__getitem__, describe)
+
+
+@click.command("status")
+@click.pass_obj
+def status_command(settings: Settings) -> None:
+    """Show the figures of the home and its pool, and who holds it."""
+    with settings.open_home() as home:
+        report = home.status()
+    if settings.as_json:
+        output.print_json(report)
+    else:
+        _print_status(report)
+
+
+def _print_status(report: HomeReport) -> None:
+    needs = ", needs check: run 'check --repair'" if report.needs_check else ""
+    snapshot = report.metadata_snapshot_block
+    output.print_fields(
+        [
+            ("Home", report.home),
+            ("Held by", f"process {report.holder_pid}" if report.holder_pid else "nobody"),
+            *(("Mounted", f"{view.device} at {view.mount_point}, {_view(view)}") for view in report.views),
+            ("Backend", report.backend),
+            ("Pool", report.pool),
+            ("Mode", f"{report.mode.replace('_', ' ')}{needs}"),
+            ("When full", "writes wait for space" if report.no_space == "queue" else "writes fail"),
+            ("Transaction", str(report.transaction_id)),
+            ("Block size", format_size(report.block_bytes)),
+            ("Data", _used(report.data_used_bytes, report.data_total_bytes)),
+            ("Metadata", _used(report.metadata_used_bytes, report.metadata_total_bytes)),
+            ("Kept free", f"{report.min_free_percent} %" if report.min_free_percent else ""),
+            ("Metadata snapshot", "" if snapshot is None else f"held at block {snapshot}"),
+            ("Devices", str(report.devices)),
+            ("Base device", f"{format_size(report.base_size_bytes)}, UUID {report.base_uuid or 'unknown'}"),
+            ("Data file", f"{report.data_file}, {format_size(report.data_file_allocated_bytes)} on disk"),
+            ("Metadata file", report.metadata_file),
+            ("Disk free", format_size(report.host_free_bytes)),
+            ("Unknown thins", ", ".join(map(str, report.orphan_thin_ids))),
+            *(("Problem", problem) for problem in report.problems),
+        ]
+    )
+
+
+def _view(view: MountedView) -> str:
+    kind = "disk image" if view.view == "raw" else "file tree"
+    return f"{kind}, read-only" if view.read_only else kind
+
+
+def _used(used_bytes: int, total_bytes: int) -> str:
+    percent = 100 * used_bytes / total_bytes if total_bytes else 0.0
+    return f"{format_size(used_bytes)} of {format_size(total_bytes)} used ({percent:.1f} %)"
+
+
+@click.command("inspect")
+@click.argument("name", type=DEVICE)
+@click.pass_obj
+def inspect_command(settings: Settings, name: str) -> None:
+    """Show everything about the device NAME."""
+    with settings.open_home() as home:
+        report = home.inspect(name)
+    if settings.as_json:
+        output.print_json(report)
+        return
+    highest = report.highest_mapped_byte
+    output.print_fields(
+        [
+            ("Name", report.name),
+            ("Id", str(report.id)),
+            ("Size", f"{format_size(report.size_bytes)} ({report.size_bytes} bytes)"),
+            ("Mapped", format_size(report.mapped_bytes)),
+            ("Exclusive", format_size(report.exclusive_bytes)),
+            ("Highest mapped byte", "none" if highest is None else f"{highest:#x}"),
+            ("Parent", report.parent or "not known"),
+            ("Children", ", ".join(report.children) or "none"),
+            ("Created in transaction", str(report.created_transaction_id)),
+            ("Created at time", str(report.creation_time)),
+            ("Last snapshot at time", str(report.snapshotted_time)),
+            ("Active", output.flag(report.active)),
+            *(("Mounted", f"{view.mount_point}, {_view(view)}") for view in report.views),
+        ]
+    )
+
+
+@click.command("remove")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", type=DEVICE)
+@click.pass_obj
+def remove_command(settings: Settings, names: tuple[str, ...]) -> int:
+    """Remove devices that are not mounted. Their snapshots keep what they share with them.
+
+    A device that cannot be removed does not keep the others from it; the exit status is then the first error's.
+    """
+    removed = []
+    status = 0
+    with settings.open_home() as home:
+        for name in names:
+            try:
+                home.remove(name)
+            except CowfsError as error:
+                failed = output.print_error(error, as_json=settings.as_json)
+                status = status or failed
+                continue
+            removed.append(name)
+            if not settings.as_json:
+                print(f"removed {output.printable(name)}")
+    if settings.as_json:
+        output.print_json({"removed": removed})
+    return status

@@ -1,0 +1,56 @@
+"""The commands that speak the kernel's language: message, table, dmstatus."""
+
+from __future__ import annotations
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import Settings
+
+
+@click.command("message")
+@click.argument("words", nargs=-1, required=True, metavar="MESSAGE")
+@click.pass_obj
+def message_command(settings: Settings, words: tuple[str, ...]) -> None:
+    """Send the pool a message, as 'dmsetup message POOL 0 MESSAGE' does, with the same grammar and errors.
+
+    \b
+      create_thin ID                 set_transaction_id OLD NEW
+      create_snap ID ORIGIN_ID       reserve_metadata_snap
+      delete ID                      release_metadata_snap
+
+    Messages act on the pool below the home's records: a thin made here belongs to no device of the home ('status'
+    lists it as unknown), and a device whose thin is deleted here is broken. Use create, snapshot and remove for
+    devices.
+    """
+    text = " ".join(words)
+    with settings.open_home() as home:
+        home.message(text)
+    if settings.as_json:
+        output.print_json({"message": text})
+
+
+@click.command("table")
+@click.pass_obj
+def table_command(settings: Settings) -> None:
+    """Print the table lines of the pool and of every device, as 'dmsetup table' does."""
+    with settings.open_home() as home:
+        lines = home.table()
+    if settings.as_json:
+        output.print_json(lines)
+        return
+    for line in lines:
+        print(line.format())
+
+
+@click.command("dmstatus")
+@click.pass_obj
+def dmstatus_command(settings: Settings) -> None:
+    """Print the status lines of the pool and of every device, as 'dmsetup status' does."""
+    with settings.open_home() as home:
+        lines = home.target_status()
+    if settings.as_json:
+        output.print_json(lines)
+        return
+    for line in lines:
+        print(line.format())

@@ -1,0 +1,145 @@
+"""The commands about the pool's metadata as a whole: check, dump, restore, delta."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import DEVICE, Settings
+from cowfs.errors import PoolError
+
+if TYPE_CHECKING:
+    from cowfs.host.maintenance import CheckResult
+    from cowfs.thinmeta.xml import TextSink
+
+_BUFFER_CHARACTERS: Final = 64 << 10
+
+
+@click.command("check")
+@click.option("--repair", is_flag=True, help="Make it clean, from what the mapping trees say. Not while mounted.")
+@click.pass_obj
+def check_command(settings: Settings, repair: bool) -> int:
+    """Recount the pool's metadata and report what is wrong, with the path from the root to each damaged block.
+
+    Works on a mounted home, on what is committed, and on metadata that no pool accepts. Exit status 4 when there are
+    leaks or errors left.
+
+    --repair clears the needs-check flag, or writes new metadata from the mappings and keeps the old file beside it as
+    devicemapper/metadata.replaced. Damaged mapping trees are not guessed at: nothing is changed then.
+    """
+    from cowfs.host.maintenance import check_home, repair_home
+
+    home = settings.home_path
+    with output.progress("checking") as progress:
+        result = repair_home(home, progress=progress) if repair else check_home(home, progress=progress)
+    if settings.as_json:
+        output.print_json(result)
+    else:
+        _print_check(result)
+    return 0 if result.clean else PoolError.exit_code
+
+
+def _print_check(result: CheckResult) -> None:
+    for finding in result.findings:
+        difference = f": found {finding.found}, expected {finding.expected}" if finding.expected else ""
+        where = f"metadata block {finding.block} ({finding.path})"
+        print(output.printable(f"{finding.severity}: {where}: {finding.what}{difference}"))
+    if result.hidden_findings:
+        print(f"... and {result.hidden_findings} more")
+    print(f"{result.summary}{'; repaired' if result.repaired else ''}")
+    if result.clean:
+        print(
+            f"{result.thins} thins map {result.mapped_blocks} blocks; data {result.data_used_blocks}/"
+            f"{result.data_blocks}, metadata {result.metadata_used_blocks}/{result.metadata_blocks} blocks used"
+        )
+
+
+@click.command("dump")
+@click.pass_obj
+def dump_command(settings: Settings) -> None:
+    """Write the pool's metadata to standard output as XML, as thin_dump does.
+
+    Works on a mounted home, on what is committed. With --json, a JSON object with the XML in its field xml.
+    """
+    from cowfs.host.maintenance import dump_home
+
+    with output.progress("dumping") as progress, _xml_output(settings) as out:
+        dump_home(settings.home_path, out, progress=progress)
+
+
+@click.command("restore")
+@click.argument("file", type=click.File("rb"))
+@click.pass_obj
+def restore_command(settings: Settings, file: BinaryIO) -> None:
+    """Replace the pool's metadata by what FILE says, XML from 'dump' or thin_dump; - is standard input.
+
+    Not while mounted. The new metadata is written beside the old one, checked, and takes its place last; the old file
+    is kept as devicemapper/metadata.replaced. The data file and the home's records stay as they are.
+    """
+    from cowfs.host.maintenance import restore_home
+
+    with output.progress("restoring") as progress:
+        result = restore_home(settings.home_path, file, progress=progress)
+    if settings.as_json:
+        output.print_json(result)
+    else:
+        print(f"restored {result.thins} thins that map {result.mapped_blocks} blocks")
+
+
+@click.command("delta")
+@click.argument("left", type=DEVICE, metavar="A")
+@click.argument("right", type=DEVICE, metavar="B")
+@click.pass_obj
+def delta_command(settings: Settings, left: str, right: str) -> None:
+    """Write what differs between the mappings of devices A and B to standard output as XML, as thin_delta does.
+
+    With --json, a JSON object with the XML in its field xml.
+    """
+    with settings.open_home() as home, _xml_output(settings) as out:
+        home.delta(left, right, out)
+
+
+@contextmanager
+def _xml_output(settings: Settings) -> Iterator[TextSink]:
+    """Standard output, for a document of any length; nothing is kept of it."""
+    out = _Buffered(sys.stdout, as_json=settings.as_json)
+    yield out
+    out.finish()
+
+
+class _Buffered:
+    """Collects text into large writes; as JSON, the text is the value of `xml`. Silent when nothing came."""
+
+    def __init__(self, stream: TextIO, *, as_json: bool) -> None:
+        self._stream = stream
+        self._as_json = as_json
+        self._parts: list[str] = []
+        self._length = 0
+        self._begun = False
+
+    def write(self, text: str) -> None:
+        self._parts.append(text)
+        self._length += len(text)
+        if self._length >= _BUFFER_CHARACTERS:
+            self._write_out()
+
+    def finish(self) -> None:
+        self._write_out()
+        if self._as_json:
+            self._stream.write('"}\n')
+
+    def _write_out(self) -> None:
+        text = "".join(self._parts)
+        self._parts.clear()
+        self._length = 0
+        if self._as_json:
+            begin = "" if self._begun else '{"xml": "'
+            text = begin + json.dumps(text)[1:-1]
+        self._begun = True
+        self._stream.write(text)

@@ -1,0 +1,157 @@
+"""What commands print: text for people, JSON for programs, one line for an error.
+
+Tables and trees are plain text, the same on a terminal and in a pipe. Progress bars are rich's, loaded only when
+standard error is a terminal and the work has already taken a while.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from cowfs.errors import CowfsError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+Progress: TypeAlias = Callable[[int, int], None]
+StepProgress: TypeAlias = Callable[[str, int, int], None]
+_PATIENCE_SECONDS: Final = 0.3
+
+
+def print_json(value: object) -> None:
+    """A result as one JSON document on standard output."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def print_error(error: OSError, *, as_json: bool) -> int:
+    """An error as one line (or `{"error": {...}}`) on standard error; its exit status."""
+    if as_json:
+        import msgspec
+
+        from cowfs.error_record import record_error
+
+        print(msgspec.json.encode({"error": record_error(error)}).decode(), file=sys.stderr)
+    else:
+        print_line(f"cowfs: {_describe(error)}")
+    return error.exit_code if isinstance(error, CowfsError) else CowfsError.exit_code
+
+
+def _describe(error: OSError) -> str:
+    if isinstance(error, CowfsError):
+        return error.message
+    if error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error.strerror or error)
+
+
+def print_line(text: str) -> None:
+    """One line on standard error, whatever is in the text."""
+    print(printable(text), file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text whose control characters, which a terminal would obey, are written as escapes; one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
+    """Aligned columns under a header; the columns numbered in `right` are aligned to the right."""
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = [
+            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_fields(fields: Sequence[tuple[str, str]]) -> None:
+    """Names and values, one a line, the values aligned; a field without a value is left out."""
+    width = max(len(name) for name, _ in fields)
+    for name, value in fields:
+        if value:
+            print(f"{name.ljust(width)}  {printable(value)}")
+
+
+def print_tree(roots: Sequence[str], children: Callable[[str], Sequence[str]], describe: Callable[[str], str]) -> None:
+    """Trees drawn with lines; `describe` gives the text of a node. Any depth."""
+    pending = [(name, "", "") for name in reversed(roots)]
+    while pending:
+        name, first_prefix, prefix = pending.pop()
+        print(first_prefix + printable(describe(name)))
+        below = children(name)
+        for i, child in reversed(list(enumerate(below))):
+            is_last = i == len(below) - 1
+            pending.append((child, prefix + ("└── " if is_last else "├── "), prefix + ("    " if is_last else "│   ")))
+
+
+@contextmanager
+def progress(text: str) -> Iterator[Progress | None]:
+    """A progress bar on standard error, for a block that calls back with (done, total); None when no one looks."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = _Bar(text)
+    try:
+        yield bar.show
+    finally:
+        bar.close()
+
+
+@contextmanager
+def steps() -> Iterator[StepProgress | None]:
+    """As `progress`, for work that says what it does: (what, done, total)."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    bar = _Bar("")
+
+    def show(what: str, done: int, total: int) -> None:
+        bar.text = what
+        bar.show(done, total)
+
+    try:
+        yield show
+    finally:
+        bar.close()
+
+
+class _Bar:
+    """A bar that appears when the work has taken a while, and is gone when it is done."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._begin = time.monotonic()
+        self._bar: RichProgress | None = None
+
+    def show(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if time.monotonic() - self._begin < _PATIENCE_SECONDS:
+                return
+            self._bar = self._start()
+        self._bar.update(self._bar.task_ids[0], description=self.text, completed=done, total=total)
+
+    def _start(self) -> RichProgress:
+        from rich.console import Console
+        from rich.progress import Progress as RichBar
+
+        bar = RichBar(console=Console(stderr=True), transient=True)
+        bar.add_task(self.text, total=None)
+        bar.start()
+        return bar
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def flag(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,75 @@
+"""What the global options say, and the parameter types that the commands share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from cowfs.errors import UsageError
+from cowfs.units import parse_size
+
+if TYPE_CHECKING:
+    from cowfs.host.home import Home
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The global options."""
+
+    home: str | None
+    backend: str
+    as_json: bool
+
+    @property
+    def home_path(self) -> Path:
+        """The home's absolute path. Raises UsageError when none was named."""
+        if not self.home:
+            raise UsageError("which home? name it before the command, as in 'cowfs --home DIR ...', or set COWFS_HOME")
+        return Path(os.path.abspath(self.home))
+
+    def open_home(self) -> Home:
+        from cowfs.host.home import open_home
+
+        return open_home(self.home_path, backend=self.backend)
+
+
+class SizeType(click.ParamType[int]):
+    """A size such as 64K or 10G, more than zero."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            size_bytes = parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if size_bytes == 0:
+            self.fail(f"'{value}' is nothing; a size is more than 0", param, ctx)
+        return size_bytes
+
+
+class DeviceType(click.ParamType[str]):
+    """The name of a device; completed from the records of the home, without opening it."""
+
+    name = "device"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from cowfs.devices.names import is_record_file
+
+        home = ctx.find_root().params.get("home")
+        try:
+            names = os.listdir(os.path.join(home, "metadata")) if home else []
+        except OSError:
+            names = []
+        return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete) and is_record_file(name)]
+
+
+SIZE = SizeType()
+DEVICE = DeviceType()

@@ -1,0 +1,219 @@
+"""The Python API of a home; `cowfs.open_home` makes one."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cowfs.devices import DeviceSet, HomeOptions, making
+from cowfs.devices.files import HomeFiles
+from cowfs.errors import HomeBusy
+from cowfs.host import maintenance
+from cowfs.host.operations import (
+    Create,
+    Created,
+    DeviceReport,
+    DeviceRow,
+    HomeReport,
+    Host,
+    Inspect,
+    ListDevices,
+    Remove,
+    SendMessage,
+    Status,
+    Table,
+    TargetLine,
+    TargetStatus,
+)
+from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
+from cowfs.pool import ThinDevice, load_backend
+
+if TYPE_CHECKING:
+    from cowfs.devices import Progress
+    from cowfs.host.maintenance import CheckResult
+    from cowfs.thinmeta.xml import TextSink
+
+
+class Home:
+    """A home: named thin devices that are snapshots of one another.
+
+    While a mount holds the home, everything but `device` goes through the process that serves the mount, and behaves
+    the same. Not safe for use from several threads at once.
+
+    Example:
+        >>> import cowfs, tempfile
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> options = cowfs.HomeOptions(data_size_bytes=1 << 30, metadata_size_bytes=4 << 20, base_size_bytes=64 << 20)
+        >>> with cowfs.open_home(directory.name + "/home", create=True, options=options) as home:
+        ...     _ = home.create("web")
+        ...     with home.device("web") as disk:
+        ...         disk.pwrite(1 << 20, b"before")
+        ...     _ = home.snapshot("web", "web-monday")
+        ...     with home.device("web") as disk:
+        ...         disk.pwrite(1 << 20, b"after.")
+        ...     with home.device("web-monday", read_only=True) as disk:
+        ...         print(disk.pread(1 << 20, 6))
+        ...     for row in home.devices():
+        ...         print(row.name, row.parent)
+        b'before'
+        base None
+        web base
+        web-monday web
+        >>> directory.cleanup()
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def path(self) -> Path:
+        return self._session.home
+
+    @property
+    def holder_pid(self) -> int | None:
+        """The process that holds the home when it is not this one."""
+        return self._session.holder_pid
+
+    def create(self, name: str, *, parent: str | None = None, size_bytes: int | None = None) -> Created:
+        """A new device: a snapshot of `parent`, or of the base device, an empty ext4.
+
+        It costs the same whatever the parent holds. A mounted parent is brought to a consistent state first.
+
+        Args:
+            size_bytes: at least the parent's size, which is the default.
+
+        Raises:
+            UsageError: a name or size that cannot be.
+            DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
+            OutOfDataSpace, OutOfMetadataSpace: less than the home's minimum is free.
+        """
+        return self._session.call(Create(name, parent, size_bytes))
+
+    def snapshot(self, origin: str, name: str) -> Created:
+        """`create(name, parent=origin)`."""
+        return self.create(name, parent=origin)
+
+    def remove(self, name: str) -> None:
+        """Remove a device; its snapshots keep what they share with it.
+
+        Raises:
+            UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
+        """
+        self._session.call(Remove(name))
+
+    def devices(self) -> list[DeviceRow]:
+        """Every device by name, `base` included. Takes time in proportion to what each device holds alone."""
+        return list(self._session.iterate(ListDevices()))
+
+    def inspect(self, name: str) -> DeviceReport:
+        """Everything about one device. Raises UnknownDevice."""
+        return self._session.call(Inspect(name))
+
+    def status(self) -> HomeReport:
+        """The figures of the home and its pool."""
+        return self._session.call(Status())
+
+    def message(self, text: str) -> None:
+        """Send the pool a message in the kernel's words, such as `create_thin 7`. No record of the home follows it.
+
+        Raises:
+            PoolError: with the kernel's errno.
+        """
+        self._session.call(SendMessage(text))
+
+    def table(self) -> list[TargetLine]:
+        """The lines of `dmsetup table`: the pool's, then every device's."""
+        return list(self._session.iterate(Table()))
+
+    def target_status(self) -> list[TargetLine]:
+        """The lines of `dmsetup status`: the pool's, then every device's."""
+        return list(self._session.iterate(TargetStatus()))
+
+    def check(self) -> CheckResult:
+        """Recount the pool's metadata as it is committed now."""
+        with metadata_of_session(self._session) as metadata:
+            return maintenance.check_metadata(metadata)
+
+    def dump(self, out: TextSink) -> None:
+        """Write the pool's metadata as thin_dump's XML."""
+        with metadata_of_session(self._session) as metadata:
+            maintenance.dump_metadata(metadata, out)
+
+    def delta(self, left: str, right: str, out: TextSink) -> None:
+        """Write what differs between the mappings of two devices, as thin_delta's XML."""
+        left_id, right_id = self.inspect(left).id, self.inspect(right).id
+        with metadata_of_session(self._session) as metadata:
+            maintenance.delta_metadata(metadata, left_id, right_id, out)
+
+    @contextmanager
+    def device(self, name: str, *, read_only: bool = False) -> Iterator[ThinDevice]:
+        """A device as a disk, for the length of a `with` block; flushed at its end.
+
+        Raises:
+            UnknownDevice, DeviceBusy.
+            HomeBusy: another process holds the home, and its disks are open there.
+        """
+        devices = self._local_devices(f"opening the device '{name}'")
+        disk = devices.activate(name, read_only=read_only)
+        try:
+            yield disk
+        finally:
+            devices.deactivate(name)
+
+    def _local_devices(self, purpose: str) -> DeviceSet:
+        if not isinstance(self._session, LocalSession):
+            raise HomeBusy(
+                f"{purpose} needs the home {self.path} in this process, and process {self.holder_pid} holds it; "
+                "unmount it first, or use the mount",
+                holder_pid=self.holder_pid or 0,
+            )
+        return self._session.host.devices
+
+    def close(self) -> None:
+        """Release the home. A second close does nothing."""
+        self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def open_home(
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "emulated",
+    create: bool = False,
+    read_only: bool = False,
+    durable: bool = True,
+    options: HomeOptions | None = None,
+    progress: Progress | None = None,
+) -> Home:
+    """Open a home, or reach the process that holds it. The result is a context manager.
+
+    Args:
+        path: the home's directory.
+        backend: who runs the pool, a name of the entry-point group `cowfs.backends`.
+        create: make the home when the directory is new or empty, as `options` say.
+        read_only: change nothing, not even what a crash left.
+        durable: False gives up flushes, for homes that live no longer than a test.
+        progress: called with (what is done next, steps done, steps in all) while a home is made.
+
+    Raises:
+        NotAHome, HomeVersionError: there is no home, or not one of this program's.
+        HomeBusy: another process holds it and does not answer.
+        UsageError: an unknown backend, or sizes that cannot be.
+        MetadataCorrupt, HomeError: its files are damaged.
+    """
+    home = Path(os.path.abspath(path))
+    if create and making.look_at(HomeFiles(str(home))) is not making.HomeState.HOME:
+        options = dataclasses.replace(options or HomeOptions(), durable=durable)
+        devices = DeviceSet.init(home, load_backend(backend), options, progress=progress)
+        return Home(LocalSession(Host(devices, backend)))
+    return Home(connect(home, backend, read_only=read_only, durable=durable))

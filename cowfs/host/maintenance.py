@@ -1,0 +1,237 @@
+"""Work on a home's metadata as a whole: check, repair, dump, restore, delta.
+
+Reading works on a home that is in use, and on metadata that no pool accepts. What replaces metadata needs the home to
+itself: the new metadata is written into a file of its own, checked there, and only then renamed over the old one, which
+stays beside it as `metadata.replaced`. So whatever fails, and whenever the process dies, one whole file is in place.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.devices.files import HomeFiles
+from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt
+from cowfs.host.session import locked, metadata_of
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+    from cowfs.thinmeta.check import CheckReport
+    from cowfs.thinmeta.xml import TextSink
+
+_NEW_SUFFIX: Final = ".new"
+_REPLACED_SUFFIX: Final = ".replaced"
+
+Progress = Callable[[int, int], None]
+
+
+class FindingRecord(msgspec.Struct, frozen=True):
+    """One thing that is wrong; `severity` is warning, leak or error, `path` leads to the block from the superblock."""
+
+    severity: str
+    what: str
+    block: int
+    path: str
+    expected: str
+    found: str
+
+
+class CheckResult(msgspec.Struct, frozen=True):
+    """What a check found. `clean` is true without leaks and errors; `repaired` when a repair made it so."""
+
+    clean: bool
+    repaired: bool
+    summary: str
+    findings: list[FindingRecord]
+    hidden_findings: int
+    needs_check: bool
+    transaction_id: int
+    thins: int
+    mapped_blocks: int
+    metadata_used_blocks: int
+    metadata_blocks: int
+    data_used_blocks: int
+    data_blocks: int
+
+
+def check_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
+    """Recount the metadata of a home, in use or not, opened by a pool or refused by it."""
+    with metadata_of(home) as metadata:
+        return check_metadata(metadata, progress=progress)
+
+
+def check_metadata(metadata: BlockDevice, *, progress: Progress | None = None) -> CheckResult:
+    from cowfs.thinmeta.check import check
+
+    return _result(check(metadata, progress=progress))
+
+
+def dump_home(home: Path, out: TextSink, *, progress: Progress | None = None) -> None:
+    """Write the metadata of a home as thin_dump's XML."""
+    with metadata_of(home) as metadata:
+        dump_metadata(metadata, out, progress=progress)
+
+
+def dump_metadata(metadata: BlockDevice, out: TextSink, *, progress: Progress | None = None) -> None:
+    from cowfs.thinmeta.xml import dump
+
+    dump(metadata, out, progress=progress)
+
+
+def delta_metadata(metadata: BlockDevice, left_id: int, right_id: int, out: TextSink) -> None:
+    """Write what differs between two thins as thin_delta's XML."""
+    from cowfs.thinmeta.delta import delta
+
+    delta(metadata, left_id, right_id, out)
+
+
+def repair_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
+    """Make the metadata of a home clean: clear the needs-check flag, or build space maps and counters anew.
+
+    What the mapping trees say is taken as the truth; where they themselves are damaged nothing is changed.
+
+    Raises:
+        HomeBusy: the home is mounted.
+        MetadataCorrupt: the trees cannot be read; the path says where.
+    """
+    from cowfs.thinmeta.check import check, clear_needs_check
+
+    with locked(home, "repairing metadata") as files:
+        with _opened(files.metadata, read_only=False) as device:
+            report = check(device, progress=progress)
+            if report.ok:
+                clear_needs_check(device)
+                return msgspec.structs.replace(_result(report), repaired=report.needs_check, needs_check=False)
+        with _replacing_metadata(files) as new, _opened(files.metadata) as old:
+            _rebuild(old, new)
+    return msgspec.structs.replace(_result(report), clean=True, repaired=True, needs_check=False)
+
+
+def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = None) -> CheckResult:
+    """Replace the metadata of a home by what an XML of thin_dump says.
+
+    Raises:
+        HomeBusy: the home is mounted.
+        UsageError, InvalidRequest: the XML is malformed, or does not fit the home.
+    """
+    from cowfs.thinmeta.xml import restore
+
+    with locked(home, "restoring metadata") as files, _replacing_metadata(files) as new:
+        restore(source, new, progress=progress)
+        _check_block_size(files, new)
+        return check_metadata(new)
+
+
+def _check_block_size(files: HomeFiles, new: BlockDevice) -> None:
+    """The data file keeps its content, so its blocks must stay as large as they were, where that is still known."""
+    from cowfs.thinmeta.format import Superblock
+
+    with _opened(files.metadata) as old:
+        try:
+            known = Superblock.unpack(old.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
+        except MetadataCorrupt:
+            return
+    given = Superblock.unpack(new.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
+    if given != known:
+        raise InvalidRequest(
+            f"the XML is of a pool with data blocks of {given} sectors, and those of {files.home} have {known}; "
+            "nothing was changed"
+        )
+
+
+def _rebuild(old: BlockDevice, new: FileDevice) -> None:
+    """Write the mappings of one metadata device to another. Raises MetadataCorrupt where they cannot be read."""
+    from cowfs.thinmeta.xml import dump, restore
+
+    with tempfile.TemporaryFile(dir=os.path.dirname(new.path)) as spool:
+        text = io.TextIOWrapper(spool, encoding="utf-8")
+        dump(old, text)
+        text.detach()
+        spool.seek(0)
+        restore(spool, new)
+
+
+@contextmanager
+def _replacing_metadata(files: HomeFiles) -> Iterator[FileDevice]:
+    """A new metadata device of the old one's size, which takes its place when the block ends well and it is clean."""
+    from cowfs.thinmeta.check import check
+
+    path = files.metadata + _NEW_SUFFIX
+    with suppress(FileNotFoundError):  # left by a crash
+        os.unlink(path)
+    files.make_sparse(path, os.stat(files.metadata).st_size)
+    try:
+        with _opened(path, read_only=False) as device:
+            yield device
+            device.flush()
+            report = check(device, data_size_blocks=_data_blocks(files, device))
+            if not report.ok:
+                first = report.findings[0]
+                message = f"the new metadata is not clean, {report.summary()}: {first}; nothing was changed"
+                raise MetadataCorrupt(message, block=first.block, path=first.path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    _keep(files)
+    files.rename(path, files.metadata)
+
+
+def _keep(files: HomeFiles) -> None:
+    replaced = files.metadata + _REPLACED_SUFFIX
+    with suppress(FileNotFoundError):
+        os.unlink(replaced)
+    try:
+        os.link(files.metadata, replaced)
+    except OSError as error:
+        raise HomeError(f"cannot keep {files.metadata} as {replaced}: {error.strerror}", errno=error.errno) from error
+
+
+def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int:
+    """How many blocks the data file can hold."""
+    from cowfs.thinmeta.format import Superblock
+
+    block_sectors = Superblock.unpack(metadata.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
+    return os.stat(files.data).st_size // (block_sectors * SECTOR_BYTES)
+
+
+@contextmanager
+def _opened(path: str, *, read_only: bool = True) -> Iterator[FileDevice]:
+    try:
+        device = FileDevice(path, read_only=read_only)
+    except OSError as error:
+        raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+def _result(report: CheckReport) -> CheckResult:
+    return CheckResult(
+        clean=report.ok,
+        repaired=False,
+        summary=report.summary(),
+        findings=[
+            FindingRecord(f.severity.value, f.what, f.block, f.path, f.expected, f.found) for f in report.findings
+        ],
+        hidden_findings=report.hidden,
+        needs_check=report.needs_check,
+        transaction_id=report.transaction_id,
+        thins=report.thins,
+        mapped_blocks=report.mapped_blocks,
+        metadata_used_blocks=report.metadata_used_blocks,
+        metadata_blocks=report.metadata_blocks,
+        data_used_blocks=report.data_used_blocks,
+        data_blocks=report.data_blocks,
+    )
