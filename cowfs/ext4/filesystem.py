@@ -46,6 +46,7 @@ class Filesystem:
             self.super = self.fs.super
             self._read_geometry()
             if not read_only:
+                self.super.s_state &= ~layout.STATE_VALID  # in memory: as it is written while mounted
                 self.call(self.c.ext2fs_read_bitmaps, self.fs, doing="read the bitmaps")
         except BaseException:
             self.free()
@@ -156,7 +157,10 @@ class Filesystem:
             return
         self.super.s_state |= layout.STATE_VALID
         self.superblock_changed()
-        self.flush_superblock()
+        try:
+            self.flush_superblock()
+        finally:
+            self.super.s_state &= ~layout.STATE_VALID
         self.cache.write_out()
         self.device.flush()
         self._marked = False
@@ -165,7 +169,6 @@ class Filesystem:
         if self._marked:
             return
         sb = self.super
-        sb.s_state &= ~layout.STATE_VALID
         sb.s_mtime = self.now_ns() // _NANOSECONDS & 0xFFFFFFFF
         sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
         self.superblock_changed()

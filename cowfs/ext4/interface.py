@@ -1,7 +1,8 @@
 """What the ext4 engine offers to its users (the FUSE tree view, the layer driver): a file tree by inode number.
 
 Numbers are ext4's own: the root is inode 2. Names are bytes without `/`. Times are nanoseconds since 1970. Every
-method raises OSError with the errno a kernel file system would give. Nothing awaits; one thread at a time.
+method raises OSError with the errno a kernel file system would give, and then has changed nothing, so that it may be
+tried again (when a full pool has got space). Nothing awaits; one thread at a time.
 
 Lifetime of inodes. `open_inode` pins an inode that has lost its last name until as many `release_inode` calls; its
 space is freed at the last release, or at the next mount when the process died before (orphan list).
@@ -89,7 +90,10 @@ class FileTree(Protocol):
         ...
 
     def make_node(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
-        """A regular file, fifo, socket, or character or block device, by the type bits of `mode`."""
+        """A regular file, fifo, socket, or character or block device, by the type bits of `mode`.
+
+        A parent with the setgid bit hands down its group, here and for links, and the bit itself to directories.
+        """
         ...
 
     def make_directory(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attributes: ...
@@ -142,6 +146,10 @@ class FileTree(Protocol):
         """Write everything down and flush the device."""
         ...
 
+    def quiesce(self) -> None:
+        """Sync, and leave the device as after a clean unmount until the next change: for a snapshot taken now."""
+        ...
+
     def close(self) -> None:
-        """Sync and mark the volume cleanly unmounted. The device stays open."""
+        """Release what is still open, sync, and mark the volume cleanly unmounted. The device stays open."""
         ...

@@ -1,0 +1,155 @@
+"""The commands of e2fsprogs, and temporary images for them to work on.
+
+The commands want a file. A device of ours is no file, so its content is copied: only what is mapped, into a sparse
+temporary file of the same size, and back only what changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.errors import MissingRequirement
+from cowfs.pool.interface import ThinDevice
+
+_DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
+_CHUNK_BYTES = 1 << 20
+_PAGE_BYTES = 4096
+_ZERO_PAGE = bytes(_PAGE_BYTES)
+
+
+@functools.cache
+def find(command: str) -> str:
+    """The absolute path of a command of e2fsprogs, looked up once."""
+    path = shutil.which(command, path=_DIRECTORIES) or shutil.which(command)
+    if path is None:
+        raise MissingRequirement(f"{command} is not installed", remedy="apt-get install e2fsprogs")
+    return os.path.abspath(path)
+
+
+def run(command: str, arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a command; returns its exit status and what it said."""
+    result = subprocess.run(
+        [find(command), *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C", **(environment or {})},
+        check=False,
+    )
+    return result.returncode, result.stdout.decode("utf-8", "replace")
+
+
+@contextmanager
+def temporary_image(size_bytes: int) -> Iterator[FileDevice]:
+    """A sparse file that is gone afterwards, readable by its owner only."""
+    with tempfile.NamedTemporaryFile(prefix="cowfs-", suffix=".img") as file:
+        os.ftruncate(file.fileno(), size_bytes)
+        image = FileDevice(file.name)
+        try:
+            yield image
+        finally:
+            image.close()
+
+
+def mapped_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what a device may hold other than zeros, in order."""
+    if isinstance(device, ThinDevice):
+        for extent in device.extents():
+            offset = extent.vblock * device.block_bytes
+            length = min(extent.length * device.block_bytes, device.size_bytes - offset)
+            if length > 0:
+                yield offset, length
+    elif isinstance(device, FileDevice) and not device.is_block_node:
+        yield from _data_ranges(device)
+    else:
+        yield 0, device.size_bytes
+
+
+def _data_ranges(file: FileDevice) -> Iterator[tuple[int, int]]:
+    end, size = 0, file.size_bytes
+    while end < size:
+        try:
+            begin = os.lseek(file.fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            yield end, size - end  # the file system cannot tell
+            return
+        end = min(os.lseek(file.fd, begin, os.SEEK_HOLE), size)
+        yield begin, end - begin
+
+
+def copy_mapped(source: BlockDevice, target: BlockDevice) -> None:
+    """Copy what `source` holds to `target`, which reads as zeros; zero pages are not written."""
+    for offset, length in mapped_ranges(source):
+        for begin in range(offset, offset + length, _CHUNK_BYTES):
+            data = source.pread(begin, min(_CHUNK_BYTES, offset + length - begin))
+            for start, stop in _nonzero_runs(data):
+                target.pwrite(begin + start, memoryview(data)[start:stop])
+
+
+def _nonzero_runs(data: bytes) -> Iterator[tuple[int, int]]:
+    """Runs of pages that are not all zeros."""
+    if _ZERO_PAGE not in data:
+        yield 0, len(data)
+        return
+    start = None
+    for begin in range(0, len(data), _PAGE_BYTES):
+        page = data[begin : begin + _PAGE_BYTES]
+        empty = page == _ZERO_PAGE[: len(page)]
+        if empty and start is not None:
+            yield start, begin
+            start = None
+        elif not empty and start is None:
+            start = begin
+    if start is not None:
+        yield start, len(data)
+
+
+def copy_changes(image: BlockDevice, device: BlockDevice) -> int:
+    """Write what differs in `image` back to `device`; returns how many bytes that were.
+
+    What `image` has no data for was not on the device either, or was zeroed and is made so.
+    """
+    written = 0
+    covered = 0
+    for offset, length in mapped_ranges(image):
+        written += _zero_mapped(device, covered, offset)
+        covered = offset + length
+        for begin in range(offset, covered, _CHUNK_BYTES):
+            written += _copy_changed_pages(image, device, begin, min(_CHUNK_BYTES, covered - begin))
+    return written + _zero_mapped(device, covered, device.size_bytes)
+
+
+def _copy_changed_pages(image: BlockDevice, device: BlockDevice, offset: int, length: int) -> int:
+    new, old = image.pread(offset, length), device.pread(offset, length)
+    if new == old:
+        return 0
+    written = 0
+    for begin in range(0, length, _PAGE_BYTES):
+        page = new[begin : begin + _PAGE_BYTES]
+        if page != old[begin : begin + _PAGE_BYTES]:
+            device.pwrite(offset + begin, page)
+            written += len(page)
+    return written
+
+
+def _zero_mapped(device: BlockDevice, begin: int, end: int) -> int:
+    """Zero what is not zero in a range."""
+    written = 0
+    for offset, length in mapped_ranges(device):
+        low, high = max(offset, begin), min(offset + length, end)
+        for start in range(low, high, _CHUNK_BYTES):
+            size = min(_CHUNK_BYTES, high - start)
+            if device.pread(start, size).strip(b"\0"):
+                device.zero(start, size)
+                written += size
+    return written
