@@ -21,6 +21,7 @@
     │   └── DeviceBusy      EBUSY      mounted or open
     ├── MountError          errno      6   mount(2)-like operations, with op, source, target, flags, data
     ├── FilesystemError     errno      7   the ext4 inside a device, or the tools for it
+    ├── UmlError            EIO        8   the User-Mode Linux guest: it broke off, or time ran out (ETIMEDOUT)
     └── MissingRequirement  ENOSYS     3   something this machine lacks, and the command that provides it
 
 Every class is also an OSError, so `except OSError as error: error.errno` works everywhere. The message says what was
@@ -187,6 +188,16 @@ class FilesystemError(CowfsError):
     """The file system inside a device, or a tool that works on it."""
 
     exit_code = 7
+
+
+class UmlError(CowfsError):
+    """A User-Mode Linux guest did not boot, broke off, could not start its command, or ran out of time."""
+
+    exit_code = 8
+
+    def __init__(self, message: str, *, timed_out: bool = False) -> None:
+        super().__init__(message, errno=_errno.ETIMEDOUT if timed_out else _errno.EIO)
+        self.timed_out = timed_out
 
 
 class MountError(CowfsError):

@@ -1,6 +1,6 @@
 """The dependency graph, asserted from the source text, and the rules that keep the engine deterministic.
 
-                 cli        testing
+                 cli        testing      uml   a kernel with dm-thin, in a process
                   └────┬───────┘
                      host          one home, many processes
                    ┌───┴───┐
@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "uml": FOUNDATION,
     "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
-    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "host"},
+    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "host", "uml"},
     "cli": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "host", "testing", "uml"},
 }
 

@@ -1,0 +1,147 @@
+"""Finding the User-Mode Linux kernel and its modules, and unpacking the distribution's package without root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cowfs.errors import MissingRequirement
+
+PACKAGE: Final = "user-mode-linux"
+# In the order in which they depend on each other.
+MODULES: Final = (
+    "drivers/md/dm-mod",
+    "drivers/md/dm-bufio",
+    "drivers/md/dm-bio-prison",
+    "drivers/md/persistent-data/dm-persistent-data",
+    "drivers/md/dm-thin-pool",
+    "drivers/block/loop",
+    "fs/fuse/fuse",
+)
+_REMEDY: Final = f"sudo apt-get install {PACKAGE} (or, without root: cowfs uml install)"
+_INSTALL_TIMEOUT_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class UmlKernel:
+    """A kernel that runs as a process, and the folder of its modules (the one that holds `drivers` and `fs`)."""
+
+    executable: Path
+    modules: Path
+
+    def module_paths(self, extra: tuple[str, ...] = ()) -> list[str]:
+        """Paths of the modules that dm-thin, loop devices and FUSE need, then of `extra` ones, such as `dm-flakey`.
+
+        Raises:
+            MissingRequirement: a module is not in the package.
+        """
+        paths = [self.modules / f"{name}.ko" for name in (*MODULES, *(f"drivers/md/{name}" for name in extra))]
+        for path in paths:
+            if not path.is_file():
+                raise MissingRequirement(f"{path} is missing from the {PACKAGE} package", remedy=_REMEDY)
+        return [str(path) for path in paths]
+
+
+def default_cache() -> Path:
+    """Where packages are unpacked when nobody says otherwise: the user's cache folder."""
+    return Path("~/.cache").expanduser() / "cowfs"
+
+
+def find_kernel(cache: Path | None = None) -> UmlKernel:
+    """The kernel of the installed package, or the one that `install` unpacked into `cache`.
+
+    Raises:
+        MissingRequirement: neither is there; the remedy says how to get it.
+    """
+    for root in (Path("/"), _unpacked(cache)):
+        kernel = _kernel_below(root)
+        if kernel is not None:
+            return kernel
+    raise MissingRequirement("User-Mode Linux is not installed", remedy=_REMEDY)
+
+
+def install(cache: Path | None = None) -> UmlKernel:
+    """`find_kernel`, after unpacking the distribution's package into `cache` when it is nowhere; needs no root.
+
+    Raises:
+        MissingRequirement: no apt-get or dpkg-deb here, or the package cannot be downloaded.
+    """
+    try:
+        return find_kernel(cache)
+    except MissingRequirement:
+        pass
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise MissingRequirement(
+                f"{tool} is not here, so the package {PACKAGE} cannot be unpacked; install it with your package manager"
+            )
+    target = _unpacked(cache)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".uml-", dir=target.parent) as name:
+        folder = Path(name)
+        unpacked = folder / "root"
+        _call(["dpkg-deb", "-x", str(_download(folder)), str(unpacked)], folder)
+        if _kernel_below(unpacked) is None:
+            raise MissingRequirement(
+                f"the package {PACKAGE} does not hold a kernel and its modules where they should be"
+            )
+        try:
+            unpacked.rename(target)
+        except OSError:
+            # Somebody else was faster; theirs is as good.
+            if _kernel_below(target) is None:
+                shutil.rmtree(target)
+                unpacked.rename(target)
+    return find_kernel(cache)
+
+
+def _unpacked(cache: Path | None) -> Path:
+    return (default_cache() if cache is None else cache) / "uml"
+
+
+def _kernel_below(root: Path) -> UmlKernel | None:
+    executable = root / "usr/bin/linux.uml"
+    if not os.access(executable, os.X_OK):
+        return None
+    result = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    modules = root / "usr/lib/uml/modules" / result.stdout.strip() / "kernel"
+    return UmlKernel(executable, modules) if modules.is_dir() else None
+
+
+def _download(folder: Path) -> Path:
+    """The package's file, by the system's package lists or, where these are missing, by lists of our own."""
+    private = [
+        *("-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache"),
+        *("-o", "Dir::State::Status=/var/lib/dpkg/status", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User="),
+    ]
+    try:
+        _call(["apt-get", "download", "-q", PACKAGE], folder)
+    except MissingRequirement:
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (folder / part).mkdir(parents=True)
+        _call(["apt-get", "update", "-q", *private], folder)
+        _call(["apt-get", "download", "-q", *private, PACKAGE], folder)
+    return next(iter(folder.glob(f"{PACKAGE}_*.deb")))
+
+
+def _call(arguments: list[str], folder: Path) -> None:
+    result = subprocess.run(
+        arguments,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_INSTALL_TIMEOUT_SECONDS,
+    )
+    if result.returncode != 0:
+        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit status {result.returncode}"]
+        raise MissingRequirement(
+            f"{PACKAGE} cannot be unpacked: {' '.join(arguments[:2])} failed: {lines[-1]}",
+            remedy=f"sudo apt-get update && sudo apt-get install {PACKAGE}",
+        )
