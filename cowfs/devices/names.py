@@ -15,7 +15,7 @@ BASE: Final = "base"
 SET_FILE: Final = "deviceset-metadata"
 TRANSACTION_FILE: Final = "transaction-metadata"
 MAX_NAME_BYTES: Final = 255
-_MIGRATED_SUFFIX: Final = ".migrated"
+MIGRATED_SUFFIX: Final = ".migrated"
 
 
 def check_name(name: str) -> None:
@@ -32,8 +32,8 @@ def _problem(name: str) -> str:
         return "the home uses it for itself"
     if name.startswith("."):
         return "it starts with a dot"
-    if name.endswith(_MIGRATED_SUFFIX):
-        return f"it ends in '{_MIGRATED_SUFFIX}', which marks old files"
+    if name.endswith(MIGRATED_SUFFIX):
+        return f"it ends in '{MIGRATED_SUFFIX}', which marks old files"
     if "/" in name:
         return "it contains a slash"
     if not name.isprintable():
@@ -47,7 +47,7 @@ def _problem(name: str) -> str:
 def is_record_file(file_name: str) -> bool:
     """Whether a file in `metadata/` is the record of a device."""
     return not (
-        file_name.startswith(".") or file_name.endswith(_MIGRATED_SUFFIX) or file_name in (SET_FILE, TRANSACTION_FILE)
+        file_name.startswith(".") or file_name.endswith(MIGRATED_SUFFIX) or file_name in (SET_FILE, TRANSACTION_FILE)
     )
 
 

@@ -62,6 +62,12 @@ class TransactionFile(msgspec.Struct, frozen=True):
             raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
 
 
+class OldRecordsFile(msgspec.Struct, frozen=True):
+    """All records in one file, as moby had them before 2014."""
+
+    devices: dict[str, DeviceFile] = msgspec.field(name="Devices")
+
+
 class HomeFile(msgspec.Struct, frozen=True):
     """The defaults are moby's, for a home that it left."""
 

@@ -15,8 +15,8 @@ from typing import Final, TypeVar
 import msgspec
 
 from cowfs.devices.files import HomeFiles
-from cowfs.devices.names import BASE, is_record_file
-from cowfs.devices.records import DeviceFile, DeviceRecord, ParentLine, SetFile, TransactionFile
+from cowfs.devices.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_plain_file_name, is_record_file
+from cowfs.devices.records import DeviceFile, DeviceRecord, OldRecordsFile, ParentLine, SetFile, TransactionFile
 from cowfs.errors import HomeError, UnknownDevice
 
 _T = TypeVar("_T")
@@ -60,6 +60,28 @@ class DeviceStore:
                 continue
             if record is not None:
                 self._records[name] = record
+        self._take_over_old_records()
+
+    def _take_over_old_records(self) -> None:
+        path = self.files.old_records
+        try:
+            old = self._load_file(path, OldRecordsFile)
+        except DamagedFile as error:
+            self.damaged_count += 1
+            self.report_damaged(path, "the old file of all records", error)
+            return
+        if old is None:
+            return
+        records = {hash_to_name(device_hash): record for device_hash, record in old.devices.items()}
+        for name, record in records.items():
+            if name in self._records or not is_plain_file_name(name):
+                continue
+            if self.read_only:
+                self._records[name] = record
+            else:
+                self.save(name, record)
+        if not self.read_only:
+            self.files.rename(path, path + MIGRATED_SUFFIX)
 
     def load_set(self) -> SetFile:
         try:

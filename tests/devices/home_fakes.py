@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +149,18 @@ def _restore(path: str, content: bytes | None) -> None:
 
 
 class FailingOs(DyingOs):
-    """Raises `error` once, at the step whose label starts with `label`."""
+    """Raises `error` once, at the step whose label starts with `label`, after `skip` such steps."""
 
-    def __init__(self, label: str, error: int, *, times: int = 1) -> None:
+    def __init__(self, label: str, error: int, *, skip: int = 0) -> None:
         super().__init__(Steps())
-        self._label, self._error, self._times = label, error, times
+        self._label, self._error, self._left = label, error, skip
         self._steps.step = self._fail_or_pass  # type: ignore[method-assign]
 
     def _fail_or_pass(self, label: str) -> None:
-        if label.startswith(self._label) and self._times:
-            self._times -= 1
-            raise OSError(self._error, os.strerror(self._error))
+        if label.startswith(self._label):
+            self._left -= 1
+            if self._left == -1:
+                raise OSError(self._error, os.strerror(self._error))
 
 
 class Filesystem:
@@ -233,7 +234,7 @@ class FakePool:
         self.event_counter = 0
         self._active: dict[str, FakeThin] = {}
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str) -> None:  # a message may be made to fail, before it does anything
         self.backend.steps.step(text)
         self.backend.events.append(text)
         for beginning, errors in self.backend.fail.items():
@@ -418,6 +419,7 @@ def make_home(home: Path, backend: Any, options: HomeOptions = SMALL, **argument
 
 
 def open_home(home: Path, backend: Any, **arguments: Any) -> DeviceSet:
+    arguments.setdefault("durable", "system" in arguments)
     return DeviceSet.open(home, backend, filesystem=Filesystem(), new_uuid=uuids(), **arguments)
 
 
@@ -434,13 +436,13 @@ def assert_whole(devices: DeviceSet) -> None:
 
 def record_files(home: Path) -> list[str]:
     special = ("deviceset-metadata", "transaction-metadata")
-    return sorted(path.name for path in (home / "metadata").iterdir() if path.name not in special and path.name[0] != ".")
+    return sorted(
+        path.name for path in (home / "metadata").iterdir() if path.name not in special and path.name[0] != "."
+    )
 
 
 @contextmanager
 def killed() -> Iterator[None]:
     """The block dies at some step, or ends because it had fewer."""
-    try:
+    with suppress(Killed):
         yield
-    except Killed:
-        pass

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from cowfs.devices import DeviceSet
+from cowfs.errors import NotAHome
 from tests.devices.home_fakes import (
     PAGE,
     SMALL,
@@ -25,9 +28,6 @@ from tests.devices.home_fakes import (
     record_files,
     uuids,
 )
-
-from cowfs.devices import DeviceSet
-from cowfs.errors import NotAHome
 
 Change = Callable[[DeviceSet], object]
 
@@ -231,9 +231,7 @@ def test_making_a_home_is_finished_by_the_next_init(tmp_path: Path, power_cut: b
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
-def test_making_the_base_again_survives_a_kill_at_every_step(
-    world: World, tmp_path: Path, power_cut: bool
-) -> None:
+def test_making_the_base_again_survives_a_kill_at_every_step(world: World, tmp_path: Path, power_cut: bool) -> None:
     record = world.home / "metadata/base"
     record.write_text(record.read_text().replace('"initialized":true', '"initialized":false'))
     saved = world.save(tmp_path / "saved")
