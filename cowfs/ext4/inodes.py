@@ -41,7 +41,6 @@ class Inode:
         "map_changed",
         "nodes",
         "number",
-        "pins",
         "raw",
         "xattrs",
     )
@@ -53,7 +52,6 @@ class Inode:
         self.raw: Any = fs.ffi.cast("struct ext2_inode_large *", self._memory)
         self.number = number
         self.dirty = False
-        self.pins = 0  # open_inode without release_inode
         self.map: BlockMap | None = None
         self.nodes: list[int] = []  # blocks of the extent tree, or indirect blocks; known while `map` is
         self.map_changed = False
@@ -266,7 +264,7 @@ class Inode:
 
 
 class InodeTable:
-    """The cache of inodes, bounded but for those that are open.
+    """The cache of inodes, bounded but for those that are open and have no name, and the count of who has one open.
 
     Args:
         store_map: writes the block map of an inode into its pointers and tree blocks.
@@ -277,6 +275,7 @@ class InodeTable:
         self._allocator = allocator
         self._store_map = store_map
         self._cache: OrderedDict[int, Inode] = OrderedDict()
+        self._pins: dict[int, int] = {}
         self._generation = fs.now_ns() & 0xFFFFFFFF
 
     def get(self, number: int) -> Inode:
@@ -345,6 +344,21 @@ class InodeTable:
         self._allocator.free_inode(inode.number, is_directory=inode.is_directory)
         self._cache.pop(inode.number, None)
 
+    def pin(self, inode: Inode) -> None:
+        self._pins[inode.number] = self._pins.get(inode.number, 0) + 1
+
+    def unpin(self, number: int) -> bool:
+        """Whether that was the last pin."""
+        left = self._pins[number] - 1
+        if left:
+            self._pins[number] = left
+        else:
+            del self._pins[number]
+        return not left
+
+    def is_pinned(self, inode: Inode) -> bool:
+        return inode.number in self._pins
+
     def flush(self, inode: Inode) -> None:
         """Write one inode into the inode table, as far as the cache."""
         if inode.map_changed:
@@ -360,10 +374,10 @@ class InodeTable:
             self.flush(inode)
 
     def _shrink(self) -> None:
-        """Drop the longer unused half of the cache, but for open inodes. An operation under way holds newer ones."""
+        """Drop the longer unused half of the cache, but for orphans. An operation under way holds newer ones."""
         for number in list(self._cache)[: _CACHED_INODES_MAX // 2]:
             inode = self._cache[number]
-            if inode.pins == 0 and inode.links:
+            if inode.links:
                 self.flush(inode)
                 del self._cache[number]
 

@@ -20,8 +20,8 @@ class Orphans:
         self._inodes = inodes
         self._list: list[Inode] = []
 
-    def __contains__(self, inode: Inode) -> bool:
-        return inode in self._list
+    def find(self, number: int) -> Inode | None:
+        return next((inode for inode in self._list if inode.number == number), None)
 
     def all(self) -> list[Inode]:
         return list(self._list)

@@ -34,14 +34,14 @@ def find(command: str) -> str:
     return os.path.abspath(path)
 
 
-def run(command: str, arguments: Sequence[str], *, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Run a command; returns its exit status and what it said."""
+def run(command: str, arguments: Sequence[str]) -> tuple[int, str]:
+    """Run a command, in an environment of its own; returns its exit status and what it said."""
     result = subprocess.run(
         [find(command), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "LC_ALL": "C", **(environment or {})},
+        env={"PATH": _DIRECTORIES, "LC_ALL": "C"},
         check=False,
     )
     return result.returncode, result.stdout.decode("utf-8", "replace")

@@ -281,7 +281,7 @@ class Volume:
         inode.links = 0 if inode.is_directory else max(inode.links - 1, 0)
         if inode.links:
             return
-        if inode.pins:
+        if self._inodes.is_pinned(inode):
             self._orphans.add(inode)
         else:
             self._destroy(inode)
@@ -302,15 +302,15 @@ class Volume:
             self._data.resize(inode, inode.size)
 
     def open_inode(self, inode: int) -> None:
-        self._inodes.get(inode).pins += 1
+        self._inodes.pin(self._inodes.get(inode))
 
     def release_inode(self, inode: int) -> None:
-        opened = self._inodes.get(inode)
-        assert opened.pins > 0
-        opened.pins -= 1
-        if opened.pins == 0 and opened.links == 0 and not self.read_only:
-            self._orphans.remove(opened)
-            self._destroy(opened)
+        if not self._inodes.unpin(inode) or self.read_only:
+            return
+        orphan = self._orphans.find(inode)
+        if orphan is not None:
+            self._orphans.remove(orphan)
+            self._destroy(orphan)
 
     # Renaming.
 
