@@ -23,7 +23,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from cowfs.blockdev import BlockDevice
-from cowfs.fuse.translate import SpaceQueue, View, answered, changing, queued
+from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
 FILE_INODE: Final = 2
 
@@ -47,12 +47,12 @@ class RawView(View):
         self._pread = device.pread
         self._pwrite = device.pwrite
 
-    def sync(self) -> None:
-        if not self.read_only:
-            self._device.flush()
+    def settle(self) -> None:
+        self._device.flush()
 
     def close(self) -> None:
-        self.sync()
+        if not self.read_only:
+            self._device.flush()
 
     # The data path.
 
@@ -63,7 +63,7 @@ class RawView(View):
             size = max(left, 0)
         return self._pread(off, size) if size else b""
 
-    @queued
+    @changing
     def write(self, fh: int, off: int, buf: bytes) -> int:
         left = self._device.size_bytes - off
         if len(buf) > left:
@@ -77,7 +77,7 @@ class RawView(View):
         if not self.read_only:
             await self._flush()
 
-    @queued
+    @changing
     def _flush(self) -> None:
         self._device.flush()
 

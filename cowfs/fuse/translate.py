@@ -9,10 +9,10 @@ pyfuse3 wants. pyfuse3 ends its loop, and with it the mount, on any exception bu
                                 go on writing
 
     @answered                   looks only
-    @changing                   changes something: EROFS on a read-only or failed view
-    @queued                     changes something, and may simply be done again: waits while a full pool lets it
+    @changing                   changes something: EROFS on a read-only or failed view; when the pool is full and lets
+                                requests queue, waits and tries again
 
-Only `queued` ever awaits, and only outside the handler: a handler body is a transaction.
+`changing` only awaits outside the handler: a handler's body is a transaction, and one that fails has done nothing.
 """
 
 from __future__ import annotations
@@ -98,15 +98,17 @@ class View(pyfuse3.Operations):
         self._last_logged = ""
         self._mappable: Counter[int] = Counter()
 
-    def sync(self) -> None:
-        """Make durable what reached this process; `write_back` before it fetches what the kernel still holds."""
-
     async def quiesce(self) -> None:
-        """Bring everything that applications wrote onto the device. Ends without a checkpoint: a snapshot that follows
-        at once, synchronously, holds all of it and nothing half done."""
+        """Bring all that applications wrote onto the device.
+
+        Ends without a checkpoint: a snapshot that follows at once, synchronously, holds all of it, nothing half done.
+        """
         await self.write_back()
-        if not self.failure:
-            self.sync()
+        if not self.read_only and not self.failure:
+            self.settle()
+
+    def settle(self) -> None:
+        """The synchronous end of `quiesce`: make the device one that can be mounted as it is."""
 
     async def write_back(self) -> None:
         """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
@@ -190,18 +192,6 @@ def answered(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
 
 
 def changing(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
-    @functools.wraps(handler)
-    async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        self.check_writable()
-        try:
-            return handler(self, *args, **kwargs)
-        except Exception as error:
-            raise self.to_fuse(handler.__name__, error) from error
-
-    return answer
-
-
-def queued(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
     @functools.wraps(handler)
     async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.check_writable()

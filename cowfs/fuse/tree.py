@@ -32,7 +32,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from cowfs.ext4.interface import Attributes, FileTree
-from cowfs.fuse.translate import SpaceQueue, View, answered, changing, queued
+from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
 CACHE_SECONDS: Final = 86400.0
 
@@ -51,7 +51,7 @@ def _swap_root(inode: int) -> int:
 
 
 class TreeView(View):
-    """Handlers over one FileTree. `close` gives back every pin and closes the tree.
+    """Handlers over one FileTree, which `close` closes.
 
     Invariants:
         1. `_lookups[i]` is the kernel's lookup count of volume inode i, never 0; exactly these inodes are pinned.
@@ -64,18 +64,15 @@ class TreeView(View):
         self._lookups: dict[int, int] = {}
         self._without_capability: set[int] = set()
 
-    def sync(self) -> None:
-        if not self.read_only:
-            self._tree.sync()
+    def settle(self) -> None:
+        self._tree.quiesce()
 
     def close(self) -> None:
         if self.failure:
             # What is in memory may be half done: write it, but leave the volume marked for a check.
             self._tree.sync()
-            return
-        for inode in list(self._lookups):
-            self._forget(inode, self._lookups[inode])
-        self._tree.close()
+        else:
+            self._tree.close()
 
     # Names.
 
@@ -128,28 +125,15 @@ class TreeView(View):
         return self._make_node(parent_inode, name, mode, rdev, ctx)
 
     def _make_node(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        parent = _swap_root(parent_inode)
-        gid, _ = self._inherit(parent, ctx)
-        return self._known(self._tree.make_node(parent, name, mode, ctx.uid, gid, rdev))
+        return self._known(self._tree.make_node(_swap_root(parent_inode), name, mode, ctx.uid, ctx.gid, rdev))
 
     @changing
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        parent = _swap_root(parent_inode)
-        gid, setgid = self._inherit(parent, ctx)
-        return self._known(self._tree.make_directory(parent, name, mode | setgid, ctx.uid, gid))
+        return self._known(self._tree.make_directory(_swap_root(parent_inode), name, mode, ctx.uid, ctx.gid))
 
     @changing
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        parent = _swap_root(parent_inode)
-        gid, _ = self._inherit(parent, ctx)
-        return self._known(self._tree.make_symlink(parent, name, target, ctx.uid, gid))
-
-    def _inherit(self, parent: int, ctx: RequestContext) -> tuple[int, int]:
-        """Group of a new inode, and the setgid bit for a new directory: both come from a setgid parent."""
-        directory = self._tree.attributes(parent)
-        if directory.mode & stat.S_ISGID:
-            return directory.gid, stat.S_ISGID
-        return ctx.gid, 0
+        return self._known(self._tree.make_symlink(_swap_root(parent_inode), name, target, ctx.uid, ctx.gid))
 
     @changing
     def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
@@ -185,7 +169,7 @@ class TreeView(View):
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return _entry(self._tree.attributes(_swap_root(inode)))
 
-    @queued
+    @changing
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
@@ -221,7 +205,7 @@ class TreeView(View):
 
     # Files.
 
-    @queued
+    @changing
     def _truncate_on_open(self, inode: int, ctx: RequestContext) -> None:
         mode = self._tree.attributes(inode).mode
         kept = mode
@@ -247,7 +231,7 @@ class TreeView(View):
     def read(self, fh: int, off: int, size: int) -> bytes:
         return self._tree.read(fh >> 1, off, size)
 
-    @queued
+    @changing
     def write(self, fh: int, off: int, buf: bytes) -> int:
         return self._tree.write(fh >> 1, off, buf)
 
@@ -258,7 +242,7 @@ class TreeView(View):
         if not self.read_only:
             await self._write_down()
 
-    @queued
+    @changing
     def _write_down(self) -> None:
         self._tree.sync()
 

@@ -11,7 +11,7 @@ import trio.testing
 from pyfuse3 import FUSEError
 
 from cowfs.errors import MetadataCorrupt, NoSuchThin, OutOfDataSpace, OutOfMetadataSpace
-from cowfs.fuse.translate import MAX_WAITING, SpaceQueue, View, answered, changing, queued
+from cowfs.fuse.translate import MAX_WAITING, SpaceQueue, View, answered, changing
 
 
 class Failing(View):
@@ -27,7 +27,7 @@ class Failing(View):
             raise error
         return "changed"
 
-    @queued
+    @changing
     def write(self, attempts: list[Exception | None]) -> int:
         error = attempts.pop(0)
         if error is not None:
