@@ -1,0 +1,1 @@
+"""Benchmarks: one question per module, each with the answer that arithmetic expects and the goal it must reach."""

@@ -1,0 +1,160 @@
+"""What all benchmarks share: rounds in which the peers take turns, medians with their spread, goals, JSON.
+
+A benchmark is a module with a docstring (the question, and what arithmetic expects) and `run(bench)`. Contenders of one
+question are measured side by side, round by round, so that a noisy machine is noisy to all of them:
+
+    bench.compare("overwrite", {"plain file": run_plain, "thin device": run_thin}, unit="MB/s")
+    bench.goal("thin device / plain file", ratio, at_least=0.8)
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+ROUNDS = 5
+QUICK_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All rounds of one contender. `spread` is (largest - smallest) / median."""
+
+    question: str
+    contender: str
+    unit: str
+    values: list[float]
+    median: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound on a figure; `met` is None in quick runs, whose sizes prove nothing."""
+
+    name: str
+    value: float
+    bound: str
+    met: bool | None
+
+
+@dataclass
+class Bench:
+    """One benchmark program's surroundings and results.
+
+    Args:
+        directory: scratch space, removed afterwards; everything that is compared lies on this one file system.
+        quick: small sizes and few rounds, to see that the program runs.
+    """
+
+    name: str
+    directory: Path
+    quick: bool
+    measurements: list[Measurement] = field(default_factory=list)
+    goals: list[Goal] = field(default_factory=list)
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def compare(
+        self,
+        question: str,
+        contenders: Mapping[str, Callable[[], float]],
+        *,
+        unit: str,
+        warm_up: bool = True,
+    ) -> dict[str, float]:
+        """Ask each contender for one figure per round, in turn; returns the medians.
+
+        The first round's order is the mapping's, the next one's is turned round, and so on: being first is shared.
+        """
+        rounds = QUICK_ROUNDS if self.quick else ROUNDS
+        if warm_up:
+            for contender in contenders.values():
+                contender()
+        values: dict[str, list[float]] = {name: [] for name in contenders}
+        for turn in range(rounds):
+            names = list(contenders)[:: 1 if turn % 2 == 0 else -1]
+            for name in names:
+                values[name].append(contenders[name]())
+        print(f"  {question} [{unit}]")
+        return {name: self._record(question, name, unit, values[name]) for name in contenders}
+
+    def figure(self, question: str, value: float, unit: str) -> float:
+        """A figure that has no rounds, such as a peak of memory."""
+        print(f"  {question} [{unit}]")
+        return self._record(question, "cowfs", unit, [value])
+
+    def goal(self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+        """Compare a figure with its bound."""
+        bound = " and ".join(
+            f"{sign} {limit:g}" for sign, limit in ((">=", at_least), ("<=", at_most)) if limit is not None
+        )
+        holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+        self.goals.append(Goal(name, value, bound, None if self.quick else holds))
+        verdict = "not judged in a quick run" if self.quick else "met" if holds else "MISSED"
+        print(f"  goal: {name} = {value:.3g}, wanted {bound}: {verdict}")
+
+    def _record(self, question: str, contender: str, unit: str, values: list[float]) -> float:
+        median = statistics.median(values)
+        spread = (max(values) - min(values)) / median if median else 0.0
+        self.measurements.append(Measurement(question, contender, unit, values, median, spread))
+        print(f"    {contender:<28} {median:>12,.4g}   spread {spread:.0%}   of {len(values)}")
+        return median
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that an action takes."""
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+@contextmanager
+def scratch(parent: str | None) -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="cowfs-bench-", dir=parent))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+def machine() -> dict[str, object]:
+    """Where a result comes from."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def write_result(bench: Bench, folder: Path) -> Path:
+    """One JSON file per program and run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    stem = f"{bench.name}-{about['commit']}"
+    paths = (folder / f"{stem}{'' if n == 1 else f'-{n}'}.json" for n in itertools.count(1))
+    path = next(path for path in paths if not path.exists())
+    document = {
+        "name": bench.name,
+        "quick": bench.quick,
+        **about,
+        "measurements": [asdict(measurement) for measurement in bench.measurements],
+        "goals": [asdict(goal) for goal in bench.goals],
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
