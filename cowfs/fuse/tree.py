@@ -15,8 +15,11 @@ since the kernel asks for `security.capability` before every write anyway (measu
 Times. Writing and truncating set mtime and ctime, everything else ctime, as POSIX says. Reading never sets atime
 (`noatime`): it would break the sharing of inode table blocks in every snapshot that is only read.
 
-Left out: POSIX ACLs (as with ext4's `noacl`: EOPNOTSUPP), and what pyfuse3 has no request for (fallocate, SEEK_HOLE,
-O_TMPFILE, ioctl). `access` is never asked, because the kernel decides.
+POSIX ACLs are kept by the volume and enforced by the kernel. One thing differs from ext4 in the kernel: the umask also
+counts in directories with a default ACL, since libfuse applies it before we are asked.
+
+Left out, because pyfuse3 has no request for it: fallocate, SEEK_HOLE, O_TMPFILE, ioctl. `access` is never asked, since
+the kernel decides.
 """
 
 from __future__ import annotations
@@ -40,7 +43,6 @@ CACHE_SECONDS: Final = 86400.0
 _PREFERRED_IO_BYTES: Final = 1 << 16
 
 _CAPABILITY: Final = b"security.capability"
-_ACL_PREFIX: Final = b"system.posix_acl_"
 _XATTR_CREATE: Final = 1
 _XATTR_REPLACE: Final = 2
 
@@ -57,6 +59,8 @@ class TreeView(View):
         1. `_lookups[i]` is the kernel's lookup count of volume inode i, never 0; exactly these inodes are pinned.
         2. `_without_capability` holds only inodes of `_lookups`, none of which has a `security.capability`.
     """
+
+    enable_acl = True
 
     def __init__(self, tree: FileTree, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
         super().__init__(read_only=read_only or tree.read_only, space=space)
@@ -283,7 +287,6 @@ class TreeView(View):
         inode = _swap_root(inode)
         if name == _CAPABILITY:
             return self._capability(inode)
-        _refuse_acl(name)
         return self._tree.get_xattr(inode, name)
 
     def _capability(self, inode: int) -> bytes:
@@ -299,7 +302,6 @@ class TreeView(View):
 
     @changing
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        _refuse_acl(name)
         inode = _swap_root(inode)
         self._without_capability.discard(inode)
         self._tree.set_xattr(inode, name, value)
@@ -307,19 +309,11 @@ class TreeView(View):
     @answered
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         names = self._tree.list_xattrs(_swap_root(inode))
-        hidden = (_ACL_PREFIX,) if ctx.uid == 0 else (_ACL_PREFIX, b"trusted.")
-        return [name for name in names if not name.startswith(hidden)]
+        return names if ctx.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     @changing
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        _refuse_acl(name)
         self._tree.remove_xattr(_swap_root(inode), name)
-
-
-def _refuse_acl(name: bytes) -> None:
-    # The kernel would not enforce them, so they must not look as if they were set.
-    if name.startswith(_ACL_PREFIX):
-        raise FUSEError(errno.EOPNOTSUPP)
 
 
 def _entry(attributes: Attributes) -> EntryAttributes:

@@ -6,7 +6,7 @@
 A case raises AssertionError (or the OSError it did not expect). `PRIVILEGED` names those that need root. Run them over
 any directory, for comparison also of another file system, with `python -m cowfs.testing.posix DIR [NAME...]`.
 
-Left out because FUSE through pyfuse3 has no request for it: fallocate, SEEK_HOLE, O_TMPFILE, POSIX ACLs.
+Left out because FUSE through pyfuse3 has no request for it: fallocate, SEEK_HOLE, O_TMPFILE.
 """
 
 # ruff: noqa: S103, S311 - the modes and seeds are the subject here
@@ -23,6 +23,7 @@ import random
 import shutil
 import socket
 import stat
+import struct
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ PRIVILEGED: Final[set[str]] = set()
 
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
+_OTHER_UID: Final = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -746,29 +748,68 @@ def trusted_attributes_and_capabilities(root: Path) -> None:
 
 
 @_privileged
+def access_control_lists(root: Path) -> None:
+    """Somebody named in a list gets in; the mode follows the list, and the list the mode."""
+    everyone = 0xFFFFFFFF
+
+    def acl(*entries: tuple[int, int, int]) -> bytes:
+        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+    path = root / "f"
+    path.write_text("secret")
+    os.chmod(path, 0o600)
+    os.chmod(root, 0o711)
+    wanted = acl((1, 6, everyone), (2, 4, _OTHER_UID), (4, 0, everyone), (16, 4, everyone), (32, 0, everyone))
+    os.setxattr(path, "system.posix_acl_access", wanted)
+    assert os.getxattr(path, "system.posix_acl_access") == wanted
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o640
+    _as_other(root, lambda: Path("f").read_text() == "secret")
+    os.chmod(path, 0o600)
+    _as_other(root, lambda: not os.access("f", os.R_OK))
+    os.removexattr(path, "system.posix_acl_access")
+    assert os.listxattr(path) == []
+    (root / "d").mkdir()
+    default = acl((1, 7, everyone), (2, 7, _OTHER_UID), (4, 5, everyone), (16, 7, everyone), (32, 5, everyone))
+    os.setxattr(root / "d", "system.posix_acl_default", default)
+    (root / "d" / "sub").mkdir()
+    (root / "d" / "f").touch()
+    assert os.getxattr(root / "d" / "sub", "system.posix_acl_default") == default
+    assert "system.posix_acl_access" in os.listxattr(root / "d" / "f")
+
+
+@_privileged
 def others_are_kept_out(root: Path) -> None:
     os.chmod(root, 0o755)
     (root / "secret").write_text("s")
     os.chmod(root / "secret", 0o600)
     (root / "public").write_text("p")
+
+    def try_all() -> bool:
+        for action in (Path("secret").read_text, Path("new").touch, Path("public").unlink):
+            with _fails(errno.EACCES):
+                action()
+        with _fails(errno.EPERM):
+            os.chmod("public", 0o777)
+        return Path("public").read_text() == "p"
+
+    _as_other(root, try_all)
+
+
+def _as_other(directory: Path, check: Callable[[], bool]) -> None:
+    """Run a check in a child without privileges, in a directory whose parents it may not pass."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.chdir(root)  # what lies above may be closed to others
+            os.chdir(directory)
             os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            assert Path("public").read_text() == "p"
-            for action in (Path("secret").read_text, Path("new").touch, Path("public").unlink):
-                with _fails(errno.EACCES):
-                    action()
-            with _fails(errno.EPERM):
-                os.chmod("public", 0o777)
+            os.setgid(_OTHER_UID)
+            os.setuid(_OTHER_UID)
+            assert check()
             status = 0
         finally:
             os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0
+    assert os.waitpid(child, 0)[1] == 0, "refused to somebody who may, or the reverse"
 
 
 def run(directory: Path, names: list[str]) -> int:

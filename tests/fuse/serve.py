@@ -1,4 +1,4 @@
-"""A mount server for tests: `serve.py READY_FD TARGET SOURCE (memory | raw FILE)` with options for what goes wrong."""
+"""A mount server for tests: `serve.py READY_FD TARGET SOURCE memory | raw FILE | volume FILE`, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from memory_tree import ScriptedTree
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import HomeBusy
+from cowfs.ext4.volume import Volume
 from cowfs.fuse.mount import Readiness
 from cowfs.fuse.raw import RawView
 from cowfs.fuse.server import MountOptions, run_server
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("ready_fd", type=int)
     parser.add_argument("target")
     parser.add_argument("source")
-    parser.add_argument("view", choices=["memory", "raw"])
+    parser.add_argument("view", choices=["memory", "raw", "volume"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--allow-other", action="store_true", default=None)
@@ -53,6 +54,9 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     view: View
     if arguments.view == "memory":
         view = TreeView(tree, read_only=arguments.read_only, space=space)
+    elif arguments.view == "volume":
+        volume = Volume.open(FileDevice(arguments.file), read_only=arguments.read_only)
+        view = TreeView(volume, read_only=arguments.read_only, space=space)
     else:
         device = FileDevice(arguments.file, read_only=arguments.read_only)
         view = RawView(device, "disk", read_only=arguments.read_only, space=space)
