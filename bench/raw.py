@@ -1,0 +1,161 @@
+"""How fast is the raw view over FUSE, beside the least that pyfuse3 can do and beside qemu's FUSE export?
+
+Expected: a request through pyfuse3 costs some 50 us before any handler runs. The pool adds some 7 us to a 4 KiB request
+(a lookup and the checks around it), so 0.85 of a bare handler; at 1 MiB the copying dominates both, so 0.9.
+qemu-storage-daemon handles one request at a time too, in C, but looks up qcow2 clusters and does its I/O in other
+threads: comparable for small requests, slower for large ones.
+
+Reads are cold for FUSE (the kernel's cached pages are dropped first) and warm for the files underneath; writes go
+through to the server before write(2) returns, for all three.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.harness import Bench, timed
+from bench.pools import random_order
+
+MIB = 1 << 20
+PAGE = 4096
+DATA = os.urandom(MIB)
+START_SECONDS = 30.0
+COWFS, BARE, QEMU = "cowfs raw view", "bare pyfuse3 handler", "qemu-storage-daemon, qcow2"
+
+
+def run(bench: Bench) -> None:
+    size_bytes = bench.size(512, 16) * MIB
+    requests = bench.size(1 << 14, 1 << 9)
+    with ExitStack() as stack:
+        files = {
+            COWFS: stack.enter_context(cowfs_raw(bench.directory / "cowfs", size_bytes)),
+            BARE: stack.enter_context(bare_handler(bench.directory / "bare", size_bytes)),
+            QEMU: stack.enter_context(qemu_export(bench.directory / "qemu", size_bytes)),
+        }
+        opened = {name: stack.enter_context(opened_file(path)) for name, path in files.items()}
+        for fd in opened.values():
+            write_all(fd, size_bytes)
+        offsets = [page * PAGE for page in random_order(size_bytes // PAGE)[:requests]]
+        ask(bench, "sequential read, 1 MiB each", opened, lambda fd: read_all(fd, size_bytes), size_bytes // MIB)
+        ask(bench, "sequential write, 1 MiB each", opened, lambda fd: write_all(fd, size_bytes), size_bytes // MIB)
+        ask(bench, "random read, 4 KiB each", opened, lambda fd: read_pages(fd, offsets), requests)
+        ask(bench, "random write, 4 KiB each", opened, lambda fd: write_pages(fd, offsets), requests)
+
+
+def ask(bench: Bench, question: str, opened: dict[str, int], action: Callable[[int], None], amount: int) -> None:
+    """One question to all three, with its two goals."""
+
+    def contender(fd: int) -> Callable[[], float]:
+        def once() -> float:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            return amount / timed(lambda: action(fd))
+
+        return once
+
+    medians = bench.compare(question, {name: contender(fd) for name, fd in opened.items()}, unit="requests/s")
+    bench.goal(f"{question}, cowfs / bare", medians[COWFS] / medians[BARE], at_least=0.7)
+    bench.goal(f"{question}, cowfs / qemu", medians[COWFS] / medians[QEMU], at_least=1.0)
+
+
+def read_all(fd: int, size_bytes: int) -> None:
+    for offset in range(0, size_bytes, MIB):
+        os.pread(fd, MIB, offset)
+
+
+def write_all(fd: int, size_bytes: int) -> None:
+    for offset in range(0, size_bytes, MIB):
+        os.pwrite(fd, DATA, offset)
+
+
+def read_pages(fd: int, offsets: list[int]) -> None:
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for offset in offsets:
+        os.pread(fd, PAGE, offset)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_NORMAL)
+
+
+def write_pages(fd: int, offsets: list[int]) -> None:
+    data = DATA[:PAGE]
+    for offset in offsets:
+        os.pwrite(fd, data, offset)
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def cowfs_raw(directory: Path, size_bytes: int) -> Iterator[Path]:
+    home, target = directory / "home", directory / "mnt"
+    target.mkdir(parents=True)
+    cowfs = [sys.executable, "-m", "cowfs", "--home", str(home)]
+    sizes = ["--data-size", str(2 * size_bytes + (256 << 20)), "--metadata-size", "64M", "--base-size", "16M"]
+    subprocess.run([*cowfs, "init", *sizes], check=True)
+    subprocess.run([*cowfs, "create", "disk", "--size", str(size_bytes)], check=True)
+    subprocess.run([*cowfs, "mount", "disk", str(target), "--raw"], check=True)
+    try:
+        yield target / "disk"
+    finally:
+        subprocess.run([*cowfs, "umount", str(target)], check=True)
+
+
+@contextmanager
+def bare_handler(directory: Path, size_bytes: int) -> Iterator[Path]:
+    target = directory / "mnt"
+    target.mkdir(parents=True)
+    backing = directory / "backing"
+    with backing.open("wb") as file:
+        file.truncate(size_bytes)
+    with served([sys.executable, "-m", "bench.bare_handler", str(backing), str(target)], target):
+        yield target / "disk"
+
+
+@contextmanager
+def qemu_export(directory: Path, size_bytes: int) -> Iterator[Path]:
+    directory.mkdir()
+    image, target = directory / "image.qcow2", directory / "disk"
+    target.touch()
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), str(size_bytes)], check=True)
+    command = [
+        "qemu-storage-daemon",
+        "--blockdev",
+        f"driver=file,node-name=file,filename={image}",
+        "--blockdev",
+        "driver=qcow2,node-name=disk,file=file",
+        "--export",
+        f"type=fuse,id=disk,node-name=disk,mountpoint={target},writable=on",
+    ]
+    with served(command, target):
+        yield target
+
+
+@contextmanager
+def served(command: list[str], target: Path) -> Iterator[None]:
+    """A server in the background, from the moment its mount answers until it has ended."""
+    server = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while not os.path.ismount(target):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command)} did not mount {target}")
+            time.sleep(0.02)
+        yield
+    finally:
+        if os.path.ismount(target):
+            unmount = ["umount"] if os.geteuid() == 0 else [shutil.which("fusermount3") or "fusermount3", "-u"]
+            subprocess.run([*unmount, str(target)], check=True)
+        server.terminate()
+        server.wait(START_SECONDS)
