@@ -37,14 +37,19 @@ class HolderBug(RuntimeError):
 def record_error(error: BaseException) -> ErrorRecord:
     """An exception as a record that `restore_error` turns back."""
     if isinstance(error, CowfsError):
-        fields = {name: value for name, value in vars(error).items() if isinstance(value, FieldValue)}
-        return ErrorRecord(type(error).__name__, error.message, error.errno or 0, error.exit_code, fields)
+        fields = {
+            name: plain_text(value) if isinstance(value, str) else value
+            for name, value in vars(error).items()
+            if isinstance(value, FieldValue)
+        }
+        return ErrorRecord(type(error).__name__, plain_text(error.message), error.errno or 0, error.exit_code, fields)
     if isinstance(error, OSError) and error.errno:
         text = error.strerror or os.strerror(error.errno)
         where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        return ErrorRecord(CowfsError.__name__, text + where, error.errno, CowfsError.exit_code)
+        return ErrorRecord(CowfsError.__name__, plain_text(text + where), error.errno, CowfsError.exit_code)
     trace = "".join(traceback.format_exception(error))
-    return ErrorRecord(HolderBug.__name__, f"{type(error).__name__}: {error}", 0, 1, trace=trace)
+    message = plain_text(f"{type(error).__name__}: {error}")
+    return ErrorRecord(HolderBug.__name__, message, 0, 1, trace=plain_text(trace))
 
 
 def restore_error(record: ErrorRecord) -> Exception:
@@ -63,3 +68,8 @@ def restore_error(record: ErrorRecord) -> Exception:
     if not known:
         error.exit_code = record.exit_code  # type: ignore[misc]
     return error
+
+
+def plain_text(text: str) -> str:
+    """A name or path as JSON can carry it: bytes that are not UTF-8 become escapes."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -52,7 +52,7 @@ class Client:
         """Send a request and wait for its answer. Raises what the operation raised, as the same class."""
         self._send(request)
         reply = self._reply()
-        if reply.result is None:
+        if not bytes(reply.result):
             raise self._broken("answered a single question with a sequence")
         kind = answer_type(type(request))
         if kind is OpenFile:
@@ -68,8 +68,8 @@ class Client:
         decoder = msgspec.json.Decoder(answer_type(type(request)))
         self._listing = True
         try:
-            while (reply := self._reply()).piece is not None:
-                yield decoder.decode(reply.piece)
+            while piece := bytes(self._reply().piece):
+                yield decoder.decode(piece)
             self._listing = False
         finally:
             if self._listing:

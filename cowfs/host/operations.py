@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import msgspec
 
 from cowfs.devices.names import BASE
+from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
@@ -173,7 +174,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
         status = host.devices.status()
         pool = status.pool
         return HomeReport(
-            home=str(host.home),
+            home=plain_text(str(host.home)),
             backend=host.backend,
             holder_pid=os.getpid() if host.is_serving else None,
             views=list(host.views),
@@ -192,12 +193,12 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             devices=status.device_count,
             base_size_bytes=status.base_size_bytes,
             base_uuid=status.base_uuid,
-            data_file=status.data_file,
+            data_file=plain_text(status.data_file),
             data_file_allocated_bytes=status.data_file_allocated_bytes,
-            metadata_file=status.metadata_file,
+            metadata_file=plain_text(status.metadata_file),
             host_free_bytes=status.backing_free_bytes,
             orphan_thin_ids=list(status.orphan_thin_ids),
-            problems=list(status.problems),
+            problems=[plain_text(problem) for problem in status.problems],
         )
 
 
@@ -222,14 +223,14 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
         figures = host.devices.figures(self.name)
         thin_id = record.device_id
         return DeviceReport(
-            name=_text(record.name),
+            name=plain_text(record.name),
             id=thin_id,
             size_bytes=record.size_bytes,
             mapped_bytes=figures.mapped_bytes,
             exclusive_bytes=figures.exclusive_bytes,
             highest_mapped_byte=figures.highest_mapped_byte,
-            parent=_text(record.parent) if record.parent is not None else None,
-            children=[_text(other.name) for other in host.devices.records() if other.parent == record.name],
+            parent=plain_text(record.parent) if record.parent is not None else None,
+            children=[plain_text(other.name) for other in host.devices.records() if other.parent == record.name],
             created_transaction_id=figures.created_transaction_id,
             creation_time=figures.creation_time,
             snapshotted_time=figures.snapshotted_time,
@@ -334,24 +335,19 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
 def _row(host: Host, record: DeviceRecord) -> DeviceRow:
     figures = host.devices.figures(record.name)
     return DeviceRow(
-        name=_text(record.name),
+        name=plain_text(record.name),
         id=record.device_id,
         size_bytes=record.size_bytes,
         mapped_bytes=figures.mapped_bytes,
         exclusive_bytes=figures.exclusive_bytes,
-        parent=_text(record.parent) if record.parent is not None else None,
+        parent=plain_text(record.parent) if record.parent is not None else None,
         mounted=host.mount_points(record.name),
     )
 
 
 def _node_name(pool_name: str, name: str) -> str:
     """What moby calls the node of a device whose pool is `<prefix>-pool`."""
-    return f"{pool_name.removesuffix('-pool')}-{_text(name)}"
-
-
-def _text(name: str) -> str:
-    """A name from a foreign home may hold bytes that are not UTF-8, which JSON cannot carry."""
-    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return f"{pool_name.removesuffix('-pool')}-{plain_text(name)}"
 
 
 def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:

@@ -18,6 +18,7 @@ import msgspec
 from cowfs.error_record import ErrorRecord
 
 PROTOCOL_VERSION: Final = 1
+ABSENT: Final = msgspec.Raw()
 SOCKET_NAME: Final = "cowfs.sock"
 MAX_REQUEST_BYTES: Final = 64 << 10
 MAX_REPLY_BYTES: Final = 1 << 20
@@ -34,6 +35,6 @@ class Greeting(msgspec.Struct, frozen=True):
 class Reply(msgspec.Struct, omit_defaults=True):
     """One line of an answer; exactly one of the three is set."""
 
-    result: msgspec.Raw | None = None
-    piece: msgspec.Raw | None = None
+    result: msgspec.Raw = ABSENT
+    piece: msgspec.Raw = ABSENT
     error: ErrorRecord | None = None

@@ -23,7 +23,7 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import require_home
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.client import Client
-from cowfs.host.operations import CopyMetadata, Host, Listing, Request
+from cowfs.host.operations import CopyMetadata, Host, Listing, Request, Status
 from cowfs.pool import load_backend
 
 WAIT_SECONDS: Final = 3.0
@@ -145,12 +145,12 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
 
     def refuse(_home: Path) -> HomeLock:
         with Client(home) as client:
-            pid = client.holder_pid
-        raise HomeBusy(
-            f"{purpose} needs the home {files.home} to itself, and process {pid} holds it with a mount; "
-            f"unmount it first, 'cowfs --home {files.home} status' shows where",
-            holder_pid=pid,
+            views = client.call(Status()).views
+        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
+        message = (
+            f"{purpose} needs the home {files.home} to itself, and process {client.holder_pid} serves a mount of it"
         )
+        raise HomeBusy(f"{message}; {remedy}", holder_pid=client.holder_pid)
 
     lock = _patiently(home, lambda: HomeLock.acquire(files.home), refuse, wait_seconds)
     try:

@@ -1,0 +1,106 @@
+"""The commands mount and umount."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import DEVICE, Settings
+
+if TYPE_CHECKING:
+    from cowfs.host.mounting import MountRequest
+
+
+@click.command("mount")
+@click.argument("name", type=DEVICE)
+@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
+@click.option("--read-only", is_flag=True, help="Mount for reading only.")
+@click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
+@click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
+@click.option("--report-fd", type=int, hidden=True)
+@click.pass_obj
+def mount_command(
+    settings: Settings,
+    name: str,
+    mountpoint: str,
+    raw: bool,
+    read_only: bool,
+    repair: bool,
+    foreground: bool,
+    report_fd: int | None,
+) -> None:
+    """Mount the device NAME on the empty directory MNT.
+
+    Returns when the files can be used, and leaves a server behind that holds the home until 'cowfs umount MNT'. The
+    other commands go on working through it. Its log is cowfs.log in the home.
+
+    A file system that was not cleanly unmounted is checked by e2fsck first.
+    """
+    from cowfs.host.mounting import MountRequest, mount, serve_mount
+
+    request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair)
+    if foreground:
+        _log_to_stderr()
+        serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
+        return
+    pid = mount(request, _server_command(settings, request))
+    if settings.as_json:
+        output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
+
+
+def _say_ready(settings: Settings, request: MountRequest) -> None:
+    target = os.path.realpath(request.target)
+    if settings.as_json:
+        output.print_json({"device": request.device, "mount_point": target, "holder_pid": os.getpid()})
+    else:
+        print(f"{request.device} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
+    sys.stdout.flush()
+
+
+def _server_command(settings: Settings, request: MountRequest) -> Callable[[int], Sequence[str]]:
+    """The command line of the server: this program again, in the foreground."""
+    flags = [flag for flag in ("raw", "read_only", "repair") if getattr(request, flag)]
+    options = [f"--{flag.replace('_', '-')}" for flag in flags]
+
+    def command(report_fd: int) -> list[str]:
+        program = [sys.executable, *_isolation(), "-m", "cowfs"]
+        where = ["--home", str(request.home), "--backend", settings.backend]
+        report = ["--foreground", "--report-fd", str(report_fd)]
+        target = os.path.realpath(request.target)
+        return [*program, *where, "mount", *options, *report, "--", request.device, target]
+
+    return command
+
+
+def _isolation() -> list[str]:
+    """Keep Python from importing what lies in the current directory, unless cowfs itself is found that way."""
+    import cowfs
+
+    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(cowfs.__file__)))
+    return [] if package_parent == os.getcwd() else ["-P"]
+
+
+def _log_to_stderr() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@click.command("umount")
+@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.option("--lazy", is_flag=True, help="Detach at once; whoever still uses files in it keeps the server running.")
+@click.pass_obj
+def umount_command(settings: Settings, mountpoint: str, lazy: bool) -> None:
+    """Unmount MNT. Everything is written down and the home is free when this returns."""
+    from cowfs.fuse.mountpoint import unmount
+
+    target = os.path.realpath(mountpoint)
+    unmount(mountpoint, lazy=lazy)
+    if settings.as_json:
+        output.print_json({"unmounted": target})
