@@ -13,7 +13,7 @@ from cowfs.devices.names import BASE
 from cowfs.devices.records import DeviceFile, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
-from cowfs.errors import HomeError, NoSuchThin
+from cowfs.errors import FilesystemError, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 
 
@@ -58,7 +58,7 @@ class BaseDevice:
         """Check that the base in the pool is the one that the records mean, by its UUID.
 
         Raises:
-            HomeError: it is another one, so pool and records do not belong together.
+            HomeError: it is another one or none, so pool and records do not belong together.
         """
         record = self._store.get(BASE)
         if record is None or not record.initialized or record.deleted:
@@ -70,8 +70,14 @@ class BaseDevice:
         except NoSuchThin:
             self._store.problems.append(f"the base device's thin {record.device_id} is not in the pool")
             return
-        with closing(thin):
-            uuid = self._filesystem.read_uuid(thin)
+        try:
+            with closing(thin):
+                uuid = self._filesystem.read_uuid(thin)
+        except FilesystemError as error:
+            raise HomeError(
+                f"the base device (thin {record.device_id}) of the home {self._store.files.home} is not what the home "
+                f"says: {error}; pool and records may not belong together"
+            ) from error
         if not self.set_file.base_uuid and not self._store.read_only:
             self._save_set(uuid)
         elif self.set_file.base_uuid and uuid != self.set_file.base_uuid:

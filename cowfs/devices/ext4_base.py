@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cowfs.blockdev import BlockDevice
 
 
@@ -13,7 +15,8 @@ class Ext4:
     def make(self, device: BlockDevice, uuid: str) -> None:
         from cowfs.ext4.mkfs import make_filesystem  # noqa: PLC0415
 
-        make_filesystem(device, uuid=uuid)
+        # Whoever makes the home can write to the root of what it holds.
+        make_filesystem(device, uuid=uuid, root_owner=(os.geteuid(), os.getegid()))
 
     def read_uuid(self, device: BlockDevice) -> str:
         from cowfs.ext4.mkfs import read_uuid  # noqa: PLC0415
