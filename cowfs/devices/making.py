@@ -44,11 +44,21 @@ def look_at(files: HomeFiles) -> HomeState:
         raise HomeError(f"cannot read the home {files.home}: {error.strerror}", errno=error.errno) from error
     if os.path.basename(files.init_marker) in entries:
         return HomeState.HALF_MADE
-    # `lexists` is false where access is denied, so a directory that may not be searched is asked for by listing it.
     marks = (files.home_file, files.data, files.metadata, files.record(BASE), files.set_file)
-    if any(os.path.lexists(mark) for mark in marks):
+    if any(_exists(mark) for mark in marks):
         return HomeState.HOME
     return HomeState.OTHER if entries - {LOCK_NAME, TEMPORARY_NAME} else HomeState.EMPTY
+
+
+def _exists(path: str) -> bool:
+    """Raises HomeError when it cannot be told, where `os.path.lexists` says no."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise HomeError(f"cannot look for {path}: {error.strerror}", errno=error.errno) from error
+    return True
 
 
 def require_home(files: HomeFiles) -> None:
