@@ -81,14 +81,16 @@ class MetadataBuilder:
         self.data = RefCounts(data_blocks)
         self._next = 1
         self._thins: dict[int, tuple[int, DeviceDetails]] = {}
+        self._loose: list[int] = []  # mapping leaves made for sharing
         self._wrote = False
         if self.data.bitmaps >= self.metadata_blocks:
             self._refuse(self.data.bitmaps + 8)
 
     # ------------------------------------------------------------------ mappings
 
-    def mapping_tree(self) -> TreeBuilder:
-        return TreeBuilder(self, U64, self._count_mappings)
+    def mapping_tree(self, *, to_share: bool = False) -> TreeBuilder:
+        """An empty tree. With `to_share` only its leaves are built, for `push_leaf` to other trees."""
+        return TreeBuilder(self, U64, self._count_mappings, self._loose if to_share else None)
 
     def add_thin(
         self,
@@ -113,12 +115,6 @@ class MetadataBuilder:
     def read_leaf(self, location: int) -> Node:
         return MetadataReader(self.device).node(location, MAPPINGS, "new leaf")
 
-    def drop_leaf(self, location: int) -> None:
-        """Forget a mapping leaf that nothing refers to; its block stays free."""
-        if location < self.metadata_blocks:
-            for block in data_blocks(self.read_leaf(location).values):
-                self.data.drop_run(block, 1)
-
     def write_node(self, node: Node, count_leaf: Callable[[Node], None]) -> int:
         """Write a node to a new block and count what it refers to."""
         location = self._allocate()
@@ -134,6 +130,13 @@ class MetadataBuilder:
             self.data.add_run(leaf.values[0] >> TIME_BITS, len(leaf.values))
         else:
             self.data.add_each(data_blocks(leaf.values))
+
+    def _forget_unused_leaves(self) -> None:
+        """Leaves meant for sharing that nobody took: their blocks stay free, their data blocks are not used."""
+        for location in self._loose:
+            if location < self.metadata_blocks and not self.metadata.count(location):
+                for block in data_blocks(self.read_leaf(location).values):
+                    self.data.drop_run(block, 1)
 
     # ------------------------------------------------------------------ the end
 
@@ -152,6 +155,7 @@ class MetadataBuilder:
             transaction_id=transaction_id,
         )
         superblock.mapping_root, superblock.details_root = self._write_thins()
+        self._forget_unused_leaves()
         superblock.data_space_map = self._write_data_map()
         self.metadata.add_each((0, superblock.mapping_root, superblock.details_root))
         superblock.metadata_space_map = self._write_metadata_map()
@@ -236,9 +240,16 @@ class TreeBuilder:
     Invariant: a level keeps its last third of a node without a parent, so there is always enough to cut evenly.
     """
 
-    def __init__(self, builder: MetadataBuilder, kind: ValueKind, count_leaf: Callable[[Node], None]) -> None:
+    def __init__(
+        self,
+        builder: MetadataBuilder,
+        kind: ValueKind,
+        count_leaf: Callable[[Node], None],
+        loose: list[int] | None = None,
+    ) -> None:
         self._builder = builder
         self._kind = kind
+        self._loose = loose  # given: leaves get no parents, and are noted here
         self._count_leaf = count_leaf
         self._minimum = kind.max_entries // 3
         self._room = kind.max_entries + self._minimum
@@ -280,7 +291,7 @@ class TreeBuilder:
         return self._levels[level][0]
 
     def close_leaves(self) -> list[SubTree]:
-        """Write what is left; returns the leaves that have no parent yet: all of them while they are few."""
+        """Write what is left; returns the leaves that have no parent yet: all of them in a tree to share."""
         if self._levels[0] and 0 < len(self._open.keys) < self._minimum:
             # Only a leaf given to `push_leaf` can be the last one here, and no parent refers to it yet.
             rest, self._open = self._open, Node.leaf(self._kind)
@@ -319,12 +330,14 @@ class TreeBuilder:
         leaf = Node(self._kind, True, keys[:count], values[:words])
         del keys[:count], values[:words]
         location = self._builder.write_node(leaf, self._count_leaf)
+        if self._loose is not None:
+            self._loose.append(location)
         self._add(0, SubTree(leaf.keys[0] if count else 0, location, count, count))
 
     def _add(self, level: int, subtree: SubTree) -> None:
         siblings = self._levels[level]
         siblings.append(subtree)
-        if len(siblings) >= _CHILDREN_MAX + _CHILDREN_MAX // 3:
+        if self._loose is None and len(siblings) >= _CHILDREN_MAX + _CHILDREN_MAX // 3:
             part = siblings[:_CHILDREN_MAX]
             del siblings[:_CHILDREN_MAX]
             self._write_internal(level, part)

@@ -14,13 +14,28 @@ share, `<ref name=".."/>` stands for them, and `flags` and `version` may be left
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, NoReturn, Protocol, TypeAlias
+from xml.parsers import expat
 
 from cowfs.blockdev import BlockDevice
-from cowfs.errors import NoSuchThin
-from cowfs.thinmeta.format import DeviceDetails, Superblock
-from cowfs.thinmeta.walk import MetadataReader, Progress, Run, ThinEntry
+from cowfs.errors import InvalidRequest, NoSuchThin
+from cowfs.thinmeta.builder import MetadataBuilder, SubTree, TreeBuilder
+from cowfs.thinmeta.format import FORMAT_VERSION, MAX_DATA_BLOCK, DeviceDetails, Superblock
+from cowfs.thinmeta.walk import KEY_END, MetadataReader, Progress, Run, ThinEntry
+from cowfs.units import MAX_SNAPSHOT_TIME, MAX_THIN_ID, is_data_block_size
+
+_CHUNK_BYTES: Final = 1 << 16
+_MAX_TAG_BYTES: Final = 1 << 20  # far more than any tag needs; what expat may have to hold at once
+_U32_MAX: Final = 2**32 - 1
+_U64_MAX: Final = 2**64 - 1
+
+
+class ByteSource(Protocol):
+    """Where XML comes from: a file opened in binary mode, or anything with its `read`."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class TextSink(Protocol):
@@ -101,3 +116,294 @@ def _mapping_tag(run: Run) -> str:
         f'    <range_mapping origin_begin="{run.vblock}" data_begin="{run.dblock}" '
         f'length="{run.length}" time="{run.time}"/>\n'
     )
+
+
+# --------------------------------------------------------------------------------------------- restore
+
+
+def restore(
+    stream: ByteSource, device: BlockDevice, *, data_blocks: int | None = None, progress: Progress | None = None
+) -> Superblock:
+    """Write new metadata that holds what the XML says; everything on the device before is lost.
+
+    The XML is read in pieces, so its length costs no memory. It is taken strictly: unknown elements and attributes,
+    mappings out of order or outside of the data map, a wrong number of mapped blocks are errors.
+
+    Args:
+        data_blocks: size of the data map, instead of what the XML says (a dump of a metadata snapshot says 0).
+        progress: called with (bytes read, 0) now and then.
+
+    Raises:
+        InvalidRequest: the XML is wrong; names the line. The device then holds no valid superblock.
+        OutOfMetadataSpace: the device is too small; says how many blocks it takes.
+    """
+    reader = _XmlReader(device, data_blocks)
+    done = 0
+    while chunk := stream.read(_CHUNK_BYTES):
+        reader.feed(chunk)
+        done += len(chunk)
+        if progress:
+            progress(done, 0)
+    return reader.finish()
+
+
+class _Attributes:
+    """The attributes of one element, taken one by one; what is left over is an error."""
+
+    def __init__(self, reader: _XmlReader, element: str, values: dict[str, str]) -> None:
+        self._reader = reader
+        self._element = element
+        self._values = values
+
+    def text(self, name: str) -> str:
+        value = self._values.pop(name, None)
+        if value is None:
+            self._reader.fail(f"<{self._element}> lacks the attribute '{name}'")
+        return value
+
+    def number(self, name: str, maximum: int = _U64_MAX, default: int | None = None) -> int:
+        if default is not None and name not in self._values:
+            return default
+        value = self.text(name)
+        if not (value.isascii() and value.isdigit() and len(value) <= 20 and int(value) <= maximum):
+            shown = value if len(value) <= 40 else f"{value[:40]}..."
+            self._reader.fail(f"<{self._element}> has {name}='{shown}', which is not a number from 0 to {maximum}")
+        return int(value)
+
+    def end(self) -> None:
+        if self._values:
+            self._reader.fail(f"<{self._element}> has the unknown attribute '{min(self._values)}'")
+
+
+@dataclass(slots=True)
+class _Definition:
+    """Mappings to be shared: leaves that were written, and the tree above them once a device consists of them."""
+
+    leaves: list[SubTree]
+    end_vblock: int
+    mapped: int
+    subtree: SubTree | None = None
+
+
+class _XmlReader:
+    """A strict reader for one document, driven by expat, which feeds a MetadataBuilder.
+
+    The open elements decide what may come: superblock > (device | def) > (single_mapping | range_mapping | ref).
+    """
+
+    def __init__(self, device: BlockDevice, data_blocks: int | None) -> None:
+        self._device = device
+        self._data_blocks = data_blocks
+        self._builder: MetadataBuilder | None = None
+        self._time = self._transaction_id = self._flags = 0
+        self._open: list[str] = []
+        self._tree: TreeBuilder | None = None
+        self._next_vblock = 0
+        self._mapped = 0
+        self._thin_id = 0
+        self._details = DeviceDetails(0, 0, 0, 0)
+        self._def_name = ""
+        self._definitions: dict[str, _Definition] = {}
+        self._only: _Definition | None = None  # what the open device consists of, as long as it is one reference
+        self._fed = 0
+        self._parser = parser = expat.ParserCreate()
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._text
+        parser.StartDoctypeDeclHandler = self._doctype
+        parser.buffer_text = True
+
+    def feed(self, chunk: bytes, *, is_last: bool = False) -> None:
+        self._fed += len(chunk)
+        try:
+            self._parser.Parse(chunk, is_last)
+        except expat.ExpatError as error:
+            self.fail(f"not well-formed: {expat.ErrorString(error.code)}", error.lineno)
+        except (LookupError, ValueError) as error:
+            self.fail(f"its encoding is not known: {error}")
+        if self._fed - max(self._parser.CurrentByteIndex, 0) > _MAX_TAG_BYTES:
+            self.fail("a single element of more than 1 MiB")
+
+    def finish(self) -> Superblock:
+        self.feed(b"", is_last=True)
+        if self._builder is None:
+            self.fail("no superblock")
+        return self._builder.finish(time=self._time, transaction_id=self._transaction_id, flags=self._flags)
+
+    def fail(self, message: str, line: int | None = None) -> NoReturn:
+        raise InvalidRequest(f"metadata XML, line {line or self._parser.CurrentLineNumber}: {message}")
+
+    # ------------------------------------------------------------------ expat
+
+    def _start(self, name: str, values: dict[str, str]) -> None:
+        inside = self._open[-1] if self._open else ""
+        handler = _HANDLERS.get((inside, name))
+        if handler is None:
+            self.fail(f"<{name}> inside <{inside}>" if inside else f"<{name}> where <superblock> is expected")
+        self._open.append(name)
+        attributes = _Attributes(self, name, values)
+        handler(self, attributes)
+
+    def _end(self, name: str) -> None:
+        self._open.pop()
+        if name == "device":
+            self._end_device()
+        elif name == "def":
+            self._end_def()
+
+    def _text(self, text: str) -> None:
+        if text.strip():
+            self.fail(f"text '{text.strip()[:40]}' between the elements")
+
+    def _doctype(self, *_: object) -> None:
+        self.fail("a document type declaration, which metadata has not")
+
+    # ------------------------------------------------------------------ elements
+
+    def _superblock(self, attributes: _Attributes) -> None:
+        attributes.text("uuid")
+        self._time = attributes.number("time", MAX_SNAPSHOT_TIME)
+        self._transaction_id = attributes.number("transaction")
+        self._flags = attributes.number("flags", _U32_MAX, default=0) & Superblock.NEEDS_CHECK
+        version = attributes.number("version", _U32_MAX, default=FORMAT_VERSION)
+        block_sectors = attributes.number("data_block_size", _U32_MAX)
+        blocks = attributes.number("nr_data_blocks", MAX_DATA_BLOCK + 1)
+        attributes.number("metadata_snap", default=0)
+        attributes.end()
+        if version != FORMAT_VERSION:
+            self.fail(f"metadata of version {version}; only version {FORMAT_VERSION} is known")
+        if not is_data_block_size(block_sectors):
+            self.fail(f"a data block of {block_sectors} sectors: it must be a multiple of 128, up to 2097152")
+        blocks = blocks if self._data_blocks is None else self._data_blocks
+        self._builder = MetadataBuilder(self._device, data_block_sectors=block_sectors, data_blocks=blocks)
+
+    def _device_element(self, attributes: _Attributes) -> None:
+        builder = self._require_builder()
+        self._thin_id = attributes.number("dev_id", MAX_THIN_ID)
+        self._details = DeviceDetails(
+            attributes.number("mapped_blocks"),
+            attributes.number("transaction"),
+            attributes.number("creation_time", _U32_MAX),
+            attributes.number("snap_time", _U32_MAX),
+        )
+        attributes.end()
+        if builder.has_thin(self._thin_id):
+            self.fail(f"device {self._thin_id} for the second time")
+        self._begin_tree()
+
+    def _end_device(self) -> None:
+        details = self._details
+        if details.mapped_blocks != self._mapped:
+            self.fail(f"device {self._thin_id} says {details.mapped_blocks} mapped blocks and lists {self._mapped}")
+        only = self._only
+        if not (only and only.subtree):
+            self._push_definition()
+        subtree = self._require_builder().add_thin(
+            self._thin_id,
+            (only and only.subtree) or self._require_tree(),
+            transaction_id=details.transaction_id,
+            creation_time=details.creation_time,
+            snapshotted_time=details.snapshotted_time,
+        )
+        if only:
+            only.subtree = subtree
+
+    def _single(self, attributes: _Attributes) -> None:
+        vblock = attributes.number("origin_block")
+        dblock = attributes.number("data_block")
+        time = attributes.number("time")
+        attributes.end()
+        self._map(Run(vblock, dblock, 1, time))
+
+    def _range(self, attributes: _Attributes) -> None:
+        vblock = attributes.number("origin_begin")
+        dblock = attributes.number("data_begin")
+        length = attributes.number("length")
+        time = attributes.number("time")
+        attributes.end()
+        self._map(Run(vblock, dblock, length, time))
+
+    def _map(self, run: Run) -> None:
+        nr_blocks = self._require_builder().data.nr_blocks
+        if not run.length:
+            self.fail(f"an empty mapping of virtual block {run.vblock}")
+        if run.vblock < self._next_vblock:
+            self.fail(f"virtual block {run.vblock} is not after {self._next_vblock - 1}, which is mapped before it")
+        if run.vblock + run.length > KEY_END:
+            self.fail(f"{run.length} virtual blocks from {run.vblock} on are too many")
+        if run.dblock + run.length > nr_blocks:
+            last = run.dblock + run.length - 1
+            self.fail(f"virtual block {run.vblock} leads to data block {last} of a data map of {nr_blocks} blocks")
+        if run.time > self._time:
+            self.fail(f"virtual block {run.vblock} has the time {run.time}, after the pool's time {self._time}")
+        self._push_definition()
+        self._require_tree().push_run(run)
+        self._next_vblock = run.vblock + run.length
+        self._mapped += run.length
+
+    def _def(self, attributes: _Attributes) -> None:
+        self._def_name = attributes.text("name")
+        attributes.end()
+        if self._def_name in self._definitions:
+            self.fail(f"definition '{self._def_name}' for the second time")
+        self._begin_tree(to_share=True)
+
+    def _end_def(self) -> None:
+        self._push_definition()
+        leaves = self._require_tree().close_leaves()
+        self._definitions[self._def_name] = _Definition(leaves, self._next_vblock, self._mapped)
+
+    def _ref(self, attributes: _Attributes) -> None:
+        name = attributes.text("name")
+        attributes.end()
+        definition = self._definitions.get(name)
+        if definition is None:
+            self.fail(f"a reference to '{name}', which is not defined before")
+        if not definition.mapped:
+            return
+        first = definition.leaves[0].first_key
+        if first < self._next_vblock:
+            self.fail(f"'{name}' begins at virtual block {first}, not after {self._next_vblock - 1}")
+        self._push_definition()
+        is_first = not self._mapped
+        self._only = definition
+        if not is_first:
+            self._push_definition()
+        self._next_vblock = definition.end_vblock
+        self._mapped += definition.mapped
+
+    def _push_definition(self) -> None:
+        """Put the leaves of the definition that is still the device's only content into its tree."""
+        for leaf in self._only.leaves if self._only else ():
+            self._require_tree().push_leaf(leaf)
+        self._only = None
+
+    def _begin_tree(self, *, to_share: bool = False) -> None:
+        self._tree = self._require_builder().mapping_tree(to_share=to_share)
+        self._next_vblock = self._mapped = 0
+        self._only = None
+
+    def _require_builder(self) -> MetadataBuilder:
+        assert self._builder is not None  # <superblock> encloses everything else
+        return self._builder
+
+    def _require_tree(self) -> TreeBuilder:
+        assert self._tree is not None  # <device> or <def> encloses every mapping
+        return self._tree
+
+
+_Handler: TypeAlias = Callable[[_XmlReader, _Attributes], None]
+_HANDLERS: Final[dict[tuple[str, str], _Handler]] = {
+    ("", "superblock"): _XmlReader._superblock,
+    ("superblock", "device"): _XmlReader._device_element,
+    ("superblock", "def"): _XmlReader._def,
+    **{
+        (parent, name): handler
+        for parent in ("device", "def")
+        for name, handler in (
+            ("single_mapping", _XmlReader._single),
+            ("range_mapping", _XmlReader._range),
+            ("ref", _XmlReader._ref),
+        )
+    },
+}
