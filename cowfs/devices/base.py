@@ -27,6 +27,10 @@ class BaseFilesystem(Protocol):
 
     def read_uuid(self, device: BlockDevice) -> str: ...
 
+    def grow(self, device: BlockDevice) -> None:
+        """Make the file system fill a device that is larger than it."""
+        ...
+
 
 class BaseDevice:
     """The base of one home.
@@ -102,6 +106,11 @@ class BaseDevice:
         self._save_set(uuid)
         # Last, because it is what says that all the rest is there.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
+
+    def grow(self, name: str) -> None:
+        """Make the file system of a new device fill it."""
+        with closing(self._activate(name, self._store.require(name), False)) as thin:
+            self._filesystem.grow(thin)
 
     def _is_in_pool(self, record: DeviceFile) -> bool:
         try:

@@ -257,7 +257,8 @@ class DeviceSet:
         An active parent is quiesced for the moment of the snapshot, so the new device holds a consistent file system.
 
         Args:
-            size_bytes: the parent's size when None; never less.
+            size_bytes: the parent's size when None; never less. In a larger device the file system is grown to fill
+                it, which takes time in proportion to what is mapped; without it a snapshot takes none.
 
         Raises:
             UsageError: a name or size that cannot be.
@@ -288,6 +289,12 @@ class DeviceSet:
             self._store.note_parent(name, record.transaction_id, origin_name)
 
         self._transactions.make(name, size_bytes or origin.size, send, note_parent)
+        if size_bytes is not None and size_bytes > origin.size:
+            try:
+                self._base.grow(name)
+            except BaseException:
+                self._transactions.remove(name)
+                raise
         return self._store.view(name)
 
     def remove(self, name: str, *, deferred: bool = False) -> None:

@@ -1,24 +1,34 @@
-"""The base device's file system: ext4, made and read by `cowfs.ext4`."""
+"""The base device's file system: ext4, made, read and grown by `cowfs.ext4` and the commands of e2fsprogs."""
 
 from __future__ import annotations
 
 import os
 
 from cowfs.blockdev import BlockDevice
+from cowfs.errors import FilesystemError
+from cowfs.ext4 import mkfs, tools
+
+_E2FSCK_USABLE = (0, 1)  # nothing wrong, or all of it corrected
 
 
 class Ext4:
-    """Imported on use, so that a home opens where e2fsprogs is not installed."""
-
     name = "ext4"
 
     def make(self, device: BlockDevice, uuid: str) -> None:
-        from cowfs.ext4.mkfs import make_filesystem  # noqa: PLC0415
-
         # Whoever makes the home can write to the root of what it holds.
-        make_filesystem(device, uuid=uuid, root_owner=(os.geteuid(), os.getegid()))
+        mkfs.make_filesystem(device, uuid=uuid, root_owner=(os.geteuid(), os.getegid()))
 
     def read_uuid(self, device: BlockDevice) -> str:
-        from cowfs.ext4.mkfs import read_uuid  # noqa: PLC0415
+        return str(mkfs.read_uuid(device))
 
-        return str(read_uuid(device))
+    def grow(self, device: BlockDevice) -> None:
+        with tools.temporary_image(device.size_bytes) as image:
+            tools.copy_mapped(device, image)
+            status, output = tools.run("e2fsck", ["-fp", image.path])
+            if status in _E2FSCK_USABLE:
+                status, output = tools.run("resize2fs", [image.path])
+            if status not in _E2FSCK_USABLE:
+                words = "; ".join(line.strip() for line in output.splitlines() if line.strip())
+                raise FilesystemError(f"the file system cannot be grown: {words.replace(image.path, 'the volume')}")
+            tools.copy_changes(image, device)
+        device.flush()

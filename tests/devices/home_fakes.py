@@ -175,6 +175,9 @@ class Filesystem:
         self.steps.step("mkfs")
         device.pwrite(0, uuid.encode())
 
+    def grow(self, device: BlockDevice) -> None:
+        self.steps.step("grow")
+
     def read_uuid(self, device: BlockDevice) -> str:
         return device.pread(0, 36).decode(errors="replace")
 

@@ -19,6 +19,7 @@ from cowfs.devices.store import DeviceStore
 from cowfs.errors import (
     DeviceBusy,
     DeviceExists,
+    FilesystemError,
     HomeError,
     HomeVersionError,
     MetadataCorrupt,
@@ -181,6 +182,18 @@ def test_device_sizes_that_cannot_be(home: Path, backend: FakeBackend, size: int
         assert text in str(caught.value)
         assert devices.create("b", parent="a", size_bytes=2 * MIB).size_bytes == 2 * MIB
         assert devices.create("c", parent="b").size_bytes == 2 * MIB
+
+
+def test_a_device_whose_file_system_cannot_be_grown_is_not_kept(home: Path, backend: FakeBackend) -> None:
+    class TooSmall(Filesystem):
+        def grow(self, device: object) -> None:
+            raise FilesystemError("no room for it")
+
+    with DeviceSet.open(home, backend, filesystem=TooSmall()) as devices:
+        with pytest.raises(FilesystemError, match="no room for it"):
+            devices.create("b", size_bytes=2 * MIB)
+        assert names(devices) == ["a", "base"]
+        assert_whole(devices)
 
 
 def test_the_least_metadata_grows_with_the_data() -> None:

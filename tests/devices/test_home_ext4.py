@@ -1,0 +1,124 @@
+"""Homes with a real ext4 in the base device, judged by e2fsck."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.options import min_metadata_bytes
+from cowfs.errors import HomeError
+from cowfs.ext4 import tools
+from cowfs.pool import load_backend
+from cowfs.testing.judges import require_clean_pool
+
+MIB = 1 << 20
+BACKEND = load_backend("emulated")
+SMALL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base_size_bytes=64 * MIB, durable=False)
+
+
+def judged(devices: DeviceSet, name: str) -> dict[str, str]:
+    """What dumpe2fs says of a device that e2fsck finds clean."""
+    thin = devices.activate(name, read_only=True)
+    with tempfile.NamedTemporaryFile() as file:
+        os.ftruncate(file.fileno(), thin.size_bytes)
+        for offset, length in tools.mapped_ranges(thin):
+            os.pwrite(file.fileno(), thin.pread(offset, length), offset)
+        check = subprocess.run([tools.find("e2fsck"), "-fn", file.name], capture_output=True, text=True, check=False)
+        assert check.returncode == 0, check.stdout
+        shown = subprocess.run([tools.find("dumpe2fs"), "-h", file.name], capture_output=True, text=True, check=True)
+    devices.deactivate(name)
+    return dict(re.findall(r"^([^:\n]+):\s+(.*)$", shown.stdout, re.MULTILINE))
+
+
+def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.create("a")
+        uuid = devices.status().base_uuid
+        for name in ("base", "a"):
+            facts = judged(devices, name)
+            assert facts["Filesystem UUID"] == uuid
+            assert int(facts["Block count"]) * int(facts["Block size"]) == 64 * MIB
+        require_clean_pool(devices.pool)
+    with DeviceSet.open(tmp_path / "home", BACKEND) as devices:
+        assert devices.problems == ()
+        assert devices.status().base_uuid == uuid
+
+
+def test_two_homes_have_two_uuids(tmp_path: Path) -> None:
+    uuids = set()
+    for name in ("one", "two"):
+        with DeviceSet.init(tmp_path / name, BACKEND, SMALL) as devices:
+            uuids.add(devices.status().base_uuid)
+    assert len(uuids) == 2
+    (tmp_path / "one/metadata/deviceset-metadata").replace(tmp_path / "two/metadata/deviceset-metadata")
+    with pytest.raises(HomeError, match="do not belong together"):
+        DeviceSet.open(tmp_path / "two", BACKEND)
+
+
+def test_a_base_without_a_file_system_is_refused_and_can_be_looked_at(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.activate("base").pwrite(0, bytes(4096))
+    with pytest.raises(HomeError, match=r"base device \(thin 1\) of the home .* is not what the home says"):
+        DeviceSet.open(tmp_path / "home", BACKEND)
+    with DeviceSet.open(tmp_path / "home", BACKEND, verify=False) as devices:
+        assert "base" in devices
+
+
+def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.create("a", size_bytes=128 * MIB)
+        devices.create("b", parent="a", size_bytes=200 * MIB)
+        devices.create("c")
+        sizes = {name: int(judged(devices, name)["Block count"]) for name in ("a", "b", "c", "base")}
+        block = int(judged(devices, "a")["Block size"])
+        assert {name: count * block // MIB for name, count in sizes.items()} == {
+            "a": 128,
+            "b": 200,
+            "c": 64,
+            "base": 64,
+        }
+        assert devices.figures("b").mapped_bytes < 32 * MIB
+        require_clean_pool(devices.pool)
+
+
+def test_the_smallest_base_works(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, replace(SMALL, base_size_bytes=MIB)) as devices:
+        devices.create("a")
+        judged(devices, "a")
+
+
+def test_the_least_metadata_holds_a_pool_that_can_be_used(tmp_path: Path) -> None:
+    """What is accepted as a metadata size must be enough: one bitmap per 16320 data blocks is needed at once."""
+    for data_blocks in (256, 1 << 16, 1 << 21, 1 << 24):
+        options = replace(
+            SMALL, data_size_bytes=data_blocks << 16, metadata_size_bytes=min_metadata_bytes(data_blocks),
+            base_size_bytes=16 * MIB, min_free_percent=0,
+        )  # fmt: skip
+        with DeviceSet.init(tmp_path / str(data_blocks), BACKEND, options) as devices:
+            for number in range(5):
+                devices.create(f"d{number}")
+                thin = devices.activate(f"d{number}")
+                thin.pwrite(0, bytes(4096))
+                thin.flush()
+            assert devices.status().mode.name == "WRITE", data_blocks
+            require_clean_pool(devices.pool)
+
+
+def test_a_default_home_is_made_and_opened_quickly(tmp_path: Path) -> None:
+    begin = time.perf_counter()
+    with DeviceSet.init(tmp_path / "home", BACKEND) as devices:
+        made = time.perf_counter() - begin
+        mapped = devices.figures("base").mapped_bytes
+    begin = time.perf_counter()
+    DeviceSet.open(tmp_path / "home", BACKEND).close()
+    print(f"100 GiB home: made in {made * 1000:.0f} ms, opened in {(time.perf_counter() - begin) * 1000:.0f} ms")
+    print(f"its base of 10 GiB maps {mapped} bytes")
+    assert mapped < 16 * MIB
