@@ -51,7 +51,7 @@ class EmulatedBackend:
         with ExitStack() as undo:
             metadata = _open(table.metadata_device, "metadata", read_only=table.read_only)
             undo.callback(metadata.close)
-            data = _open(table.data_device, "data")
+            data = _open_data(table)
             undo.callback(data.close)
             if os.path.samestat(os.fstat(metadata.fd), os.fstat(data.fd)):
                 raise InvalidRequest(
@@ -82,6 +82,16 @@ def _open(path: str, role: str, *, read_only: bool = False) -> FileDevice:
         if error.errno == errno.ELOOP:
             reason = "it is a symbolic link, which is not followed here"
         raise InvalidRequest(f"{role} device {path} cannot be opened: {reason}", errno=error.errno) from error
+
+
+def _open_data(table: PoolTable) -> FileDevice:
+    """A read-only pool still overwrites blocks that are mapped, unless its medium does not let it."""
+    try:
+        return _open(table.data_device, "data")
+    except InvalidRequest as error:
+        if not table.read_only or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+    return _open(table.data_device, "data", read_only=True)
 
 
 def _lock(metadata: FileDevice) -> None:
