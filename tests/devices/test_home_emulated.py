@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -21,6 +22,7 @@ from cowfs.devices import DeviceRecord, DeviceSet
 from cowfs.errors import CowfsError, NotAHome
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
+from tests.conftest import REPOSITORY
 from tests.devices.home_fakes import MIB, SMALL, assert_whole, make_home, names, open_home
 
 BLOCK = 64 << 10
@@ -314,6 +316,7 @@ import errno, json, os, sys
 from pathlib import Path
 from dataclasses import replace
 sys.path.insert(0, sys.argv[2])
+from tests.conftest import REPOSITORY
 from tests.devices.home_fakes import *
 from cowfs.errors import CowfsError
 from cowfs.pool import load_backend
@@ -365,18 +368,53 @@ print(json.dumps({"errors": errors, "after": made is not None}))
 """
 
 
-@pytest.mark.parametrize("what", ["data", "files"])
-def test_a_full_disk_loses_nothing_that_was_flushed(tmp_path: Path, what: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(FULL_DISK)
-    command = f"mount -t tmpfs -o size=12m none {disk} && exec {sys.executable} {script} {disk} {os.getcwd()} {what}"
+def in_own_namespace(command: str) -> str:
+    """Run a shell command as root of a user namespace, where it may mount; its standard output."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
         pytest.skip("needs user namespaces; run: sudo sysctl kernel.unprivileged_userns_clone=1")
     result = subprocess.run([*unshare, "sh", "-c", command], capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stderr
-    answer = json.loads(result.stdout)
-    assert 28 in answer["errors"]  # ENOSPC
+    return result.stdout
+
+
+@pytest.mark.parametrize("what", ["data", "files"])
+def test_a_full_disk_loses_nothing_that_was_flushed(tmp_path: Path, what: str) -> None:
+    disk, script = tmp_path / "disk", tmp_path / "script.py"
+    disk.mkdir()
+    script.write_text(FULL_DISK)
+    answer = json.loads(
+        in_own_namespace(
+            f"mount -t tmpfs -o size=12m none {disk} && exec {sys.executable} {script} {disk} {REPOSITORY} {what}"
+        )
+    )
+    assert errno.ENOSPC in answer["errors"]
     print(answer)
+
+
+READ_ONLY_MEDIUM = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from tests.conftest import REPOSITORY
+from tests.devices.home_fakes import *
+from cowfs.pool import load_backend
+try:
+    open_home(sys.argv[1], load_backend("emulated"))
+except OSError as error:
+    print(error)
+with open_home(sys.argv[1], load_backend("emulated"), read_only=True) as devices:
+    print(names(devices), devices.activate("a").pread(0, 14), devices.figures("a").mapped_bytes)
+"""
+
+
+def test_a_home_on_a_read_only_medium_can_be_read(home: Path, tmp_path: Path) -> None:
+    medium, script = tmp_path / "medium", tmp_path / "script.py"
+    medium.mkdir()
+    script.write_text(READ_ONLY_MEDIUM)
+    output = in_own_namespace(
+        f"mount --bind {home} {medium} && mount -o remount,bind,ro {medium} && "
+        f"exec {sys.executable} {script} {medium} {REPOSITORY}"
+    )
+    refused, shown = output.splitlines()
+    assert refused.endswith("cowfs.lock: Read-only file system; open it read-only")
+    assert shown == f"['a', 'b', 'base'] b'flushed before' {BLOCK}"
