@@ -42,10 +42,12 @@ def mount_command(
 
     A file system that was not cleanly unmounted is checked by e2fsck first.
     """
-    from cowfs.host.mounting import MountRequest, mount, serve_mount
+    from cowfs.host.mounting import MountRequest, mount
 
     request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair)
     if foreground:
+        from cowfs.host.mount_server import serve_mount
+
         _log_to_stderr()
         serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
         return

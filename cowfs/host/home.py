@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Self
 from cowfs.devices import DeviceSet, HomeOptions, making
 from cowfs.devices.files import HomeFiles
 from cowfs.errors import HomeBusy
-from cowfs.host import maintenance
 from cowfs.host.operations import (
     Create,
     Created,
@@ -136,19 +135,25 @@ class Home:
 
     def check(self) -> CheckResult:
         """Recount the pool's metadata as it is committed now."""
+        from cowfs.host.maintenance import check_metadata
+
         with metadata_of_session(self._session) as metadata:
-            return maintenance.check_metadata(metadata)
+            return check_metadata(metadata)
 
     def dump(self, out: TextSink) -> None:
         """Write the pool's metadata as thin_dump's XML."""
+        from cowfs.host.maintenance import dump_metadata
+
         with metadata_of_session(self._session) as metadata:
-            maintenance.dump_metadata(metadata, out)
+            dump_metadata(metadata, out)
 
     def delta(self, left: str, right: str, out: TextSink) -> None:
         """Write what differs between the mappings of two devices, as thin_delta's XML."""
+        from cowfs.host.maintenance import delta_metadata
+
         left_id, right_id = self.inspect(left).id, self.inspect(right).id
         with metadata_of_session(self._session) as metadata:
-            maintenance.delta_metadata(metadata, left_id, right_id, out)
+            delta_metadata(metadata, left_id, right_id, out)
 
     @contextmanager
     def device(self, name: str, *, read_only: bool = False) -> Iterator[ThinDevice]:

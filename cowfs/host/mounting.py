@@ -1,34 +1,21 @@
-"""Mounting a device of a home: the checks before, the process that serves it, and the way it is started.
+"""Mounting a device of a home in the background.
 
-    mount(home, ...)          in the command: starts the server and returns its pid once the mount can be used
-    serve_mount(home, ...)    in the server: opens the home, serves the view and the home's control socket
-    cowfs.fuse.mountpoint     unmount
+    mount(request, ...)           in the command: starts the server and returns its pid once the mount can be used
+    mount_server.serve_mount      in the server: opens the home, serves the view and the home's control socket
+    cowfs.fuse.mountpoint         unmount
 
-The server holds the home until it is unmounted. One home has one server, and one server has one mount.
+The command loads neither the pool nor FUSE: all that is decided by the server, which reports what went wrong.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from cowfs.blockdev import BlockDevice
-from cowfs.devices import DeviceSet
-from cowfs.error_record import plain_text
-from cowfs.errors import FilesystemError, HomeBusy
-from cowfs.fuse.mount import Readiness, mount_in_background
+from cowfs.fuse.mount import mount_in_background
 from cowfs.fuse.mountinfo import encode_source
-from cowfs.host.operations import Host, MountedView, Status
-from cowfs.host.session import LocalSession, connect
-from cowfs.pool import ThinDevice
-
-if TYPE_CHECKING:
-    from cowfs.fuse.translate import SpaceQueue, View
 
 LOG_NAME: Final = "cowfs.log"
 
@@ -59,7 +46,7 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
     """Mount in the background; the pid of the server once the mount can be used.
 
     Args:
-        argv_for: a command line that calls `serve_mount`, given the descriptor to report on.
+        argv_for: a command line that calls `mount_server.serve_mount`, given the descriptor to report on.
 
     Raises:
         UnknownDevice, DeviceBusy, FilesystemError: the device cannot be mounted.
@@ -68,119 +55,3 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
     """
     log_path = request.home / LOG_NAME
     return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
-
-
-def serve_mount(
-    request: MountRequest, *, report_fd: int | None = None, on_ready: Callable[[], None] | None = None
-) -> None:
-    """Mount here and serve until it is unmounted; the home is free when this returns.
-
-    Args:
-        report_fd: where the process that started this one waits to hear how it went.
-        on_ready: called once the mount can be used.
-
-    Raises:
-        CowfsError: as `mount`.
-    """
-    with Readiness(report_fd) as readiness, ExitStack() as stack:
-        devices = _open_devices(request)
-        stack.callback(devices.close)
-        if not request.raw:
-            _prepare_filesystem(devices, request)
-        thin = devices.activate(request.device, read_only=request.read_only)
-        stack.callback(devices.deactivate, request.device)
-
-        def ready() -> None:
-            readiness.ready()
-            if on_ready is not None:
-                on_ready()
-
-        _serve(devices, thin, request, ready)
-
-
-def _open_devices(request: MountRequest) -> DeviceSet:
-    """The home, opened here. Raises HomeBusy that says where it is mounted, when it is."""
-    session = connect(request.home, request.backend)
-    if isinstance(session, LocalSession):
-        return session.host.devices
-    try:
-        report = session.call(Status())
-    finally:
-        session.close()
-    view = report.views[0] if report.views else None
-    what = f"process {report.holder_pid} has '{view.device}' of it mounted at {view.mount_point}" if view else "in use"
-    remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}" if view else ""
-    raise HomeBusy(f"cannot mount from the home {request.home}: {what}{remedy}", holder_pid=report.holder_pid or 0)
-
-
-def _prepare_filesystem(devices: DeviceSet, request: MountRequest) -> None:
-    """Check a file system that was not cleanly unmounted, also before a read-only mount, as the kernel does."""
-    from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
-
-    with _activated(devices, request.device, read_only=True) as thin, _named(request.device):
-        if not needs_check(thin) and not request.repair:
-            return
-    with _activated(devices, request.device, read_only=devices.read_only) as thin, _named(request.device):
-        if not request.repair:
-            prepare_for_mount(thin, read_only=devices.read_only)
-        elif not (result := check_volume(thin, repair=True)).usable:
-            raise FilesystemError(f"e2fsck could not repair it: {result.summary}")
-
-
-@contextmanager
-def _activated(devices: DeviceSet, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
-    thin = devices.activate(name, read_only=read_only)
-    try:
-        yield thin
-    finally:
-        devices.deactivate(name)
-
-
-@contextmanager
-def _named(device: str) -> Iterator[None]:
-    """Say whose file system it is that an error is about."""
-    try:
-        yield
-    except FilesystemError as error:
-        hint = "; with 'mount --repair' e2fsck may" if error.errno == errno.EUCLEAN else ""
-        raise FilesystemError(f"device '{device}': {error.message}{hint}", errno=error.errno) from error
-
-
-def _serve(devices: DeviceSet, thin: ThinDevice, request: MountRequest, ready: Callable[[], None]) -> None:
-    # Only the process that serves a mount needs these, and they take long to load.
-    from cowfs.fuse.server import MountOptions, run_server
-    from cowfs.fuse.translate import SpaceQueue
-    from cowfs.host.server import ControlServer
-
-    pool = devices.pool
-    target = os.path.realpath(request.target)
-    view = _make_view(thin, request, SpaceQueue(pool.tick, pool.extra_space_wait_seconds))
-    host = Host(devices, request.backend, is_serving=True)
-    kind = "raw" if request.raw else "tree"
-    host.views.append(MountedView(request.device, plain_text(target), kind, request.read_only))
-
-    async def quiesce(name: str) -> None:
-        if name == request.device:
-            await view.quiesce()
-
-    run_server(
-        view,
-        target,
-        MountOptions(source=request.source, read_only=request.read_only),
-        services=[ControlServer(host, quiesce=quiesce).serve],
-        tick=pool.tick,
-        on_ready=ready,
-    )
-
-
-def _make_view(thin: BlockDevice, request: MountRequest, space: SpaceQueue) -> View:
-    if request.raw:
-        from cowfs.fuse.raw import RawView
-
-        return RawView(thin, request.device, read_only=request.read_only, space=space)
-    from cowfs.ext4.volume import Volume
-    from cowfs.fuse.tree import TreeView
-
-    with _named(request.device):
-        volume = Volume.open(thin, read_only=request.read_only)
-    return TreeView(volume, read_only=request.read_only, space=space)
