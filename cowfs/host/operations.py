@@ -333,13 +333,17 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
 
 
 def _row(host: Host, record: DeviceRecord) -> DeviceRow:
-    figures = host.devices.figures(record.name)
+    try:
+        figures = host.devices.figures(record.name)
+        mapped_bytes, exclusive_bytes = figures.mapped_bytes, figures.exclusive_bytes
+    except NoSuchThin:  # a record whose thin is gone, among the problems that `status` tells
+        mapped_bytes = exclusive_bytes = 0
     return DeviceRow(
         name=plain_text(record.name),
         id=record.device_id,
         size_bytes=record.size_bytes,
-        mapped_bytes=figures.mapped_bytes,
-        exclusive_bytes=figures.exclusive_bytes,
+        mapped_bytes=mapped_bytes,
+        exclusive_bytes=exclusive_bytes,
         parent=plain_text(record.parent) if record.parent is not None else None,
         mounted=host.mount_points(record.name),
     )
