@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cowfs.devices.records import DeviceFile
-from cowfs.errors import DeviceBusy, UsageError
+from cowfs.errors import DeviceBusy, NoSuchThin, UsageError
 from cowfs.pool import Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES
 
@@ -39,9 +39,13 @@ class ActiveDevices:
 
     def open_thin(self, name: str, record: DeviceFile, read_only: bool) -> ThinDevice:
         """Activate a device for its caller alone, uncounted."""
-        return self._pool.activate(
-            self._target_name(name), record.device_id, record.size // SECTOR_BYTES, read_only=read_only
-        )
+        length_sectors = record.size // SECTOR_BYTES
+        try:
+            return self._pool.activate(self._target_name(name), record.device_id, length_sectors, read_only=read_only)
+        except NoSuchThin as error:
+            raise NoSuchThin(
+                f"device {name!r} cannot be activated: its thin {record.device_id} is not in pool {self._pool.name}"
+            ) from error
 
     def activate(self, name: str, record: DeviceFile, *, read_only: bool) -> ThinDevice:
         active = self._active.get(name)

@@ -71,8 +71,7 @@ class BaseDevice:
             return
         try:
             thin = self._activate(BASE, record, True)
-        except NoSuchThin:
-            self._store.problems.append(f"the base device's thin {record.device_id} is not in the pool")
+        except NoSuchThin:  # reported with all the others
             return
         try:
             with closing(thin):

@@ -38,7 +38,7 @@ from cowfs.devices.options import HomeOptions, check_device_size, check_min_free
 from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
-from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, ThinBusy, UsageError
+from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, NoSuchThin, ThinBusy, UsageError
 from cowfs.pool import Backend, NoSpacePolicy, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 
@@ -171,6 +171,7 @@ class DeviceSet:
             table = pool_files.existing_table(files, settings, read_only=read_only)
             devices = cls._over(files, lock, backend, table, settings, filesystem, new_uuid, undo)
             devices._recover()
+            devices._note_missing_thins()
             if verify:
                 devices._base.verify()
             undo.pop_all()
@@ -199,6 +200,14 @@ class DeviceSet:
                 self._reap_deleted()
         except CowfsError as error:
             self._store.problems.append(f"what a crash left could not be undone yet: {error}")
+
+    def _note_missing_thins(self) -> None:
+        in_pool = set(self.pool.thin_ids())
+        missing = [(name, record) for name, record in self._store.items() if record.device_id not in in_pool]
+        self._store.problems.extend(
+            f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is gone"
+            for name, record in missing
+        )
 
     def _reap_deleted(self) -> None:
         """Remove what was marked for deletion while it was busy."""
@@ -282,8 +291,14 @@ class DeviceSet:
         figures.check_free_space(self.pool, self._settings.min_free_percent)
 
         def send(thin_id: int) -> None:
-            with self.quiesced(origin_name):
-                self.pool.create_snap(thin_id, origin.device_id)
+            try:
+                with self.quiesced(origin_name):
+                    self.pool.create_snap(thin_id, origin.device_id)
+            except NoSuchThin as error:
+                raise NoSuchThin(
+                    f"device {name!r} cannot be made: thin {origin.device_id} of its parent {origin_name!r} is not in "
+                    f"pool {self.pool.name}"
+                ) from error
 
         def note_parent(record: DeviceFile) -> None:
             self._store.note_parent(name, record.transaction_id, origin_name)

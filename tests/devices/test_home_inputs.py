@@ -523,7 +523,7 @@ def test_an_unfinished_base_is_made_again_when_it_is_needed(home: Path, backend:
 def test_a_base_whose_thin_is_gone_is_made_again(home: Path, backend: FakeBackend) -> None:
     del backend.states[str(home / "devicemapper/metadata")].thins[1]
     with open_home(home, backend) as devices:
-        assert "thin 1 is not in the pool" in devices.problems[0]
+        assert devices.problems[0].startswith("the thin 1 of device 'base' is not in the pool")
         devices.create("b")
         assert_whole(devices)
 
