@@ -22,7 +22,9 @@ XATTR_REPLACE = 2
 _PREFIXES = (b"user.", b"trusted.", b"security.")
 _NAME_MAX = 255
 _VALUE_MAX = 65536
-_IN_INODE_MAGIC = 0xEA020000
+_MAGIC = 0xEA020000
+_BLOCK_HEADER_BYTES = 32
+_ENTRY = struct.Struct("<BBHIII")  # name length, name space, value offset, value inode, value size, hash
 
 
 class ExtendedAttributes:
@@ -131,7 +133,7 @@ class ExtendedAttributes:
         if begin + 4 > self._fs.inode_bytes:
             return False
         (magic,) = struct.unpack_from("<I", self._fs.ffi.buffer(raw, self._fs.inode_bytes), begin)
-        return bool(magic == _IN_INODE_MAGIC)
+        return bool(magic == _MAGIC)
 
     def _read(self, inode: Inode) -> dict[bytes, bytes]:
         fs, found = self._fs, dict[bytes, bytes]()
@@ -151,6 +153,7 @@ class ExtendedAttributes:
         if known.get(name) == value:
             return
         fs = self._fs
+        charged = self._charged_blocks(inode)
         try:
             with self._handle(inode) as handle:
                 if value is None:
@@ -160,6 +163,31 @@ class ExtendedAttributes:
         finally:
             inode.load()
             inode.xattrs = None
+        charge = self._charged_blocks(inode) - charged
+        if charge:
+            inode.add_blocks(charge)
+
+    def _charged_blocks(self, inode: Inode) -> int:
+        """Blocks of values in inodes of their own: they count for the owner too, and the library forgets that."""
+        if not self._fs.has_ea_inodes:
+            return 0
+        size = self._fs.block_bytes
+        charged = 0
+        for table in self._entry_tables(inode):
+            for value_inode, value_bytes in _large_values(table):
+                charged += -(-value_bytes // size) if value_inode else 0
+        return charged
+
+    def _entry_tables(self, inode: Inode) -> Iterator[bytes]:
+        """The entries in the inode, and those in its attribute block."""
+        raw = inode.raw
+        content = bytes(self._fs.ffi.buffer(raw, self._fs.inode_bytes))
+        begin = layout.GOOD_OLD_INODE_BYTES + raw.i_extra_isize
+        if content[begin : begin + 4] == struct.pack("<I", _MAGIC):
+            yield content[begin + 4 :]
+        block = raw.i_file_acl | raw.i_file_acl_high << 32
+        if block:
+            yield self._fs.cache.read(block)[_BLOCK_HEADER_BYTES:]
 
     @contextmanager
     def _handle(self, inode: Inode) -> Iterator[Any]:
@@ -175,6 +203,15 @@ class ExtendedAttributes:
             yield handle[0]
         finally:
             fs.c.ext2fs_xattrs_close(handle)
+
+
+def _large_values(table: bytes) -> Iterator[tuple[int, int]]:
+    """(value inode, value size) of the entries, which end with four zero bytes; libext2fs has checked them."""
+    offset = 0
+    while offset + _ENTRY.size <= len(table) and table[offset : offset + 4] != bytes(4):
+        name_length, _space, _offset, value_inode, value_bytes, _hash = _ENTRY.unpack_from(table, offset)
+        yield value_inode, value_bytes
+        offset += (_ENTRY.size + name_length + 3) & ~3
 
 
 def _check_name(name: bytes) -> None:

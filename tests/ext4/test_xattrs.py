@@ -1,0 +1,215 @@
+"""Extended attributes and access control lists."""
+
+from __future__ import annotations
+
+import errno
+import stat
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cowfs.ext4 import acl
+from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.xattrs import XATTR_CREATE, XATTR_REPLACE
+from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file
+
+
+def fails(number: int, function: Callable[..., Any], *arguments: Any) -> None:
+    with pytest.raises(OSError) as caught:
+        function(*arguments)
+    assert caught.value.errno == number, caught.value
+
+
+def vfs_acl(*entries: tuple[int, int, int]) -> bytes:
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+NONE = 0xFFFFFFFF
+MINIMAL = vfs_acl((1, 7, NONE), (4, 5, NONE), (32, 0, NONE))
+NAMED = vfs_acl((1, 6, NONE), (2, 7, 1000), (4, 4, NONE), (8, 1, 70000), (16, 6, NONE), (32, 4, NONE))
+
+
+@pytest.mark.parametrize("features", ["default", "small-inodes", "no-checksums", "ea-inode", "1k-blocks"])
+def test_attributes_of_all_sizes(make_image: Callable[..., Image], features: str) -> None:
+    """In the inode, in a block, and with ea_inode in inodes of their own."""
+    image = make_image(options=FEATURE_SETS[features])
+    volume = image.volume
+    inode = make_file(volume, b"f", b"content")
+    largest = 60_000 if features == "ea-inode" else 700
+    expected = {
+        b"user.empty": b"",
+        b"user.small": b"x",
+        b"trusted.overlay.opaque": b"y",
+        b"security.capability": bytes(range(20)),
+        b"user.large": bytes(range(256)) * (largest // 256),
+        b"user." + b"n" * 200: b"long name",
+    }
+    for name, value in expected.items():
+        volume.set_xattr(inode, name, value)
+    volume = image.reopen()
+    assert {name: volume.get_xattr(inode, name) for name in volume.list_xattrs(inode)} == expected
+    image.close()
+    image.require_clean()
+    assert "user.small" in image.debugfs("ea_list f")
+    volume = image.open()
+    volume.set_xattr(inode, b"user.small", b"z" * 100)
+    volume.remove_xattr(inode, b"user.large")
+    del expected[b"user.large"]
+    expected[b"user.small"] = b"z" * 100
+    assert {name: volume.get_xattr(inode, name) for name in volume.list_xattrs(inode)} == expected
+    assert volume.read(inode, 0, 9) == b"content"
+    free = volume.statistics()
+    volume.unlink(ROOT_INODE, b"f")
+    volume.sync()
+    assert volume.statistics().inodes_free > free.inodes_free
+
+
+def test_large_values_need_ea_inodes(make_image: Callable[..., Image]) -> None:
+    volume = make_image(options=["-O", "ea_inode"]).volume
+    inode = make_file(volume, b"f")
+    before = volume.statistics()
+    for number in range(5):
+        volume.set_xattr(inode, b"user.%d" % number, bytes([number]) * 65536)
+    assert volume.get_xattr(inode, b"user.3") == b"\3" * 65536
+    fails(errno.E2BIG, volume.set_xattr, inode, b"user.x", bytes(65537))
+    volume.set_xattr(inode, b"user.3", b"short")
+    volume.unlink(ROOT_INODE, b"f")
+    volume.sync()
+    after = volume.statistics()
+    assert after.inodes_free == before.inodes_free + 1
+    assert after.blocks_free == before.blocks_free
+
+
+def test_no_room(volume_of_blocks: Image) -> None:
+    volume = volume_of_blocks.volume
+    inode = make_file(volume, b"f")
+    volume.set_xattr(inode, b"user.a", b"a" * 2000)
+    volume.set_xattr(inode, b"user.b", b"b" * 1500)
+    fails(errno.ENOSPC, volume.set_xattr, inode, b"user.c", b"c" * 2000)
+    assert set(volume.list_xattrs(inode)) == {b"user.a", b"user.b"}
+    assert volume.get_xattr(inode, b"user.a") == b"a" * 2000
+
+
+@pytest.fixture
+def volume_of_blocks(make_image: Callable[..., Image]) -> Image:
+    return make_image(size_bytes=32 * MIB)
+
+
+def test_flags_and_errors(image: Image) -> None:
+    volume = image.volume
+    inode = make_file(volume, b"f")
+    fails(errno.ENODATA, volume.get_xattr, inode, b"user.a")
+    fails(errno.ENODATA, volume.remove_xattr, inode, b"user.a")
+    fails(errno.ENODATA, volume.set_xattr, inode, b"user.a", b"", XATTR_REPLACE)
+    volume.set_xattr(inode, b"user.a", b"1", XATTR_CREATE)
+    fails(errno.EEXIST, volume.set_xattr, inode, b"user.a", b"2", XATTR_CREATE)
+    volume.set_xattr(inode, b"user.a", b"3", XATTR_REPLACE)
+    assert volume.get_xattr(inode, b"user.a") == b"3"
+    fails(errno.EOPNOTSUPP, volume.get_xattr, inode, b"other.a")
+    fails(errno.EOPNOTSUPP, volume.set_xattr, inode, b"system.data", b"x")
+    fails(errno.EINVAL, volume.set_xattr, inode, b"user.", b"x")
+    fails(errno.ERANGE, volume.set_xattr, inode, b"user." + b"n" * 251, b"x")
+    before = volume.attributes(inode)
+    volume.set_xattr(inode, b"user.b", b"x")
+    after = volume.attributes(inode)
+    assert after.ctime_ns > before.ctime_ns
+    assert after.mtime_ns == before.mtime_ns
+
+
+def test_on_directories_and_unsynced_changes(image: Image) -> None:
+    """The library reads the inode table; what is only in memory yet must not get lost by that."""
+    volume = image.volume
+    top = volume.make_directory(ROOT_INODE, b"top", 0o755, 3, 4).inode
+    for number in range(50):
+        make_file(volume, b"f%d" % number, b"x" * 5000, top)
+        volume.set_xattr(top, b"user.count", b"%d" % number)
+    inode = make_file(volume, b"g", b"first ")
+    volume.set_xattr(inode, b"user.a", b"b")
+    volume.write(inode, 6, b"second")
+    volume.set_xattr(inode, b"user.big", b"b" * 3000)
+    volume.set_attributes(inode, mode=0o4755)
+    volume = image.reopen()
+    assert volume.get_xattr(top, b"user.count") == b"49"
+    assert volume.attributes(top).uid == 3
+    assert volume.read(inode, 0, 99) == b"first second"
+    assert volume.attributes(inode).mode == stat.S_IFREG | 0o4755
+
+
+class TestAcl:
+    def test_round_trip(self, image: Image) -> None:
+        volume = image.volume
+        inode = make_file(volume, b"f")
+        volume.set_xattr(inode, acl.ACCESS, NAMED)
+        assert volume.get_xattr(inode, acl.ACCESS) == NAMED
+        assert stat.S_IMODE(volume.attributes(inode).mode) == 0o664
+        volume = image.reopen()
+        assert volume.get_xattr(inode, acl.ACCESS) == NAMED
+        image.close()
+        shown = image.debugfs("ea_get -x f system.posix_acl_access")
+        # debugfs converts to the VFS format by itself, with ids of 0 where none belongs.
+        assert acl.pack(acl.parse(bytes.fromhex(shown.partition("=")[2].replace(" ", "")))) == NAMED
+
+    def test_stored_in_the_compact_format(self) -> None:
+        entries = acl.parse(NAMED)
+        stored = acl.to_disk(entries)
+        assert len(stored) == 4 + 4 * 4 + 2 * 8
+        assert acl.pack(acl.from_disk(stored)) == NAMED
+
+    def test_a_list_that_says_no_more_than_the_mode_becomes_the_mode(self, image: Image) -> None:
+        volume = image.volume
+        inode = make_file(volume, b"f")
+        volume.set_xattr(inode, acl.ACCESS, NAMED)
+        volume.set_xattr(inode, acl.ACCESS, MINIMAL)
+        assert volume.list_xattrs(inode) == []
+        assert stat.S_IMODE(volume.attributes(inode).mode) == 0o750
+
+    def test_chmod_changes_the_mask(self, image: Image) -> None:
+        volume = image.volume
+        inode = make_file(volume, b"f")
+        volume.set_xattr(inode, acl.ACCESS, NAMED)
+        volume.set_attributes(inode, mode=0o710)
+        entries = {(tag, id_): permissions for tag, permissions, id_ in acl.parse(volume.get_xattr(inode, acl.ACCESS))}
+        assert entries == {(1, NONE): 7, (2, 1000): 7, (4, NONE): 4, (8, 70000): 1, (16, NONE): 1, (32, NONE): 0}
+
+    def test_default_lists_are_inherited(self, image: Image) -> None:
+        volume = image.volume
+        top = volume.make_directory(ROOT_INODE, b"top", 0o755, 0, 0).inode
+        assert not volume.has_default_acl(top)
+        volume.set_xattr(top, acl.DEFAULT, NAMED)
+        assert volume.has_default_acl(top)
+        assert stat.S_IMODE(volume.attributes(top).mode) == 0o755
+        file = volume.make_node(top, b"f", stat.S_IFREG | 0o640, 0, 0)
+        assert stat.S_IMODE(file.mode) == 0o640
+        inherited = acl.parse(volume.get_xattr(file.inode, acl.ACCESS))
+        assert [(entry.tag, entry.permissions) for entry in inherited] == [
+            (1, 6), (2, 7), (4, 4), (8, 1), (16, 4), (32, 0)
+        ]  # fmt: skip
+        inner = volume.make_directory(top, b"d", 0o777, 0, 0)
+        assert volume.get_xattr(inner.inode, acl.DEFAULT) == NAMED
+        assert stat.S_IMODE(inner.mode) == 0o664
+        link = volume.make_symlink(top, b"l", b"f", 0, 0)
+        assert volume.list_xattrs(link.inode) == []
+        fails(errno.EACCES, volume.set_xattr, file.inode, acl.DEFAULT, NAMED)
+        volume.remove_xattr(top, acl.DEFAULT)
+        assert stat.S_IMODE(volume.make_node(top, b"g", stat.S_IFREG | 0o640, 0, 0).mode) == 0o640
+
+    @pytest.mark.parametrize(
+        ("value", "number"),
+        [
+            (b"", errno.EINVAL),
+            (MINIMAL[:-1], errno.EINVAL),
+            (struct.pack("<I", 3), errno.EOPNOTSUPP),
+            (vfs_acl((1, 7, NONE), (4, 5, NONE)), errno.EINVAL),
+            (vfs_acl((1, 7, NONE), (2, 7, 5), (4, 5, NONE), (32, 0, NONE)), errno.EINVAL),
+            (vfs_acl((1, 7, NONE), (2, 7, 5), (2, 6, 5), (4, 5, NONE), (16, 7, NONE), (32, 0, NONE)), errno.EINVAL),
+            (vfs_acl((4, 5, NONE), (1, 7, NONE), (32, 0, NONE)), errno.EINVAL),
+            (vfs_acl((1, 8, NONE), (4, 5, NONE), (32, 0, NONE)), errno.EINVAL),
+            (vfs_acl((1, 7, NONE), (4, 5, NONE), (32, 0, NONE), (64, 0, NONE)), errno.EINVAL),
+        ],
+    )
+    def test_nonsense_is_refused(self, image: Image, value: bytes, number: int) -> None:
+        inode = make_file(image.volume, b"f")
+        fails(number, image.volume.set_xattr, inode, acl.ACCESS, value)
+        assert image.volume.list_xattrs(inode) == []
