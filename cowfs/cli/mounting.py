@@ -67,25 +67,19 @@ def _say_ready(settings: Settings, request: MountRequest) -> None:
 
 def _server_command(settings: Settings, request: MountRequest) -> Callable[[int], Sequence[str]]:
     """The command line of the server: this program again, in the foreground."""
+    from cowfs.host.mounting import python_module
+
     flags = [flag for flag in ("raw", "read_only", "repair") if getattr(request, flag)]
     options = [f"--{flag.replace('_', '-')}" for flag in flags]
 
     def command(report_fd: int) -> list[str]:
-        program = [sys.executable, *_isolation(), "-m", "cowfs"]
+        program = python_module("cowfs")
         where = ["--home", str(request.home), "--backend", settings.backend]
         report = ["--foreground", "--report-fd", str(report_fd)]
         target = os.path.realpath(request.target)
         return [*program, *where, "mount", *options, *report, "--", request.device, target]
 
     return command
-
-
-def _isolation() -> list[str]:
-    """Keep Python from importing what lies in the current directory, unless cowfs itself is found that way."""
-    import cowfs
-
-    package_parent = os.path.dirname(os.path.dirname(os.path.abspath(cowfs.__file__)))
-    return [] if package_parent == os.getcwd() else ["-P"]
 
 
 def _log_to_stderr() -> None:

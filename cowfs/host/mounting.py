@@ -9,6 +9,7 @@ The command loads neither the pool nor FUSE: all that is decided by the server, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,3 +56,13 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
     """
     log_path = request.home / LOG_NAME
     return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
+
+
+def python_module(name: str) -> list[str]:
+    """The beginning of a command line that runs a module of cowfs with this Python.
+
+    Nothing is imported from the current directory, unless cowfs itself is found that way.
+    """
+    is_in_current_directory = Path(__file__).resolve().parents[2] == Path.cwd()
+    isolation = [] if is_in_current_directory else ["-P"]
+    return [sys.executable, *isolation, "-m", name]
