@@ -130,19 +130,31 @@ def server_title(device: str) -> str:
     return f"cowfs {device}"
 
 
+def set_title(title: str) -> None:
+    Path("/proc/self/comm").write_text(title, encoding="ascii")
+
+
 def find_server(mount: Mount) -> int | None:
     """Pid of the process that serves a mount of cowfs; None when there is none any more."""
     title = server_title(mount.device)
+    found = []
     for entry in os.scandir("/proc"):
         if not entry.name.isdecimal():
             continue
         try:
             comm = Path(entry.path, "comm").read_text(encoding="utf-8", errors="replace")
             if comm.rstrip("\n") == title and entry.stat().st_uid == mount.owner_uid:
-                return int(entry.name)
+                found.append((_start_time(int(entry.name)), int(entry.name)))
         except OSError:
             continue  # it ended meanwhile
-    return None
+    # Device numbers are used again: one that has just lost its mount may not have dropped its title yet.
+    return max(found)[1] if found else None
+
+
+def _start_time(pid: int) -> int:
+    """When a process started, in clock ticks since boot."""
+    after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
+    return int(after_name.split()[19])
 
 
 # Unmounting.
@@ -200,14 +212,17 @@ def _run_fusermount(target: str, lazy: bool) -> int:
     if tool is None:
         raise MissingRequirement("fusermount3 is not installed", remedy="apt-get install fuse3", errno=errno.ENOENT)
     command = [tool, "-u", *(["-z"] if lazy else []), "--", target]
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        check=False,
-        timeout=_TOOL_SECONDS,
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=_TOOL_SECONDS,
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        return errno.ETIMEDOUT
     if done.returncode == 0:
         return 0
     said = done.stderr.decode(errors="replace")

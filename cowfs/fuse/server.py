@@ -30,7 +30,14 @@ import trio
 
 from cowfs.errors import CowfsError, MountError
 from cowfs.fuse.mountinfo import SUBTYPE
-from cowfs.fuse.mountpoint import check_mount_point, check_requirements, may_allow_other, server_title, unmount_now
+from cowfs.fuse.mountpoint import (
+    check_mount_point,
+    check_requirements,
+    may_allow_other,
+    server_title,
+    set_title,
+    unmount_now,
+)
 from cowfs.fuse.translate import MAX_TASKS, View
 
 log = logging.getLogger(__name__)
@@ -39,6 +46,7 @@ Service = Callable[..., Awaitable[None]]
 """`async def service(*, task_status)`: calls `task_status.started()` when it is up, then runs until cancelled."""
 
 _TICK_SECONDS: Final = 1.0
+_SETTLE_SECONDS: Final = 5.0  # as ext4's own commit interval
 _FIRST_ANSWER_SECONDS: Final = 30.0
 _READ_AHEAD_KIB: Final = 1024  # one request of the largest size; the kernel's default is 128
 
@@ -109,6 +117,7 @@ def run_server(
         try:
             trio.run(partial(_serve, view, path, services, tick, on_ready))
         finally:
+            set_title("cowfs")
             pyfuse3.close(unmount=True)
     finally:
         view.close()
@@ -174,12 +183,14 @@ async def _serve(
     on_ready: Callable[[], None] | None,
 ) -> None:
     async with _unpacked_errors(), trio.open_nursery() as nursery:
+        ready = trio.Event()
         await nursery.start(_handle_signals, view, path)
         for service in services:
-            await nursery.start(service)
+            await nursery.start(_run_service, service, ready)
         if tick is not None:
-            nursery.start_soon(_tick, view, tick)
-        nursery.start_soon(_announce, path, on_ready)
+            nursery.start_soon(_repeat, _TICK_SECONDS, view, tick)
+        nursery.start_soon(_repeat, _SETTLE_SECONDS, view, view.settle_changes)
+        nursery.start_soon(_announce, path, ready, on_ready)
         await pyfuse3.main(max_tasks=MAX_TASKS)
         nursery.cancel_scope.cancel()
 
@@ -199,13 +210,26 @@ async def _unpacked_errors() -> AsyncIterator[None]:
         raise error from group
 
 
-async def _announce(path: str, on_ready: Callable[[], None] | None) -> None:
+async def _run_service(
+    service: Service, ready: trio.Event, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """A service that fails before the mount is ready ends everything; later, those who use the mount come first."""
+    try:
+        await service(task_status=task_status)
+    except Exception:
+        if not ready.is_set():
+            raise
+        log.exception("a service beside the mount has failed; the mount goes on without it")
+
+
+async def _announce(path: str, ready: trio.Event, on_ready: Callable[[], None] | None) -> None:
     """Wait for the mount's first answer, then tell that it is ready."""
     with trio.move_on_after(_FIRST_ANSWER_SECONDS):
         status = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
         device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        Path("/proc/self/comm").write_text(server_title(device), encoding="ascii")
+        set_title(server_title(device))
         _set_read_ahead(device)
+        ready.set()
         if on_ready is not None:
             on_ready()
         return
@@ -218,15 +242,15 @@ def _set_read_ahead(device: str) -> None:
         Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
 
 
-async def _tick(view: View, tick: Callable[[], None]) -> None:
+async def _repeat(seconds: float, view: View, action: Callable[[], None]) -> None:
     while True:
-        await trio.sleep(_TICK_SECONDS)
+        await trio.sleep(seconds)
         try:
-            tick()
+            action()
         except OSError as error:
-            log.warning("tick: %s", error)
+            view.log_once(str(error))
         except Exception:
-            view.fail("tick")
+            view.fail(action.__name__)
 
 
 async def _handle_signals(

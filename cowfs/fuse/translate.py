@@ -95,6 +95,7 @@ class View(pyfuse3.Operations):
         self.read_only = read_only
         self.space = space
         self.failure = ""
+        self.changed = False
         self._last_logged = ""
         self._mappable: Counter[int] = Counter()
 
@@ -109,6 +110,12 @@ class View(pyfuse3.Operations):
 
     def settle(self) -> None:
         """The synchronous end of `quiesce`: make the device one that can be mounted as it is."""
+
+    def settle_changes(self) -> None:
+        """Settle if anything changed since the last time: called regularly, it bounds what a crash can lose."""
+        if self.changed and not self.failure:
+            self.settle()
+            self.changed = False
 
     async def write_back(self) -> None:
         """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
@@ -152,13 +159,13 @@ class View(pyfuse3.Operations):
             self.fail(request)
             return FUSEError(errno.EIO)
         if isinstance(error, PoolError) and error.errno != errno.ENOSPC:
-            self._log_once(f"{request}: {error}")
+            self.log_once(f"{request}: {error}")
             return FUSEError(errno.EIO)
         if error.errno in (errno.EIO, errno.ENOSPC):
-            self._log_once(f"{request}: {error}")
+            self.log_once(f"{request}: {error}")
         return FUSEError(error.errno if 0 < error.errno <= _MAX_ERRNO else errno.EIO)
 
-    def _log_once(self, message: str) -> None:
+    def log_once(self, message: str) -> None:
         # A failing disk fails thousands of requests in the same way; one line is enough.
         if message != self._last_logged:
             self._last_logged = message
@@ -195,6 +202,7 @@ def changing(handler: Handler[V, P, R]) -> AsyncHandler[V, P, R]:
     @functools.wraps(handler)
     async def answer(self: V, /, *args: P.args, **kwargs: P.kwargs) -> R:
         self.check_writable()
+        self.changed = True
         while True:
             try:
                 return handler(self, *args, **kwargs)

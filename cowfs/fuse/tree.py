@@ -96,7 +96,7 @@ class TreeView(View):
                 self._forget(_swap_root(inode), count)
             except OSError as error:
                 # Nobody waits for an answer; the volume's own recovery finds the inode on its orphan list.
-                self._log_once(f"forget of inode {inode}: {error}")
+                self.log_once(f"forget of inode {inode}: {error}")
             except Exception:  # pyfuse3 ends the mount on anything that gets out
                 self.fail("forget")
 
@@ -122,6 +122,7 @@ class TreeView(View):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         entry = self._make_node(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), 0, ctx)
+        self._without_capability.add(entry.st_ino)  # the same number on both sides, see `read`
         return self.open_file(entry.st_ino, flags), entry
 
     @changing

@@ -1,4 +1,4 @@
-"""A mount server for tests: `serve.py READY_FD TARGET SOURCE memory | raw FILE | volume FILE`, and what goes wrong."""
+"""A mount server for tests: `serve.py READY_FD TARGET SOURCE memory | raw FILE | volume FILE | thin`, with faults."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from cowfs.fuse.raw import RawView
 from cowfs.fuse.server import MountOptions, run_server
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree import TreeView
+from cowfs.pool import Pool, PoolTable, ThinDevice
+from cowfs.units import Sectors
+from cowfs_emulated.backend import EmulatedBackend
 
 
 def main() -> None:
@@ -26,12 +29,13 @@ def main() -> None:
     parser.add_argument("ready_fd", type=int)
     parser.add_argument("target")
     parser.add_argument("source")
-    parser.add_argument("view", choices=["memory", "raw", "volume"])
+    parser.add_argument("view", choices=["memory", "raw", "volume", "thin"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--allow-other", action="store_true", default=None)
     parser.add_argument("--suid-dev", action="store_true")
-    parser.add_argument("--fault", choices=["start", "hang", "exit", "service", "close"])
+    parser.add_argument("--fault", choices=["start", "hang", "exit", "service", "late-service", "close"])
+    parser.add_argument("--grow", action="store_true", help="give a thin's pool more space once a write waits for it")
     parser.add_argument("--queue-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -52,8 +56,17 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     started = time.monotonic()
     space = SpaceQueue(lambda: None, lambda: started + arguments.queue_seconds - time.monotonic())
     view: View
+
+    def tick() -> None:
+        """Nothing is due."""
+
     if arguments.view == "memory":
         view = TreeView(tree, read_only=arguments.read_only, space=space)
+    elif arguments.view == "thin":
+        pool, device = open_thin(arguments)
+        tick = pool.tick
+        space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
+        view = RawView(device, "disk", space=space)
     elif arguments.view == "volume":
         volume = Volume.open(FileDevice(arguments.file), read_only=arguments.read_only)
         view = TreeView(volume, read_only=arguments.read_only, space=space)
@@ -61,10 +74,26 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         device = FileDevice(arguments.file, read_only=arguments.read_only)
         view = RawView(device, "disk", read_only=arguments.read_only, space=space)
 
+    ready = trio.Event()
+
+    def on_ready() -> None:
+        readiness.ready()
+        ready.set()
+
     async def service(*, task_status: trio.TaskStatus[None]) -> None:
         task_status.started()
         if arguments.fault == "service":
             raise HomeBusy("the service gave up")
+        if arguments.fault == "late-service":
+            await ready.wait()
+            raise HomeBusy("the service gave up")
+        if arguments.grow:
+            while not space.waiting:
+                await trio.sleep(0.1)
+            os.truncate(pool.table().data_device, 2 << 20)
+            pool.reload(pool.table().replace(length_sectors=4096))
+            pool.resume()
+            space.wake()
         await trio.sleep_forever()
 
     tree.close_fails = arguments.fault == "close"
@@ -74,8 +103,20 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         allow_other=arguments.allow_other,
         suid_dev=arguments.suid_dev,
     )
-    run_server(view, arguments.target, options, services=[service], tick=lambda: None, on_ready=readiness.ready)
+    run_server(view, arguments.target, options, services=[service], tick=tick, on_ready=on_ready)
     print("closed cleanly")
+
+
+def open_thin(arguments: argparse.Namespace) -> tuple[Pool, ThinDevice]:
+    """A pool of 1 MiB in 64 KiB blocks, and a thin device of 4 MiB in it."""
+    metadata, data = os.path.abspath("metadata"), os.path.abspath("data")
+    for path, size in ((metadata, 2 << 20), (data, 1 << 20)):
+        with open(path, "wb") as file:
+            file.truncate(size)
+    backend = EmulatedBackend(no_space_timeout_seconds=arguments.queue_seconds)
+    pool = backend.open_pool("pool", PoolTable(Sectors(2048), metadata, data, Sectors(128)))
+    pool.create_thin(1)
+    return pool, pool.activate("disk", 1, 8192)
 
 
 if __name__ == "__main__":

@@ -269,6 +269,13 @@ def test_a_service_that_fails_before_readiness(tmp_path: Path, needs_fuse: None)
     assert mount_at(tmp_path / "mnt") is None
 
 
+def test_a_service_that_fails_later_does_not_take_the_mount_away(root_user, serve) -> None:
+    served = serve(root_user, "memory", "--fault", "late-service")
+    (served.target / "f").write_text("still here")
+    assert served.end() == 0
+    assert "the mount goes on without it" in served.logged()
+
+
 def test_a_server_that_dies(tmp_path: Path, needs_fuse: None) -> None:
     with pytest.raises(
         MountError, match=r"ended with status 9 before it was ready; its log .*something is badly wrong"
@@ -359,6 +366,52 @@ def test_queued_writes_fail_in_the_end(root_user, serve) -> None:
     with pytest.raises(OSError, match=r"No space left") as caught:
         (served.target / "f").write_bytes(bytes(1000))
     assert caught.value.errno == errno.ENOSPC
+    assert served.end() == 0
+
+
+FILL_POOL = """
+disk = Path(sys.argv[1], "disk")
+fd = os.open(disk, os.O_RDWR)
+for block in range(16):
+    os.pwrite(fd, bytes([block + 1]) * 65536, block * 65536)
+"""
+
+
+def test_a_full_pool_makes_writes_wait_and_then_fail(account, serve) -> None:
+    served = serve(account, "thin", "--queue-seconds", "3")
+    code = """
+import threading
+began, results = time.monotonic(), []
+def write():
+    try: os.pwrite(fd, b"x" * 65536, 20 * 65536)
+    except OSError as error: results.append((error.errno, time.monotonic() - began))
+thread = threading.Thread(target=write)
+thread.start()
+thread.join(0.5)
+assert thread.is_alive(), "the write did not wait"
+assert os.pread(fd, 65536, 15 * 65536) == bytes([16]) * 65536
+assert os.stat(disk).st_size == 4 << 20
+thread.join()
+[(number, seconds)] = results
+assert number == errno.ENOSPC and 2 < seconds < 30, results
+try: os.pwrite(fd, b"x" * 65536, 21 * 65536)
+except OSError as error: assert error.errno == errno.ENOSPC
+else: raise AssertionError("written into a full pool")
+os.pwrite(fd, b"y" * 65536, 0)
+assert os.pread(fd, 65536, 0) == b"y" * 65536
+"""
+    run_python(account, FILL_POOL + code, served.target)
+    assert served.end() == 0
+
+
+def test_a_full_pool_that_grows_lets_waiting_writes_through(account, serve) -> None:
+    served = serve(account, "thin", "--queue-seconds", "60", "--grow")
+    code = """
+os.pwrite(fd, b"x" * 65536, 20 * 65536)
+os.fsync(fd)
+assert os.pread(fd, 65536, 20 * 65536) == b"x" * 65536
+"""
+    run_python(account, FILL_POOL + code, served.target)
     assert served.end() == 0
 
 
