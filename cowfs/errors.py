@@ -126,14 +126,14 @@ class MetadataCorrupt(PoolError):
     """A metadata block does not hold what it must.
 
     Args:
-        block: number of the offending metadata block.
+        block: number of the offending metadata block; -1 when it could not be told.
         path: what led to it from the superblock, for example `mapping root 17 -> thin 3 -> node 40`.
     """
 
     default_errno = _errno.EILSEQ
 
     def __init__(self, message: str, *, block: int, path: str = "", errno: int | None = None) -> None:
-        where = f"metadata block {block}" + (f" ({path})" if path else "")
+        where = ("metadata" if block < 0 else f"metadata block {block}") + (f" ({path})" if path else "")
         super().__init__(f"{where}: {message}", errno=errno)
         self.block = block
         self.path = path

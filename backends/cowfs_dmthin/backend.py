@@ -1,0 +1,200 @@
+"""Opening pools of the kernel: devices, what a crash left, and what this machine lacks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import ExitStack
+
+from cowfs.errors import InvalidRequest, MetadataCorrupt, MissingRequirement, PoolError
+from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
+from cowfs.thinmeta import Superblock
+from cowfs.units import METADATA_BLOCK_BYTES
+from cowfs_dmthin import nodes
+from cowfs_dmthin.abi import LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES
+from cowfs_dmthin.control import Control, ControlError
+from cowfs_dmthin.holders import describe_holders
+from cowfs_dmthin.loop import Backing, open_backing
+from cowfs_dmthin.pool import DmPool, load_pool_table
+
+_IN_UML = "cowfs uml -- COMMAND"
+
+
+class DmThinBackend:
+    """Thin pools of this machine's kernel, on block devices and, through loop devices, on regular files.
+
+    A pool holds an exclusive `flock` on its metadata while it is open, as pools of the emulated backend do. A pool
+    device that a crashed process left under the same name and on the same devices is removed and loaded anew.
+    """
+
+    def __init__(self, control: Control | None = None) -> None:
+        self._control = control or Control()
+
+    @property
+    def name(self) -> str:
+        return "dmthin"
+
+    @property
+    def capabilities(self) -> Capability:
+        return Capability.KERNEL_NODES | Capability.QUEUES_IN_DEVICE
+
+    def probe(self) -> ProbeResult:
+        try:
+            self._require_usable()
+        except _Missing as missing:
+            return ProbeResult(usable=False, problem=missing.problem, remedy=missing.remedy)
+        return ProbeResult(usable=True)
+
+    def open_pool(self, name: str, table: PoolTable, *, durable: bool = True) -> Pool:
+        table.check()
+        _check_name(name)
+        self._require_usable()
+        control = self._control
+        with ExitStack() as undo:
+            metadata = open_backing(table.metadata_device, "metadata", read_only=table.read_only)
+            undo.callback(metadata.close)
+            metadata.lock()
+            data = open_backing(table.data_device, "data")
+            undo.callback(data.close)
+            if metadata.device_number == data.device_number:
+                raise InvalidRequest(
+                    f"{table.metadata_device} and {table.data_device} are the same device; a pool needs two"
+                )
+            self._clear_leftover(name, metadata, data)
+            control.create(name)
+            undo.callback(control.remove, name)
+            try:
+                load_pool_table(control, name, table, metadata, data)
+                control.resume(name)
+            except ControlError as error:
+                raise _opening_error(name, table, metadata, error) from error
+            pool = DmPool(control, name, table, metadata, data, durable=durable)
+            undo.pop_all()
+        return pool
+
+    def _clear_leftover(self, name: str, metadata: Backing, data: Backing) -> None:
+        """Remove the pool device and thin devices of a process that died; the lock on the metadata says it did."""
+        control = self._control
+        info = control.info(name)
+        if info is None:
+            return
+        used = control.dependencies(name) if info.has_live_table else []
+        if used and set(used) != {metadata.device_number, data.device_number}:
+            raise InvalidRequest(
+                f"there is already a device '{name}' on this machine, on other devices than {metadata.path} and "
+                f"{data.path}; it belongs to somebody else",
+                errno=errno.EBUSY,
+            )
+        for other, number in control.devices().items():
+            if other != name and info.device_number in control.dependencies(other):
+                self._remove_leftover(other, number)
+        self._remove_leftover(name, info.device_number)
+
+    def _remove_leftover(self, name: str, device_number: int) -> None:
+        try:
+            self._control.remove(name)
+        except ControlError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise InvalidRequest(
+                f"device '{name}', left by a process that is gone, is still in use: {describe_holders(device_number)}; "
+                "unmount or end that first",
+                errno=errno.EBUSY,
+            ) from error
+
+    # ------------------------------------------------------------------------------------------ this machine
+
+    def _require_usable(self) -> None:
+        """Try what every pool needs.
+
+        Raises:
+            MissingRequirement: something is missing, with the command that helps.
+        """
+        try:
+            self._control.devices()
+            version = self._control.target_version("thin-pool")
+        except FileNotFoundError:
+            raise _missing(
+                "this kernel has no device mapper (/dev/mapper/control is not there)",
+                f"sudo modprobe dm-thin-pool (or, without it: {_IN_UML})",
+            ) from None
+        except (PermissionError, ControlError) as error:
+            if error.errno not in (errno.EACCES, errno.EPERM):
+                raise
+            raise _missing(
+                "device mapper is for root (CAP_SYS_ADMIN)", f"sudo cowfs ... (or, without root: {_IN_UML})"
+            ) from None
+        if version is None:
+            raise _missing(
+                "this kernel has device mapper but not its thin-pool target",
+                f"sudo modprobe dm-thin-pool (or, without it: {_IN_UML})",
+            )
+        try:
+            os.close(nodes.open_misc(LOOP_CONTROL_PATH, "loop-control", os.O_RDWR))
+        except OSError as error:
+            reason = os.strerror(error.errno or errno.EIO).lower()
+            raise _missing(f"no loop devices for files: {LOOP_CONTROL_PATH}: {reason}", "sudo modprobe loop") from None
+
+
+class _Missing(MissingRequirement):
+    """Keeps the problem apart from the remedy."""
+
+    def __init__(self, problem: str, remedy: str) -> None:
+        super().__init__(f"backend 'dmthin' cannot work here: {problem}", remedy=remedy)
+        self.problem = problem
+
+
+def _missing(problem: str, remedy: str) -> _Missing:
+    return _Missing(problem, remedy)
+
+
+def _check_name(name: str) -> None:
+    if not name or "/" in name or len(os.fsencode(name)) > MAX_DM_NAME_BYTES:
+        raise InvalidRequest(
+            f"'{name}' is not a name for a pool device: give 1 to {MAX_DM_NAME_BYTES} bytes without a slash"
+        )
+
+
+def _opening_error(name: str, table: PoolTable, metadata: Backing, error: ControlError) -> PoolError:
+    """Why the kernel did not load or resume a pool, found by looking at what it looked at."""
+    number = error.errno or errno.EIO
+    if number == errno.EBUSY:
+        return InvalidRequest(
+            f"{table.metadata_device} or {table.data_device} is in use: {describe_holders(metadata.device_number)}",
+            errno=number,
+        )
+    if number == errno.EPERM:
+        return InvalidRequest(
+            f"{table.metadata_device} is not formatted, and a read_only pool formats nothing", errno=number
+        )
+    try:
+        superblock = _read_superblock(metadata)
+    except MetadataCorrupt as damage:
+        return damage
+    if superblock is None:
+        return InvalidRequest(f"pool '{name}' cannot be opened: {error}", errno=number)
+    if superblock.data_block_sectors != table.block_sectors:
+        return InvalidRequest(
+            f"the pool on {table.metadata_device} has data blocks of {superblock.data_block_sectors} sectors, "
+            f"not {table.block_sectors}",
+            errno=number,
+        )
+    if table.data_blocks < superblock.data_space_map.nr_blocks:
+        return InvalidRequest(
+            f"the pool on {table.metadata_device} has {superblock.data_space_map.nr_blocks} data blocks; a table with "
+            f"{table.data_blocks} is too small, and pools do not shrink",
+            errno=number,
+        )
+    if number in (errno.EILSEQ, errno.ENOTBLK):
+        return MetadataCorrupt("the kernel met a damaged block; check the metadata", block=-1, errno=number)
+    return InvalidRequest(f"pool '{name}' cannot be opened: {error}", errno=number)
+
+
+def _read_superblock(metadata: Backing) -> Superblock | None:
+    """None when the first block is zeros. Raises MetadataCorrupt when it is damaged."""
+    device = metadata.open_for_reading()
+    try:
+        block = device.pread(0, METADATA_BLOCK_BYTES)
+    finally:
+        device.close()
+    return Superblock.unpack(block) if any(block) else None

@@ -1,0 +1,48 @@
+"""Who holds a block device: for messages that say more than "busy"."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+_MOST_NAMED = 5
+
+
+def describe_holders(device_number: int) -> str:
+    """What uses a device, as far as it can be told: mounts, devices on top of it, processes that have it open."""
+    found = [*_mounts(device_number), *_devices_above(device_number), *_processes(device_number)]
+    if not found:
+        return "its holder could not be told"
+    more = len(found) - _MOST_NAMED
+    return "held by " + ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _mounts(device_number: int) -> list[str]:
+    wanted = f"{os.major(device_number)}:{os.minor(device_number)}"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        rows = [line.split() for line in file]
+    return [f"the mount at {row[4]}" for row in rows if row[2] == wanted]
+
+
+def _devices_above(device_number: int) -> list[str]:
+    folder = f"/sys/dev/block/{os.major(device_number)}:{os.minor(device_number)}/holders"
+    names = []
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            label = name
+            with suppress(OSError), open(f"/sys/block/{name}/dm/name", encoding="utf-8") as file:
+                label = file.read().strip()
+            names.append(f"the device '{label}'")
+    return names
+
+
+def _processes(device_number: int) -> list[str]:
+    names = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with suppress(OSError):
+                    if os.stat(f"/proc/{pid}/fd/{fd}").st_rdev == device_number:
+                        names.append(f"process {pid}")
+                        break
+    return names

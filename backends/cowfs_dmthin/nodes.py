@@ -1,0 +1,67 @@
+"""Opening devices by number, whoever makes the nodes: devtmpfs, udev, or nobody.
+
+A name below /dev is only a hint; what was opened is checked by its device number.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from contextlib import suppress
+
+from cowfs.errors import PoolIoError
+
+
+def node_path(device_number: int) -> str:
+    """The usual path of a block device's node; it need not exist."""
+    major, minor = os.major(device_number), os.minor(device_number)
+    with suppress(OSError), open(f"/sys/dev/block/{major}:{minor}/uevent", encoding="utf-8") as file:
+        for line in file:
+            key, _, value = line.strip().partition("=")
+            if key == "DEVNAME":
+                return f"/dev/{value}"
+    return f"/dev/block/{major}:{minor}"
+
+
+def open_block(device_number: int, flags: int) -> int:
+    """A descriptor of a block device, through its node or, where there is none, through one made for the moment."""
+    return _open_checked(node_path(device_number), stat.S_IFBLK, device_number, flags)
+
+
+def open_misc(path: str, name: str, flags: int) -> int:
+    """A descriptor of a misc device such as `device-mapper`, at its usual path or by the number /proc/misc tells.
+
+    Raises:
+        FileNotFoundError: the kernel has no such device (its module may have to be loaded).
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError:
+        with open("/proc/misc", encoding="ascii") as file:
+            minors = {word[1]: int(word[0]) for word in map(str.split, file)}
+        if name not in minors:
+            raise
+        return _open_checked(path, stat.S_IFCHR, os.makedev(10, minors[name]), flags)
+
+
+def _open_checked(path: str, kind: int, device_number: int, flags: int) -> int:
+    flags |= os.O_CLOEXEC
+    with suppress(FileNotFoundError):
+        fd = os.open(path, flags)
+        if _is_device(fd, kind, device_number):
+            return fd
+        os.close(fd)
+    with tempfile.TemporaryDirectory(prefix="cowfs-node-") as folder:
+        temporary = os.path.join(folder, "node")
+        os.mknod(temporary, kind | 0o600, device_number)
+        fd = os.open(temporary, flags)
+    if not _is_device(fd, kind, device_number):
+        os.close(fd)
+        raise PoolIoError(f"{path} is not device {os.major(device_number)}:{os.minor(device_number)}")
+    return fd
+
+
+def _is_device(fd: int, kind: int, device_number: int) -> bool:
+    found = os.fstat(fd)
+    return stat.S_IFMT(found.st_mode) == kind and found.st_rdev == device_number

@@ -1,0 +1,318 @@
+"""An active thin device: a device-mapper device with a `thin` table, read and written through its node."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import Protocol, TypeVar
+
+from cowfs.blockdev import Buffer
+from cowfs.errors import InvalidRequest, NoSuchThin, OutOfDataSpace, PoolError, PoolIoError, PoolModeError, ThinBusy
+from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.units import SECTOR_BYTES, Sectors, ThinId
+from cowfs_dmthin import nodes
+from cowfs_dmthin.abi import TargetLine
+from cowfs_dmthin.control import Control, ControlError, only_line
+from cowfs_dmthin.disk import DirectDisk
+from cowfs_dmthin.holders import describe_holders
+from cowfs_dmthin.loop import Backing
+
+_COPY_CHUNK_BYTES = 1 << 20
+_T = TypeVar("_T")
+
+
+class Owner(Protocol):
+    """What a thin device needs of its pool."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block_bytes(self) -> int: ...
+
+    @property
+    def table_name(self) -> str: ...
+
+    @property
+    def suspended(self) -> bool: ...
+
+    @property
+    def durable(self) -> bool: ...
+
+    @property
+    def ignores_discards(self) -> bool: ...
+
+    def can_provision(self) -> bool: ...
+
+    def has_failed(self) -> bool: ...
+
+    def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]: ...
+
+    def forget(self, thin: DmThin) -> None: ...
+
+
+class DmThin:
+    """A `ThinDevice` of the kernel. Made by `DmPool.activate`.
+
+    I/O on a suspended device would wait in the kernel; it is refused with EAGAIN, as on every backend, as long as it
+    was suspended through this object or its pool.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        pool: Owner,
+        name: str,
+        dm_name: str,
+        thin_id: int,
+        length_sectors: int,
+        *,
+        read_only: bool,
+        origin: Backing | None,
+    ) -> None:
+        self._control = control
+        self._pool = pool
+        self._name = name
+        self.dm_name = dm_name
+        self._thin_id = thin_id
+        self._length_sectors = length_sectors
+        self._read_only = read_only
+        self._origin = origin
+        self._suspended = False
+        self._closed = False
+        with ExitStack() as undo:
+            self.device_number = self._create()
+            undo.callback(control.remove, dm_name)
+            self._load(length_sectors)
+            control.resume(dm_name)
+            access = os.O_RDONLY if read_only else os.O_RDWR
+            self._disk = DirectDisk(nodes.open_block(self.device_number, access | os.O_DIRECT))
+            undo.pop_all()
+
+    def _create(self) -> int:
+        try:
+            return self._control.create(self.dm_name)
+        except ControlError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise InvalidRequest(
+                f"'{self._name}' cannot be activated: there is already a device '{self.dm_name}' on this machine",
+                errno=errno.EBUSY,
+            ) from error
+
+    def _load(self, length_sectors: int) -> None:
+        origin = "" if self._origin is None else f" {self._origin.table_name}"
+        line = TargetLine(0, length_sectors, "thin", f"{self._pool.table_name} {self._thin_id}{origin}")
+        try:
+            self._control.load(self.dm_name, line, read_only=self._read_only)
+        except ControlError as error:
+            raise self._activation_error(error) from error
+
+    def _activation_error(self, error: ControlError) -> PoolError:
+        what = f"thin {self._thin_id} cannot be activated"
+        if error.errno == errno.ENODATA:
+            return NoSuchThin(f"thin {self._thin_id} is not in pool '{self._pool.name}'")
+        if error.errno == errno.EINVAL and self._pool.suspended:
+            return InvalidRequest(f"{what}: pool '{self._pool.name}' is suspended; resume it")
+        if error.errno == errno.EINVAL and self._pool.has_failed():
+            return InvalidRequest(f"{what}: pool '{self._pool.name}' has failed")
+        return error
+
+    # ------------------------------------------------------------------------------------------ properties
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def thin_id(self) -> int:
+        return self._thin_id
+
+    @property
+    def size_bytes(self) -> int:
+        return self._length_sectors * SECTOR_BYTES
+
+    @property
+    def block_bytes(self) -> int:
+        return self._pool.block_bytes
+
+    @property
+    def node(self) -> str:
+        """Path of the device's node, for mount(2) and for tools."""
+        return nodes.node_path(self.device_number)
+
+    @property
+    def is_suspended(self) -> bool:
+        return self._suspended
+
+    def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
+        self._require_open()
+        return ThinStatus.parse(only_line(self._control.status(self.dm_name, flush=flush), self.dm_name).parameters)
+
+    def table(self) -> ThinTable:
+        return ThinTable(
+            length_sectors=Sectors(self._length_sectors),
+            pool_device=self._pool.name,
+            thin_id=ThinId(self._thin_id),
+            external_origin=None if self._origin is None else self._origin.path,
+        )
+
+    def extents(self, begin_vblock: int = 0, end_vblock: int | None = None) -> Iterator[Extent]:
+        """Read in one go from the committed metadata, which this commits first."""
+        self._require_open()
+        return iter(self._pool.mapped_extents(self._thin_id, begin_vblock, end_vblock))
+
+    # ------------------------------------------------------------------------------------------ lifecycle
+
+    def resize(self, length_sectors: int) -> None:
+        self._require_open()
+        if length_sectors <= 0:
+            raise InvalidRequest(f"'{self._name}' cannot be {length_sectors} sectors long; give at least 1")
+        self._load(length_sectors)
+        self._control.resume(self.dm_name)
+        self._length_sectors = length_sectors
+        if self._suspended:
+            self._control.suspend(self.dm_name)
+
+    def suspend(self) -> None:
+        self._require_open()
+        if self._suspended:
+            return
+        try:
+            if not self._pool.suspended:
+                self.flush()
+        finally:
+            self._control.suspend(self.dm_name)
+            self._suspended = True
+
+    def resume(self) -> None:
+        self._require_open()
+        self._control.resume(self.dm_name)
+        self._suspended = False
+
+    def close(self, *, deferred: bool = False) -> None:
+        """Deactivate.
+
+        Args:
+            deferred: when somebody else uses the node, let the kernel remove the device with its last user.
+
+        Raises:
+            ThinBusy (EBUSY): somebody uses the node; the device stays active, and may be closed again.
+        """
+        if self._closed:
+            return
+        self._disk.close()
+        try:
+            self._control.remove(self.dm_name, deferred=deferred)
+        except ControlError as error:
+            if error.errno == errno.EBUSY:
+                self._reopen()
+                holders = describe_holders(self.device_number)
+                raise ThinBusy(f"'{self._name}' (thin {self._thin_id}) cannot be deactivated: {holders}") from error
+            if error.errno != errno.ENXIO:  # ENXIO: it was removed behind our back
+                raise
+        self._closed = True
+        self._pool.forget(self)
+        if self._origin is not None:
+            self._origin.close()
+
+    def _reopen(self) -> None:
+        access = os.O_RDONLY if self._read_only else os.O_RDWR
+        self._disk = DirectDisk(nodes.open_block(self.device_number, access | os.O_DIRECT))
+
+    # ------------------------------------------------------------------------------------------ data
+
+    def pread(self, offset: int, length: int) -> bytes:
+        if self._admit("read", offset, length):
+            return self._carry_out("read", offset, length, lambda: self._disk.pread(offset, length))
+        return b""
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        length = len(data)
+        if self._admit("write", offset, length):
+            self._carry_out("write", offset, length, lambda: self._disk.pwrite(offset, data))
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make a range read as zeros: whole blocks are unmapped where that shows zeros, the rest is written."""
+        if not self._admit("zero", offset, length):
+            return
+        block_bytes, end = self.block_bytes, offset + length
+        first, last = -(-offset // block_bytes), end // block_bytes
+        # A pool that cannot change its metadata lets a discard pass without doing it.
+        if self._origin is None and first < last and not self._pool.ignores_discards and self._pool.can_provision():
+            self.discard(first * block_bytes, (last - first) * block_bytes)
+            self._write_zeros(offset, first * block_bytes)
+            self._write_zeros(last * block_bytes, end)
+        else:
+            self._write_zeros(offset, end)
+
+    def _write_zeros(self, begin: int, end: int) -> None:
+        for offset in range(begin, end, _COPY_CHUNK_BYTES):
+            chunk = min(_COPY_CHUNK_BYTES, end - offset)
+            # What reads as zeros is left alone, so that unmapped blocks stay so.
+            if any(self.pread(offset, chunk)):
+                self.pwrite(offset, bytes(chunk))
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:
+        for done in range(0, length, _COPY_CHUNK_BYTES):
+            chunk = min(_COPY_CHUNK_BYTES, length - done)
+            self.pwrite(target_offset + done, self.pread(source_offset + done, chunk))
+
+    def discard(self, offset: int, length: int) -> None:
+        if self._pool.ignores_discards:
+            raise InvalidRequest(
+                f"discard on '{self._name}': pool '{self._pool.name}' has ignore_discard", errno=errno.EOPNOTSUPP
+            )
+        if not self._admit("discard", offset, length):
+            return
+        first, last = -(-offset // self.block_bytes), (offset + length) // self.block_bytes
+        begin, size = first * self.block_bytes, (last - first) * self.block_bytes
+        if size > 0:
+            self._carry_out("discard", offset, length, lambda: self._disk.discard(begin, size))
+
+    def flush(self) -> None:
+        self._admit("flush", 0, 0)
+        if self._pool.durable:
+            self._carry_out("flush", 0, 0, self._disk.flush)
+
+    def _admit(self, request: str, offset: int, length: int) -> bool:
+        """Whether there is something to do. Raises what the kernel would answer, or would wait for."""
+        self._require_open()
+        if self._suspended or self._pool.suspended:
+            what = f"'{self._name}'" if self._suspended else f"pool '{self._pool.name}'"
+            raise InvalidRequest(f"{request} on '{self._name}': {what} is suspended; resume it", errno=errno.EAGAIN)
+        if request not in ("read", "flush") and self._read_only:
+            raise PoolModeError(f"{request} on '{self._name}': it was activated read-only", errno=errno.EROFS)
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise InvalidRequest(
+                f"{request} of {length} bytes at {offset:#x} on '{self._name}': it is {self.size_bytes:#x} bytes long"
+            )
+        return length > 0
+
+    def _carry_out(self, request: str, offset: int, length: int, action: Callable[[], _T]) -> _T:
+        try:
+            return action()
+        except PoolError:
+            raise
+        except OSError as error:
+            raise self._io_error(request, offset, length, error) from error
+
+    def _io_error(self, request: str, offset: int, length: int, cause: OSError) -> PoolError:
+        pool = self._pool.name
+        what = f"{request} of {length} bytes at {offset:#x} on '{self._name}' (thin {self._thin_id})"
+        if cause.errno == errno.ENOSPC:
+            return OutOfDataSpace(
+                f"{what}: pool '{pool}' is out of data space; grow it, or delete or discard something"
+            )
+        with suppress(PoolError):
+            if cause.errno == errno.EIO and not self._pool.can_provision():
+                state = "failed; close it" if self._pool.has_failed() else "read-only; see its status"
+                return PoolModeError(f"{what} was refused: pool '{pool}' is {state}", errno=errno.EIO)
+        reason = os.strerror(cause.errno or errno.EIO).lower()
+        return PoolIoError(f"{what} failed in pool '{pool}': {reason}", errno=cause.errno)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest(f"'{self._name}' is not active any more", errno=errno.EBADF)
