@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -16,7 +16,7 @@ from cowfs.errors import MissingRequirement
 from cowfs.pool import PoolMode, PoolTable, ThinStatus
 from cowfs.testing.blockdev import memory_device
 from cowfs.testing.clock import ManualClock
-from cowfs.testing.judges import require_clean
+from cowfs.testing.judges import recount_findings, require_clean
 from cowfs.testing.model import PoolModel
 from cowfs.units import SECTOR_BYTES, Sectors
 from cowfs_emulated import EmulatedPool
@@ -27,14 +27,15 @@ THIN_BLOCKS = 24
 METADATA_BLOCKS = 512
 
 thin_ids = st.integers(0, 5)
+picks = st.integers(0, 5)
 offsets = st.integers(0, THIN_BLOCKS * BLOCK_BYTES - 1)
 block_ranges = st.tuples(st.integers(0, THIN_BLOCKS - 1), st.integers(1, 6)).map(
-    lambda pair: (pair[0] * BLOCK_BYTES, pair[1] * BLOCK_BYTES)
+    lambda pair: (pair[0] * BLOCK_BYTES, min(pair[1], THIN_BLOCKS - pair[0]) * BLOCK_BYTES)
 )
-byte_ranges = st.tuples(offsets, st.integers(1, 3 * BLOCK_BYTES))
-ranges = st.one_of(block_ranges, byte_ranges).map(
+byte_ranges = st.tuples(offsets, st.integers(1, 3 * BLOCK_BYTES)).map(
     lambda pair: (pair[0], min(pair[1], THIN_BLOCKS * BLOCK_BYTES - pair[0]))
 )
+ranges = st.one_of(block_ranges, byte_ranges)
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -65,6 +66,8 @@ class PoolMachine(RuleBasedStateMachine):
         self.model = PoolModel(data_blocks, BLOCK_BYTES)
         self.thins: dict[int, Any] = {}
         self.open()
+        self.create_thin(0)
+        self.write(0, (0, 3 * BLOCK_BYTES))
 
     def open(self) -> None:
         self.pool = EmulatedPool(self.metadata, self.data, self.table, name="pool", clock=self.clock)
@@ -75,11 +78,21 @@ class PoolMachine(RuleBasedStateMachine):
         """Do it on both sides; they agree in the errno, or in success."""
         assert outcome(on_pool) == outcome(on_model)
 
+    def message(self, on_pool: Callable[[], object], on_model: Callable[[], object]) -> None:
+        """A message commits what was before it, also when it is refused itself."""
+        self.model.commit()
+        self.both(on_pool, on_model)
+
     def device(self, thin_id: int) -> Any:
         if thin_id not in self.thins:
             self.thins[thin_id] = self.pool.activate(f"thin-{thin_id}", thin_id, THIN_BLOCKS * BLOCK_SECTORS)
             self.model.active.add(thin_id)
         return self.thins[thin_id]
+
+    def existing(self, pick: int) -> int:
+        """One of the thins there are; the last one is kept, so that there always is one."""
+        ids = sorted(self.model.state.thins)
+        return ids[pick % len(ids)]
 
     def pattern(self, length: int) -> bytes:
         self.serial += 1
@@ -89,58 +102,72 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(thin_id=thin_ids)
     def create_thin(self, thin_id: int) -> None:
-        self.both(lambda: self.pool.create_thin(thin_id), lambda: self.model.create_thin(thin_id))
+        self.message(lambda: self.pool.create_thin(thin_id), lambda: self.model.create_thin(thin_id))
 
     @rule(thin_id=thin_ids, origin_id=thin_ids)
     def create_snap(self, thin_id: int, origin_id: int) -> None:
-        self.both(lambda: self.pool.create_snap(thin_id, origin_id), lambda: self.model.create_snap(thin_id, origin_id))
+        self.message(
+            lambda: self.pool.create_snap(thin_id, origin_id), lambda: self.model.create_snap(thin_id, origin_id)
+        )
+
+    @rule(thin_id=thin_ids, origin=picks)
+    def snapshot(self, thin_id: int, origin: int) -> None:
+        if thin_id not in self.model.state.thins:
+            self.create_snap(thin_id, self.existing(origin))
 
     @rule(thin_id=thin_ids)
     def delete(self, thin_id: int) -> None:
-        self.both(lambda: self.pool.delete(thin_id), lambda: self.model.delete(thin_id))
+        if list(self.model.state.thins) == [thin_id]:
+            return
+        self.message(lambda: self.pool.delete(thin_id), lambda: self.model.delete(thin_id))
 
     @rule(old=st.integers(0, 2), new=st.integers(0, 2))
     def set_transaction_id(self, old: int, new: int) -> None:
-        self.both(lambda: self.pool.set_transaction_id(old, new), lambda: self.model.set_transaction_id(old, new))
+        self.message(lambda: self.pool.set_transaction_id(old, new), lambda: self.model.set_transaction_id(old, new))
 
     @rule()
     def reserve(self) -> None:
-        self.both(self.pool.reserve_metadata_snap, self.model.reserve_metadata_snap)
+        self.message(self.pool.reserve_metadata_snap, self.model.reserve_metadata_snap)
 
     @rule()
     def release(self) -> None:
-        self.both(self.pool.release_metadata_snap, self.model.release_metadata_snap)
+        self.message(self.pool.release_metadata_snap, self.model.release_metadata_snap)
 
     # --- data
 
-    @rule(thin_id=thin_ids, where=ranges)
-    def write(self, thin_id: int, where: tuple[int, int]) -> None:
-        if thin_id in self.model.state.thins:
-            offset, length = where
-            data = self.pattern(length)
-            device = self.device(thin_id)
-            self.both(lambda: device.pwrite(offset, data), lambda: self.model.write(thin_id, offset, data))
+    @rule(pick=picks, where=block_ranges)
+    def write_blocks(self, pick: int, where: tuple[int, int]) -> None:
+        self.write(pick, where)
 
-    @rule(thin_id=thin_ids, where=ranges)
-    def discard(self, thin_id: int, where: tuple[int, int]) -> None:
-        if thin_id in self.model.state.thins:
-            self.device(thin_id).discard(*where)
-            self.model.discard(thin_id, *where)
+    @rule(pick=picks, where=byte_ranges)
+    def write(self, pick: int, where: tuple[int, int]) -> None:
+        thin_id = self.existing(pick)
+        offset, length = where
+        data = self.pattern(length)
+        device = self.device(thin_id)
+        self.both(lambda: device.pwrite(offset, data), lambda: self.model.write(thin_id, offset, data))
 
-    @rule(thin_id=thin_ids, where=ranges)
-    def zero(self, thin_id: int, where: tuple[int, int]) -> None:
+    @rule(pick=picks, where=ranges)
+    def discard(self, pick: int, where: tuple[int, int]) -> None:
+        thin_id = self.existing(pick)
+        self.device(thin_id).discard(*where)
+        self.model.discard(thin_id, *where)
+
+    @rule(pick=picks, where=ranges)
+    def zero(self, pick: int, where: tuple[int, int]) -> None:
         """Partial blocks may need a fresh block when they are shared, so that is left out here."""
-        if thin_id in self.model.state.thins and not self.model.out_of_data_space:
+        thin_id = self.existing(pick)
+        if not self.model.out_of_data_space:
             offset, length = where
             first, end = -(-offset // BLOCK_BYTES) * BLOCK_BYTES, (offset + length) // BLOCK_BYTES * BLOCK_BYTES
             if first < end:
                 self.device(thin_id).zero(first, end - first)
                 self.model.discard(thin_id, first, end - first)
 
-    @rule(thin_id=thin_ids, where=ranges)
-    def read(self, thin_id: int, where: tuple[int, int]) -> None:
-        if thin_id in self.model.state.thins:
-            assert self.device(thin_id).pread(*where) == self.model.read(thin_id, *where)
+    @rule(pick=picks, where=ranges)
+    def read(self, pick: int, where: tuple[int, int]) -> None:
+        thin_id = self.existing(pick)
+        assert self.device(thin_id).pread(*where) == self.model.read(thin_id, *where)
 
     @rule(thin_id=thin_ids)
     def flush(self, thin_id: int) -> None:
@@ -183,7 +210,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.metadata = memory_device(self.metadata.pread(0, self.metadata.size_bytes))
         self.data = memory_device(self.data.pread(0, self.data.size_bytes))
         self.model.crash()
-        self.judge()
+        assert recount_findings(self.metadata, strict=True) == []
         self.open()
 
     @rule()
@@ -191,7 +218,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.close()
         self.model.commit()
         self.model.out_of_data_space = False
-        self.judge()
+        assert recount_findings(self.metadata, strict=True) == []
         self.open()
 
     @precondition(lambda self: self.model.state.data_blocks < 60)
@@ -253,12 +280,6 @@ class PoolMachine(RuleBasedStateMachine):
                 None if highest is None else Sectors((highest + 1) * BLOCK_SECTORS - 1),
             )
 
-    def judge(self) -> None:
-        try:
-            require_clean(self.metadata)
-        except MissingRequirement as error:
-            pytest.skip(str(error))
-
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
@@ -266,7 +287,10 @@ class PoolMachine(RuleBasedStateMachine):
         for thin_id in self.model.state.thins:
             assert self.device(thin_id).pread(0, size) == self.model.read(thin_id, 0, size)
         self.pool.close()
-        self.judge()
+        try:
+            require_clean(self.metadata, strict=True)
+        except MissingRequirement as error:
+            pytest.skip(str(error))
 
 
 def outcome(call: Callable[[], object]) -> int:
@@ -278,5 +302,9 @@ def outcome(call: Callable[[], object]) -> int:
     return 0
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+# Without shrinking: a step is cheap, but a minute of them is more than a failing test should take. Add Phase.shrink to
+# look into a failure.
+PoolMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+)
 TestPoolAgreesWithModel = PoolMachine.TestCase
