@@ -285,7 +285,6 @@ class _Check:
         if not location:
             return
         path = f"held superblock {location}"
-        self.trees.refer(location)
         try:
             held = Superblock.unpack(self.reader.read_block(location, path), location)
         except MetadataCorrupt as error:
@@ -293,4 +292,5 @@ class _Check:
             self.trees.metadata_complete = False
             self.trees.data_complete = False
             return
+        self.trees.refer(location)
         self._check_devices(held, f"{path} -> ")

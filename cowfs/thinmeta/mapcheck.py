@@ -60,7 +60,7 @@ class _MapChecker:
         self._recount = recount
         self._complete = complete
         self._allocated = 0
-        self._all_read = True
+        self._read = 0
         self._overflow = self._read_overflow()
         self._next_overflow = next(self._overflow, None)
 
@@ -72,8 +72,8 @@ class _MapChecker:
             counts = unpack_bitmap(self._reader.read_block(location, where), location, where)
         except MetadataCorrupt as error:
             self._report.add_error(error)
-            self._all_read = False
             return
+        self._read += 1
         inside = min(ENTRIES_PER_BITMAP, self._nr_blocks - index * ENTRIES_PER_BITMAP)
         self._check_entry(index, entry, counts, inside, holder, path)
         if any(counts[inside:]):
@@ -84,9 +84,12 @@ class _MapChecker:
 
     def finish(self) -> None:
         for block, count in self._take_overflow(2**64).items():
+            if block < self._nr_blocks:
+                continue  # its bitmap is missing, which was reported
             what = f"a reference count of {count} for block {block} past the end of the {self._map.name} map"
             self._overflow_error(what)
-        if self._all_read and self._allocated != self._map.root.nr_allocated:
+        all_read = self._read == -(-self._nr_blocks // ENTRIES_PER_BITMAP)
+        if all_read and self._allocated != self._map.root.nr_allocated:
             self._warn(
                 f"{self._map.name} space map: number of allocated blocks",
                 0,

@@ -71,6 +71,7 @@ class TreeChecker:
         self._time = time
         self._progress = progress
         self._nodes = 0
+        self._too_empty: set[int] = set()
         blocks = reader.blocks
         self._tree = bytearray(blocks)
         self._height = bytearray(blocks)
@@ -100,7 +101,6 @@ class TreeChecker:
 
     def _visit(self, location: int, tree: TreeKind, path: str, level: int, *, is_root: bool) -> int:
         """Judge one reference to a node; returns its height, 0 when it is damaged."""
-        self.refer(location)
         if location >= self._reader.blocks:
             self._enter(location, tree, path, level)  # says so
             return 0
@@ -115,16 +115,19 @@ class TreeChecker:
         elif self._height[location] == _OPEN:
             self._damaged(tree, "leads back to itself", location, path)
             return 0
+        self.refer(location)
         if self._height[location] == _BAD:
             return 0
-        minimum = self._minimum(location, tree)
-        if not is_root and self._entries[location] < minimum:
-            self._error("too few entries", location, path, f"at least {minimum}", self._entries[location])
+        if not is_root:
+            self._check_fill(location, tree, path)
         return self._height[location]
 
-    def _minimum(self, location: int, tree: TreeKind) -> int:
+    def _check_fill(self, location: int, tree: TreeKind, path: str) -> None:
         kind = tree.values if self._height[location] == 1 else MAPPINGS.values
-        return kind.max_entries // 3
+        minimum = kind.max_entries // 3
+        if self._entries[location] < minimum and location not in self._too_empty:
+            self._too_empty.add(location)
+            self._error("too few entries", location, path, f"at least {minimum}", self._entries[location])
 
     def _enter(self, location: int, tree: TreeKind, path: str, level: int) -> None:
         """Read a node that was not seen before, and all below it."""

@@ -1,0 +1,88 @@
+"""The two generations of thin-provisioning-tools, as outside judges of metadata.
+
+0.9.0 (C++) is Debian 12's package and is looked for on the path. 1.1.0 (Rust) is Debian 13's; its programs run on
+Debian 12 too, unpacked beside everything else:
+
+    python -m cowfs.testing.thin_tools      fetches and unpacks it below the virtual environment, with apt, as any user
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from cowfs.errors import MissingRequirement
+
+SYSTEM_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "thin-tools"
+PACKAGE: Final = "thin-provisioning-tools"
+FETCH_COMMAND: Final = "python -m cowfs.testing.thin_tools"
+_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_SOURCE: Final = f"deb [signed-by={_KEYRING}] http://deb.debian.org/debian trixie main\n"
+_TIMEOUT_SECONDS: Final = 300
+
+
+def find_old(tool: str) -> str:
+    """Path of a 0.9.0 tool.
+
+    Raises:
+        MissingRequirement: not installed, or of another version.
+    """
+    path = shutil.which(tool, path=SYSTEM_PATH)
+    if path is None or not _version(path).startswith("0.9"):
+        raise MissingRequirement(f"{tool} 0.9 is not installed", remedy=f"apt-get install {PACKAGE}, on Debian 12")
+    return path
+
+
+def find_new(tool: str) -> str:
+    """Path of a 1.x tool: what was fetched, or what the system has.
+
+    Raises:
+        MissingRequirement: there is none.
+    """
+    for path in (str(UNPACKED / "usr" / "sbin" / tool), shutil.which(tool, path=SYSTEM_PATH)):
+        if path and os.access(path, os.X_OK) and _version(path).startswith("1."):
+            return path
+    raise MissingRequirement(f"{tool} 1.x is not installed", remedy=FETCH_COMMAND)
+
+
+def fetch() -> None:
+    """Download Debian 13's package and unpack it below `UNPACKED`. Changes nothing of the system's own packages."""
+    with tempfile.TemporaryDirectory(prefix="cowfs-thin-tools-") as name:
+        work = Path(name)
+        for directory in ("state/lists/partial", "cache/archives/partial"):
+            (work / directory).mkdir(parents=True)
+        (work / "status").touch()
+        (work / "sources.list").write_text(_SOURCE)
+        config = work / "apt.conf"
+        config.write_text(
+            f'Dir::State "{work}/state";\nDir::State::status "{work}/status";\nDir::Cache "{work}/cache";\n'
+            f'Dir::Etc::SourceList "{work}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n'
+            'APT::Sandbox::User "";\n'
+        )
+        environment = {**os.environ, "APT_CONFIG": str(config)}
+        for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "download", PACKAGE]):
+            subprocess.run(command, check=True, cwd=work, env=environment, timeout=_TIMEOUT_SECONDS)
+        (package,) = work.glob("*.deb")
+        shutil.rmtree(UNPACKED, ignore_errors=True)
+        UNPACKED.mkdir(parents=True)
+        subprocess.run(["dpkg-deb", "-x", str(package), str(UNPACKED)], check=True, timeout=_TIMEOUT_SECONDS)
+    _version.cache_clear()
+
+
+@functools.cache
+def _version(path: str) -> str:
+    result = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=60)
+    words = (result.stdout or result.stderr).split()
+    return words[-1] if words else ""
+
+
+if __name__ == "__main__":
+    fetch()
+    print(f"{find_new('thin_check')} {_version(find_new('thin_check'))}")
