@@ -7,10 +7,12 @@ never comes here, and a block that is freed must be forgotten before it may carr
 
 from __future__ import annotations
 
+import errno
 from collections import OrderedDict
 from collections.abc import Callable
 
 from cowfs.blockdev import BlockDevice
+from cowfs.errors import FilesystemError
 
 _CLEAN_BYTES_MAX = 64 << 20
 _DIRTY_BYTES_MAX = 64 << 20
@@ -27,6 +29,7 @@ class MetadataCache:
     def __init__(self, device: BlockDevice, block_bytes: int, before_write: Callable[[], None]) -> None:
         self.device = device
         self.block_bytes = block_bytes
+        self._blocks = device.size_bytes // block_bytes
         self._before_write = before_write
         self._clean: OrderedDict[int, bytes] = OrderedDict()
         self._clean_max = _CLEAN_BYTES_MAX // block_bytes
@@ -47,6 +50,7 @@ class MetadataCache:
         if data is not None:
             clean.move_to_end(block)
             return data
+        self._check(block)
         data = self.device.pread(block * self.block_bytes, self.block_bytes)
         self._keep(block, data)
         return data
@@ -57,6 +61,7 @@ class MetadataCache:
         if self._dirty.get(block) is None:
             if self._clean.get(block) == data:
                 return
+            self._check(block)
             self._clean.pop(block, None)
         self._dirty[block] = data
 
@@ -110,6 +115,13 @@ class MetadataCache:
         self.device.pwrite(run[0] * self.block_bytes, b"".join([dirty[block] for block in run]))
         for block in run:
             self._keep(block, dirty.pop(block))
+
+    def _check(self, block: int) -> None:
+        if not 0 <= block < self._blocks:
+            raise FilesystemError(
+                f"ext4 is damaged: it refers to block {block} of {self._blocks}; run a check with repair",
+                errno=errno.EUCLEAN,
+            )
 
     def _keep(self, block: int, data: bytes) -> None:
         clean = self._clean
