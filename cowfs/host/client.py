@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -57,7 +57,7 @@ class Client:
         kind = answer_type(type(request))
         if kind is OpenFile:
             return OpenFile(self._take_file())  # type: ignore[return-value]
-        return msgspec.json.decode(reply.result, type=kind)  # type: ignore[no-any-return]
+        return self._decode(reply.result, kind)  # type: ignore[no-any-return]
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
         """Send a request whose answer is a sequence; its pieces come as they are read from the socket.
@@ -65,11 +65,11 @@ class Client:
         Leaving the iteration early closes the connection, since the rest of the answer is still on its way.
         """
         self._send(request)
-        decoder = msgspec.json.Decoder(answer_type(type(request)))
+        kind = answer_type(type(request))
         self._listing = True
         try:
-            while piece := bytes(self._reply().piece):
-                yield decoder.decode(piece)
+            while bytes(piece := self._reply().piece):
+                yield self._decode(piece, kind)
             self._listing = False
         finally:
             if self._listing:
@@ -124,6 +124,12 @@ class Client:
             self._listing = False
             raise restore_error(reply.error)
         return reply
+
+    def _decode(self, answer: msgspec.Raw, kind: Any) -> Any:
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.MsgspecError as error:
+            raise self._broken(f"answered something else than was asked ({error})") from error
 
     def _line(self) -> bytes:
         assert self._socket is not None
