@@ -22,6 +22,7 @@ from cowfs.fuse.mountinfo import Mount, mount_at
 _DEVICE: Final = "/dev/fuse"
 _FUSE_CONF: Final = "/etc/fuse.conf"
 _MNT_DETACH: Final = 2
+_PF_EXITING: Final = 4
 _TOOL_SECONDS: Final = 60.0
 
 
@@ -112,13 +113,13 @@ def check_mount_point(source: str, target: str) -> str:
 
 
 def is_dead(mount: Mount) -> bool:
-    """Whether the server of a mount of cowfs is gone, so that every request to it fails with ENOTCONN."""
+    """Whether the server of a mount of cowfs is gone, so that every request to it fails at once."""
     if find_server(mount) is not None:
         return False  # and asking a server that hangs would hang
     try:
         os.statvfs(mount.target)  # never answered from a cache
     except OSError as error:
-        return error.errno == errno.ENOTCONN
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False
 
 
@@ -144,17 +145,19 @@ def find_server(mount: Mount) -> int | None:
         try:
             comm = Path(entry.path, "comm").read_text(encoding="utf-8", errors="replace")
             if comm.rstrip("\n") == title and entry.stat().st_uid == mount.owner_uid:
-                found.append((_start_time(int(entry.name)), int(entry.name)))
+                alive, start_time = _life(int(entry.name))
+                found += [(start_time, int(entry.name))] if alive else []
         except OSError:
             continue  # it ended meanwhile
     # Device numbers are used again: one that has just lost its mount may not have dropped its title yet.
     return max(found)[1] if found else None
 
 
-def _start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot."""
-    after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
-    return int(after_name.split()[19])
+def _life(pid: int) -> tuple[bool, int]:
+    """Whether a process is not about to end, and when it started, in clock ticks since boot (see proc(5), stat)."""
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    state, flags, start_time = fields[0], int(fields[6]), int(fields[19])
+    return state not in {b"Z", b"X"} and not flags & _PF_EXITING, start_time
 
 
 # Unmounting.
