@@ -109,6 +109,41 @@ def random_writes_match_a_model(root: Path) -> None:
 
 
 @_case
+def mixed_operations_match_a_model(root: Path) -> None:
+    """Reads, writes, truncations and mapped accesses through several descriptors, all seeing the same bytes."""
+    rng = random.Random(3)
+    model = bytearray()
+    path = root / "f"
+    with contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(_opened(path, os.O_RDWR | os.O_CREAT)) for _ in range(3)]
+        for step in range(400):
+            fd, offset = rng.choice(fds), rng.randrange(300_000)
+            action = rng.choice(["write", "write", "read", "truncate", "map", "stat"])
+            if action == "write":
+                data = rng.randbytes(rng.randrange(1, 70_000))
+                model.extend(bytes(max(0, offset + len(data) - len(model))))
+                model[offset : offset + len(data)] = data
+                assert os.pwrite(fd, data, offset) == len(data)
+            elif action == "read":
+                length = rng.randrange(1, 140_000)
+                assert os.pread(fd, length, offset) == model[offset : offset + length], f"read differs at step {step}"
+            elif action == "truncate":
+                del model[offset:]
+                model.extend(bytes(offset - len(model)))
+                os.ftruncate(fd, offset)
+            elif action == "map" and model:
+                with mmap.mmap(fd, len(model)) as mapped:
+                    assert mapped[:] == model, f"mapping differs at step {step}"
+                    begin = rng.randrange(len(model))
+                    model[begin : begin + 5000] = mapped[begin : begin + 5000] = rng.randbytes(
+                        len(model[begin : begin + 5000])
+                    )
+            else:
+                assert os.fstat(fd).st_size == len(model)
+    assert path.read_bytes() == model
+
+
+@_case
 def append_goes_to_the_end(root: Path) -> None:
     with _opened(root / "f", os.O_WRONLY | os.O_CREAT | os.O_APPEND) as first:
         with _opened(root / "f", os.O_WRONLY | os.O_APPEND) as second:

@@ -428,6 +428,26 @@ fd = os.open(root, os.O_RDONLY); os.fsync(fd); os.close(fd)
     assert served.end() == 0
 
 
+def test_what_was_written_a_while_ago_survives_a_kill(root_user, serve, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    served = serve(root_user, "volume", image)
+    (served.target / "f").write_bytes(b"kept" * 10_000)
+    deadline = time.monotonic() + 60
+    while b"kept" not in debugfs(image, "cat /f") and time.monotonic() < deadline:
+        time.sleep(0.2)  # nobody syncs: the server settles by itself
+    served.process.kill()
+    assert debugfs(image, "cat /f") == b"kept" * 10_000
+    subprocess.run(["e2fsck", "-fn", image], check=True, capture_output=True)
+    assert b"Filesystem state:         clean" in debugfs(image, "stats -h")
+
+
+def debugfs(image: Path, command: str) -> bytes:
+    return subprocess.run(["debugfs", "-R", command, image], check=True, capture_output=True).stdout
+
+
 # The raw view.
 
 
