@@ -77,7 +77,7 @@ class DeviceSet:
         self._ids = ThinIds(set_file.next_device_id, (record.device_id for _, record in self._store.items()))
         for thin_id in pool.thin_ids():
             self._ids.reserve(thin_id)
-        self._transactions = Transactions(pool, self._store, self._ids, partial(figures.creation_transaction, pool))
+        self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._base = BaseDevice(
             pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )

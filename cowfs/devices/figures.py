@@ -76,15 +76,13 @@ def device_figures(pool: Pool, name: str, thin_id: int) -> DeviceFigures:
     )
 
 
-def creation_transaction(pool: Pool, thin_id: int) -> int | None:
-    """The pool transaction in which a thin was made, None when it cannot be told."""
+def is_fresh(pool: Pool, thin_id: int, transaction_id: int) -> bool:
+    """Whether a thin was made in a pool transaction and has no block of its own; False where it cannot be told."""
     try:
-        pool.commit()
-        with closing(pool.open_metadata()) as device:
-            reader = MetadataReader(device)
-            return _read_details(reader, reader.superblock(), thin_id).transaction_id
+        found = device_figures(pool, f"of thin {thin_id}", thin_id)
     except CowfsError:
-        return None
+        return False
+    return found.created_transaction_id == transaction_id and not found.exclusive_bytes
 
 
 def check_free_space(pool: Pool, percent: int) -> None:

@@ -39,16 +39,14 @@ class Transactions:
     """The protocol above, over one pool and one store.
 
     Args:
-        creation_transaction: tells in which pool transaction a thin was made, None when it cannot be told.
+        is_fresh: whether a thin was made in the given pool transaction and nothing was written to it since.
     """
 
-    def __init__(
-        self, pool: Pool, store: DeviceStore, ids: ThinIds, creation_transaction: Callable[[int], int | None]
-    ) -> None:
+    def __init__(self, pool: Pool, store: DeviceStore, ids: ThinIds, is_fresh: Callable[[int, int], bool]) -> None:
         self._pool = pool
         self._store = store
         self._ids = ids
-        self._creation_transaction = creation_transaction
+        self._is_fresh = is_fresh
         self._foreign: set[int] = set()  # ids that proved to be somebody else's
         self._is_settled = False
 
@@ -145,7 +143,6 @@ class Transactions:
             self._problem(f"device {name!r} was being made or removed when its process died; it is not shown")
             return
         if thin_id not in self._foreign:
-            self._ids.reserve(thin_id)
             self._delete_thin(thin_id)
         self._store.delete(name)
         if thin_id not in self._foreign:
@@ -155,7 +152,7 @@ class Transactions:
         """The transaction file is damaged: find what it was about by comparing the pool with the records.
 
         Undone is what can only come from the open transaction: a record that it wrote, one record whose thin is
-        gone, one thin that it made without a record. Anything more is reported and kept.
+        gone, one thin that it made without a record and that has nothing of its own. Anything more is kept.
         """
         current_id = self.current_id()
         for name, record in list(self._store.items()):
@@ -167,7 +164,7 @@ class Transactions:
             self._undo(missing[0], self._store.require(missing[0]).device_id)
         if not self._store.damaged_count and not self._store.read_only:
             known = {record.device_id for _, record in self._store.items()}
-            made = [thin for thin in in_pool - known if self._creation_transaction(thin) == current_id]
+            made = [thin for thin in in_pool - known if self._is_fresh(thin, current_id)]
             if len(made) == 1:
                 self._delete_thin(made[0])
                 self._ids.release(made[0])

@@ -194,6 +194,40 @@ def test_a_process_killed_while_making_a_home_lets_the_next_make_it(tmp_path: Pa
     print(f"init: killed at {points} system calls, {finished} times after its end")
 
 
+# --- a damaged transaction file
+
+
+def test_the_thin_of_a_damaged_transaction_is_found_by_its_age(home: Path) -> None:
+    with open_home(home, BACKEND) as devices:
+        origin = devices.record("a").device_id
+        devices.pool.create_snap(20, origin)
+        devices.create("later")  # makes thin 20 an old one
+        devices.pool.create_snap(21, origin)
+    (home / "metadata/transaction-metadata").write_text("?")
+    with open_home(home, BACKEND) as devices:
+        assert devices.status().orphan_thin_ids == (20,)
+        require_clean_pool(devices.pool)
+
+
+@pytest.mark.parametrize("reason", ["it holds data", "two of them", "a record is damaged"])
+def test_what_may_be_somebodys_thin_is_kept(home: Path, reason: str) -> None:
+    with open_home(home, BACKEND) as devices:
+        origin = devices.record("a").device_id
+        devices.pool.create_snap(21, origin)
+        if reason == "it holds data":
+            thin = devices.pool.activate("other", 21, MIB // 512)
+            thin.pwrite(0, b"precious")
+            thin.flush()
+        elif reason == "two of them":
+            devices.pool.create_snap(22, origin)
+        else:
+            (home / "metadata/damaged").write_text("?")
+    (home / "metadata/transaction-metadata").write_text("?")
+    with open_home(home, BACKEND) as devices:
+        assert 21 in devices.status().orphan_thin_ids
+        assert devices.create("next").device_id not in devices.status().orphan_thin_ids
+
+
 # --- figures
 
 
