@@ -35,7 +35,7 @@ class Allocator:
         self._first = fs.ffi.new("uint64_t *")
         self._length = fs.ffi.new("uint64_t *")
         self._number = fs.ffi.new("uint32_t *")
-        self._callbacks: list[Any] = []
+        self._callback: Any = None
         if not fs.read_only:
             self._watch_library()
 
@@ -104,6 +104,7 @@ class Allocator:
 
     def _mark(self, run: Run, *, used: bool) -> None:
         self._fs.c.ext2fs_block_alloc_stats_range(self._fs.fs, run.physical, run.length, 1 if used else -1)
+        self._note(run)
 
     # Inode numbers.
 
@@ -125,25 +126,23 @@ class Allocator:
         self._fs.c.ext2fs_inode_alloc_stats2(self._fs.fs, number, change, int(is_directory))
         self._inode_groups.add((number - 1) // self._fs.inodes_per_group)
 
-    # Following what the library allocates itself.
+    # Following what the library allocates itself, for extended attributes: single blocks.
 
     def _watch_library(self) -> None:
         fs = self._fs
-        one = fs.callback("void(ext2_filsys, blk64_t, int)", self._block_changed)
-        many = fs.callback("void(ext2_filsys, blk64_t, blk_t, int)", self._range_changed)
-        self._callbacks = [one, many]
-        fs.c.ext2fs_set_block_alloc_stats_callback(fs.fs, one, fs.ffi.NULL)
-        fs.c.ext2fs_set_block_alloc_stats_range_callback(fs.fs, many, fs.ffi.NULL)
+        self._callback = fs.callback("void(ext2_filsys, blk64_t, int)", self._library_changed)
+        fs.c.ext2fs_set_block_alloc_stats_callback(fs.fs, self._callback, fs.ffi.NULL)
 
-    def _block_changed(self, fs: Any, block: int, change: int) -> None:
-        self._range_changed(fs, block, 1, change)
-
-    def _range_changed(self, _fs: Any, block: int, count: int, change: int) -> None:
-        first = self._fs.first_data_block
-        size = self._fs.blocks_per_group
-        self._block_groups.update(range((block - first) // size, (block + count - 1 - first) // size + 1))
+    def _library_changed(self, _fs: Any, block: int, change: int) -> None:
+        self._note(Run(block, 1))
         if change < 0:
-            self._fs.cache.forget(block, count)
+            self._fs.cache.forget(block, 1)
+
+    def _note(self, run: Run) -> None:
+        """Remember whose bitmaps changed."""
+        begin = run.physical - self._fs.first_data_block
+        size = self._fs.blocks_per_group
+        self._block_groups.update(range(begin // size, (begin + run.length - 1) // size + 1))
 
     # Writing down.
 

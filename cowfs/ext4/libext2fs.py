@@ -195,7 +195,6 @@ void ext2fs_inode_alloc_stats2(ext2_filsys, ext2_ino_t, int, int);
 errcode_t ext2fs_new_range(ext2_filsys, int, blk64_t, blk64_t, ext2fs_bitmap, blk64_t *, blk64_t *);
 void ext2fs_block_alloc_stats_range(ext2_filsys, blk64_t, blk_t, int);
 void ext2fs_set_block_alloc_stats_callback(ext2_filsys, void (*)(ext2_filsys, blk64_t, int), void *);
-void ext2fs_set_block_alloc_stats_range_callback(ext2_filsys, void (*)(ext2_filsys, blk64_t, blk_t, int), void *);
 errcode_t ext2fs_find_first_zero_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
 errcode_t ext2fs_find_first_set_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
 int ext2fs_test_generic_bmap(ext2fs_bitmap, uint64_t);

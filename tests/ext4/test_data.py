@@ -214,6 +214,26 @@ def test_writing_many_files_in_turn(image: Image, rng: random.Random) -> None:
         assert volume.read(inode, 0, 10 * MIB) == content
 
 
+def test_runs_across_block_groups(make_image: Callable[..., Image]) -> None:
+    """Groups of 8 MiB: taking and freeing runs that reach into several of them changes all their bitmaps."""
+    image = make_image(options=["-b", "1024"])
+    volume = image.volume
+    inode = make_file(volume, b"f", b"x" * 30 * MIB)
+    image.reopen()
+    image.close()
+    image.require_clean()
+    volume = image.open()
+    make_file(volume, b"g", b"y" * 10 * MIB)
+    volume.unlink(ROOT_INODE, b"f")
+    image.reopen()
+    image.close()
+    image.require_clean()
+    volume = image.open()
+    with pytest.raises(OSError):
+        volume.attributes(inode)
+    volume.set_attributes(volume.lookup(ROOT_INODE, b"g").inode, size_bytes=3)
+
+
 def test_any_buffer_can_be_written(volume: Volume) -> None:
     inode = make_file(volume, b"f")
     volume.write(inode, 0, bytearray(b"one"))
