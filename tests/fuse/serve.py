@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import sys
 import time
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--suid-dev", action="store_true")
     parser.add_argument("--fault", choices=["start", "hang", "exit", "service", "late-service", "close"])
     parser.add_argument("--grow", action="store_true", help="give a thin's pool more space once a write waits for it")
+    parser.add_argument("--copy-on", metavar="REQUEST", help="when this file appears, quiesce and copy the image")
     parser.add_argument("--queue-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -94,6 +96,12 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
             pool.reload(pool.table().replace(length_sectors=4096))
             pool.resume()
             space.wake()
+        if arguments.copy_on:
+            while not os.path.exists(arguments.copy_on):
+                await trio.sleep(0.05)
+            await view.quiesce()
+            shutil.copyfile(arguments.file, arguments.copy_on + ".copying")
+            os.rename(arguments.copy_on + ".copying", arguments.copy_on + ".copy")
         await trio.sleep_forever()
 
     tree.close_fails = arguments.fault == "close"

@@ -444,6 +444,32 @@ def test_what_was_written_a_while_ago_survives_a_kill(root_user, serve, tmp_path
     assert b"Filesystem state:         clean" in debugfs(image, "stats -h")
 
 
+def test_a_quiesced_volume_holds_all_that_was_written(root_user, serve, tmp_path: Path) -> None:
+    image, request = tmp_path / "image", tmp_path / "request"
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    served = serve(root_user, "volume", image, "--copy-on", request)
+    (served.target / "plain").write_bytes(b"plain" * 1000)
+    fd = os.open(served.target / "mapped", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(fd, 4 << 20)
+    with mmap.mmap(fd, 0) as mapped:
+        mapped[:] = b"a" * len(mapped)  # dirty in the kernel only: no msync, no close
+        request.touch()
+        copy = tmp_path / "request.copy"
+        deadline = time.monotonic() + 60
+        while not copy.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        mapped[:] = b"b" * len(mapped)  # still mapped, and not part of the copy
+    os.close(fd)
+    assert served.end() == 0
+    subprocess.run(["e2fsck", "-fn", copy], check=True, capture_output=True)
+    assert b"Filesystem state:         clean" in debugfs(copy, "stats -h")
+    assert debugfs(copy, "cat /plain") == b"plain" * 1000
+    assert debugfs(copy, "cat /mapped") == b"a" * (4 << 20)
+    assert debugfs(image, "cat /mapped") == b"b" * (4 << 20)
+
+
 def debugfs(image: Path, command: str) -> bytes:
     return subprocess.run(["debugfs", "-R", command, image], check=True, capture_output=True).stdout
 
