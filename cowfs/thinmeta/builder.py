@@ -109,6 +109,13 @@ class MetadataBuilder:
         )
         return subtree
 
+    def write_mapping_node(self, node: Node, *, may_be_unused: bool = False) -> int:
+        """Write a node of a mapping tree as it is; a leaf that nothing refers to in the end may be so marked."""
+        location = self.write_node(node, self._count_mappings)
+        if may_be_unused:
+            self._loose.append(location)
+        return location
+
     def has_thin(self, thin_id: int) -> bool:
         return thin_id in self._thins
 

@@ -1,8 +1,8 @@
 """The part of the check that walks trees: every distinct node once, whatever refers to it how often.
 
 For each block that is a node, a few numbers are kept (29 bytes per metadata block): its tree, height, first and last
-key and how much is mapped below it. They are all that is needed to judge each further reference to it, so sharing
-costs nothing, and a snapshot's mapped blocks are known without walking it again.
+key, how much is mapped below it, and whether all of that is sound. They are all that is needed to judge each further
+reference to it, so sharing costs nothing, and a snapshot's mapped blocks are known without walking it again.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class TreeChecker:
         blocks = reader.blocks
         self._tree = bytearray(blocks)
         self._height = bytearray(blocks)
+        self._flawed = bytearray(blocks)
         self._entries = array("H", bytes(2 * blocks))
         self._first = array("Q", bytes(8 * blocks))
         self._last = array("Q", bytes(8 * blocks))
@@ -91,6 +92,16 @@ class TreeChecker:
             return None
         total = self._total[root]
         return None if total == _UNKNOWN else total
+
+    def is_sound(self, root: int, tree: TreeKind) -> bool:
+        """Whether nothing is wrong with a node that was walked, nor with anything below it in its tree."""
+        return self.is_node_of(root, tree) and not self._flawed[root]
+
+    def is_node_of(self, location: int, tree: TreeKind) -> bool:
+        """Whether a block is a readable node, walked as part of such a tree."""
+        if location >= self._reader.blocks or self._height[location] in (_UNSEEN, _BAD):
+            return False
+        return _TREES[self._tree[location]] is tree
 
     def refer(self, location: int) -> None:
         """Count a reference to a metadata block."""
@@ -167,12 +178,14 @@ class TreeChecker:
             height = self._visit(child, tree, where, level + 1, is_root=False)
             if not height:
                 total = _UNKNOWN
+                self._flawed[location] = 1
                 continue
             heights.add(height)
             total = _UNKNOWN if _UNKNOWN in (total, self._total[child]) else total + self._total[child]
             if self._entries[child]:
                 last = max(last, self._last[child])
                 self._check_keys(child, where, begin, end)
+            self._flawed[location] |= self._flawed[child]
         if len(heights) > 1:
             depths = " and ".join(str(height) for height in sorted(heights))
             self._error(f"leaves at unequal depth, {depths} below it", location, path)
@@ -246,6 +259,8 @@ class TreeChecker:
             self.data_complete = False
 
     def _error(self, what: str, location: int, path: str, expected: object = "", found: object = "") -> None:
+        if location < self._reader.blocks:
+            self._flawed[location] = 1
         self._report.add(Severity.ERROR, what, block=location, path=path, expected=expected, found=found)
 
     def _note_progress(self) -> None:
