@@ -18,7 +18,7 @@ from typing import Any, Final, NoReturn
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import Settings
+from cowfs.cli.settings import PATH, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
@@ -68,7 +68,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=click.Path(), help="The home. [env: COWFS_HOME]")
+@click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=PATH, help="The home. [env: COWFS_HOME]")
 @click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
 @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
 @click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(words: list[str]) -> int:
     """Run a command line; its exit status."""
-    as_json = "--json" in words
+    as_json = _asks_for_json(words)
     try:
         result: Any = cli.main(words, prog_name="cowfs", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -120,6 +120,19 @@ def run(words: list[str]) -> int:
             raise
         return output.print_error(error, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+def _asks_for_json(words: list[str]) -> bool:
+    """Whether --json stands before the command; asked here for the errors of the command line itself."""
+    rest = iter(words)
+    for word in rest:
+        if word == "--json":
+            return True
+        if word in ("--home", "--backend"):
+            next(rest, None)
+        elif not word.startswith("-"):
+            break
+    return False
 
 
 def _one_line(error: click.ClickException) -> str:

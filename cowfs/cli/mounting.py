@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Settings
+from cowfs.cli.settings import DEVICE, PATH, Settings
 
 if TYPE_CHECKING:
     from cowfs.host.mounting import MountRequest
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("mount")
 @click.argument("name", type=DEVICE)
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=PATH)
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
 @click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
@@ -89,7 +89,7 @@ def _log_to_stderr() -> None:
 
 
 @click.command("umount")
-@click.argument("mountpoint", metavar="MNT", type=click.Path())
+@click.argument("mountpoint", metavar="MNT", type=PATH)
 @click.option("--lazy", is_flag=True, help="Detach at once; whoever still uses files in it keeps the server running.")
 @click.pass_obj
 def umount_command(settings: Settings, mountpoint: str, lazy: bool) -> None:

@@ -71,5 +71,6 @@ class DeviceType(click.ParamType[str]):
         return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete) and is_record_file(name)]
 
 
+PATH = click.Path(readable=False)  # whether it can be used is found out by using it
 SIZE = SizeType()
 DEVICE = DeviceType()

@@ -189,7 +189,12 @@ class DeviceSet:
         new_uuid: Callable[[], str],
         undo: ExitStack,
     ) -> DeviceSet:
-        pool = backend.open_pool(f"{pool_prefix(files.home)}-pool", table, durable=files.durable)
+        try:
+            pool = backend.open_pool(f"{pool_prefix(files.home)}-pool", table, durable=files.durable)
+        except OSError as error:
+            if isinstance(error, CowfsError):
+                raise
+            raise HomeError(f"cannot open the pool of {files.home}: {error.strerror}", errno=error.errno) from error
         undo.callback(pool.close)
         return cls(files, lock, pool, settings, filesystem or Ext4(), read_only=table.read_only, new_uuid=new_uuid)
 

@@ -9,6 +9,7 @@ The command loads neither the pool nor FUSE: all that is decided by the server, 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,8 +55,13 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
         HomeBusy: the home has a mount already, or is held by something else.
         MountError, MissingRequirement: the mount point or this machine does not allow it.
     """
-    log_path = request.home / LOG_NAME
+    log_path = _log_path(request.home)
     return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
+
+
+def _log_path(home: Path) -> Path | None:
+    """The server's log, in a home that can be written; nothing is put into a directory that is no home."""
+    return home / LOG_NAME if (home / "devicemapper").is_dir() and os.access(home, os.W_OK) else None
 
 
 def python_module(name: str) -> list[str]:

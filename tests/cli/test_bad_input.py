@@ -1,0 +1,459 @@
+"""Every kind of bad input gives one clear line and its exit status, and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cowfs.blockdev import FileDevice
+from cowfs.devices import HomeLock
+from cowfs.ext4 import tools
+from cowfs.thinmeta.walk import BITMAP_INDEX, MetadataReader
+from tests.cli.conftest import SMALL, Outcome, Run
+
+if TYPE_CHECKING:
+    from tests.conftest import Account
+
+USAGE, MISSING, POOL, HOME, MOUNT = 2, 3, 4, 5, 6
+
+
+def contents(home: Path) -> dict[str, bytes]:
+    """Every file of a home but the lock, by path."""
+    return {
+        str(path.relative_to(home)): path.read_bytes()
+        for path in sorted(home.rglob("*"))
+        if path.is_file() and path.name not in {"cowfs.lock", "data"}
+    }
+
+
+# --------------------------------------------------------------------------------------------- requests
+
+BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
+    "no such command": (["format"], USAGE, "no such command 'format'; see 'cowfs --help'"),
+    "no such option": (["create", "x", "--force"], USAGE, "no such option '--force'; see 'cowfs create --help'"),
+    "global option late": (["list", "--json"], USAGE, "--json stands before the command: cowfs --json ... COMMAND"),
+    "argument missing": (["snapshot", "web"], USAGE, "missing argument 'NAME'; see 'cowfs snapshot --help'"),
+    "argument too many": (["inspect", "web", "base"], USAGE, "unexpected extra argument"),
+    "nothing to remove": (["remove"], USAGE, "missing argument 'NAME...'"),
+    "unknown device": (["inspect", "nope"], HOME, "there is no device 'nope' in the home"),
+    "unknown origin": (["snapshot", "nope", "x"], HOME, "there is no device 'nope' in the home"),
+    "unknown parent": (["create", "x", "--parent", "nope"], HOME, "there is no device 'nope' in the home"),
+    "unknown to mount": (["mount", "nope", "MNT"], HOME, "there is no device 'nope' in the home"),
+    "unknown to compare": (["delta", "web", "nope"], HOME, "there is no device 'nope' in the home"),
+    "duplicate": (["create", "web"], HOME, "device 'web' exists already (thin 2); choose another name"),
+    "remove base": (["remove", "base"], USAGE, "the base device cannot be removed"),
+    "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: the home uses it"),
+    "reserved set": (["create", "deviceset-metadata"], USAGE, "the home uses it for itself"),
+    "reserved transaction": (["create", "transaction-metadata"], USAGE, "the home uses it for itself"),
+    "dot": (["create", ".x"], USAGE, "it starts with a dot"),
+    "slash": (["create", "a/b"], USAGE, "it contains a slash"),
+    "migrated": (["create", "x.migrated"], USAGE, "it ends in '.migrated'"),
+    "empty": (["create", ""], USAGE, "it is empty"),
+    "too long": (["create", "x" * 256], USAGE, "it is 256 bytes long, and 255 is the most"),
+    "too long in UTF-8": (["create", "ü" * 128], USAGE, "it is 256 bytes long"),
+    "line break": (["create", "a\nb"], USAGE, "it contains a character that cannot be printed"),
+    "escape": (["create", "a\x1b[2J"], USAGE, "it contains a character that cannot be printed"),
+    "not UTF-8": (["create", os.fsdecode(b"a\xff")], USAGE, "it contains a character that cannot be printed"),
+    "size zero": (["create", "x", "--size", "0"], USAGE, "'0' is nothing; a size is more than 0"),
+    "size negative": (["create", "x", "--size", "-1"], USAGE, "'-1' is not a size"),
+    "size unit": (["create", "x", "--size", "10Q"], USAGE, "'10Q' is not a size; write a number with an optional K"),
+    "size empty": (["create", "x", "--size", ""], USAGE, "'' is not a size"),
+    "size odd": (["create", "x", "--size", "17000001"], USAGE, "is not a multiple of the sector size, 512 bytes; take"),
+    "size of more than 1 EiB": (["create", "x", "--size", "2048P"], USAGE, "is too large; 1152921504606846976"),
+    "smaller than its parent": (["create", "x", "--size", "1M"], USAGE, "is less than that of its parent 'base'"),
+    "id over 24 bits": (["message", "create_thin 16777216"], POOL, "is not a decimal number from 0 to 16777215"),
+    "id taken": (["message", "create_thin 1"], POOL, "thin device 1 exists already"),
+    "id unknown": (["message", "create_snap 9 8"], POOL, "8"),
+    "message unknown": (["message", "make_coffee"], POOL, "'make_coffee' is not a pool message; the messages are"),
+    "message short": (["message", "create_snap 9"], POOL, "create_snap takes 2 numbers, not 1"),
+    "message hexadecimal": (["message", "delete 0x1"], POOL, "'0x1' is not a decimal number"),
+    "transaction": (["message", "set_transaction_id 99 100"], POOL, "99"),
+    "file to restore": (["restore", "/nonexistent.xml"], USAGE, "'/nonexistent.xml': No such file or directory"),
+    "shell": (["completion", "tcsh"], USAGE, "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
+    "mount point missing": (["mount", "web", "NOWHERE"], MOUNT, "does not exist; create it first: mkdir -p"),
+    "mount point a file": (["mount", "web", "FILE"], MOUNT, "the mount point is not a directory"),
+    "mount point not empty": (["mount", "web", "FULL"], MOUNT, "is not empty: it holds something"),
+    "not mounted": (["umount", "MNT"], MOUNT, "not mounted"),
+    "no such mount point": (["umount", "NOWHERE"], MOUNT, "no such mount point"),
+    "not ours to unmount": (["umount", "/proc"], MOUNT, "this is a mount of proc (proc), not of cowfs; use umount"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_requests(cowfs: Run, home: Path, tmp_path: Path, case: str) -> None:
+    words, status, said = BAD_REQUESTS[case]
+    places = {name: str(tmp_path / name.lower()) for name in ("MNT", "NOWHERE", "FILE", "FULL")}
+    os.mkdir(places["MNT"])
+    os.mkdir(places["FULL"])
+    Path(places["FILE"]).touch()
+    Path(places["FULL"], "something").touch()
+    before = contents(home)
+    outcome = cowfs(*(places.get(word, word) for word in words))
+    assert said in outcome.error
+    assert (outcome.status, outcome.out) == (status, "")
+    assert contents(home).keys() - {"cowfs.log"} == before.keys()
+    # A refused request may end with a commit, but nothing is another device than before.
+    assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
+    assert cowfs("check").status == 0
+
+
+BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
+    "data zero": (["--data-size", "0"], "'0' is nothing"),
+    "data negative": (["--data-size", "-1"], "'-1' is not a size"),
+    "data unit": (["--data-size", "10Q"], "'10Q' is not a size"),
+    "data no multiple": (
+        ["--data-size", "100K"],
+        "is not a multiple of the block size, 65536 bytes; take 65536 or 131072",
+    ),
+    "data less than a block": (["--data-size", "100"], "is less than one block of 65536"),
+    "metadata no multiple": (["--metadata-size", "5000"], "is not a multiple of the metadata block size"),
+    "metadata small": (["--metadata-size", "1M"], "is too small for"),
+    "metadata large": (["--metadata-size", "17G"], "is more than a pool can use"),
+    "base no multiple": (["--base-size", "1000"], "is not a multiple of the sector size"),
+    "base small": (["--base-size", "4K"], "is too small for an ext4 file system"),
+    "block zero": (["--block-size", "0"], "'0' is nothing"),
+    "block small": (["--block-size", "32K"], "take a multiple of 64K from 64K to 1G"),
+    "block no multiple": (["--block-size", "96K"], "take a multiple of 64K from 64K to 1G"),
+    "block large": (["--block-size", "2G"], "take a multiple of 64K from 64K to 1G"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options_of_init(cowfs_anywhere: Run, tmp_path: Path, case: str) -> None:
+    words, said = BAD_OPTIONS[case]
+    outcome = cowfs_anywhere("--home", tmp_path / "new", "init", *words)
+    assert said in outcome.error
+    assert outcome.status == USAGE
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_home_is_named(cowfs_anywhere: Run) -> None:
+    outcome = cowfs_anywhere("list")
+    assert outcome.error.startswith("which home? name it before the command")
+    assert outcome.status == USAGE
+
+
+def test_the_home_may_come_from_the_environment(
+    cowfs_anywhere: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COWFS_HOME", str(home))
+    assert cowfs_anywhere("list").status == 0
+
+
+def test_no_such_backend(cowfs_anywhere: Run, home: Path) -> None:
+    outcome = cowfs_anywhere("--backend", "abacus", "--home", home, "list")
+    assert outcome.error.startswith("there is no backend 'abacus'; registered: ")
+    assert outcome.status == USAGE
+
+
+# --------------------------------------------------------------------------------------------- homes
+
+
+def test_not_a_home(cowfs_anywhere: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter").touch()
+    (tmp_path / "file").touch()
+    for name in ("nothing", "empty", "other", "file"):
+        for words in (["list"], ["check"], ["dump"], ["mount", "web", str(tmp_path / "empty")]):
+            outcome = cowfs_anywhere("--home", tmp_path / name, *words)
+            assert "is not a home" in outcome.error
+            assert outcome.status == HOME
+    for name, said in (("other", "not an empty directory"), ("file", "not an empty directory")):
+        outcome = cowfs_anywhere("--home", tmp_path / name, "init", *SMALL)
+        assert said in outcome.error
+        assert outcome.status == HOME
+    assert os.listdir(tmp_path / "other") == ["letter"]
+
+
+def test_a_home_is_made_once(cowfs: Run, home: Path) -> None:
+    before = contents(home)
+    outcome = cowfs("init", *SMALL)
+    assert "is a home already; nothing was changed" in outcome.error
+    assert outcome.status == HOME
+    assert contents(home) == before
+
+
+@pytest.mark.parametrize(
+    "text", ['{"format":"cowfs home","version":2}', '{"format":"zpool","version":1}', "{", "", "\xff", "[]"]
+)
+def test_a_home_of_another_version(cowfs: Run, home: Path, text: str) -> None:
+    (home / "cowfs.json").write_bytes(text.encode("latin-1"))
+    before = contents(home)
+    outcome = cowfs("create", "x")
+    assert str(home) in outcome.error
+    assert outcome.status == HOME
+    assert contents(home) == before
+
+
+def test_a_home_held_by_another_process(cowfs: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cowfs.host.session.WAIT_SECONDS", 0.0)
+    lock = HomeLock.acquire(str(home))
+    try:
+        outcome = cowfs("create", "x")
+    finally:
+        lock.release()
+    assert f"is held by process {os.getpid()}" in outcome.error
+    assert outcome.status == HOME
+
+
+def test_a_home_of_somebody_else(home: Path, ordinary_user: Account) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to have somebody else's home; run: sudo make test")
+    for path in (home, *home.parents):
+        if path.stat().st_uid == 0 and path != Path("/"):
+            path.chmod(path.stat().st_mode | stat.S_IXOTH)
+    for words in (["list"], ["check"], ["dump"]):
+        result = ordinary_user.run(["cowfs", "--home", home, *words], check=False)
+        assert result.returncode == HOME
+        assert "Permission denied" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["data", "metadata"])
+@pytest.mark.parametrize("size", [0, 1, 4095, 100_000])
+def test_truncated_pool_files(cowfs: Run, home: Path, name: str, size: int) -> None:
+    os.truncate(home / "devicemapper" / name, size)
+    outcome = cowfs("list")
+    assert outcome.status in {POOL, HOME}
+    assert name in outcome.error
+
+
+@pytest.mark.parametrize("name", ["data", "metadata"])
+def test_missing_pool_files(cowfs: Run, home: Path, name: str) -> None:
+    (home / "devicemapper" / name).unlink()
+    outcome = cowfs("create", "x")
+    assert name in outcome.error
+    assert outcome.status == HOME
+    assert not (home / "devicemapper" / name).exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b'{"device_id":99999999,"size":1}', b"\xff" * 100])
+def test_damaged_records(cowfs: Run, home: Path, text: bytes) -> None:
+    """The others are still there, and status says what happened."""
+    (home / "metadata" / "web").write_bytes(text)
+    assert "web-1" in cowfs("list").out
+    outcome = cowfs("inspect", "web")
+    assert "there is no device 'web'" in outcome.error
+    assert outcome.status == HOME
+
+
+# --------------------------------------------------------------------------------------------- damage
+
+
+def test_a_flipped_bit_in_any_block(cowfs: Run, home: Path) -> None:
+    """Every block of the metadata in turn: damage is found with its path, and no command breaks down over it."""
+    path = home / "devicemapper" / "metadata"
+    whole = path.read_bytes()
+    used = [n for n in range(len(whole) // 4096) if any(whole[4096 * n : 4096 * (n + 1)])]
+    assert len(used) >= 8
+    found = 0
+    for block in used:
+        damaged = bytearray(whole)
+        damaged[4096 * block + 1000] ^= 0x10
+        path.write_bytes(damaged)
+        check = cowfs("check")
+        assert check.err == ""
+        if check.status:
+            found += 1
+            assert check.status == POOL
+            assert f"metadata block {block} (" in check.out
+        for words in (["list"], ["dump"], ["create", "x"]):
+            outcome = cowfs(*words)
+            if outcome.status:
+                assert outcome.status in {POOL, HOME}, outcome
+                assert "block" in outcome.error or "metadata" in outcome.error
+        path.write_bytes(whole)
+        (home / "metadata" / "x").unlink(missing_ok=True)
+        (home / "metadata" / "transaction-metadata").unlink(missing_ok=True)
+    # What is left are blocks of earlier transactions, which nothing refers to any more.
+    assert found >= 6
+
+
+def test_repair_rebuilds_what_can_be_counted(cowfs: Run, home: Path) -> None:
+    path = home / "devicemapper" / "metadata"
+    before = cowfs("dump").out
+    damage_space_map(path)
+    assert cowfs("check").status == POOL
+    repaired = cowfs("--json", "check", "--repair").json
+    assert repaired["clean"]
+    assert repaired["repaired"]
+    assert repaired["findings"]
+    assert cowfs("check").status == 0
+    assert cowfs("dump").out == before
+    assert (path.parent / "metadata.replaced").exists()
+    assert sorted(os.listdir(path.parent)) == ["data", "metadata", "metadata.replaced"]
+
+
+def damage_space_map(path: Path) -> None:
+    """Flip a bit in the bitmap of the data blocks."""
+    device = FileDevice(path)
+    try:
+        reader = MetadataReader(device)
+        root = reader.superblock().data_space_map.bitmap_root
+        bitmap = reader.find(root, BITMAP_INDEX, 0, "data space map")
+        assert bitmap is not None
+        block = bytearray(device.pread(4096 * bitmap, 4096))
+        block[100] ^= 1
+        device.pwrite(4096 * bitmap, block)
+    finally:
+        device.close()
+
+
+def test_repair_leaves_alone_what_it_cannot_know(cowfs: Run, home: Path) -> None:
+    """A damaged mapping tree: the superblock's own checksum is broken."""
+    path = home / "devicemapper" / "metadata"
+    whole = bytearray(path.read_bytes())
+    whole[200] ^= 1
+    path.write_bytes(whole)
+    outcome = cowfs("check", "--repair")
+    assert outcome.status == POOL
+    assert "metadata block 0 (superblock)" in outcome.error
+    assert path.read_bytes() == whole
+    assert sorted(os.listdir(path.parent)) == ["data", "metadata"]
+
+
+BAD_XML = {
+    "not XML": ("root:x:0:0\n", "line 1"),
+    "empty": ("", ""),
+    "another document": ("<html></html>", "html"),
+    "no attributes": ("<superblock></superblock>", "uuid"),
+    "cut short": ("CUT", ""),
+    "another block size": ('data_block_size="256"', "data blocks of 256 sectors"),
+    "past the data": ('data_begin="99999999"', "of a data map of 4096 blocks"),
+    "more data than there is": ('nr_data_blocks="5000"', "expected at most 4096"),
+    "more data than metadata can tell": ('nr_data_blocks="99999999"', "the metadata device has 1024 blocks"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_XML)
+def test_restore_refuses_bad_xml(cowfs: Run, home: Path, tmp_path: Path, case: str) -> None:
+    text, said = BAD_XML[case]
+    xml = cowfs("dump").out
+    if text == "CUT":
+        text = xml[: len(xml) // 2]
+    elif "=" in text:
+        name = text.split("=")[0]
+        old = xml[xml.index(name) :].split(" ")[0].split("/")[0].split(">")[0]
+        text = xml.replace(old, text)
+        assert text != xml
+    file = tmp_path / "metadata.xml"
+    file.write_text(text)
+    before = contents(home)
+    outcome = cowfs("restore", file)
+    assert said in outcome.error
+    assert outcome.status == POOL
+    assert contents(home) == before
+    assert cowfs("check").status == 0
+
+
+# --------------------------------------------------------------------------------------------- the machine
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system; run: sudo make test")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "none", disk], check=True)
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def fill(disk: Path, room_bytes: int) -> None:
+    """Leave so much free on a disk."""
+    ballast = disk / "ballast"
+    ballast.unlink(missing_ok=True)
+    system = os.statvfs(disk)
+    ballast.write_bytes(bytes(max(0, system.f_bavail * system.f_frsize - room_bytes)))
+
+
+@pytest.mark.parametrize("room_kib", [0, 4, 12, 32, 64, 128, 256])
+def test_a_home_for_which_there_is_no_room(cowfs_anywhere: Run, small_disk: Path, room_kib: int) -> None:
+    """Making it fails in one line, and works when there is room."""
+    home = small_disk / "home"
+    fill(small_disk, room_kib << 10)
+    outcome = cowfs_anywhere("--home", home, "init", *SMALL)
+    if outcome.status == 0:
+        assert room_kib > 64
+        return
+    assert outcome.status in {POOL, HOME}
+    assert "o space left" in outcome.error
+    assert cowfs_anywhere("--home", home, "list").status == HOME
+    fill(small_disk, 1 << 20)
+    assert cowfs_anywhere("--home", home, "init", *SMALL).status == 0
+    assert cowfs_anywhere("--home", home, "check").status == 0
+
+
+@pytest.mark.parametrize("room_kib", [0, 4, 8, 16, 32])
+def test_a_full_disk_under_a_home(cowfs_anywhere: Run, small_disk: Path, room_kib: int) -> None:
+    """A new device is made or refused in one line, and what was there stays."""
+    home = small_disk / "home"
+    assert cowfs_anywhere("--home", home, "init", *SMALL).status == 0
+    fill(small_disk, room_kib << 10)
+    outcome = cowfs_anywhere("--home", home, "create", "x")
+    made = outcome.status == 0
+    if not made:
+        assert outcome.status in {POOL, HOME}
+        assert "o space left" in outcome.error
+    names = [row["name"] for row in cowfs_anywhere("--home", home, "--json", "list").json]
+    assert names == ["base", "x"] if made else ["base"]
+    fill(small_disk, 1 << 20)
+    assert cowfs_anywhere("--home", home, "check").status == 0
+    assert cowfs_anywhere("--home", home, "create", "y").status == 0
+
+
+def test_no_fuse_here(cowfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cowfs.fuse.mountpoint._DEVICE", str(tmp_path / "fuse"))
+    for words in (["mount"], ["mount", "--foreground"]):
+        outcome = cowfs(*words, "web", tmp_path)
+        assert "fuse does not exist" in outcome.error
+        assert "modprobe fuse" in outcome.error
+        assert outcome.status == MISSING
+    outcome = cowfs("doctor")
+    assert outcome.status == MISSING
+    assert "NO  fuse: " in outcome.out
+
+
+def test_e2fsprogs_missing(cowfs_anywhere: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools.find.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
+    try:
+        outcome = cowfs_anywhere("--home", tmp_path / "home", "init", *SMALL)
+    finally:
+        tools.find.cache_clear()
+    assert outcome.error == "mke2fs is not installed; try: apt-get install e2fsprogs"
+    assert outcome.status == MISSING
+
+
+# --------------------------------------------------------------------------------------------- as JSON
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "number", "status"),
+    [
+        (["inspect", "nope"], "UnknownDevice", 2, HOME),
+        (["create", "a/b"], "UsageError", 22, USAGE),
+        (["create", "web"], "DeviceExists", 17, HOME),
+        (["message", "create_thin 1"], "ThinExists", 17, POOL),
+        (["format"], "UsageError", 22, USAGE),
+        (["mount", "web", "/nonexistent"], "MountError", 2, MOUNT),
+    ],
+)
+def test_errors_as_json(cowfs: Run, words: list[str], kind: str, number: int, status: int) -> None:
+    outcome: Outcome = cowfs("--json", *words)
+    assert (outcome.status, outcome.out) == (status, "")
+    (line,) = outcome.err.splitlines()
+    error = json.loads(line)["error"]
+    assert (error["class"], error["errno"], error["exit_code"]) == (kind, number, status)
+    assert error["message"]
