@@ -75,11 +75,15 @@ class BlockMap:
 
     def block(self, logical: int) -> int:
         """The written block that holds a logical block, or -1."""
+        return self.run(logical, 1)
+
+    def run(self, logical: int, count: int) -> int:
+        """The block that holds `logical` when `count` blocks from there are written, in one extent; else -1."""
         index = bisect_right(self._starts, logical) - 1
         if index < 0:
             return -1
         distance = logical - self._starts[index]
-        if distance >= self._counts[index] or not self._written[index]:
+        if distance + count > self._counts[index] or not self._written[index]:
             return -1
         return self._physical[index] + distance
 

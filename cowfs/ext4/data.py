@@ -35,11 +35,15 @@ class FileData:
         if length <= 0:
             return b""
         size = self._fs.block_bytes
+        map_ = self._maps.load(inode)
         first = offset // size
-        segments = self._maps.load(inode).segments(first, (offset + length - 1) // size + 1 - first)
+        count = (offset + length - 1) // size + 1 - first
+        physical = map_.run(first, count)
+        if physical >= 0:
+            return self._device.pread(physical * size + offset % size, length)
         pieces = []
         position, end = offset, offset + length
-        for segment in _contiguous(segments):
+        for segment in _contiguous(map_.segments(first, count)):
             stop = min((segment.logical + segment.length) * size, end)
             if segment.written:
                 start = segment.physical * size + position - segment.logical * size
@@ -60,15 +64,23 @@ class FileData:
         size = self._fs.block_bytes
         if end > self._maps.max_blocks(inode) * size:
             raise os_error(errno.EFBIG)
-        if offset > inode.size:
+        old_size = inode.size
+        if offset > old_size:
             self._zero_tail(inode)
+        map_ = self._maps.load(inode)
         first = offset // size
-        segments = self._maps.load(inode).segments(first, (end - 1) // size + 1 - first)
-        if all(segment.written for segment in segments):
-            self._put(segments, offset, view)
+        count = (end - 1) // size + 1 - first
+        physical = map_.run(first, count)
+        if physical >= 0:
+            self._device.pwrite(physical * size + offset % size, view)
         else:
-            self._write_fresh(inode, segments, offset, view)
-        inode.size = max(inode.size, end)
+            segments = map_.segments(first, count)
+            if all(segment.written for segment in segments):
+                self._put(segments, offset, view)
+            else:
+                self._write_fresh(inode, segments, offset, view)
+        if end > old_size:
+            inode.size = end
         inode.changed()
 
     def resize(self, inode: Inode, size: int) -> None:

@@ -26,6 +26,12 @@ _CACHED_INODES_MAX = 16384
 _SECTOR_BYTES = 512
 _BLOCK_POINTER_BYTES = 60
 
+# Where the extra time fields end, counted from byte 128: they exist as far as i_extra_isize reaches.
+_CTIME_EXTRA_END = 8
+_MTIME_EXTRA_END = 12
+_ATIME_EXTRA_END = 16
+_CRTIME_EXTRA_END = 24
+
 
 class Inode:
     """One inode. Fields are read from `raw`; change them through the setters, or call `touch`."""
@@ -202,31 +208,34 @@ class Inode:
             self._seed = checksums.inode_seed(self._fs.checksum_seed, self.number, self.raw.i_generation)
         return self._seed
 
-    # Times. The extra fields exist as far as i_extra_isize reaches.
-
-    def _has_extra(self, end: int) -> bool:
-        return self._fs.inode_bytes > layout.GOOD_OLD_INODE_BYTES and self.raw.i_extra_isize >= end
+    @property
+    def _extra_bytes(self) -> int:
+        """How far the fields beyond the first 128 bytes reach."""
+        if self._fs.inode_bytes <= layout.GOOD_OLD_INODE_BYTES:
+            return 0
+        extra: int = self.raw.i_extra_isize
+        return extra
 
     def set_times(
         self, *, atime_ns: int | None = None, mtime_ns: int | None = None, ctime_ns: int | None = None
     ) -> None:
-        raw = self.raw
+        raw, reach = self.raw, self._extra_bytes
         if ctime_ns is not None:
-            raw.i_ctime, extra = layout.encode_time(ctime_ns, extended=self._has_extra(8))
-            if self._has_extra(8):
+            raw.i_ctime, extra = layout.encode_time(ctime_ns, extended=reach >= _CTIME_EXTRA_END)
+            if reach >= _CTIME_EXTRA_END:
                 raw.i_ctime_extra = extra
         if mtime_ns is not None:
-            raw.i_mtime, extra = layout.encode_time(mtime_ns, extended=self._has_extra(12))
-            if self._has_extra(12):
+            raw.i_mtime, extra = layout.encode_time(mtime_ns, extended=reach >= _MTIME_EXTRA_END)
+            if reach >= _MTIME_EXTRA_END:
                 raw.i_mtime_extra = extra
         if atime_ns is not None:
-            raw.i_atime, extra = layout.encode_time(atime_ns, extended=self._has_extra(16))
-            if self._has_extra(16):
+            raw.i_atime, extra = layout.encode_time(atime_ns, extended=reach >= _ATIME_EXTRA_END)
+            if reach >= _ATIME_EXTRA_END:
                 raw.i_atime_extra = extra
         self.touch()
 
     def set_creation_time(self, time_ns: int) -> None:
-        if self._has_extra(24):
+        if self._extra_bytes >= _CRTIME_EXTRA_END:
             self.raw.i_crtime, self.raw.i_crtime_extra = layout.encode_time(time_ns, extended=True)
             self.touch()
 
@@ -242,7 +251,7 @@ class Inode:
         return self._attributes
 
     def _read_attributes(self) -> Attributes:
-        raw = self.raw
+        raw, reach = self.raw, self._extra_bytes
         rdev = 0
         if stat.S_ISCHR(raw.i_mode) or stat.S_ISBLK(raw.i_mode):
             rdev = layout.decode_device(raw.i_block[0], raw.i_block[1])
@@ -256,10 +265,10 @@ class Inode:
             rdev=rdev,
             size_bytes=self.size,
             blocks=self.sectors,
-            atime_ns=layout.decode_time(raw.i_atime, raw.i_atime_extra if self._has_extra(16) else 0),
-            mtime_ns=layout.decode_time(raw.i_mtime, raw.i_mtime_extra if self._has_extra(12) else 0),
-            ctime_ns=layout.decode_time(raw.i_ctime, raw.i_ctime_extra if self._has_extra(8) else 0),
-            crtime_ns=layout.decode_time(raw.i_crtime, raw.i_crtime_extra) if self._has_extra(24) else 0,
+            atime_ns=layout.decode_time(raw.i_atime, raw.i_atime_extra if reach >= _ATIME_EXTRA_END else 0),
+            mtime_ns=layout.decode_time(raw.i_mtime, raw.i_mtime_extra if reach >= _MTIME_EXTRA_END else 0),
+            ctime_ns=layout.decode_time(raw.i_ctime, raw.i_ctime_extra if reach >= _CTIME_EXTRA_END else 0),
+            crtime_ns=layout.decode_time(raw.i_crtime, raw.i_crtime_extra) if reach >= _CRTIME_EXTRA_END else 0,
         )
 
 

@@ -195,6 +195,8 @@ def encode_time(time_ns: int, *, extended: bool) -> tuple[int, int]:
     The extra field carries two more bits of seconds and 30 bits of nanoseconds.
     """
     seconds, nanoseconds = divmod(time_ns, _NANOSECONDS)
+    if extended and 0 <= seconds <= MAX_OLD_TIME_SECONDS:
+        return seconds, nanoseconds << 2
     latest = MAX_TIME_SECONDS if extended else MAX_OLD_TIME_SECONDS
     if seconds < MIN_TIME_SECONDS:
         seconds, nanoseconds = MIN_TIME_SECONDS, 0

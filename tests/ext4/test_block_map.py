@@ -107,7 +107,9 @@ def test_stored_and_loaded(make_image: Callable[..., Image], rng: random.Random,
             again, found = indirect.load(fs, inode.number, root)
         assert sorted(found) == nodes
         blocks = [(segment.logical + i, segment.physical + i) for segment in map_ for i in range(segment.length)]
-        assert [(segment.logical + i, segment.physical + i) for segment in again for i in range(segment.length)] == blocks
+        assert [
+            (segment.logical + i, segment.physical + i) for segment in again for i in range(segment.length)
+        ] == blocks
         fs.cache.forget(5000, needed)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -116,24 +117,39 @@ def test_a_fragmented_file_gets_a_deep_tree(make_image: Callable[..., Image], tm
     assert image.reopen().read(inode, 0, 12_000 * 1024) == content[: 1024 * 3000 + 5]
 
 
+def full(function: Callable[..., object], *arguments: object) -> bool:
+    """Call; whether there was no space for it."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return True
+    return False
+
+
+def append_until_full(volume: Volume, inode: int, piece: bytes) -> int:
+    """Write pieces to the end of a file until one does not fit; returns its size."""
+    offset = volume.attributes(inode).size_bytes
+    while not full(volume.write, inode, offset, piece):
+        offset += len(piece)
+    return offset
+
+
 def test_full_volume(make_image: Callable[..., Image]) -> None:
     image = make_image(size_bytes=16 * MIB)
     volume = image.volume
     inode = make_file(volume, b"f")
-    offset = 0
-    with pytest.raises(OSError) as caught:
-        while True:
-            offset += volume.write(inode, offset, b"x" * MIB)
-    assert caught.value.errno == errno.ENOSPC
-    assert volume.attributes(inode).size_bytes == offset
-    with pytest.raises(OSError):
-        while True:
-            offset += volume.write(inode, offset, b"x" * 4096)
+    whole = append_until_full(volume, inode, b"x" * MIB)
+    assert volume.attributes(inode).size_bytes == whole
+    append_until_full(volume, inode, b"x" * 4096)
     assert volume.statistics().blocks_free < 3
     volume.write(inode, 0, b"y" * MIB)  # overwriting needs nothing
-    with pytest.raises(OSError):
-        for number in range(10_000):
-            make_file(volume, b"%0200d" % number)
+    for number in range(10_000):
+        if full(make_file, volume, b"%0200d" % number):
+            break
+    else:
+        pytest.fail("the directory grew without blocks")
     image.reopen()
     image.close()
     image.require_clean()
@@ -149,15 +165,12 @@ def test_fragmented_full_volume(make_image: Callable[..., Image]) -> None:
     volume = image.volume
     filler, inode = make_file(volume, b"filler"), make_file(volume, b"f")
     written = {}
-    number = 0
-    with pytest.raises(OSError) as caught:
-        while True:
-            volume.write(filler, number * 1024, b"a" * 1024)
-            content = b"%01024d" % number
-            volume.write(inode, number * 2048, content)
-            written[number * 2048] = content
-            number += 1
-    assert caught.value.errno == errno.ENOSPC
+    for number in itertools.count():
+        content = b"%01024d" % number
+        if full(volume.write, filler, number * 1024, b"a" * 1024) or full(volume.write, inode, number * 2048, content):
+            break
+        written[number * 2048] = content
+    assert len(written) > 1000
     volume = image.reopen()
     for offset, content in written.items():
         assert volume.read(inode, offset, 1024) == content
@@ -166,10 +179,7 @@ def test_fragmented_full_volume(make_image: Callable[..., Image]) -> None:
 def test_no_inodes_left(make_image: Callable[..., Image]) -> None:
     image = make_image(size_bytes=16 * MIB, options=["-N", "32"])
     volume = image.volume
-    with pytest.raises(OSError) as caught:
-        for number in range(100):
-            make_file(volume, b"f%d" % number)
-    assert caught.value.errno == errno.ENOSPC
+    assert any(full(make_file, volume, b"f%d" % number) for number in range(100))
     volume.unlink(ROOT_INODE, b"f0")
     make_file(volume, b"again")
 

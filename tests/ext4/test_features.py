@@ -52,7 +52,16 @@ def test_the_same_story_everywhere(any_image: Image, tmp_path: Path, rng: random
     assert volume.read(sparse, 0, 99 * MIB) == expected
     assert volume.read_symlink(volume.lookup(top, b"slow").inode) == b"t" * 500
     assert volume.get_xattr(big, b"user.name") == b"value"
-    assert names(volume, top) | names(volume) == {*files, b"top", b"big", b"sparse", b"fast", b"slow", b"null", b"again"}
+    assert names(volume, top) | names(volume) == {
+        *files,
+        b"top",
+        b"big",
+        b"sparse",
+        b"fast",
+        b"slow",
+        b"null",
+        b"again",
+    }
     modes = {entry.name: entry.mode for entry in volume.list_directory(top)}
     assert (modes[b"null"], modes[b"fast"], modes[b"big"]) == (stat.S_IFCHR, stat.S_IFLNK, stat.S_IFREG)
     for name, data in files.items():

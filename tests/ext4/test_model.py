@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,6 +64,16 @@ class Node:
         return bytes(self.content.get(index, 0) for index in range(offset, offset + length))
 
 
+def errno_of(function: Callable[..., object], *arguments: object) -> int:
+    """The errno that a call fails with, or 0."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        assert error.errno
+        return error.errno
+    return 0
+
+
 class Tree(RuleBasedStateMachine):
     """Paths are chosen as (directory, name): directories are numbered as they are made, gone ones included."""
 
@@ -99,14 +110,10 @@ class Tree(RuleBasedStateMachine):
     def pick(self, which: int) -> Node:
         return self.directories[which % len(self.directories)]
 
-    def expect(self, number: int, function: object, *arguments: object) -> None:
+    def expect(self, number: int, function: Callable[..., object], *arguments: object) -> None:
         """The call must fail with an errno; 0: it must succeed."""
-        try:
-            function(*arguments)  # type: ignore[operator]
-        except OSError as error:
-            assert error.errno == number, f"{error} where {os.strerror(number)} was expected"
-        else:
-            assert number == 0, f"{os.strerror(number)} was expected"
+        got = errno_of(function, *arguments)
+        assert got == number, f"{os.strerror(got)} where {os.strerror(number)} was expected"
 
     def drop(self, node: Node) -> None:
         node.links = 0 if node.is_directory else node.links - 1
@@ -256,13 +263,12 @@ class Tree(RuleBasedStateMachine):
         if node is None:
             return
         data = bytes((seed + index) % 255 + 1 for index in range(length))
-        try:
-            self.volume.write(node.inode, offset, data)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+        got = errno_of(self.volume.write, node.inode, offset, data)
+        if got:
+            assert got == errno.ENOSPC
             assert self.volume.statistics().blocks_free < 100
-            return
-        node.write(offset, data)
+        else:
+            node.write(offset, data)
 
     @rule(which=st.integers(0, 9), name=names, size=sizes)
     def resize(self, which: int, name: bytes, size: int) -> None:
@@ -276,13 +282,12 @@ class Tree(RuleBasedStateMachine):
         node = self.pick(which).entries.get(name)
         if node is None:
             return
-        try:
-            self.volume.set_xattr(node.inode, key, b"v" * length)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+        got = errno_of(self.volume.set_xattr, node.inode, key, b"v" * length)
+        if got:
+            assert got == errno.ENOSPC
             assert length > 500
-            return
-        node.xattrs[key] = b"v" * length
+        else:
+            node.xattrs[key] = b"v" * length
 
     @rule(which=st.integers(0, 9), name=names)
     def remove_xattr(self, which: int, name: bytes) -> None:
