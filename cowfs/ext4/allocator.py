@@ -119,9 +119,6 @@ class Allocator:
     def free_inode(self, number: int, *, is_directory: bool) -> None:
         self._mark_inode(number, -1, is_directory)
 
-    def inode_in_use(self, number: int) -> bool:
-        return bool(self._fs.c.ext2fs_test_generic_bmap(self._fs.fs.inode_map, number))
-
     def _mark_inode(self, number: int, change: int, is_directory: bool) -> None:
         self._fs.c.ext2fs_inode_alloc_stats2(self._fs.fs, number, change, int(is_directory))
         self._inode_groups.add((number - 1) // self._fs.inodes_per_group)

@@ -63,9 +63,6 @@ class BlockMap:
         """The first logical block after the last extent."""
         return self._starts[-1] + self._counts[-1] if self._starts else 0
 
-    def blocks(self) -> int:
-        return sum(self._counts)
-
     def append(self, logical: int, count: int, physical: int, written: bool) -> None:
         """Add an extent after all others, as it is; for loading."""
         self._starts.append(logical)

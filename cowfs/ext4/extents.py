@@ -43,7 +43,7 @@ def _tail_offset(block_bytes: int) -> int:
 
 
 def load(fs: Filesystem, inode: int, seed: int, root: bytes) -> tuple[BlockMap, list[int]]:
-    """The map stored under `root`, and the tree blocks, in no particular order.
+    """The map stored under `root`, and the tree blocks.
 
     Args:
         seed: the inode's checksum seed.
@@ -51,9 +51,9 @@ def load(fs: Filesystem, inode: int, seed: int, root: bytes) -> tuple[BlockMap, 
     Raises:
         FilesystemError (EUCLEAN): anything that is not as it must be.
     """
-    map_, nodes = BlockMap(), list[int]()
-    _load_node(fs, inode, seed, root, map_, nodes, None)
-    return map_, nodes
+    map_, seen = BlockMap(), set[int]()
+    _load_node(fs, inode, seed, root, map_, seen, None)
+    return map_, sorted(seen)
 
 
 def _load_node(
@@ -62,7 +62,7 @@ def _load_node(
     seed: int,
     node: bytes,
     map_: BlockMap,
-    nodes: list[int],
+    seen: set[int],
     expected_depth: int | None,
 ) -> None:
     magic, entries, capacity, depth, _generation = _HEADER.unpack_from(node)
@@ -76,12 +76,12 @@ def _load_node(
         return
     for _logical, low, high, _unused in struct.iter_unpack("<IIHH", _entries(node, entries)):
         block = low | high << 32
-        if not fs.first_data_block < block < fs.blocks or len(nodes) > fs.blocks:
-            raise fs.damaged(f"inode {inode} has an extent node at block {block}, outside the volume")
-        nodes.append(block)
+        if not fs.first_data_block < block < fs.blocks or block in seen:
+            raise fs.damaged(f"inode {inode} has an extent node at block {block}, twice or outside the volume")
+        seen.add(block)
         data = fs.cache.read(block)
         _verify(fs, inode, seed, block, data)
-        _load_node(fs, inode, seed, data, map_, nodes, depth - 1)
+        _load_node(fs, inode, seed, data, map_, seen, depth - 1)
 
 
 def _verify(fs: Filesystem, inode: int, seed: int, block: int, node: bytes) -> None:

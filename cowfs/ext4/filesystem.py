@@ -146,11 +146,6 @@ class Filesystem:
     def superblock_changed(self) -> None:
         self.fs.flags |= libext2fs.FS_DIRTY
 
-    def note_error(self) -> None:
-        """Have the next check look at everything."""
-        self.super.s_state |= layout.STATE_ERROR
-        self.superblock_changed()
-
     def mark_clean(self) -> None:
         """Say on the device that the volume is cleanly unmounted. Everything else must be durable before."""
         if not self._marked:

@@ -43,6 +43,7 @@ class _Builder:
     def __init__(self, fs: Filesystem, inode: int) -> None:
         self.map = BlockMap()
         self.nodes: list[int] = []
+        self._seen: set[int] = set()
         self._fs = fs
         self._inode = inode
         self._run = (0, 0, 0)  # logical, count, physical
@@ -52,8 +53,9 @@ class _Builder:
             return
         self._check(block)
         self.nodes.append(block)
-        if len(self.nodes) > self._fs.blocks:
-            raise self._fs.damaged(f"inode {self._inode} has indirect blocks in a circle")
+        if block in self._seen:
+            raise self._fs.damaged(f"inode {self._inode} has the indirect block {block} twice")
+        self._seen.add(block)
         pointers = array("I", self._fs.cache.read(block))
         if level == 1:
             self.add(logical, pointers)

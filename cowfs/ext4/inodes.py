@@ -313,14 +313,16 @@ class InodeTable:
         return inode
 
     def keep(self, inode: Inode) -> None:
-        """Take an inode that `load` gave into the cache."""
-        self._cache[inode.number] = inode
-        if len(self._cache) > _CACHED_INODES_MAX:
+        """Take an inode into the cache."""
+        if len(self._cache) >= _CACHED_INODES_MAX:
             self._shrink()
+        self._cache[inode.number] = inode
 
     def create(self, parent: Inode, mode: int, uid: int, gid: int) -> Inode:
         """A new inode in memory, without a name. Raises OSError (ENOSPC)."""
         fs = self._fs
+        if len(self._cache) >= _CACHED_INODES_MAX:
+            self._shrink()  # before anything is taken: it may fail
         number = self._allocator.allocate_inode(parent.number, mode, is_directory=stat.S_ISDIR(mode))
         inode = Inode(fs, number)
         raw = inode.raw
@@ -341,7 +343,7 @@ class InodeTable:
         inode.set_times(atime_ns=now, mtime_ns=now, ctime_ns=now)
         inode.set_creation_time(now)
         inode.xattrs = {}
-        self.keep(inode)
+        self._cache[number] = inode
         return inode
 
     def discard(self, inode: Inode) -> None:

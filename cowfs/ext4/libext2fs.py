@@ -197,7 +197,6 @@ void ext2fs_block_alloc_stats_range(ext2_filsys, blk64_t, blk_t, int);
 void ext2fs_set_block_alloc_stats_callback(ext2_filsys, void (*)(ext2_filsys, blk64_t, int), void *);
 errcode_t ext2fs_find_first_zero_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
 errcode_t ext2fs_find_first_set_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
-int ext2fs_test_generic_bmap(ext2fs_bitmap, uint64_t);
 
 errcode_t ext2fs_get_block_bitmap_range2(ext2fs_bitmap, blk64_t, size_t, void *);
 errcode_t ext2fs_get_inode_bitmap_range2(ext2fs_bitmap, uint64_t, size_t, void *);

@@ -69,8 +69,7 @@ def errno_of(function: Callable[..., object], *arguments: object) -> int:
     try:
         function(*arguments)
     except OSError as error:
-        assert error.errno
-        return error.errno
+        return error.errno or -1
     return 0
 
 
