@@ -456,6 +456,14 @@ def test_parents_survive_torn_and_foreign_lines(home: Path, backend: FakeBackend
         assert {record.parent for record in devices.records()} == {None}
 
 
+def test_a_parent_is_not_that_of_another_device_of_the_name(home: Path, backend: FakeBackend) -> None:
+    """moby removes and makes devices without a word to the file of parents."""
+    path = home / "metadata/a"
+    path.write_text(path.read_text().replace('"transaction_id":2', '"transaction_id":9'))
+    with open_home(home, backend) as devices:
+        assert devices.record("a").parent is None
+
+
 def test_the_file_of_parents_stays_in_proportion(home: Path, backend: FakeBackend) -> None:
     for _ in range(3):
         with open_home(home, backend) as devices:
