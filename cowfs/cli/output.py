@@ -75,10 +75,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:
     """Names and values, one a line, the values aligned; a field without a value is left out."""
-    width = max(len(name) for name, _ in fields)
-    for name, value in fields:
-        if value:
-            print(f"{name.ljust(width)}  {printable(value)}")
+    given = [(name, value) for name, value in fields if value]
+    width = max(len(name) for name, _ in given)
+    for name, value in given:
+        print(f"{name.ljust(width)}  {printable(value)}")
 
 
 def print_tree(roots: Sequence[str], children: Callable[[str], Sequence[str]], describe: Callable[[str], str]) -> None:

@@ -1,0 +1,447 @@
+"""What the commands print and answer, and the program around them. The layout of every text is asserted exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cowfs.cli import output
+from cowfs.cli.app import cli
+from cowfs.devices import HomeOptions
+from cowfs.pool import PoolStatus, PoolTable, ThinStatus, ThinTable
+from cowfs.units import format_size, parse_size
+from tests.cli.conftest import Run
+
+BASE_BYTES = 16 << 20
+
+COMMANDS = [
+    *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "check", "dump"),
+    *("restore", "delta", "message", "table", "dmstatus", "doctor", "completion"),
+]
+
+
+def mapped(cowfs: Run) -> str:
+    """What the base device maps, which is up to mke2fs."""
+    return format_size(cowfs("--json", "inspect", "base").json["mapped_bytes"])
+
+
+# --------------------------------------------------------------------------------------------- text
+
+
+def test_making_and_removing_says_so(cowfs_anywhere: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    sizes = ("--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M")
+    made = cowfs_anywhere("--home", home, "init", *sizes)
+    assert made.out == f"made {home}: 256 MiB of data, base of 16 MiB\n"
+    assert cowfs_anywhere("--home", home, "create", "web").out == "made web: id 2, 16 MiB, snapshot of base\n"
+    larger = cowfs_anywhere("--home", home, "create", "big", "--size", "1.5G", "--parent", "web")
+    assert larger.out == "made big: id 3, 1.5 GiB, snapshot of web\n"
+    assert (
+        cowfs_anywhere("--home", home, "snapshot", "web", "web 1").out == "made web 1: id 4, 16 MiB, snapshot of web\n"
+    )
+    assert cowfs_anywhere("--home", home, "remove", "web", "web 1").out == "removed web\nremoved web 1\n"
+
+
+def test_list(cowfs: Run) -> None:
+    m = mapped(cowfs)
+    w = max(len("MAPPED"), len(m))
+    assert cowfs("list").out == (
+        f"NAME   ID    SIZE  {'MAPPED':>{w}}  EXCLUSIVE  PARENT  MOUNTED\n"
+        f"base    1  16 MiB  {m:>{w}}        0 B  -       -\n"
+        f"web     2  16 MiB  {m:>{w}}        0 B  base    -\n"
+        f"web-1   3  16 MiB  {m:>{w}}        0 B  web     -\n"
+    )
+
+
+def test_list_as_a_tree(cowfs: Run) -> None:
+    for words in (("snapshot", "web", "web-2"), ("snapshot", "web-1", "deep"), ("create", "other")):
+        assert cowfs(*words).status == 0
+    m = mapped(cowfs)
+    assert cowfs("list", "--tree").out == (
+        f"base  0 B of {m} exclusive\n"
+        f"├── other  0 B of {m} exclusive\n"
+        f"└── web  0 B of {m} exclusive\n"
+        f"    ├── web-1  0 B of {m} exclusive\n"
+        f"    │   └── deep  0 B of {m} exclusive\n"
+        f"    └── web-2  0 B of {m} exclusive\n"
+    )
+    # Without its parent a device stands at the top.
+    cowfs("remove", "web")
+    assert [line.split()[0] for line in cowfs("list", "--tree").out.splitlines()] == [
+        *("base", "└──", "web-1", "└──", "web-2")
+    ]
+
+
+def test_inspect(cowfs: Run) -> None:
+    report = cowfs("--json", "inspect", "web").json
+    assert cowfs("inspect", "web").out == (
+        "Name                    web\n"
+        "Id                      2\n"
+        "Size                    16 MiB (16777216 bytes)\n"
+        f"Mapped                  {format_size(report['mapped_bytes'])}\n"
+        "Exclusive               0 B\n"
+        f"Highest mapped byte     {report['highest_mapped_byte']:#x}\n"
+        "Parent                  base\n"
+        "Children                web-1\n"
+        "Created in transaction  1\n"
+        "Created at time         1\n"
+        "Last snapshot at time   2\n"
+        "Active                  no\n"
+    )
+
+
+def test_status(cowfs: Run, home: Path) -> None:
+    report = cowfs("--json", "status").json
+    used, total = report["data_used_bytes"], report["data_total_bytes"]
+    metadata_used, metadata_total = report["metadata_used_bytes"], report["metadata_total_bytes"]
+    assert cowfs("status").out == (
+        f"Home           {home}\n"
+        "Held by        nobody\n"
+        "Backend        emulated\n"
+        f"Pool           {report['pool']}\n"
+        "Mode           write\n"
+        "When full      writes wait for space\n"
+        "Transaction    3\n"
+        "Block size     64 KiB\n"
+        f"Data           {format_size(used)} of 256 MiB used ({100 * used / total:.1f} %)\n"
+        f"Metadata       {format_size(metadata_used)} of 4 MiB used ({100 * metadata_used / metadata_total:.1f} %)\n"
+        "Kept free      10 %\n"
+        "Devices        2\n"
+        f"Base device    16 MiB, UUID {report['base_uuid']}\n"
+        f"Data file      {home}/devicemapper/data, {format_size(report['data_file_allocated_bytes'])} on disk\n"
+        f"Metadata file  {home}/devicemapper/metadata\n"
+        f"Disk free      {format_size(report['host_free_bytes'])}\n"
+    )
+
+
+def test_status_tells_what_needs_care(cowfs: Run, home: Path) -> None:
+    cowfs("message", "create_thin", "77")
+    cowfs("message", "reserve_metadata_snap")
+    (home / "metadata" / "web").write_text("{")
+    out = cowfs("status").out
+    assert re.search(r"^Metadata snapshot +held at block \d+$", out, re.M)
+    assert re.search(r"^Unknown thins +2, 77$", out, re.M)
+    assert re.search(r"^Problem +the record of device 'web' is damaged", out, re.M) is not None
+
+
+def test_check_dump_delta(cowfs: Run, tmp_path: Path) -> None:
+    clean, figures = cowfs("check").out.splitlines()
+    assert clean == "clean"
+    assert re.fullmatch(r"3 thins map \d+ blocks; data \d+/4096, metadata \d+/1024 blocks used", figures)
+    dump = cowfs("dump").out
+    assert dump.startswith('<superblock uuid="" time="2" transaction="3" flags="0" version="2" data_block_size="128" ')
+    assert dump.rstrip().endswith("</superblock>")
+    assert cowfs("--json", "dump").json == {"xml": dump}
+    delta = cowfs("delta", "base", "web").out
+    assert '<diff left="1" right="2">' in delta
+    assert "different" not in delta
+    assert cowfs("--json", "delta", "base", "web").json == {"xml": delta}
+    (tmp_path / "dump.xml").write_text(dump)
+    restored = cowfs("restore", tmp_path / "dump.xml")
+    assert re.fullmatch(r"restored 3 thins that map \d+ blocks\n", restored.out)
+    assert cowfs("dump").out == dump
+    assert cowfs("check").status == 0
+
+
+@pytest.mark.skipif(
+    shutil.which("thin_dump", path="/usr/sbin:/sbin:/usr/bin") is None,
+    reason="needs thin_dump; run: apt-get install thin-provisioning-tools",
+)
+def test_dump_is_what_thin_dump_says(cowfs: Run, home: Path) -> None:
+    command = ["/usr/sbin/thin_dump", str(home / "devicemapper" / "metadata")]
+    theirs = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert cowfs("dump").out == theirs.stdout
+    command = ["/usr/sbin/thin_delta", "--thin1", "1", "--thin2", "3", str(home / "devicemapper" / "metadata")]
+    theirs = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert cowfs("delta", "base", "web-1").out == theirs.stdout
+
+
+def test_table_and_dmstatus_are_the_kernels_lines(cowfs: Run, home: Path) -> None:
+    pool, base, web, web_1 = (line.split(": ", 1) for line in cowfs("table").out.split("\n")[:-1])
+    assert pool[0].endswith("-pool")
+    metadata, data = home / "devicemapper" / "metadata", home / "devicemapper" / "data"
+    assert pool[1] == f"0 524288 thin-pool {metadata} {data} 128 32768 1 skip_block_zeroing "
+    assert PoolTable.parse(pool[1]).format() == pool[1]
+    for line, thin_id in ((base, 1), (web, 2), (web_1, 3)):
+        assert line[1] == f"0 32768 thin {ThinTable.parse(line[1]).pool_device} {thin_id}"
+    assert web_1[0] == pool[0].removesuffix("pool") + "web-1"
+
+    pool, base, web, web_1 = (line.split(": ", 1) for line in cowfs("dmstatus").out.split("\n")[:-1])
+    figures = pool[1].removeprefix("0 524288 thin-pool ")
+    status = PoolStatus.parse(figures)
+    assert isinstance(status, PoolStatus)
+    assert status.format() == figures
+    assert status.transaction_id == 3
+    thin = ThinStatus.parse(web[1].removeprefix("0 32768 thin "))
+    assert isinstance(thin, ThinStatus)
+    assert thin.mapped_sectors * 512 == cowfs("--json", "inspect", "web").json["mapped_bytes"]
+    assert base[1] == web[1] == web_1[1]
+
+
+def test_messages_go_to_the_pool(cowfs: Run) -> None:
+    assert cowfs("message", "create_snap 7 1").out == ""
+    assert cowfs("message", "CREATE_SNAP", "8", "+7").status == 0
+    assert cowfs("message", "delete 7").status == 0
+    assert cowfs("message", "set_transaction_id 3 9").status == 0
+    report = cowfs("--json", "status").json
+    assert report["orphan_thin_ids"] == [8]
+    assert report["transaction_id"] == 9
+
+
+def test_remove_goes_on_after_an_error(cowfs: Run) -> None:
+    outcome = cowfs("remove", "nope", "web", "base")
+    assert outcome.out == "removed web\n"
+    first, second = outcome.err.splitlines()
+    assert "there is no device 'nope'" in first
+    assert "the base device cannot be removed" in second
+    assert outcome.status == 5  # the first error's
+
+
+# --------------------------------------------------------------------------------------------- JSON
+
+
+def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
+    rows = cowfs("--json", "list").json
+    size = rows[0]["mapped_bytes"]
+    assert rows == [
+        {
+            "name": name,
+            "id": number,
+            "size_bytes": BASE_BYTES,
+            "mapped_bytes": size,
+            "exclusive_bytes": 0,
+            "parent": parent,
+            "mounted": [],
+        }
+        for name, number, parent in (("base", 1, None), ("web", 2, "base"), ("web-1", 3, "web"))
+    ]
+    report = cowfs("--json", "inspect", "web").json
+    assert report == {
+        "name": "web",
+        "id": 2,
+        "size_bytes": BASE_BYTES,
+        "mapped_bytes": size,
+        "exclusive_bytes": 0,
+        "highest_mapped_byte": report["highest_mapped_byte"],
+        "parent": "base",
+        "children": ["web-1"],
+        "created_transaction_id": 1,
+        "creation_time": 1,
+        "snapshotted_time": 2,
+        "active": False,
+        "views": [],
+    }
+    assert size <= report["highest_mapped_byte"] + 1 <= BASE_BYTES
+    status = cowfs("--json", "status").json
+    assert status.keys() == {
+        *("home", "backend", "holder_pid", "views", "pool", "mode", "no_space", "needs_check", "transaction_id"),
+        *("block_bytes", "data_used_bytes", "data_total_bytes", "metadata_used_bytes", "metadata_total_bytes"),
+        *("min_free_percent", "metadata_snapshot_block", "devices", "base_size_bytes", "base_uuid", "data_file"),
+        *("data_file_allocated_bytes", "metadata_file", "host_free_bytes", "orphan_thin_ids", "problems"),
+    }
+    assert status["home"] == str(home)
+    assert status["holder_pid"] is None
+    assert (status["mode"], status["no_space"], status["needs_check"]) == ("write", "queue", False)
+    assert (status["block_bytes"], status["data_total_bytes"]) == (65536, 256 << 20)
+
+
+def test_json_of_the_changes(cowfs_anywhere: Run, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+
+    def answer(*words: str) -> object:
+        outcome = cowfs_anywhere("--json", "--home", home, *words)
+        assert (outcome.status, outcome.err) == (0, "")
+        return outcome.json
+
+    sizes = ("--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M")
+    made = {"home": str(home), "base_size_bytes": BASE_BYTES, "data_size_bytes": 256 << 20}
+    assert answer("init", *sizes) == made
+    assert answer("create", "web") == {"name": "web", "id": 2, "size_bytes": BASE_BYTES, "parent": "base"}
+    assert answer("snapshot", "web", "a") == {"name": "a", "id": 3, "size_bytes": BASE_BYTES, "parent": "web"}
+    assert answer("remove", "a") == {"removed": ["a"]}
+    assert answer("message", "create_thin", "9") == {"message": "create_thin 9"}
+    check = answer("check")
+    assert isinstance(check, dict)
+    assert (check["clean"], check["findings"], check["thins"]) == (True, [], 3)
+    lines = answer("table")
+    assert isinstance(lines, list)
+    assert lines[0].keys() == {"name", "line"}
+
+
+def test_names_of_foreign_homes_do_no_harm(cowfs: Run, home: Path) -> None:
+    """A home from elsewhere may hold any file name; terminals and JSON get escapes."""
+    cowfs("message", "create_snap 9 2")
+    record = (home / "metadata" / "web").read_text().replace('"device_id":2', '"device_id":9')
+    Path(os.fsdecode(os.fsencode(home / "metadata") + b"/a\x1b[2J")).write_text(record)
+    out = cowfs("list").out
+    assert "\x1b" not in out
+    assert "a\\x1b[2J" in out
+    assert any(row["name"].startswith("a\x1b[2J") for row in cowfs("--json", "list").json)
+
+
+# --------------------------------------------------------------------------------------------- the program
+
+
+def test_help_lists_every_command(cowfs_anywhere: Run) -> None:
+    outcome = cowfs_anywhere("--help")
+    assert outcome.status == 0
+    assert [line.split()[0] for line in outcome.out.split("Commands:")[1].splitlines() if line.strip()] == COMMANDS
+    for command in COMMANDS:
+        outcome = cowfs_anywhere(command, "--help")
+        assert outcome.status == 0
+        assert outcome.out.startswith(f"Usage: cowfs {command} ")
+    assert cowfs_anywhere("-h").status == 0
+    bare = cowfs_anywhere()
+    assert bare.status == 2
+    assert "Commands:" in bare.out
+
+
+def test_version(cowfs_anywhere: Run) -> None:
+    assert re.fullmatch(r"cowfs \d+\.\d+\.\d+\n", cowfs_anywhere("--version").out)
+
+
+def test_doctor(cowfs_anywhere: Run) -> None:
+    outcome = cowfs_anywhere("doctor")
+    assert outcome.status in {0, 3}
+    lines = outcome.out.splitlines()
+    assert all(re.match(r"(ok|NO|- )  ?[a-z0-9_ -]+: \S", line) for line in lines), lines
+    abilities = cowfs_anywhere("--json", "doctor").json
+    assert [ability["name"] for ability in abilities] == [line[4:].split(":")[0] for line in lines]
+    assert {"fuse", "mount", "libext2fs", "device mapper", "user-mode-linux", "backend emulated"} <= {
+        ability["name"] for ability in abilities
+    }
+    needed = all(ability["works"] for ability in abilities if ability["needed"])
+    assert outcome.status == (0 if needed else 3)
+    assert all(ability["works"] or ability["detail"] for ability in abilities)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(cowfs_anywhere: Run, shell: str, tmp_path: Path) -> None:
+    script = cowfs_anywhere("completion", shell).out
+    assert "_COWFS_COMPLETE" in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([shell, "-n", tmp_path / "script"], check=True, timeout=60)
+
+
+def test_completion_knows_commands_options_and_devices(home: Path) -> None:
+    def complete(*words: str) -> list[str]:
+        line = ["cowfs", *words]
+        environment = os.environ | {
+            "_COWFS_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(line),
+            "COMP_CWORD": str(len(line) - 1),
+        }
+        command = [os.path.join(os.path.dirname(sys.executable), "cowfs")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        return [item.split(",", 1)[1] for item in done.stdout.splitlines() if item]
+
+    assert complete("sna") == ["snapshot"]
+    assert complete("--home", str(home), "mount", "web") == ["web", "web-1"]
+    assert complete("--home", str(home), "mount", "web", "/tmp", "--r") == ["--raw", "--read-only", "--repair"]
+    assert complete("--home", "/nonexistent", "inspect", "w") == []
+
+
+def test_quick_commands_load_little(home: Path) -> None:
+    """Commands start quickly because they leave out what they do not need."""
+    code = (
+        "import sys; from cowfs.cli.app import run; status = run(sys.argv[1:]); "
+        "heavy = {'trio', 'pyfuse3', 'rich', 'hypothesis', 'pytest', 'cffi', 'asyncio'} & set(sys.modules); "
+        "sys.exit(f'loaded {heavy}' if heavy else status)"
+    )
+    for words in (["--help"], ["status"], ["list"], ["create", "x"], ["check"], ["mount", "--help"]):
+        command = [sys.executable, "-c", code, "--home", str(home), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, (words, done.stderr)
+
+
+def test_run_as_a_module(home: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", "list"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+    assert [row["name"] for row in json.loads(done.stdout)] == ["base", "web", "web-1"]
+
+
+def test_a_reader_who_leaves_is_no_error(home: Path) -> None:
+    cowfs = os.path.join(os.path.dirname(sys.executable), "cowfs")
+    for words in (["list"], ["dump"], ["--help"]):
+        with subprocess.Popen(
+            [cowfs, "--home", str(home), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            said = process.stderr.read()
+            status = process.wait(60)
+        assert said == b""
+        assert status in {141, 1}  # click's own output ends with 1
+
+
+def test_ctrl_c_is_one_line(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cowfs.host.home.Home.devices", interrupted)
+    outcome = cowfs("list")
+    assert outcome.status == 130
+    assert outcome.err.strip() == "cowfs: interrupted"
+
+
+def test_a_defect_of_ours_keeps_its_traceback(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_arguments: object, **_options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cowfs.host.home.Home.devices", broken)
+    with pytest.raises(ZeroDivisionError):
+        cowfs("list")
+
+
+def test_sizes_in_help_are_the_defaults_of_a_home() -> None:
+    """The words of the command line and the figures of the engine are the same."""
+    command = cli.get_command(None, "init")  # type: ignore[arg-type]
+    assert command is not None
+    defaults = {parameter.name: parse_size(str(parameter.default)) for parameter in command.params}
+    options = HomeOptions()
+    assert defaults == {
+        "data_size": options.data_size_bytes,
+        "metadata_size": options.metadata_size_bytes,
+        "block_size": options.block_bytes,
+        "base_size": options.base_size_bytes,
+    }
+
+
+# --------------------------------------------------------------------------------------------- drawing
+
+
+def test_a_deep_tree_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    """A chain of a thousand snapshots takes no recursion."""
+    output.print_tree(["0"], lambda name: [str(int(name) + 1)] if int(name) < 3000 else [], lambda name: name)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3001
+    assert lines[2] == "    └── 2"
+
+
+def test_a_progress_bar_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with output.progress("working") as show:
+        assert show is None
+    assert capsys.readouterr().err == ""
+
+
+def test_a_progress_bar_shows_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 0.1, 5.0])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(times, 6.0))
+    with output.progress("counting sheep") as show:
+        assert show is not None
+        show(1, 100)
+        assert capsys.readouterr().err == ""
+        show(50, 100)
+    assert "counting sheep" in capsys.readouterr().err
