@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from cowfs.devices import DeviceRecord, DeviceSet
-from cowfs.errors import CowfsError, NotAHome
+from cowfs.errors import CowfsError, HomeError, NotAHome
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
 from tests.conftest import REPOSITORY
@@ -192,6 +192,20 @@ def test_a_process_killed_while_making_a_home_lets_the_next_make_it(tmp_path: Pa
     assert finished
     assert points > 40
     print(f"init: killed at {points} system calls, {finished} times after its end")
+
+
+# --- truncated pool files
+
+
+@pytest.mark.parametrize(("name", "size"), [("metadata", 2 * MIB), ("data", 4 * MIB)])
+def test_a_truncated_pool_file_is_refused_and_works_again_when_restored(home: Path, name: str, size: int) -> None:
+    path = home / "devicemapper" / name
+    good = path.read_bytes()
+    os.truncate(path, size - 4096)
+    with pytest.raises(HomeError, match=r"so 4096 bytes \(4 KiB\) are missing; restore it from a backup"):
+        open_home(home, BACKEND)
+    path.write_bytes(good)
+    assert sorted(contents(home)) == ["a", "b", "base"]
 
 
 # --- a damaged transaction file
