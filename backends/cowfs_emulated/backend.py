@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cowfs.blockdev import FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import InvalidRequest
 from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
 from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS
@@ -27,9 +27,11 @@ class EmulatedBackend:
         *,
         clock: Callable[[], float] = time.monotonic,
         no_space_timeout_seconds: float = NO_SPACE_TIMEOUT_SECONDS,
+        wrap_device: Callable[[str, BlockDevice], BlockDevice] | None = None,
     ) -> None:
         self._clock = clock
         self._no_space_timeout_seconds = no_space_timeout_seconds
+        self._wrap_device = wrap_device or (lambda _role, device: device)
 
     @property
     def name(self) -> str:
@@ -42,9 +44,21 @@ class EmulatedBackend:
     def probe(self) -> ProbeResult:
         return ProbeResult(usable=True)
 
-    def with_timing(self, clock: Callable[[], float], no_space_timeout_seconds: float) -> EmulatedBackend:
-        """The same backend on another clock, and with another patience of full pools (0: for ever)."""
-        return EmulatedBackend(clock=clock, no_space_timeout_seconds=no_space_timeout_seconds)
+    def for_tests(
+        self,
+        *,
+        clock: Callable[[], float],
+        no_space_timeout_seconds: float,
+        wrap_device: Callable[[str, BlockDevice], BlockDevice],
+    ) -> EmulatedBackend:
+        """The same backend in a laboratory.
+
+        Args:
+            clock: seconds.
+            no_space_timeout_seconds: how long a full pool lets writes wait; 0 is for ever.
+            wrap_device: called with `metadata` or `data` and the device; what it returns is used instead.
+        """
+        return EmulatedBackend(clock=clock, no_space_timeout_seconds=no_space_timeout_seconds, wrap_device=wrap_device)
 
     def open_pool(self, name: str, table: PoolTable, *, durable: bool = True) -> Pool:
         table.check()
@@ -59,8 +73,8 @@ class EmulatedBackend:
                 )
             _lock(metadata)
             pool = EmulatedPool(
-                metadata,
-                data,
+                self._wrap_device("metadata", metadata),
+                self._wrap_device("data", data),
                 table,
                 name=name,
                 clock=self._clock,

@@ -19,6 +19,9 @@ A freed block becomes allocatable with the commit and is punched before anybody 
 awaits. A crash in between leaves old bytes in a free block; they never show, because a block is zeroed when the write
 that provisions it does not cover it.
 
+Near the end of the metadata every change is committed by itself. The one that does not fit is rolled back and fails;
+the pool is then OUT_OF_METADATA_SPACE and has lost nothing that it acknowledged.
+
 Source of the rules: Linux 6.1, drivers/md/dm-thin.c, observed. Different on purpose: a write whose data I/O fails
 gives its block back; every fresh block reads as zeros, also with skip_block_zeroing.
 """
@@ -31,9 +34,17 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from cowfs.blockdev import BlockDevice
-from cowfs.errors import MetadataCorrupt, OutOfDataSpace, PoolIoError, PoolModeError
+from cowfs.errors import (
+    MetadataCorrupt,
+    OutOfDataSpace,
+    OutOfMetadataSpace,
+    PoolError,
+    PoolIoError,
+    PoolModeError,
+)
 from cowfs.pool import NoSpacePolicy, PoolMode, PoolTable
 from cowfs.thinmeta import Metadata, ThinMapping
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.units import SECTOR_BYTES
 
 COMMIT_PERIOD_SECONDS: Final = 1.0
@@ -41,10 +52,14 @@ NO_SPACE_TIMEOUT_SECONDS: Final = 60.0
 
 _MAX_RESERVE_BLOCKS: Final = 4096
 _MAX_LOW_WATER_BLOCKS: Final = 1024
-# Blocks mapped by one insertion. The larger is bounded so that one insertion cannot eat the hidden reserve of metadata
-# blocks; near the reserve, block by block, as the kernel does it.
+# Blocks mapped by one insertion: bounded so that it cannot eat the hidden reserve of metadata blocks; when less than
+# _SPARE_METADATA_BLOCKS are left above the reserve, block by block, as the kernel does it.
 _RUN_BLOCKS: Final = 1024
 _SPARE_METADATA_BLOCKS: Final = 128
+# When no more than this is left above the reserve, every change is a transaction of its own: paths to shadow in the
+# trees, and new homes for as many data bitmaps as one leaf's mappings can be spread over.
+_TIGHT_METADATA_BLOCKS: Final = 16
+_MAX_BITMAPS_PER_CHANGE: Final = 252
 
 
 class Follower(Protocol):
@@ -66,6 +81,7 @@ class Engine:
         1. Between two calls no data block is allocated that nothing maps.
         2. `mode` is WRITE only when the metadata does not need a check.
         3. In modes from OUT_OF_METADATA_SPACE on, the metadata has no uncommitted change but the needs_check flag.
+        4. `_acknowledged`: the transaction holds changes whose requests have succeeded.
     """
 
     def __init__(
@@ -95,6 +111,7 @@ class Engine:
         self.followers: list[Follower] = []
         self._queue_deadline = math.inf
         self._low_water_sent = False
+        self._acknowledged = False
         self._last_commit = clock()
         self._last_metadata_free = metadata.metadata_free_blocks
         self.bind(table)
@@ -166,6 +183,7 @@ class Engine:
 
         Raises:
             PoolIoError (EIO): it failed. The transaction is lost, and the pool is read-only or failed.
+            PoolModeError (EIO): it did not fit the metadata, and held nothing that was acknowledged.
         """
         if self.mode >= PoolMode.OUT_OF_METADATA_SPACE:
             return
@@ -176,6 +194,7 @@ class Engine:
             except OSError as error:
                 raise self.operation_failed("commit", error) from error
             self._reclaim(freed)
+        self._acknowledged = False
         self._last_commit = self.clock()
         self._last_metadata_free = self.metadata.metadata_free_blocks
         if not self.usable_metadata_blocks():
@@ -192,20 +211,32 @@ class Engine:
         if self.metadata.changed and self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
             self.commit()
 
-    def changed(self) -> None:
-        """Look after space and time once a change is complete."""
-        free = self.metadata.metadata_free_blocks
-        if free <= self.metadata_low_water_blocks:
-            if self._last_metadata_free > self.metadata_low_water_blocks:
-                self.event_counter += 1
-            if free <= self.metadata_reserve_blocks:
-                self.commit()
-        self._last_metadata_free = free
-        if self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
+    def before_change(self) -> None:
+        """Near the end of the metadata, make sure that a change which does not fit takes nothing else with it."""
+        if self._acknowledged and self._is_tight():
             self.commit()
 
-    def operation_failed(self, operation: str, cause: OSError) -> PoolIoError:
+    def changed(self) -> None:
+        """Look after space and time once a change is complete, just before it is acknowledged."""
+        free = self.metadata.metadata_free_blocks
+        if free <= self.metadata_low_water_blocks < self._last_metadata_free:
+            self.event_counter += 1
+        self._last_metadata_free = free
+        if self._is_tight() or self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
+            self.commit()
+        else:
+            self._acknowledged = True
+
+    def _is_tight(self) -> bool:
+        metadata = self.metadata
+        bitmaps = min(metadata.data_blocks // ENTRIES_PER_BITMAP, _MAX_BITMAPS_PER_CHANGE)
+        return metadata.metadata_free_blocks - self.metadata_reserve_blocks <= _TIGHT_METADATA_BLOCKS + bitmaps
+
+    def operation_failed(self, operation: str, cause: OSError) -> PoolError:
         """Abort to the last commit and degrade the pool; returns the error to raise."""
+        if isinstance(cause, OutOfMetadataSpace) and not self._acknowledged and self.roll_back():
+            self.set_mode(PoolMode.OUT_OF_METADATA_SPACE)
+            return self.mode_error(operation, errno.EIO)
         if self.mode < PoolMode.READ_ONLY:
             if self.roll_back():
                 self.metadata.set_needs_check()
@@ -225,6 +256,7 @@ class Engine:
         except OSError:
             self.set_mode(PoolMode.FAIL)
             return False
+        self._acknowledged = False
         self._last_metadata_free = self.metadata.metadata_free_blocks
         return True
 
@@ -264,6 +296,7 @@ class Engine:
         metadata = self.metadata
         if self.mode is not PoolMode.WRITE:
             self._require_space()
+        self.before_change()
         free = metadata.data_free_blocks
         self._note_low_water(free)
         if not free:
@@ -304,6 +337,7 @@ class Engine:
         """Unmap virtual blocks; a pool that cannot change its metadata lets it pass, as the kernel does."""
         if self.mode >= PoolMode.OUT_OF_METADATA_SPACE:
             return
+        self.before_change()
         try:
             removed = mapping.remove(begin, end)
         except OSError as error:
@@ -351,7 +385,7 @@ class Engine:
             state, remedy = "read-only and needs a check", "close it and repair its metadata"
         else:
             state, remedy = "read-only", "open it without read_only"
-        return PoolModeError(f"{request} was refused: pool '{self.name}' is {state}; {remedy}", errno=number)
+        return PoolModeError(f"{request} is refused: pool '{self.name}' is {state}; {remedy}", errno=number)
 
     def _note_low_water(self, free: int) -> None:
         if free <= self.table.low_water_blocks and not self._low_water_sent:

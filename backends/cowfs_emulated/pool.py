@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import Protocol, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, Buffer
-from cowfs.errors import InvalidRequest, MetadataCorrupt, NoSuchThin, PoolIoError, ThinBusy, ThinExists
+from cowfs.errors import InvalidRequest, MetadataCorrupt, NoSuchThin, PoolError, ThinBusy, ThinExists
 from cowfs.pool import (
     DiscardMode,
     Message,
@@ -173,7 +173,7 @@ class EmulatedPool:
         self._require_open()
         engine = self._engine
         if flush and not self._suspended:
-            with suppress(PoolIoError):  # the status shows what became of the pool
+            with suppress(PoolError):  # the status shows what became of the pool
                 engine.commit()
         if engine.mode is PoolMode.FAIL:
             return UnreadableStatus.FAIL
@@ -233,8 +233,6 @@ class EmulatedPool:
         engine = self._engine
         require_thin_id(thin_id)
         require_length(length_sectors, name)
-        if self._suspended:
-            raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' is suspended; resume it")
         if engine.mode is PoolMode.FAIL:
             raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' has failed")
         if any(device.name == name for device in self.active()):
@@ -242,6 +240,8 @@ class EmulatedPool:
         shared = self._open_thins.get(thin_id)
         if shared is None or not shared.devices:
             shared = OpenThin(engine.metadata.open_thin(thin_id))
+        if self._suspended:
+            raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' is suspended; resume it")
         origin = None if external_origin is None else open_origin(external_origin)
         if not shared.devices:
             self._open_thins[thin_id] = shared

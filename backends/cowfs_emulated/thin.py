@@ -102,7 +102,7 @@ class EmulatedThin:
     def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
         self._require_open()
         if flush and not self._suspended and not self._pool_suspended:
-            with suppress(PoolIoError):  # the status shows what became of the pool
+            with suppress(PoolError):  # the status shows what became of the pool
                 self._engine.commit()
         return mapping_status(self._engine, self._mapping)
 

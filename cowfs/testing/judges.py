@@ -5,18 +5,21 @@ A judge returns findings, one line each; none means clean. `require_clean` asks 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool
 from cowfs.thinmeta.check import Severity, check
 
 _TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _TOOL_TIMEOUT_SECONDS = 120
+_COPY_CHUNK_BYTES = 1 << 20
 
 
 def require_clean(device: BlockDevice, *, strict: bool = False) -> None:
@@ -66,9 +69,27 @@ def thin_check_findings(device: BlockDevice) -> list[str]:
 
 def copy_sparse(device: BlockDevice, fd: int) -> None:
     """Copy a device into an empty file, leaving holes for what is zero."""
-    chunk_bytes = 1 << 20
     os.ftruncate(fd, device.size_bytes)
-    for offset in range(0, device.size_bytes, chunk_bytes):
-        data = device.pread(offset, min(chunk_bytes, device.size_bytes - offset))
-        if data != bytes(len(data)):
-            os.pwrite(fd, data, offset)
+    for begin, end in _data_ranges(device):
+        for offset in range(begin, end, _COPY_CHUNK_BYTES):
+            data = device.pread(offset, min(_COPY_CHUNK_BYTES, end - offset))
+            if data != bytes(len(data)):
+                os.pwrite(fd, data, offset)
+
+
+def _data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
+    """Where a device may hold something; of a file, what is not a hole."""
+    end = device.size_bytes
+    if not isinstance(device, FileDevice) or device.is_block_node:
+        yield 0, end
+        return
+    offset = 0
+    while offset < end:
+        try:
+            begin = os.lseek(device.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        offset = os.lseek(device.fd, begin, os.SEEK_HOLE)
+        yield begin, offset

@@ -1,0 +1,35 @@
+"""What every backend does, as a library: a backend in, numbered behaviours out. No test framework is needed.
+
+    for behaviour in BEHAVIOURS:
+        check(behaviour, backend, an_empty_directory)
+
+`check` raises AssertionError where the backend behaves differently, and NotApplicableError where the behaviour depends
+on a capability that the backend does not declare. After each behaviour the judges look at the metadata it left.
+
+Modules: `general` (the list every backend starts with), then the sections of the thin-pool's semantics: `tables`,
+`messages`, `status`, `data`, `discard`, `space`, `lifecycle`; `faults` (failing devices, damaged metadata); `suites`
+(cases of the kernel's own test suites, under their names).
+"""
+
+from cowfs.testing.conformance import data, discard, faults, general, lifecycle, messages, space, status, suites, tables
+from cowfs.testing.conformance.lab import Adjustable, Lab, NotApplicableError
+from cowfs.testing.conformance.registry import BEHAVIOURS, Behaviour, check
+
+__all__ = [
+    "BEHAVIOURS",
+    "Adjustable",
+    "Behaviour",
+    "Lab",
+    "NotApplicableError",
+    "check",
+    "data",
+    "discard",
+    "faults",
+    "general",
+    "lifecycle",
+    "messages",
+    "space",
+    "status",
+    "suites",
+    "tables",
+]

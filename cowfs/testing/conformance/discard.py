@@ -1,0 +1,125 @@
+"""Section 1.7: discard."""
+
+from __future__ import annotations
+
+import errno
+
+from cowfs.pool import DiscardMode, PoolMode
+from cowfs.testing.conformance.lab import (
+    BLOCK,
+    Lab,
+    expect_any_error,
+    expect_content,
+    expect_equal,
+    expect_error,
+    fill,
+    mapped_blocks,
+    status_of,
+    used,
+)
+from cowfs.testing.conformance.registry import behaviour
+
+
+@behaviour("1.7-1")
+def discard_with_and_without_passdown_frees_the_blocks(lab: Lab) -> None:
+    for passdown in (True, False):
+        pool = lab.pool(no_discard_passdown=not passdown)
+        thin = lab.thin(pool)
+        fill(thin, 0, 16, 1)
+        thin.discard(0, 16 * BLOCK)
+        expect_equal((used(pool), mapped_blocks(thin)), (0, 0), f"used and mapped blocks, passdown {passdown}")
+        if not passdown:
+            expect_equal(status_of(pool).discard, DiscardMode.NO_PASSDOWN, "discard field")
+
+
+@behaviour("1.7-2")
+def a_pool_that_ignores_discards_refuses_them(lab: Lab) -> None:
+    pool = lab.pool(ignore_discard=True)
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    expect_error(errno.EOPNOTSUPP, lambda: thin.discard(0, 4 * BLOCK))
+    expect_content(thin, 0, 4, 1)
+    expect_equal(used(pool), 4, "used data blocks")
+
+
+@behaviour("1.7-3")
+def discarding_what_is_not_mapped_does_nothing(lab: Lab) -> None:
+    pool = lab.pool()
+    thin = lab.thin(pool)
+    thin.discard(0, 16 * BLOCK)
+    fill(thin, 5, 1, 1)
+    for _ in range(3):
+        thin.discard(0, 5 * BLOCK)
+        thin.discard(6 * BLOCK, 10 * BLOCK)
+    expect_content(thin, 5, 1, 1)
+    expect_equal(used(pool), 1, "used data blocks")
+
+
+@behaviour("1.7-4")
+def partial_blocks_are_left_alone(lab: Lab) -> None:
+    pool = lab.pool()
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    for offset, length in ((0, BLOCK - 512), (512, BLOCK - 512), (BLOCK + 512, BLOCK), (BLOCK // 2, BLOCK), (0, 512)):
+        thin.discard(offset, length)
+    expect_content(thin, 0, 4, 1)
+    expect_equal(used(pool), 4, "used data blocks")
+
+
+@behaviour("1.7-5")
+def a_shared_block_is_unmapped_and_stays_for_the_other(lab: Lab) -> None:
+    pool = lab.pool()
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    pool.create_snap(1, 0)
+    thin.discard(0, 4 * BLOCK)
+    snapshot = lab.thin(pool, 1)
+    expect_content(thin, 0, 4, 0)
+    expect_content(snapshot, 0, 4, 1)
+    expect_equal(used(pool), 4, "used data blocks")
+    snapshot.discard(0, 2 * BLOCK)
+    expect_equal(used(pool), 2, "used data blocks when nobody holds two of them")
+
+
+@behaviour("1.7-6")
+def a_discard_past_the_end_fails(lab: Lab) -> None:
+    thin = lab.thin(lab.pool(), blocks=4)
+    fill(thin, 0, 4, 1)
+    expect_any_error(lambda: thin.discard(3 * BLOCK, 2 * BLOCK))
+    expect_any_error(lambda: thin.discard(8 * BLOCK, BLOCK))
+    expect_content(thin, 0, 4, 1)
+
+
+@behaviour("1.7-7")
+def discarding_in_a_full_pool_brings_it_back(lab: Lab) -> None:
+    pool = lab.pool(4, error_if_no_space=True)
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    thin.discard(0, 2 * BLOCK)
+    pool.commit()
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode")
+    fill(thin, 4, 2, 2)
+    expect_content(thin, 4, 2, 2)
+    expect_content(thin, 0, 2, 0)
+
+
+@behaviour("1.7-8")
+def a_discard_is_committed_in_time_without_a_flush(lab: Lab) -> None:
+    pool = lab.pool()
+    thin = lab.thin(pool)
+    fill(thin, 0, 8, 1)
+    pool.commit()
+    thin.discard(0, 8 * BLOCK)
+    lab.pass_time(pool, 2.5)
+    expect_equal(used(pool, flush=False), 0, "used data blocks, without a commit of ours")
+
+
+@behaviour("1.7-9")
+def a_block_discarded_and_written_again_holds_the_new_content(lab: Lab) -> None:
+    thin = lab.thin(lab.pool(8))
+    for number in range(30):
+        fill(thin, number % 4, 2, number + 1)
+        thin.discard((number % 4) * BLOCK, BLOCK)
+        expect_content(thin, number % 4, 1, 0)
+        expect_content(thin, number % 4 + 1, 1, number + 1)

@@ -1,0 +1,374 @@
+"""Where behaviours are tried: a laboratory makes devices, opens pools on them, and judges what is left behind.
+
+A backend is given; everything else is a directory for its files. What a backend needs beyond `Backend` to be put into
+special situations is optional, and found by asking:
+
+    Adjustable    takes another clock, another patience of full pools, and devices that fail on request
+
+Behaviours that need it are not applicable without, and say so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.errors import OutOfDataSpace
+from cowfs.pool import Backend, Capability, Pool, PoolStatus, PoolTable, ThinDevice, UnreadableStatus
+from cowfs.testing.blockdev import Fault, FaultyDevice
+from cowfs.testing.clock import ManualClock
+from cowfs.testing.judges import require_clean
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
+
+BLOCK_SECTORS = 128
+BLOCK = BLOCK_SECTORS * SECTOR_BYTES
+NO_SPACE_TIMEOUT_SECONDS = 60.0
+_WAIT_LIMIT_SECONDS = 20.0
+
+
+class NotApplicableError(Exception):
+    """This behaviour cannot be tried here; the text says why."""
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A backend that can be put on another clock and on other devices."""
+
+    def for_tests(
+        self,
+        *,
+        clock: Callable[[], float],
+        no_space_timeout_seconds: float,
+        wrap_device: Callable[[str, BlockDevice], BlockDevice],
+    ) -> Backend:
+        """The same backend.
+
+        Args:
+            no_space_timeout_seconds: how long a full pool lets writes wait; 0 is for ever.
+            wrap_device: called with `metadata` or `data` and the device; what it returns is used instead.
+        """
+        ...
+
+
+class Lab:
+    """Makes pools of one backend for one behaviour. `close` closes and judges them all.
+
+    Sizes are in blocks. Device files are sparse and live in `directory`.
+    """
+
+    def __init__(self, backend: Backend, directory: str) -> None:
+        self._directory = directory
+        self._pools: dict[str, Pool] = {}
+        self._tables: dict[str, PoolTable] = {}
+        self._faulty: dict[tuple[str, str], FaultyDevice] = {}
+        self._opening = ""
+        self._serial = 0
+        self._may_leak = False
+        self.durable = True  # of pools opened from now on; False where a behaviour is about space, and takes many steps
+        self._damaged: set[str] = set()
+        self.clock = ManualClock()
+        self._plain = backend
+        self._adjustable = isinstance(backend, Adjustable)
+        self.backend = backend
+        self.set_no_space_timeout(NO_SPACE_TIMEOUT_SECONDS)
+
+    @property
+    def capabilities(self) -> Capability:
+        return self._plain.capabilities
+
+    def has(self, capability: Capability) -> bool:
+        return bool(self.capabilities & capability)
+
+    def set_no_space_timeout(self, seconds: float) -> None:
+        """For pools opened from now on. 0 is for ever."""
+        if isinstance(self._plain, Adjustable):
+            self.backend = self._plain.for_tests(
+                clock=self.clock, no_space_timeout_seconds=seconds, wrap_device=self._wrap
+            )
+
+    def require_adjustable(self, why: str) -> None:
+        if not self._adjustable:
+            raise NotApplicableError(f"{why}: backend '{self._plain.name}' is not Adjustable")
+
+    # ------------------------------------------------------------------ pools
+
+    def file(self, name: str, size_bytes: int) -> str:
+        """A new sparse file; its path."""
+        self._serial += 1
+        path = os.path.join(self._directory, f"{name}-{self._serial}")
+        with open(path, "xb") as file:
+            file.truncate(size_bytes)
+        return path
+
+    def new_table(
+        self,
+        data_blocks: int = 64,
+        metadata_blocks: int = 1024,
+        *,
+        block_sectors: int = BLOCK_SECTORS,
+        low_water_blocks: int = 0,
+        **features: bool,
+    ) -> PoolTable:
+        """A table over two fresh files."""
+        length_sectors = data_blocks * block_sectors
+        return PoolTable(
+            Sectors(length_sectors),
+            self.file("metadata", metadata_blocks * METADATA_BLOCK_BYTES),
+            self.file("data", length_sectors * SECTOR_BYTES),
+            Sectors(block_sectors),
+            low_water_blocks,
+            **features,
+        )
+
+    def open(self, table: PoolTable, name: str | None = None) -> Pool:
+        name = name or f"cowfs-lab-{os.getpid()}-{len(self._tables)}"
+        self._opening = name
+        pool = self.backend.open_pool(name, table, durable=self.durable)
+        self._pools[name] = pool
+        self._tables[name] = table
+        return pool
+
+    def pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
+        """A fresh pool; options as of `new_table`."""
+        return self.open(self.new_table(data_blocks, metadata_blocks, **options))  # type: ignore[arg-type]
+
+    def table(self, pool: Pool) -> PoolTable:
+        """The table that a pool was opened or reloaded with, by path."""
+        return self._tables[pool.name]
+
+    def reload(self, pool: Pool, **changes: object) -> None:
+        """Load and resume a table with changes."""
+        table = self.table(pool).replace(**changes)
+        pool.reload(table)
+        pool.resume()
+        self._tables[pool.name] = table
+
+    def reopen(self, pool: Pool, **changes: object) -> Pool:
+        """Close a pool and open it again, with changes of its table."""
+        table = self.table(pool).replace(**changes)
+        pool.close()
+        self._pools.pop(pool.name, None)
+        return self.open(table, pool.name)
+
+    def grow_data(self, pool: Pool, blocks: int) -> None:
+        table = self.table(pool)
+        length_sectors = blocks * table.block_sectors
+        os.truncate(table.data_device, length_sectors * SECTOR_BYTES)
+        self.reload(pool, length_sectors=Sectors(length_sectors))
+
+    def grow_metadata(self, pool: Pool, blocks: int) -> None:
+        os.truncate(self.table(pool).metadata_device, blocks * METADATA_BLOCK_BYTES)
+        pool.suspend()
+        pool.resume()
+
+    def thin(self, pool: Pool, thin_id: int = 0, blocks: int = 16, name: str = "", **options: object) -> ThinDevice:
+        """An active thin, made when it is not there."""
+        if thin_id not in pool.thin_ids():
+            pool.create_thin(thin_id)
+        sectors = blocks * pool.block_bytes // SECTOR_BYTES
+        return pool.activate(name or f"thin-{thin_id}", thin_id, sectors, **options)  # type: ignore[arg-type]
+
+    def origin(self, content: bytes) -> str:
+        """A file to be an external origin."""
+        path = self.file("origin", len(content))
+        with open(path, "r+b") as file:
+            file.write(content)
+        return path
+
+    # ------------------------------------------------------------------ special situations
+
+    def pass_time(self, pool: Pool, seconds: float) -> None:
+        """Let time go by for a pool: on its clock where that can be moved, else by waiting."""
+        if self._adjustable:
+            self.clock.advance(seconds)
+            pool.tick()
+        else:
+            time.sleep(seconds)
+
+    def fail(self, pool: Pool, role: str, fault: Fault) -> Fault:
+        """Make one of a pool's devices (`metadata` or `data`) fail."""
+        self.require_adjustable("devices that fail")
+        return self._faulty[pool.name, role].fail(fault)
+
+    def heal(self, pool: Pool) -> None:
+        for role in ("metadata", "data"):
+            self._faulty[pool.name, role].heal()
+
+    def _wrap(self, role: str, device: BlockDevice) -> BlockDevice:
+        device = FaultyDevice(device)
+        self._faulty[self._opening, role] = device
+        return device
+
+    def edit_metadata(self, pool: Pool, edit: Callable[[FileDevice], None], *, damages: bool = True) -> PoolTable:
+        """Close a pool and change its metadata file; the table to open it with.
+
+        Args:
+            damages: the metadata is no longer expected to be clean.
+        """
+        table = self.table(pool)
+        pool.close()
+        self._pools.pop(pool.name, None)
+        if damages:
+            self._damaged.add(table.metadata_device)
+        device = FileDevice(table.metadata_device)
+        try:
+            edit(device)
+            device.flush()
+        finally:
+            device.close()
+        return table
+
+    def expect_leaks(self) -> None:
+        """What this behaviour does leaves blocks allocated and unmapped, on backends that do not promise otherwise."""
+        self._may_leak = not self.has(Capability.NO_LEAKS)
+
+    def expect_damage(self, pool: Pool) -> None:
+        self._damaged.add(self.table(pool).metadata_device)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self, *, judge: bool = True) -> None:
+        """Close what is open; with `judge`, ask the judges about every pool's metadata.
+
+        Raises:
+            AssertionError: the metadata is not clean.
+            MissingRequirement: a judge is not installed.
+        """
+        for pool in list(self._pools.values()):
+            with contextlib.suppress(OSError) if not judge else contextlib.nullcontext():
+                pool.close()
+        self._pools.clear()
+        if not judge or self._may_leak:
+            return
+        for path in {table.metadata_device for table in self._tables.values()} - self._damaged:
+            device = FileDevice(path, read_only=True)
+            try:
+                require_clean(device)
+            finally:
+                device.close()
+
+
+class PendingWrite:
+    """A write to a full pool that queues: waiting in the device on some backends, tried again here on the others."""
+
+    def __init__(self, lab: Lab, thin: ThinDevice, offset: int, data: bytes) -> None:
+        self._thin, self._offset, self._data = thin, offset, data
+        self._errno: int | None = None
+        self._thread: threading.Thread | None = None
+        if lab.has(Capability.QUEUES_IN_DEVICE):
+            self._thread = threading.Thread(target=self._try, daemon=True)
+            self._thread.start()
+            self._thread.join(0.5)
+        else:
+            self._try()
+
+    def _try(self) -> None:
+        try:
+            self._thin.pwrite(self._offset, self._data)
+            self._thin.flush()
+            self._errno = 0
+        except OutOfDataSpace as error:
+            self._errno = None if error.may_queue else error.errno
+        except OSError as error:
+            self._errno = error.errno
+
+    def waiting(self) -> bool:
+        if self._thread is None and self._errno is None:
+            self._try()
+        return self._errno is None
+
+    def result(self) -> int:
+        """0, or the errno it ended with. Raises AssertionError when it still waits."""
+        if self._thread is not None:
+            self._thread.join(_WAIT_LIMIT_SECONDS)
+        if self.waiting():
+            raise AssertionError("the write still waits for space")
+        assert self._errno is not None
+        return self._errno
+
+
+# --------------------------------------------------------------------------------- small things behaviours share
+
+
+def expect_error(number: int, call: Callable[[], object]) -> OSError:
+    """Carry out a call that must fail with this errno; the error."""
+    try:
+        result = call()
+    except OSError as error:
+        if error.errno != number:
+            raise AssertionError(f"expected {_name(number)}, got {_name(error.errno)}: {error}") from error
+        if not str(error) or "\n" in str(error):
+            raise AssertionError(f"an error is one clear line, not {str(error)!r}") from error
+        return error
+    raise AssertionError(f"expected {_name(number)}, and it succeeded with {result!r}")
+
+
+def expect_any_error(call: Callable[[], object]) -> OSError:
+    """Carry out a call that must fail; the error."""
+    try:
+        result = call()
+    except OSError as error:
+        return error
+    raise AssertionError(f"expected an error, and it succeeded with {result!r}")
+
+
+def expect_equal(found: object, wanted: object, what: str) -> None:
+    if found != wanted:
+        raise AssertionError(f"{what}: found {_short(found)}, expected {_short(wanted)}")
+
+
+def status_of(pool: Pool, *, flush: bool = True) -> PoolStatus:
+    """The status of a pool that works."""
+    status = pool.status(flush=flush)
+    if isinstance(status, UnreadableStatus):
+        raise AssertionError(f"the pool's status is {status.value}")  # noqa: TRY004
+    return status
+
+
+def mode_word(pool: Pool) -> str:
+    """The mode as the status line shows it: `ro` has two causes."""
+    return status_of(pool).format().split()[4]
+
+
+def used(pool: Pool, *, flush: bool = True) -> int:
+    """Used data blocks."""
+    return status_of(pool, flush=flush).used_data_blocks
+
+
+def mapped_blocks(thin: ThinDevice) -> int:
+    status = thin.status()
+    if isinstance(status, UnreadableStatus):
+        raise AssertionError(f"the thin's status is {status.value}")  # noqa: TRY004
+    return status.mapped_sectors * SECTOR_BYTES // thin.block_bytes
+
+
+def fill(thin: ThinDevice, begin: int, blocks: int, stamp: int) -> bytes:
+    """Write whole blocks of one repeated byte; what was written."""
+    data = bytes([stamp]) * (blocks * thin.block_bytes)
+    thin.pwrite(begin * thin.block_bytes, data)
+    return data
+
+
+def expect_content(thin: ThinDevice, begin: int, blocks: int, stamp: int) -> None:
+    found = thin.pread(begin * thin.block_bytes, blocks * thin.block_bytes)
+    if found != bytes([stamp]) * len(found):
+        position = next(i for i, byte in enumerate(found) if byte != stamp)
+        raise AssertionError(
+            f"block {begin + position // thin.block_bytes} of '{thin.name}' holds {found[position]:#04x} at byte "
+            f"{position % thin.block_bytes}, expected {stamp:#04x}"
+        )
+
+
+def _name(number: int | None) -> str:
+    return errno.errorcode.get(number or 0, str(number))
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text)} characters)"

@@ -1,0 +1,243 @@
+"""Section 1.8: running out of data and of metadata space."""
+
+from __future__ import annotations
+
+import errno
+
+from cowfs.pool import Capability, NoSpacePolicy, Pool, PoolMode, ThinDevice
+from cowfs.testing.conformance.lab import (
+    BLOCK,
+    NO_SPACE_TIMEOUT_SECONDS,
+    Lab,
+    PendingWrite,
+    expect_content,
+    expect_equal,
+    expect_error,
+    fill,
+    mapped_blocks,
+    mode_word,
+    status_of,
+    used,
+)
+from cowfs.testing.conformance.registry import behaviour
+
+
+def _full(lab: Lab, *, error_if_no_space: bool = False) -> tuple[Pool, ThinDevice]:
+    pool = lab.pool(4, error_if_no_space=error_if_no_space)
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    thin.flush()
+    return pool, thin
+
+
+@behaviour("1.8-1")
+def a_full_pool_still_reads_and_overwrites(lab: Lab) -> None:
+    pool, thin = _full(lab, error_if_no_space=True)
+    expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    fill(thin, 0, 1, 3)
+    expect_content(thin, 0, 1, 3)
+    expect_content(thin, 1, 3, 1)
+    expect_content(thin, 4, 4, 0)
+    expect_equal(status_of(pool).mode, PoolMode.OUT_OF_DATA_SPACE, "mode")
+    expect_equal(status_of(pool).needs_check, False, "needs_check")
+
+
+@behaviour("1.8-2")
+def a_shared_block_cannot_be_written_in_a_full_pool(lab: Lab) -> None:
+    pool, thin = _full(lab, error_if_no_space=True)
+    pool.create_snap(1, 0)
+    expect_error(errno.ENOSPC, lambda: fill(thin, 0, 1, 2))
+    expect_error(errno.ENOSPC, lambda: thin.pwrite(BLOCK, b"x"))
+    expect_content(thin, 0, 4, 1)
+    expect_content(lab.thin(pool, 1), 0, 4, 1)
+
+
+@behaviour("1.8-3")
+def a_write_that_runs_out_halfway_keeps_what_fits(lab: Lab) -> None:
+    pool = lab.pool(4, error_if_no_space=True)
+    thin = lab.thin(pool)
+    expect_error(errno.ENOSPC, lambda: fill(thin, 0, 6, 1))
+    expect_equal((used(pool), mapped_blocks(thin)), (4, 4), "used and mapped blocks")
+    expect_content(thin, 0, 4, 1)
+    expect_content(thin, 4, 2, 0)
+
+
+@behaviour("1.8-4")
+def queued_writes_complete_when_the_pool_grows(lab: Lab) -> None:
+    pool, thin = _full(lab)
+    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    expect_equal(write.waiting(), True, "the write waits")
+    status = status_of(pool, flush=False)
+    expect_equal((status.mode, status.no_space), (PoolMode.OUT_OF_DATA_SPACE, NoSpacePolicy.QUEUE), "mode and policy")
+    lab.grow_data(pool, 8)
+    expect_equal(write.result(), 0, "the write after growing")
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode")
+    expect_content(thin, 4, 1, 2)
+
+
+@behaviour("1.8-5")
+def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
+    pool, thin = _full(lab)
+    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    expect_equal(write.waiting(), True, "the write waits")
+    thin.discard(0, BLOCK)
+    pool.commit()
+    expect_equal(write.result(), 0, "the write after a discard")
+    expect_content(thin, 4, 1, 2)
+    expect_content(thin, 0, 1, 0)
+
+
+@behaviour("1.8-6")
+def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
+    lab.require_adjustable("a patience of one minute")
+    pool, thin = _full(lab)
+    before = pool.event_counter
+    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    lab.pass_time(pool, NO_SPACE_TIMEOUT_SECONDS - 1)
+    expect_equal(write.waiting(), True, "the write waits just before the end")
+    events = pool.event_counter
+    lab.pass_time(pool, 2)
+    expect_equal(pool.event_counter, events + 1, "events at the timeout")
+    expect_equal(write.result(), errno.ENOSPC, "the write after the timeout")
+    expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    expect_equal(pool.extra_space_wait_seconds(), 0.0, "seconds to wait")
+    expect_equal(status_of(pool).no_space, NoSpacePolicy.ERROR, "policy in force")
+    expect_equal(pool.table().error_if_no_space, False, "policy asked for")
+    lab.grow_data(pool, 8)
+    expect_equal(status_of(pool).no_space, NoSpacePolicy.QUEUE, "policy after growing")
+    fill(thin, 4, 1, 2)
+    if pool.event_counter < before + 3:
+        raise AssertionError("running out, the timeout and coming back are an event each")
+
+
+@behaviour("1.8-7")
+def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
+    lab.require_adjustable("a patience without end")
+    lab.set_no_space_timeout(0)
+    pool, thin = _full(lab)
+    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    lab.pass_time(pool, 10 * NO_SPACE_TIMEOUT_SECONDS)
+    expect_equal(write.waiting(), True, "the write waits")
+    thin.discard(0, BLOCK)
+    pool.commit()
+    expect_equal(write.result(), 0, "the write after a discard")
+
+
+@behaviour("1.8-8", unless=Capability.QUEUES_IN_DEVICE)
+def the_time_left_to_wait_is_told(lab: Lab) -> None:
+    pool, thin = _full(lab)
+    expect_equal(pool.extra_space_wait_seconds(), 0.0, "seconds before the pool is full")
+    error = expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    expect_equal(getattr(error, "may_queue", None), True, "may_queue")
+    expect_equal(pool.extra_space_wait_seconds(), NO_SPACE_TIMEOUT_SECONDS, "seconds when it is")
+    lab.pass_time(pool, 20)
+    expect_equal(pool.extra_space_wait_seconds(), NO_SPACE_TIMEOUT_SECONDS - 20, "seconds later")
+    failing = lab.pool(1, error_if_no_space=True)
+    device = lab.thin(failing)
+    fill(device, 0, 1, 1)
+    error = expect_error(errno.ENOSPC, lambda: fill(device, 1, 1, 1))
+    expect_equal(getattr(error, "may_queue", None), False, "may_queue with the error policy")
+
+
+@behaviour("1.8-9")
+def deleting_a_thin_brings_a_full_pool_back(lab: Lab) -> None:
+    pool, thin = _full(lab, error_if_no_space=True)
+    other = lab.thin(pool, 1)
+    expect_error(errno.ENOSPC, lambda: fill(other, 0, 1, 2))
+    thin.close()
+    pool.delete(0)
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode")
+    fill(other, 0, 4, 2)
+    expect_content(other, 0, 4, 2)
+
+
+@behaviour("1.8-10")
+def a_resume_lets_a_full_pool_try_again(lab: Lab) -> None:
+    pool, thin = _full(lab, error_if_no_space=True)
+    expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    pool.suspend()
+    pool.resume()
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode after a resume")
+    expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
+    expect_equal(status_of(pool).mode, PoolMode.OUT_OF_DATA_SPACE, "mode after the next write")
+
+
+def _exhaust_metadata(pool: Pool, first_id: int = 100) -> int:
+    """Create thins until the pool has no metadata left; how many were created."""
+    for count in range(10_000):
+        if status_of(pool).mode is not PoolMode.WRITE:
+            return count
+        pool.create_thin(first_id + count)
+    raise AssertionError("ten thousand thins fit")
+
+
+@behaviour("1.8-11")
+def exhausted_metadata_makes_the_pool_read_only_and_loses_nothing(lab: Lab) -> None:
+    pool = lab.pool(64, 64)
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    count = _exhaust_metadata(pool)
+    status = status_of(pool)
+    expect_equal((mode_word(pool), status.needs_check), ("ro", False), "mode and needs_check")
+    expect_equal(status.used_metadata_blocks, 64, "used metadata blocks")
+    expect_error(errno.EOPNOTSUPP, lambda: pool.create_thin(99))
+    expect_error(errno.EIO, lambda: fill(thin, 4, 1, 2))
+    expect_content(thin, 0, 4, 1)
+    fill(thin, 0, 1, 3)
+    thin.flush()
+    expect_content(thin, 0, 1, 3)
+    expect_equal(len(pool.thin_ids()), count + 1, "thins")
+
+
+@behaviour("1.8-12")
+def growing_exhausted_metadata_and_resuming_recovers(lab: Lab) -> None:
+    pool = lab.pool(64, 64)
+    thin = lab.thin(pool)
+    count = _exhaust_metadata(pool)
+    thin.close()
+    pool = lab.reopen(pool)
+    expect_equal(mode_word(pool), "ro", "mode after reopening")
+    lab.grow_metadata(pool, 128)
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode after growing")
+    expect_equal(status_of(pool).total_metadata_blocks, 128, "total metadata blocks")
+    pool.create_thin(99)
+    expect_equal(len(pool.thin_ids()), count + 2, "thins")
+    fill(lab.thin(pool), 0, 4, 1)
+
+
+@behaviour("1.8-13")
+def provisioning_exhausts_metadata_gracefully(lab: Lab) -> None:
+    lab.durable = False
+    pool = lab.pool(40_000, 64)
+    thin = lab.thin(pool, blocks=1 << 20)
+    written = 0
+    for number in range(10_000):
+        try:
+            thin.pwrite((number * 7919 % (1 << 20)) * BLOCK, b"\x05" * 4096)
+        except OSError as error:
+            expect_equal(error.errno, errno.EIO, "errno of the write that found no metadata space")
+            break
+        written += 1
+    status = status_of(pool)
+    expect_equal((mode_word(pool), status.needs_check), ("ro", False), "mode and needs_check")
+    expect_equal(mapped_blocks(thin), written, "mapped blocks")
+    for number in range(0, written, 97):
+        expect_equal(thin.pread((number * 7919 % (1 << 20)) * BLOCK, 4096), b"\x05" * 4096, f"write {number}")
+
+
+@behaviour("1.8-14")
+def one_huge_write_exhausts_metadata_gracefully(lab: Lab) -> None:
+    lab.durable = False
+    pool = lab.pool(12_000, 40)
+    thin = lab.thin(pool, blocks=12_000)
+    begin = 0
+    try:
+        while begin < 12_000:
+            fill(thin, begin, 500, 1)
+            begin += 500
+    except OSError as error:
+        expect_equal(error.errno, errno.EIO, "errno")
+    status = status_of(pool)
+    expect_equal((mode_word(pool), status.needs_check), ("ro", False), "mode and needs_check")
+    if mapped_blocks(thin) < begin:
+        raise AssertionError(f"{begin} blocks were written and {mapped_blocks(thin)} are mapped")
