@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Settings
-from cowfs.errors import PoolError
+from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.errors import CowfsError, PoolError
 
 if TYPE_CHECKING:
     from cowfs.host.maintenance import CheckResult
@@ -23,26 +23,32 @@ _BUFFER_CHARACTERS: Final = 64 << 10
 
 @click.command("check")
 @click.option("--repair", is_flag=True, help="Make it clean, from what the mapping trees say. Not while mounted.")
+@click.option("--block-size", type=SIZE, help="The pool's, for a repair where the superblock that knew it is lost.")
 @click.pass_obj
-def check_command(settings: Settings, repair: bool) -> int:
+def check_command(settings: Settings, repair: bool, block_size: int | None) -> int:
     """Recount the pool's metadata and report what is wrong, with the path from the root to each damaged block.
 
     Works on a mounted home, on what is committed, and on metadata that no pool accepts. Exit status 4 when there are
     leaks or errors left.
 
-    --repair clears the needs-check flag, or writes new metadata from the mappings and keeps the old file beside it as
-    devicemapper/metadata.replaced. Damaged mapping trees are not guessed at: nothing is changed then.
+    --repair clears the needs-check flag, or writes new metadata from the mappings that can be read and keeps the old
+    file beside it as devicemapper/metadata.replaced. What could not be kept is told; exit status 1 then.
     """
     from cowfs.host.maintenance import check_home, repair_home
 
     home = settings.home_path
     with output.progress("checking") as progress:
-        result = repair_home(home, progress=progress) if repair else check_home(home, progress=progress)
+        if repair:
+            result = repair_home(home, block_bytes=block_size, progress=progress)
+        else:
+            result = check_home(home, progress=progress)
     if settings.as_json:
         output.print_json(result)
     else:
         _print_check(result)
-    return 0 if result.clean else PoolError.exit_code
+    if not result.clean:
+        return PoolError.exit_code
+    return CowfsError.exit_code if result.losses else 0
 
 
 def _print_check(result: CheckResult) -> None:
@@ -52,6 +58,8 @@ def _print_check(result: CheckResult) -> None:
         print(output.printable(f"{finding.severity}: {where}: {finding.what}{difference}"))
     if result.hidden_findings:
         print(f"... and {result.hidden_findings} more")
+    for loss in result.losses:
+        print(output.printable(f"lost: {loss}"))
     print(f"{result.summary}{'; repaired' if result.repaired else ''}")
     if result.clean:
         print(

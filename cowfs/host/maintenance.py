@@ -7,9 +7,7 @@ stays beside it as `metadata.replaced`. So whatever fails, and whenever the proc
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +17,8 @@ import msgspec
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.files import HomeFiles
-from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt
+from cowfs.devices.records import TransactionFile
+from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
 from cowfs.host.session import locked, metadata_of
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from cowfs.thinmeta.check import CheckReport
+    from cowfs.thinmeta.format import Superblock
+    from cowfs.thinmeta.repair import RepairReport
     from cowfs.thinmeta.xml import TextSink
 
 _NEW_SUFFIX: Final = ".new"
@@ -47,7 +48,10 @@ class FindingRecord(msgspec.Struct, frozen=True):
 
 
 class CheckResult(msgspec.Struct, frozen=True):
-    """What a check found. `clean` is true without leaks and errors; `repaired` when a repair made it so."""
+    """What a check found. `clean` is true without leaks and errors, `repaired` when a repair made it so.
+
+    `losses` are what the repair could not keep; the findings are those before it.
+    """
 
     clean: bool
     repaired: bool
@@ -62,6 +66,7 @@ class CheckResult(msgspec.Struct, frozen=True):
     metadata_blocks: int
     data_used_blocks: int
     data_blocks: int
+    losses: list[str] = []
 
 
 def check_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
@@ -95,14 +100,18 @@ def delta_metadata(metadata: BlockDevice, left_id: int, right_id: int, out: Text
     delta(metadata, left_id, right_id, out)
 
 
-def repair_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
-    """Make the metadata of a home clean: clear the needs-check flag, or build space maps and counters anew.
+def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progress | None = None) -> CheckResult:
+    """Make the metadata of a home clean: clear the needs-check flag, or write new metadata from the mappings.
 
-    What the mapping trees say is taken as the truth; where they themselves are damaged nothing is changed.
+    What mapping trees can still be read is taken as the truth; the result names what is lost.
+
+    Args:
+        block_bytes: size of the pool's data blocks, needed where the superblock that told it is lost.
 
     Raises:
         HomeBusy: the home is mounted.
-        MetadataCorrupt: the trees cannot be read; the path says where.
+        MetadataCorrupt: nothing is left to start from.
+        InvalidRequest: the superblock is lost and `block_bytes` was not given.
     """
     from cowfs.thinmeta.check import check, clear_needs_check
 
@@ -113,8 +122,39 @@ def repair_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
                 clear_needs_check(device)
                 return msgspec.structs.replace(_result(report), repaired=report.needs_check, needs_check=False)
         with _replacing_metadata(files) as new, _opened(files.metadata) as old:
-            _rebuild(old, new)
-    return msgspec.structs.replace(_result(report), clean=True, repaired=True, needs_check=False)
+            made = _repair(files, old, new, block_bytes, progress)
+    losses = [str(loss) for loss in made.losses]
+    return msgspec.structs.replace(_result(report), clean=True, repaired=True, needs_check=False, losses=losses)
+
+
+def _repair(
+    files: HomeFiles, old: BlockDevice, new: BlockDevice, block_bytes: int | None, progress: Progress | None
+) -> RepairReport:
+    from cowfs.thinmeta.repair import repair
+
+    if _superblock(old) is not None:
+        return repair(old, new, progress=progress)
+    if block_bytes is None:
+        raise InvalidRequest(
+            f"the superblock in {files.metadata} is lost, and with it the size of the pool's data blocks; "
+            "give it with --block-size (64K unless the home was made with another)"
+        )
+    return repair(
+        old,
+        new,
+        transaction_id=_last_transaction(files),
+        data_block_sectors=block_bytes // SECTOR_BYTES,
+        data_blocks=os.stat(files.data).st_size // block_bytes,
+        progress=progress,
+    )
+
+
+def _last_transaction(files: HomeFiles) -> int | None:
+    """The pool's transaction id as the home last noted it; without it, its last change would be undone."""
+    try:
+        return msgspec.json.decode(files.read(files.transaction) or b"", type=TransactionFile).open_transaction_id
+    except msgspec.MsgspecError:
+        return None
 
 
 def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = None) -> CheckResult:
@@ -134,31 +174,17 @@ def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = No
 
 def _check_block_size(files: HomeFiles, new: BlockDevice) -> None:
     """The data file keeps its content, so its blocks must stay as large as they were, where that is still known."""
-    from cowfs.thinmeta.format import Superblock
-
-    with _opened(files.metadata) as old:
-        try:
-            known = Superblock.unpack(old.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
-        except MetadataCorrupt:
-            return
-    given = Superblock.unpack(new.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
-    if given != known:
+    with _opened(files.metadata) as device:
+        old = _superblock(device)
+    given = _superblock(new)
+    if old is None or given is None:
+        return
+    if given.data_block_sectors != old.data_block_sectors:
         raise InvalidRequest(
-            f"the XML is of a pool with data blocks of {given} sectors, and those of {files.home} have {known}; "
+            f"the XML is of a pool with data blocks of {given.data_block_sectors} sectors, and those of "
+            f"{files.home} have {old.data_block_sectors}; "
             "nothing was changed"
         )
-
-
-def _rebuild(old: BlockDevice, new: FileDevice) -> None:
-    """Write the mappings of one metadata device to another. Raises MetadataCorrupt where they cannot be read."""
-    from cowfs.thinmeta.xml import dump, restore
-
-    with tempfile.TemporaryFile(dir=os.path.dirname(new.path)) as spool:
-        text = io.TextIOWrapper(spool, encoding="utf-8")
-        dump(old, text)
-        text.detach()
-        spool.seek(0)
-        restore(spool, new)
 
 
 @contextmanager
@@ -197,12 +223,22 @@ def _keep(files: HomeFiles) -> None:
         raise HomeError(f"cannot keep {files.metadata} as {replaced}: {error.strerror}", errno=error.errno) from error
 
 
-def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int:
-    """How many blocks the data file can hold."""
+def _superblock(metadata: BlockDevice) -> Superblock | None:
+    """None when it is damaged."""
     from cowfs.thinmeta.format import Superblock
 
-    block_sectors = Superblock.unpack(metadata.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors
-    return os.stat(files.data).st_size // (block_sectors * SECTOR_BYTES)
+    try:
+        return Superblock.unpack(metadata.pread(0, METADATA_BLOCK_BYTES))
+    except (MetadataCorrupt, PoolIoError):
+        return None
+
+
+def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int | None:
+    """How many blocks the data file can hold."""
+    superblock = _superblock(metadata)
+    if superblock is None:
+        return None
+    return os.stat(files.data).st_size // (superblock.data_block_sectors * SECTOR_BYTES)
 
 
 @contextmanager

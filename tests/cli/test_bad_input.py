@@ -308,16 +308,37 @@ def damage_space_map(path: Path) -> None:
         device.close()
 
 
-def test_repair_leaves_alone_what_it_cannot_know(cowfs: Run, home: Path) -> None:
-    """A damaged mapping tree: the superblock's own checksum is broken."""
+def test_repair_after_the_superblock_is_lost(cowfs: Run, home: Path) -> None:
+    """It asks for what only the superblock knew, and then finds the rest."""
     path = home / "devicemapper" / "metadata"
-    whole = bytearray(path.read_bytes())
-    whole[200] ^= 1
-    path.write_bytes(whole)
+    before = cowfs("dump").out
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 4096)
+    damaged = path.read_bytes()
     outcome = cowfs("check", "--repair")
     assert outcome.status == POOL
-    assert "metadata block 0 (superblock)" in outcome.error
-    assert path.read_bytes() == whole
+    assert "give it with --block-size" in outcome.error
+    assert path.read_bytes() == damaged
+    assert sorted(os.listdir(path.parent)) == ["data", "metadata"]
+    repaired = cowfs("--json", "check", "--repair", "--block-size", "64K")
+    assert repaired.status == 1  # a search is never sure
+    assert repaired.json["losses"]
+    assert cowfs("check").status == 0
+    assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
+    assert mappings(cowfs("dump").out) == mappings(before)
+
+
+def mappings(xml: str) -> list[str]:
+    return [line for line in xml.splitlines() if "mapping" in line]
+
+
+def test_nothing_to_repair_from(cowfs: Run, home: Path) -> None:
+    path = home / "devicemapper" / "metadata"
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    outcome = cowfs("check", "--repair", "--block-size", "64K")
+    assert outcome.status == POOL
+    assert "metadata" in outcome.error
+    assert path.read_bytes() == b"\xff" * path.stat().st_size
     assert sorted(os.listdir(path.parent)) == ["data", "metadata"]
 
 
