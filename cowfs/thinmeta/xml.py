@@ -175,14 +175,14 @@ class _Attributes:
             self._reader.fail(f"<{self._element}> has the unknown attribute '{min(self._values)}'")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Definition:
-    """Mappings to be shared: leaves that were written, and the tree above them once a device consists of them."""
+    """Mappings to be shared, in leaves that were written."""
 
+    name: str
     leaves: list[SubTree]
     end_vblock: int
     mapped: int
-    subtree: SubTree | None = None
 
 
 class _XmlReader:
@@ -204,7 +204,11 @@ class _XmlReader:
         self._details = DeviceDetails(0, 0, 0, 0)
         self._def_name = ""
         self._definitions: dict[str, _Definition] = {}
-        self._only: _Definition | None = None  # what the open device consists of, as long as it is one reference
+        self._references: list[_Definition] = []  # what the open tree begins with, not pushed yet
+        self._is_only_references = True
+        self._shared_trees: dict[
+            tuple[int, ...], SubTree
+        ] = {}  # by the first leaves of the definitions they consist of
         self._fed = 0
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
@@ -295,18 +299,20 @@ class _XmlReader:
         details = self._details
         if details.mapped_blocks != self._mapped:
             self.fail(f"device {self._thin_id} says {details.mapped_blocks} mapped blocks and lists {self._mapped}")
-        only = self._only
-        if not (only and only.subtree):
-            self._push_definition()
+        # Devices made of the same definitions share everything, so later ones need no nodes at all.
+        key = tuple(definition.name for definition in self._references)
+        known = self._shared_trees.get(key) if self._is_only_references and key else None
+        if known is None:
+            self._push_references()
         subtree = self._require_builder().add_thin(
             self._thin_id,
-            (only and only.subtree) or self._require_tree(),
+            known or self._require_tree(),
             transaction_id=details.transaction_id,
             creation_time=details.creation_time,
             snapshotted_time=details.snapshotted_time,
         )
-        if only:
-            only.subtree = subtree
+        if self._is_only_references and key:
+            self._shared_trees[key] = subtree
 
     def _single(self, attributes: _Attributes) -> None:
         vblock = attributes.number("origin_block")
@@ -336,7 +342,8 @@ class _XmlReader:
             self.fail(f"virtual block {run.vblock} leads to data block {last} of a data map of {nr_blocks} blocks")
         if run.time > self._time:
             self.fail(f"virtual block {run.vblock} has the time {run.time}, after the pool's time {self._time}")
-        self._push_definition()
+        self._is_only_references = False
+        self._push_references()
         self._require_tree().push_run(run)
         self._next_vblock = run.vblock + run.length
         self._mapped += run.length
@@ -349,9 +356,9 @@ class _XmlReader:
         self._begin_tree(to_share=True)
 
     def _end_def(self) -> None:
-        self._push_definition()
+        self._push_references()
         leaves = self._require_tree().close_leaves()
-        self._definitions[self._def_name] = _Definition(leaves, self._next_vblock, self._mapped)
+        self._definitions[self._def_name] = _Definition(self._def_name, leaves, self._next_vblock, self._mapped)
 
     def _ref(self, attributes: _Attributes) -> None:
         name = attributes.text("name")
@@ -364,24 +371,24 @@ class _XmlReader:
         first = definition.leaves[0].first_key
         if first < self._next_vblock:
             self.fail(f"'{name}' begins at virtual block {first}, not after {self._next_vblock - 1}")
-        self._push_definition()
-        is_first = not self._mapped
-        self._only = definition
-        if not is_first:
-            self._push_definition()
+        self._references.append(definition)
+        if not self._is_only_references:
+            self._push_references()
         self._next_vblock = definition.end_vblock
         self._mapped += definition.mapped
 
-    def _push_definition(self) -> None:
-        """Put the leaves of the definition that is still the device's only content into its tree."""
-        for leaf in self._only.leaves if self._only else ():
-            self._require_tree().push_leaf(leaf)
-        self._only = None
+    def _push_references(self) -> None:
+        """Put the leaves of the definitions that wait into the tree."""
+        for definition in self._references:
+            for leaf in definition.leaves:
+                self._require_tree().push_leaf(leaf)
+        self._references = []
 
     def _begin_tree(self, *, to_share: bool = False) -> None:
         self._tree = self._require_builder().mapping_tree(to_share=to_share)
         self._next_vblock = self._mapped = 0
-        self._only = None
+        self._references = []
+        self._is_only_references = True
 
     def _require_builder(self) -> MetadataBuilder:
         assert self._builder is not None  # <superblock> encloses everything else
