@@ -1,0 +1,110 @@
+"""On a thin device: space comes and goes with the files, and a snapshot of a quiesced volume is a clean volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cowfs.ext4 import fsck, tools
+from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.volume import Volume
+from cowfs.pool import Pool, ThinDevice
+from cowfs.pool.table import PoolTable
+from cowfs.units import SECTOR_BYTES, Sectors
+from cowfs_emulated import BACKEND
+from tests.ext4.conftest import MIB, make_file, names
+
+THIN_SECTORS = (10 << 30) // SECTOR_BYTES
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Iterator[Pool]:
+    sizes = {"data": 512 * MIB, "metadata": 8 * MIB}
+    for name, size_bytes in sizes.items():
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size_bytes)
+    table = PoolTable(
+        length_sectors=Sectors(sizes["data"] // SECTOR_BYTES),
+        metadata_device=str(tmp_path / "metadata"),
+        data_device=str(tmp_path / "data"),
+        block_sectors=Sectors(128),
+    )
+    opened = BACKEND.open_pool("pool", table)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def thin(pool: Pool) -> ThinDevice:
+    pool.create_thin(1)
+    device = pool.activate("base", 1, THIN_SECTORS)
+    make_filesystem(device)
+    return device
+
+
+def mapped_bytes(thin: ThinDevice) -> int:
+    return sum(extent.length for extent in thin.extents()) * thin.block_bytes
+
+
+def test_an_empty_volume_is_small(thin: ThinDevice) -> None:
+    assert mapped_bytes(thin) < 8 * MIB
+    assert fsck.check_volume(thin).clean
+
+
+def test_removed_files_give_their_space_back(thin: ThinDevice) -> None:
+    before = mapped_bytes(thin)
+    volume = Volume.open(thin)
+    make_file(volume, b"f", os.urandom(32 * MIB))
+    volume.sync()
+    assert mapped_bytes(thin) >= before + 32 * MIB
+    volume.unlink(ROOT_INODE, b"f")
+    volume.close()
+    assert mapped_bytes(thin) <= before + MIB
+    assert fsck.check_volume(thin).clean
+
+
+def test_a_snapshot_of_a_quiesced_volume(pool: Pool, thin: ThinDevice) -> None:
+    volume = Volume.open(thin)
+    inode = make_file(volume, b"f", b"then" * 10_000)
+    volume.quiesce()
+    pool.create_snap(2, 1)
+    volume.write(inode, 0, b"now!" * 10_000)
+    make_file(volume, b"g")
+    volume.sync()
+    snapshot = pool.activate("snapshot", 2, THIN_SECTORS)
+    assert not fsck.needs_check(snapshot)
+    assert fsck.check_volume(snapshot).clean
+    copy = Volume.open(snapshot)
+    assert names(copy) == {b"f"}
+    assert copy.read(inode, 0, 99_999) == b"then" * 10_000
+    copy.close()
+    volume.close()
+    assert fsck.check_volume(thin).clean
+
+
+def test_a_snapshot_of_a_busy_volume_needs_a_check(pool: Pool, thin: ThinDevice) -> None:
+    volume = Volume.open(thin)
+    make_file(volume, b"f", b"x" * 5000)
+    volume.sync()
+    pool.create_snap(2, 1)
+    snapshot = pool.activate("snapshot", 2, THIN_SECTORS)
+    assert fsck.needs_check(snapshot)
+    result = fsck.prepare_for_mount(snapshot)
+    assert result is not None
+    assert result.usable
+    assert result.written_bytes <= 16_384
+    copy = Volume.open(snapshot)
+    assert names(copy) == {b"f"}
+    copy.close()
+    volume.close()
+
+
+def test_only_what_is_mapped_is_copied(thin: ThinDevice, tmp_path: Path) -> None:
+    with tools.temporary_image(thin.size_bytes) as image:
+        tools.copy_mapped(thin, image)
+        assert os.stat(image.path).st_blocks * SECTOR_BYTES <= mapped_bytes(thin)
+        assert tools.copy_changes(image, thin) == 0
