@@ -59,7 +59,8 @@ def changed_ranges(device: BlockDevice, left_id: int, right_id: int, *, held: bo
         MetadataCorrupt: something on the way cannot be read.
     """
     reader = MetadataReader(device)
-    return _merge(_compare(reader, reader.superblock(held=held), left_id, right_id, with_same=False))
+    ranges = _compare(reader, reader.superblock(held=held), left_id, right_id, with_same=False)
+    return _merge(piece for piece in ranges if piece.kind is not DeltaKind.SAME)
 
 
 def delta(
@@ -89,6 +90,7 @@ def delta(
 def _compare(
     reader: MetadataReader, superblock: Superblock, left_id: int, right_id: int, *, with_same: bool
 ) -> Iterator[DeltaRange]:
+    """The pieces of both mappings in order; `with_same` also those below nodes that both share."""
     left = _Cursor(reader, *_root(reader, superblock, left_id))
     right = _Cursor(reader, *_root(reader, superblock, right_id))
     while left or right:
@@ -250,9 +252,11 @@ def _continues(last: DeltaRange, piece: DeltaRange) -> bool:
 
 
 def _superblock_tag(superblock: Superblock) -> str:
+    held = f' metadata_snap="{superblock.held_root}"' if superblock.held_root else ""
     return (
         f'<superblock uuid="" time="{superblock.time}" transaction="{superblock.transaction_id}" '
-        f'data_block_size="{superblock.data_block_sectors}" nr_data_blocks="{superblock.data_space_map.nr_blocks}">\n'
+        f'data_block_size="{superblock.data_block_sectors}" '
+        f'nr_data_blocks="{superblock.data_space_map.nr_blocks}"{held}>\n'
     )
 
 

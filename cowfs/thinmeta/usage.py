@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MetadataCorrupt, NoSuchThin
+from cowfs.thinmeta.findings import CheckReport
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
+    MAX_DATA_BLOCK,
     TIME_BITS,
     DeviceDetails,
     IndexEntry,
@@ -19,23 +21,29 @@ from cowfs.thinmeta.format import (
     unpack_bitmap,
     unpack_index,
 )
+from cowfs.thinmeta.recount import RefCounts
+from cowfs.thinmeta.treecheck import TreeChecker
 from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
     KEY_END,
     MAPPINGS,
+    TOP_LEVEL,
     MetadataReader,
     check_bounds,
     check_level,
     children,
     is_one_run,
 )
+from cowfs.units import MAX_SNAPSHOT_TIME
 
 _MAX_BITMAPS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class ThinUsage:
-    """A thin device's data blocks. Removing the device gives back its exclusive ones."""
+    """A thin device's data blocks. The exclusive ones are those that no other device maps: removing the device gives
+    them back, as soon as no metadata snapshot holds them.
+    """
 
     thin_id: int
     mapped_blocks: int
@@ -50,11 +58,12 @@ class ThinUsage:
 def usage(device: BlockDevice, *, thin_ids: Sequence[int] | None = None, held: bool = False) -> list[ThinUsage]:
     """The usage of every thin device, or of those asked for, by ascending id.
 
-    What other devices can reach is told by the reference counts of the live space maps: a shared subtree is not
-    walked, so the cost is in what each device has for itself.
+    What other devices can reach is told by the stored reference counts, so a shared subtree is not walked, and the
+    cost is in what each device has for itself. Only while a metadata snapshot is held, which the stored counts
+    include, everything is counted again.
 
     Args:
-        held: the devices of the metadata snapshot; what the live pool shares with it does not count as exclusive.
+        held: the devices of the metadata snapshot, among themselves.
 
     Raises:
         MetadataCorrupt: something on the way cannot be read.
@@ -63,8 +72,7 @@ def usage(device: BlockDevice, *, thin_ids: Sequence[int] | None = None, held: b
     reader = MetadataReader(device)
     live = reader.superblock()
     superblock = reader.superblock(held=True) if held else live
-    metadata = StoredCounts(reader, live.metadata_space_map, _metadata_entries(reader, live))
-    data = StoredCounts(reader, live.data_space_map, _data_entries(reader, live))
+    metadata, data = _recount(reader, superblock) if live.held_root else _stored(reader, live)
     wanted = None if thin_ids is None else set(thin_ids)
     found = []
     for thin in reader.thins(superblock):
@@ -77,7 +85,7 @@ def usage(device: BlockDevice, *, thin_ids: Sequence[int] | None = None, held: b
     return found
 
 
-def _exclusive_blocks(reader: MetadataReader, metadata: StoredCounts, data: StoredCounts, root: int, path: str) -> int:
+def _exclusive_blocks(reader: MetadataReader, metadata: _Counts, data: _Counts, root: int, path: str) -> int:
     exclusive = 0
     pending = [(root, 0, KEY_END, 1, path)]
     while pending:
@@ -94,20 +102,19 @@ def _exclusive_blocks(reader: MetadataReader, metadata: StoredCounts, data: Stor
     return exclusive
 
 
-def _exclusive_in_leaf(leaf: Node, data: StoredCounts) -> int:
+def _exclusive_in_leaf(leaf: Node, data: _Counts) -> int:
     if leaf.keys and is_one_run(leaf.keys, leaf.values):
         return data.count_of_ones(leaf.values[0] >> TIME_BITS, len(leaf.keys))
     return sum(data.stored(value >> TIME_BITS) == 1 for value in leaf.values)
 
 
-class StoredCounts:
-    """A space map's counts as the bitmaps hold them, 3 meaning more than two; bitmaps are read when needed."""
+class _Counts:
+    """Counts as a bitmap's two bits hold them, 3 meaning more than two; `load` gives those of one bitmap."""
 
-    def __init__(self, reader: MetadataReader, root: SpaceMapRoot, entries: list[IndexEntry]) -> None:
-        self._reader = reader
-        self._nr_blocks = min(root.nr_blocks, len(entries) * ENTRIES_PER_BITMAP)
-        self._entries = entries
-        self._bitmaps: dict[int, bytearray] = {}
+    def __init__(self, nr_blocks: int, load: Callable[[int], bytes | bytearray]) -> None:
+        self._nr_blocks = nr_blocks
+        self._load = load
+        self._bitmaps: dict[int, bytes | bytearray] = {}
 
     def stored(self, block: int) -> int:
         """0 for a block past the end of the map."""
@@ -126,15 +133,41 @@ class StoredCounts:
             begin += size
         return ones
 
-    def _bitmap(self, index: int) -> bytearray:
+    def _bitmap(self, index: int) -> bytes | bytearray:
         counts = self._bitmaps.get(index)
         if counts is None:
             if len(self._bitmaps) >= _MAX_BITMAPS:
                 self._bitmaps.clear()
-            location, path = self._entries[index].bitmap_block, f"bitmap {index}"
-            counts = unpack_bitmap(self._reader.read_block(location, path), location, path)
-            self._bitmaps[index] = counts
+            counts = self._bitmaps[index] = self._load(index)
         return counts
+
+
+def _stored(reader: MetadataReader, live: Superblock) -> tuple[_Counts, _Counts]:
+    """The counts of both space maps."""
+    return (
+        _stored_map(reader, live.metadata_space_map, _metadata_entries(reader, live)),
+        _stored_map(reader, live.data_space_map, _data_entries(reader, live)),
+    )
+
+
+def _stored_map(reader: MetadataReader, root: SpaceMapRoot, entries: list[IndexEntry]) -> _Counts:
+    def load(index: int) -> bytearray:
+        location, path = entries[index].bitmap_block, f"bitmap {index}"
+        return unpack_bitmap(reader.read_block(location, path), location, path)
+
+    return _Counts(min(root.nr_blocks, len(entries) * ENTRIES_PER_BITMAP), load)
+
+
+def _recount(reader: MetadataReader, superblock: Superblock) -> tuple[_Counts, _Counts]:
+    """What the mapping trees of one superblock refer to, and nothing else. Damage shows when they are walked again."""
+    trees = TreeChecker(reader, CheckReport(), time=MAX_SNAPSHOT_TIME, progress=None)
+    trees.data = RefCounts(MAX_DATA_BLOCK + 1)
+    trees.data_nr_blocks = MAX_DATA_BLOCK + 1
+    trees.check_tree(superblock.mapping_root, TOP_LEVEL, f"mapping root {superblock.mapping_root}")
+    return (
+        _Counts(trees.metadata.nr_blocks, trees.metadata.as_stored),
+        _Counts(trees.data.nr_blocks, trees.data.as_stored),
+    )
 
 
 def _metadata_entries(reader: MetadataReader, superblock: Superblock) -> list[IndexEntry]:
