@@ -206,9 +206,7 @@ class _XmlReader:
         self._definitions: dict[str, _Definition] = {}
         self._references: list[_Definition] = []  # what the open tree begins with, not pushed yet
         self._is_only_references = True
-        self._shared_trees: dict[
-            tuple[int, ...], SubTree
-        ] = {}  # by the first leaves of the definitions they consist of
+        self._shared_trees: dict[tuple[str, ...], SubTree] = {}  # by the definitions they consist of
         self._fed = 0
         self._parser = parser = expat.ParserCreate()
         parser.StartElementHandler = self._start
