@@ -151,11 +151,11 @@ def test_random_damage_never_crashes(make_image: Callable[..., Image], rng: rand
     volume.make_symlink(top, b"link", b"z" * 200, 0, 0)
     image.close()
     good = image.path.read_bytes()
-    interesting = [offset for offset in range(0, len(good), 512) if good[offset : offset + 512].strip(b"\0")]
+    metadata = [offset for offset in range(0, len(good), 512) if good[offset : offset + 512].strip(b"\0xyz")]
     for _ in range(25):
         damaged = bytearray(good)
         for _ in range(30):
-            damaged[rng.choice(interesting) + rng.randrange(512)] = rng.randrange(256)
+            damaged[rng.choice(metadata) + rng.randrange(512)] = rng.randrange(256)
         image.path.write_bytes(damaged)
         with contextlib.suppress(OSError):
             exercise(image.open(), rng)
