@@ -97,8 +97,10 @@ def _named(device: str) -> Iterator[None]:
     try:
         yield
     except FilesystemError as error:
-        hint = "; with 'mount --repair' e2fsck may" if error.errno == errno.EUCLEAN else ""
-        raise FilesystemError(f"device '{device}': {error.message}{hint}", errno=error.errno) from error
+        message = f"device '{device}': {error.message}"
+        if error.errno == errno.EUCLEAN:
+            message = f"{message.removesuffix('; run a check with repair')}; 'mount --repair' lets e2fsck try"
+        raise FilesystemError(message, errno=error.errno) from error
 
 
 def _serve(devices: DeviceSet, thin: ThinDevice, request: MountRequest, ready: Callable[[], None]) -> None:

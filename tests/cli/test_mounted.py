@@ -1,0 +1,388 @@
+"""The story of a home through the real command line: mounted, busy, snapshotted, killed; as root and as anybody."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.conftest import Account
+
+pytestmark = pytest.mark.fuse
+
+SMALL = ("--data-size", "1G", "--metadata-size", "8M", "--base-size", "64M")
+
+
+class MountedHome:
+    """A home of one account, used by its command line."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.home = account.directory / "a home"
+        self.target = account.mkdir("mount point")
+        self.other_target = account.mkdir("other")
+
+    def run(self, *words: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        return self.account.run(["cowfs", "--home", self.home, *words], check=check, **options)
+
+    def json(self, *words: str | Path) -> Any:
+        return json.loads(self.run("--json", *words).stdout)
+
+    def refused(self, status: int, *words: str | Path) -> str:
+        """The one line of an error."""
+        result = self.run(*words, check=False)
+        assert result.returncode == status, (words, result)
+        (line,) = result.stderr.splitlines()
+        return line
+
+    def shell(self, script: str) -> str:
+        return self.account.run(["sh", "-ec", script], cwd=self.account.directory).stdout
+
+    def is_mounted(self, target: Path) -> bool:
+        with open("/proc/self/mountinfo", encoding="utf-8") as file:
+            return f" {str(target).replace(' ', chr(92) + '040')} " in file.read()
+
+    def judge(self) -> None:
+        assert self.json("check")["clean"]
+        for row in self.json("list"):
+            self.run("mount", "--raw", "--read-only", row["name"], self.target)
+            try:
+                self.account.run(["e2fsck", "-fn", self.target / row["name"]])
+            finally:
+                self.run("umount", self.target)
+
+    def clear(self) -> None:
+        """Leave no mount behind, whatever a test did."""
+        for target in (self.target, self.other_target):
+            while self.is_mounted(target):
+                self.run("umount", "--lazy", target, check=False)
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            deadline = time.monotonic() + 20
+            while (self.home / "cowfs.lock").read_text() and time.monotonic() < deadline:
+                time.sleep(0.02)
+
+
+@pytest.fixture
+def mounted(account: Account, needs_fuse: None) -> Iterator[MountedHome]:
+    """A home with the device web, not mounted; judged at the end."""
+    home = MountedHome(account)
+    home.run("init", *SMALL)
+    home.run("create", "web")
+    try:
+        yield home
+    finally:
+        home.clear()
+    home.judge()
+
+
+def test_the_story(mounted: MountedHome) -> None:
+    target = mounted.target
+    answer = mounted.json("mount", "web", target)
+    pid = answer["holder_pid"]
+    assert answer == {"device": "web", "mount_point": str(target), "holder_pid": pid}
+    mounted.shell("echo one > 'mount point/file' && mkdir 'mount point/dir'")
+
+    status = mounted.json("status")
+    assert status["holder_pid"] == pid
+    view = {"device": "web", "mount_point": str(target), "view": "tree", "read_only": False}
+    assert status["views"] == [view]
+    assert mounted.json("inspect", "web")["views"] == [view]
+    assert [row["mounted"] for row in mounted.json("list")] == [[], [str(target)]]
+    assert f"process {pid}" in mounted.run("status").stdout
+
+    # Through the holder: snapshots of what is mounted and of what is not, messages, reports, removal.
+    mounted.run("snapshot", "web", "monday")
+    mounted.shell("echo two > 'mount point/file'")
+    mounted.run("create", "fresh")
+    mounted.run("snapshot", "monday", "copy of monday")
+    mounted.run("remove", "copy of monday")
+    mounted.run("message", "create_snap 100 1")
+    mounted.run("message", "delete 100")
+    assert mounted.json("check")["clean"]
+    assert "</superblock>" in mounted.run("dump").stdout
+    assert "<diff" in mounted.run("delta", "web", "monday").stdout
+    assert len(mounted.run("table").stdout.splitlines()) == 5
+    assert len(mounted.run("dmstatus").stdout.splitlines()) == 5
+
+    # What cannot be done now says where it is mounted.
+    remedy = f"first run: cowfs umount {target}"
+    assert remedy in mounted.refused(5, "remove", "web")
+    assert remedy in mounted.refused(5, "mount", "monday", mounted.other_target)
+    assert remedy in mounted.refused(5, "check", "--repair")
+    dump = mounted.account.directory / "dump.xml"
+    dump.write_text(mounted.run("dump").stdout)
+    assert remedy in mounted.refused(5, "restore", dump)
+    assert "already a mount point" in mounted.refused(6, "mount", "monday", target)
+
+    mounted.account.run(["cowfs", "umount", target])
+    assert not mounted.is_mounted(target)
+    assert has_ended(pid)
+    assert mounted.json("status")["holder_pid"] is None
+    assert not (mounted.home / "cowfs.sock").exists()
+
+    for name, text in (("monday", "one\n"), ("web", "two\n")):
+        mounted.run("mount", name, target)
+        assert mounted.shell("cat 'mount point/file'") == text
+        mounted.run("umount", target)
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def test_a_snapshot_of_a_busy_device_is_consistent(mounted: MountedHome) -> None:
+    """A writer appends numbered records and syncs nothing; each snapshot holds a prefix of them, whole."""
+    mounted.run("mount", "web", mounted.target)
+    script = (
+        "import os, sys\n"
+        "with open(sys.argv[1], 'ab', buffering=0) as log:\n"
+        "    for n in range(10**9):\n"
+        "        log.write(b'%015d\\n' % n)\n"
+        "        if n % 10 == 0:\n"
+        "            open(f'{sys.argv[1]}.{n % 500}', 'w').write(str(n))\n"
+        "        if n == 100: print('running', flush=True)\n"
+    )
+    writer = mounted.account.start([sys.executable, "-c", script, mounted.target / "log"], stdout=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "running\n"
+        for number in range(4):
+            mounted.run("snapshot", "web", f"busy-{number}")
+        assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+        writer.stdout.close()  # type: ignore[union-attr]
+    mounted.run("umount", mounted.target)
+    lengths = []
+    for number in range(4):
+        mounted.run("mount", f"busy-{number}", mounted.target)
+        text = mounted.shell("cat 'mount point/log'")
+        mounted.run("umount", mounted.target)
+        lines = text.splitlines()
+        assert lines == [f"{n:015d}" for n in range(len(lines))]
+        lengths.append(len(lines))
+    assert lengths == sorted(lengths)
+    assert lengths[0] > 100
+
+
+def test_what_is_mapped_in_memory_is_in_the_snapshot(mounted: MountedHome) -> None:
+    """Pages changed through mmap are still the kernel's; a snapshot fetches them."""
+    mounted.run("mount", "web", mounted.target)
+    script = (
+        "import mmap, sys\n"
+        "with open(sys.argv[1], 'w+b') as file:\n"
+        "    file.write(bytes(1 << 16)); file.flush()\n"
+        "    with mmap.mmap(file.fileno(), 1 << 16) as memory:\n"
+        "        memory[40000:40005] = b'dirty'\n"
+        "        print('changed', flush=True)\n"
+        "        sys.stdin.readline()\n"
+    )
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    writer = mounted.account.start([sys.executable, "-c", script, mounted.target / "mapped"], **options)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "changed\n"
+        mounted.run("snapshot", "web", "web-1")
+    finally:
+        writer.communicate("\n", timeout=60)
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "web-1", mounted.target)
+    assert "dirty" in mounted.shell("tail -c +40001 'mount point/mapped' | head -c 5")
+    mounted.run("umount", mounted.target)
+
+
+def test_the_raw_view_is_the_disk(mounted: MountedHome) -> None:
+    mounted.run("mount", "web", mounted.target, "--raw")
+    assert mounted.shell("ls 'mount point'") == "web\n"
+    assert mounted.json("status")["views"][0]["view"] == "raw"
+    mounted.shell("debugfs -w -R 'mkdir made' 'mount point/web' 2>&1")
+    mounted.run("snapshot", "web", "web-1")
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "web-1", mounted.target)
+    assert "made" in mounted.shell("ls 'mount point'")
+    mounted.run("umount", mounted.target)
+
+
+def test_a_read_only_mount_changes_nothing(mounted: MountedHome) -> None:
+    mounted.run("mount", "--read-only", "web", mounted.target)
+    result = mounted.account.run(["touch", mounted.target / "x"], check=False)
+    assert "Read-only file system" in result.stderr
+    mounted.run("snapshot", "web", "web-1")
+    mounted.run("umount", mounted.target)
+    assert "  <diff" in mounted.run("delta", "web", "web-1").stdout
+    for word in ("different", "left_only", "right_only"):
+        assert word not in mounted.run("delta", "web", "web-1").stdout
+
+
+def test_a_server_that_is_killed_loses_nothing_that_was_synced(mounted: MountedHome) -> None:
+    pid = mounted.json("mount", "web", mounted.target)["holder_pid"]
+    mounted.shell("cd 'mount point' && echo kept > file && sync file && mkdir dir && sync dir")
+    mounted.shell("cd 'mount point' && echo perhaps > later")
+    kill_and_wait(pid)
+    # The dead mount is still there. It frees the home at once, and the next mount takes its place.
+    assert mounted.json("status")["holder_pid"] is None
+    mounted.run("mount", "web", mounted.target)
+    assert mounted.shell("cd 'mount point' && cat file && ls -d dir") == "kept\ndir\n"
+    mounted.run("umount", mounted.target)
+
+
+def kill_and_wait(pid: int) -> None:
+    handle = os.pidfd_open(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        assert poll.poll(60_000)
+    finally:
+        os.close(handle)
+
+
+def test_the_foreground_server_ends_with_ctrl_c(mounted: MountedHome) -> None:
+    command = ["cowfs", "--home", mounted.home, "mount", "--foreground", "web", mounted.target]
+    server = mounted.account.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == f"web is mounted at {mounted.target}; Ctrl-C unmounts it\n"
+    mounted.shell("echo here > 'mount point/file'")
+    assert mounted.json("status")["holder_pid"] == server.pid
+    server.send_signal(signal.SIGINT)
+    _, said = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert "Traceback" not in said
+    assert not mounted.is_mounted(mounted.target)
+    mounted.run("mount", "web", mounted.target)
+    assert mounted.shell("cat 'mount point/file'") == "here\n"
+    mounted.run("umount", mounted.target)
+
+
+def test_a_damaged_file_system_is_not_mounted_until_it_is_repaired(mounted: MountedHome) -> None:
+    mounted.run("mount", "--raw", "web", mounted.target)
+    # No root directory, and the note that something is wrong.
+    for request in ("clri <2>", "ssv state 2"):
+        mounted.shell(f"debugfs -w -R '{request}' 'mount point/web' 2>&1")
+    mounted.run("umount", mounted.target)
+    line = mounted.refused(7, "mount", "web", mounted.target)
+    assert "device 'web'" in line
+    assert "mount --repair" in line
+    mounted.run("mount", "--repair", "web", mounted.target)
+    assert "lost+found" in mounted.shell("ls 'mount point'")
+    mounted.run("umount", mounted.target)
+
+
+def test_no_file_system_is_one_line(mounted: MountedHome) -> None:
+    mounted.run("create", "blank")
+    mounted.run("mount", "--raw", "blank", mounted.target)
+    mounted.shell("head -c 65536 /dev/zero | dd of='mount point/blank' conv=notrunc 2>&1")
+    mounted.run("umount", mounted.target)
+    line = mounted.refused(7, "mount", "blank", mounted.target)
+    assert "device 'blank'" in line
+    mounted.run("remove", "blank")
+
+
+def test_files_in_use_keep_a_mount(mounted: MountedHome) -> None:
+    mounted.run("mount", "web", mounted.target)
+    # Not the working directory: whoever starts the process changes into it first, and may not look in.
+    command = ["sh", "-c", 'cd "$0" && echo there && exec sleep 1000', mounted.target]
+    holder = mounted.account.start(command, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "there\n"
+        assert "in use" in mounted.refused(6, "umount", mounted.target)
+        assert mounted.json("status")["holder_pid"]
+    finally:
+        holder.kill()
+        holder.communicate()
+    mounted.run("umount", mounted.target)
+
+
+def test_commands_at_the_same_time_take_turns(mounted: MountedHome) -> None:
+    """A home that is free is opened by each in turn; while it is mounted they all go through the holder."""
+    for round_number in range(2):
+        failures: list[str] = []
+
+        def make(name: str, failures: list[str] = failures) -> None:
+            result = mounted.run("snapshot", "web", name, check=False)
+            if result.returncode:
+                failures.append(result.stderr)
+
+        threads = [threading.Thread(target=make, args=(f"r{round_number}-{n}",)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        if round_number == 0:
+            mounted.run("mount", "web", mounted.target)
+    mounted.run("umount", mounted.target)
+    assert len(mounted.json("list")) == 2 + 8
+
+
+def test_root_serves_and_is_served(needs_fuse: None, root_user: Account, ordinary_user: Account) -> None:
+    """Root may use the holder of anybody's home; others may not use theirs."""
+    home = MountedHome(ordinary_user)
+    home.run("init", *SMALL)
+    home.run("create", "web")
+    try:
+        home.run("mount", "web", home.target)
+        root_user.run(["cowfs", "--home", home.home, "snapshot", "web", "by-root"])
+        assert "by-root" in home.run("list").stdout
+        home.home.chmod(0o755)
+        (home.home / "cowfs.sock").chmod(0o666)
+        stranger = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+        result = ordinary_user.run(["true"])
+        assert result.returncode == 0
+        refused = root_user.run([*stranger, "cowfs", "--home", home.home, "list"], check=False)
+        assert refused.returncode == 5
+        assert len(refused.stderr.splitlines()) == 1
+        home.run("umount", home.target)
+    finally:
+        home.clear()
+    home.judge()
+
+
+def test_a_mount_does_not_need_the_directory_it_was_started_in(mounted: MountedHome) -> None:
+    """Relative paths, and a directory full of files that Python could take for modules."""
+    trap = mounted.account.mkdir("trap")
+    for name in ("trio", "cowfs", "json", "click", "msgspec"):
+        (trap / f"{name}.py").write_text("raise SystemExit('imported from the current directory')\n")
+    mounted.account.run(["cowfs", "--home", "../a home", "mount", "web", "../mount point"], cwd=trap)
+    assert mounted.is_mounted(mounted.target)
+    mounted.account.run(["cowfs", "umount", "../mount point"], cwd=trap)
+    assert not mounted.is_mounted(mounted.target)
+
+
+def test_a_home_with_a_long_path(account: Account, needs_fuse: None) -> None:
+    home = MountedHome(account)
+    deep = account.directory
+    for _ in range(3):
+        deep = deep / ("deep" * 15)
+        deep.mkdir()
+        os.chown(deep, account.uid, account.gid)
+    home.home = deep / "home"
+    assert len(str(home.home)) > 150
+    home.run("init", *SMALL)
+    home.run("create", "web")
+    try:
+        home.run("mount", "web", home.target)
+        home.run("snapshot", "web", "web-1")
+        assert home.json("status")["holder_pid"]
+        home.run("umount", home.target)
+    finally:
+        home.clear()
+    home.judge()
