@@ -264,13 +264,18 @@ class TreeBuilder:
         self._levels: list[list[SubTree]] = [[]]  # nodes without a parent yet, leaves first
 
     def push(self, key: int, words: Iterable[int]) -> None:
-        self._open.keys.append(key)
-        self._open.values.extend(words)
-        self._write_full_leaves()
+        node = self._open
+        node.keys.append(key)
+        node.values.extend(words)
+        if len(node.keys) >= self._room:
+            self._write_full_leaves()
 
     def push_run(self, run: Run) -> None:
         """Mappings. They lie inside the data map and behind everything pushed before: the caller made sure."""
         vblock, value, left = run.vblock, pack_mapping(run.dblock, run.time), run.length
+        if left == 1:
+            self.push(vblock, (value,))
+            return
         while left:
             count = min(left, self._room - len(self._open.keys))
             self._open.keys.extend(range(vblock, vblock + count))

@@ -170,6 +170,24 @@ class _Attributes:
             self._reader.fail(f"<{self._element}> has {name}='{shown}', which is not a number from 0 to {maximum}")
         return int(value)
 
+    def numbers(self, *names: str) -> list[int]:
+        """The values of exactly these attributes. There may be millions of elements, so the common case is short."""
+        values = [self._values.get(name, "") for name in names]
+        digits = "".join(values)
+        if (
+            len(self._values) == len(names)
+            and all(values)
+            and digits.isdigit()
+            and digits.isascii()
+            and len(digits) < 80
+        ):
+            numbers = list(map(int, values))
+            if max(numbers) <= _U64_MAX:
+                return numbers
+        numbers = [self.number(name) for name in names]
+        self.end()
+        return numbers
+
     def end(self) -> None:
         if self._values:
             self._reader.fail(f"<{self._element}> has the unknown attribute '{min(self._values)}'")
@@ -313,38 +331,32 @@ class _XmlReader:
             self._shared_trees[key] = subtree
 
     def _single(self, attributes: _Attributes) -> None:
-        vblock = attributes.number("origin_block")
-        dblock = attributes.number("data_block")
-        time = attributes.number("time")
-        attributes.end()
+        vblock, dblock, time = attributes.numbers("origin_block", "data_block", "time")
         self._map(Run(vblock, dblock, 1, time))
 
     def _range(self, attributes: _Attributes) -> None:
-        vblock = attributes.number("origin_begin")
-        dblock = attributes.number("data_begin")
-        length = attributes.number("length")
-        time = attributes.number("time")
-        attributes.end()
-        self._map(Run(vblock, dblock, length, time))
+        self._map(Run(*attributes.numbers("origin_begin", "data_begin", "length", "time")))
 
     def _map(self, run: Run) -> None:
+        vblock, dblock, length, time = run
         nr_blocks = self._require_builder().data.nr_blocks
-        if not run.length:
-            self.fail(f"an empty mapping of virtual block {run.vblock}")
-        if run.vblock < self._next_vblock:
-            self.fail(f"virtual block {run.vblock} is not after {self._next_vblock - 1}, which is mapped before it")
-        if run.vblock + run.length > KEY_END:
-            self.fail(f"{run.length} virtual blocks from {run.vblock} on are too many")
-        if run.dblock + run.length > nr_blocks:
-            last = run.dblock + run.length - 1
-            self.fail(f"virtual block {run.vblock} leads to data block {last} of a data map of {nr_blocks} blocks")
-        if run.time > self._time:
-            self.fail(f"virtual block {run.vblock} has the time {run.time}, after the pool's time {self._time}")
+        if not length:
+            self.fail(f"an empty mapping of virtual block {vblock}")
+        if vblock < self._next_vblock:
+            self.fail(f"virtual block {vblock} is not after {self._next_vblock - 1}, which is mapped before it")
+        if vblock + length > KEY_END:
+            self.fail(f"{length} virtual blocks from {vblock} on are too many")
+        if dblock + length > nr_blocks:
+            last = dblock + length - 1
+            self.fail(f"virtual block {vblock} leads to data block {last} of a data map of {nr_blocks} blocks")
+        if time > self._time:
+            self.fail(f"virtual block {vblock} has the time {time}, after the pool's time {self._time}")
         self._is_only_references = False
-        self._push_references()
+        if self._references:
+            self._push_references()
         self._require_tree().push_run(run)
-        self._next_vblock = run.vblock + run.length
-        self._mapped += run.length
+        self._next_vblock = vblock + length
+        self._mapped += length
 
     def _def(self, attributes: _Attributes) -> None:
         self._def_name = attributes.text("name")
