@@ -169,7 +169,7 @@ def test_bad_mount_points(account, serve) -> None:
 def test_mount_points_of_others(ordinary_user, ordinary_root) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make a directory of another user; run: sudo make test")
-    closed, open_ = ordinary_root / "closed", ordinary_root / "open"
+    closed, open_ = ordinary_root / "closed-mount-point", ordinary_root / "open-mount-point"
     for path, mode in ((closed, 0o700), (open_, 0o755)):
         path.mkdir(exist_ok=True)
         path.chmod(mode)
