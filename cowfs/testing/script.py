@@ -1,0 +1,249 @@
+"""Scripts of pool operations: text that plays the same on every backend, and its outcomes.
+
+A script begins with the geometry and goes on with one operation a line. Messages are the kernel's own words; thins are
+named by id, activated when first used, and have the geometry's length until they are resized:
+
+    geometry block=128 data=40 metadata=256 thin=3088 low_water=4 error_if_no_space skip_block_zeroing
+    create_thin 1
+    write 1 OFFSET LENGTH SEED        LENGTH bytes made from SEED
+    read 1 OFFSET LENGTH              outcome: a digest
+    discard 1 OFFSET LENGTH           flush 1          suspend 1        resume 1
+    resize 1 SECTORS                  deactivate 1     thin_status 1    extents 1
+    create_snap 2 1                   delete 2         set_transaction_id 0 7
+    reserve_metadata_snap             release_metadata_snap
+    status                            thin_ids         suspend_pool     resume_pool
+    grow_data BLOCKS                  grow_metadata BLOCKS              reopen
+    contents                          outcome: a digest of each thin, whole
+
+The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cowfs.errors import UsageError
+from cowfs.pool import Backend, Message, Pool, PoolTable, ThinDevice, UnreadableStatus
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
+
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes and features of a script's pool: blocks for `data` and `metadata`, sectors for `block` and `thin`."""
+
+    block: int = 128
+    data: int = 40
+    metadata: int = 256
+    thin: int = 24 * 128
+    low_water: int = 0
+    skip_block_zeroing: bool = False
+    ignore_discard: bool = False
+    no_discard_passdown: bool = True
+    error_if_no_space: bool = True
+
+    def format(self) -> str:
+        words = ["geometry"]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is True:
+                words.append(field.name)
+            elif value is not False:
+                words.append(f"{field.name}={value}")
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, line: str) -> Geometry:
+        """Raises UsageError when the line is not a geometry."""
+        head, *words = line.split()
+        pairs = dict(word.partition("=")[::2] for word in words)
+        flags = [field.name for field in fields(cls) if field.type == "bool"]
+        sizes = [field.name for field in fields(cls) if field.type == "int"]
+        try:
+            if head != "geometry" or set(pairs) - {*flags, *sizes}:
+                raise ValueError
+            values: dict[str, Any] = {name: int(pairs[name]) for name in sizes if name in pairs}
+        except ValueError:
+            raise UsageError(f"'{line}' is not the geometry that a script begins with") from None
+        return cls(**values, **{name: name in pairs for name in flags})
+
+    def table(self, directory: Path) -> PoolTable:
+        return PoolTable(
+            Sectors(self.data * self.block),
+            str(directory / "metadata"),
+            str(directory / "data"),
+            Sectors(self.block),
+            self.low_water,
+            skip_block_zeroing=self.skip_block_zeroing,
+            ignore_discard=self.ignore_discard,
+            no_discard_passdown=self.no_discard_passdown,
+            error_if_no_space=self.error_if_no_space,
+        )
+
+
+def make_files(directory: Path, geometry: Geometry) -> None:
+    """Empty pool files in a new directory."""
+    directory.mkdir(parents=True)
+    for name, size in (
+        ("metadata", geometry.metadata * METADATA_BLOCK_BYTES),
+        ("data", geometry.data * geometry.block * SECTOR_BYTES),
+    ):
+        with (directory / name).open("wb") as file:
+            file.truncate(size)
+
+
+class Player:
+    """Plays a script on a pool in a directory, which it opens; `close` closes it."""
+
+    def __init__(self, backend: Backend, directory: Path, geometry: Geometry, *, name: str = "script-pool") -> None:
+        self._backend = backend
+        self._directory = directory
+        self._geometry = geometry
+        self._name = name
+        data_blocks = (directory / "data").stat().st_size // (geometry.block * SECTOR_BYTES)
+        self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
+        self._active: dict[int, ThinDevice] = {}
+        self.pool = self._open()
+
+    def _open(self) -> Pool:
+        return self._backend.open_pool(self._name, self._table)
+
+    def play_all(self, lines: Iterable[str]) -> list[str]:
+        return [self.play(line) for line in lines]
+
+    def play(self, line: str) -> str:
+        """Carry out one operation; its outcome."""
+        verb, *words = line.split()
+        operation = getattr(self, f"_do_{verb}", None)
+        try:
+            if operation is not None:
+                return str(operation(*map(int, words)) or "ok")
+            self.pool.message(line)
+        except OSError as error:
+            return "E " + errno.errorcode.get(error.errno or 0, "unknown")
+        return "ok"
+
+    def close(self) -> None:
+        self._active.clear()
+        self.pool.close()
+
+    def _thin(self, thin_id: int) -> ThinDevice:
+        if thin_id not in self._active:
+            self._active[thin_id] = self.pool.activate(f"thin-{thin_id}", thin_id, self._geometry.thin)
+        return self._active[thin_id]
+
+    # ------------------------------------------------------------------------------------------ thins
+
+    def _do_write(self, thin_id: int, offset: int, length: int, seed: int) -> None:
+        self._thin(thin_id).pwrite(offset, pattern(seed, length))
+
+    def _do_read(self, thin_id: int, offset: int, length: int) -> str:
+        return _digest(self._thin(thin_id).pread(offset, length))
+
+    def _do_discard(self, thin_id: int, offset: int, length: int) -> None:
+        self._thin(thin_id).discard(offset, length)
+
+    def _do_flush(self, thin_id: int) -> None:
+        self._thin(thin_id).flush()
+
+    def _do_suspend(self, thin_id: int) -> None:
+        self._thin(thin_id).suspend()
+
+    def _do_resume(self, thin_id: int) -> None:
+        self._thin(thin_id).resume()
+
+    def _do_resize(self, thin_id: int, length_sectors: int) -> None:
+        self._thin(thin_id).resize(length_sectors)
+
+    def _do_deactivate(self, thin_id: int) -> None:
+        thin = self._active.pop(thin_id, None)
+        if thin is not None:
+            thin.close()
+
+    def _do_thin_status(self, thin_id: int) -> str:
+        status = self.pool.thin_status(thin_id)
+        return status.value if isinstance(status, UnreadableStatus) else status.format()
+
+    def _do_extents(self, thin_id: int) -> str:
+        found = self._thin(thin_id).extents()
+        return " ".join(f"{extent.vblock}:{extent.dblock}+{extent.length}" for extent in found) or "none"
+
+    # ------------------------------------------------------------------------------------------ the pool
+
+    def _do_status(self) -> str:
+        status = self.pool.status()
+        if isinstance(status, UnreadableStatus):
+            return status.value
+        if status.held_root is not None:  # which block it is, is the backend's own choice
+            status = replace(status, held_root=1)
+        return status.format()
+
+    def _do_thin_ids(self) -> str:
+        return " ".join(map(str, self.pool.thin_ids())) or "none"
+
+    def _do_suspend_pool(self) -> None:
+        self.pool.suspend()
+
+    def _do_resume_pool(self) -> None:
+        self.pool.resume()
+
+    def _do_grow_data(self, blocks: int) -> None:
+        """Grow by `blocks`."""
+        length = self._table.length_sectors + blocks * self._geometry.block
+        os.truncate(self._table.data_device, length * SECTOR_BYTES)
+        self._table = self._table.replace(length_sectors=Sectors(length))
+        self.pool.reload(self._table)
+        self.pool.resume()
+
+    def _do_grow_metadata(self, blocks: int) -> None:
+        size = os.stat(self._table.metadata_device).st_size
+        os.truncate(self._table.metadata_device, size + blocks * METADATA_BLOCK_BYTES)
+        self.pool.suspend()
+        self.pool.resume()
+
+    def _do_reopen(self) -> None:
+        self.close()
+        self.pool = self._open()
+
+    def _do_contents(self) -> str:
+        return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in self.pool.thin_ids()) or "none"
+
+    def _whole(self, thin_id: int) -> str:
+        """Digest of a thin, read through an active device of its own length."""
+        device = self.pool.activate(f"whole-{thin_id}", thin_id, self._geometry.thin, read_only=True)
+        digest = hashlib.sha256()
+        try:
+            for offset in range(0, device.size_bytes, _READ_BYTES):
+                digest.update(device.pread(offset, min(_READ_BYTES, device.size_bytes - offset)))
+        finally:
+            device.close()
+        return digest.hexdigest()[:16]
+
+
+def pattern(seed: int, length: int) -> bytes:
+    """`length` bytes that tell which write they come from."""
+    unit = hashlib.sha256(b"%d" % seed).digest()
+    return (unit * (length // len(unit) + 1))[:length]
+
+
+def is_operation(line: str) -> bool:
+    """Whether a line can be played: a known verb, or a message of the pool."""
+    verb, *words = line.split()
+    if hasattr(Player, f"_do_{verb}"):
+        return all(word.isdigit() for word in words)
+    with suppress(OSError):
+        Message.parse(line)
+        return True
+    return False
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
