@@ -372,6 +372,8 @@ class DmPool:
         self._table = self._loaded or self._table
         self._loaded = None
         self._suspended = False
+        for thin in self._thins:
+            thin.settle()
 
     # ------------------------------------------------------------------------------------------ time, end
 

@@ -48,6 +48,8 @@ class Owner(Protocol):
 
     def has_failed(self) -> bool: ...
 
+    def commit(self) -> None: ...
+
     def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]: ...
 
     def forget(self, thin: DmThin) -> None: ...
@@ -81,6 +83,8 @@ class DmThin:
         self._read_only = read_only
         self._origin = origin
         self._suspended = False
+        # What the kernel was told; a pool that is suspended lets no request of this kind through.
+        self._told_suspended = False
         self._closed = False
         with ExitStack() as undo:
             self.device_number = self._create()
@@ -173,8 +177,8 @@ class DmThin:
         self._load(length_sectors)
         self._control.resume(self.dm_name)
         self._length_sectors = length_sectors
-        if self._suspended:
-            self._control.suspend(self.dm_name)
+        self._told_suspended = False
+        self.settle()
 
     def suspend(self) -> None:
         self._require_open()
@@ -184,13 +188,23 @@ class DmThin:
             if not self._pool.suspended:
                 self.flush()
         finally:
-            self._control.suspend(self.dm_name)
             self._suspended = True
+            self.settle()
 
     def resume(self) -> None:
         self._require_open()
-        self._control.resume(self.dm_name)
         self._suspended = False
+        self.settle()
+
+    def settle(self) -> None:
+        """Tell the kernel what it was not told yet; while the pool is suspended this waits for the pool's resume."""
+        if self._pool.suspended or self._told_suspended == self._suspended:
+            return
+        if self._suspended:
+            self._control.suspend(self.dm_name)
+        else:
+            self._control.resume(self.dm_name)
+        self._told_suspended = self._suspended
 
     def close(self, *, deferred: bool = False) -> None:
         """Deactivate.
@@ -240,13 +254,11 @@ class DmThin:
             return
         block_bytes, end = self.block_bytes, offset + length
         first, last = -(-offset // block_bytes), end // block_bytes
-        # A pool that cannot change its metadata lets a discard pass without doing it.
-        if self._origin is None and first < last and not self._pool.ignores_discards and self._pool.can_provision():
+        if self._origin is None and first < last and not self._pool.ignores_discards:
             self.discard(first * block_bytes, (last - first) * block_bytes)
-            self._write_zeros(offset, first * block_bytes)
-            self._write_zeros(last * block_bytes, end)
-        else:
-            self._write_zeros(offset, end)
+        # A discard is a wish: a read-only pool lets it pass, and the block layer drops some where the data block is
+        # not a power of two.
+        self._write_zeros(offset, end)
 
     def _write_zeros(self, begin: int, end: int) -> None:
         for offset in range(begin, end, _COPY_CHUNK_BYTES):
@@ -274,8 +286,13 @@ class DmThin:
 
     def flush(self) -> None:
         self._admit("flush", 0, 0)
-        if self._pool.durable:
+        if not self._pool.durable:
+            return
+        try:
             self._carry_out("flush", 0, 0, self._disk.flush)
+        except OutOfDataSpace:
+            # A full pool takes a flush for a write to the first block; a commit of the pool does what it would do.
+            self._pool.commit()
 
     def _admit(self, request: str, offset: int, length: int) -> bool:
         """Whether there is something to do. Raises what the kernel would answer, or would wait for."""
