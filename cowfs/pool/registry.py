@@ -1,56 +1,79 @@
-"""Finding backends by name: the package `cowfs_<name>`, else the entry-point group `cowfs.backends`; loaded on use.
+"""Finding backends by name, through the entry-point group `cowfs.backends`; loaded on use.
 
-The packages are looked at first because reading entry points costs every command some 20 ms.
+Entry points are read from the `entry_points.txt` of the installed distributions, as importlib.metadata does; loading
+that module takes as long as most commands.
 """
 
 from __future__ import annotations
 
 import importlib
-from importlib.util import find_spec
-from typing import TYPE_CHECKING
+import os
+import sys
+from collections.abc import Iterator
+from typing import Final
 
 from cowfs.errors import MissingRequirement, UsageError
 from cowfs.pool.interface import Backend
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoints
-
-GROUP = "cowfs.backends"
+GROUP: Final = "cowfs.backends"
 
 
 def backend_names() -> list[str]:
-    return sorted({entry.name for entry in _entry_points(group=GROUP)})
+    return sorted(_registered())
 
 
 def load_backend(name: str) -> Backend:
-    """The backend called `name`: BACKEND of the package `cowfs_<name>`, or what an entry point names.
+    """The backend registered under `name`.
 
     Raises:
-        UsageError: no such name, or it is no backend.
-        MissingRequirement: it is there but cannot be imported here.
+        UsageError: no such name.
+        MissingRequirement: it is registered but cannot be imported here.
     """
+    registered = _registered()
+    if name not in registered:
+        raise UsageError(f"there is no backend '{name}'; registered: {', '.join(sorted(registered)) or 'none'}")
+    value = registered[name]
+    module, _, attribute = value.partition(":")
     try:
-        backend = _load(name)
-    except ImportError as error:
+        backend = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
         raise MissingRequirement(f"backend '{name}' cannot be loaded: {error}") from error
-    if backend is None:
-        raise UsageError(f"there is no backend '{name}'; registered: {', '.join(backend_names()) or 'none'}")
     if not isinstance(backend, Backend):
-        raise UsageError(f"backend '{name}' does not implement cowfs.pool.Backend")
+        raise UsageError(f"backend '{name}' ({value}) does not implement cowfs.pool.Backend")
     return backend
 
 
-def _load(name: str) -> object | None:
-    package = f"cowfs_{name}"
-    if name.isidentifier() and find_spec(package) is not None:
-        return getattr(importlib.import_module(package), "BACKEND", None)
-    for entry in _entry_points(group=GROUP, name=name):
-        backend: object = entry.load()
-        return backend
-    return None
+def _registered() -> dict[str, str]:
+    """`module:attribute` by backend name; of two distributions the one that imports find first wins."""
+    found: dict[str, str] = {}
+    for directory in sys.path:
+        for text in _entry_point_files(directory or os.curdir):
+            for name, value in _parse(text):
+                found.setdefault(name, value)
+    return found
 
 
-def _entry_points(**selection: str) -> EntryPoints:
-    from importlib.metadata import entry_points  # noqa: PLC0415 - the slow import this module avoids
+def _entry_point_files(directory: str) -> Iterator[str]:
+    try:
+        with os.scandir(directory) as entries:
+            distributions = [entry.path for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
+    except OSError:
+        return  # a zip file, or a directory that is not there
+    for path in distributions:
+        try:
+            with open(os.path.join(path, "entry_points.txt"), encoding="utf-8") as file:
+                yield file.read()
+        except OSError:
+            continue
 
-    return entry_points(**selection)
+
+def _parse(text: str) -> Iterator[tuple[str, str]]:
+    """Names and values of our group: `name = module:attribute`, in a section of an INI file."""
+    section = ""
+    for line in text.splitlines():
+        line = line.strip()  # noqa: PLW2901
+        if line.startswith("["):
+            section = line.strip("[]").strip()
+        elif section == GROUP and "=" in line and not line.startswith(("#", ";")):
+            name, _, value = line.partition("=")
+            yield name.strip(), value.partition("[")[0].strip()
