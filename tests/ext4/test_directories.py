@@ -21,7 +21,7 @@ def fill(volume: Volume, directory: int, wanted: list[bytes]) -> int:
     volume._inodes.get(inode).links = len(wanted)
     parent = volume._inodes.get(directory)
     for name in wanted[1:]:
-        volume._directories.add(parent, name, inode, 0o100644)
+        volume._names.directories.add(parent, name, inode, 0o100644)
     return inode
 
 
@@ -169,7 +169,7 @@ def test_equal_hashes(image: Image) -> None:
     """More names of one hash than a block holds: the next block continues, and all are found and listed."""
     volume = image.volume
     top = volume.make_directory(ROOT_INODE, b"top", 0o755, 0, 0).inode
-    directories = volume._directories
+    directories = volume._names.directories
     genuine = directories._hash_of
 
     def colliding(version: int, name: bytes) -> tuple[int, int]:
@@ -188,11 +188,11 @@ def test_equal_hashes(image: Image) -> None:
         cookie = chunk[-1].cookie
     assert sorted(chunks[2:]) == sorted(wanted)
     for name in wanted:
-        volume._directories.remove(volume._inodes.get(top), name)
+        volume._names.directories.remove(volume._inodes.get(top), name)
     volume._inodes.get(inode).links = 0
-    volume._destroy(volume._inodes.get(inode))
+    volume._names.destroy(volume._inodes.get(inode))
     # The false hashes must not reach e2fsck.
-    assert volume._directories.is_empty(volume._inodes.get(top))
+    assert volume._names.directories.is_empty(volume._inodes.get(top))
     volume.remove_directory(ROOT_INODE, b"top")
 
 

@@ -111,7 +111,7 @@ def test_a_device_that_dies_while_syncing(make_image: Callable[..., Image], swit
 
 
 def test_unreadable_metadata(image: Image, switch: Switch) -> None:
-    """A read error in the middle of a change makes the volume read-only; what was synced is intact."""
+    """A tree that cannot be read stops one request; after an error in mid-change nothing is written any more."""
     inode = make_file(image.volume, b"f", b"x" * 100)
     for number in range(1500):
         image.volume.write(inode, number * 8192, b"y")  # a tree that must be read to be freed
@@ -125,14 +125,21 @@ def test_unreadable_metadata(image: Image, switch: Switch) -> None:
     assert not volume.read_only
     with pytest.raises(OSError):
         volume.unlink(ROOT_INODE, b"f")
+    assert not volume.read_only
     switch.device.heal()
-    if volume.read_only:
+    make_file(volume, b"g")
+    volume.sync()
+    volume.quiesce()
+    with pytest.raises(ZeroDivisionError), volume._guard.committing():
+        _ = 1 // 0
+    assert volume.read_only
+    for attempt in (lambda: make_file(volume, b"h"), lambda: volume.unlink(ROOT_INODE, b"f"), volume.sync):
         with pytest.raises(OSError) as caught:
-            make_file(volume, b"g")
+            attempt()
         assert caught.value.errno == errno.EROFS
-        with pytest.raises(OSError):
-            volume.close()
-        image.volume_or_none = None
+    with pytest.raises(OSError):
+        volume.close()
+    image.volume_or_none = None
     image.close()
     assert image.open().read(inode, 8192, 1) == b"y"
 

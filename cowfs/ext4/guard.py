@@ -1,0 +1,46 @@
+"""Whether a volume may be changed: never when opened read-only, and not after an error in the middle of a change."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cowfs.errors import FilesystemError
+from cowfs.ext4.filesystem import Filesystem, os_error
+
+
+class Guard:
+    """Asked before every change, and told of the error that ended all writing."""
+
+    def __init__(self, fs: Filesystem) -> None:
+        self._fs = fs
+        self._failure: BaseException | None = None
+
+    @property
+    def read_only(self) -> bool:
+        return self._fs.read_only or self._failure is not None
+
+    def begin_change(self) -> None:
+        """Raises OSError (EROFS). Makes room in the cache, which may fail too, while nothing is under way."""
+        if self._fs.read_only:
+            raise os_error(errno.EROFS)
+        self.check_usable()
+        if self._fs.cache.overfull:
+            self._fs.cache.write_out()
+
+    def check_usable(self) -> None:
+        if self._failure is not None:
+            raise FilesystemError(
+                f"the volume is read-only since an error ({self._failure}); unmount and check it", errno=errno.EROFS
+            )
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """Around changes of which each only makes sense with the others: an error in between ends all writing."""
+        try:
+            yield
+        except BaseException as error:
+            if self._failure is None:
+                self._failure = error
+            raise
