@@ -25,27 +25,27 @@ Mappings = dict[int, dict[int, int]]
 REFUSED = {"incompat_feature", "compat_ro_feature"}
 # What these break is not known any more, or was never right; every other defect is repaired without a trace.
 LOSSY = {
-    "leaf_checksum": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block 20: not a btree node",
-    "mapping_root_checksum": "thin 1: mappings lost between virtual blocks 0 and the end: metadata block 19: not a",
-    "node_blocknr": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block 20: says it is block 21",
+    "leaf_checksum": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block N: not a btree node",
+    "mapping_root_checksum": "thin 1: mappings lost between virtual blocks 0 and the end: metadata block N: not a",
+    "node_blocknr": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block N: says it is block N",
     "node_value_size": "values of 4 bytes where 8",
     "node_without_flags": "node flags are 0x0",
     "node_both_flags": "node flags are 0x3",
     "node_too_many_entries": "253 entries of at most 252",
     "node_too_empty": "",
     "keys_out_of_order": "keys are not in ascending order",
-    "keys_outside_of_parents": "1 entries of node 20 are out of place",
-    "child_is_parent": "thin 1: mappings lost between virtual blocks 0 and 345: node 19 is out of place",
-    "child_past_the_end": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block 256: is past the end",
-    "node_of_another_tree": "metadata block 22 belongs to another tree",
-    "mapping_beyond_data": "1 mappings in node 20 lead beyond the 20000 data blocks",
-    "mapping_time": "1 mappings in node 20 have a time after the pool's; they count as oldest now",
+    "keys_outside_of_parents": "1 entries of node N are out of place",
+    "child_is_parent": "thin 1: mappings lost between virtual blocks 0 and 345: node N is out of place",
+    "child_past_the_end": "thin 1: mappings lost between virtual blocks 0 and 345: metadata block N: is past the end",
+    "node_of_another_tree": "metadata block N belongs to another tree",
+    "mapping_beyond_data": "1 mappings in node N lead beyond the 20000 data blocks",
+    "mapping_time": "1 mappings in node N have a time after the pool's; they count as oldest now",
     "details_missing": "thin 10: its details are lost",
     "mapping_tree_missing": "thin 11: dropped, its mapping tree is lost",
     "thin_id_too_large": "thin 16777216: dropped, its id has more than 24 bits",
     "data_block_size": "",
     "snapshot_counter": "the snapshot counter 16777216 is set to 16777215",
-    "top_level_checksum": "the mapping trees were found by a search, at 8; they may be of an older transaction",
+    "top_level_checksum": "the mapping trees were found by a search, at N; they may be of an older transaction",
     "details_checksum": "thin 10: its details are lost: creation and snapshot times are set anew",
     "superblock_checksum": "the superblock is damaged",
     "superblock_magic": "the superblock is damaged",
@@ -57,10 +57,15 @@ LOSSY = {
 }
 
 
-def mappings_of(device: MemoryDevice) -> Mappings:
+def without_locations(line: str) -> str:
+    """The line with N for every metadata block, which depend on the writer's choice of places."""
+    return re.sub(r"\b(node|root|metadata block|is block|search, at) \d+", r"\1 N", line)
+
+
+def mappings_of(device: MemoryDevice, *, held: bool = False) -> Mappings:
     found: Mappings = {}
     reader = MetadataReader(device)
-    for thin in reader.thins(reader.superblock()):
+    for thin in reader.thins(reader.superblock(held=held)):
         mappings = found[thin.thin_id] = {}
         for runs in reader.runs(thin.root, thin.path):
             for run in runs:
@@ -104,16 +109,18 @@ def test_detected_fixed_clean(name: str, sample: MemoryDevice, old_tools: Tools)
 
 @pytest.mark.parametrize("name", sorted(LOSSY.keys() - {"data_block_size"}))
 def test_detected_fixed_with_losses_told(name: str, sample: MemoryDevice, old_tools: Tools, new_tools: Tools) -> None:
-    original = mappings_of(sample)
+    # Without a top level, what is left is the state that the metadata snapshot holds.
+    original = mappings_of(sample, held=name == "top_level_checksum")
     DAMAGES[name](sample)
     assert check(sample).findings
     target, report = repaired(sample)
-    assert any(LOSSY[name] in str(loss) for loss in report.losses), report.losses
+    losses = [without_locations(str(loss)) for loss in report.losses]
+    assert any(LOSSY[name] in loss for loss in losses), losses
     assert (old_tools.check(target), new_tools.check(target)) == (0, 0)
     kept = mappings_of(target)
     for thin_id, mappings in kept.items():
         assert mappings.items() <= original[thin_id].items()
-    if name not in ("thin_id_too_large", "top_level_checksum"):
+    if name != "thin_id_too_large":
         assert kept.keys() == original.keys()
 
 
