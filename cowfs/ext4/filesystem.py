@@ -39,6 +39,7 @@ class Filesystem:
         self.c = self.library.c
         self.cache = MetadataCache(device, self.block_bytes, self._mark_in_use)
         self._marked = False
+        self.closed = False  # what the library allocated is gone then, and must not be touched
         self._channel = Channel(self.library, self.cache)
         self.fs = self._open()
         try:
@@ -109,6 +110,8 @@ class Filesystem:
 
     def call(self, function: Callable[..., int | None], *arguments: Any, doing: str) -> None:
         """Call a function of the library; raise what one of our callbacks raised, else what its answer means."""
+        if self.closed:
+            raise os_error(errno.ESHUTDOWN)
         channel = self._channel
         channel.failure = None
         code = function(*arguments)
@@ -179,9 +182,10 @@ class Filesystem:
 
     def free(self) -> None:
         """Give back the library's memory. Nothing is written."""
-        if self.fs != self.ffi.NULL:
+        if not self.closed:
+            self.closed = True
             self.c.ext2fs_free(self.fs)
-            self.fs = self.ffi.NULL
+            self.fs = self.super = None
 
 
 def _check_openable(superblock: Superblock, device: BlockDevice, *, read_only: bool) -> None:

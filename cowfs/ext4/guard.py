@@ -30,6 +30,9 @@ class Guard:
             self._fs.cache.write_out()
 
     def check_usable(self) -> None:
+        """Raises OSError: ESHUTDOWN when the volume is closed, EROFS after an error."""
+        if self._fs.closed:
+            raise os_error(errno.ESHUTDOWN)
         if self._failure is not None:
             raise FilesystemError(
                 f"the volume is read-only since an error ({self._failure}); unmount and check it", errno=errno.EROFS

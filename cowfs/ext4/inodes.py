@@ -384,6 +384,9 @@ class InodeTable:
         for inode in sorted((inode for inode in self._cache.values() if inode.dirty), key=lambda inode: inode.number):
             self.flush(inode)
 
+    def forget_all(self) -> None:
+        self._cache.clear()
+
     def _shrink(self) -> None:
         """Drop the longer unused half of the cache, but for orphans. An operation under way holds newer ones."""
         for number in list(self._cache)[: _CACHED_INODES_MAX // 2]:

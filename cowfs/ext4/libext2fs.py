@@ -4,6 +4,9 @@ Only what the engine uses is declared. ABI mode means that nothing is compiled, 
 declarations for us: so the version is checked at load, and `cowfs.ext4.filesystem` compares known fields after
 opening a volume before anything else is trusted.
 
+Parsing the declarations takes longer than everything else of a mount, so `libext2fs_abi.py` holds the outcome; after a
+change of them run `python -m cowfs.ext4.libext2fs`.
+
 Source: e2fsprogs 1.47, lib/ext2fs/ext2fs.h, ext2_fs.h, ext2_io.h, ext2_err.h. The structures below are declared
 only as far as they are used; the library allocates them (but for the I/O manager and channel, declared in full).
 """
@@ -16,8 +19,6 @@ import os
 import struct
 import sys
 from typing import Any, Final
-
-import cffi
 
 from cowfs.errors import FilesystemError, MissingRequirement
 
@@ -252,8 +253,11 @@ def load() -> Library:
     """
     if sys.byteorder != "little" or struct.calcsize("P") != 8:
         raise MissingRequirement("mounting ext4 needs a 64-bit little-endian machine", errno=errno.EOPNOTSUPP)
-    ffi: Any = cffi.FFI()
-    ffi.cdef(_DECLARATIONS)
+    try:
+        from cowfs.ext4 import libext2fs_abi  # noqa: PLC0415
+    except ImportError as error:
+        raise MissingRequirement(f"mounting ext4 needs cffi ({error})", remedy="pip install cffi") from None
+    ffi: Any = libext2fs_abi.ffi
     sizes = {"struct ext2_super_block": 1024, "struct ext2_inode_large": 160}
     for name, size in sizes.items():
         assert ffi.sizeof(name) == size, name
@@ -292,3 +296,17 @@ def _check_functions(c: Any, version: str) -> None:
         name = line.partition("(")[0].rpartition(" ")[2].lstrip("*")
         if "(" in line and name.startswith("ext2fs_") and not hasattr(c, name):
             raise MissingRequirement(f"libext2fs {version} lacks the function {name}", remedy=_REMEDY)
+
+
+def write_parsed_declarations(path: str) -> None:
+    """Write what `libext2fs_abi.py` must be, for the declarations as they stand."""
+    import cffi  # noqa: PLC0415
+
+    ffi = cffi.FFI()
+    ffi.cdef(_DECLARATIONS)
+    ffi.set_source("cowfs.ext4.libext2fs_abi", None)
+    ffi.emit_python_code(path)
+
+
+if __name__ == "__main__":
+    write_parsed_declarations(os.path.join(os.path.dirname(os.path.abspath(__file__)), "libext2fs_abi.py"))

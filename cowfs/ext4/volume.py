@@ -130,6 +130,8 @@ class Volume:
 
     def statistics(self) -> TreeStatistics:
         fs = self._fs
+        if fs.closed:
+            raise os_error(errno.ESHUTDOWN)
         reserved: int = fs.c.ext2fs_r_blocks_count(fs.super)
         free = self._allocator.free_blocks
         return TreeStatistics(
@@ -319,6 +321,7 @@ class Volume:
                     self._names.release_orphan(orphan.number)
                 self.quiesce()
         finally:
+            self._inodes.forget_all()
             self._fs.free()
 
     def _regular(self, number: int) -> Inode:

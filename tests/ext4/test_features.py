@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import FilesystemError, MissingRequirement
-from cowfs.ext4 import libext2fs, tools
+from cowfs.ext4 import libext2fs, libext2fs_abi, tools
 from cowfs.ext4.interface import ROOT_INODE
 from tests.ext4.conftest import MIB, Image, make_file, names
 
@@ -143,12 +143,14 @@ def test_the_library_is_checked() -> None:
 
 
 def test_a_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    import cffi  # noqa: PLC0415
+    class Refusing:
+        sizeof = libext2fs_abi.ffi.sizeof
 
-    def refuse(_self: object, name: str) -> None:
-        raise OSError(f"cannot load library '{name}'")
+        @staticmethod
+        def dlopen(name: str) -> None:
+            raise OSError(f"cannot load library '{name}'")
 
-    monkeypatch.setattr(cffi.FFI, "dlopen", refuse)
+    monkeypatch.setattr(libext2fs_abi, "ffi", Refusing)
     libext2fs.load.cache_clear()
     try:
         with pytest.raises(MissingRequirement) as caught:

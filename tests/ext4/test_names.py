@@ -273,3 +273,23 @@ def test_read_only(image: Image) -> None:
     volume.sync()
     image.close()
     assert image.path.read_bytes() == before
+
+
+def test_a_closed_volume_refuses_everything(image: Image) -> None:
+    """Nothing of the library's memory is touched any more."""
+    inode = make_file(image.volume, b"f", b"x")
+    volume = image.reopen()
+    image.close()
+    volume.close()
+    for attempt in (
+        lambda: volume.lookup(ROOT_INODE, b"f"),
+        lambda: volume.attributes(inode),
+        lambda: make_file(volume, b"g"),
+        lambda: volume.set_attributes(ROOT_INODE, mode=0),
+        lambda: volume.unlink(ROOT_INODE, b"f"),
+        lambda: volume.set_xattr(ROOT_INODE, b"user.a", b""),
+        volume.statistics,
+        volume.sync,
+        volume.quiesce,
+    ):
+        fails(errno.ESHUTDOWN, attempt)
