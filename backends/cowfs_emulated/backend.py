@@ -39,7 +39,13 @@ class EmulatedBackend:
 
     @property
     def capabilities(self) -> Capability:
-        return Capability.UNPRIVILEGED | Capability.ZEROED_REUSE | Capability.NO_LEAKS | Capability.FREED_SPACE_RETURNED
+        return (
+            Capability.UNPRIVILEGED
+            | Capability.ZEROED_REUSE
+            | Capability.NO_LEAKS
+            | Capability.FREED_SPACE_RETURNED
+            | Capability.GENTLE_METADATA_END
+        )
 
     def probe(self) -> ProbeResult:
         return ProbeResult(usable=True)

@@ -7,10 +7,10 @@
         Metadata (mappings, counts)          data device (bytes)
 
 A mode only gets worse while the pool runs, except for the two ways back that the kernel has too: free blocks end
-OUT_OF_DATA_SPACE at the next commit, and a resume asks for the table's mode again.
+OUT_OF_DATA_SPACE at the next commit, and a resume with a new table asks for the table's mode again.
 
-    WRITE ──no free data block──► OUT_OF_DATA_SPACE ──free blocks, resume──► WRITE
-      ├──reserve of metadata reached──► OUT_OF_METADATA_SPACE ──resume──► WRITE
+    WRITE ──no free data block──► OUT_OF_DATA_SPACE ──free blocks, new table──► WRITE
+      ├──reserve of metadata reached──► OUT_OF_METADATA_SPACE ──metadata grown, new table──► WRITE
       ├──metadata operation failed: abort, needs_check──► READ_ONLY ──repair and reopen──► WRITE
       └──the abort failed──► FAIL ──reopen──► WRITE
 
@@ -137,12 +137,15 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ mode
 
-    def bind(self, table: PoolTable) -> None:
-        """Put a table in force, as a resume does."""
+    def bind(self, table: PoolTable, *, keep_mode: bool = False) -> None:
+        """Put a table in force, as a resume does; a resume without a new table keeps the mode."""
         self.table = table
         self._low_water_sent = False
         self._restore_no_space_policy()
-        self.set_mode(PoolMode.READ_ONLY if table.read_only else PoolMode.WRITE)
+        if not keep_mode:
+            self.set_mode(PoolMode.READ_ONLY if table.read_only else PoolMode.WRITE)
+        elif self.mode is PoolMode.OUT_OF_DATA_SPACE:
+            self._start_queueing()
 
     def set_mode(self, mode: PoolMode) -> None:
         """Go to a mode, or as near to it as the pool may; a change raises an event."""
@@ -154,12 +157,15 @@ class Engine:
         if mode is PoolMode.WRITE:
             self._restore_no_space_policy()
         elif mode is PoolMode.OUT_OF_DATA_SPACE and old is not mode:
-            self._queue_deadline = self.clock() + (self.no_space_timeout_seconds or math.inf)
+            self._start_queueing()
         if mode is not old:
             self.mode = mode
             self.event_counter += 1
             for follower in self.followers:
                 follower.note_mode()
+
+    def _start_queueing(self) -> None:
+        self._queue_deadline = self.clock() + (self.no_space_timeout_seconds or math.inf)
 
     def _restore_no_space_policy(self) -> None:
         self.no_space = NoSpacePolicy.ERROR if self.table.error_if_no_space else NoSpacePolicy.QUEUE

@@ -294,7 +294,7 @@ class EmulatedPool:
         self.suspend()
         table = table or self._engine.table
         self._require_sizes(table)
-        self._engine.bind(table)
+        self._engine.bind(table, keep_mode=self._loaded is None)
         self._take_sizes(table)
         self._loaded = None
         self._suspended = False
@@ -338,6 +338,8 @@ class EmulatedPool:
         self._require_sizes(table)
         engine = self._engine
         metadata = engine.metadata
+        if engine.mode is PoolMode.OUT_OF_METADATA_SPACE and self._metadata_device_blocks() > metadata.metadata_blocks:
+            engine.set_mode(PoolMode.WRITE)
         if engine.mode >= PoolMode.OUT_OF_METADATA_SPACE:
             return
         try:

@@ -203,7 +203,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.suspend()
         self.model.commit()
         self.pool.resume()
-        self.model.out_of_data_space = False
 
     @rule()
     def crash_and_reopen(self) -> None:
@@ -247,7 +246,6 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.suspend()
         self.pool.resume()
         self.model.commit()
-        self.model.out_of_data_space = False
         assert self.pool.status().total_metadata_blocks == self.metadata.size_bytes // 4096
 
     @rule(thin_id=thin_ids, blocks=st.integers(1, THIN_BLOCKS - 1))

@@ -152,12 +152,14 @@ def deleting_a_thin_brings_a_full_pool_back(lab: Lab) -> None:
 
 
 @behaviour("1.8-10")
-def a_resume_lets_a_full_pool_try_again(lab: Lab) -> None:
+def a_new_table_lets_a_full_pool_try_again_and_a_resume_alone_does_not(lab: Lab) -> None:
     pool, thin = _full(lab, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
     pool.suspend()
     pool.resume()
-    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode after a resume")
+    expect_equal(status_of(pool).mode, PoolMode.OUT_OF_DATA_SPACE, "mode after a resume")
+    lab.reload(pool)
+    expect_equal(status_of(pool).mode, PoolMode.WRITE, "mode after a reload")
     expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
     expect_equal(status_of(pool).mode, PoolMode.OUT_OF_DATA_SPACE, "mode after the next write")
 
@@ -205,7 +207,7 @@ def growing_exhausted_metadata_and_resuming_recovers(lab: Lab) -> None:
     fill(lab.thin(pool), 0, 4, 1)
 
 
-@behaviour("1.8-13")
+@behaviour("1.8-13", needs=Capability.GENTLE_METADATA_END)
 def provisioning_exhausts_metadata_gracefully(lab: Lab) -> None:
     lab.durable = False
     pool = lab.pool(40_000, 64)
@@ -225,7 +227,7 @@ def provisioning_exhausts_metadata_gracefully(lab: Lab) -> None:
         expect_equal(thin.pread((number * 7919 % (1 << 20)) * BLOCK, 4096), b"\x05" * 4096, f"write {number}")
 
 
-@behaviour("1.8-14")
+@behaviour("1.8-14", needs=Capability.GENTLE_METADATA_END)
 def one_huge_write_exhausts_metadata_gracefully(lab: Lab) -> None:
     lab.durable = False
     pool = lab.pool(12_000, 40)
