@@ -1,0 +1,39 @@
+"""docs/command-line.md names every field of every answer, and every exit status."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cowfs import errors
+from cowfs.error_record import ErrorRecord
+from cowfs.host.machine import Ability
+from cowfs.host.maintenance import CheckResult, FindingRecord
+from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, MountedView, TargetLine
+
+TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Ability, CheckResult, Created, DeviceReport, DeviceRow, FindingRecord, HomeReport, MountedView, TargetLine],
+    ids=lambda kind: kind.__name__,
+)
+def test_every_field_is_documented(kind: type[msgspec.Struct]) -> None:
+    named = set(re.findall(r"`([a-z_]+)`", TEXT))
+    assert set(kind.__struct_encode_fields__) <= named
+
+
+def test_the_error_object_is_documented() -> None:
+    (example,) = re.findall(r'\{"error":(\{.*\})\}', TEXT)
+    record = msgspec.json.decode(example, type=ErrorRecord)
+    assert getattr(errors, record.kind).exit_code == record.exit_code
+
+
+def test_every_exit_status_is_documented() -> None:
+    documented = {int(status) for status in re.findall(r"^\| (\d+) \|", TEXT, re.M)}
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CowfsError)]
+    assert {kind.exit_code for kind in kinds} <= documented
