@@ -1,4 +1,4 @@
-"""Metadata that looks valid and lies: everything that reads or writes it ends, with the package's own errors at most."""
+"""Metadata that looks valid and lies: all that reads or writes it ends, with the package's own errors at most."""
 
 from __future__ import annotations
 
