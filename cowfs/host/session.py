@@ -9,6 +9,7 @@ A home that is in use by a command for a moment is waited for; one that is mount
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -168,7 +169,8 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
 def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:
     """Try to have the home, else to reach its holder, until one works or the time is over.
 
-    A holder that serves nobody is usually a command that is done in a moment.
+    A holder that serves nobody is usually a command that is done in a moment, and one that has too many clients soon
+    has fewer.
     """
     deadline = time.monotonic() + wait_seconds
     while True:
@@ -182,6 +184,9 @@ def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Pat
             except (ConnectionError, FileNotFoundError):
                 if time.monotonic() >= deadline:
                     raise busy from None
+            except HomeError as refusal:
+                if refusal.errno != errno.EAGAIN or time.monotonic() >= deadline:
+                    raise
         time.sleep(_POLL_SECONDS)
 
 
