@@ -268,7 +268,7 @@ def wait_for_hangup(connection: socket.socket) -> None:
 
 
 def test_a_client_that_says_nothing_is_dropped(home: Path) -> None:
-    with serving(home, limits=Limits(idle_seconds=0.2)):
+    with serving(home, limits=Limits(idle_seconds=2.0)):
         with raw_client(home) as client:
             client.socket.sendall(b'{"op":')
             assert client.read() is None
