@@ -41,6 +41,8 @@ _COMMANDS: Final = {
     "table": ("kernel", "Print the lines of 'dmsetup table'."),
     "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
     "doctor": ("doctor", "Try what this machine can do, and say why not."),
+    "uml": ("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
+    "verify": ("uml", "Compare the emulated pool with the kernel's by random operations."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
 _GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json")

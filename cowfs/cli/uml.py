@@ -1,0 +1,113 @@
+"""The commands that need a kernel with dm-thin, which User-Mode Linux brings: uml, verify."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import SIZE, Settings
+from cowfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from cowfs.uml import UmlKernel
+
+_VERIFY_MEMORY_BYTES = 1 << 30
+
+
+class _UmlCommand(click.Command):
+    """Tells `uml install` from `uml -- install`: after `--` everything is the command to run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["cowfs.uml.install"] = args == ["install"]
+        return super().parse_args(ctx, args)
+
+
+@click.command("uml", cls=_UmlCommand, context_settings={"allow_interspersed_args": False})
+@click.option("--memory", "memory_bytes", type=SIZE, metavar="SIZE", default="512M", show_default=True)
+@click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")
+@click.argument("words", nargs=-1, required=True, metavar="install | -- COMMAND...", type=click.UNPROCESSED)
+@click.pass_context
+def uml_command(
+    ctx: click.Context, memory_bytes: int, timeout_seconds: float | None, words: tuple[str, ...]
+) -> int | None:
+    """Run a command on a kernel with dm-thin: User-Mode Linux, a kernel in a process. No root needed.
+
+    The command works on this machine's files with your rights, as the guest's root; its output comes as it is written,
+    and its exit status is the result. 'cowfs uml install' unpacks the distribution's package into your cache, where it
+    is not installed.
+
+    \b
+      cowfs uml -- cowfs --backend dmthin --home H list
+      cowfs uml -- sh
+    """
+    from cowfs.uml import install, run
+
+    if ctx.meta["cowfs.uml.install"]:
+        kernel = install(_cache())
+        settings: Settings = ctx.obj
+        if settings.as_json:
+            output.print_json({"kernel": str(kernel.executable), "modules": str(kernel.modules)})
+        else:
+            print(f"{kernel.executable} with modules in {kernel.modules}")
+        return None
+    return run(
+        words,
+        kernel=_kernel(),
+        env=_environment(),
+        memory_bytes=memory_bytes,
+        timeout_seconds=timeout_seconds,
+        stdin=sys.stdin.fileno(),
+    )
+
+
+@click.command("verify")
+@click.option("--seed", type=int, default=1, show_default=True, help="First seed.")
+@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many seeds.")
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Operations for each seed.")
+def verify_command(seed: int, count: int, steps: int) -> int:
+    """Play random operations on the emulated and the kernel's pool side by side, and compare everything.
+
+    Stops at the first difference with exit status 1, after printing a short script that shows it. Runs in User-Mode
+    Linux, on pools of its own.
+    """
+    from cowfs.uml import run
+
+    arguments = ["--seed", seed, "--count", count, "--steps", steps]
+    return run(
+        [sys.executable, "-m", "cowfs.testing.differential", *map(str, arguments), "/run"],
+        kernel=_kernel(),
+        env=_environment(),
+        memory_bytes=_VERIFY_MEMORY_BYTES,
+    )
+
+
+def run_in_uml(words: list[str]) -> int:
+    """Run `cowfs WORDS` in User-Mode Linux, with this process's environment and streams; its exit status."""
+    from cowfs.uml import run
+
+    return run([sys.executable, "-m", "cowfs", *words], kernel=_kernel(), env=_environment(), stdin=sys.stdin.fileno())
+
+
+def _kernel() -> UmlKernel:
+    from cowfs.uml import find_kernel
+
+    return find_kernel(_cache())
+
+
+def _cache() -> Path:
+    """The user's cache folder, as the XDG base directories say."""
+    path = os.environ.get("XDG_CACHE_HOME", "")
+    if path and not os.path.isabs(path):
+        raise UsageError(f"XDG_CACHE_HOME is '{path}', which is not an absolute path")
+    return Path(path or Path("~/.cache").expanduser()) / "cowfs"
+
+
+def _environment() -> dict[str, str]:
+    """Ours; with the folders of system programs on the path, as the guest's root has them."""
+    path = os.environ.get("PATH", os.defpath)
+    return dict(os.environ) | {"PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
