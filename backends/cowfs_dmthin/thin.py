@@ -112,10 +112,10 @@ class DmThin:
         try:
             self._control.load(self.dm_name, line, read_only=self._read_only)
         except ControlError as error:
-            raise self._activation_error(error) from error
+            raise self._table_error(error) from error
 
-    def _activation_error(self, error: ControlError) -> PoolError:
-        what = f"thin {self._thin_id} cannot be activated"
+    def _table_error(self, error: ControlError) -> PoolError:
+        what = f"'{self._name}' (thin {self._thin_id}) cannot be activated or resized"
         if error.errno == errno.ENODATA:
             return NoSuchThin(f"thin {self._thin_id} is not in pool '{self._pool.name}'")
         if error.errno == errno.EINVAL and self._pool.suspended:

@@ -134,6 +134,10 @@ class EmulatedThin:
     def resize(self, length_sectors: int) -> None:
         self._require_open()
         require_length(length_sectors, self._name)
+        if self._pool_suspended:
+            raise InvalidRequest(
+                f"'{self._name}' cannot be resized: pool '{self._engine.name}' is suspended; resume it"
+            )
         self._size_bytes = length_sectors * SECTOR_BYTES
         self.refresh()
 
