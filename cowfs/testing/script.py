@@ -23,7 +23,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -111,9 +111,11 @@ class Player:
         data_blocks = (directory / "data").stat().st_size // (geometry.block * SECTOR_BYTES)
         self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
         self._active: dict[int, ThinDevice] = {}
+        self._suspended = False
         self.pool = self._open()
 
     def _open(self) -> Pool:
+        self._suspended = False
         return self._backend.open_pool(self._name, self._table)
 
     def play_all(self, lines: Iterable[str]) -> list[str]:
@@ -143,7 +145,15 @@ class Player:
     # ------------------------------------------------------------------------------------------ thins
 
     def _do_write(self, thin_id: int, offset: int, length: int, seed: int) -> None:
-        self._thin(thin_id).pwrite(offset, pattern(seed, length))
+        thin, data = self._thin(thin_id), pattern(seed, length)
+        try:
+            thin.pwrite(offset, data)
+        except OSError:
+            # How much of a failed write is done is not specified; piece by piece it is.
+            for begin, end in _block_pieces(offset, offset + length, thin.block_bytes):
+                with suppress(OSError):
+                    thin.pwrite(begin, data[begin - offset : end - offset])
+            raise
 
     def _do_read(self, thin_id: int, offset: int, length: int) -> str:
         return _digest(self._thin(thin_id).pread(offset, length))
@@ -179,6 +189,9 @@ class Player:
     # ------------------------------------------------------------------------------------------ the pool
 
     def _do_status(self) -> str:
+        if self._suspended:
+            # It does not commit then, and shows what the kernel's refused messages left in its open transaction.
+            return "suspended"
         status = self.pool.status()
         if isinstance(status, UnreadableStatus):
             return status.value
@@ -191,9 +204,11 @@ class Player:
 
     def _do_suspend_pool(self) -> None:
         self.pool.suspend()
+        self._suspended = True
 
     def _do_resume_pool(self) -> None:
         self.pool.resume()
+        self._suspended = False
 
     def _do_grow_data(self, blocks: int) -> None:
         """Grow by `blocks`."""
@@ -201,13 +216,13 @@ class Player:
         os.truncate(self._table.data_device, length * SECTOR_BYTES)
         self._table = self._table.replace(length_sectors=Sectors(length))
         self.pool.reload(self._table)
-        self.pool.resume()
+        self._do_resume_pool()
 
     def _do_grow_metadata(self, blocks: int) -> None:
         size = os.stat(self._table.metadata_device).st_size
         os.truncate(self._table.metadata_device, size + blocks * METADATA_BLOCK_BYTES)
         self.pool.suspend()
-        self.pool.resume()
+        self._do_resume_pool()
 
     def _do_reopen(self) -> None:
         self.close()
@@ -243,6 +258,14 @@ def is_operation(line: str) -> bool:
         Message.parse(line)
         return True
     return False
+
+
+def _block_pieces(begin: int, end: int, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """A byte range cut at block boundaries."""
+    while begin < end:
+        piece_end = min(end, (begin // block_bytes + 1) * block_bytes)
+        yield begin, piece_end
+        begin = piece_end
 
 
 def _digest(data: bytes) -> str:
