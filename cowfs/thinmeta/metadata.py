@@ -137,9 +137,14 @@ class Metadata:
 
         Raises:
             MetadataCorrupt: bad checksum or magic (EILSEQ), superblock of another place (ENOTBLK).
-            InvalidRequest: feature bits that are not known, or another data block size.
+            InvalidRequest: feature bits that are not known, another data block size, or a device that was cut short.
         """
         superblock = cls._read_superblock(device, read_only, data_block_sectors)
+        needed_bytes = superblock.metadata_space_map.nr_blocks * METADATA_BLOCK_BYTES
+        if device.size_bytes < needed_bytes:
+            raise InvalidRequest(
+                f"the metadata device has {device.size_bytes} bytes and its pool needs {needed_bytes}: it was cut short"
+            )
         metadata = cls(device, superblock, read_only=read_only, cache_nodes=cache_nodes)
         metadata._load_maps()
         return metadata

@@ -296,3 +296,11 @@ def test_old_mappings_are_shared_after_a_snapshot() -> None:
     origin.insert(0, *metadata.allocate_data(1))
     assert origin.lookup(0, 2) == [(1, 2, False), (1, 1, True)]
     assert metadata.open_thin(2).lookup(0, 2) == [(2, 0, True)]
+
+
+def test_a_device_that_was_cut_short_is_refused() -> None:
+    device = MemoryDevice(1 << 20)
+    Metadata.create(device, 128)
+    device.resize((1 << 20) - 4096)
+    with pytest.raises(InvalidRequest, match="cut short"):
+        Metadata.open(device)
