@@ -22,6 +22,7 @@ demo: $(SETUP) packages-test
 	scripts/demo
 
 test: packages-test lint
+	-$(BIN)/python -m cowfs.testing.thin_tools
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(SETUP)

@@ -42,7 +42,7 @@ _COMMANDS: Final = {
     "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
     "doctor": ("doctor", "Try what this machine can do, and say why not."),
     "uml": ("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
-    "verify": ("uml", "Compare the emulated pool with the kernel's by random operations."),
+    "verify": ("uml", "Compare the emulated pool with the kernel's."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
 _GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json")

@@ -84,5 +84,8 @@ def _version(path: str) -> str:
 
 
 if __name__ == "__main__":
-    fetch()
+    try:
+        find_new("thin_check")
+    except MissingRequirement:
+        fetch()
     print(f"{find_new('thin_check')} {_version(find_new('thin_check'))}")

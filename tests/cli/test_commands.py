@@ -23,7 +23,7 @@ BASE_BYTES = 16 << 20
 
 COMMANDS = [
     *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "check", "dump"),
-    *("restore", "delta", "message", "table", "dmstatus", "doctor", "completion"),
+    *("restore", "delta", "message", "table", "dmstatus", "doctor", "uml", "verify", "completion"),
 ]
 
 
