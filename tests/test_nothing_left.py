@@ -1,0 +1,59 @@
+"""The session's own check: what a test leaves behind fails the run, is named, and is ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+LEAVES_A_PROCESS = """
+import subprocess
+def test_careless():
+    process = subprocess.Popen(["sh", "-c", "echo $$ > {pid}; exec sleep 600"], start_new_session=True)
+"""
+
+LEAVES_A_MOUNT = """
+import subprocess
+def test_careless(tmp_path):
+    point = tmp_path / "left mount"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
+"""
+
+
+def run_session(directory: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """A pytest run of its own, with the real conftest and one test."""
+    shutil.copy(REPOSITORY / "tests/conftest.py", directory)
+    (directory / "test_one.py").write_text(test)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory]
+    options = ["-c", os.devnull, f"--basetemp={directory / 'base'}", directory]
+    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_process_is_found_named_and_ended(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    result = run_session(tmp_path, LEAVES_A_PROCESS.format(pid=pid_file))
+    pid = int(pid_file.read_text())
+    assert result.returncode == 1
+    assert f"process {pid}: sleep 600" in result.stdout
+    assert not Path(f"/proc/{pid}").exists() or "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_a_mount_is_found_named_and_taken_away(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount; run: sudo make test")
+    result = run_session(tmp_path, LEAVES_A_MOUNT)
+    assert result.returncode == 1
+    assert f"mount {tmp_path}/base/test_careless0/left mount" in result.stdout
+    assert "left mount" not in Path("/proc/self/mountinfo").read_text().replace("\\040", " ")
+
+
+def test_a_tidy_session_passes(tmp_path: Path) -> None:
+    result = run_session(tmp_path, "def test_tidy():\n    pass\n")
+    assert result.returncode == 0, result.stdout
