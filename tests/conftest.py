@@ -38,6 +38,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+# Debian gives ordinary users no path to mkfs, thin_check and their like, and they may well run them.
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), SYSTEM_PATH])
+
+
 # --- seeds
 
 
@@ -124,7 +129,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
         {
             "HOME": str(directory),
             "LANG": "C.UTF-8",
-            "PATH": os.pathsep.join([os.path.dirname(sys.executable), "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]),
+            "PATH": os.pathsep.join([os.path.dirname(sys.executable), SYSTEM_PATH]),
             "TMPDIR": str(directory),
             mark: value,
         },

@@ -404,7 +404,7 @@ try:
     devices.close()
 except OSError as error:
     errors.append(error.errno)
-os.system(f"mount -o remount,size=400m {disk}")
+os.system(f"mount --options-source=disable -o remount,size=400m none {disk}")
 with open_home(home, backend) as devices:
     assert_whole(devices)
     require_clean_pool(devices.pool)
