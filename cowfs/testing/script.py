@@ -16,21 +16,27 @@ named by id, activated when first used, and have the geometry's length until the
     contents                          outcome: a digest of each thin, whole
 
 The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
+
+    python -m cowfs.testing.script --backend dmthin DIRECTORY...
+
+plays the file `script` of each directory on the pool files `metadata` and `data` beside it, and writes `outcomes`.
 """
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cowfs.errors import UsageError
-from cowfs.pool import Backend, Message, Pool, PoolTable, ThinDevice, UnreadableStatus
+from cowfs.pool import Backend, Message, Pool, PoolTable, ThinDevice, UnreadableStatus, load_backend
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 
 _READ_BYTES = 1 << 20
@@ -149,11 +155,17 @@ class Player:
         try:
             thin.pwrite(offset, data)
         except OSError:
-            # How much of a failed write is done is not specified; piece by piece it is.
+            # Not specified: how much of a failed write is done; whether a write of several shared blocks fits where one
+            # after the other does; how soon a full pool finds freed blocks. Piece by piece after a commit, all is.
+            failures = []
+            self.pool.commit()
             for begin, end in _block_pieces(offset, offset + length, thin.block_bytes):
-                with suppress(OSError):
+                try:
                     thin.pwrite(begin, data[begin - offset : end - offset])
-            raise
+                except OSError as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0] from None
 
     def _do_read(self, thin_id: int, offset: int, length: int) -> str:
         return _digest(self._thin(thin_id).pread(offset, length))
@@ -179,10 +191,12 @@ class Player:
             thin.close()
 
     def _do_thin_status(self, thin_id: int) -> str:
+        self.pool.commit()  # some backends must commit to tell
         status = self.pool.thin_status(thin_id)
         return status.value if isinstance(status, UnreadableStatus) else status.format()
 
     def _do_extents(self, thin_id: int) -> str:
+        self.pool.commit()
         found = self._thin(thin_id).extents()
         return " ".join(f"{extent.vblock}:{extent.dblock}+{extent.length}" for extent in found) or "none"
 
@@ -200,6 +214,7 @@ class Player:
         return status.format()
 
     def _do_thin_ids(self) -> str:
+        self.pool.commit()
         return " ".join(map(str, self.pool.thin_ids())) or "none"
 
     def _do_suspend_pool(self) -> None:
@@ -229,6 +244,7 @@ class Player:
         self.pool = self._open()
 
     def _do_contents(self) -> str:
+        self.pool.commit()
         return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in self.pool.thin_ids()) or "none"
 
     def _whole(self, thin_id: int) -> str:
@@ -270,3 +286,33 @@ def _block_pieces(begin: int, end: int, block_bytes: int) -> Iterator[tuple[int,
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]
+
+
+def play_directory(backend: Backend, directory: Path) -> list[str]:
+    """Play a directory's `script` on its pool files; the outcomes, also written line by line to `outcomes`."""
+    head, *lines = (directory / "script").read_text().splitlines()
+    player = Player(backend, directory, Geometry.parse(head), name=f"{directory.name}-pool")
+    outcomes = []
+    try:
+        with (directory / "outcomes").open("w", buffering=1) as file:
+            for line in lines:
+                outcomes.append(player.play(line))
+                print(outcomes[-1], file=file)
+    finally:
+        player.close()
+    return outcomes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cowfs.testing.script", description=__doc__)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY")
+    options = parser.parse_args(arguments)
+    backend = load_backend(options.backend)
+    for directory in options.directories:
+        print(directory, len(play_directory(backend, directory)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
