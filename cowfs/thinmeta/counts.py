@@ -33,10 +33,12 @@ _PLUS_ONE: Final = bytes(byte + 1 if byte & 3 in (0, 1) and byte < 255 else byte
 _MINUS_ONE: Final = bytes(
     FREED if byte == 1 else 0 if byte == NEW_ONCE else byte - 1 if byte & 3 == 2 else byte for byte in range(256)
 )
+_MARK_UNUSED: Final = bytes(byte or 0x20 for byte in range(256))  # only inside `freed_runs`
 _ONCE: Final = bytes([1, NEW_ONCE])
 _ONCE_OR_TWICE: Final = bytes([1, 2, NEW | 1, NEW | 2])
 _FREE_RUN: Final = re.compile(rb"\x00*")
-_FREED_RUN: Final = re.compile(rb"\x40+")
+_NEW_RUN: Final = re.compile(rb"\x81+")
+_UNUSED_RUN: Final = re.compile(rb"[\x20\x40]+")
 _MAX_CLEAN_BITMAPS: Final = 2048
 
 
@@ -67,6 +69,7 @@ class Counts:
         self.committed_allocated = allocated
         self.freed = 0
         self.taken = 0  # allocations made in this transaction, given back or not
+        self._given_back: list[tuple[int, int]] = []  # runs of such, freed again in this transaction
         self.entries = entries
         self.dirty: set[int] = set()
         self.overflow: dict[int, int] = {}
@@ -179,6 +182,8 @@ class Counts:
         else:
             left = value - 1
             counts[offset] = _MINUS_ONE[byte]
+            if byte == NEW_ONCE:
+                self._given_back.append((block, 1))
             if left == 0:
                 self._note_freed(index, 1, 0 if byte & NEW else 1)
         self.dirty.add(index)
@@ -205,6 +210,9 @@ class Counts:
                     self.decrement(block)
             else:
                 old, new = part.count(1), part.count(NEW_ONCE)
+                if new:
+                    start = base + offset
+                    self._given_back += [(start + run.start(), len(run[0])) for run in _NEW_RUN.finditer(part)]
                 counts[offset : offset + size] = part.translate(_MINUS_ONE)
                 self._note_freed(index, old + new, old)
                 self.dirty.add(index)
@@ -230,14 +238,21 @@ class Counts:
         return bytes(counts)
 
     def freed_runs(self) -> list[tuple[int, int]]:
-        """Runs (first block, length) freed in this transaction, ascending."""
+        """Runs (first block, length) freed in this transaction, ascending; also of what was allocated in it."""
+        given_back: dict[int, list[tuple[int, int]]] = {}
+        for begin, length in self._given_back:
+            index, offset = divmod(begin, ENTRIES_PER_BITMAP)
+            given_back.setdefault(index, []).append((offset, offset + length))
         runs: list[tuple[int, int]] = []
         for index in sorted(self.dirty):
             counts = self._bitmaps.get(index)
-            if counts is None or FREED not in counts:
+            if counts is None or (FREED not in counts and index not in given_back):
                 continue
+            marked = bytearray(counts)
+            for offset, end in given_back.get(index, ()):
+                marked[offset:end] = marked[offset:end].translate(_MARK_UNUSED)
             base = index * ENTRIES_PER_BITMAP
-            runs.extend((base + run.start(), run.end() - run.start()) for run in _FREED_RUN.finditer(counts))
+            runs.extend((base + run.start(), run.end() - run.start()) for run in _UNUSED_RUN.finditer(marked))
         return runs
 
     def end_transaction(self) -> None:
@@ -251,6 +266,7 @@ class Counts:
         self.overflow.clear()
         self.freed = 0
         self.taken = 0
+        self._given_back.clear()
         self.committed_allocated = self.allocated
 
     # ------------------------------------------------------------------ internals

@@ -224,6 +224,22 @@ def freed_blocks_are_given_back_to_the_host(lab: Lab) -> None:
         raise AssertionError(f"{_allocated_bytes(path)} bytes are allocated for an empty pool")
 
 
+@behaviour("1.6-14", needs=Capability.FREED_SPACE_RETURNED)
+def a_block_written_and_discarded_between_two_commits_is_given_back_too(lab: Lab) -> None:
+    pool = lab.pool()
+    thin = lab.thin(pool, blocks=32)
+    pool.commit()
+    path = lab.table(pool).data_device
+    fill(thin, 0, 32, 1)
+    thin.discard(0, 32 * BLOCK)
+    fill(thin, 3, 2, 2)
+    thin.discard(3 * BLOCK, BLOCK)
+    pool.commit()
+    if _allocated_bytes(path) > 3 * BLOCK:
+        raise AssertionError(f"{_allocated_bytes(path)} bytes are allocated for one mapped block")
+    expect_content(thin, 4, 1, 2)
+
+
 @behaviour("1.9-1")
 def past_the_end_of_an_origin_there_are_zeros(lab: Lab) -> None:
     content = b"\x07" * (BLOCK + 1024)
