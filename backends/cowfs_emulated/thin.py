@@ -255,7 +255,7 @@ class EmulatedThin:
             dblock, length = engine.allocate(vblock_end - vblock)
             try:
                 self._fill_fresh(offset, view, vblock, length, dblock, old_dblock)
-            except OSError:
+            except BaseException:
                 engine.release(dblock, length)
                 raise
             engine.insert(self._mapping, vblock, dblock, length)
