@@ -23,8 +23,11 @@ _IN_UML = "cowfs uml -- COMMAND"
 class DmThinBackend:
     """Thin pools of this machine's kernel, on block devices and, through loop devices, on regular files.
 
-    A pool holds an exclusive `flock` on its metadata while it is open, as pools of the emulated backend do. A pool
-    device that a crashed process left under the same name and on the same devices is removed and loaded anew.
+    A pool device that a crashed process left under the same name and on the same devices is removed and loaded anew.
+
+    Two locks (flock) say who may open a pool. A shared one on the metadata excludes pools of the emulated backend,
+    which take it exclusively; the kernel holds it as long as the pool device is there, also after a crash. An exclusive
+    one on the data excludes other pools of this backend, and ends with the process.
     """
 
     def __init__(self, control: Control | None = None) -> None:
@@ -53,13 +56,14 @@ class DmThinBackend:
         with ExitStack() as undo:
             metadata = open_backing(table.metadata_device, "metadata", read_only=table.read_only)
             undo.callback(metadata.close)
-            metadata.lock()
+            metadata.lock_shared()
             data = open_backing(table.data_device, "data")
             undo.callback(data.close)
             if metadata.device_number == data.device_number:
                 raise InvalidRequest(
                     f"{table.metadata_device} and {table.data_device} are the same device; a pool needs two"
                 )
+            data.lock_exclusive()
             self._clear_leftover(name, metadata, data)
             control.create(name)
             undo.callback(control.remove, name)
@@ -73,7 +77,7 @@ class DmThinBackend:
         return pool
 
     def _clear_leftover(self, name: str, metadata: Backing, data: Backing) -> None:
-        """Remove the pool device and thin devices of a process that died; the lock on the metadata says it did."""
+        """Remove the pool device and thin devices of a process that died; the lock on the data says it did."""
         control = self._control
         info = control.info(name)
         if info is None:

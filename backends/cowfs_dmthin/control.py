@@ -27,7 +27,8 @@ from cowfs_dmthin.abi import (
     unpack_versions,
 )
 
-_FIRST_BUFFER_BYTES = 4096
+# The largest with which Python lets other threads run during an ioctl.
+_FIRST_BUFFER_BYTES = 1024
 _LARGEST_BUFFER_BYTES = 1 << 24
 # Removal meets transient users of a node, such as blkid run by udev.
 _BUSY_TRIES = 50

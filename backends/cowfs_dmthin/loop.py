@@ -50,6 +50,7 @@ class Backing:
         self.device_number = device_number
         self.file_fd = file_fd
         self._fd = fd
+        self._lock_fd = -1
 
     @property
     def table_name(self) -> str:
@@ -74,24 +75,40 @@ class Backing:
             return FileDevice(self.path, read_only=True)
         return DirectDisk(nodes.open_block(self.device_number, os.O_RDONLY | os.O_DIRECT))
 
-    def lock(self) -> None:
-        """Take the exclusive lock by which pools of one metadata device exclude each other, whatever the backend.
+    def lock_shared(self) -> None:
+        """Keep pools of other backends off, for as long as a loop device shows the file.
+
+        A lock belongs to an open file, and a loop device keeps the one it was made with: the lock outlives this process
+        when the pool's table does.
 
         Raises:
-            InvalidRequest (EBUSY): somebody has it.
+            InvalidRequest (EBUSY): somebody has an exclusive lock.
         """
+        self._lock(self.file_fd if self.file_fd >= 0 else self._fd, fcntl.LOCK_SH)
+
+    def lock_exclusive(self) -> None:
+        """Keep other processes off, for as long as this one lives: through an open file that no loop device has.
+
+        Raises:
+            InvalidRequest (EBUSY): somebody has a lock.
+        """
+        fd = self.file_fd if self.file_fd >= 0 else self._fd
+        self._lock_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self._lock(self._lock_fd, fcntl.LOCK_EX)
+
+    def _lock(self, fd: int, kind: int) -> None:
         try:
-            fcntl.flock(self.file_fd if self.file_fd >= 0 else self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InvalidRequest(
-                f"metadata device {self.path} is in use by another pool, here or in another process", errno=errno.EBUSY
+                f"{self.path} is in use by another pool, here or in another process", errno=errno.EBUSY
             ) from None
 
     def close(self) -> None:
-        for fd in (self._fd, self.file_fd):
+        for fd in (self._fd, self.file_fd, self._lock_fd):
             if fd >= 0:
                 os.close(fd)
-        self._fd = self.file_fd = -1
+        self._fd = self.file_fd = self._lock_fd = -1
 
 
 def open_backing(path: str, role: str, *, read_only: bool = False) -> Backing:
