@@ -437,6 +437,7 @@ def test_a_progress_bar_shows_after_a_while(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = iter([0.0, 0.1, 5.0])
+    monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has no bars
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setattr(output.time, "monotonic", lambda: next(times, 6.0))
     with output.progress("counting sheep") as show:
