@@ -283,6 +283,9 @@ def run_job(kernel: Kernel, job_path: str) -> None:
 
 
 def main(job_path: str) -> None:
+    # It ends every process and halts the machine: on anything but the guest it was made for, that is the user's.
+    if os.getpid() != 1:
+        raise SystemExit("this is process 1 of a User-Mode Linux guest, and nothing else; run: cowfs uml -- COMMAND")
     kernel = Kernel()
     try:
         run_job(kernel, job_path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import MissingRequirement, UmlError
-from cowfs.uml import UmlKernel, find_kernel, run, run_captured
+from cowfs.uml import UmlKernel, find_kernel, init, run, run_captured
 from tests.conftest import Account
 
 CLIENT = """
@@ -171,3 +171,13 @@ def test_missing_kernel_names_the_package(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("cowfs.uml.kernel._kernel_below", lambda root: None)
     with pytest.raises(MissingRequirement, match="apt-get install user-mode-linux"):
         find_kernel(tmp_path)
+
+
+def test_process_1_of_the_guest_does_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With harmless stand-ins: were the check gone, the test would fail and the machine would not halt.
+    touched: list[str] = []
+    monkeypatch.setattr(init, "Kernel", lambda: touched.append("kernel"))
+    monkeypatch.setattr(init, "run_job", lambda *_arguments: touched.append("job"))
+    with pytest.raises(SystemExit, match="process 1"):
+        init.main("/nowhere")
+    assert not touched
