@@ -4,6 +4,8 @@
                   └────┬───────┘
                      host          one home, many processes
                    ┌───┴───┐
+                layers     │       the graph driver: create, get, put, diff, apply
+                   │       │
                 devices   fuse     names and transactions; the mounted views
                    └───┬───┘
                      ext4          the file system inside a device
@@ -45,11 +47,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ext4": FOUNDATION | {"blockdev", "pool"},
     "fuse": FOUNDATION | {"blockdev", "pool", "ext4"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4"},
+    "layers": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices"},
     "uml": FOUNDATION,
-    "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices"},
+    "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
-    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "host", "uml"},
-    "cli": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "host", "testing", "uml"},
+    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "host", "uml"},
+    "cli": FOUNDATION
+    | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers", "host", "testing", "uml"},
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}

@@ -1,0 +1,165 @@
+"""THE interface of the layer driver. Read this first.
+
+Vocabulary. A *layer* is a device of the home, named by the caller's id, whose ext4 holds a directory `rootfs` (the
+layer's files) and a file `id` (its name). A layer without a parent is a snapshot of the base device, any other one a
+snapshot of its parent; after that the two are independent, so layers go in any order. A *diff* is a tar archive of what
+a layer changed against its parent, with *whiteouts* (`.wh.NAME`) for what it deleted.
+
+Lifecycle.
+
+    driver.create("l1", None)           O(1), whatever the parent holds
+      finish(driver.apply("l1", None, tar))
+      path = driver.get("l1")           its files, at a path; counted
+      driver.put("l1")                  as many puts as gets
+      finish(driver.changes("l1", None))
+      b"".join(driver.diff("l1", None))
+    driver.remove("l1")
+    driver.cleanup()
+
+Ids are those of `cowfs.devices.check_name`. Nothing here awaits. What takes long is a generator (`Steps`, or the pieces
+of a tar archive): whoever drives it may do other things between two of its steps, each of which leaves the home whole.
+
+Source of the semantics: moby's graph driver interface; errors are those of `cowfs.errors`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, NamedTuple, Protocol, TypeAlias, TypeVar
+
+from cowfs.ext4.interface import FileTree
+
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[None, None, T]
+"""A long operation in short pieces, with a result at the end."""
+
+
+def finish(steps: Steps[T]) -> T:
+    """Run a long operation to its end."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+class ChangeKind(enum.IntEnum):
+    """The numbers are those of Docker's plugin protocol."""
+
+    MODIFY = 0
+    ADD = 1
+    DELETE = 2
+
+    @property
+    def letter(self) -> str:
+        """As `docker diff` prints it: C, A or D."""
+        return "CAD"[self]
+
+
+class Change(NamedTuple):
+    """A path that differs between a layer and its parent: absolute, bytes, never the root itself.
+
+    A deleted directory is one change; a directory below which something changed is a MODIFY of its own.
+    """
+
+    path: bytes
+    kind: ChangeKind
+
+
+class LayerRoot(NamedTuple):
+    """The root directory of a layer's files: a directory's inode in an open tree; inode 0 is an empty layer.
+
+    A layer that was never used has no `rootfs` yet.
+    """
+
+    tree: FileTree
+    inode: int
+
+
+class IdRange(NamedTuple):
+    """`length` ids from `inside` (a container's) are those from `outside` (the host's)."""
+
+    inside: int
+    outside: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class IdMaps:
+    """How a container's user and group ids appear on the host; empty maps change nothing."""
+
+    uids: Sequence[IdRange] = ()
+    gids: Sequence[IdRange] = ()
+
+
+class Driver(Protocol):
+    """A graph driver over one home. One thread at a time; not reentrant between two steps for the same id."""
+
+    def create(self, layer_id: str, parent: str | None, storage_options: Mapping[str, str] | None = None) -> None:
+        """Make a layer, as a snapshot of `parent` or of the base device.
+
+        Args:
+            storage_options: `size` alone is known: the size of this layer, at least its parent's.
+
+        Raises:
+            UsageError: an id or an option that cannot be.
+            DeviceExists, UnknownDevice, DeviceBusy: the id is taken; the parent is not there or marked for deletion.
+            OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
+        """
+        ...
+
+    def remove(self, layer_id: str) -> None:
+        """Remove a layer; one that is not there is no error. A busy one is marked and goes when it is free.
+
+        Raises:
+            DeviceBusy: it is in use and deferred deletion is off.
+        """
+        ...
+
+    def exists(self, layer_id: str) -> bool:
+        """Also true for one that is marked for deletion."""
+        ...
+
+    def list_layers(self) -> list[str]:
+        """Ids in order, without the base device and without those marked for deletion."""
+        ...
+
+    def get(self, layer_id: str, mount_label: str = "") -> str:
+        """Make a layer's files reachable; the path of its root directory. Each call needs a `put`."""
+        ...
+
+    def put(self, layer_id: str) -> None:
+        """End one `get`. A layer that nobody has got is no error."""
+        ...
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        """`DeviceId`, `DeviceSize` in bytes, `DeviceName`. Raises UnknownDevice."""
+        ...
+
+    def status(self) -> list[tuple[str, str]]:
+        """What `docker info` shows, in its order. Never fails: what cannot be read is zero."""
+        ...
+
+    def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
+        """What differs from `parent` (None: from nothing), sorted by path."""
+        ...
+
+    def diff(self, layer_id: str, parent: str | None) -> Iterator[bytes]:
+        """The changes as a tar archive, in pieces."""
+        ...
+
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:
+        """Unpack a diff, uncompressed; the sum of the sizes in it, which `diff_size` agrees with."""
+        ...
+
+    def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
+        """Bytes of the files added or modified, hard-linked ones once."""
+        ...
+
+    def cleanup(self) -> None:
+        """Take down what is still got, save what must be saved. Raises the first error, after doing all of it."""
+        ...
