@@ -17,8 +17,8 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +36,7 @@ from cowfs.devices.lock import HomeLock
 from cowfs.devices.names import BASE, check_name, pool_prefix
 from cowfs.devices.options import HomeOptions, check_device_size, check_min_free
 from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
+from cowfs.devices.replacement import Replacements
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
 from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, NoSuchThin, ThinBusy, UsageError
@@ -78,6 +79,7 @@ class DeviceSet:
         for thin_id in pool.thin_ids():
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
+        self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin)
         self._base = BaseDevice(
             pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )
@@ -201,6 +203,7 @@ class DeviceSet:
     def _recover(self) -> None:
         try:
             self._transactions.recover()
+            self._replacements.recover()
             if not self.read_only:
                 self._reap_deleted()
         except CowfsError as error:
@@ -334,6 +337,7 @@ class DeviceSet:
         try:
             if name in self._active:
                 raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then remove it")
+            self._replacements.check_idle(name)
             self._transactions.remove(name)
         except (DeviceBusy, ThinBusy) as error:
             if deferred:
@@ -393,7 +397,7 @@ class DeviceSet:
 
     def _orphans(self) -> tuple[int, ...]:
         """Thins of the pool that no record names: made by messages, or left by something else."""
-        known = {record.device_id for _, record in self._store.items()}
+        known = {record.device_id for _, record in self._store.items()} | self._replacements.thin_ids()
         return tuple(thin_id for thin_id in self.pool.thin_ids() if thin_id not in known)
 
     def ensure_base(self) -> None:
@@ -420,6 +424,24 @@ class DeviceSet:
         """
         if self._active.deactivate(name) and self._store.require(name).deleted:
             self._transactions.remove(name)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[ThinDevice]:
+        """Give a device new content, all of it or nothing: a disk that begins as the device is now.
+
+        When the block ends, the disk takes the device's place; after an error, or a crash at any moment before, the
+        device is as it was. Nobody can use the device meanwhile.
+
+        Raises:
+            UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
+        """
+        self._check_writable()
+        record = self._usable(name)
+        if name in self._active:
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then write it anew")
+        self._transactions.settle()
+        with self._replacements.replacing(name) as thin:
+            yield thin
 
     def active(self) -> dict[str, ThinDevice]:
         """Active devices by name."""
@@ -458,4 +480,5 @@ class DeviceSet:
         record = self._store.require(name)
         if record.deleted:
             raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
+        self._replacements.check_idle(name)
         return record

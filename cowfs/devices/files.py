@@ -7,6 +7,7 @@
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of
+    <home>/cowfs.replacing/         notes about new content of devices, there while it is made
     <home>/cowfs.damaged/           files that could not be understood, set aside
     <home>/cowfs.lock
 
@@ -67,10 +68,22 @@ class HomeFiles:
         self.home_file = os.path.join(home, "cowfs.json")
         self.init_marker = os.path.join(home, "cowfs.init")
         self.parents = os.path.join(home, "cowfs.parents")
+        self.replacements = os.path.join(home, "cowfs.replacing")
         self.damaged = os.path.join(home, "cowfs.damaged")
 
     def record(self, name: str) -> str:
         return os.path.join(self.records, name)
+
+    def replacement(self, name: str) -> str:
+        return os.path.join(self.replacements, name)
+
+    def list_names(self, directory: str) -> list[str]:
+        """Names in a directory of the home, sorted, without what an interrupted write left; none without it."""
+        with _explained("read", directory):
+            try:
+                return sorted(name for name in os.listdir(directory) if name != TEMPORARY_NAME)
+            except FileNotFoundError:
+                return []
 
     def read(self, path: str) -> bytes | None:
         """All of a file, None when there is none. Never follows a symbolic link."""

@@ -62,6 +62,18 @@ class TransactionFile(msgspec.Struct, frozen=True):
             raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
 
 
+class ReplacementFile(msgspec.Struct, frozen=True):
+    """Thin `new_id` is being made to take the place of `old_id`; see `cowfs.devices.replacement`."""
+
+    old_id: int
+    new_id: int
+
+    def __post_init__(self) -> None:
+        for thin_id in (self.old_id, self.new_id):
+            if not 0 <= thin_id <= MAX_THIN_ID:
+                raise ValueError(f"thin id {thin_id} is not in 0..{MAX_THIN_ID}")
+
+
 class OldRecordsFile(msgspec.Struct, frozen=True):
     """All records in one file, as moby had them before 2014."""
 

@@ -53,7 +53,7 @@ class DeviceStore:
                 self.problems.append(f"the record {name!r} has a name that is not UTF-8; it is left where it is")
                 continue
             try:
-                record = self._load_file(self.files.record(name), DeviceFile)
+                record = self.load_file(self.files.record(name), DeviceFile)
             except DamagedFile as error:
                 self.damaged_count += 1
                 self.report_damaged(self.files.record(name), f"the record of device '{name}'", error)
@@ -65,7 +65,7 @@ class DeviceStore:
     def _take_over_old_records(self) -> None:
         path = self.files.old_records
         try:
-            old = self._load_file(path, OldRecordsFile)
+            old = self.load_file(path, OldRecordsFile)
         except DamagedFile as error:
             self.damaged_count += 1
             self.report_damaged(path, "the old file of all records", error)
@@ -85,16 +85,17 @@ class DeviceStore:
 
     def load_set(self) -> SetFile:
         try:
-            return self._load_file(self.files.set_file, SetFile) or SetFile()
+            return self.load_file(self.files.set_file, SetFile) or SetFile()
         except DamagedFile as error:
             self.report_damaged(self.files.set_file, "the set's own record", error)
             return SetFile()
 
     def load_transaction(self) -> TransactionFile | None:
         """Raises DamagedFile when it cannot be understood."""
-        return self._load_file(self.files.transaction, TransactionFile)
+        return self.load_file(self.files.transaction, TransactionFile)
 
-    def _load_file(self, path: str, kind: type[_T]) -> _T | None:
+    def load_file(self, path: str, kind: type[_T]) -> _T | None:
+        """What a file says; None when there is none. Raises DamagedFile when it cannot be understood."""
         try:
             data = self.files.read(path)
         except HomeError as error:

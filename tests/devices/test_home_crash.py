@@ -104,6 +104,12 @@ def deferred_remove(devices: DeviceSet) -> None:
     devices.deactivate("b")
 
 
+def replace(devices: DeviceSet) -> None:
+    with devices.replacing("a") as thin:
+        thin.pwrite(0, b"new content of a".ljust(36))
+        thin.pwrite(PAGE, b"more of it")
+
+
 def run_until(world: World, change: Change, die_at: int, *, power_cut: bool) -> bool:
     """Run a change that dies at a step; whether it died. The first steps are those of the opening itself."""
     steps = Steps(die_at)
@@ -133,7 +139,7 @@ def _drop_lock() -> None:
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
-@pytest.mark.parametrize("change", [create, create_from_active, remove, deferred_remove])
+@pytest.mark.parametrize("change", [create, create_from_active, remove, deferred_remove, replace])
 def test_a_change_is_wholly_there_or_wholly_absent(
     world: World, tmp_path: Path, change: Change, power_cut: bool
 ) -> None:

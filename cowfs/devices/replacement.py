@@ -1,0 +1,116 @@
+"""New content for a device, all of it or nothing.
+
+The content is made in a thin of its own, a snapshot of the device's; when it is done, the device's record is replaced
+by one that names that thin. The replacement of the record's file is the one step that decides.
+
+    note      cowfs.replacing/<name> says: old thin, new thin
+    message   create_snap new old
+              the new thin is written by the caller, and flushed
+    record    metadata/<name> names the new thin
+    message   delete old            (new, when it was given up)
+    note      removed
+
+A crash leaves the note; at the next opening the thin that the record does not name is deleted. Both ids stay taken
+until the note is gone, so neither can be given to another device meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import msgspec
+
+from cowfs.devices.ids import ThinIds
+from cowfs.devices.names import is_plain_file_name
+from cowfs.devices.records import DeviceFile, ReplacementFile
+from cowfs.devices.store import DamagedFile, DeviceStore
+from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
+from cowfs.pool import Pool, ThinDevice
+
+
+class Replacements:
+    """The protocol above, over one pool and one store.
+
+    Args:
+        activate: makes the thin of a record usable for its caller alone.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        store: DeviceStore,
+        ids: ThinIds,
+        activate: Callable[[str, DeviceFile, bool], ThinDevice],
+    ) -> None:
+        self._pool = pool
+        self._store = store
+        self._ids = ids
+        self._activate = activate
+        self._under_way: dict[str, ReplacementFile] = {}
+
+    def thin_ids(self) -> set[int]:
+        """New thins that no record names yet."""
+        return {note.new_id for note in self._under_way.values()}
+
+    def check_idle(self, name: str) -> None:
+        """Raises DeviceBusy while the content of a device is being replaced."""
+        if name in self._under_way:
+            raise DeviceBusy(f"new content is being written to device {name!r}; try again when that is done")
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[ThinDevice]:
+        """A disk that holds what the device holds, and takes its place when the block ends without an error."""
+        self.check_idle(name)
+        record = self._store.require(name)
+        note = ReplacementFile(record.device_id, self._ids.take())
+        path = self._store.files.replacement(name)
+        self._under_way[name] = note
+        try:
+            self._store.files.make_directory(self._store.files.replacements)
+            self._store.files.write(path, msgspec.json.encode(note))
+            self._pool.create_snap(note.new_id, note.old_id)
+            replaced = msgspec.structs.replace(record, device_id=note.new_id)
+            thin = self._activate(name, replaced, False)
+            try:
+                yield thin
+                thin.flush()
+            finally:
+                thin.close()
+            self._store.save(name, replaced)
+        except Exception:
+            # What cannot be undone now is at the next opening: the note stays, and the ids with it.
+            with suppress(CowfsError):
+                self._finish(name, note)
+            raise
+        else:
+            self._finish(name, note)
+        finally:
+            self._under_way.pop(name, None)
+
+    def recover(self) -> None:
+        """Finish or undo what a crash left. Doing it again changes nothing."""
+        for name in self._store.files.list_names(self._store.files.replacements):
+            path = self._store.files.replacement(name)
+            try:
+                if not is_plain_file_name(name):
+                    raise DamagedFile("its name is not that of a device")
+                note = self._store.load_file(path, ReplacementFile)
+            except DamagedFile as error:
+                self._store.report_damaged(path, f"the note about new content of device {name!r}", error)
+                continue
+            if note is not None:
+                self._finish(name, note)
+
+    def _finish(self, name: str, note: ReplacementFile) -> None:
+        """Delete the thin that lost, and forget about it."""
+        record = self._store.get(name)
+        loser = note.old_id if record is not None and record.device_id == note.new_id else note.new_id
+        if self._store.read_only:
+            return
+        if not self._store.claims(loser):
+            with suppress(NoSuchThin):
+                self._pool.delete(loser)
+        self._store.files.remove(self._store.files.replacement(name))
+        if not self._store.claims(loser):
+            self._ids.release(loser)

@@ -1,0 +1,87 @@
+"""New content for a device: all of it or nothing, and nobody in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cowfs.devices import DeviceSet
+from cowfs.errors import DeviceBusy, UnknownDevice
+from tests.devices.home_fakes import PAGE, FakeBackend, assert_whole, make_home, open_home
+
+
+def content(devices: DeviceSet, name: str) -> bytes:
+    data = devices.activate(name).pread(0, 8)
+    devices.deactivate(name)
+    return data
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> tuple[Path, FakeBackend]:
+    backend = FakeBackend()
+    with make_home(tmp_path / "home", backend) as devices:
+        devices.create("a")
+        devices.activate("a").pwrite(0, b"as it is")
+        devices.deactivate("a")
+    return tmp_path / "home", backend
+
+
+def test_it_takes_the_place_at_the_end_of_the_block(home: tuple[Path, FakeBackend]) -> None:
+    with open_home(*home) as devices:
+        devices.create("child", parent="a")
+        with devices.replacing("a") as thin:
+            assert thin.pread(0, 8) == b"as it is"
+            thin.pwrite(0, b"all new!")
+            assert devices.status().orphan_thin_ids == ()
+        assert (content(devices, "a"), content(devices, "child")) == (b"all new!", b"as it is")
+        assert_whole(devices)
+    with open_home(*home) as devices:
+        assert content(devices, "a") == b"all new!"
+        assert devices.record("child").parent == "a"
+        assert devices.problems == ()
+
+
+def test_an_error_leaves_the_device_as_it_was(home: tuple[Path, FakeBackend]) -> None:
+    with open_home(*home) as devices:
+        with pytest.raises(ZeroDivisionError), devices.replacing("a") as thin:
+            thin.pwrite(0, b"all new!")
+            raise ZeroDivisionError
+        assert content(devices, "a") == b"as it is"
+        assert_whole(devices)
+        with devices.replacing("a") as thin:
+            thin.pwrite(PAGE, b"again")
+        assert_whole(devices)
+
+
+def test_nobody_uses_the_device_meanwhile(home: tuple[Path, FakeBackend]) -> None:
+    with open_home(*home) as devices, devices.replacing("a"):
+        for action in (
+            lambda: devices.activate("a"),
+            lambda: devices.remove("a"),
+            lambda: devices.create("b", parent="a"),
+            lambda: devices.replacing("a").__enter__(),
+        ):
+            with pytest.raises(DeviceBusy, match="new content"):
+                action()
+
+
+def test_a_device_in_use_or_unknown_is_refused(home: tuple[Path, FakeBackend]) -> None:
+    with open_home(*home) as devices:
+        devices.activate("a")
+        with pytest.raises(DeviceBusy, match="in use"), devices.replacing("a"):
+            pass
+        devices.deactivate("a")
+        with pytest.raises(UnknownDevice), devices.replacing("x"):
+            pass
+        assert_whole(devices)
+
+
+def test_a_note_that_cannot_be_read_is_set_aside(home: tuple[Path, FakeBackend]) -> None:
+    note = home[0] / "cowfs.replacing" / "a"
+    note.parent.mkdir()
+    note.write_bytes(b'{"old_id":')
+    with open_home(*home) as devices:
+        assert any("note about new content of device 'a'" in problem for problem in devices.problems)
+        assert content(devices, "a") == b"as it is"
+    assert not note.exists()
