@@ -17,6 +17,12 @@ def content(devices: DeviceSet, name: str) -> bytes:
     return data
 
 
+def overwrite_and_fail(devices: DeviceSet) -> None:
+    with devices.replacing("a") as thin:
+        thin.pwrite(0, b"all new!")
+        raise ZeroDivisionError
+
+
 @pytest.fixture
 def home(tmp_path: Path) -> tuple[Path, FakeBackend]:
     backend = FakeBackend()
@@ -44,9 +50,8 @@ def test_it_takes_the_place_at_the_end_of_the_block(home: tuple[Path, FakeBacken
 
 def test_an_error_leaves_the_device_as_it_was(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices:
-        with pytest.raises(ZeroDivisionError), devices.replacing("a") as thin:
-            thin.pwrite(0, b"all new!")
-            raise ZeroDivisionError
+        with pytest.raises(ZeroDivisionError):
+            overwrite_and_fail(devices)
         assert content(devices, "a") == b"as it is"
         assert_whole(devices)
         with devices.replacing("a") as thin:
