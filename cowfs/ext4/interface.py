@@ -150,6 +150,10 @@ class FileTree(Protocol):
         """Sync, and leave the device as after a clean unmount until the next change: for a snapshot taken now."""
         ...
 
+    def distrust(self) -> None:
+        """Something failed halfway: never mark the volume as cleanly unmounted again, so that it is checked next."""
+        ...
+
     def close(self) -> None:
         """Release what is still open, sync, and mark the volume cleanly unmounted. The device stays open."""
         ...

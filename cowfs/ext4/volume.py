@@ -67,6 +67,7 @@ class Volume:
         self._names = Names(fs, self._guard, self._allocator, self._maps, self._inodes, self._xattrs)
         self._renames = Renames(fs, self._guard, self._inodes, self._names)
         self._closed = False
+        self._is_trusted = True
         self._overhead_blocks = self._count_overhead()
 
     @classmethod
@@ -296,7 +297,12 @@ class Volume:
         if self._fs.read_only:
             return
         self.sync()
-        self._fs.mark_clean()
+        if self._is_trusted:
+            self._fs.mark_clean()
+
+    def distrust(self) -> None:
+        """Something failed halfway in whoever uses it: what is written from now on stays marked for a check."""
+        self._is_trusted = False
 
     def trim(self) -> int:
         """Discard all free blocks into the device; returns how many bytes that are."""
@@ -317,7 +323,7 @@ class Volume:
         try:
             if not self._fs.read_only:
                 self._guard.check_usable()
-                for orphan in self._names.orphans.all():
+                for orphan in self._names.orphans.all() if self._is_trusted else ():
                     self._names.release_orphan(orphan.number)
                 self.quiesce()
         finally:

@@ -71,12 +71,12 @@ class TreeView(View):
     def settle(self) -> None:
         self._tree.quiesce()
 
+    def fail(self, request: str) -> None:
+        super().fail(request)
+        self._tree.distrust()  # what is in memory may be half done
+
     def close(self) -> None:
-        if self.failure:
-            # What is in memory may be half done: write it, but leave the volume marked for a check.
-            self._tree.sync()
-        else:
-            self._tree.close()
+        self._tree.close()
 
     # Names.
 

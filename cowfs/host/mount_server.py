@@ -5,16 +5,14 @@ It holds the home until it is unmounted. One home has one server, and one server
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from cowfs.devices import DeviceSet
+from cowfs.devices.volumes import Volumes
 from cowfs.error_record import plain_text
-from cowfs.errors import FilesystemError, HomeBusy
-from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
-from cowfs.ext4.volume import Volume
+from cowfs.errors import HomeBusy
 from cowfs.fuse.mount import Readiness
 from cowfs.fuse.raw import RawView
 from cowfs.fuse.server import MountOptions, run_server
@@ -24,7 +22,6 @@ from cowfs.host.mounting import MountRequest
 from cowfs.host.operations import Host, MountedView, Status
 from cowfs.host.server import ControlServer
 from cowfs.host.session import LocalSession, connect
-from cowfs.pool import ThinDevice
 
 
 def serve_mount(
@@ -42,17 +39,14 @@ def serve_mount(
     with Readiness(report_fd) as readiness, ExitStack() as stack:
         devices = _open_devices(request)
         stack.callback(devices.close)
-        if not request.raw:
-            _prepare_filesystem(devices, request)
-        thin = devices.activate(request.device, read_only=request.read_only)
-        stack.callback(devices.deactivate, request.device)
+        view = _make_view(devices, request, stack)
 
         def ready() -> None:
             readiness.ready()
             if on_ready is not None:
                 on_ready()
 
-        _serve(devices, thin, request, ready)
+        _serve(devices, view, request, ready)
 
 
 def _open_devices(request: MountRequest) -> DeviceSet:
@@ -70,43 +64,9 @@ def _open_devices(request: MountRequest) -> DeviceSet:
     raise HomeBusy(f"cannot mount from the home {request.home}: {what}{remedy}", holder_pid=report.holder_pid or 0)
 
 
-def _prepare_filesystem(devices: DeviceSet, request: MountRequest) -> None:
-    """Check a file system that was not cleanly unmounted, also before a read-only mount, as the kernel does."""
-    with _activated(devices, request.device, read_only=True) as thin, _named(request.device):
-        if not needs_check(thin) and not request.repair:
-            return
-    with _activated(devices, request.device, read_only=devices.read_only) as thin, _named(request.device):
-        if not request.repair:
-            prepare_for_mount(thin, read_only=devices.read_only)
-        elif not (result := check_volume(thin, repair=True)).usable:
-            raise FilesystemError(f"e2fsck could not repair it: {result.summary}")
-
-
-@contextmanager
-def _activated(devices: DeviceSet, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
-    thin = devices.activate(name, read_only=read_only)
-    try:
-        yield thin
-    finally:
-        devices.deactivate(name)
-
-
-@contextmanager
-def _named(device: str) -> Iterator[None]:
-    """Say whose file system it is that an error is about."""
-    try:
-        yield
-    except FilesystemError as error:
-        message = f"device '{device}': {error.message}"
-        if error.errno == errno.EUCLEAN:
-            message = f"{message.removesuffix('; run a check with repair')}; 'mount --repair' lets e2fsck try"
-        raise FilesystemError(message, errno=error.errno) from error
-
-
-def _serve(devices: DeviceSet, thin: ThinDevice, request: MountRequest, ready: Callable[[], None]) -> None:
+def _serve(devices: DeviceSet, view: View, request: MountRequest, ready: Callable[[], None]) -> None:
     pool = devices.pool
     target = os.path.realpath(request.target)
-    view = _make_view(thin, request, SpaceQueue(pool.tick, pool.extra_space_wait_seconds))
     host = Host(devices, request.backend, is_serving=True)
     kind = "raw" if request.raw else "tree"
     host.views.append(MountedView(request.device, plain_text(target), kind, request.read_only))
@@ -125,9 +85,15 @@ def _serve(devices: DeviceSet, thin: ThinDevice, request: MountRequest, ready: C
     )
 
 
-def _make_view(thin: ThinDevice, request: MountRequest, space: SpaceQueue) -> View:
+def _make_view(devices: DeviceSet, request: MountRequest, stack: ExitStack) -> View:
+    """The view of the device, which `stack` deactivates."""
+    pool = devices.pool
+    space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
     if request.raw:
+        thin = devices.activate(request.device, read_only=request.read_only)
+        stack.callback(devices.deactivate, request.device)
         return RawView(thin, request.device, read_only=request.read_only, space=space)
-    with _named(request.device):
-        volume = Volume.open(thin, read_only=request.read_only)
+    volumes = Volumes(devices, read_only=request.read_only)
+    stack.callback(volumes.close_all)
+    volume = volumes.open(request.device, repair=request.repair)
     return TreeView(volume, read_only=request.read_only, space=space)

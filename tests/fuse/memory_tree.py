@@ -319,6 +319,9 @@ class MemoryTree:
     def quiesce(self) -> None:
         self.sync()
 
+    def distrust(self) -> None:
+        """Nothing is marked here."""
+
     def close(self) -> None:
         self.closed = True
 

@@ -1,0 +1,134 @@
+"""The open ext4 volumes of a home: one per device, whoever uses it (a mounted view, the layer driver), counted.
+
+    volumes = Volumes(devices)
+    volume = volumes.open("web")      activates the device, checks its file system where needed, opens it
+    volumes.open("web") is volume     one more user
+    volumes.close("web")              ends one use; the last one closes the volume and deactivates the device
+    volumes.close_all()
+
+A snapshot of an open volume is consistent: the volume is settled when the device set holds its device still. A volume
+that is open and not changed writes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.errors import FilesystemError, UsageError
+from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
+from cowfs.ext4.volume import Volume
+from cowfs.pool import ThinDevice
+
+
+@dataclass(slots=True)
+class _Open:
+    volume: Volume
+    closing: ExitStack
+    users: int = 1
+
+
+class Volumes:
+    """Open volumes by device name. One thread at a time.
+
+    Args:
+        read_only: volumes are opened for reading only, as they always are in a home that is open read-only.
+    """
+
+    def __init__(self, devices: DeviceSet, *, read_only: bool = False) -> None:
+        self._devices = devices
+        self._open: dict[str, _Open] = {}
+        self.read_only = read_only or devices.read_only
+
+    def open(self, name: str, *, repair: bool = False) -> Volume:
+        """The volume of a device; each call needs a `close`.
+
+        A file system that was not cleanly unmounted is checked first, also for reading only, as the kernel does.
+
+        Args:
+            repair: let e2fsck repair whatever is damaged, even where that loses something.
+
+        Raises:
+            UnknownDevice, NoSuchThin, DeviceBusy: as `DeviceSet.activate`.
+            FilesystemError: no ext4, features that are not supported, or damage that a check does not repair.
+            MissingRequirement: e2fsprogs or its library are not usable here.
+        """
+        known = self._open.get(name)
+        if known is not None:
+            known.users += 1
+            return known.volume
+        with ExitStack() as undo, _named(name):
+            thin = self._devices.activate(name, read_only=self._devices.read_only)
+            undo.callback(self._devices.deactivate, name)
+            self._prepare(thin, repair)
+            volume = Volume.open(thin, read_only=self.read_only)
+            undo.callback(volume.close)
+            undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
+            self._open[name] = _Open(volume, undo.pop_all())
+        return volume
+
+    def _prepare(self, thin: ThinDevice, repair: bool) -> None:
+        if not repair:
+            if needs_check(thin):
+                prepare_for_mount(thin, read_only=self._devices.read_only)
+        elif not (result := check_volume(thin, repair=True)).usable:
+            raise FilesystemError(f"e2fsck could not repair it: {result.summary}")
+
+    def close(self, name: str) -> None:
+        """End one use. The last one frees what is open without a name, writes everything down, and deactivates.
+
+        Raises:
+            UsageError: it is not open.
+            CowfsError, OSError: what stopped the writing; the volume is closed all the same.
+        """
+        opened = self._open.get(name)
+        if opened is None:
+            raise UsageError(f"the volume of device {name!r} is not open, so it cannot be closed")
+        opened.users -= 1
+        if not opened.users:
+            del self._open[name]
+            opened.closing.close()
+
+    @contextmanager
+    def opened(self, name: str) -> Iterator[Volume]:
+        """A volume for the length of a `with` block."""
+        volume = self.open(name)
+        try:
+            yield volume
+        finally:
+            self.close(name)
+
+    def is_open(self, name: str) -> bool:
+        return name in self._open
+
+    def names(self) -> list[str]:
+        """The devices whose volumes are open, in order."""
+        return sorted(self._open)
+
+    def close_all(self) -> None:
+        """Close every volume, whoever uses it and whatever fails; an error is raised at the end."""
+        with ExitStack() as last:
+            for opened in self._open.values():
+                last.push(opened.closing)
+            self._open.clear()
+
+
+@contextmanager
+def _settled(volume: Volume) -> Iterator[None]:
+    volume.quiesce()
+    yield
+
+
+@contextmanager
+def _named(device: str) -> Iterator[None]:
+    """Say whose file system it is that an error is about."""
+    try:
+        yield
+    except FilesystemError as error:
+        message = f"device '{device}': {error.message}"
+        if error.errno == errno.EUCLEAN:
+            message = f"{message.removesuffix('; run a check with repair')}; 'mount --repair' lets e2fsck try"
+        raise FilesystemError(message, errno=error.errno) from error

@@ -1,0 +1,198 @@
+"""Open volumes of a home: one per device, counted, checked before, consistent in snapshots, nothing left active."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.volumes import Volumes
+from cowfs.errors import FilesystemError, UnknownDevice, UsageError
+from cowfs.ext4 import tools
+from cowfs.ext4.fsck import check_volume, needs_check
+from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.volume import Volume
+from cowfs.pool import load_backend
+
+MIB = 1 << 20
+BACKEND = load_backend("emulated")
+SMALL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base_size_bytes=16 * MIB, durable=False)
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> Iterator[DeviceSet]:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.create("a")
+        devices.create("b")
+        yield devices
+
+
+@pytest.fixture
+def volumes(devices: DeviceSet) -> Iterator[Volumes]:
+    volumes = Volumes(devices)
+    yield volumes
+    volumes.close_all()
+
+
+def write_file(volume: Volume, name: bytes, content: bytes) -> None:
+    inode = volume.make_node(ROOT_INODE, name, 0o100644, 0, 0).inode
+    volume.write(inode, 0, content)
+
+
+def read_file(volume: Volume, name: bytes) -> bytes:
+    return volume.read(volume.lookup(ROOT_INODE, name).inode, 0, 1 << 20)
+
+
+def abandon(devices: DeviceSet, name: str) -> None:
+    """Leave a volume as a process that died leaves it."""
+    volume = Volume.open(devices.activate(name))
+    write_file(volume, b"left", b"behind")
+    volume.sync()
+    devices.deactivate(name)
+
+
+def is_marked(devices: DeviceSet, name: str) -> bool:
+    thin = devices.activate(name)
+    marked = needs_check(thin)
+    devices.deactivate(name)
+    return marked
+
+
+def digests(home: Path) -> dict[str, str]:
+    files = ("devicemapper/data", "devicemapper/metadata")
+    return {name: hashlib.sha256((home / name).read_bytes()).hexdigest() for name in files}
+
+
+def test_one_volume_per_device_until_its_last_user_closes_it(devices: DeviceSet, volumes: Volumes) -> None:
+    volume = volumes.open("a")
+    assert volumes.open("a") is volume
+    other = volumes.open("b")
+    assert other is not volume
+    assert volumes.names() == ["a", "b"]
+    write_file(volume, b"f", b"content")
+    volumes.close("a")
+    assert volumes.is_open("a")
+    assert read_file(volume, b"f") == b"content"
+    volumes.close("a")
+    assert not volumes.is_open("a")
+    assert set(devices.active()) == {"b"}
+    with volumes.opened("a") as again:
+        assert again is not volume
+        assert read_file(again, b"f") == b"content"
+    volumes.close("b")
+    assert devices.active() == {}
+    with pytest.raises(UsageError, match="device 'b' is not open"):
+        volumes.close("b")
+
+
+def test_a_volume_that_is_not_changed_writes_nothing(devices: DeviceSet) -> None:
+    home = devices.home
+    devices.close()
+    with DeviceSet.open(home, BACKEND, durable=False) as again:
+        before = digests(home)
+        volumes = Volumes(again)
+        volume = volumes.open("a")
+        assert [entry.name for entry in volume.list_directory(ROOT_INODE)] == [b".", b"..", b"lost+found"]
+        volume.quiesce()
+        volumes.close("a")
+        assert digests(home) == before
+    assert digests(home) == before
+
+
+def test_a_snapshot_of_an_open_volume_holds_everything_and_needs_no_check(devices: DeviceSet, volumes: Volumes) -> None:
+    write_file(volumes.open("a"), b"f", b"x" * 100_000)
+    devices.create("later", parent="a")
+    assert not is_marked(devices, "later")
+    with volumes.opened("later") as snapshot:
+        assert read_file(snapshot, b"f") == b"x" * 100_000
+    assert check_volume(devices.activate("later")).clean
+    devices.deactivate("later")
+    volumes.close("a")
+    devices.create("last", parent="a")  # its quiescer is gone with it
+    assert not is_marked(devices, "last")
+
+
+def test_what_nobody_trusts_any_more_stays_marked(devices: DeviceSet, volumes: Volumes) -> None:
+    volume = volumes.open("a")
+    write_file(volume, b"f", b"content")
+    volume.distrust()
+    devices.create("later", parent="a")
+    volumes.close("a")
+    assert is_marked(devices, "a")
+    assert is_marked(devices, "later")
+    with volumes.opened("a") as checked:
+        assert read_file(checked, b"f") == b"content"
+    assert not is_marked(devices, "a")
+
+
+def test_an_unclean_volume_is_checked_first(devices: DeviceSet, volumes: Volumes) -> None:
+    abandon(devices, "a")
+    with volumes.opened("a") as volume:
+        assert read_file(volume, b"left") == b"behind"
+        assert not needs_check(devices.active()["a"])
+    abandon(devices, "b")
+    with_read_only = Volumes(devices, read_only=True)
+    with with_read_only.opened("b") as volume:
+        assert volume.read_only
+        assert not needs_check(devices.active()["b"])
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_volumes_that_are_only_read(devices: DeviceSet, read_only: bool) -> None:
+    """Because it was asked for, or because the home is open that way."""
+    home = devices.home
+    devices.close()
+    with DeviceSet.open(home, BACKEND, read_only=read_only, durable=False) as again:
+        volumes = Volumes(again, read_only=True)
+        with volumes.opened("a") as volume, pytest.raises(OSError, match="Read-only") as caught:
+            write_file(volume, b"f", b"content")
+        assert caught.value.errno == errno.EROFS
+
+
+def test_what_cannot_be_opened_leaves_nothing_active(devices: DeviceSet, volumes: Volumes) -> None:
+    devices.activate("a").pwrite(0, bytes(65536))
+    devices.deactivate("a")
+    with pytest.raises(FilesystemError, match="device 'a'"):
+        volumes.open("a")
+    with pytest.raises(UnknownDevice):
+        volumes.open("nobody")
+    assert volumes.names() == []
+    assert devices.active() == {}
+    devices.remove("a")
+
+
+def test_damage_is_repaired_only_when_that_is_asked_for(devices: DeviceSet, volumes: Volumes) -> None:
+    thin = devices.activate("a")
+    with tools.temporary_image(thin.size_bytes) as image:
+        tools.copy_mapped(thin, image)
+        for request in ("clri <2>", "ssv state 2"):  # no root directory, and the note that something is wrong
+            tools.run("debugfs", ["-w", "-R", request, image.path])
+        tools.copy_changes(image, thin)
+    devices.deactivate("a")
+    with pytest.raises(FilesystemError, match=r"device 'a': .*mount --repair"):
+        volumes.open("a")
+    assert devices.active() == {}
+    assert volumes.open("a", repair=True).lookup(ROOT_INODE, b"lost+found")
+    volumes.close("a")
+    assert not is_marked(devices, "a")
+
+
+def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = volumes.open("a"), volumes.open("b")
+    write_file(first, b"f", b"lost")
+    write_file(second, b"f", b"kept")
+
+    def fail() -> None:
+        raise OSError(errno.EIO, "no more writing")
+
+    monkeypatch.setattr(first, "sync", fail)
+    with pytest.raises(OSError, match="no more writing"):
+        volumes.close_all()
+    assert volumes.names() == []
+    assert devices.active() == {}
+    with volumes.opened("b") as volume:
+        assert read_file(volume, b"f") == b"kept"
