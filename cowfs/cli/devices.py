@@ -12,7 +12,8 @@ from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.host.operations import Created, DeviceRow, HomeReport, MountedView
+    from cowfs.host.operations import Created, DeviceRow, HomeReport
+    from cowfs.host.request import MountedView
 
 
 @click.command("init")

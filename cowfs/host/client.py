@@ -14,8 +14,8 @@ import msgspec
 from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.host import control_socket as control
-from cowfs.host.operations import Listing, OpenFile, Request, answer_type
 from cowfs.host.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
+from cowfs.host.request import Listing, OpenFile, Request, answer_type
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10

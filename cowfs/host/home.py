@@ -19,7 +19,6 @@ from cowfs.host.operations import (
     DeviceReport,
     DeviceRow,
     HomeReport,
-    Host,
     Inspect,
     ListDevices,
     Remove,
@@ -29,6 +28,7 @@ from cowfs.host.operations import (
     TargetLine,
     TargetStatus,
 )
+from cowfs.host.request import Host
 from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
 from cowfs.pool import ThinDevice, load_backend
 

@@ -19,7 +19,8 @@ from cowfs.fuse.server import MountOptions, run_server
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree import TreeView
 from cowfs.host.mounting import MountRequest
-from cowfs.host.operations import Host, MountedView, Status
+from cowfs.host.operations import Status
+from cowfs.host.request import Host, MountedView
 from cowfs.host.server import ControlServer
 from cowfs.host.session import LocalSession, connect
 

@@ -1,11 +1,8 @@
 """What can be asked of a home: each operation a typed request that runs on the process holding it.
 
 A request is a frozen struct; `run` does it on a `Host`. A local session calls `run`; a remote one sends the struct over
-the control socket and the holder calls the same `run`. So there is one implementation of each operation, and the
-classes below are the protocol.
-
-    Request[R]   answers one R
-    Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+the control socket and the holder calls the same `run`. So there is one implementation of each operation, and these
+classes are the protocol.
 
 Sizes are in bytes, whatever the name; ids and transactions are the pool's own numbers.
 """
@@ -14,10 +11,8 @@ from __future__ import annotations
 
 import os
 import typing
-from abc import abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -25,61 +20,12 @@ from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
+from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceRecord, DeviceSet
-
-R = TypeVar("R", covariant=True)  # noqa: PLC0105
-
-
-class MountedView(msgspec.Struct, frozen=True):
-    """A device that the holder shows at a mount point; `view` is `tree` or `raw`."""
-
-    device: str
-    mount_point: str
-    view: str
-    read_only: bool
-
-
-class Host:
-    """A home held by this process: its device set, the views mounted from it, whether others are served."""
-
-    def __init__(self, devices: DeviceSet, backend: str, *, is_serving: bool = False) -> None:
-        self.devices = devices
-        self.backend = backend
-        self.is_serving = is_serving
-        self.views: list[MountedView] = []
-
-    @property
-    def home(self) -> Path:
-        return self.devices.home
-
-    def mount_points(self, name: str) -> list[str]:
-        return [view.mount_point for view in self.views if view.device == name]
-
-
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
-    """Base of everything that can be sent."""
-
-
-class Request(_Message, Generic[R], frozen=True):
-    """A question with one answer."""
-
-    @abstractmethod
-    def run(self, host: Host) -> R: ...
-
-    def device_to_quiesce(self) -> str | None:
-        """A device whose mounted views must be written back before this runs."""
-        return None
-
-
-class Listing(_Message, Generic[R], frozen=True):
-    """A question whose answer is a sequence. The home may change between two pieces of it."""
-
-    @abstractmethod
-    def run(self, host: Host) -> Iterator[R]: ...
+    from cowfs.devices import DeviceRecord
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -156,12 +102,6 @@ class HomeReport(msgspec.Struct, frozen=True):
     host_free_bytes: int
     orphan_thin_ids: list[int]
     problems: list[str]
-
-
-class OpenFile(msgspec.Struct, frozen=True):
-    """An open file of this process, number `fd`; whoever receives it closes it."""
-
-    fd: int
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
@@ -368,10 +308,3 @@ def decode_request(line: bytes) -> Request[Any] | Listing[Any]:
         return _DECODER.decode(line)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise UsageError(f"not a request to a home: {error}") from None
-
-
-def answer_type(kind: type[Request[Any] | Listing[Any]]) -> Any:
-    """What a request answers, or what each piece of a listing is."""
-    (base,) = kind.__orig_bases__  # type: ignore[union-attr]
-    (argument,) = typing.get_args(base)
-    return argument

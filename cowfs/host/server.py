@@ -21,7 +21,7 @@ import trio
 from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
 from cowfs.host import control_socket as control
-from cowfs.host.operations import Host, Listing, OpenFile, Request, decode_request
+from cowfs.host.operations import decode_request
 from cowfs.host.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
@@ -30,6 +30,7 @@ from cowfs.host.protocol import (
     Greeting,
     Reply,
 )
+from cowfs.host.request import Host, Listing, OpenFile, Request
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)

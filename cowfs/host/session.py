@@ -24,7 +24,8 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import require_home
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.client import Client
-from cowfs.host.operations import CopyMetadata, Host, Listing, Request, Status
+from cowfs.host.operations import CopyMetadata, Status
+from cowfs.host.request import Host, Listing, Request
 from cowfs.pool import load_backend
 
 WAIT_SECONDS: Final = 3.0

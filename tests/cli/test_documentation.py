@@ -12,7 +12,8 @@ from cowfs import errors
 from cowfs.error_record import ErrorRecord
 from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
-from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, MountedView, TargetLine
+from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
+from cowfs.host.request import MountedView
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 

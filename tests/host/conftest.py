@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.host.operations import Host
+from cowfs.host.request import Host
 from cowfs.host.server import ControlServer, Limits
 from cowfs.pool import load_backend
 

@@ -27,8 +27,9 @@ from cowfs.error_record import HolderBug
 from cowfs.errors import CowfsError, HomeBusy, HomeError, HomeVersionError, UsageError
 from cowfs.host import control_socket, session
 from cowfs.host.client import Client
-from cowfs.host.operations import CopyMetadata, Create, DeviceRow, Host, ListDevices, OpenFile, Status
+from cowfs.host.operations import CopyMetadata, Create, DeviceRow, ListDevices, Status
 from cowfs.host.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
+from cowfs.host.request import Host, OpenFile
 from cowfs.host.server import Limits
 from tests.host.conftest import PATIENCE_SECONDS, serving
 

@@ -1,0 +1,81 @@
+"""What a request to a home is; the requests themselves are in `operations` and the modules beside it.
+
+Request[R]   answers one R
+Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+"""
+
+from __future__ import annotations
+
+import typing
+from abc import abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceSet
+
+R = TypeVar("R", covariant=True)  # noqa: PLC0105
+
+
+class MountedView(msgspec.Struct, frozen=True):
+    """A device that the holder shows at a mount point; `view` is `tree` or `raw`."""
+
+    device: str
+    mount_point: str
+    view: str
+    read_only: bool
+
+
+class Host:
+    """A home held by this process: its device set, the views mounted from it, whether others are served."""
+
+    def __init__(self, devices: DeviceSet, backend: str, *, is_serving: bool = False) -> None:
+        self.devices = devices
+        self.backend = backend
+        self.is_serving = is_serving
+        self.views: list[MountedView] = []
+
+    @property
+    def home(self) -> Path:
+        return self.devices.home
+
+    def mount_points(self, name: str) -> list[str]:
+        return [view.mount_point for view in self.views if view.device == name]
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    """Base of everything that can be sent."""
+
+
+class Request(_Message, Generic[R], frozen=True):
+    """A question with one answer."""
+
+    @abstractmethod
+    def run(self, host: Host) -> R: ...
+
+    def device_to_quiesce(self) -> str | None:
+        """A device whose mounted views must be written back before this runs."""
+        return None
+
+
+class Listing(_Message, Generic[R], frozen=True):
+    """A question whose answer is a sequence. The home may change between two pieces of it."""
+
+    @abstractmethod
+    def run(self, host: Host) -> Iterator[R]: ...
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """An open file of this process, number `fd`; whoever receives it closes it."""
+
+    fd: int
+
+
+def answer_type(kind: type[Request[Any] | Listing[Any]]) -> Any:
+    """What a request answers, or what each piece of a listing is."""
+    (base,) = kind.__orig_bases__  # type: ignore[union-attr]
+    (argument,) = typing.get_args(base)
+    return argument
