@@ -42,7 +42,7 @@ $(SETUP): pyproject.toml | packages-run
 	test -n "$$python" || { echo "make: no Python 3.11 or newer was found" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=77'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuse,test,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuse,docker,test,lint]'
 	touch $@
 
 packages-run packages-test packages-bench: packages-%:

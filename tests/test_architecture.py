@@ -50,14 +50,28 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices"},
     "uml": FOUNDATION,
     "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
+    "docker": FOUNDATION | {"blockdev", "pool", "ext4", "fuse", "devices", "layers", "host"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
     "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "host", "uml"},
     "cli": FOUNDATION
-    | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers", "host", "testing", "uml"},
+    | {
+        "cowfs",
+        "blockdev",
+        "pool",
+        "thinmeta",
+        "ext4",
+        "fuse",
+        "devices",
+        "layers",
+        "host",
+        "docker",
+        "testing",
+        "uml",
+    },
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
-MAY_IMPORT_TRIO = {"fuse", "host", "cli"}
+MAY_IMPORT_TRIO = {"fuse", "host", "docker", "cli"}
 NONDETERMINISTIC_CALLS = {
     ("time", "time"),
     ("time", "time_ns"),

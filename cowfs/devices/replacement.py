@@ -78,7 +78,7 @@ class Replacements:
             finally:
                 thin.close()
             self._store.save(name, replaced)
-        except Exception:
+        except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):
                 self._finish(name, note)

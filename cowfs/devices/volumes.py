@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from cowfs.devices.deviceset import DeviceSet
@@ -100,6 +100,24 @@ class Volumes:
             yield volume
         finally:
             self.close(name)
+
+    @contextmanager
+    def replacing(self, name: str) -> Iterator[Volume]:
+        """A volume whose new content takes the place of the device's when the block ends; see `DeviceSet.replacing`.
+
+        Raises:
+            DeviceBusy: the volume is open, or the device in use.
+        """
+        with self._devices.replacing(name) as thin, _named(name):
+            self._prepare(thin, repair=False)
+            volume = Volume.open(thin)
+            try:
+                yield volume
+            except BaseException:
+                with suppress(OSError):
+                    volume.close()
+                raise
+            volume.close()
 
     def is_open(self, name: str) -> bool:
         return name in self._open

@@ -95,6 +95,18 @@ class IdMaps:
     uids: Sequence[IdRange] = ()
     gids: Sequence[IdRange] = ()
 
+    @property
+    def root(self) -> tuple[int, int]:
+        """The host's uid and gid for a container's root."""
+        return _outside(0, self.uids), _outside(0, self.gids)
+
+
+def _outside(inside: int, ranges: Sequence[IdRange]) -> int:
+    for item in ranges:
+        if item.inside <= inside < item.inside + item.length:
+            return item.outside + inside - item.inside
+    return inside
+
 
 class Driver(Protocol):
     """A graph driver over one home. One thread at a time; not reentrant between two steps for the same id."""

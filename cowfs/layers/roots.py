@@ -1,0 +1,56 @@
+"""Where a layer's files are in its volume: the directory `rootfs`, beside the file `id`."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Final
+
+from cowfs.errors import FilesystemError
+from cowfs.ext4.interface import ROOT_INODE, FileTree
+from cowfs.layers.interface import LayerRoot
+
+ROOTFS: Final = b"rootfs"
+ID_FILE: Final = b"id"
+_ROOTFS_MODE: Final = 0o755
+_ID_MODE: Final = 0o600
+
+
+def find_root(tree: FileTree) -> LayerRoot:
+    """The root of a layer; inode 0 when nobody has used the layer yet."""
+    try:
+        attributes = tree.lookup(ROOT_INODE, ROOTFS)
+    except FileNotFoundError:
+        return LayerRoot(tree, 0)
+    if not stat.S_ISDIR(attributes.mode):
+        raise FilesystemError("'rootfs' in the layer is not a directory; remove the layer", errno=errno.ENOTDIR)
+    return LayerRoot(tree, attributes.inode)
+
+
+def ensure_root(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> LayerRoot:
+    """The root of a layer, made when it is not there, and with it the file that says whose it is.
+
+    Args:
+        owner: uid and gid of the root directory; set also on one that is there, as moby does.
+    """
+    uid, gid = owner
+    root = find_root(tree)
+    if not root.inode:
+        root = LayerRoot(tree, tree.make_directory(ROOT_INODE, ROOTFS, _ROOTFS_MODE, uid, gid).inode)
+    else:
+        attributes = tree.attributes(root.inode)
+        if (attributes.uid, attributes.gid) != owner:
+            tree.set_attributes(root.inode, uid=uid, gid=gid)
+    _ensure_id_file(tree, layer_id.encode(), owner)
+    return root
+
+
+def _ensure_id_file(tree: FileTree, content: bytes, owner: tuple[int, int]) -> None:
+    """A snapshot comes with its parent's: unlike moby's, it is then written anew, for recovery goes by it."""
+    try:
+        inode = tree.lookup(ROOT_INODE, ID_FILE).inode
+    except FileNotFoundError:
+        inode = tree.make_node(ROOT_INODE, ID_FILE, stat.S_IFREG | _ID_MODE, *owner).inode
+    if tree.read(inode, 0, len(content) + 1) != content:
+        tree.set_attributes(inode, size_bytes=0)
+        tree.write(inode, 0, content)

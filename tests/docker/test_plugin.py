@@ -1,0 +1,248 @@
+"""The plugin protocol as dockerd speaks it: a real HTTP client on a Unix socket, a driver of dicts behind it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+import trio
+
+from cowfs.docker.plugin import GraphDriverPlugin, Init
+from cowfs.errors import DeviceExists, HomeError
+from cowfs.layers import Change, ChangeKind, Steps
+
+PIECES = [b"a" * 70_000, b"", b"b" * 30_000]
+
+
+class DictDriver:
+    """Layers without files."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, str | None] = {}
+        self.options: dict[str, Mapping[str, str]] = {}
+        self.applied: dict[str, bytes] = {}
+        self.steps = 0
+        self.closed = 0
+
+    def create(self, layer_id: str, parent: str | None, storage_options: Mapping[str, str] | None = None) -> None:
+        if layer_id in self.layers:
+            raise DeviceExists(f"device {layer_id!r} exists already")
+        self.layers[layer_id] = parent
+        self.options[layer_id] = storage_options or {}
+
+    def remove(self, layer_id: str) -> None:
+        self.layers.pop(layer_id, None)
+
+    def exists(self, layer_id: str) -> bool:
+        return layer_id in self.layers
+
+    def list_layers(self) -> list[str]:
+        return sorted(self.layers)
+
+    def get(self, layer_id: str, mount_label: str = "") -> str:
+        return f"/mnt/{layer_id}/rootfs"
+
+    def put(self, layer_id: str) -> None:
+        pass
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        return {"DeviceId": "7"}
+
+    def status(self) -> list[tuple[str, str]]:
+        return [("Pool Name", "p"), ("Pool Blocksize", "65.54kB")]
+
+    def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
+        yield
+        return [Change(b"/a", ChangeKind.ADD), Change(b"/b\xff", ChangeKind.DELETE)]
+
+    def diff(self, layer_id: str, parent: str | None) -> Iterator[bytes]:
+        if layer_id == "bad":
+            raise HomeError("it cannot be read")
+        try:
+            for piece in PIECES:
+                yield piece
+                if layer_id == "breaks":
+                    raise HomeError("the disk is gone")
+        finally:
+            self.closed += 1
+
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:
+        data = b""
+        while part := archive.read(1 << 16):
+            data += part
+            self.steps += 1
+            yield
+        self.applied[layer_id] = data
+        return len(data)
+
+    def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
+        yield
+        return 1 << 40
+
+    def cleanup(self) -> None:
+        self.layers.clear()
+
+
+class Served:
+    def __init__(self, spool_directory: Path) -> None:
+        self.spool_directory = spool_directory
+        self.driver = DictDriver()
+        self.init: Init | None = None
+        self.calls: list[tuple[str, str]] = []
+
+    async def initialise(self, init: Init) -> None:
+        self.init = init
+
+    async def quiesce(self, layer_id: str) -> None:
+        self.calls.append(("quiesce", layer_id))
+
+    async def forget(self, layer_id: str) -> None:
+        self.calls.append(("forget", layer_id))
+
+
+class UnixClient(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("plugin", timeout=20)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(str(self._path))
+
+    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
+        self.request("POST", f"/{name}", json.dumps(arguments), {"Accept": "application/vnd.docker.plugins.v1.2+json"})
+        answer: dict[str, Any] = json.loads(self.getresponse().read())
+        return answer
+
+
+def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:
+    """Serve, and run a client in a thread beside it."""
+    served = Served(tmp_path)
+
+    async def main() -> None:
+        path = tmp_path / "s"
+        listening = trio.socket.socket(trio.socket.AF_UNIX)
+        await listening.bind(str(path))
+        listening.listen(5)
+        plugin = GraphDriverPlugin(served)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, plugin.serve_client, [trio.SocketListener(listening)])
+            client = UnixClient(path)
+            try:
+                await trio.to_thread.run_sync(use, client)
+            finally:
+                client.close()
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    return served
+
+
+def test_the_calls_of_a_layer_s_life(tmp_path: Path) -> None:
+    def use(client: UnixClient) -> None:
+        assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+        maps = [{"container_id": 0, "host_id": 100000, "size": 65536}]
+        assert client.call("GraphDriver.Init", Home="/h", Opts=["dm.fs=ext4"], UIDMaps=None, GIDMaps=maps) == {}
+        assert client.call("GraphDriver.Create", ID="a", Parent="", MountLabel="", StorageOpt=None) == {}
+        assert client.call("GraphDriver.CreateReadWrite", ID="b", Parent="a", StorageOpt={"size": "20G"}) == {}
+        assert client.call("GraphDriver.Create", ID="a") == {"Err": "device 'a' exists already"}
+        assert client.call("GraphDriver.Exists", ID="b") == {"Exists": True}
+        assert client.call("GraphDriver.Get", ID="b", MountLabel="") == {"Dir": "/mnt/b/rootfs"}
+        assert client.call("GraphDriver.Put", ID="b") == {}
+        assert client.call("GraphDriver.Status") == {"Status": [["Pool Name", "p"], ["Pool Blocksize", "65.54kB"]]}
+        assert client.call("GraphDriver.GetMetadata", ID="b") == {"Metadata": {"DeviceId": "7"}}
+        changes = client.call("GraphDriver.Changes", ID="b", Parent="a")["Changes"]
+        assert changes == [{"Path": "/a", "Kind": 1}, {"Path": "/b�", "Kind": 2}]
+        assert client.call("GraphDriver.DiffSize", ID="b", Parent="a") == {"Size": 1 << 40}
+        assert client.call("GraphDriver.Capabilities") == {"Capabilities": {"ReproducesExactDiffs": False}}
+        assert client.call("GraphDriver.Remove", ID="b") == {}
+        assert client.call("GraphDriver.Exists", ID="b") == {"Exists": False}
+        assert client.call("GraphDriver.Cleanup") == {}
+
+    served = with_client(tmp_path, use)
+    assert served.init is not None
+    assert served.init.maps().root == (0, 100000)
+    assert served.driver.options["b"] == {"size": "20G"}
+    assert served.calls[0] == ("quiesce", "a")
+
+
+def test_a_diff_is_streamed_and_an_archive_taken(tmp_path: Path) -> None:
+    whole = b"".join(PIECES)
+
+    def use(client: UnixClient) -> None:
+        client.request("POST", "/GraphDriver.Diff", json.dumps({"ID": "a", "Parent": ""}))
+        response = client.getresponse()
+        assert (response.status, response.read()) == (200, whole)
+        # As Go sends it: chunked, of unknown length.
+        client.request("POST", "/GraphDriver.ApplyDiff?id=a&parent=", iter([whole, whole]), encode_chunked=True)
+        assert json.loads(client.getresponse().read()) == {"Size": 2 * len(whole)}
+
+    served = with_client(tmp_path, use)
+    assert served.driver.applied == {"a": 2 * whole}
+    assert served.driver.steps == -(-2 * len(whole) // (1 << 16))
+    assert served.driver.closed == 1
+
+
+def test_a_diff_that_fails_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    def use(client: UnixClient) -> None:
+        client.request("POST", "/GraphDriver.Diff", json.dumps({"ID": "bad"}))
+        response = client.getresponse()
+        assert (response.status, json.loads(response.read())) == (500, {"Err": "it cannot be read"})
+        client.request("POST", "/GraphDriver.Diff", json.dumps({"ID": "breaks"}))
+        response = client.getresponse()
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            response.read()
+
+    assert with_client(tmp_path, use).driver.closed == 1
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_diff_frees_the_layer(tmp_path: Path) -> None:
+    def use(client: UnixClient) -> None:
+        client.request("POST", "/GraphDriver.Diff", json.dumps({"ID": "a"}))
+        client.sock.close()
+        client.close()
+        assert client.call("GraphDriver.Exists", ID="a") == {"Exists": False}
+
+    assert with_client(tmp_path, use).driver.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/GraphDriver.Nonsense", b"{}", 404, "no such request"),
+        ("/", b"", 404, "no such request"),
+        ("/GraphDriver.Create", b"{", 200, "not a request of the protocol"),
+        ("/GraphDriver.Create", b'{"ID": 7}', 200, "not a request of the protocol"),
+        ("/GraphDriver.Create", b'{"ID": "' + b"x" * (2 << 20) + b'"}', 200, "longer than a request can be"),
+    ],
+)
+def test_bad_requests_are_answered_with_one_line(
+    tmp_path: Path, path: str, body: bytes, status: int, words: str
+) -> None:
+    def use(client: UnixClient) -> None:
+        client.request("POST", path, body)
+        response = client.getresponse()
+        text = json.loads(response.read())["Err"]
+        assert response.status == status
+        assert words in text
+        assert "\n" not in text
+        assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+
+    with_client(tmp_path, use)
+
+
+def test_what_is_no_http_ends_with_its_connection(tmp_path: Path) -> None:
+    def use(client: UnixClient) -> None:
+        client.connect()
+        client.sock.sendall(b"\x16\x03\x01 hello?\r\n\r\n")
+        assert client.sock.recv(10) == b""
+        client.close()
+        assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+
+    with_client(tmp_path, use)
