@@ -84,7 +84,7 @@ def list_command(settings: Settings, tree: bool) -> None:
     """List the devices: what they map, what is theirs alone, where they are mounted.
 
     MAPPED is what a device has written or shares; EXCLUSIVE is what removing it gives back. A dash stands for a parent
-    that is not known or no longer there.
+    that is not known or no longer there. A deleted device was removed while in use, and goes when it is free.
     """
     with settings.open_home() as home:
         rows = home.devices()
@@ -99,7 +99,11 @@ def list_command(settings: Settings, tree: bool) -> None:
 
 def _cells(row: DeviceRow) -> tuple[str, ...]:
     sizes = (format_size(n) for n in (row.size_bytes, row.mapped_bytes, row.exclusive_bytes))
-    return (row.name, str(row.id), *sizes, row.parent or "-", " ".join(row.mounted) or "-")
+    return (_name(row), str(row.id), *sizes, row.parent or "-", " ".join(row.mounted) or "-")
+
+
+def _name(row: DeviceRow) -> str:
+    return f"{row.name} (deleted)" if row.deleted else row.name
 
 
 def _print_tree(rows: list[DeviceRow]) -> None:
@@ -115,7 +119,7 @@ def _print_tree(rows: list[DeviceRow]) -> None:
     def describe(name: str) -> str:
         row = by_name[name]
         where = f", mounted at {' '.join(row.mounted)}" if row.mounted else ""
-        return f"{name}  {format_size(row.exclusive_bytes)} of {format_size(row.mapped_bytes)} exclusive{where}"
+        return f"{_name(row)}  {format_size(row.exclusive_bytes)} of {format_size(row.mapped_bytes)} exclusive{where}"
 
     output.print_tree(roots, children.__getitem__, describe)
 
@@ -150,7 +154,7 @@ def _print_status(report: HomeReport) -> None:
             ("Metadata", _used(report.metadata_used_bytes, report.metadata_total_bytes)),
             ("Kept free", f"{report.min_free_percent} %" if report.min_free_percent else ""),
             ("Metadata snapshot", "" if snapshot is None else f"held at block {snapshot}"),
-            ("Devices", str(report.devices)),
+            ("Devices", _devices(report)),
             ("Base device", f"{format_size(report.base_size_bytes)}, UUID {report.base_uuid or 'unknown'}"),
             ("Data file", f"{report.data_file}, {format_size(report.data_file_allocated_bytes)} on disk"),
             ("Metadata file", report.metadata_file),
@@ -159,6 +163,11 @@ def _print_status(report: HomeReport) -> None:
             *(("Problem", problem) for problem in report.problems),
         ]
     )
+
+
+def _devices(report: HomeReport) -> str:
+    waiting = f", {report.deleted_devices} of them deleted and still in use" if report.deleted_devices else ""
+    return f"{report.devices}{waiting}"
 
 
 def _view(view: MountedView) -> str:
@@ -196,6 +205,7 @@ def inspect_command(settings: Settings, name: str) -> None:
             ("Created at time", str(report.creation_time)),
             ("Last snapshot at time", str(report.snapshotted_time)),
             ("Active", output.flag(report.active)),
+            ("Deleted", "yes, and goes when nothing uses it any more" if report.deleted else ""),
             *(("Mounted", f"{view.mount_point}, {_view(view)}") for view in report.views),
         ]
     )
@@ -203,25 +213,28 @@ def inspect_command(settings: Settings, name: str) -> None:
 
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", type=DEVICE)
+@click.option("--deferred", is_flag=True, help="Let a device that is in use go when nothing uses it any more.")
 @click.pass_obj
-def remove_command(settings: Settings, names: tuple[str, ...]) -> int:
+def remove_command(settings: Settings, names: tuple[str, ...], deferred: bool) -> int:
     """Remove devices that are not mounted. Their snapshots keep what they share with them.
 
     A device that cannot be removed does not keep the others from it; the exit status is then the first error's.
     """
-    removed = []
+    removed: list[str] = []
+    waiting: list[str] = []
     status = 0
     with settings.open_home() as home:
         for name in names:
             try:
-                home.remove(name)
+                is_gone = home.remove(name, deferred=deferred)
             except CowfsError as error:
                 failed = output.print_error(error, as_json=settings.as_json)
                 status = status or failed
                 continue
-            removed.append(name)
+            (removed if is_gone else waiting).append(name)
             if not settings.as_json:
-                print(f"removed {output.printable(name)}")
+                done = "removed {}" if is_gone else "{} is in use; it goes when nothing uses it any more"
+                print(done.format(output.printable(name)))
     if settings.as_json:
-        output.print_json({"removed": removed})
+        output.print_json({"removed": removed, "deferred": waiting})
     return status

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cowfs.devices.records import DeviceFile
-from cowfs.errors import DeviceBusy, NoSuchThin, UsageError
+from cowfs.errors import DeviceBusy, NoSuchThin, ThinBusy, UsageError
 from cowfs.pool import Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES
 
@@ -58,15 +58,24 @@ class ActiveDevices:
         return active.thin
 
     def deactivate(self, name: str) -> bool:
-        """Take back one activation; whether it was the last, which flushes and closes the device."""
+        """Take back one activation; whether it was the last, which flushes and closes the device.
+
+        Raises ThinBusy when something else uses its node; it then stays active, with one user.
+        """
         active = self._active.get(name)
         if active is None:
             raise UsageError(f"device {name!r} is not active, so it cannot be deactivated")
-        active.count -= 1
-        if active.count:
+        if active.count > 1:
+            active.count -= 1
             return False
+        try:
+            _close(active)
+        except ThinBusy:
+            raise
+        except BaseException:
+            del self._active[name]
+            raise
         del self._active[name]
-        _close(active)
         return True
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ import msgspec
 from cowfs.devices import figures, making, pool_files
 from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base import BaseDevice, BaseFilesystem
+from cowfs.devices.deletions import Deletions
 from cowfs.devices.ext4_base import Ext4
 from cowfs.devices.files import HomeFiles, System
 from cowfs.devices.ids import ThinIds
@@ -80,6 +81,7 @@ class DeviceSet:
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin)
+        self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
         self._base = BaseDevice(
             pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )
@@ -204,10 +206,9 @@ class DeviceSet:
         try:
             self._transactions.recover()
             self._replacements.recover()
-            if not self.read_only:
-                self._reap_deleted()
         except CowfsError as error:
             self._store.problems.append(f"what a crash left could not be undone yet: {error}")
+        self.retry_deletions()
 
     def _note_missing_thins(self) -> None:
         in_pool = set(self.pool.thin_ids())
@@ -216,12 +217,6 @@ class DeviceSet:
             f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is gone"
             for name, record in missing
         )
-
-    def _reap_deleted(self) -> None:
-        """Remove what was marked for deletion while it was busy."""
-        for name in [name for name, record in self._store.items() if record.deleted and name != BASE]:
-            with suppress(ThinBusy):
-                self._transactions.remove(name)
 
     def close(self) -> None:
         """Deactivate every device, close the pool and release the lock. A second call does nothing.
@@ -320,14 +315,18 @@ class DeviceSet:
                 raise
         return self._store.view(name)
 
-    def remove(self, name: str, *, deferred: bool = False) -> None:
+    def remove(self, name: str, *, deferred: bool = False) -> bool:
         """Remove a device; its children keep what they share with it.
 
         Args:
-            deferred: an active device is marked instead, and goes when the last user deactivates it.
+            deferred: a busy device is marked instead, and goes when its last user deactivates it, or by
+                `retry_deletions`. Until then its name stays taken, and nobody else can use it.
+
+        Returns:
+            Whether it is gone; False when it was marked.
 
         Raises:
-            DeviceBusy: it is active.
+            DeviceBusy: it is in use.
             UsageError: the base device.
         """
         self._check_writable()
@@ -337,13 +336,25 @@ class DeviceSet:
         try:
             if name in self._active:
                 raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then remove it")
-            self._replacements.check_idle(name)
-            self._transactions.remove(name)
+            self._remove_idle(name)
         except (DeviceBusy, ThinBusy) as error:
             if deferred:
-                self._store.save(name, msgspec.structs.replace(record, deleted=True))
-                return
+                self._deletions.mark(name)
+                return False
             raise DeviceBusy(str(error)) from error
+        return True
+
+    def _remove_idle(self, name: str) -> None:
+        self._replacements.check_idle(name)
+        self._transactions.remove(name)
+
+    def retry_deletions(self) -> int:
+        """Try again to delete what is marked for deletion; returns how many devices are left.
+
+        Done when a home opens. Whoever keeps one open calls this every 30 s; a device that fails again and again is
+        tried less and less often, in the end every ten minutes. Raises nothing that the pool or the home raises.
+        """
+        return self._deletions.retry()
 
     def record(self, name: str) -> DeviceRecord:
         """Raises UnknownDevice."""
@@ -417,13 +428,14 @@ class DeviceSet:
         return self._active.activate(name, self._usable(name), read_only=read_only or self.read_only)
 
     def deactivate(self, name: str) -> None:
-        """End one activation; the last one flushes the device and closes it.
+        """End one activation; the last one flushes the device, closes it, and deletes it where it is marked for that.
 
         Raises:
             UsageError: it is not active.
+            ThinBusy: something else has its node open; it stays active, and may be deactivated again.
         """
         if self._active.deactivate(name) and self._store.require(name).deleted:
-            self._transactions.remove(name)
+            self._deletions.delete(name)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[ThinDevice]:

@@ -77,7 +77,8 @@ class Replacements:
                 thin.flush()
             finally:
                 thin.close()
-            self._store.save(name, replaced)
+            # The record as it is by now: meanwhile it may have been marked for deletion.
+            self._store.save(name, msgspec.structs.replace(self._store.require(name), device_id=note.new_id))
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):

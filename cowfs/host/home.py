@@ -97,13 +97,19 @@ class Home:
         """`create(name, parent=origin)`."""
         return self.create(name, parent=origin)
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, deferred: bool = False) -> bool:
         """Remove a device; its snapshots keep what they share with it.
+
+        Args:
+            deferred: one that is in use is marked for deletion, and goes when nothing uses it any more.
+
+        Returns:
+            Whether it is gone.
 
         Raises:
             UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
         """
-        self._session.call(Remove(name))
+        return self._session.call(Remove(name, deferred))
 
     def devices(self) -> list[DeviceRow]:
         """Every device by name, `base` included. Takes time in proportion to what each device holds alone."""

@@ -18,6 +18,7 @@ from cowfs.fuse.raw import RawView
 from cowfs.fuse.server import MountOptions, run_server
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree import TreeView
+from cowfs.host.deletions import deletion_service
 from cowfs.host.mounting import MountRequest
 from cowfs.host.operations import Status
 from cowfs.host.request import Host, MountedView
@@ -80,7 +81,7 @@ def _serve(devices: DeviceSet, view: View, request: MountRequest, ready: Callabl
         view,
         target,
         MountOptions(source=request.source, read_only=request.read_only),
-        services=[ControlServer(host, quiesce=quiesce).serve],
+        services=[ControlServer(host, quiesce=quiesce).serve, deletion_service(devices)],
         tick=pool.tick,
         on_ready=ready,
     )

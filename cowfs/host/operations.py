@@ -41,7 +41,10 @@ class Created(msgspec.Struct, frozen=True):
 
 
 class DeviceRow(msgspec.Struct, frozen=True):
-    """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known."""
+    """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known.
+
+    `deleted`: it is marked for deletion, and goes when nothing uses it any more.
+    """
 
     name: str
     id: int
@@ -49,6 +52,7 @@ class DeviceRow(msgspec.Struct, frozen=True):
     mapped_bytes: int
     exclusive_bytes: int
     parent: str | None
+    deleted: bool
     mounted: list[str]
 
 
@@ -67,6 +71,7 @@ class DeviceReport(msgspec.Struct, frozen=True):
     creation_time: int
     snapshotted_time: int
     active: bool
+    deleted: bool
     views: list[MountedView]
 
 
@@ -94,6 +99,7 @@ class HomeReport(msgspec.Struct, frozen=True):
     min_free_percent: int
     metadata_snapshot_block: int | None
     devices: int
+    deleted_devices: int
     base_size_bytes: int
     base_uuid: str
     data_file: str
@@ -131,6 +137,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             min_free_percent=status.min_free_percent,
             metadata_snapshot_block=pool.held_root if isinstance(pool, PoolStatus) else None,
             devices=status.device_count,
+            deleted_devices=status.deleted_count,
             base_size_bytes=status.base_size_bytes,
             base_uuid=status.base_uuid,
             data_file=plain_text(status.data_file),
@@ -175,6 +182,7 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
             creation_time=figures.creation_time,
             snapshotted_time=figures.snapshotted_time,
             active=any(thin.thin_id == thin_id for thin in host.devices.pool.active()),
+            deleted=record.deleted,
             views=[view for view in host.views if view.device == record.name],
         )
 
@@ -194,20 +202,21 @@ class Create(Request[Created], frozen=True, tag="create"):
         return Created(record.name, record.device_id, record.size_bytes, record.parent)
 
 
-class Remove(Request[None], frozen=True, tag="remove"):
-    """Remove a device that is not in use."""
+class Remove(Request[bool], frozen=True, tag="remove"):
+    """Remove a device; whether it is gone. With `deferred`, one that is in use is marked, and goes later."""
 
     name: str
+    deferred: bool = False
 
-    def run(self, host: Host) -> None:
+    def run(self, host: Host) -> bool:
         host.devices.record(self.name)
         points = host.mount_points(self.name)
-        if points:
+        if points and not self.deferred:
             raise DeviceBusy(
                 f"device '{self.name}' is mounted at {' and '.join(points)}, so it cannot be removed; "
-                f"first run: cowfs umount {points[0]}"
+                f"first run: cowfs umount {points[0]} (or remove it with --deferred)"
             )
-        host.devices.remove(self.name)
+        return host.devices.remove(self.name, deferred=self.deferred)
 
 
 class SendMessage(Request[None], frozen=True, tag="message"):
@@ -285,6 +294,7 @@ def _row(host: Host, record: DeviceRecord) -> DeviceRow:
         mapped_bytes=mapped_bytes,
         exclusive_bytes=exclusive_bytes,
         parent=plain_text(record.parent) if record.parent is not None else None,
+        deleted=record.deleted,
         mounted=host.mount_points(record.name),
     )
 

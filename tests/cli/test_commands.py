@@ -218,6 +218,7 @@ def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
             "mapped_bytes": size,
             "exclusive_bytes": 0,
             "parent": parent,
+            "deleted": False,
             "mounted": [],
         }
         for name, number, parent in (("base", 1, None), ("web", 2, "base"), ("web-1", 3, "web"))
@@ -236,6 +237,7 @@ def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
         "creation_time": 1,
         "snapshotted_time": 2,
         "active": False,
+        "deleted": False,
         "views": [],
     }
     assert size <= report["highest_mapped_byte"] + 1 <= BASE_BYTES
@@ -243,8 +245,16 @@ def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
     assert status.keys() == {
         *("home", "backend", "holder_pid", "views", "pool", "mode", "no_space", "needs_check", "transaction_id"),
         *("block_bytes", "data_used_bytes", "data_total_bytes", "metadata_used_bytes", "metadata_total_bytes"),
-        *("min_free_percent", "metadata_snapshot_block", "devices", "base_size_bytes", "base_uuid", "data_file"),
-        *("data_file_allocated_bytes", "metadata_file", "host_free_bytes", "orphan_thin_ids", "problems"),
+        *("min_free_percent", "metadata_snapshot_block", "devices", "deleted_devices", "base_size_bytes"),
+        *(
+            "base_uuid",
+            "data_file",
+            "data_file_allocated_bytes",
+            "metadata_file",
+            "host_free_bytes",
+            "orphan_thin_ids",
+            "problems",
+        ),
     }
     assert status["home"] == str(home)
     assert status["holder_pid"] is None
@@ -265,7 +275,7 @@ def test_json_of_the_changes(cowfs_anywhere: Run, tmp_path: Path) -> None:
     assert answer("init", *sizes) == made
     assert answer("create", "web") == {"name": "web", "id": 2, "size_bytes": BASE_BYTES, "parent": "base"}
     assert answer("snapshot", "web", "a") == {"name": "a", "id": 3, "size_bytes": BASE_BYTES, "parent": "web"}
-    assert answer("remove", "a") == {"removed": ["a"]}
+    assert answer("remove", "a") == {"removed": ["a"], "deferred": []}
     assert answer("message", "create_thin", "9") == {"message": "create_thin 9"}
     check = answer("check")
     assert isinstance(check, dict)

@@ -295,6 +295,18 @@ def test_no_file_system_is_one_line(mounted: MountedHome) -> None:
     mounted.run("remove", "blank")
 
 
+def test_a_mounted_device_is_removed_once_it_is_unmounted(mounted: MountedHome) -> None:
+    mounted.run("mount", "web", mounted.target)
+    assert "--deferred" in mounted.refused(5, "remove", "web")
+    assert mounted.json("remove", "--deferred", "web") == {"removed": [], "deferred": ["web"]}
+    assert "web (deleted)" in mounted.run("list").stdout
+    assert "1 of them deleted" in mounted.run("status").stdout
+    assert "marked for deletion" in mounted.refused(5, "create", "web")
+    mounted.shell(f"echo still usable >'{mounted.target}/file'")
+    mounted.run("umount", mounted.target)
+    assert [row["name"] for row in mounted.json("list")] == ["base"]
+
+
 def test_files_in_use_keep_a_mount(mounted: MountedHome) -> None:
     mounted.run("mount", "web", mounted.target)
     # Not the working directory: whoever starts the process changes into it first, and may not look in.

@@ -224,6 +224,14 @@ class FakeBackend:
         self.pool = FakePool(self, name, table, self.states[table.metadata_device])
         return self.pool
 
+    def meet(self, text: str) -> None:
+        """Fail where that was asked for, before anything is done."""
+        for beginning, errors in self.fail.items():
+            if text.startswith(beginning) and errors:
+                error = errors.pop(0)
+                if error is not None:
+                    raise error
+
     def crash(self) -> None:
         """What no commit had made durable is lost."""
         for state in self.states.values():
@@ -237,14 +245,10 @@ class FakePool:
         self.event_counter = 0
         self._active: dict[str, FakeThin] = {}
 
-    def _send(self, text: str) -> None:  # a message may be made to fail, before it does anything
+    def _send(self, text: str) -> None:
         self.backend.steps.step(text)
         self.backend.events.append(text)
-        for beginning, errors in self.backend.fail.items():
-            if text.startswith(beginning) and errors:
-                error = errors.pop(0)
-                if error is not None:
-                    raise error
+        self.backend.meet(text)
 
     def create_thin(self, thin_id: int) -> None:
         self._send(f"create_thin {thin_id}")
@@ -389,6 +393,7 @@ class FakeThin:
         self.is_suspended = False
 
     def close(self) -> None:
+        self.pool.backend.meet("close")
         self.pool.deactivate(self)
 
     def discard(self, offset: int, length: int) -> None:

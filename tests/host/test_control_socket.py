@@ -245,7 +245,7 @@ def test_no_descriptor_is_left(home: Path) -> None:
 
 def many_rows(host: Host) -> Iterator[DeviceRow]:
     for number in range(100_000):
-        yield DeviceRow(f"device-{number}", number, 1 << 30, 0, 0, None, [])
+        yield DeviceRow(f"device-{number}", number, 1 << 30, 0, 0, None, False, [])
 
 
 def test_a_client_that_does_not_read_is_dropped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

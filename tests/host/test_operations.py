@@ -54,6 +54,7 @@ SUCCEEDING: dict[str, Act] = {
     "create larger": lambda home: home.create("new", parent="web", size_bytes=2 * BASE_BYTES),
     "snapshot": lambda home: home.snapshot("web", "new"),
     "remove": lambda home: home.remove("web"),
+    "remove deferred": lambda home: home.remove("web", deferred=True),
     "devices": lambda home: home.devices(),
     "inspect": lambda home: home.inspect("base"),
     "message": lambda home: home.message("create_snap 7 1"),

@@ -1,0 +1,173 @@
+"""Deletions that wait: the queue of devices that were removed while something used them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from cowfs.devices import DeviceSet
+from cowfs.errors import DeviceBusy, DeviceExists, PoolIoError, PoolModeError, ThinBusy
+from cowfs.host.deletions import RETRY_SECONDS, deletion_service
+from tests.devices.home_fakes import FakeBackend, assert_whole, make_home, names, open_home
+
+BUSY = ThinBusy("thin 2 is active")
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture
+def home(tmp_path: Path, backend: FakeBackend) -> Path:
+    with make_home(tmp_path / "home", backend) as devices:
+        devices.create("a")
+    return tmp_path / "home"
+
+
+def test_it_works_from_the_first_run_of_a_home_on(tmp_path: Path, backend: FakeBackend) -> None:
+    with make_home(tmp_path / "home", backend) as devices:
+        devices.create("a")
+        backend.fail = {"delete": [BUSY, BUSY]}
+        assert devices.remove("a", deferred=True) is False
+        assert devices.status().deleted_count == 1
+        assert devices.retry_deletions() == 1
+        assert devices.retry_deletions() == 0
+        assert names(devices) == ["base"]
+        assert_whole(devices)
+
+
+def test_a_marked_device_can_be_seen_and_nothing_else(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY]}
+        devices.remove("a", deferred=True)
+        assert "a" in devices
+        assert devices.record("a").deleted
+        refusals: list[tuple[type[OSError], str, Callable[[], object]]] = [
+            (DeviceExists, r"device 'a' exists already \(thin 2, marked for deletion\)", lambda: devices.create("a")),
+            (DeviceBusy, "device 'a' .* marked for deletion", lambda: devices.create("b", parent="a")),
+            (DeviceBusy, "device 'a' .* marked for deletion", lambda: devices.activate("a")),
+        ]
+        for error, text, action in refusals:
+            with pytest.raises(error, match=text):
+                action()
+        assert names(devices) == ["a", "base"]
+
+
+def test_a_device_that_fails_again_and_again_sits_out_more_and_more_rounds(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY] * 8}
+        devices.remove("a", deferred=True)
+        backend.events.clear()
+        tries = []
+        for round_number in range(100):
+            before = len(backend.events)
+            left = devices.retry_deletions()
+            if len(backend.events) > before:
+                tries.append(round_number)
+            if not left:
+                break
+        assert [after - before for before, after in itertools.pairwise(tries)] == [1, 2, 4, 8, 16, 20, 20]
+        assert names(devices) == ["base"]
+
+
+def test_a_new_process_tries_at_once(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY] * 5}
+        devices.remove("a", deferred=True)
+        for _ in range(6):
+            assert devices.retry_deletions() == 1
+    backend.fail = {}
+    with open_home(home, backend) as devices:
+        assert names(devices) == ["base"]
+
+
+@pytest.mark.parametrize("error", [BUSY, PoolIoError("the disk is gone"), PoolModeError("read-only")])
+def test_a_deletion_that_fails_keeps_no_home_from_opening(home: Path, backend: FakeBackend, error: OSError) -> None:
+    with open_home(home, backend) as devices:
+        devices.activate("a")
+        devices.remove("a", deferred=True)
+    backend.fail = {"delete": [error]}
+    with open_home(home, backend) as devices:
+        assert devices.record("a").deleted
+        devices.create("b")
+        assert devices.retry_deletions() == 0
+        assert_whole(devices)
+
+
+def test_nothing_is_deleted_in_a_home_that_is_only_read(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        devices.activate("a")
+        devices.remove("a", deferred=True)
+    with open_home(home, backend, read_only=True) as devices:
+        assert devices.retry_deletions() == 1
+        assert names(devices) == ["a", "base"]
+
+
+def test_a_thin_that_went_behind_our_back_is_deleted(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY]}
+        devices.remove("a", deferred=True)
+        devices.pool.delete(2)
+        assert devices.retry_deletions() == 0
+        assert names(devices) == ["base"]
+        assert_whole(devices)
+
+
+def test_the_last_user_may_find_the_thin_busy_elsewhere(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        devices.activate("a")
+        devices.remove("a", deferred=True)
+        assert devices.retry_deletions() == 1
+        backend.fail = {"delete": [BUSY]}
+        devices.deactivate("a")
+        assert devices.record("a").deleted
+        assert devices.retry_deletions() == 0
+
+
+def test_a_device_whose_node_is_held_stays_active(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        thin = devices.activate("a")
+        backend.fail = {"close": [ThinBusy("process 4711 has it open")]}
+        with pytest.raises(ThinBusy, match="process 4711"):
+            devices.deactivate("a")
+        assert devices.active() == {"a": thin}
+        with pytest.raises(DeviceBusy):
+            devices.remove("a")
+        devices.deactivate("a")
+        devices.remove("a")
+
+
+def test_new_content_does_not_unmark_a_device(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        with devices.replacing("a") as thin:
+            thin.pwrite(0, b"new content")
+            assert devices.remove("a", deferred=True) is False
+        assert devices.record("a").deleted
+        assert devices.retry_deletions() == 0
+        assert_whole(devices)
+
+
+def test_who_serves_a_home_works_the_queue_off(home: Path, backend: FakeBackend) -> None:
+    async def serve(devices: DeviceSet) -> list[float]:
+        gone = []
+        async with trio.open_nursery() as nursery:
+            await nursery.start(deletion_service(devices))
+            begin = trio.current_time()
+            while "a" in devices:
+                await trio.sleep(1)
+            gone.append(trio.current_time() - begin)
+            nursery.cancel_scope.cancel()
+        return gone
+
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY, BUSY, RuntimeError("a defect")]}  # type: ignore[list-item]
+        devices.remove("a", deferred=True)
+        (seconds,) = trio.run(serve, devices, clock=trio.testing.MockClock(autojump_threshold=0))
+        assert 3 * RETRY_SECONDS <= seconds <= 3 * RETRY_SECONDS + 1
+        assert_whole(devices)
