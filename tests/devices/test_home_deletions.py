@@ -18,18 +18,6 @@ from tests.devices.home_fakes import FakeBackend, assert_whole, make_home, names
 BUSY = ThinBusy("thin 2 is active")
 
 
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def home(tmp_path: Path, backend: FakeBackend) -> Path:
-    with make_home(tmp_path / "home", backend) as devices:
-        devices.create("a")
-    return tmp_path / "home"
-
-
 def test_it_works_from_the_first_run_of_a_home_on(tmp_path: Path, backend: FakeBackend) -> None:
     with make_home(tmp_path / "home", backend) as devices:
         devices.create("a")

@@ -42,18 +42,6 @@ from tests.devices.home_fakes import (
 KIB, GIB, TIB = 1 << 10, 1 << 30, 1 << 40
 
 
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def home(tmp_path: Path, backend: FakeBackend) -> Path:
-    with make_home(tmp_path / "home", backend) as devices:
-        devices.create("a")
-    return tmp_path / "home"
-
-
 # --- names
 
 BAD_NAMES = [

@@ -31,23 +31,10 @@ from tests.devices.home_fakes import (
     FailingOs,
     FakeBackend,
     assert_whole,
-    make_home,
     names,
     open_home,
     record_files,
 )
-
-
-@pytest.fixture
-def backend() -> FakeBackend:
-    return FakeBackend()
-
-
-@pytest.fixture
-def home(tmp_path: Path, backend: FakeBackend) -> Path:
-    with make_home(tmp_path / "home", backend) as devices:
-        devices.create("a")
-    return tmp_path / "home"
 
 
 def write_transaction(home: Path, transaction_id: int, name: str, thin_id: int) -> None:
