@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import IO, Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -15,7 +15,7 @@ from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.host import control_socket as control
 from cowfs.host.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
-from cowfs.host.request import Listing, OpenFile, Request, answer_type
+from cowfs.host.request import AnyRequest, Listing, OpenFile, Request, Upload, Work, answer_type
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10
@@ -48,9 +48,16 @@ class Client:
             self.close()
             raise
 
-    def call(self, request: Request[R]) -> R:
+    def call(self, request: Request[R] | Work[R]) -> R:
         """Send a request and wait for its answer. Raises what the operation raised, as the same class."""
-        self._send(request)
+        return self._ask(request, None)
+
+    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
+        """`call` with a file, a regular one, which the holder reads from its current position."""
+        return self._ask(request, file.fileno())
+
+    def _ask(self, request: Request[R] | Work[R] | Upload[R], fd: int | None) -> R:
+        self._send(request, fd)
         reply = self._reply()
         if not bytes(reply.result):
             raise self._broken("answered a single question with a sequence")
@@ -64,7 +71,7 @@ class Client:
 
         Leaving the iteration early closes the connection, since the rest of the answer is still on its way.
         """
-        self._send(request)
+        self._send(request, None)
         kind = answer_type(type(request))
         self._listing = True
         try:
@@ -105,13 +112,15 @@ class Client:
             )
         return greeting
 
-    def _send(self, request: Request[R] | Listing[R]) -> None:
+    def _send(self, request: AnyRequest, fd: int | None) -> None:
         if self._socket is None:
             raise HomeError(f"the connection to the holder of {self.home} is closed; open the home again")
         if self._listing:
             raise HomeError("an earlier listing of this connection is not read to its end")
         try:
-            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+            line = msgspec.json.encode(request) + b"\n"
+            sent = self._socket.sendmsg([line], control.file_message(fd)) if fd is not None else 0
+            self._socket.sendall(line[sent:])
         except OSError as error:
             raise self._broken("ended") from error
 

@@ -22,7 +22,8 @@ from cowfs.host.protocol import SOCKET_NAME
 _BACKLOG: Final = 16
 _UCRED: Final = struct.Struct("3i")
 _MAX_FILES: Final = 4
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_FILES * array.array("i").itemsize)
+ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_FILES * array.array("i").itemsize)
+RECEIVE_FLAGS: Final = socket.MSG_CMSG_CLOEXEC
 
 
 @contextmanager
@@ -102,9 +103,18 @@ def file_message(fd: int) -> list[tuple[int, int, bytes]]:
 
 def receive(connection: socket.socket, size: int) -> tuple[bytes, list[int]]:
     """Bytes and open files that arrived; the caller owns the files."""
-    data, files, flags, _address = socket.recv_fds(connection, size, _MAX_FILES, socket.MSG_CMSG_CLOEXEC)
+    data, ancillary, flags, _address = connection.recvmsg(size, ANCILLARY_BYTES, RECEIVE_FLAGS)
+    return data, files_in(ancillary, flags)
+
+
+def files_in(ancillary: list[tuple[int, int, bytes]], flags: int) -> list[int]:
+    """The open files that came with a message. Raises HomeError when there were more than there may be."""
+    files = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            files.frombytes(data[: len(data) - len(data) % files.itemsize])
     if flags & socket.MSG_CTRUNC:
         for fd in files:
             os.close(fd)
-        raise HomeError("the process that holds the home sent more open files than it should")
-    return data, files
+        raise HomeError("the other end of the control socket sent more open files than it should")
+    return list(files)

@@ -5,8 +5,8 @@
     server   {"piece":...}                                 none or more, for operations that answer a sequence
     server   {"result":...}  or  {"error":{...}}           the end of the answer; the next request may follow
 
-A result that is an open file travels beside its line as SCM_RIGHTS. Errors keep their class, errno, exit code and
-fields, so that a caller cannot tell a remote error from a local one.
+A result that is an open file travels beside its line as SCM_RIGHTS, and so does the file that an upload reads. Errors
+keep their class, errno, exit code and fields, so that a caller cannot tell a remote error from a local one.
 """
 
 from __future__ import annotations

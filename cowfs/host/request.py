@@ -2,6 +2,8 @@
 
 Request[R]   answers one R
 Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+Work[R]      answers one R after a while, in steps between which the home serves others
+Upload[R]    the same, reading a file that comes with it
 """
 
 from __future__ import annotations
@@ -10,12 +12,13 @@ import typing
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceSet
+    from cowfs.layers import Steps
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 
@@ -49,16 +52,34 @@ class Host:
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Base of everything that can be sent."""
 
+    def device_to_quiesce(self) -> str | None:
+        """A device whose mounted views must be written back before this runs."""
+        return None
+
+    def device_to_forget(self) -> str | None:
+        """A device whose files the kernel may have cached and that may differ after this."""
+        return None
+
+
+class Work(_Message, Generic[R], frozen=True):
+    """A question with one answer that takes a while."""
+
+    @abstractmethod
+    def run(self, host: Host) -> Steps[R]: ...
+
+
+class Upload(_Message, Generic[R], frozen=True):
+    """As `Work`, with a regular file to read, from its current position."""
+
+    @abstractmethod
+    def run(self, host: Host, file: IO[bytes]) -> Steps[R]: ...
+
 
 class Request(_Message, Generic[R], frozen=True):
     """A question with one answer."""
 
     @abstractmethod
     def run(self, host: Host) -> R: ...
-
-    def device_to_quiesce(self) -> str | None:
-        """A device whose mounted views must be written back before this runs."""
-        return None
 
 
 class Listing(_Message, Generic[R], frozen=True):
@@ -74,7 +95,10 @@ class OpenFile(msgspec.Struct, frozen=True):
     fd: int
 
 
-def answer_type(kind: type[Request[Any] | Listing[Any]]) -> Any:
+AnyRequest: TypeAlias = Request[Any] | Listing[Any] | Work[Any] | Upload[Any]
+
+
+def answer_type(kind: type[AnyRequest]) -> Any:
     """What a request answers, or what each piece of a listing is."""
     (base,) = kind.__orig_bases__  # type: ignore[union-attr]
     (argument,) = typing.get_args(base)

@@ -10,10 +10,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+import stat
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import IO, Final, TypeAlias
 
 import msgspec
 import trio
@@ -30,7 +31,7 @@ from cowfs.host.protocol import (
     Greeting,
     Reply,
 )
-from cowfs.host.request import Host, Listing, OpenFile, Request
+from cowfs.host.request import AnyRequest, Host, Listing, OpenFile, Request, Upload, Work
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -57,11 +58,21 @@ class ControlServer:
         host: a home whose lock this process holds.
         quiesce: brings everything that was written to the views of a device onto it. Awaited before the device is
             snapshotted; ends without a checkpoint, so that the snapshot sees just that.
+        forget: lets the kernel drop what it has cached of a device's files. Awaited after an operation that may have
+            changed them, before its answer is sent.
     """
 
-    def __init__(self, host: Host, *, quiesce: Quiesce | None = None, limits: Limits = Limits()) -> None:
+    def __init__(
+        self,
+        host: Host,
+        *,
+        quiesce: Quiesce | None = None,
+        forget: Quiesce | None = None,
+        limits: Limits = Limits(),
+    ) -> None:
         self._host = host
         self._quiesce = quiesce
+        self._forget = forget
         self._limits = limits
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -83,12 +94,14 @@ class ControlServer:
 
     async def _serve_client(self, connection: _Connection, crowded: bool) -> None:
         """Serve one client to its end. Whatever it does, or fails to do, ends here."""
-        with connection.socket:
+        with connection.socket, ExitStack() as last:
+            last.callback(connection.close_files)
             try:
                 self._admit(connection, crowded)
                 await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), VERSION)))
                 while (line := await connection.read_line()) is not None:
                     await self._answer(line, connection)
+                    connection.close_files()
             except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
                 await _last_words(connection, error)
             except (OSError, trio.TooSlowError) as error:
@@ -110,9 +123,14 @@ class ControlServer:
 
     async def _answer(self, line: bytes, connection: _Connection) -> None:
         """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
-        replies = await self._prepare(line)
+        try:
+            request = decode_request(line)
+            await self._await_first(request)
+        except Exception as error:
+            await connection.send(_error_line(line, error))
+            return
         batch = bytearray()
-        for reply, file in replies:
+        for reply, file in self._run(line, request, connection):
             batch += reply
             if file is None and len(batch) < _BATCH_BYTES:
                 await trio.lowlevel.checkpoint()
@@ -123,40 +141,74 @@ class ControlServer:
                 if file:
                     os.close(file.fd)
             batch.clear()
+        name = request.device_to_forget()
+        if self._forget is not None and name is not None:
+            await self._forget(name)
         await connection.send(bytes(batch))
 
-    async def _prepare(self, line: bytes) -> Iterator[tuple[bytes, OpenFile | None]]:
+    async def _await_first(self, request: AnyRequest) -> None:
         """Do what must be awaited before a request runs. It runs, at once, when its answer is iterated."""
-        try:
-            request = decode_request(line)
-            name = request.device_to_quiesce() if isinstance(request, Request) else None
-            if self._quiesce is not None and name is not None:
-                await self._quiesce(name)
-        except Exception as error:
-            return iter([(_error_line(line, error), None)])
-        return self._run(line, request)
+        name = request.device_to_quiesce()
+        if self._quiesce is not None and name is not None:
+            await self._quiesce(name)
 
-    def _run(self, line: bytes, request: Request[object] | Listing[object]) -> Iterator[tuple[bytes, OpenFile | None]]:
-        """The lines of a request's answer, one of which may carry a file. An error, of any kind, is the last line."""
+    def _run(
+        self, line: bytes, request: AnyRequest, connection: _Connection
+    ) -> Iterator[tuple[bytes, OpenFile | None]]:
+        """The lines of a request's answer, one of which may carry a file. An error, of any kind, is the last line.
+
+        An empty line is a step of something long.
+        """
         try:
             if isinstance(request, Listing):
                 for piece in request.run(self._host):
                     yield _line(Reply(piece=_raw(piece))), None
                 yield _line(Reply(result=_raw(None))), None
             else:
-                answer = request.run(self._host)
+                answer = yield from self._result(request, connection)
                 yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
         except Exception as error:
             yield _error_line(line, error), None
 
+    def _result(
+        self, request: Request[object] | Work[object] | Upload[object], connection: _Connection
+    ) -> Generator[tuple[bytes, None], None, object]:
+        if isinstance(request, Request):
+            return request.run(self._host)
+        if isinstance(request, Upload):
+            steps = request.run(self._host, connection.uploaded_file())
+        else:
+            steps = request.run(self._host)
+        with closing(steps):
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return end.value
+                yield b"", None
+
 
 class _Connection:
-    """A client's socket: bounded lines in, bounded and timed lines out."""
+    """A client's socket: bounded lines in, with the files that came beside them; bounded and timed lines out."""
 
     def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
         self.socket = socket
         self._limits = limits
         self._buffer = bytearray()
+        self._files: list[int] = []
+
+    def uploaded_file(self) -> IO[bytes]:
+        """The file that came with the request; open until `close_files`. Raises UsageError."""
+        if len(self._files) != 1:
+            raise UsageError(f"{len(self._files)} open files came with a request that reads one")
+        (fd,) = self._files
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading anything else could block everybody
+            raise UsageError("the file that came with the request is not a regular one; copy it to a file first")
+        return os.fdopen(fd, "rb", closefd=False)
+
+    def close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
 
     async def read_line(self) -> bytes | None:
         """The next line; None when the client left. Raises UsageError when it is too long, TooSlowError."""
@@ -164,7 +216,10 @@ class _Connection:
             while (end := self._buffer.find(b"\n")) < 0:
                 if len(self._buffer) > MAX_REQUEST_BYTES:
                     raise UsageError(f"a request of more than {MAX_REQUEST_BYTES} bytes; send one JSON object a line")
-                data = await self.socket.recv(_READ_BYTES)
+                data, ancillary, flags, _address = await self.socket.recvmsg(
+                    _READ_BYTES, control.ANCILLARY_BYTES, control.RECEIVE_FLAGS
+                )
+                self._files += control.files_in(ancillary, flags)
                 if not data:
                     return None
                 self._buffer += data

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import IO, Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeLock
@@ -25,7 +25,8 @@ from cowfs.devices.making import require_home
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.client import Client
 from cowfs.host.operations import CopyMetadata, Status
-from cowfs.host.request import Host, Listing, Request
+from cowfs.host.request import Host, Listing, Request, Upload, Work
+from cowfs.layers.interface import finish
 from cowfs.pool import load_backend
 
 WAIT_SECONDS: Final = 3.0
@@ -44,7 +45,11 @@ class Session(Protocol):
     @property
     def holder_pid(self) -> int | None: ...
 
-    def call(self, request: Request[R]) -> R: ...
+    def call(self, request: Request[R] | Work[R]) -> R: ...
+
+    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
+        """`call` with a regular file that is read from its current position."""
+        ...
 
     def iterate(self, request: Listing[R]) -> Iterator[R]: ...
 
@@ -69,8 +74,11 @@ class LocalSession:
     def home(self) -> Path:
         return self.host.home
 
-    def call(self, request: Request[R]) -> R:
-        return request.run(self.host)
+    def call(self, request: Request[R] | Work[R]) -> R:
+        return finish(request.run(self.host)) if isinstance(request, Work) else request.run(self.host)
+
+    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
+        return finish(request.run(self.host, file))
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
         return request.run(self.host)
