@@ -89,6 +89,19 @@ class BlockMap:
         index = bisect_right(self._starts, logical) - 1
         return self._physical[index] + self._counts[index] if index >= 0 else -1
 
+    def next_written(self, logical: int) -> tuple[int, int] | None:
+        """The first run of written blocks at or after `logical`, as (begin, end), wherever on the volume they lie."""
+        starts, counts = self._starts, self._counts
+        index = max(bisect_right(starts, logical) - 1, 0)
+        while index < len(starts) and (not self._written[index] or starts[index] + counts[index] <= logical):
+            index += 1
+        if index == len(starts):
+            return None
+        begin, end = max(starts[index], logical), starts[index] + counts[index]
+        while (index := index + 1) < len(starts) and starts[index] == end and self._written[index]:
+            end += counts[index]
+        return begin, end
+
     def segments(self, logical: int, count: int) -> list[Segment]:
         """The range as extents and holes, in order, clipped to it."""
         result = []

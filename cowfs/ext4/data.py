@@ -53,6 +53,15 @@ class FileData:
             position = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    def find(self, inode: Inode, offset: int) -> tuple[int, int] | None:
+        """The first byte range at or after `offset` that is no hole, as (begin, end); None when there is none."""
+        size = self._fs.block_bytes
+        run = self._maps.load(inode).next_written(offset // size)
+        if run is None:
+            return None
+        begin, end = max(run[0] * size, offset), min(run[1] * size, inode.size)
+        return (begin, end) if begin < end else None
+
     def write(self, inode: Inode, offset: int, data: Buffer) -> None:
         """Write all of `data`; the file grows as needed.
 

@@ -202,6 +202,11 @@ class Inode:
         self._fs.ffi.memmove(self.raw.i_block, data, _BLOCK_POINTER_BYTES)
         self.touch()
 
+    def set_device(self, rdev: int) -> None:
+        """Make it lead to a device. Raises OSError (EINVAL) for a number that does not fit."""
+        self.raw.i_block[0], self.raw.i_block[1] = layout.encode_device(rdev)
+        self.touch()
+
     @property
     def checksum_seed(self) -> int:
         if self._seed is None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from cowfs.blockdev import Buffer
+
 ROOT_INODE: Final = 2
 
 RENAME_NOREPLACE: Final = 1
@@ -100,6 +102,31 @@ class FileTree(Protocol):
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attributes: ...
 
+    def restore(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+        content: Buffer = b"",
+        mtime_ns: int | None = None,
+    ) -> int:
+        """A node of any kind, exactly as given, as from an archive: nothing is inherited from the parent.
+
+        Args:
+            target: of a symbolic link.
+            content: of a regular file.
+            mtime_ns: also the time of access; None means now.
+
+        Returns:
+            Its inode number.
+        """
+        ...
+
     def read_symlink(self, inode: int) -> bytes: ...
 
     def link(self, inode: int, parent: int, name: bytes) -> Attributes: ...
@@ -122,6 +149,13 @@ class FileTree(Protocol):
 
     def read(self, inode: int, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the end of the file. Holes read as zeros."""
+        ...
+
+    def find_data(self, inode: int, offset: int) -> tuple[int, int] | None:
+        """The first range at or after `offset` that is no hole, as (begin, end), as SEEK_DATA and SEEK_HOLE find it.
+
+        None when there is only a hole up to the end of the file.
+        """
         ...
 
     def write(self, inode: int, offset: int, data: bytes) -> int:

@@ -82,20 +82,31 @@ class Names:
     def create(
         self, directory: Inode, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
     ) -> Inode:
+        """As `place`, but with the group and the access control lists that the directory hands down."""
+        if directory.mode & stat.S_ISGID:
+            gid = directory.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
+        default = None if stat.S_ISLNK(mode) else self._xattrs.default_acl(directory)
+        if default is None:
+            return self.place(directory, name, mode, uid, gid, fill)
+
+        def fill_and_inherit(inode: Inode) -> None:
+            fill(inode)
+            self._xattrs.inherit(inode, default)
+
+        return self.place(directory, name, mode, uid, gid, fill_and_inherit)
+
+    def place(
+        self, directory: Inode, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
+    ) -> Inode:
         """A new inode under a new name, given its content by `fill`; nothing is left of it when any step fails."""
         self._check_absent(directory, name)
         is_directory = stat.S_ISDIR(mode)
         if is_directory:
             self.check_subdirectory_fits(directory)
-        if directory.mode & stat.S_ISGID:
-            gid = directory.gid
-            mode |= stat.S_ISGID if is_directory else 0
-        default = None if stat.S_ISLNK(mode) else self._xattrs.default_acl(directory)
         inode = self._inodes.create(directory, mode, uid, gid)
         try:
             fill(inode)
-            if default is not None:
-                self._xattrs.inherit(inode, default)
             self.directories.add(directory, name, inode.number, mode)
         except BaseException:
             self.destroy(inode)

@@ -148,38 +148,64 @@ class Volume:
     # Names.
 
     def make_node(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
-        kind = stat.S_IFMT(mode)
-        if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK):
+        if stat.S_IFMT(mode) in (stat.S_IFDIR, stat.S_IFLNK):
             raise os_error(errno.EINVAL)
-
-        def fill(inode: Inode) -> None:
-            if kind in (stat.S_IFCHR, stat.S_IFBLK):
-                inode.raw.i_block[0], inode.raw.i_block[1] = layout.encode_device(rdev)
-
-        return self._create(parent, name, mode, uid, gid, fill)
+        return self._create(parent, name, mode, uid, gid, rdev=rdev)
 
     def make_directory(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
-        def fill(inode: Inode) -> None:
-            self._names.directories.initialise(inode, parent)
-
-        return self._create(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid, fill)
+        return self._create(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attributes:
-        if not target or b"\0" in target:
-            raise os_error(errno.EINVAL)
-        if len(target) >= min(self._fs.block_bytes, _PATH_MAX):
-            raise os_error(errno.ENAMETOOLONG)
-
-        def fill(inode: Inode) -> None:
-            self._names.fill_symlink(inode, target)
-
-        return self._create(parent, name, stat.S_IFLNK | 0o777, uid, gid, fill)
+        return self._create(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target)
 
     def _create(
-        self, parent: int, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]
+        self, parent: int, name: bytes, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes = b""
     ) -> Attributes:
-        directory = self._to_change(parent)
-        return self._names.create(directory, name, mode, uid, gid, fill).attributes
+        fill = self._filler(parent, mode, rdev, target)
+        return self._names.create(self._to_change(parent), name, mode, uid, gid, fill).attributes
+
+    def restore(
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes = b"",
+        content: Buffer = b"",
+        mtime_ns: int | None = None,
+    ) -> int:
+        if len(content) and not stat.S_ISREG(mode):
+            raise os_error(errno.EINVAL)
+        fill = self._filler(parent, mode, rdev, target)
+
+        def fill_exactly(inode: Inode) -> None:
+            fill(inode)
+            if len(content):
+                self._data.write(inode, 0, content)
+            if mtime_ns is not None:
+                inode.set_times(atime_ns=mtime_ns, mtime_ns=mtime_ns)
+
+        return self._names.place(self._to_change(parent), name, mode, uid, gid, fill_exactly).number
+
+    def _filler(self, parent: int, mode: int, rdev: int, target: bytes) -> Callable[[Inode], None]:
+        """What gives a new inode of a kind what makes it one of that kind. Raises OSError (EINVAL, ENAMETOOLONG)."""
+        kind = stat.S_IFMT(mode)
+        if kind == stat.S_IFDIR:
+            return lambda inode: self._names.directories.initialise(inode, parent)
+        if kind == stat.S_IFLNK:
+            if not target or b"\0" in target:
+                raise os_error(errno.EINVAL)
+            if len(target) >= min(self._fs.block_bytes, _PATH_MAX):
+                raise os_error(errno.ENAMETOOLONG)
+            return lambda inode: self._names.fill_symlink(inode, target)
+        if kind in (stat.S_IFCHR, stat.S_IFBLK):
+            return lambda inode: inode.set_device(rdev)
+        if kind not in (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK):
+            raise os_error(errno.EINVAL)
+        return lambda _inode: None
 
     def link(self, inode: int, parent: int, name: bytes) -> Attributes:
         directory, target = self._to_change(parent), self._inodes.get(inode)
@@ -259,6 +285,9 @@ class Volume:
         if len(data):
             self._data.write(target, offset, data)
         return len(data)
+
+    def find_data(self, inode: int, offset: int) -> tuple[int, int] | None:
+        return self._data.find(self._regular(inode), offset)
 
     def get_xattr(self, inode: int, name: bytes) -> bytes:
         return self._xattrs.get(self._inodes.get(inode), name)
