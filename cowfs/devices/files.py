@@ -4,6 +4,7 @@
     <home>/devicemapper/metadata
     <home>/metadata/                one record per device, `deviceset-metadata`, `transaction-metadata`
     <home>/mnt/                     mount points
+    <home>/setup-config.json        what LVM was told to make, for a home whose pool it made
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of
@@ -65,6 +66,7 @@ class HomeFiles:
         self.set_file = os.path.join(self.records, SET_FILE)
         self.transaction = os.path.join(self.records, TRANSACTION_FILE)
         self.mounts = os.path.join(home, "mnt")
+        self.lvm_setup = os.path.join(home, "setup-config.json")
         self.home_file = os.path.join(home, "cowfs.json")
         self.init_marker = os.path.join(home, "cowfs.init")
         self.parents = os.path.join(home, "cowfs.parents")

@@ -47,7 +47,8 @@ def look_at(files: HomeFiles) -> HomeState:
     marks = (files.home_file, files.data, files.metadata, files.record(BASE), files.set_file)
     if any(_exists(mark) for mark in marks):
         return HomeState.HOME
-    return HomeState.OTHER if entries - {LOCK_NAME, TEMPORARY_NAME} else HomeState.EMPTY
+    ours = {LOCK_NAME, TEMPORARY_NAME, os.path.basename(files.lvm_setup)}
+    return HomeState.OTHER if entries - ours else HomeState.EMPTY
 
 
 def _exists(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""The commands of e2fsprogs, and temporary images for them to work on.
+"""Commands of the system, those of e2fsprogs above all, and temporary images for them to work on.
 
 The commands want a file. A device of ours is no file, so its content is copied: only what is mapped, into a sparse
 temporary file of the same size, and back only what changed.
@@ -26,18 +26,18 @@ _ZERO_PAGE = bytes(_PAGE_BYTES)
 
 
 @functools.cache
-def find(command: str) -> str:
-    """The absolute path of a command of e2fsprogs, looked up once."""
+def find(command: str, package: str = "e2fsprogs") -> str:
+    """The absolute path of a command, looked up once. Raises MissingRequirement naming the package to install."""
     path = shutil.which(command, path=_DIRECTORIES) or shutil.which(command)
     if path is None:
-        raise MissingRequirement(f"{command} is not installed", remedy="apt-get install e2fsprogs")
+        raise MissingRequirement(f"{command} is not installed", remedy=f"apt-get install {package}")
     return os.path.abspath(path)
 
 
-def run(command: str, arguments: Sequence[str]) -> tuple[int, str]:
+def run(command: str, arguments: Sequence[str], package: str = "e2fsprogs") -> tuple[int, str]:
     """Run a command, in an environment of its own; returns its exit status and what it said."""
     result = subprocess.run(
-        [find(command), *arguments],
+        [find(command, package), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -1,0 +1,29 @@
+"""The options of one layer: its size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cowfs.errors import UsageError
+from cowfs.layers.numbers import human_size
+from cowfs.layers.options import values
+
+
+def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
+    """The size in bytes that a layer shall have; None, also for a size of 0, is its parent's.
+
+    Raises:
+        UsageError: a key other than `size`, all of them named; a value that is no size.
+    """
+    options = options or {}
+    unknown = sorted(key for key in options if key.lower() != "size")
+    if unknown:
+        raise UsageError(f"Unknown option {', '.join(key.lower() for key in unknown)}")
+    sizes = [values.parse_size(value) for value in options.values()]
+    return sizes[-1] or None if sizes else None
+
+
+def check_layer_size(size_bytes: int, parent_bytes: int) -> None:
+    """Raises UsageError when a layer would be smaller than what it is a snapshot of."""
+    if size_bytes < parent_bytes:
+        raise UsageError(f"devmapper: Container size cannot be smaller than {human_size(parent_bytes)}")

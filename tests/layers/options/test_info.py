@@ -1,0 +1,218 @@
+"""The status items: names, order and number formats of the original, and bytes as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cowfs.devices import DeviceRecord, HomeStatus
+from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
+from cowfs.layers.numbers import human_size
+from cowfs.layers.options import DriverOptions, Facts, Settings, settle
+from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
+from cowfs.units import DataBlocks, MetaBlocks
+
+GIB = 1 << 30
+SETTINGS = settle(DriverOptions(), Facts())
+POOL = PoolStatus(
+    transaction_id=7,
+    used_metadata_blocks=MetaBlocks(256),
+    total_metadata_blocks=MetaBlocks(524288),
+    used_data_blocks=DataBlocks(5000),
+    total_data_blocks=DataBlocks(1638400),
+    held_root=None,
+    mode=PoolMode.WRITE,
+    discard=DiscardMode.PASSDOWN,
+    no_space=NoSpacePolicy.QUEUE,
+    needs_check=False,
+    metadata_low_water=MetaBlocks(1024),
+)
+HOME = HomeStatus(
+    home="/var/lib/docker/devicemapper",
+    pool_name="docker-8:1-42-pool",
+    pool=POOL,
+    mode=PoolMode.WRITE,
+    no_space=NoSpacePolicy.QUEUE,
+    needs_check=False,
+    transaction_id=7,
+    block_bytes=65536,
+    data_file="/dev/loop0",
+    metadata_file="/dev/loop1",
+    data_used_bytes=5000 * 65536,
+    data_total_bytes=100 * GIB,
+    metadata_used_bytes=256 * 4096,
+    metadata_total_bytes=2 * GIB,
+    min_free_percent=10,
+    data_file_allocated_bytes=0,
+    backing_free_bytes=0,
+    device_count=3,
+    deleted_count=2,
+    orphan_thin_ids=(),
+    base_size_bytes=10 * GIB,
+    base_uuid="",
+    base_filesystem="ext4",
+    read_only=False,
+    problems=(),
+)
+
+
+def items(status: HomeStatus | None = HOME, settings: Settings = SETTINGS, **words: str) -> list[tuple[str, str]]:
+    return status_items(driver_info(status, settings, **words))
+
+
+def test_all_items_in_order() -> None:
+    files = {"data_file": "/h/devicemapper/data", "metadata_file": "/h/devicemapper/metadata"}
+    status = dataclasses.replace(HOME, **files)  # type: ignore[arg-type]
+    found = items(status, data_loop="/dev/loop0", metadata_loop="/dev/loop1", library_version="1.02.146 (2017-12-18)")
+    assert found == [
+        ("Pool Name", "docker-8:1-42-pool"),
+        ("Pool Blocksize", "65.54kB"),
+        ("Base Device Size", "10.74GB"),
+        ("Backing Filesystem", "ext4"),
+        ("Udev Sync Supported", "true"),
+        ("Data file", "/dev/loop0"),
+        ("Metadata file", "/dev/loop1"),
+        ("Data loop file", "/h/devicemapper/data"),
+        ("Metadata loop file", "/h/devicemapper/metadata"),
+        ("Data Space Used", "327.7MB"),
+        ("Data Space Total", "107.4GB"),
+        ("Data Space Available", "107GB"),
+        ("Metadata Space Used", "1.049MB"),
+        ("Metadata Space Total", "2.147GB"),
+        ("Metadata Space Available", "2.146GB"),
+        ("Thin Pool Minimum Free Space", "10.74GB"),
+        ("Deferred Removal Enabled", "true"),
+        ("Deferred Deletion Enabled", "true"),
+        ("Deferred Deleted Device Count", "2"),
+        ("Library Version", "1.02.146 (2017-12-18)"),
+    ]
+
+
+def test_items_that_only_some_pools_have() -> None:
+    names = [name for name, _ in items(dataclasses.replace(HOME, data_file="", metadata_file=""))]
+    assert not {"Data file", "Metadata file", "Data loop file", "Metadata loop file", "Library Version"} & set(names)
+    assert names.index("Data Space Used") == names.index("Udev Sync Supported") + 1
+
+
+def test_without_any_figures() -> None:
+    settings = dataclasses.replace(SETTINGS, deferred_deletion=False)
+    assert items(None, settings) == [
+        ("Pool Name", ""),
+        ("Pool Blocksize", "0B"),
+        ("Base Device Size", "0B"),
+        ("Backing Filesystem", ""),
+        ("Udev Sync Supported", "true"),
+        ("Data Space Used", "0B"),
+        ("Data Space Total", "0B"),
+        ("Data Space Available", "0B"),
+        ("Metadata Space Used", "0B"),
+        ("Metadata Space Total", "0B"),
+        ("Metadata Space Available", "0B"),
+        ("Thin Pool Minimum Free Space", "0B"),
+        ("Deferred Removal Enabled", "true"),
+        ("Deferred Deletion Enabled", "false"),
+        ("Deferred Deleted Device Count", "0"),
+        ("Pool Mode", "fail"),
+    ]
+
+
+def test_a_failed_pool() -> None:
+    status = dataclasses.replace(
+        HOME, pool=UnreadableStatus.FAIL, mode=PoolMode.FAIL, data_total_bytes=0, data_used_bytes=0, block_bytes=0
+    )
+    found = dict(items(status))
+    assert found["Thin Pool Minimum Free Space"] == found["Data Space Available"] == found["Pool Blocksize"] == "0B"
+    assert found["Pool Mode"] == "fail"
+
+
+@pytest.mark.parametrize("mode", PoolMode)
+def test_a_pool_that_is_not_well_says_so_last(mode: PoolMode) -> None:
+    usual = items()
+    found = items(dataclasses.replace(HOME, mode=mode))
+    assert found[: len(usual)] == usual
+    assert bool(found[len(usual) :]) == (mode is not PoolMode.WRITE)
+    assert all(name == "Pool Mode" for name, _ in found[len(usual) :])
+
+
+def test_needs_check_and_problems() -> None:
+    found = items(dataclasses.replace(HOME, needs_check=True, problems=("one", "two")))
+    assert found[len(items()) :] == [("Pool Needs Check", "true"), ("Problem", "one"), ("Problem", "two")]
+
+
+def test_a_sparse_file_has_no_more_than_its_file_system(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    on_file = dataclasses.replace(HOME, data_file=str(tmp_path / "data"), backing_free_bytes=GIB)
+    assert driver_info(on_file, SETTINGS).data_available_bytes == GIB
+    assert driver_info(on_file, SETTINGS).metadata_available_bytes == 2 * GIB - 256 * 4096
+    roomy = dataclasses.replace(on_file, backing_free_bytes=1000 * GIB)
+    assert driver_info(roomy, SETTINGS).data_available_bytes == 100 * GIB - 5000 * 65536
+    assert driver_info(HOME, SETTINGS).data_available_bytes == 100 * GIB - 5000 * 65536
+
+
+def test_the_minimum_is_in_whole_blocks() -> None:
+    small = dataclasses.replace(HOME, pool=dataclasses.replace(POOL, total_data_blocks=DataBlocks(19)))
+    assert driver_info(small, SETTINGS).min_free_bytes == 65536
+
+
+def test_as_json() -> None:
+    decoded = msgspec.json.decode(msgspec.json.encode(driver_info(HOME, SETTINGS)))
+    assert decoded["pool_block_bytes"] == 65536
+    assert decoded["data_total_bytes"] == 100 * GIB
+    assert decoded["deferred_removal"] is True
+    assert set(decoded) == {field.name for field in dataclasses.fields(DriverInfo)}
+
+
+def test_metadata_of_a_layer() -> None:
+    record = DeviceRecord("abc", device_id=17, size_bytes=10 * GIB, transaction_id=3)
+    assert metadata_items(record, "docker-8:1-42") == {
+        "DeviceId": "17",
+        "DeviceSize": "10737418240",
+        "DeviceName": "docker-8:1-42-abc",
+    }
+
+
+def test_loop_devices(tmp_path: Path) -> None:
+    for name, backing in (("loop0", "/h/metadata"), ("loop3", "/h/data"), ("sda", "/h/data"), ("loop1", None)):
+        (tmp_path / name / "loop").mkdir(parents=True)
+        if backing is not None:
+            (tmp_path / name / "loop" / "backing_file").write_text(f"{backing}\n")
+    assert loop_device_of("/h/data", str(tmp_path)) == "/dev/loop3"
+    assert loop_device_of("/h/metadata", str(tmp_path)) == "/dev/loop0"
+    assert loop_device_of("/h", str(tmp_path)) == ""
+    assert loop_device_of("/h/data", str(tmp_path / "nothing")) == ""
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1kB"),
+        (1024, "1.024kB"),
+        (65536, "65.54kB"),
+        (524288, "524.3kB"),
+        (10 * GIB, "10.74GB"),
+        (100 * GIB, "107.4GB"),
+        (999999, "1000kB"),
+        (10**6, "1MB"),
+        (2**64, "18.45EB"),
+        (10**27, "1000YB"),
+    ],
+)
+def test_sizes_for_people(size_bytes: int, text: str) -> None:
+    assert human_size(size_bytes) == text
+
+
+@given(st.integers(0, 2**64))
+def test_sizes_for_people_are_near(size_bytes: int) -> None:
+    text = human_size(size_bytes)
+    number = text.rstrip("BkMGTPE")
+    unit = "BkMGTPE".index(text[len(number)])
+    assert len(number.replace(".", "")) <= 4
+    assert abs(Decimal(number) * 1000**unit - size_bytes) <= Decimal(size_bytes) / 1999
