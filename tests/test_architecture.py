@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "error_record": {"errors"},
     "units": set(),
+    "debian_packages": {"errors"},
     "version": set(),
     "blockdev": FOUNDATION,
     "pool": FOUNDATION | {"blockdev"},
@@ -48,11 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fuse": FOUNDATION | {"blockdev", "pool", "ext4"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4"},
     "layers": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices"},
-    "uml": FOUNDATION,
+    "uml": FOUNDATION | {"debian_packages"},
     "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
     "docker": FOUNDATION | {"blockdev", "pool", "ext4", "fuse", "devices", "layers", "host"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
-    "testing": FOUNDATION | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "host", "uml"},
+    "testing": FOUNDATION
+    | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "host", "uml", "debian_packages"},
     "cli": FOUNDATION
     | {
         "cowfs",

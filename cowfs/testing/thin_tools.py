@@ -13,19 +13,16 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
+from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
 
 SYSTEM_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "thin-tools"
 PACKAGE: Final = "thin-provisioning-tools"
 FETCH_COMMAND: Final = "python -m cowfs.testing.thin_tools"
-_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_SOURCE: Final = f"deb [signed-by={_KEYRING}] http://deb.debian.org/debian trixie main\n"
-_TIMEOUT_SECONDS: Final = 300
 
 
 def find_old(tool: str) -> str:
@@ -54,25 +51,7 @@ def find_new(tool: str) -> str:
 
 def fetch() -> None:
     """Download Debian 13's package and unpack it below `UNPACKED`. Changes nothing of the system's own packages."""
-    with tempfile.TemporaryDirectory(prefix="cowfs-thin-tools-") as name:
-        work = Path(name)
-        for directory in ("state/lists/partial", "cache/archives/partial"):
-            (work / directory).mkdir(parents=True)
-        (work / "status").touch()
-        (work / "sources.list").write_text(_SOURCE)
-        config = work / "apt.conf"
-        config.write_text(
-            f'Dir::State "{work}/state";\nDir::State::status "{work}/status";\nDir::Cache "{work}/cache";\n'
-            f'Dir::Etc::SourceList "{work}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n'
-            'APT::Sandbox::User "";\n'
-        )
-        environment = {**os.environ, "APT_CONFIG": str(config)}
-        for command in (["apt-get", "-qq", "update"], ["apt-get", "-qq", "download", PACKAGE]):
-            subprocess.run(command, check=True, cwd=work, env=environment, timeout=_TIMEOUT_SECONDS)
-        (package,) = work.glob("*.deb")
-        shutil.rmtree(UNPACKED, ignore_errors=True)
-        UNPACKED.mkdir(parents=True)
-        subprocess.run(["dpkg-deb", "-x", str(package), str(UNPACKED)], check=True, timeout=_TIMEOUT_SECONDS)
+    unpack([PACKAGE], UNPACKED, release="trixie")
     _version.cache_clear()
 
 

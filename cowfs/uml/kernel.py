@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
 
 PACKAGE: Final = "user-mode-linux"
@@ -24,7 +23,6 @@ MODULES: Final = (
     "fs/fuse/fuse",
 )
 _REMEDY: Final = f"sudo apt-get install {PACKAGE} (or, without root: cowfs uml install)"
-_INSTALL_TIMEOUT_SECONDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,28 +73,7 @@ def install(cache: Path | None = None) -> UmlKernel:
         return find_kernel(cache)
     except MissingRequirement:
         pass
-    for tool in ("apt-get", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise MissingRequirement(
-                f"{tool} is not here, so the package {PACKAGE} cannot be unpacked; install it with your package manager"
-            )
-    target = _unpacked(cache)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".uml-", dir=target.parent) as name:
-        folder = Path(name)
-        unpacked = folder / "root"
-        _call(["dpkg-deb", "-x", str(_download(folder)), str(unpacked)], folder)
-        if _kernel_below(unpacked) is None:
-            raise MissingRequirement(
-                f"the package {PACKAGE} does not hold a kernel and its modules where they should be"
-            )
-        try:
-            unpacked.rename(target)
-        except OSError:
-            # Somebody else was faster; theirs is as good.
-            if _kernel_below(target) is None:
-                shutil.rmtree(target)
-                unpacked.rename(target)
+    unpack([PACKAGE], _unpacked(cache), is_whole=lambda folder: _kernel_below(folder) is not None)
     return find_kernel(cache)
 
 
@@ -111,37 +88,3 @@ def _kernel_below(root: Path) -> UmlKernel | None:
     result = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False, timeout=30)
     modules = root / "usr/lib/uml/modules" / result.stdout.strip() / "kernel"
     return UmlKernel(executable, modules) if modules.is_dir() else None
-
-
-def _download(folder: Path) -> Path:
-    """The package's file, by the system's package lists or, where these are missing, by lists of our own."""
-    private = [
-        *("-o", f"Dir::State={folder}/state", "-o", f"Dir::Cache={folder}/cache"),
-        *("-o", "Dir::State::Status=/var/lib/dpkg/status", "-o", "Debug::NoLocking=1", "-o", "APT::Sandbox::User="),
-    ]
-    try:
-        _call(["apt-get", "download", "-q", PACKAGE], folder)
-    except MissingRequirement:
-        for part in ("state/lists/partial", "cache/archives/partial"):
-            (folder / part).mkdir(parents=True)
-        _call(["apt-get", "update", "-q", *private], folder)
-        _call(["apt-get", "download", "-q", *private, PACKAGE], folder)
-    return next(iter(folder.glob(f"{PACKAGE}_*.deb")))
-
-
-def _call(arguments: list[str], folder: Path) -> None:
-    result = subprocess.run(
-        arguments,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_INSTALL_TIMEOUT_SECONDS,
-    )
-    if result.returncode != 0:
-        lines = (result.stderr or result.stdout).strip().splitlines() or [f"exit status {result.returncode}"]
-        raise MissingRequirement(
-            f"{PACKAGE} cannot be unpacked: {' '.join(arguments[:2])} failed: {lines[-1]}",
-            remedy=f"sudo apt-get update && sudo apt-get install {PACKAGE}",
-        )
