@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import Phase, settings
@@ -25,6 +27,9 @@ BLOCK_SECTORS = 128
 BLOCK_BYTES = BLOCK_SECTORS * SECTOR_BYTES
 THIN_BLOCKS = 24
 METADATA_BLOCKS = 512
+REPEAT_WITH = """repeat with:
+from tests.emulated.test_state_machine import PoolMachine
+machine = PoolMachine()"""
 
 thin_ids = st.integers(0, 5)
 picks = st.integers(0, 5)
@@ -37,12 +42,45 @@ byte_ranges = st.tuples(offsets, st.integers(1, 3 * BLOCK_BYTES)).map(
 )
 ranges = st.one_of(block_ranges, byte_ranges)
 
+_Step = TypeVar("_Step", bound=Callable[..., None])
+
+
+def recorded(method: _Step) -> _Step:
+    """Record what is done; an error then tells how to do it again, also one that does not happen a second time."""
+
+    @functools.wraps(method)
+    def run(self: PoolMachine, *positional: Any, **named: Any) -> None:
+        if not self.in_step:
+            words = ", ".join(f"{name}={value!r}" for name, value in named.items())
+            self.steps.append(f"machine.{method.__name__}({words})")
+        with self.repeatable():
+            method(self, *positional, **named)
+
+    return run  # type: ignore[return-value]
+
 
 class PoolMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.clock = ManualClock()
         self.serial = 0
+        self.steps: list[str] = []
+        self.in_step = False
+
+    @contextlib.contextmanager
+    def repeatable(self) -> Iterator[None]:
+        """One step; its error carries a program that does all steps again."""
+        if self.in_step:
+            yield
+            return
+        self.in_step = True
+        try:
+            yield
+        except Exception as error:
+            error.add_note("\n".join([REPEAT_WITH, *self.steps]))
+            raise
+        finally:
+            self.in_step = False
 
     @initialize(
         data_blocks=st.integers(4, 40),
@@ -50,6 +88,7 @@ class PoolMachine(RuleBasedStateMachine):
         error_policy=st.booleans(),
         passdown=st.booleans(),
     )
+    @recorded
     def open_fresh(self, data_blocks: int, skip_zeroing: bool, error_policy: bool, passdown: bool) -> None:
         self.metadata = MemoryDevice(METADATA_BLOCKS * 4096)
         # Old bytes everywhere: whatever is provisioned must still read as zeros.
@@ -101,45 +140,54 @@ class PoolMachine(RuleBasedStateMachine):
     # --- messages
 
     @rule(thin_id=thin_ids)
+    @recorded
     def create_thin(self, thin_id: int) -> None:
         self.message(lambda: self.pool.create_thin(thin_id), lambda: self.model.create_thin(thin_id))
 
     @rule(thin_id=thin_ids, origin_id=thin_ids)
+    @recorded
     def create_snap(self, thin_id: int, origin_id: int) -> None:
         self.message(
             lambda: self.pool.create_snap(thin_id, origin_id), lambda: self.model.create_snap(thin_id, origin_id)
         )
 
     @rule(thin_id=thin_ids, origin=picks)
+    @recorded
     def snapshot(self, thin_id: int, origin: int) -> None:
         if thin_id not in self.model.state.thins:
             self.create_snap(thin_id, self.existing(origin))
 
     @rule(thin_id=thin_ids)
+    @recorded
     def delete(self, thin_id: int) -> None:
         if list(self.model.state.thins) == [thin_id]:
             return
         self.message(lambda: self.pool.delete(thin_id), lambda: self.model.delete(thin_id))
 
     @rule(old=st.integers(0, 2), new=st.integers(0, 2))
+    @recorded
     def set_transaction_id(self, old: int, new: int) -> None:
         self.message(lambda: self.pool.set_transaction_id(old, new), lambda: self.model.set_transaction_id(old, new))
 
     @rule()
+    @recorded
     def reserve(self) -> None:
         self.message(self.pool.reserve_metadata_snap, self.model.reserve_metadata_snap)
 
     @rule()
+    @recorded
     def release(self) -> None:
         self.message(self.pool.release_metadata_snap, self.model.release_metadata_snap)
 
     # --- data
 
     @rule(pick=picks, where=block_ranges)
+    @recorded
     def write_blocks(self, pick: int, where: tuple[int, int]) -> None:
         self.write(pick, where)
 
     @rule(pick=picks, where=byte_ranges)
+    @recorded
     def write(self, pick: int, where: tuple[int, int]) -> None:
         thin_id = self.existing(pick)
         offset, length = where
@@ -148,12 +196,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.both(lambda: device.pwrite(offset, data), lambda: self.model.write(thin_id, offset, data))
 
     @rule(pick=picks, where=ranges)
+    @recorded
     def discard(self, pick: int, where: tuple[int, int]) -> None:
         thin_id = self.existing(pick)
         self.device(thin_id).discard(*where)
         self.model.discard(thin_id, *where)
 
     @rule(pick=picks, where=ranges)
+    @recorded
     def zero(self, pick: int, where: tuple[int, int]) -> None:
         """Partial blocks may need a fresh block when they are shared, so that is left out here."""
         thin_id = self.existing(pick)
@@ -165,11 +215,13 @@ class PoolMachine(RuleBasedStateMachine):
                 self.model.discard(thin_id, first, end - first)
 
     @rule(pick=picks, where=ranges)
+    @recorded
     def read(self, pick: int, where: tuple[int, int]) -> None:
         thin_id = self.existing(pick)
         assert self.device(thin_id).pread(*where) == self.model.read(thin_id, *where)
 
     @rule(thin_id=thin_ids)
+    @recorded
     def flush(self, thin_id: int) -> None:
         if thin_id in self.thins:
             self.thins[thin_id].flush()
@@ -178,6 +230,7 @@ class PoolMachine(RuleBasedStateMachine):
                 self.model.commit()
 
     @rule(thin_id=thin_ids)
+    @recorded
     def close_thin(self, thin_id: int) -> None:
         if thin_id in self.thins:
             self.thins.pop(thin_id).close()
@@ -186,11 +239,13 @@ class PoolMachine(RuleBasedStateMachine):
     # --- commits, crashes, sizes
 
     @rule()
+    @recorded
     def commit(self) -> None:
         self.pool.commit()
         self.model.commit()
 
     @rule()
+    @recorded
     def wait(self) -> None:
         self.clock.advance(1.5)
         self.pool.tick()
@@ -199,12 +254,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.commit()
 
     @rule()
+    @recorded
     def suspend_and_resume(self) -> None:
         self.pool.suspend()
         self.model.commit()
         self.pool.resume()
 
     @rule()
+    @recorded
     def crash_and_reopen(self) -> None:
         self.metadata = memory_device(self.metadata.pread(0, self.metadata.size_bytes))
         self.data = memory_device(self.data.pread(0, self.data.size_bytes))
@@ -213,6 +270,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.open()
 
     @rule()
+    @recorded
     def close_and_reopen(self) -> None:
         self.pool.close()
         self.model.commit()
@@ -222,6 +280,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.model.state.data_blocks < 60)
     @rule(blocks=st.integers(1, 8))
+    @recorded
     def grow_data(self, blocks: int) -> None:
         total = self.model.state.data_blocks + blocks
         self.data.resize(total * BLOCK_BYTES)
@@ -231,6 +290,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.model.grow(total)
 
     @rule()
+    @recorded
     def shrinking_data_is_refused(self) -> None:
         self.pool.reload(self.table.replace(length_sectors=Sectors((self.model.state.data_blocks - 1) * BLOCK_SECTORS)))
         assert outcome(self.pool.resume) == errno.EINVAL
@@ -241,6 +301,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.metadata.size_bytes < 2 * METADATA_BLOCKS * 4096)
     @rule(blocks=st.integers(1, 64))
+    @recorded
     def grow_metadata(self, blocks: int) -> None:
         self.metadata.resize(self.metadata.size_bytes + blocks * 4096)
         self.pool.suspend()
@@ -249,6 +310,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.status().total_metadata_blocks == self.metadata.size_bytes // 4096
 
     @rule(thin_id=thin_ids, blocks=st.integers(1, THIN_BLOCKS - 1))
+    @recorded
     def resize_thin(self, thin_id: int, blocks: int) -> None:
         """A shorter table hides the tail; a longer one shows it again."""
         if thin_id in self.thins:
@@ -260,6 +322,7 @@ class PoolMachine(RuleBasedStateMachine):
     # --- what always holds
 
     @invariant()
+    @recorded
     def figures_agree(self) -> None:
         if not hasattr(self, "pool"):
             return
@@ -278,6 +341,7 @@ class PoolMachine(RuleBasedStateMachine):
                 None if highest is None else Sectors((highest + 1) * BLOCK_SECTORS - 1),
             )
 
+    @recorded
     def teardown(self) -> None:
         if not hasattr(self, "pool"):
             return
@@ -303,6 +367,26 @@ def outcome(call: Callable[[], object]) -> int:
 # Without shrinking: a step is cheap, but a minute of them is more than a failing test should take. Add Phase.shrink to
 # look into a failure.
 PoolMachine.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=60, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate)
+    max_examples=max(100, settings.default.max_examples),
+    stateful_step_count=max(60, settings.default.stateful_step_count),
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )
 TestPoolAgreesWithModel = PoolMachine.TestCase
+
+
+def test_an_error_tells_how_to_repeat_it() -> None:
+    machine = PoolMachine()
+    machine.open_fresh(data_blocks=9, skip_zeroing=True, error_policy=True, passdown=False)
+    machine.snapshot(thin_id=3, origin=0)
+    machine.model.state.transaction_id = 5
+    with pytest.raises(AssertionError) as caught:
+        machine.figures_agree()
+    (note,) = caught.value.__notes__
+    *_, first, second, last = note.splitlines()
+    assert first == "machine.open_fresh(data_blocks=9, skip_zeroing=True, error_policy=True, passdown=False)"
+    assert (second, last) == ("machine.snapshot(thin_id=3, origin=0)", "machine.figures_agree()")
+    again: dict[str, Any] = {}
+    exec("\n".join(note.splitlines()[1:-1]), again)
+    assert again["machine"].model.state.thins.keys() == {0, 3}
+    again["machine"].teardown()
