@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from typing import Protocol, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, Buffer
-from cowfs.errors import InvalidRequest, MetadataCorrupt, NoSuchThin, PoolError, ThinBusy, ThinExists
+from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
 from cowfs.pool import (
     DiscardMode,
     Message,
@@ -31,9 +31,6 @@ from cowfs_emulated.thin import (
     require_length,
     require_thin_id,
 )
-
-# Refusals of the metadata, after which its transaction is as it was.
-_REFUSALS = (InvalidRequest, NoSuchThin, ThinBusy, ThinExists)
 
 
 @runtime_checkable
@@ -109,29 +106,45 @@ class EmulatedPool:
     # ------------------------------------------------------------------------------------------ messages
 
     def create_thin(self, thin_id: int) -> None:
-        self._change("create_thin", lambda metadata: metadata.create_thin(thin_id), thin_id)
+        self._change(
+            "create_thin",
+            lambda metadata: metadata.require_new(thin_id),
+            lambda metadata: metadata.create_thin(thin_id),
+            thin_id,
+        )
 
     def create_snap(self, thin_id: int, origin_id: int) -> None:
-        self._change("create_snap", lambda metadata: metadata.create_snap(thin_id, origin_id), thin_id, origin_id)
+        self._change(
+            "create_snap",
+            lambda metadata: metadata.require_snapshot(thin_id, origin_id),
+            lambda metadata: metadata.create_snap(thin_id, origin_id),
+            thin_id,
+            origin_id,
+        )
 
     def delete(self, thin_id: int) -> None:
-        def delete(metadata: Metadata) -> None:
+        def require_deletable(metadata: Metadata) -> None:
             shared = self._open_thins.get(thin_id)
             if shared is not None and shared.devices:
                 names = ", ".join(f"'{device.name}'" for device in shared.devices)
                 raise ThinBusy(f"thin {thin_id} of pool '{self._name}' is active as {names}; close it before deleting")
-            metadata.delete_thin(thin_id)
+            metadata.open_thin(thin_id)
 
-        self._change("delete", delete, thin_id)
+        self._change("delete", require_deletable, lambda metadata: metadata.delete_thin(thin_id), thin_id)
 
     def set_transaction_id(self, old: int, new: int) -> None:
-        self._change("set_transaction_id", lambda metadata: metadata.set_transaction_id(old, new))
+        self._change(
+            "set_transaction_id",
+            lambda metadata: metadata.require_transaction_id(old),
+            lambda metadata: metadata.set_transaction_id(old, new),
+        )
 
     def reserve_metadata_snap(self) -> None:
-        self._change("reserve_metadata_snap", lambda metadata: metadata.reserve_snap())
+        # Alone of all messages it commits what was before it also when it is refused.
+        self._change("reserve_metadata_snap", Metadata.check_writable, Metadata.reserve_snap)
 
     def release_metadata_snap(self) -> None:
-        self._change("release_metadata_snap", lambda metadata: metadata.release_snap())
+        self._change("release_metadata_snap", Metadata.require_snap, Metadata.release_snap)
 
     def message(self, text: str) -> None:
         self._require_messages(f"message '{text}'")
@@ -143,8 +156,14 @@ class EmulatedPool:
         if self._engine.mode >= PoolMode.OUT_OF_METADATA_SPACE:
             raise self._engine.mode_error(request, errno.EOPNOTSUPP)
 
-    def _change(self, name: str, operation: Callable[[Metadata], None], *thin_ids: int) -> None:
-        """Carry out one message and commit it.
+    def _change(
+        self,
+        name: str,
+        require_possible: Callable[[Metadata], object],
+        operation: Callable[[Metadata], None],
+        *thin_ids: int,
+    ) -> None:
+        """Carry out one message and commit it; one that is not possible is refused, and commits nothing.
 
         What was done before is committed first, so that a message that meets damage can be undone alone.
         """
@@ -152,12 +171,13 @@ class EmulatedPool:
         for thin_id in thin_ids:
             require_thin_id(thin_id)
         engine = self._engine
+        require_possible(engine.metadata)
         if engine.metadata.changed:
             engine.commit()
             self._require_messages(name)
         try:
             operation(engine.metadata)
-        except _REFUSALS:
+        except ThinBusy:
             raise
         except MetadataCorrupt:
             engine.roll_back()

@@ -4,8 +4,9 @@ A thin is a dict from virtual block to `Mapping`; a mapping points to a `Block`,
 data block. Sharing is identity; counting blocks is counting distinct objects. Content is written into the object in
 place, so a snapshot of the dicts (`committed`) sees later overwrites of its blocks, as a disk would.
 
-The rules of the kernel that show in figures are kept: a block may be taken for shared when it no longer is (a mapping
-older than the thin's last snapshot is copied on write), and a block freed since the last commit is not free yet.
+The rules of the kernel that show in figures are kept: a message that is refused commits nothing; a block may be taken
+for shared when it no longer is (a mapping older than the thin's last snapshot is copied on write); a block freed since
+the last commit is not free yet.
 
 The model knows nothing of metadata blocks: it never runs out of them.
 """
@@ -129,6 +130,8 @@ class PoolModel:
         self.commit()
 
     def reserve_metadata_snap(self) -> None:
+        """Commits what was before it also when it is refused."""
+        self.commit()
         if self.state.held:
             raise ThinBusy("a metadata snapshot is held")
         self.state.held = True

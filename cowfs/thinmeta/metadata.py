@@ -284,7 +284,7 @@ class Metadata:
 
     def create_thin(self, thin_id: int) -> None:
         """Raises ThinExists, or InvalidRequest for an id outside 24 bits."""
-        self._check_new(thin_id)
+        self.require_new(thin_id)
         details = DeviceDetails(0, self.transaction_id, self.time, self.time)
         self._add_device(thin_id, self.subtrees.empty(), details)
 
@@ -296,22 +296,28 @@ class Metadata:
             NoSuchThin: no such origin.
             InvalidRequest: an id outside 24 bits, or the pool's 2**24 - 1 snapshots are used up.
         """
-        self._check_new(thin_id)
-        origin = self.open_thin(origin_id)
-        if self.time >= MAX_SNAPSHOT_TIME:
-            raise InvalidRequest(f"the pool took {self.time} snapshots, the most the format can tell apart")
+        origin = self.require_snapshot(thin_id, origin_id)
         self._superblock.time += 1
         self._store.counts.increment(origin.root)
         origin.mark_snapshotted(self.time)
         details = DeviceDetails(origin.mapped_blocks, self.transaction_id, self.time, self.time)
         self._add_device(thin_id, origin.root, details)
 
-    def _check_new(self, thin_id: int) -> None:
+    def require_new(self, thin_id: int) -> None:
+        """Raise what `create_thin` would refuse; nothing changes."""
         self.check_writable()
         if not 0 <= thin_id <= MAX_THIN_ID:
             raise InvalidRequest(f"device id {thin_id} is outside 0..{MAX_THIN_ID}")
         if thin_id in self._thins or self._details.get(self._superblock.details_root, thin_id) is not None:
             raise ThinExists(f"thin device {thin_id} exists already; take another id")
+
+    def require_snapshot(self, thin_id: int, origin_id: int) -> ThinMapping:
+        """The origin. Raises what `create_snap` would refuse; nothing changes."""
+        self.require_new(thin_id)
+        origin = self.open_thin(origin_id)
+        if self.time >= MAX_SNAPSHOT_TIME:
+            raise InvalidRequest(f"the pool took {self.time} snapshots, the most the format can tell apart")
+        return origin
 
     def _add_device(self, thin_id: int, root: int, details: DeviceDetails) -> None:
         self.store_root(thin_id, root)
@@ -341,11 +347,15 @@ class Metadata:
 
     def set_transaction_id(self, old: int, new: int) -> None:
         """Raises InvalidRequest when `old` is not the current one."""
-        self.check_writable()
-        if old != self.transaction_id:
-            raise InvalidRequest(f"the transaction id is {self.transaction_id}, not {old}; it was not changed to {new}")
+        self.require_transaction_id(old)
         self._superblock.transaction_id = new
         self.changed = True
+
+    def require_transaction_id(self, expected: int) -> None:
+        """Raise InvalidRequest when it is another one."""
+        self.check_writable()
+        if expected != self.transaction_id:
+            raise InvalidRequest(f"the transaction id is {self.transaction_id}, not {expected}; it was not changed")
 
     def set_needs_check(self) -> None:
         """Written by the next commit."""
@@ -384,16 +394,20 @@ class Metadata:
 
     def release_snap(self) -> None:
         """Raises InvalidRequest when none is held."""
-        self.check_writable()
-        location = self.held_root
-        if location is None:
-            raise InvalidRequest("no metadata snapshot is held")
+        location = self.require_snap()
         held = Superblock.unpack(self._store.read_block(location), location)
         self._devices.destroy(held.mapping_root)
         self._details.destroy(held.details_root)
         self._store.counts.decrement(location)
         self._superblock.held_root = 0
         self.changed = True
+
+    def require_snap(self) -> int:
+        """Where the held metadata snapshot is. Raises InvalidRequest when none is held."""
+        self.check_writable()
+        if self.held_root is None:
+            raise InvalidRequest("no metadata snapshot is held")
+        return self.held_root
 
     def resize_data(self, blocks: int) -> None:
         """Grow the data device. Raises InvalidRequest when it would shrink."""

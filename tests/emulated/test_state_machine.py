@@ -117,11 +117,6 @@ class PoolMachine(RuleBasedStateMachine):
         """Do it on both sides; they agree in the errno, or in success."""
         assert outcome(on_pool) == outcome(on_model)
 
-    def message(self, on_pool: Callable[[], object], on_model: Callable[[], object]) -> None:
-        """A message commits what was before it, also when it is refused itself."""
-        self.model.commit()
-        self.both(on_pool, on_model)
-
     def device(self, thin_id: int) -> Any:
         if thin_id not in self.thins:
             self.thins[thin_id] = self.pool.activate(f"thin-{thin_id}", thin_id, THIN_BLOCKS * BLOCK_SECTORS)
@@ -142,14 +137,12 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(thin_id=thin_ids)
     @recorded
     def create_thin(self, thin_id: int) -> None:
-        self.message(lambda: self.pool.create_thin(thin_id), lambda: self.model.create_thin(thin_id))
+        self.both(lambda: self.pool.create_thin(thin_id), lambda: self.model.create_thin(thin_id))
 
     @rule(thin_id=thin_ids, origin_id=thin_ids)
     @recorded
     def create_snap(self, thin_id: int, origin_id: int) -> None:
-        self.message(
-            lambda: self.pool.create_snap(thin_id, origin_id), lambda: self.model.create_snap(thin_id, origin_id)
-        )
+        self.both(lambda: self.pool.create_snap(thin_id, origin_id), lambda: self.model.create_snap(thin_id, origin_id))
 
     @rule(thin_id=thin_ids, origin=picks)
     @recorded
@@ -162,22 +155,22 @@ class PoolMachine(RuleBasedStateMachine):
     def delete(self, thin_id: int) -> None:
         if list(self.model.state.thins) == [thin_id]:
             return
-        self.message(lambda: self.pool.delete(thin_id), lambda: self.model.delete(thin_id))
+        self.both(lambda: self.pool.delete(thin_id), lambda: self.model.delete(thin_id))
 
     @rule(old=st.integers(0, 2), new=st.integers(0, 2))
     @recorded
     def set_transaction_id(self, old: int, new: int) -> None:
-        self.message(lambda: self.pool.set_transaction_id(old, new), lambda: self.model.set_transaction_id(old, new))
+        self.both(lambda: self.pool.set_transaction_id(old, new), lambda: self.model.set_transaction_id(old, new))
 
     @rule()
     @recorded
     def reserve(self) -> None:
-        self.message(self.pool.reserve_metadata_snap, self.model.reserve_metadata_snap)
+        self.both(self.pool.reserve_metadata_snap, self.model.reserve_metadata_snap)
 
     @rule()
     @recorded
     def release(self) -> None:
-        self.message(self.pool.release_metadata_snap, self.model.release_metadata_snap)
+        self.both(self.pool.release_metadata_snap, self.model.release_metadata_snap)
 
     # --- data
 
