@@ -213,6 +213,11 @@ def format_device_number(device_number: int) -> str:
     return f"{os.major(device_number)}:{os.minor(device_number)}"
 
 
+def parse_device_number(text: str) -> int:
+    major, minor = map(int, text.split(":"))
+    return os.makedev(major, minor)
+
+
 # --- loop devices
 
 LOOP_CLR_FD: Final = 0x4C01

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from contextlib import ExitStack
 
 from cowfs.errors import InvalidRequest, MetadataCorrupt, MissingRequirement, PoolError
@@ -11,19 +12,22 @@ from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
 from cowfs.thinmeta import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES
 from cowfs_dmthin import nodes
-from cowfs_dmthin.abi import LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES
-from cowfs_dmthin.control import Control, ControlError
+from cowfs_dmthin.abi import LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
+from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.pool import DmPool, load_pool_table
 
 _IN_UML = "cowfs uml -- COMMAND"
+_BUSY_TRIES = 50
+_BUSY_PAUSE_SECONDS = 0.02
 
 
 class DmThinBackend:
     """Thin pools of this machine's kernel, on block devices and, through loop devices, on regular files.
 
-    A pool device that a crashed process left under the same name and on the same devices is removed and loaded anew.
+    What a crash left under the same name and on the same devices is taken over: thin devices that somebody still uses
+    stay as they are, everything else is removed and loaded anew.
 
     Two locks (flock) say who may open a pool. A shared one on the metadata excludes pools of the emulated backend,
     which take it exclusively; the kernel holds it as long as the pool device is there, also after a crash. An exclusive
@@ -64,24 +68,84 @@ class DmThinBackend:
                     f"{table.metadata_device} and {table.data_device} are the same device; a pool needs two"
                 )
             data.lock_exclusive()
-            self._clear_leftover(name, metadata, data)
-            control.create(name)
-            undo.callback(control.remove, name)
-            try:
-                load_pool_table(control, name, table, metadata, data)
-                control.resume(name)
-            except ControlError as error:
-                raise _opening_error(name, table, metadata, error) from error
+            if self._take_over(name, metadata, data):
+                self._refresh(name, table, metadata, data)
+            else:
+                control.create(name)
+                undo.callback(control.remove_if_there, name)
+                self._load(name, table, metadata, data)
             pool = DmPool(control, name, table, metadata, data, durable=durable)
             undo.pop_all()
         return pool
 
-    def _clear_leftover(self, name: str, metadata: Backing, data: Backing) -> None:
-        """Remove the pool device and thin devices of a process that died; the lock on the data says it did."""
+    def open_existing_pool(self, name: str, *, durable: bool = True) -> Pool:
+        _check_name(name)
+        self._require_usable()
+        info = self._control.info(name)
+        if info is None:
+            raise InvalidRequest(
+                f"there is no device '{name}' on this machine; activate the pool first, by lvchange or dmsetup",
+                errno=errno.ENXIO,
+            )
+        line = next(iter(self._control.table(name)), None)
+        if line is None or line.target != "thin-pool":
+            what = f"its target is {line.target}" if line else "it has no table"
+            raise InvalidRequest(f"device '{name}' is not a thin pool: {what}; name another one")
+        if info.suspended:
+            raise InvalidRequest(
+                f"pool '{name}' is suspended, so nothing can be done with it; resume it: dmsetup resume {name}",
+                errno=errno.EBUSY,
+            )
+        table = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
+        paths = [nodes.node_path(parse_device_number(word)) for word in (table.metadata_device, table.data_device)]
+        with ExitStack() as undo:
+            metadata = open_backing(paths[0], "metadata", read_only=True)
+            undo.callback(metadata.close)
+            data = open_backing(paths[1], "data", read_only=True)
+            undo.callback(data.close)
+            table = table.replace(metadata_device=paths[0], data_device=paths[1])
+            pool = DmPool(self._control, name, table, metadata, data, durable=durable, is_foreign=True)
+            undo.pop_all()
+        return pool
+
+    def _load(self, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
+        """Give a pool device its first table."""
+        for attempt in range(_BUSY_TRIES):
+            try:
+                load_pool_table(self._control, name, table, metadata, data)
+                self._control.resume(name)
+            except ControlError as error:
+                # A pool that was closed a moment ago may still be on its way out.
+                if error.errno != errno.EBUSY or attempt + 1 == _BUSY_TRIES:
+                    raise _opening_error(name, table, metadata, data, error) from error
+                time.sleep(_BUSY_PAUSE_SECONDS)
+            else:
+                return
+
+    def _refresh(self, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
+        """Give a pool that was taken over the table that is wanted now, where that is another one."""
+        control = self._control
+        line = only_line(control.table(name), name)
+        told = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
+        wanted = table.replace(
+            metadata_device=told.metadata_device, data_device=told.data_device, read_only=told.read_only
+        )
+        try:
+            if wanted != told:
+                load_pool_table(control, name, table.replace(read_only=told.read_only), metadata, data)
+                control.suspend(name)
+            control.resume(name)
+        except ControlError as error:
+            control.clear(name)
+            control.resume(name)
+            raise _opening_error(name, table, metadata, data, error) from error
+
+    def _take_over(self, name: str, metadata: Backing, data: Backing) -> bool:
+        """Clear what a process left that died; the lock on the data says it did. Whether the pool is there, in use."""
         control = self._control
         info = control.info(name)
         if info is None:
-            return
+            return False
         used = control.dependencies(name) if info.has_live_table else []
         if used and set(used) != {metadata.device_number, data.device_number}:
             raise InvalidRequest(
@@ -89,14 +153,22 @@ class DmThinBackend:
                 f"{data.path}; it belongs to somebody else",
                 errno=errno.EBUSY,
             )
-        for other, number in control.devices().items():
-            if other != name and info.device_number in control.dependencies(other):
-                self._remove_leftover(other, number)
-        self._remove_leftover(name, info.device_number)
+        is_used = False
+        for other in control.devices_above(info.device_number):
+            found = control.info(other)
+            if found is None or not found.open_count:
+                control.remove_if_there(other)
+                continue
+            is_used = True
+            if found.suspended:  # in the middle of a snapshot
+                control.resume(other)
+        if not is_used:
+            self._remove_leftover(name, info.device_number)
+        return is_used
 
     def _remove_leftover(self, name: str, device_number: int) -> None:
         try:
-            self._control.remove(name)
+            self._control.remove_if_there(name)
         except ControlError as error:
             if error.errno != errno.EBUSY:
                 raise
@@ -159,14 +231,12 @@ def _check_name(name: str) -> None:
         )
 
 
-def _opening_error(name: str, table: PoolTable, metadata: Backing, error: ControlError) -> PoolError:
+def _opening_error(name: str, table: PoolTable, metadata: Backing, data: Backing, error: ControlError) -> PoolError:
     """Why the kernel did not load or resume a pool, found by looking at what it looked at."""
     number = error.errno or errno.EIO
     if number == errno.EBUSY:
-        return InvalidRequest(
-            f"{table.metadata_device} or {table.data_device} is in use: {describe_holders(metadata.device_number)}",
-            errno=number,
-        )
+        holders = describe_holders(metadata.device_number, data.device_number)
+        return InvalidRequest(f"{table.metadata_device} or {table.data_device} is in use: {holders}", errno=number)
     if number == errno.EPERM:
         return InvalidRequest(
             f"{table.metadata_device} is not formatted, and a read_only pool formats nothing", errno=number

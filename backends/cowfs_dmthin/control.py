@@ -94,6 +94,14 @@ class Control:
             else:
                 return
 
+    def remove_if_there(self, name: str) -> None:
+        """`remove` of a device that may be gone already."""
+        try:
+            self.remove(name)
+        except ControlError as error:
+            if error.errno != errno.ENXIO:
+                raise
+
     def cancel_deferred_remove(self, name: str) -> None:
         self.message(name, "@cancel_deferred_remove")
 
@@ -124,6 +132,18 @@ class Control:
     def dependencies(self, name: str) -> list[int]:
         """Numbers of the devices that a device's live table uses."""
         return unpack_dependencies(self._call(Command.TABLE_DEPS, name)[1])
+
+    def devices_above(self, device_number: int) -> dict[str, int]:
+        """Device numbers of the devices whose live tables use a device, by name."""
+        found = {}
+        for name, number in self.devices().items():
+            try:
+                if device_number in self.dependencies(name):
+                    found[name] = number
+            except ControlError as error:
+                if error.errno != errno.ENXIO:  # gone meanwhile
+                    raise
+        return found
 
     # ------------------------------------------------------------------------------------------ tables
 

@@ -8,9 +8,13 @@ from contextlib import suppress
 _MOST_NAMED = 5
 
 
-def describe_holders(device_number: int) -> str:
-    """What uses a device, as far as it can be told: mounts, devices on top of it, processes that have it open."""
-    found = [*_mounts(device_number), *_devices_above(device_number), *_processes(device_number)]
+def describe_holders(*device_numbers: int) -> str:
+    """What uses devices, as far as it can be told: mounts, devices on top of them, processes that have them open."""
+    looks = (_mounts, _devices_above, _processes)
+    found = list(dict.fromkeys(who for look in looks for number in device_numbers for who in look(number)))
+    # This process usually holds it on the way to finding out who else does.
+    this = f"process {os.getpid()}"
+    found = [who for who in found if who != this] or found
     if not found:
         return "its holder could not be told"
     more = len(found) - _MOST_NAMED

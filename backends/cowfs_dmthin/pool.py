@@ -31,10 +31,12 @@ from cowfs.pool import (
     PoolTable,
     ThinDevice,
     ThinStatus,
+    ThinTable,
     UnreadableStatus,
 )
 from cowfs.thinmeta import Metadata
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
+from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
@@ -53,24 +55,48 @@ class DmPool:
     The kernel commits on its own once a second, and lets writers to a full pool wait by itself; so `tick` has nothing
     to do and `extra_space_wait_seconds` is 0.
 
+    The pool device goes with its last user, this process or a thin that somebody uses (see `DmThin.lend`): so nothing
+    outlives a crash. A pool of somebody else's (`is_foreign`) is never removed.
+
     Reading metadata while the pool runs: see `_read_committed`.
     """
 
     def __init__(
-        self, control: Control, name: str, table: PoolTable, metadata: Backing, data: Backing, *, durable: bool
+        self,
+        control: Control,
+        name: str,
+        table: PoolTable,
+        metadata: Backing,
+        data: Backing,
+        *,
+        durable: bool,
+        is_foreign: bool = False,
     ) -> None:
-        """Over a pool device that is live already; takes the backing devices over."""
+        """Over a pool device that is live already; takes the backing devices over when this succeeds."""
         self._control = control
         self._name = name
         self._metadata = metadata
         self._data = data
         self._durable = durable
+        self._is_foreign = is_foreign
         self._table = table
         self._loaded: PoolTable | None = None
         self._suspended = False
         self._closed = False
         self._thins: list[DmThin] = []
         self._device_number = self._info().device_number
+        self._fd = self._hold()
+
+    def _hold(self) -> int:
+        """Be a user of the pool device, and have it removed with its last user."""
+        fd = nodes.open_block(self._device_number, os.O_RDONLY)
+        try:
+            if not self._is_foreign:
+                self._control.remove(self._name, deferred=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     # ------------------------------------------------------------------------------------------ properties
 
@@ -112,8 +138,13 @@ class DmPool:
         self._require_open()
         info = self._control.info(self._name)
         if info is None:
-            raise PoolIoError(f"pool '{self._name}' vanished: device mapper has no device of this name any more")
+            raise self._vanished()
         return info
+
+    def _vanished(self) -> PoolIoError:
+        return PoolIoError(
+            f"pool '{self._name}' vanished: device mapper has no device of this name any more; open it again"
+        )
 
     # ------------------------------------------------------------------------------------------ messages
 
@@ -121,7 +152,11 @@ class DmPool:
         self.message(f"create_thin {thin_id}")
 
     def create_snap(self, thin_id: int, origin_id: int) -> None:
-        self.message(f"create_snap {thin_id} {origin_id}")
+        with ExitStack() as resumes:
+            for name in self._lent_devices(origin_id):
+                self._control.suspend(name)
+                resumes.callback(self._control.resume, name)
+            self.message(f"create_snap {thin_id} {origin_id}")
 
     def delete(self, thin_id: int) -> None:
         self.message(f"delete {thin_id}")
@@ -163,13 +198,20 @@ class DmPool:
         if number == errno.ENODATA:
             return NoSuchThin(f"{what}: there is no thin of this id")
         if number == errno.EBUSY:
-            held = text.lower().startswith("reserve")
-            return ThinBusy(f"{what}: {'a metadata snapshot is held already' if held else 'the thin is active'}")
+            return ThinBusy(f"{what}: {self._why_busy(Message.parse(text))}")
+        if number == errno.ENXIO:
+            return self._vanished()
         if number == errno.EILSEQ:
             return MetadataCorrupt(f"{what}: the kernel met a damaged block; check the metadata", block=-1)
         if number == errno.ENOSPC:
             return OutOfMetadataSpace(f"{what}: no free metadata block")
         return error
+
+    def _why_busy(self, message: Message) -> str:
+        if message.name == "reserve_metadata_snap":
+            return "a metadata snapshot is held already"
+        lent = self._lent_devices(int(message.arguments[0]))
+        return "; ".join(["the thin is active", *(describe_holders(number) for number in lent.values())])
 
     def _why_invalid(self, message: Message) -> str:
         if message.name == "set_transaction_id":
@@ -184,8 +226,16 @@ class DmPool:
 
     def status(self, *, flush: bool = True) -> PoolStatus | UnreadableStatus:
         self._require_open()
-        line = only_line(self._control.status(self._name, flush=flush), self._name)
-        return PoolStatus.parse(line.parameters)
+        return PoolStatus.parse(self._ask(lambda: self._control.status(self._name, flush=flush)).parameters)
+
+    def _ask(self, ask: Callable[[], list[TargetLine]]) -> TargetLine:
+        """The pool's only target, as a request tells it."""
+        try:
+            return only_line(ask(), self._name)
+        except ControlError as error:
+            if error.errno == errno.ENXIO:
+                raise self._vanished() from error
+            raise
 
     def can_provision(self) -> bool:
         """Whether the mode lets the metadata change."""
@@ -198,7 +248,7 @@ class DmPool:
     def table(self) -> PoolTable:
         """The live table, as the kernel tells it, with the paths in place of device numbers."""
         self._require_open()
-        line = only_line(self._control.table(self._name), self._name)
+        line = self._ask(lambda: self._control.table(self._name))
         told = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
         return told.replace(metadata_device=self._metadata.path, data_device=self._data.path)
 
@@ -304,6 +354,8 @@ class DmPool:
             raise InvalidRequest(f"'{name}' cannot be {length_sectors} sectors long; give at least 1")
         if any(thin.name == name for thin in self._thins):
             raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
+        for number in self._used(self._lent_devices(thin_id)).values():
+            raise ThinBusy(f"thin {thin_id} of pool '{self._name}' is in use already: {describe_holders(number)}")
         with ExitStack() as undo:
             origin = None
             if external_origin is not None:
@@ -313,7 +365,7 @@ class DmPool:
                 self._control,
                 self,
                 name,
-                dm_name_of_thin(self._name, name),
+                name if self._is_foreign else dm_name_of_thin(self._name, name),
                 thin_id,
                 length_sectors,
                 read_only=read_only,
@@ -329,11 +381,48 @@ class DmPool:
     def forget(self, thin: DmThin) -> None:
         self._thins.remove(thin)
 
+    def lent(self) -> dict[int, list[int]]:
+        self._require_open()
+        found: dict[int, list[int]] = {}
+        for thin_id, name, number in self._lent():
+            if self._is_used(name):
+                found.setdefault(thin_id, []).append(number)
+        return found
+
+    def _is_used(self, name: str) -> bool:
+        info = self._control.info(name)
+        return info is not None and info.open_count > 0
+
+    def _lent(self) -> Iterator[tuple[int, str, int]]:
+        """(thin id, name, device number) of the devices on this pool that are not this object's."""
+        mine = {thin.device_number for thin in self._thins}
+        for name, number in self._control.devices_above(self._device_number).items():
+            if number not in mine:
+                with suppress(ControlError, InvalidRequest):  # gone meanwhile, or not a thin
+                    line = only_line(self._control.table(name), name)
+                    table = ThinTable.parse(f"0 {line.length_sectors} {line.target} {line.parameters}")
+                    yield table.thin_id, name, number
+
+    def _lent_devices(self, thin_id: int) -> dict[str, int]:
+        return {name: number for lent_id, name, number in self._lent() if lent_id == thin_id}
+
+    def _used(self, devices: dict[str, int]) -> dict[str, int]:
+        """Those of some lent devices that somebody uses; the others, left by a crash, are removed."""
+        used = {}
+        for name, number in devices.items():
+            if self._is_used(name):
+                used[name] = number
+            else:
+                self._control.remove_if_there(name)
+        return used
+
     # ------------------------------------------------------------------------------------------ tables
 
     def reload(self, table: PoolTable) -> None:
         self._require_open()
         table.check()
+        if self._is_foreign:
+            raise InvalidRequest(f"pool '{self._name}' belongs to somebody else, so its table cannot be changed here")
         live = self._table
         if (table.metadata_device, table.data_device) != (live.metadata_device, live.data_device):
             raise InvalidRequest(
@@ -389,25 +478,40 @@ class DmPool:
         self.status()
 
     def close(self) -> None:
-        """As `Pool.close`. Raises ThinBusy (EBUSY) when somebody uses a thin's node or the pool; it then stays open."""
+        """As `Pool.close`; a pool with thins that were lent stays until the last of them goes.
+
+        Raises:
+            ThinBusy (EBUSY): somebody uses a thin's node or the pool's; it then stays open.
+        """
         if self._closed:
             return
         for thin in list(self._thins):
             thin.close()
         with suppress(PoolError):  # a pool that failed is closed all the same
             self.commit()
+        if not self._is_foreign and not self._used({name: number for _, name, number in self._lent()}):
+            self._remove()
+        self._closed = True
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._metadata.close()
+        self._data.close()
+
+    def _remove(self) -> None:
         try:
+            # Else it would go by itself, later, when the node is closed.
+            self._control.cancel_deferred_remove(self._name)
+            os.close(self._fd)
+            self._fd = -1
             self._control.remove(self._name)
         except ControlError as error:
             if error.errno == errno.EBUSY:
+                self._fd = self._hold()
                 raise ThinBusy(
                     f"pool '{self._name}' cannot be closed: {describe_holders(self._device_number)}"
                 ) from error
             if error.errno != errno.ENXIO:
                 raise
-        self._closed = True
-        self._metadata.close()
-        self._data.close()
 
     def _require_open(self) -> None:
         if self._closed:
@@ -428,9 +532,9 @@ def load_pool_table(control: Control, name: str, table: PoolTable, metadata: Bac
 
 
 def dm_name_of_thin(pool_name: str, name: str) -> str:
-    """`<prefix>-<name>` as moby has it, where the pool is `<prefix>-pool`; a digest where that is no name."""
+    """`<prefix>-<name>` where the pool is `<prefix>-pool`, as moby has it; a digest where that is no name."""
     prefix = pool_name.removesuffix(_POOL_SUFFIX)
-    plain = f"{prefix}-{name}"
+    plain = name if name.startswith(f"{prefix}-") else f"{prefix}-{name}"
     if plain != pool_name and "/" not in plain and len(os.fsencode(plain)) <= MAX_DM_NAME_BYTES:
         return plain
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]

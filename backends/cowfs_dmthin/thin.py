@@ -58,6 +58,9 @@ class Owner(Protocol):
 class DmThin:
     """A `ThinDevice` of the kernel. Made by `DmPool.activate`.
 
+    The kernel is told at once to remove the device with its last user, which is this process until `lend`: so nothing
+    outlives a crash.
+
     I/O on a suspended device would wait in the kernel; it is refused with EAGAIN, as on every backend, as long as it
     was suspended through this object or its pool.
     """
@@ -88,11 +91,12 @@ class DmThin:
         self._closed = False
         with ExitStack() as undo:
             self.device_number = self._create()
-            undo.callback(control.remove, dm_name)
+            undo.callback(control.remove_if_there, dm_name)
             self._load(length_sectors)
             control.resume(dm_name)
-            access = os.O_RDONLY if read_only else os.O_RDWR
-            self._disk = DirectDisk(nodes.open_block(self.device_number, access | os.O_DIRECT))
+            self._disk = self._open_disk()
+            undo.callback(self._disk.close)
+            control.remove(dm_name, deferred=True)
             undo.pop_all()
 
     def _create(self) -> int:
@@ -206,35 +210,54 @@ class DmThin:
             self._control.resume(self.dm_name)
         self._told_suspended = self._suspended
 
-    def close(self, *, deferred: bool = False) -> None:
+    def lend(self) -> int:
+        """Give the device up to whoever uses its node; it goes with the last of them.
+
+        Returns:
+            A descriptor of the node, the first user, which the caller closes.
+        """
+        self._require_open()
+        fd = nodes.open_block(self.device_number, self._access)
+        self._disk.close()
+        self._end()
+        return fd
+
+    def close(self) -> None:
         """Deactivate.
 
-        Args:
-            deferred: when somebody else uses the node, let the kernel remove the device with its last user.
-
         Raises:
-            ThinBusy (EBUSY): somebody uses the node; the device stays active, and may be closed again.
+            ThinBusy (EBUSY): somebody else uses the node; the device stays active, and may be closed again.
         """
         if self._closed:
             return
-        self._disk.close()
         try:
-            self._control.remove(self.dm_name, deferred=deferred)
+            # Else it would go by itself, later, when the node is closed.
+            self._control.cancel_deferred_remove(self.dm_name)
+            self._disk.close()
+            self._control.remove(self.dm_name)
         except ControlError as error:
+            self._disk.close()
             if error.errno == errno.EBUSY:
-                self._reopen()
+                self._disk = self._open_disk()
+                self._control.remove(self.dm_name, deferred=True)
                 holders = describe_holders(self.device_number)
                 raise ThinBusy(f"'{self._name}' (thin {self._thin_id}) cannot be deactivated: {holders}") from error
             if error.errno != errno.ENXIO:  # ENXIO: it was removed behind our back
                 raise
+        self._end()
+
+    def _end(self) -> None:
         self._closed = True
         self._pool.forget(self)
         if self._origin is not None:
             self._origin.close()
 
-    def _reopen(self) -> None:
-        access = os.O_RDONLY if self._read_only else os.O_RDWR
-        self._disk = DirectDisk(nodes.open_block(self.device_number, access | os.O_DIRECT))
+    @property
+    def _access(self) -> int:
+        return os.O_RDONLY if self._read_only else os.O_RDWR
+
+    def _open_disk(self) -> DirectDisk:
+        return DirectDisk(nodes.open_block(self.device_number, self._access | os.O_DIRECT))
 
     # ------------------------------------------------------------------------------------------ data
 

@@ -1,6 +1,6 @@
 """The pool interface and the kernel's four texts: table, status, message, name."""
 
-from cowfs.pool.interface import Backend, Capability, Pool, ProbeResult, ThinDevice
+from cowfs.pool.interface import Backend, Capability, NodeBackend, NodePool, NodeThin, Pool, ProbeResult, ThinDevice
 from cowfs.pool.message import Message
 from cowfs.pool.registry import backend_names, load_backend
 from cowfs.pool.status import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus, UnreadableStatus
@@ -14,6 +14,9 @@ __all__ = [
     "Extent",
     "Message",
     "NoSpacePolicy",
+    "NodeBackend",
+    "NodePool",
+    "NodeThin",
     "Pool",
     "PoolMode",
     "PoolStatus",

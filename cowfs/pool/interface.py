@@ -223,6 +223,36 @@ class Pool(Protocol):
 
 
 @runtime_checkable
+class NodeThin(ThinDevice, Protocol):
+    """A thin with a block device node of the kernel. With `Capability.KERNEL_NODES` every active thin is one."""
+
+    @property
+    def node(self) -> str:
+        """Path of the node, for mount(2) and for tools."""
+        ...
+
+    def lend(self) -> int:
+        """Give the device up to whoever uses its node; it goes with the last of them, as the pool does.
+
+        Returns:
+            A descriptor of the node, the first user, which the caller closes.
+        """
+        ...
+
+
+@runtime_checkable
+class NodePool(Pool, Protocol):
+    """A pool whose thins may be in use beyond this object and this process, through their nodes.
+
+    A thin that was lent is held still by `create_snap`, cannot be deleted (ThinBusy), nor activated (ThinBusy).
+    """
+
+    def lent(self) -> dict[int, list[int]]:
+        """Ids of thins in use by others, with the device numbers of their nodes."""
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """A way to run pools. Registered under the entry-point group `cowfs.backends`."""
 
@@ -243,5 +273,18 @@ class Backend(Protocol):
         Raises:
             InvalidRequest: anything the kernel's constructor refuses, with its errno (EINVAL, EBUSY, EPERM).
             MetadataCorrupt: bad magic or checksum (EILSEQ), wrong block number (ENOTBLK).
+        """
+        ...
+
+
+@runtime_checkable
+class NodeBackend(Backend, Protocol):
+    """A backend with `Capability.KERNEL_NODES`: its pools are devices, which somebody else may have made."""
+
+    def open_existing_pool(self, name: str, *, durable: bool = True) -> Pool:
+        """Use a pool that somebody else made; it is never made, changed nor removed.
+
+        Raises:
+            InvalidRequest: no such device (ENXIO), it is suspended (EBUSY), or it is no pool.
         """
         ...

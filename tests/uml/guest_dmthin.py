@@ -66,11 +66,12 @@ def expected(error: type[OSError], number: int, *texts: str) -> Iterator[None]:
 
 
 def crash(table: PoolTable) -> None:
-    """Leave a pool and an active thin behind, as a process that is killed does."""
+    """Leave a pool and an active thin behind, as a process that is killed at the worst moment, or another program."""
     program = (
         "import os, sys; from guest_dmthin import *\n"
         "folder = Path(sys.argv[1]); pool = open_pool(make_table(folder)); pool.create_thin(1)\n"
-        "thin = activate(pool); thin.pwrite(0, b'kept' * 1024); thin.flush(); os._exit(0)\n"
+        "thin = activate(pool); thin.pwrite(0, b'kept' * 1024); thin.flush()\n"
+        "CONTROL.cancel_deferred_remove('check-a'); CONTROL.cancel_deferred_remove('check-pool'); os._exit(0)\n"
     )
     folder = os.path.dirname(table.metadata_device)
     subprocess.run([sys.executable, "-c", program, folder], check=True, cwd=Path(__file__).parent)
@@ -103,13 +104,46 @@ def what_a_crash_left_is_cleared_and_nothing_is_lost(folder: Path) -> None:
 
 
 @check
-def what_a_crash_left_and_somebody_uses_is_told(folder: Path) -> None:
+def what_a_crash_left_and_somebody_uses_stays_in_use(folder: Path) -> None:
     table = make_table(folder)
     crash(table)
-    node = nodes.node_path(CONTROL.devices()["check-a"])
-    with somebody_has_open(node) as pid, expected(InvalidRequest, errno.EBUSY, "check-a", f"process {pid}"):
-        open_pool(table)
-    open_pool(table).close()
+    number = CONTROL.devices()["check-a"]
+    CONTROL.suspend("check-a")  # killed in the middle of a snapshot
+    with somebody_has_open(nodes.node_path(number)) as pid:
+        pool = open_pool(table)
+        info = CONTROL.info("check-a")
+        assert info is not None
+        assert not info.suspended
+        assert pool.lent() == {1: [number]}
+        with expected(ThinBusy, errno.EBUSY, f"process {pid}"):
+            activate(pool)
+        with expected(ThinBusy, errno.EBUSY, "active", f"process {pid}"):
+            pool.delete(1)
+        pool.create_snap(2, 1)
+        assert activate(pool, "b", 2).pread(0, 4096) == b"kept" * 1024
+        pool.close()
+        assert set(CONTROL.devices()) == {"check-pool", "check-a"}
+        larger = table.replace(low_water_blocks=7)
+        pool = open_pool(larger)
+        assert pool.table().low_water_blocks == 7
+        pool.close()
+    pool = open_pool(table)
+    assert not pool.lent()
+    pool.close()
+
+
+@check
+def a_process_that_is_killed_leaves_nothing(folder: Path) -> None:
+    program = (
+        "import os, sys; from guest_dmthin import *\n"
+        "pool = open_pool(make_table(Path(sys.argv[1]))); pool.create_thin(1); activate(pool).pwrite(0, bytes(4096))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, folder], check=False, cwd=Path(__file__).parent)
+    table = make_table(folder)
+    pool = open_pool(table)  # also while the kernel is still about it
+    assert pool.thin_ids() == [1]
+    pool.close()
 
 
 @check
@@ -146,21 +180,41 @@ def closing_what_somebody_uses_names_them_and_may_be_tried_again(folder: Path) -
 
 
 @check
-def a_deferred_removal_waits_for_the_last_user_and_may_be_cancelled(folder: Path) -> None:
+def a_thin_that_is_lent_goes_with_its_last_user_and_the_pool_too(folder: Path) -> None:
+    table = make_table(folder)
+    pool = open_pool(table)
+    pool.create_thin(1)
+    thin = activate(pool)
+    node = thin.node
+    fd = thin.lend()
+    assert pool.active() == []
+    with somebody_has_open(node) as pid:
+        os.close(fd)
+        pool.close()
+        assert set(CONTROL.devices()) == {"check-pool", "check-a"}
+        with expected(InvalidRequest, errno.EBUSY, "'check-pool'"):
+            open_pool(table, "other-pool")
+        pool = open_pool(table)
+        with expected(ThinBusy, errno.EBUSY, f"process {pid}"):
+            pool.delete(1)
+        pool.close()
+    wait_until(lambda: not CONTROL.devices() and not attached_loops())
+
+
+@check
+def a_removal_that_is_due_may_be_cancelled(folder: Path) -> None:
     pool = open_pool(make_table(folder))
     pool.create_thin(1)
     thin = activate(pool)
-    with somebody_has_open(thin.node):
-        thin.close(deferred=True)
-        info = CONTROL.info(thin.dm_name)
-        assert info is not None
-        assert info.deferred_remove
-        CONTROL.cancel_deferred_remove(thin.dm_name)
-        info = CONTROL.info(thin.dm_name)
-        assert info is not None
-        assert not info.deferred_remove
-        CONTROL.remove(thin.dm_name, deferred=True)
-    assert CONTROL.info(thin.dm_name) is None
+    name = thin.dm_name
+    CONTROL.cancel_deferred_remove(name)
+    os.close(thin.lend())
+    info = CONTROL.info(name)
+    assert info is not None
+    assert not info.deferred_remove
+    assert not pool.lent()
+    activate(pool).close()  # takes it over
+    pool.delete(1)
     pool.close()
 
 
@@ -291,6 +345,13 @@ def the_ioctls_are_five_times_as_fast_as_dmsetup(folder: Path) -> None:
     print(json.dumps({"figure": f"four messages: {ours * 1e3:.2f} ms ours, {theirs * 1e3:.1f} ms dmsetup"}))
     assert theirs >= 5 * ours
     pool.close()
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def attached_loops() -> list[str]:
