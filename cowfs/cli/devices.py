@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.cli.settings import DEVICE, PATH, SIZE, Settings
 from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
@@ -21,16 +21,33 @@ if TYPE_CHECKING:
 @click.option("--metadata-size", type=SIZE, default="2G", show_default=True, help="Size of its metadata file, sparse.")
 @click.option("--block-size", type=SIZE, default="64K", show_default=True, help="Unit of sharing, a multiple of 64K.")
 @click.option("--base-size", type=SIZE, default="10G", show_default=True, help="Size of the base device.")
+@click.option("--data-device", metavar="DEV", type=PATH, default="", help="A device for the pool's data, used whole.")
+@click.option("--metadata-device", metavar="DEV", type=PATH, default="", help="A device for its metadata, used whole.")
+@click.option("--thin-pool", metavar="NAME", default="", help="A pool of the kernel that is there and was never used.")
+@click.option("--force", is_flag=True, help="Overwrite what is on the devices.")
 @click.pass_obj
-def init_command(settings: Settings, data_size: int, metadata_size: int, block_size: int, base_size: int) -> None:
+def init_command(
+    settings: Settings,
+    data_size: int,
+    metadata_size: int,
+    block_size: int,
+    base_size: int,
+    data_device: str,
+    metadata_device: str,
+    thin_pool: str,
+    force: bool,
+) -> None:
     """Make a new home, in a new or empty directory.
 
     It holds a pool and one device, base, with an empty ext4; every other device begins as a snapshot of base. The
     files are sparse: they occupy what is written. A home whose making was cut short is made anew.
 
     Sizes are bytes or carry K, M, G, T or P, powers of 1024.
+
+    The pool may be elsewhere: on one or two devices, which must be empty unless --force is given, or a pool that
+    somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
     """
-    from cowfs.devices import DeviceSet, HomeOptions
+    from cowfs.devices import DeviceSet, HomeOptions, PoolSource
     from cowfs.pool import load_backend
 
     options = HomeOptions(
@@ -38,10 +55,13 @@ def init_command(settings: Settings, data_size: int, metadata_size: int, block_s
         metadata_size_bytes=metadata_size,
         block_bytes=block_size,
         base_size_bytes=base_size,
+        source=PoolSource(data_device, metadata_device, thin_pool),
+        overwrite=force,
     )
     home = settings.home_path
-    with output.steps() as progress, DeviceSet.init(home, load_backend(settings.backend), options, progress=progress):
-        pass
+    backend = load_backend(settings.backend)
+    with output.steps() as progress, DeviceSet.init(home, backend, options, progress=progress) as devices:
+        data_size = devices.status().data_total_bytes
     if settings.as_json:
         output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})
     else:

@@ -41,7 +41,7 @@ def check_command(settings: Settings, repair: bool, block_size: int | None) -> i
         if repair:
             result = repair_home(home, block_bytes=block_size, progress=progress)
         else:
-            result = check_home(home, progress=progress)
+            result = check_home(home, settings.backend, progress=progress)
     if settings.as_json:
         output.print_json(result)
     else:
@@ -78,7 +78,7 @@ def dump_command(settings: Settings) -> None:
     from cowfs.host.maintenance import dump_home
 
     with output.progress("dumping") as progress, _xml_output(settings) as out:
-        dump_home(settings.home_path, out, progress=progress)
+        dump_home(settings.home_path, settings.backend, out, progress=progress)
 
 
 @click.command("restore")

@@ -6,7 +6,7 @@ from cowfs.devices.deviceset import DeviceSet, Progress
 from cowfs.devices.files import System
 from cowfs.devices.lock import LOCK_NAME, HomeLock
 from cowfs.devices.names import BASE, check_name
-from cowfs.devices.options import HomeOptions
+from cowfs.devices.options import HomeOptions, PoolSource
 from cowfs.devices.records import DeviceFigures, DeviceRecord, HomeStatus
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "HomeLock",
     "HomeOptions",
     "HomeStatus",
+    "PoolSource",
     "Progress",
     "Quiescer",
     "System",

@@ -41,7 +41,9 @@ class ActiveDevices:
         """Activate a device for its caller alone, uncounted."""
         length_sectors = record.size // SECTOR_BYTES
         try:
-            return self._pool.activate(self._target_name(name), record.device_id, length_sectors, read_only=read_only)
+            return self._pool.activate(self.target_name(name), record.device_id, length_sectors, read_only=read_only)
+        except ThinBusy as error:
+            raise DeviceBusy(f"device {name!r} cannot be activated: {error}") from error
         except NoSuchThin as error:
             raise NoSuchThin(
                 f"device {name!r} cannot be activated: its thin {record.device_id} is not in pool {self._pool.name}"
@@ -116,8 +118,8 @@ class ActiveDevices:
             stack.callback(active.thin.resume)
             yield
 
-    def _target_name(self, name: str) -> str:
-        """moby's name where the kernel takes it."""
+    def target_name(self, name: str) -> str:
+        """A device's name as a target: moby's, where the kernel takes it."""
         full = f"{self._prefix}-{name}"
         if name != "pool" and len(full.encode(errors="surrogateescape")) <= _MAX_DM_NAME_BYTES:
             return full

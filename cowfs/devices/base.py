@@ -13,7 +13,7 @@ from cowfs.devices.names import BASE
 from cowfs.devices.records import DeviceFile, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
-from cowfs.errors import FilesystemError, HomeError, NoSuchThin
+from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 
 
@@ -72,6 +72,8 @@ class BaseDevice:
         try:
             thin = self._activate(BASE, record, True)
         except NoSuchThin:  # reported with all the others
+            return
+        except DeviceBusy:  # lent; it was verified before that
             return
         try:
             with closing(thin):

@@ -26,7 +26,7 @@ from typing import Final, Self, TypeAlias
 
 import msgspec
 
-from cowfs.devices import figures, making, pool_files
+from cowfs.devices import figures, making, pool_source
 from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base import BaseDevice, BaseFilesystem
 from cowfs.devices.deletions import Deletions
@@ -35,14 +35,23 @@ from cowfs.devices.files import HomeFiles, System
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.lock import HomeLock
 from cowfs.devices.names import BASE, check_name, pool_prefix
-from cowfs.devices.options import HomeOptions, check_device_size, check_min_free
+from cowfs.devices.options import HomeOptions, PoolSource, check_device_size, check_min_free
 from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
 from cowfs.devices.replacement import Replacements
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
-from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, NoSuchThin, ThinBusy, UsageError
-from cowfs.pool import Backend, NoSpacePolicy, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice
-from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
+from cowfs.errors import (
+    CowfsError,
+    DeviceBusy,
+    DeviceExists,
+    HomeError,
+    MissingRequirement,
+    NoSuchThin,
+    ThinBusy,
+    UsageError,
+)
+from cowfs.pool import Backend, NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
+from cowfs.units import METADATA_BLOCK_BYTES
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 _INIT_STEPS: Final = 3
@@ -120,11 +129,13 @@ class DeviceSet:
             undo.callback(lock.release)
             making.require_room_for_home(files)
             say("making the pool", 0, _INIT_STEPS)
+            options = pool_source.look_at_source(files, options)
             making.begin_home(files, options)
+            pool = pool_source.make_pool(files, backend, options)
+            undo.callback(pool.close)
             settings = making.settings_of(options)
-            data_blocks = options.data_size_bytes // options.block_bytes
-            table = pool_files.make_table(files, settings, data_blocks, options.block_bytes // SECTOR_BYTES)
-            devices = cls._over(files, lock, backend, table, settings, filesystem, new_uuid, undo)
+            devices = cls(files, lock, pool, settings, filesystem or Ext4(), read_only=False, new_uuid=new_uuid)
+            devices._recover()
             say("making the base device", 1, _INIT_STEPS)
             devices._base.ensure(options.base_size_bytes)
             say("finishing", 2, _INIT_STEPS)
@@ -142,6 +153,7 @@ class DeviceSet:
         read_only: bool = False,
         durable: bool = True,
         min_free_percent: int | None = None,
+        source: PoolSource | None = None,
         verify: bool = True,
         filesystem: BaseFilesystem | None = None,
         system: System = os,
@@ -153,6 +165,7 @@ class DeviceSet:
             read_only: change nothing, not even after a crash; works on a read-only medium.
             durable: False gives up flushes.
             min_free_percent: in place of what the home says.
+            source: where the pool is, for a home that does not say so because another program made it.
             verify: False leaves out the check of the base device, to get at the devices of a damaged home.
 
         Raises:
@@ -170,37 +183,19 @@ class DeviceSet:
             undo.callback(lock.release)
             making.require_home(files)
             settings = making.read_settings(files)
+            if source is not None:
+                settings = pool_source.at_source(files, settings, source)
             if min_free_percent is not None:
                 settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent)
-            table = pool_files.existing_table(files, settings, read_only=read_only)
-            devices = cls._over(files, lock, backend, table, settings, filesystem, new_uuid, undo)
+            pool = pool_source.open_pool(files, backend, settings, read_only=read_only)
+            undo.callback(pool.close)
+            devices = cls(files, lock, pool, settings, filesystem or Ext4(), read_only=read_only, new_uuid=new_uuid)
             devices._recover()
             devices._note_missing_thins()
             if verify:
                 devices._base.verify()
             undo.pop_all()
         return devices
-
-    @classmethod
-    def _over(
-        cls,
-        files: HomeFiles,
-        lock: HomeLock,
-        backend: Backend,
-        table: PoolTable,
-        settings: HomeFile,
-        filesystem: BaseFilesystem | None,
-        new_uuid: Callable[[], str],
-        undo: ExitStack,
-    ) -> DeviceSet:
-        try:
-            pool = backend.open_pool(f"{pool_prefix(files.home)}-pool", table, durable=files.durable)
-        except OSError as error:
-            if isinstance(error, CowfsError):
-                raise
-            raise HomeError(f"cannot open the pool of {files.home}: {error.strerror}", errno=error.errno) from error
-        undo.callback(pool.close)
-        return cls(files, lock, pool, settings, filesystem or Ext4(), read_only=table.read_only, new_uuid=new_uuid)
 
     def _recover(self) -> None:
         try:
@@ -376,7 +371,7 @@ class DeviceSet:
         answer = self.pool.status()
         pool = answer if isinstance(answer, PoolStatus) else None
         table = self.pool.table()
-        allocated, free = figures.backing_space(self._files.data)
+        allocated, free = figures.backing_space(table.data_device)
         base = self._store.get(BASE)
         return HomeStatus(
             home=str(self.home),
@@ -436,6 +431,40 @@ class DeviceSet:
         """
         if self._active.deactivate(name) and self._store.require(name).deleted:
             self._deletions.delete(name)
+
+    def lend(self, name: str) -> int:
+        """Give a device to whoever uses its node, such as a mount by the kernel; active until the last is gone.
+
+        Returns:
+            A descriptor of the node, the first user, which the caller closes.
+
+        Raises:
+            UnknownDevice, NoSuchThin, DeviceBusy: as `activate`.
+            MissingRequirement: the backend has no nodes.
+        """
+        record = self._usable(name)
+        if not isinstance(self.pool, NodePool):
+            raise MissingRequirement(
+                f"device {name!r} has no block device node: its backend runs in this process, not in the kernel",
+                remedy="cowfs --backend dmthin ...",
+                errno=errno.EOPNOTSUPP,
+            )
+        if name in self._active:
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it first")
+        thin = self._active.open_thin(name, record, self.read_only)
+        assert isinstance(thin, NodeThin)
+        return thin.lend()
+
+    def lent(self) -> dict[str, list[int]]:
+        """Devices that others use through their nodes, with the numbers of these; whoever lent them."""
+        if not isinstance(self.pool, NodePool):
+            return {}
+        nodes = self.pool.lent()
+        return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
+
+    def target_name(self, name: str) -> str:
+        """A device's name as a target of the kernel."""
+        return self._active.target_name(name)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[ThinDevice]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from contextlib import closing
 from typing import Final
@@ -126,13 +127,15 @@ def _too_little(what: str, pool: Pool, free: int, least: int, block_bytes: int, 
 
 
 def backing_space(data_file: str) -> tuple[int, int]:
-    """(bytes that the data file occupies, bytes free under it); zeros where it cannot be told."""
+    """(bytes that the data file occupies, bytes free under it); zeros for a device, and where it cannot be told."""
     try:
-        allocated = os.stat(data_file).st_blocks * 512
+        found = os.stat(data_file)
         system = os.statvfs(data_file)
     except OSError:
         return 0, 0
-    return allocated, system.f_bavail * system.f_frsize
+    if not stat.S_ISREG(found.st_mode):
+        return 0, 0
+    return found.st_blocks * 512, system.f_bavail * system.f_frsize
 
 
 def _read_details(reader: MetadataReader, superblock: Superblock, thin_id: int) -> DeviceDetails:

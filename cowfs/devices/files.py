@@ -1,6 +1,6 @@
 """The files of a home: where they are, and how they change so that a crash leaves the old or the new one whole.
 
-    <home>/devicemapper/data        the pool's two devices, sparse
+    <home>/devicemapper/data        the pool's two devices, sparse, unless the pool is elsewhere
     <home>/devicemapper/metadata
     <home>/metadata/                one record per device, `deviceset-metadata`, `transaction-metadata`
     <home>/mnt/                     mount points
@@ -50,6 +50,8 @@ class System(Protocol):
 class HomeFiles:
     """Paths of a home and the operations on them; OSErrors leave as HomeError with the file's name.
 
+    `data` and `metadata` are where the pool is: the home's own files unless `use_devices` said otherwise.
+
     Args:
         durable: False leaves out every fsync.
     """
@@ -59,8 +61,8 @@ class HomeFiles:
         self.durable = durable
         self._system = system
         self.pool_directory = os.path.join(home, "devicemapper")
-        self.data = os.path.join(self.pool_directory, "data")
-        self.metadata = os.path.join(self.pool_directory, "metadata")
+        self.own_data = self.data = os.path.join(self.pool_directory, "data")
+        self.own_metadata = self.metadata = os.path.join(self.pool_directory, "metadata")
         self.old_records = os.path.join(self.pool_directory, "json")
         self.records = os.path.join(home, "metadata")
         self.set_file = os.path.join(self.records, SET_FILE)
@@ -72,6 +74,11 @@ class HomeFiles:
         self.parents = os.path.join(home, "cowfs.parents")
         self.replacements = os.path.join(home, "cowfs.replacing")
         self.damaged = os.path.join(home, "cowfs.damaged")
+
+    def use_devices(self, data: str, metadata: str) -> None:
+        """Have the pool elsewhere; an empty path is the home's own file."""
+        self.data = data or self.own_data
+        self.metadata = metadata or self.own_metadata
 
     def record(self, name: str) -> str:
         return os.path.join(self.records, name)

@@ -16,7 +16,7 @@ import msgspec
 from cowfs.devices.files import TEMPORARY_NAME, HomeFiles
 from cowfs.devices.lock import LOCK_NAME
 from cowfs.devices.names import BASE
-from cowfs.devices.options import HomeOptions
+from cowfs.devices.options import HomeOptions, PoolSource
 from cowfs.devices.records import HOME_FORMAT, HOME_VERSION, HomeFile
 from cowfs.errors import HomeError, HomeVersionError, NotAHome
 
@@ -44,7 +44,7 @@ def look_at(files: HomeFiles) -> HomeState:
         raise HomeError(f"cannot read the home {files.home}: {error.strerror}", errno=error.errno) from error
     if os.path.basename(files.init_marker) in entries:
         return HomeState.HALF_MADE
-    marks = (files.home_file, files.data, files.metadata, files.record(BASE), files.set_file)
+    marks = (files.home_file, files.own_data, files.own_metadata, files.record(BASE), files.set_file)
     if any(_exists(mark) for mark in marks):
         return HomeState.HOME
     ours = {LOCK_NAME, TEMPORARY_NAME, os.path.basename(files.lvm_setup)}
@@ -84,7 +84,7 @@ def require_room_for_home(files: HomeFiles) -> None:
 
 
 def read_settings(files: HomeFiles) -> HomeFile:
-    """What this program wrote about a home; moby's defaults where it wrote nothing.
+    """What this program wrote about a home, moby's defaults where it wrote nothing; `files` learns where the pool is.
 
     Raises:
         HomeVersionError: another version of the program made it, or the file is damaged.
@@ -95,7 +95,9 @@ def read_settings(files: HomeFiles) -> HomeFile:
     try:
         version = msgspec.json.decode(data, type=_Version)
         if version.format == HOME_FORMAT and version.version == HOME_VERSION:
-            return msgspec.json.decode(data, type=HomeFile)
+            settings = msgspec.json.decode(data, type=HomeFile)
+            files.use_devices(settings.data_device, settings.metadata_device)
+            return settings
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HomeVersionError(f"{files.home_file} is damaged ({error}); restore it or remove it") from error
     raise HomeVersionError(
@@ -117,18 +119,49 @@ def settings_of(options: HomeOptions) -> HomeFile:
         no_discard_passdown=options.no_discard_passdown,
         min_free_percent=options.min_free_percent,
         base_size_bytes=options.base_size_bytes,
+        data_device=options.source.data_device,
+        metadata_device=options.source.metadata_device,
+        thin_pool=options.source.pool_name,
+    )
+
+
+def is_being_made_as(files: HomeFiles, source: PoolSource) -> bool:
+    """Whether the making of this home was cut short, with its pool in this very place outside the home."""
+    if source == PoolSource() or look_at(files) is not HomeState.HALF_MADE:
+        return False
+    try:
+        before = read_settings(files)
+    except HomeError:
+        return False
+    return (before.data_device, before.metadata_device, before.thin_pool) == (
+        source.data_device,
+        source.metadata_device,
+        source.pool_name,
     )
 
 
 def begin_home(files: HomeFiles, options: HomeOptions) -> None:
-    """Make everything of a new home but its pool's content; what a cut-short attempt left goes first."""
+    """Make everything of a new home but its pool's content.
+
+    What a cut-short attempt left goes first, except for the records of what it made in a pool of somebody else's.
+    """
+    goes_on = bool(options.source.thin_pool) and is_being_made_as(files, options.source)
     files.write(files.init_marker, _MARKER)
-    _clear(files)
+    if not goes_on:
+        _clear(files)
+    files.use_devices(options.source.data_device, options.source.metadata_device)
     files.make_directory(files.pool_directory)
     files.make_directory(files.records)
     files.make_directory(files.mounts, _MOUNTS_MODE)
-    files.make_sparse(files.data, options.data_size_bytes)
-    files.make_sparse(files.metadata, options.metadata_size_bytes)
+    if options.source != PoolSource():
+        # Tells the next attempt whose the content of these devices is.
+        files.write(files.home_file, msgspec.json.encode(settings_of(options)))
+    if options.source.thin_pool:
+        return
+    if files.data == files.own_data:
+        files.make_sparse(files.data, options.data_size_bytes)
+    if files.metadata == files.own_metadata:
+        files.make_sparse(files.metadata, options.metadata_size_bytes)
 
 
 def finish_home(files: HomeFiles, options: HomeOptions) -> None:
@@ -137,7 +170,7 @@ def finish_home(files: HomeFiles, options: HomeOptions) -> None:
 
 
 def _clear(files: HomeFiles) -> None:
-    made = (files.data, files.metadata, files.transaction, files.set_file, files.record(BASE))
+    made = (files.own_data, files.own_metadata, files.transaction, files.set_file, files.record(BASE))
     for path in (*made, files.home_file, files.parents):
         if os.path.lexists(path):
             files.remove(path)

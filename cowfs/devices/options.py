@@ -23,8 +23,44 @@ _MAX_DATA_BLOCKS: Final = 1 << 40  # a mapping has 40 bits for the data block
 
 
 @dataclass(frozen=True, slots=True)
+class PoolSource:
+    """Where the pool of a home is, when it is not in the home's own two files.
+
+    Attributes:
+        data_device, metadata_device: paths of block devices or files, used whole. Where one is empty, the home's own
+            file takes its place.
+        thin_pool: name of a pool of the kernel that somebody else made; a leading /dev/mapper/ is left out. It is never
+            made, changed nor removed.
+    """
+
+    data_device: str = ""
+    metadata_device: str = ""
+    thin_pool: str = ""
+
+    @property
+    def pool_name(self) -> str:
+        return self.thin_pool.removeprefix("/dev/mapper/")
+
+    def check(self) -> None:
+        """Raises UsageError for a combination that cannot be."""
+        if not self.thin_pool:
+            return
+        if self.data_device or self.metadata_device:
+            raise UsageError(
+                f"pool '{self.thin_pool}' brings its own devices; give either a pool or data and metadata devices"
+            )
+        if not self.pool_name or "/" in self.pool_name:
+            raise UsageError(
+                f"'{self.thin_pool}' is not the name of a pool; 'dmsetup ls --target thin-pool' lists them"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class HomeOptions:
     """Sizes in bytes; the defaults are moby's.
+
+    `data_size_bytes` and `metadata_size_bytes` are for the home's own files; devices that `source` names are used
+    whole. `overwrite`: what is on them may be lost.
 
     `low_water_blocks` is in data blocks. `min_free_percent` of data and of metadata stay free: below it no device is
     made; 0 turns that off. `durable=False` gives up flushes, for homes that live no longer than a test.
@@ -40,9 +76,12 @@ class HomeOptions:
     no_discard_passdown: bool = False
     min_free_percent: int = 10
     durable: bool = True
+    source: PoolSource = PoolSource()
+    overwrite: bool = False
 
     def check(self) -> None:
         """Raises UsageError naming the first option that cannot be, and the nearest value that can."""
+        self.source.check()
         check_block_size(self.block_bytes)
         _check_data_size(self.data_size_bytes, self.block_bytes)
         _check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)

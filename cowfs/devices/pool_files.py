@@ -66,8 +66,8 @@ def existing_table(files: HomeFiles, settings: HomeFile, *, read_only: bool) -> 
     """
     check_both_exist(files)
     geometry = read_geometry(files)
-    metadata_bytes = _file_size(files.metadata)
-    data_bytes = _file_size(files.data)
+    metadata_bytes = device_size(files.metadata)
+    data_bytes = device_size(files.data)
     _check_not_truncated(files.metadata, metadata_bytes, geometry.metadata_blocks * METADATA_BLOCK_BYTES)
     _check_not_truncated(files.data, data_bytes, geometry.data_blocks * geometry.block_bytes)
     data_blocks = geometry.data_blocks if read_only else data_bytes // geometry.block_bytes
@@ -91,12 +91,14 @@ def make_table(
 
 
 def check_both_exist(files: HomeFiles) -> None:
-    """Raises HomeError when one of the two pool files is missing; it is never made again, its content is lost."""
+    """Raises HomeError when a file or device of the pool is missing; it is never made again, its content is lost."""
     missing = [path for path in (files.data, files.metadata) if not os.path.lexists(path)]
     if missing:
+        is_own = any(path in (files.own_data, files.own_metadata) for path in missing)
+        remedy = "restore from a backup" if is_own else "attach what holds it"
         raise HomeError(
             f"the pool of the home {files.home} is incomplete: {' and '.join(missing)} missing; "
-            "restore from a backup, nothing was changed"
+            f"{remedy}, nothing was changed"
         )
 
 
@@ -109,7 +111,8 @@ def _check_not_truncated(path: str, size_bytes: int, known_bytes: int) -> None:
         )
 
 
-def _file_size(path: str) -> int:
+def device_size(path: str) -> int:
+    """Bytes of a file or block device. Raises HomeError."""
     device = _open(path)
     try:
         return device.size_bytes

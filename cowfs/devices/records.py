@@ -81,7 +81,7 @@ class OldRecordsFile(msgspec.Struct, frozen=True):
 
 
 class HomeFile(msgspec.Struct, frozen=True):
-    """The defaults are moby's, for a home that it left."""
+    """The defaults are moby's, for a home that it left. The last three are those of `PoolSource`, where it is given."""
 
     format: str = HOME_FORMAT
     version: int = HOME_VERSION
@@ -91,6 +91,9 @@ class HomeFile(msgspec.Struct, frozen=True):
     no_discard_passdown: bool = False
     min_free_percent: int = 10
     base_size_bytes: int = 10 << 30
+    data_device: str = ""
+    metadata_device: str = ""
+    thin_pool: str = ""
 
 
 class ParentLine(msgspec.Struct, frozen=True):

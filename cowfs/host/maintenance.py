@@ -3,6 +3,8 @@
 Reading works on a home that is in use, and on metadata that no pool accepts. What replaces metadata needs the home to
 itself: the new metadata is written into a file of its own, checked there, and only then renamed over the old one, which
 stays beside it as `metadata.replaced`. So whatever fails, and whenever the process dies, one whole file is in place.
+Metadata on a device is copied to `metadata.replaced` first and overwritten in place; a death in the middle of that
+leaves two whole files beside a device that says it is damaged.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import msgspec
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.files import HomeFiles
+from cowfs.devices.pool_files import device_size
 from cowfs.devices.records import TransactionFile
 from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
 from cowfs.host.session import locked, metadata_of
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 _NEW_SUFFIX: Final = ".new"
 _REPLACED_SUFFIX: Final = ".replaced"
+_COPY_BYTES: Final = 1 << 20
 
 Progress = Callable[[int, int], None]
 
@@ -69,9 +73,9 @@ class CheckResult(msgspec.Struct, frozen=True):
     losses: list[str] = []
 
 
-def check_home(home: Path, *, progress: Progress | None = None) -> CheckResult:
+def check_home(home: Path, backend: str, *, progress: Progress | None = None) -> CheckResult:
     """Recount the metadata of a home, in use or not, opened by a pool or refused by it."""
-    with metadata_of(home) as metadata:
+    with metadata_of(home, backend) as metadata:
         return check_metadata(metadata, progress=progress)
 
 
@@ -81,9 +85,9 @@ def check_metadata(metadata: BlockDevice, *, progress: Progress | None = None) -
     return _result(check(metadata, progress=progress))
 
 
-def dump_home(home: Path, out: TextSink, *, progress: Progress | None = None) -> None:
+def dump_home(home: Path, backend: str, out: TextSink, *, progress: Progress | None = None) -> None:
     """Write the metadata of a home as thin_dump's XML."""
-    with metadata_of(home) as metadata:
+    with metadata_of(home, backend) as metadata:
         dump_metadata(metadata, out, progress=progress)
 
 
@@ -144,7 +148,7 @@ def _repair(
         new,
         transaction_id=_last_transaction(files),
         data_block_sectors=block_bytes // SECTOR_BYTES,
-        data_blocks=os.stat(files.data).st_size // block_bytes,
+        data_blocks=device_size(files.data) // block_bytes,
         progress=progress,
     )
 
@@ -192,10 +196,10 @@ def _replacing_metadata(files: HomeFiles) -> Iterator[FileDevice]:
     """A new metadata device of the old one's size, which takes its place when the block ends well and it is clean."""
     from cowfs.thinmeta.check import check
 
-    path = files.metadata + _NEW_SUFFIX
+    path = files.own_metadata + _NEW_SUFFIX
     with suppress(FileNotFoundError):  # left by a crash
         os.unlink(path)
-    files.make_sparse(path, os.stat(files.metadata).st_size)
+    files.make_sparse(path, device_size(files.metadata))
     try:
         with _opened(path, read_only=False) as device:
             yield device
@@ -209,18 +213,40 @@ def _replacing_metadata(files: HomeFiles) -> Iterator[FileDevice]:
         with suppress(OSError):
             os.unlink(path)
         raise
-    _keep(files)
-    files.rename(path, files.metadata)
-
-
-def _keep(files: HomeFiles) -> None:
-    replaced = files.metadata + _REPLACED_SUFFIX
+    replaced = files.own_metadata + _REPLACED_SUFFIX
     with suppress(FileNotFoundError):
         os.unlink(replaced)
+    if files.metadata == files.own_metadata:
+        _link(files.metadata, replaced)
+        files.rename(path, files.metadata)
+    else:
+        files.make_sparse(replaced, device_size(files.metadata))
+        _copy(files.metadata, replaced)
+        _copy(path, files.metadata)
+        files.remove(path)
+
+
+def _link(path: str, replaced: str) -> None:
     try:
-        os.link(files.metadata, replaced)
+        os.link(path, replaced)
     except OSError as error:
-        raise HomeError(f"cannot keep {files.metadata} as {replaced}: {error.strerror}", errno=error.errno) from error
+        raise HomeError(f"cannot keep {path} as {replaced}: {error.strerror}", errno=error.errno) from error
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a metadata device. The superblock is written last: until then, the target is told to be damaged."""
+    with _opened(source) as old, _opened(target, read_only=False) as new:
+        new.zero(0, METADATA_BLOCK_BYTES)
+        new.flush()
+        for offset in range(METADATA_BLOCK_BYTES, old.size_bytes, _COPY_BYTES):
+            data = old.pread(offset, min(_COPY_BYTES, old.size_bytes - offset))
+            if any(data):
+                new.pwrite(offset, data)
+            else:
+                new.zero(offset, len(data))
+        new.flush()
+        new.pwrite(0, old.pread(0, METADATA_BLOCK_BYTES))
+        new.flush()
 
 
 def _superblock(metadata: BlockDevice) -> Superblock | None:
@@ -238,7 +264,7 @@ def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int | None:
     superblock = _superblock(metadata)
     if superblock is None:
         return None
-    return os.stat(files.data).st_size // (superblock.data_block_sectors * SECTOR_BYTES)
+    return device_size(files.data) // (superblock.data_block_sectors * SECTOR_BYTES)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Reaching a home, whoever holds it.
 
     connect(home, "emulated")      a Session: the home opened here, or the process that holds it asked over its socket
-    metadata_of(home)              the pool's metadata for reading, also when the pool itself cannot be opened
+    metadata_of(home, "emulated")  the pool's metadata for reading, also when the pool itself cannot be opened
     locked(home)                   nobody else has the home open, for what rewrites its metadata
 
 A home that is in use by a command for a moment is waited for; one that is mounted answers at once.
@@ -13,7 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Protocol, Self, TypeVar
@@ -21,7 +21,8 @@ from typing import IO, Final, Protocol, Self, TypeVar
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeLock
 from cowfs.devices.files import HomeFiles
-from cowfs.devices.making import require_home
+from cowfs.devices.making import read_settings, require_home
+from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.client import Client
 from cowfs.host.operations import CopyMetadata, Status
@@ -104,24 +105,38 @@ def connect(
     """
 
     def open_here() -> Session:
-        loaded = load_backend(backend)
-        return LocalSession(Host(DeviceSet.open(home, loaded, read_only=read_only, durable=durable), backend))
+        return _open_here(home, backend, read_only=read_only, durable=durable)
 
     return _patiently(home, open_here, Client, wait_seconds)
 
 
-@contextmanager
-def metadata_of(home: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[BlockDevice]:
-    """The committed metadata of a home's pool; a copy when the home is held.
+def _open_here(home: Path, backend: str, *, read_only: bool = False, durable: bool = True) -> LocalSession:
+    devices = DeviceSet.open(home, load_backend(backend), read_only=read_only, durable=durable)
+    return LocalSession(Host(devices, backend))
 
-    The pool is not opened, so this also works on metadata that no pool accepts.
+
+@contextmanager
+def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[BlockDevice]:
+    """The committed metadata of a home's pool; a copy when the home or its pool is held.
+
+    The pool is not opened, so this also works on metadata that no pool accepts; except for one that the kernel uses.
 
     Raises:
         NotAHome, HomeBusy; HomeError when the file cannot be read.
     """
     files = HomeFiles(os.path.abspath(home))
     require_home(files)
-    reached = _patiently(home, lambda: HomeLock.acquire(files.home, read_only=True), Client, wait_seconds)
+
+    def open_here() -> HomeLock | Session:
+        lock = HomeLock.acquire(files.home, read_only=True)
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            if not read_settings(files).thin_pool and not is_in_use(files):
+                undo.pop_all()
+                return lock
+        return _open_here(home, backend)
+
+    reached = _patiently(home, open_here, Client, wait_seconds)
     if isinstance(reached, HomeLock):
         try:
             with _opened(files.metadata) as device:
@@ -129,8 +144,8 @@ def metadata_of(home: Path, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[B
         finally:
             reached.release()
         return
-    with reached as client, _received(client.call(CopyMetadata()).fd) as device:
-        yield device
+    with reached as session, metadata_of_session(session) as metadata:
+        yield metadata
 
 
 @contextmanager
@@ -159,6 +174,24 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
     files = HomeFiles(os.path.abspath(home))
     require_home(files)
 
+    def lock_here() -> HomeLock:
+        lock = HomeLock.acquire(files.home)
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            pool = read_settings(files).thin_pool
+            if pool:
+                raise HomeError(
+                    f"the pool of the home {files.home} is '{pool}', which somebody else made; use the tools of its "
+                    "maker, such as 'lvconvert --repair'"
+                )
+            if is_in_use(files):
+                raise HomeBusy(
+                    f"{purpose} needs the home {files.home} to itself, and the kernel uses its pool; "
+                    "unmount what 'mount --kernel' mounted from it"
+                )
+            undo.pop_all()
+        return lock
+
     def refuse(_home: Path) -> HomeLock:
         with Client(home) as client:
             views = client.call(Status()).views
@@ -168,7 +201,7 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
         )
         raise HomeBusy(f"{message}; {remedy}", holder_pid=client.holder_pid)
 
-    lock = _patiently(home, lambda: HomeLock.acquire(files.home), refuse, wait_seconds)
+    lock = _patiently(home, lock_here, refuse, wait_seconds)
     try:
         yield files
     finally:

@@ -141,7 +141,7 @@ def test_status_names_the_holder(home: Path) -> None:
 
 
 def test_metadata_is_read_while_the_home_is_held(served: Path) -> None:
-    with metadata_of(served) as metadata:
+    with metadata_of(served, "emulated") as metadata:
         report = check(metadata)
         assert report.ok
         assert report.thins == 2
@@ -159,7 +159,7 @@ def test_metadata_is_read_where_no_pool_opens(home: Path) -> None:
         file.write(b"\xff")
     with pytest.raises(errors.MetadataCorrupt):
         cowfs.open_home(home)
-    with metadata_of(home) as metadata:
+    with metadata_of(home, "emulated") as metadata:
         assert not check(metadata).ok
 
 

@@ -1,0 +1,58 @@
+"""What is on a device, as blkid and wipefs of util-linux know it: file systems, partition tables, volumes, swap."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import subprocess
+from typing import Final
+
+from cowfs.errors import HomeError, MissingRequirement
+
+_DIRECTORIES: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
+_NOTHING_FOUND: Final = 2
+_SEVERAL_FOUND: Final = 8
+
+
+def find(path: str) -> str:
+    """What a device holds, in words; empty when it is nothing that is known.
+
+    Raises:
+        MissingRequirement: no blkid here.
+        HomeError: the device cannot be read.
+    """
+    status, text = _run("blkid", "-p", "-o", "export", path)
+    if status == _SEVERAL_FOUND:
+        return "several file systems or tables at once"
+    if status == _NOTHING_FOUND:
+        return ""
+    if status != 0:
+        raise HomeError(f"cannot look for what is on {path}: blkid says: {text.strip()}", errno=errno.EIO)
+    found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    if "TYPE" in found:
+        label = f" labelled '{found['LABEL']}'" if found.get("LABEL") else ""
+        kind = "file system" if found.get("USAGE", "filesystem") == "filesystem" else found["USAGE"]
+        return f"a {kind} ({found['TYPE']}){label}"
+    return f"a partition table ({found['PTTYPE']})" if "PTTYPE" in found else ""
+
+
+def wipe(path: str) -> None:
+    """Take off a device what `find` finds, so that nothing takes it for what it was."""
+    status, text = _run("wipefs", "--all", "--quiet", path)
+    if status != 0:
+        raise HomeError(f"cannot take off {path} what is on it: wipefs says: {text.strip()}", errno=errno.EIO)
+
+
+def _run(tool: str, *arguments: str) -> tuple[int, str]:
+    command = shutil.which(tool, path=_DIRECTORIES)
+    if command is None:
+        raise MissingRequirement(f"{tool} is not installed", remedy="apt-get install util-linux")
+    done = subprocess.run(
+        [command, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={"PATH": _DIRECTORIES, "LC_ALL": "C"},
+        check=False,
+    )
+    return done.returncode, done.stdout.decode(errors="replace")
