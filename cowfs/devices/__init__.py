@@ -1,7 +1,7 @@
 """The device set of a home: thin devices by name, laid out as moby's devicemapper does, crash safe."""
 
 from cowfs.devices.active import Quiescer
-from cowfs.devices.base import BaseFilesystem
+from cowfs.devices.base import BaseFilesystem, filesystem_named
 from cowfs.devices.deviceset import DeviceSet, Progress
 from cowfs.devices.files import System
 from cowfs.devices.lock import LOCK_NAME, HomeLock
@@ -24,4 +24,5 @@ __all__ = [
     "Quiescer",
     "System",
     "check_name",
+    "filesystem_named",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Protocol
 
 import msgspec
 
 from cowfs.blockdev import BlockDevice
+from cowfs.devices.ext4_base import Ext4
 from cowfs.devices.names import BASE
 from cowfs.devices.records import DeviceFile, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
+from cowfs.devices.xfs_base import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 
@@ -30,6 +32,15 @@ class BaseFilesystem(Protocol):
     def grow(self, device: BlockDevice) -> None:
         """Make the file system fill a device that is larger than it."""
         ...
+
+
+def filesystem_named(name: str, mkfs_args: Sequence[str] = ()) -> BaseFilesystem:
+    """The file system that a home says it has; ext4 where it says nothing that is known.
+
+    Args:
+        mkfs_args: further arguments of its mkfs.
+    """
+    return Xfs(mkfs_args) if name == Xfs.name else Ext4(mkfs_args)
 
 
 class BaseDevice:

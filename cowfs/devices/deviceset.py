@@ -28,9 +28,8 @@ import msgspec
 
 from cowfs.devices import figures, making, pool_source
 from cowfs.devices.active import ActiveDevices, Quiescer
-from cowfs.devices.base import BaseDevice, BaseFilesystem
+from cowfs.devices.base import BaseDevice, BaseFilesystem, filesystem_named
 from cowfs.devices.deletions import Deletions
-from cowfs.devices.ext4_base import Ext4
 from cowfs.devices.files import HomeFiles, System
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.lock import HomeLock
@@ -70,7 +69,7 @@ class DeviceSet:
         lock: HomeLock,
         pool: Pool,
         settings: HomeFile,
-        filesystem: BaseFilesystem,
+        filesystem: BaseFilesystem | None,
         *,
         read_only: bool,
         new_uuid: Callable[[], str],
@@ -91,6 +90,7 @@ class DeviceSet:
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin)
         self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
+        filesystem = filesystem or filesystem_named(set_file.base_filesystem)
         self._base = BaseDevice(
             pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )
@@ -134,7 +134,7 @@ class DeviceSet:
             pool = pool_source.make_pool(files, backend, options)
             undo.callback(pool.close)
             settings = making.settings_of(options)
-            devices = cls(files, lock, pool, settings, filesystem or Ext4(), read_only=False, new_uuid=new_uuid)
+            devices = cls(files, lock, pool, settings, filesystem, read_only=False, new_uuid=new_uuid)
             devices._recover()
             say("making the base device", 1, _INIT_STEPS)
             devices._base.ensure(options.base_size_bytes)
@@ -189,7 +189,7 @@ class DeviceSet:
                 settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent)
             pool = pool_source.open_pool(files, backend, settings, read_only=read_only)
             undo.callback(pool.close)
-            devices = cls(files, lock, pool, settings, filesystem or Ext4(), read_only=read_only, new_uuid=new_uuid)
+            devices = cls(files, lock, pool, settings, filesystem, read_only=read_only, new_uuid=new_uuid)
             devices._recover()
             devices._note_missing_thins()
             if verify:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
@@ -12,11 +13,17 @@ _E2FSCK_USABLE = (0, 1)  # nothing wrong, or all of it corrected
 
 
 class Ext4:
+    """Args: mkfs_args: further arguments of mke2fs."""
+
     name = "ext4"
+
+    def __init__(self, mkfs_args: Sequence[str] = ()) -> None:
+        self._mkfs_args = tuple(mkfs_args)
 
     def make(self, device: BlockDevice, uuid: str) -> None:
         # Whoever makes the home can write to the root of what it holds.
-        mkfs.make_filesystem(device, uuid=uuid, root_owner=(os.geteuid(), os.getegid()))
+        owner = (os.geteuid(), os.getegid())
+        mkfs.make_filesystem(device, uuid=uuid, root_owner=owner, extra_args=self._mkfs_args)
 
     def read_uuid(self, device: BlockDevice) -> str:
         return str(mkfs.read_uuid(device))
@@ -28,7 +35,7 @@ class Ext4:
             if status in _E2FSCK_USABLE:
                 status, output = tools.run("resize2fs", [image.path])
             if status not in _E2FSCK_USABLE:
-                words = "; ".join(line.strip() for line in output.splitlines() if line.strip())
+                words = tools.one_line(output)
                 raise FilesystemError(f"the file system cannot be grown: {words.replace(image.path, 'the volume')}")
             tools.copy_changes(image, device)
         device.flush()

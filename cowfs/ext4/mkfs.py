@@ -54,7 +54,7 @@ def make_filesystem(
             if status == 0 or "Bad option" not in output:
                 break
         if status:
-            raise FilesystemError(f"mke2fs failed with status {status}: {_one_line(output)}", errno=errno.EINVAL)
+            raise FilesystemError(f"mke2fs failed with status {status}: {tools.one_line(output)}", errno=errno.EINVAL)
         for offset, length in list(tools.mapped_ranges(device)):
             device.zero(offset, length)
         tools.copy_mapped(image, device)
@@ -75,6 +75,16 @@ def probe_filesystem(device: BlockDevice) -> str | None:
     return None
 
 
+def require_filesystem(device: BlockDevice, name: str) -> str:
+    """The file system on the device `name`, as `probe_filesystem` calls it. Raises FilesystemError for none known."""
+    if device.size_bytes < _PROBE_BYTES:
+        raise FilesystemError(f"devmapper: unable to detect filesystem type of {name}, short read")
+    found = probe_filesystem(device)
+    if found is None:
+        raise FilesystemError(f"devmapper: Unknown filesystem type on {name}")
+    return found
+
+
 def _parse_uuid(text: str | uuid_module.UUID) -> uuid_module.UUID:
     if isinstance(text, uuid_module.UUID):
         return text
@@ -82,7 +92,3 @@ def _parse_uuid(text: str | uuid_module.UUID) -> uuid_module.UUID:
         return uuid_module.UUID(text)
     except ValueError:
         raise UsageError(f"'{text}' is not a UUID") from None
-
-
-def _one_line(output: str) -> str:
-    return "; ".join(line.strip() for line in output.splitlines() if line.strip())

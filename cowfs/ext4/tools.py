@@ -47,6 +47,11 @@ def run(command: str, arguments: Sequence[str], package: str = "e2fsprogs") -> t
     return result.returncode, result.stdout.decode("utf-8", "replace")
 
 
+def one_line(output: str) -> str:
+    """What a command said, for a message."""
+    return "; ".join(line.strip() for line in output.splitlines() if line.strip())
+
+
 @contextmanager
 def temporary_image(size_bytes: int) -> Iterator[FileDevice]:
     """A sparse file that is gone afterwards, readable by its owner only."""

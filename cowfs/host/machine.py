@@ -17,9 +17,11 @@ import msgspec
 from cowfs.errors import CowfsError, MissingRequirement
 from cowfs.fuse.mountpoint import missing_requirements
 from cowfs.host.mounting import python_module
-from cowfs.pool import backend_names, load_backend
+from cowfs.layers.options import Facts
+from cowfs.pool import Backend, Capability, backend_names, load_backend
 
 _CONTROL: Final = "/dev/mapper/control"
+_DM_VERSION: Final = 0xC138FD00
 _DM_LIST_VERSIONS: Final = 0xC138FD0D
 _DM_HEADER: Final = struct.Struct("=10IQ128s129s7x")
 _DM_BUFFER_BYTES: Final = 16 << 10
@@ -128,6 +130,39 @@ def _device_mapper() -> str:
     if "thin-pool" not in versions:
         raise MissingRequirement("the kernel has no thin-pool target loaded", remedy="modprobe dm-thin-pool")
     return f"thin-pool {versions['thin-pool']}"
+
+
+def driver_facts(backend: Backend, *, kernel_mounts: bool) -> Facts:
+    """What the defaults of a layer driver's options depend on.
+
+    Args:
+        kernel_mounts: whether the driver lets the kernel mount layers, which takes a backend with nodes.
+    """
+    if Capability.KERNEL_NODES not in backend.capabilities:
+        return Facts()
+    try:
+        with open("/proc/filesystems") as file:
+            kernel_knows_xfs = "xfs" in file.read().split()
+    except OSError:
+        kernel_knows_xfs = False
+    return Facts(
+        kernel_mounts=kernel_mounts,
+        has_mkfs_xfs=shutil.which("mkfs.xfs", path=_TOOL_DIRECTORIES) is not None,
+        kernel_knows_xfs=kernel_knows_xfs,
+        dm_version=_device_mapper_version(),
+    )
+
+
+def _device_mapper_version() -> tuple[int, int, int] | None:
+    """The version of the kernel's device mapper; None where it does not tell."""
+    header = bytearray(_DM_HEADER.pack(4, 0, 0, _DM_HEADER.size, _DM_HEADER.size, *[0] * 6, b"", b""))
+    try:
+        with open(_CONTROL, "rb+", buffering=0) as control:
+            fcntl.ioctl(control, _DM_VERSION, header)
+    except OSError:
+        return None
+    major, minor, patch = _DM_HEADER.unpack(header)[:3]
+    return major, minor, patch
 
 
 def _list_targets(fd: int) -> dict[str, str]:

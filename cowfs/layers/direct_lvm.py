@@ -241,8 +241,7 @@ def _take_back(commands: Commands, done: Sequence[_Step]) -> list[str]:
 
 
 def _words(command: str, status: int, output: str) -> str:
-    said = "; ".join(line.strip() for line in output.splitlines() if line.strip())
-    return f"{command} failed with status {status}: {said or 'it said nothing'}"
+    return f"{command} failed with status {status}: {tools.one_line(output) or 'it said nothing'}"
 
 
 def _write_profile(config: LvmConfig, directory: str) -> None:

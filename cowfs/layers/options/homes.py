@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cowfs.devices import HomeOptions, HomeStatus
-from cowfs.devices.options import check_block_size
+from cowfs.devices.options import PoolSource, check_block_size
 from cowfs.errors import UsageError
+from cowfs.layers.direct_lvm import POOL_NAME
 from cowfs.layers.numbers import human_size
 from cowfs.layers.options.driver import DriverOptions
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_size
@@ -22,6 +23,11 @@ def home_options(options: DriverOptions, defaults: HomeOptions | None = None) ->
         UsageError: a size that no pool or device can have.
     """
     made = defaults or HomeOptions()
+    pool = POOL_NAME if options.directlvm_device else options.thinpooldev
+    if pool:
+        made = replace(made, source=PoolSource(thin_pool=pool))
+    elif options.datadev or options.metadatadev:
+        made = replace(made, source=PoolSource(data_device=options.datadev, metadata_device=options.metadatadev))
     if options.blocksize_bytes is not None:
         made = replace(made, block_bytes=options.blocksize_bytes)
         check_block_size(made.block_bytes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.devices import DeviceSet, HomeOptions, HomeStatus
+from cowfs.devices.options import PoolSource
 from cowfs.errors import UsageError
 from cowfs.layers.options import HomeChanges, changes_to_home, home_options, parse_storage_options
 from cowfs.pool import load_backend
@@ -74,6 +75,22 @@ def test_what_is_no_whole_block_is_left_out() -> None:
 def test_sizes_that_cannot_be(option: str, text: str) -> None:
     with pytest.raises(UsageError, match=f"^{text} "):
         made(option)
+
+
+@pytest.mark.parametrize(
+    ("options", "source"),
+    [
+        ([], PoolSource()),
+        (["dm.datadev=/dev/d"], PoolSource(data_device="/dev/d")),
+        (["dm.metadatadev=/dev/m"], PoolSource(metadata_device="/dev/m")),
+        (["dm.datadev=/dev/d", "dm.metadatadev=/dev/m"], PoolSource("/dev/d", "/dev/m")),
+        (["dm.thinpooldev=/dev/mapper/p"], PoolSource(thin_pool="p")),
+        (["dm.thinpooldev=p", "dm.datadev=/dev/d"], PoolSource(thin_pool="p")),
+        (["dm.directlvm_device=/dev/d"], PoolSource(thin_pool="docker-thinpool")),
+    ],
+)
+def test_where_the_pool_is(options: list[str], source: PoolSource) -> None:
+    assert made(*options).source == source
 
 
 # ---------------------------------------------------------------------------- a home that is there

@@ -8,7 +8,9 @@ import itertools
 import pytest
 
 from cowfs.errors import MissingRequirement, UsageError
+from cowfs.host.machine import driver_facts
 from cowfs.layers.options import DriverOptions, Facts, Settings, parse_storage_options, settle
+from cowfs.pool import load_backend
 
 EMULATED = Facts()
 KERNEL = Facts(kernel_mounts=True, has_mkfs_xfs=True, kernel_knows_xfs=True, dm_version=(4, 47, 0))
@@ -62,6 +64,10 @@ def test_discards(options: list[str], discards: bool) -> None:
 def test_minimum_free_space() -> None:
     assert settings("dm.min_free_space=0%").min_free_percent == 0
     assert settings("dm.min_free_space=25%").min_free_percent == 25
+
+
+def test_facts_of_a_backend_in_user_space() -> None:
+    assert driver_facts(load_backend("emulated"), kernel_mounts=False) == EMULATED
 
 
 # ---------------------------------------------------------------------------- deferring

@@ -1,0 +1,253 @@
+"""direct-lvm with LVM itself, and xfs on the kernel, inside a guest: prints one JSON line for each check.
+
+Each check gets an empty directory and a disk of 2 GiB; after it, no volume group and no mapped device may be left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cowfs.devices import DeviceSet, filesystem_named
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.xfs_base import Xfs, limit_nospace_retries
+from cowfs.errors import CowfsError, HomeError
+from cowfs.ext4 import tools
+from cowfs.ext4.mkfs import require_filesystem
+from cowfs.host.machine import driver_facts
+from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
+from cowfs.layers.options import home_options, parse_storage_options
+from cowfs.pool import NodeThin, load_backend
+
+DISK_BYTES = 2 << 30
+# No udev runs in the guest, and its LVM has a configuration of its own.
+CONFIGURATION = """
+devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
+activation { udev_sync=0 udev_rules=0 monitoring=0 }
+"""
+BACKEND = load_backend("dmthin")
+CHECKS: list[Callable[[Path, str], None]] = []
+
+
+def check(function: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+    CHECKS.append(function)
+    return function
+
+
+class Lvm:
+    """The system's programs, with the guest's configuration; `broken` names one that fails."""
+
+    def __init__(self, folder: Path, broken: str = "") -> None:
+        self.profiles = folder / "lvm" / "profile"
+        self.profiles.mkdir(parents=True, exist_ok=True)
+        (folder / "lvm" / "lvm.conf").write_text(CONFIGURATION)
+        self._environment = {**os.environ, "LVM_SYSTEM_DIR": str(folder / "lvm"), "DM_DISABLE_UDEV": "1"}
+        self._broken = broken
+
+    def find(self, command: str, package: str) -> str:
+        return tools.find(command, package)
+
+    def run(self, command: str, arguments: Sequence[str], package: str) -> tuple[int, str]:
+        if command == self._broken:
+            arguments = ["--no-such-option"]
+        done = subprocess.run(
+            [self.find(command, package), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def prepare(self, folder: Path, disk: str, *, force: bool = False) -> str:
+        files = HomeFiles(str(folder))
+        config = LvmConfig(device=disk, autoextend_threshold=70)
+        name = prepare_pool(files, config, force=force, commands=self, profile_directory=str(self.profiles))
+        assert read_config(files) == config
+        return name
+
+
+def refusal(lvm: Lvm, folder: Path, disk: str) -> str:
+    try:
+        lvm.prepare(folder, disk)
+    except CowfsError as error:
+        assert not (folder / "setup-config.json").exists()
+        return str(error)
+    raise AssertionError("it was not refused")
+
+
+def said(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+@check
+def a_pool_is_made_and_used_again(folder: Path, disk: str) -> None:
+    lvm = Lvm(folder)
+    assert lvm.prepare(folder, disk) == POOL_NAME
+    words = said("dmsetup", "table", POOL_NAME).split()
+    # start, length, thin-pool, metadata, data, block size in sectors
+    assert (words[2], words[5]) == ("thin-pool", "1024")
+    assert abs(int(words[1]) * 512 - DISK_BYTES * 0.95) < 16 << 20
+    status, profile = lvm.run("lvs", ["--noheadings", "-o", "profile", "docker/thinpool"], "lvm2")
+    assert (status, profile.strip()) == (0, "docker-thinpool")
+    status, threshold = lvm.run(
+        "lvmconfig", ["--metadataprofile", "docker-thinpool", "activation/thin_pool_autoextend_threshold"], "lvm2"
+    )
+    assert (status, threshold.strip()) == (0, "thin_pool_autoextend_threshold=70")
+    before = said("dmsetup", "table", POOL_NAME)
+    assert lvm.prepare(folder, disk) == POOL_NAME
+    assert said("dmsetup", "table", POOL_NAME) == before
+
+
+@check
+def a_disk_of_a_volume_group_is_refused(folder: Path, disk: str) -> None:
+    lvm = Lvm(folder)
+    assert lvm.run("vgcreate", ["theirs", disk], "lvm2")[0] == 0
+    assert f'{disk} is already part of a volume group "theirs"' in refusal(lvm, folder, disk)
+    assert lvm.run("vgremove", ["theirs"], "lvm2")[0] == 0
+
+
+@check
+def a_disk_with_a_filesystem_is_refused_and_can_be_forced(folder: Path, disk: str) -> None:
+    said("mke2fs", "-q", "-t", "ext4", disk)
+    lvm = Lvm(folder)
+    assert f"{disk} has a filesystem already" in refusal(lvm, folder, disk)
+    assert "ext4" in said("blkid", "-p", disk)
+    assert lvm.prepare(folder, disk, force=True) == POOL_NAME
+
+
+@check
+def what_is_no_disk_is_refused(folder: Path, disk: str) -> None:
+    assert "is not available for use with devicemapper" in refusal(Lvm(folder), folder, "/dev/null")
+
+
+@check
+def a_failed_step_leaves_the_disk_as_it_was(folder: Path, disk: str) -> None:
+    assert "lvchange failed with status" in refusal(Lvm(folder, "lvchange"), folder, disk)
+    lvm = Lvm(folder)
+    assert lvm.run("vgs", ["--noheadings"], "lvm2") == (0, "")
+    assert lvm.run("pvs", ["--noheadings"], "lvm2") == (0, "")
+    assert lvm.prepare(folder, disk) == POOL_NAME
+
+
+@check
+def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
+    home = folder / "home"
+    home.mkdir()
+    Lvm(folder).prepare(home, disk)
+    options = parse_storage_options([f"dm.directlvm_device={disk}", "dm.basesize=64M"])
+    with DeviceSet.init(home, BACKEND, home_options(options)) as devices:
+        devices.create("layer")
+        assert devices.status().block_bytes == 512 << 10
+    with DeviceSet.open(home, BACKEND) as devices:
+        assert [record.name for record in devices.records()] == ["base", "layer"]
+
+
+# ---------------------------------------------------------------------------- xfs
+
+
+@contextlib.contextmanager
+def mounted(node: str, folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=folder) as point:
+        said("mount", "-t", "xfs", "-o", "nouuid", node, point)
+        try:
+            yield Path(point)
+        finally:
+            said("umount", point)
+
+
+@check
+def what_the_guest_can_do(folder: Path, disk: str) -> None:
+    facts = driver_facts(BACKEND, kernel_mounts=True)
+    assert facts.can_use_xfs
+    assert facts.can_defer
+    assert facts.dm_version is not None
+    assert facts.dm_version[0] == 4
+    assert not driver_facts(BACKEND, kernel_mounts=False).can_use_xfs
+
+
+@check
+def a_home_of_xfs(folder: Path, disk: str) -> None:
+    options = parse_storage_options(
+        ["dm.fs=xfs", "dm.mkfsarg=-L", "dm.mkfsarg=layers", "dm.basesize=512M", "dm.loopdatasize=4G"]
+    )
+    filesystem = filesystem_named(options.fs, options.mkfs_args)
+    with DeviceSet.init(folder / "home", BACKEND, home_options(options), filesystem=filesystem) as devices:
+        status = devices.status()
+        assert status.base_filesystem == "xfs"
+        devices.create("same")
+        devices.create("larger", size_bytes=768 << 20)
+    with DeviceSet.open(folder / "home", BACKEND) as devices:
+        same, larger = devices.activate("same"), devices.activate("larger")
+        assert isinstance(same, NodeThin)
+        assert isinstance(larger, NodeThin)
+        assert require_filesystem(same, "same") == "xfs"
+        facts = said("blkid", "-p", same.node)
+        assert f'UUID="{status.base_uuid}"' in facts
+        assert 'LABEL="layers"' in facts
+        with mounted(same.node, folder) as first, mounted(larger.node, folder) as second:
+            (first / "file").write_text("only here")
+            assert not (second / "file").exists()
+            sizes = [os.statvfs(point).f_blocks * os.statvfs(point).f_frsize >> 20 for point in (first, second)]
+            assert 400 < sizes[0] <= 512 < 650 < sizes[1] <= 768, sizes
+            limit_nospace_retries(same.node, 3)
+            name = Path(f"/sys/dev/block/{os.major(os.stat(same.node).st_rdev)}:{os.minor(os.stat(same.node).st_rdev)}")
+            setting = Path("/sys/fs/xfs", name.resolve().name, "error/metadata/ENOSPC/max_retries")
+            assert setting.read_text().strip() == "3"
+
+
+@check
+def another_xfs_is_found_out(folder: Path, disk: str) -> None:
+    options = home_options(parse_storage_options(["dm.basesize=512M", "dm.loopdatasize=4G"]))
+    with DeviceSet.init(folder / "home", BACKEND, options, filesystem=Xfs()) as devices:
+        thin = devices.activate("base")
+        assert isinstance(thin, NodeThin)
+        said("xfs_admin", "-U", "generate", thin.node)
+        devices.deactivate("base")
+    try:
+        DeviceSet.open(folder / "home", BACKEND).close()
+    except HomeError as error:
+        if "has UUID" in str(error):
+            return
+        raise
+    raise AssertionError("another file system was taken for the base device's")
+
+
+def clear(folder: Path, disk: str) -> None:
+    lvm = Lvm(folder)
+    lvm.run("vgremove", ["-f", "docker"], "lvm2")
+    lvm.run("pvremove", ["-f", disk], "lvm2")
+
+
+def main() -> None:
+    for function in CHECKS:
+        reason, begin = "", time.monotonic()
+        with tempfile.TemporaryDirectory(dir="/run") as name:
+            folder = Path(name)
+            image = folder / "disk"
+            with image.open("xb") as file:
+                file.truncate(DISK_BYTES)
+            disk = said("losetup", "--find", "--show", str(image)).strip()
+            try:
+                function(folder, disk)
+            except Exception:
+                reason = traceback.format_exc()
+            clear(folder, disk)
+            said("losetup", "--detach", disk)
+            left = said("dmsetup", "ls").strip()
+            if left != "No devices found":
+                reason += f"left behind: {left}"
+        print(json.dumps({"id": function.__name__, "reason": reason, "seconds": time.monotonic() - begin}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
