@@ -1,5 +1,7 @@
 """The least that a pyfuse3 server can do: one file, every request one os.pread or os.pwrite.
 
+Mounted with the options of the raw view; the main loop is pyfuse3's own, on plain trio.
+
 python -m bench.bare_handler FILE MNT      serves MNT/disk until it is unmounted
 """
 
@@ -15,6 +17,7 @@ import pyfuse3
 import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
+from cowfs.fuse.server import MountOptions
 from cowfs.fuse.translate import MAX_TASKS
 
 FILE_INODE = 2
@@ -78,7 +81,7 @@ async def read_ahead_like_cowfs(target: str) -> None:
 
 def main() -> None:
     _, path, target = sys.argv
-    pyfuse3.init(BareHandler(os.open(path, os.O_RDWR)), target, {"default_permissions", "noatime", "fsname=bare"})
+    pyfuse3.init(BareHandler(os.open(path, os.O_RDWR)), target, MountOptions("bare").for_fuse())
     try:
         trio.run(serve, target)
     finally:

@@ -29,13 +29,15 @@ def run(bench: Bench) -> None:
         def read_first_block(device: ThinDevice) -> float:
             return 1e6 * timed(lambda: [device.pread(0, PAGE) for _ in range(reads)]) / reads
 
-        medians = bench.compare(
+        found = bench.compare(
             "read block 0, 4 KiB",
             {"the first device": lambda: read_first_block(first), f"snapshot {length}": lambda: read_first_block(last)},
             unit="us",
         )
-        before, after = medians.values()
-        bench.goal(f"read time through {length} snapshots, last / first", after / before, at_least=0.9, at_most=1.1)
+        before, after = found.values()
+        bench.goal_ratio(
+            f"read time through {length} snapshots, last / first", after, before, at_least=0.9, at_most=1.1
+        )
     finally:
         pool.close()
 

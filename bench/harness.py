@@ -3,8 +3,8 @@
 A benchmark is a module with a docstring (the question, and what arithmetic expects) and `run(bench)`. Contenders of one
 question are measured side by side, round by round, so that a noisy machine is noisy to all of them:
 
-    bench.compare("overwrite", {"plain file": run_plain, "thin device": run_thin}, unit="MB/s")
-    bench.goal("thin device / plain file", ratio, at_least=0.8)
+    found = bench.compare("overwrite", {"plain file": run_plain, "thin device": run_thin}, unit="MB/s")
+    bench.goal_ratio("thin device / plain file", found["thin device"], found["plain file"], at_least=0.8)
 """
 
 from __future__ import annotations
@@ -41,12 +41,16 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a figure; `met` is None in quick runs, whose sizes prove nothing."""
+    """A bound on a figure; `met` is None in quick runs, whose sizes prove nothing.
+
+    A ratio is the median of those of the rounds, and `spread` theirs: (largest - smallest) / median.
+    """
 
     name: str
     value: float
     bound: str
     met: bool | None
+    spread: float | None = None
 
 
 @dataclass
@@ -73,13 +77,14 @@ class Bench:
         contenders: Mapping[str, Callable[[], float]],
         *,
         unit: str,
+        rounds: int = ROUNDS,
         warm_up: bool = True,
-    ) -> dict[str, float]:
-        """Ask each contender for one figure per round, in turn; returns the medians.
+    ) -> dict[str, Measurement]:
+        """Ask each contender for one figure per round, in turn.
 
         The first round's order is the mapping's, the next one's is turned round, and so on: being first is shared.
         """
-        rounds = QUICK_ROUNDS if self.quick else ROUNDS
+        rounds = self.size(rounds, QUICK_ROUNDS)
         if warm_up:
             for contender in contenders.values():
                 contender()
@@ -94,24 +99,51 @@ class Bench:
     def figure(self, question: str, value: float, unit: str) -> float:
         """A figure that has no rounds, such as a peak of memory."""
         print(f"  {question} [{unit}]")
-        return self._record(question, "cowfs", unit, [value])
+        return self._record(question, "cowfs", unit, [value]).median
 
-    def goal(self, name: str, value: float, *, at_least: float | None = None, at_most: float | None = None) -> None:
+    def goal_ratio(
+        self,
+        name: str,
+        above: Measurement,
+        below: Measurement,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+    ) -> None:
+        """Compare a ratio with its bound: round by round, so that what slows both of them down cancels out."""
+        ratios = [a / b for a, b in zip(above.values, below.values, strict=True)]
+        self.goal(name, statistics.median(ratios), at_least=at_least, at_most=at_most, spread=spread_of(ratios))
+
+    def goal(
+        self,
+        name: str,
+        value: float,
+        *,
+        at_least: float | None = None,
+        at_most: float | None = None,
+        spread: float | None = None,
+    ) -> None:
         """Compare a figure with its bound."""
         bound = " and ".join(
             f"{sign} {limit:g}" for sign, limit in ((">=", at_least), ("<=", at_most)) if limit is not None
         )
         holds = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
-        self.goals.append(Goal(name, value, bound, None if self.quick else holds))
+        self.goals.append(Goal(name, value, bound, None if self.quick else holds, spread))
         verdict = "not judged in a quick run" if self.quick else "met" if holds else "MISSED"
-        print(f"  goal: {name} = {value:.3g}, wanted {bound}: {verdict}")
+        about = "" if spread is None else f" (spread {spread:.0%})"
+        print(f"  goal: {name} = {value:.3g}{about}, wanted {bound}: {verdict}")
 
-    def _record(self, question: str, contender: str, unit: str, values: list[float]) -> float:
-        median = statistics.median(values)
-        spread = (max(values) - min(values)) / median if median else 0.0
-        self.measurements.append(Measurement(question, contender, unit, values, median, spread))
-        print(f"    {contender:<28} {median:>12,.4g}   spread {spread:.0%}   of {len(values)}")
-        return median
+    def _record(self, question: str, contender: str, unit: str, values: list[float]) -> Measurement:
+        found = Measurement(question, contender, unit, values, statistics.median(values), spread_of(values))
+        self.measurements.append(found)
+        print(f"    {contender:<28} {found.median:>12,.4g}   spread {found.spread:.0%}   of {len(values)}")
+        return found
+
+
+def spread_of(values: list[float]) -> float:
+    """(largest - smallest) / median."""
+    median = statistics.median(values)
+    return (max(values) - min(values)) / median if median else 0.0
 
 
 def timed(action: Callable[[], object]) -> float:

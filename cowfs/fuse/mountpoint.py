@@ -21,6 +21,7 @@ from cowfs.fuse.mountinfo import Mount, mount_at
 
 _DEVICE: Final = "/dev/fuse"
 _FUSE_CONF: Final = "/etc/fuse.conf"
+_MTAB: Final = "/etc/mtab"
 _MNT_DETACH: Final = 2
 _PF_EXITING: Final = 4
 _TOOL_SECONDS: Final = 60.0
@@ -45,6 +46,8 @@ def missing_requirements() -> list[MissingRequirement]:
     if os.geteuid() != 0 and fusermount() is None:
         text = "fusermount3 is not installed, and only root mounts without it"
         missing.append(MissingRequirement(text, remedy="apt-get install fuse3", errno=errno.ENOENT))
+    if os.geteuid() != 0 and not os.path.exists(_MTAB):
+        missing.append(_no_mtab())
     if importlib.util.find_spec("pyfuse3") is None:
         text = "the Python package pyfuse3 is not installed"
         missing.append(MissingRequirement(text, remedy="pip install 'cowfs[fuse]'"))
@@ -60,6 +63,11 @@ def _device_problem(error: OSError) -> MissingRequirement:
     else:
         text, remedy = f"{_DEVICE} cannot be opened: {error.strerror}", "modprobe fuse"
     return MissingRequirement(text, remedy=remedy, errno=error.errno)
+
+
+def _no_mtab() -> MissingRequirement:
+    text = f"{_MTAB} does not exist, and fusermount3 looks there for what a user may unmount"
+    return MissingRequirement(text, remedy=f"as root, ln -s /proc/self/mounts {_MTAB}", errno=errno.ENOENT)
 
 
 def fusermount() -> str | None:
@@ -171,6 +179,7 @@ def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) 
 
     Raises:
         MountError: nothing of cowfs is mounted there, files in it are in use, or the server does not end.
+        MissingRequirement: fusermount3 is not there, or not the table that it looks into.
     """
     path = os.path.realpath(target)
     mount = mount_at(path)
@@ -191,7 +200,7 @@ def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) 
 
 
 def unmount_now(target: str, *, source: str = "", lazy: bool = False) -> None:
-    """The bare unmount, as root by umount2(2) and else by fusermount3. Raises MountError."""
+    """The bare unmount, as root by umount2(2) and else by fusermount3. Raises MountError, MissingRequirement."""
     number = _umount2(target, lazy) if os.geteuid() == 0 else _run_fusermount(target, lazy)
     if not number:
         return
@@ -228,6 +237,8 @@ def _run_fusermount(target: str, lazy: bool) -> int:
         return errno.ETIMEDOUT
     if done.returncode == 0:
         return 0
+    if not os.path.exists(_MTAB):
+        raise _no_mtab()
     said = done.stderr.decode(errors="replace")
     for number in (errno.EBUSY, errno.EPERM, errno.EINVAL, errno.ENOENT):
         if os.strerror(number) in said:

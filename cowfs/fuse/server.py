@@ -29,6 +29,7 @@ import pyfuse3
 import trio
 
 from cowfs.errors import CowfsError, MountError
+from cowfs.fuse import request_wait
 from cowfs.fuse.mountinfo import SUBTYPE
 from cowfs.fuse.mountpoint import (
     check_mount_point,
@@ -131,6 +132,7 @@ def _mount(view: View, path: str, options: MountOptions) -> None:
     said: list[str] = []
     try:
         with _captured_stderr(said):
+            request_wait.install()
             pyfuse3.init(view, path, wanted)
     except Exception as error:
         reason = "; ".join(said) or str(error)

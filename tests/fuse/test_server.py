@@ -208,6 +208,17 @@ def test_requirements_of_a_user(ordinary_user, tmp_path: Path, needs_fuse: None)
     assert "fusermount3 is not installed, and only root mounts without it; try: apt-get install fuse3" in done.stderr
 
 
+def test_unmounting_needs_the_table_of_mounts(ordinary_user, serve) -> None:
+    """The kernel's own answer would be about a file that the user never named."""
+    served = serve(ordinary_user, "memory")
+    code = "import cowfs.fuse.mountpoint as m; m._MTAB = sys.argv[1]; "
+    for action in ("m.check_requirements()", "m.fusermount = lambda: '/bin/false'; m.unmount(sys.argv[2])"):
+        done = run_python(ordinary_user, code + action, "/no/mtab", served.target, check=False)
+        assert "MissingRequirement: /no/mtab does not exist, and fusermount3 looks there" in done.stderr
+        assert "try: as root, ln -s /proc/self/mounts /no/mtab" in done.stderr
+    assert served.end() == 0
+
+
 def test_options_a_user_may_not_have(ordinary_user, serve) -> None:
     if os.geteuid() == 0 and "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
         pytest.skip("/etc/fuse.conf allows allow_other here")
