@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from cowfs.cli import output
-from cowfs.cli.settings import PATH, Settings
+from cowfs.cli.settings import PATH, SECONDS, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
@@ -45,7 +46,8 @@ _COMMANDS: Final = {
     "verify": ("uml", "Compare the emulated pool with the kernel's."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
-_GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json")
+_GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json", "--uml", "--time-limit")
+_WITH_VALUES: Final = ("--home", "--backend", "--time-limit")
 _INTERRUPTED: Final = 130
 _BROKEN_PIPE: Final = 141
 
@@ -73,9 +75,13 @@ class _Commands(click.Group):
 @click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=PATH, help="The home. [env: COWFS_HOME]")
 @click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
 @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
+@click.option("--uml", "in_uml", is_flag=True, help="Run the command in User-Mode Linux, with --backend dmthin.")
+@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="With --uml: end the command after that.")
 @click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(ctx: click.Context, home: str | None, backend: str, as_json: bool) -> None:
+def cli(
+    ctx: click.Context, home: str | None, backend: str, as_json: bool, in_uml: bool, time_limit: float | None
+) -> None:
     """Thin devices and snapshots in user space, mountable as file trees and disk images.
 
     A home holds a pool and its devices. These options stand before the command.
@@ -86,7 +92,33 @@ def cli(ctx: click.Context, home: str | None, backend: str, as_json: bool) -> No
       cowfs --home H mount web /mnt           its files, until 'cowfs umount /mnt'
       cowfs --home H snapshot web web-1       at any time, in no time
     """
-    ctx.obj = Settings(home=home, backend=backend, as_json=as_json)
+    words: list[str] = ctx.obj
+    ctx.obj = settings = Settings(home=home, backend=backend, as_json=as_json)
+    if in_uml:
+        from cowfs.cli.uml import run_in_uml
+
+        explicit = ctx.get_parameter_source("backend") is ParameterSource.COMMANDLINE
+        defaults = [] if explicit else ["--backend", "dmthin"]
+        status = run_in_uml(settings, ctx.invoked_subcommand or "", [*defaults, *_for_the_guest(words)], time_limit)
+        ctx.exit(status)
+    if time_limit is not None:
+        raise UsageError("--time-limit is for --uml; add that, or leave it out")
+
+
+def _for_the_guest(words: list[str]) -> list[str]:
+    """A command line without the options that bring it into a guest."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--time-limit":
+            next(rest, None)
+        elif word != "--uml" and not word.startswith("--time-limit="):
+            kept.append(word)
+            if word in _WITH_VALUES:
+                kept += [value for value in [next(rest, None)] if value is not None]
+            elif not word.startswith("-"):
+                break
+    return [*kept, *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -104,7 +136,7 @@ def run(words: list[str]) -> int:
     """Run a command line; its exit status."""
     as_json = _asks_for_json(words)
     try:
-        result: Any = cli.main(words, prog_name="cowfs", standalone_mode=False)
+        result: Any = cli.main(list(words), prog_name="cowfs", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         return UsageError.exit_code
@@ -130,7 +162,7 @@ def _asks_for_json(words: list[str]) -> bool:
     for word in rest:
         if word == "--json":
             return True
-        if word in ("--home", "--backend"):
+        if word in _WITH_VALUES:
             next(rest, None)
         elif not word.startswith("-"):
             break

@@ -191,7 +191,7 @@ def _devices(report: HomeReport) -> str:
 
 
 def _view(view: MountedView) -> str:
-    kind = "disk image" if view.view == "raw" else "file tree"
+    kind = {"raw": "disk image", "kernel": "file tree, by the kernel"}.get(view.view, "file tree")
     return f"{kind}, read-only" if view.read_only else kind
 
 

@@ -11,6 +11,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
+from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
     from cowfs.host.mounting import MountRequest
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
 @click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
+@click.option("--kernel", is_flag=True, help="Have the kernel mount it (backend dmthin); no process stays behind.")
+@click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
 @click.option("--report-fd", type=int, hidden=True)
 @click.pass_obj
@@ -32,6 +35,8 @@ def mount_command(
     raw: bool,
     read_only: bool,
     repair: bool,
+    kernel: bool,
+    options: str,
     foreground: bool,
     report_fd: int | None,
 ) -> None:
@@ -41,7 +46,16 @@ def mount_command(
     other commands go on working through it. Its log is cowfs.log in the home.
 
     A file system that was not cleanly unmounted is checked by e2fsck first.
+
+    With --kernel the kernel mounts the device's node, whatever file system it holds; the home is free meanwhile.
     """
+    if kernel:
+        if raw or repair or foreground:
+            raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
+        _mount_by_kernel(settings, name, mountpoint, options, read_only=read_only)
+        return
+    if options:
+        raise UsageError("--options are for the kernel; add --kernel, or leave them out")
     from cowfs.host.mounting import MountRequest, mount
 
     request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair)
@@ -54,6 +68,16 @@ def mount_command(
     pid = mount(request, _server_command(settings, request))
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
+
+
+def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
+    from cowfs.host.kernel_mount import mount_by_kernel
+    from cowfs.host.session import connect
+
+    with connect(settings.home_path, settings.backend) as session:
+        node = mount_by_kernel(session, name, mountpoint, options=options, read_only=read_only)
+    if settings.as_json:
+        output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
 
 
 def _say_ready(settings: Settings, request: MountRequest) -> None:
@@ -94,9 +118,15 @@ def _log_to_stderr() -> None:
 @click.pass_obj
 def umount_command(settings: Settings, mountpoint: str, lazy: bool) -> None:
     """Unmount MNT. Everything is written down and the home is free when this returns."""
+    from cowfs.fuse.mountinfo import mount_at
     from cowfs.fuse.mountpoint import unmount
+    from cowfs.host.kernel_mount import is_mount_of_home, unmount_by_kernel
 
     target = os.path.realpath(mountpoint)
-    unmount(mountpoint, lazy=lazy)
+    mount = mount_at(target)
+    if mount is not None and is_mount_of_home(mount):
+        unmount_by_kernel(mount, lazy=lazy)
+    else:
+        unmount(mountpoint, lazy=lazy)
     if settings.as_json:
         output.print_json({"unmounted": target})

@@ -73,4 +73,5 @@ class DeviceType(click.ParamType[str]):
 
 PATH = click.Path(readable=False)  # whether it can be used is found out by using it
 SIZE = SizeType()
+SECONDS = click.FloatRange(min=0, min_open=True)
 DEVICE = DeviceType()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import SIZE, Settings
-from cowfs.errors import UsageError
+from cowfs.cli.settings import SECONDS, SIZE, Settings
+from cowfs.errors import UmlError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.uml import UmlKernel
 
-_VERIFY_MEMORY_BYTES = 1 << 30
+_VERIFY_MEMORY_BYTES: Final = 1 << 30
+_MOUNTING: Final = ("mount", "umount")
+_BOOTING: Final = ("uml", "verify")
 
 
 class _UmlCommand(click.Command):
@@ -29,7 +33,7 @@ class _UmlCommand(click.Command):
 
 @click.command("uml", cls=_UmlCommand, context_settings={"allow_interspersed_args": False})
 @click.option("--memory", "memory_bytes", type=SIZE, metavar="SIZE", default="512M", show_default=True)
-@click.option("--timeout", "timeout_seconds", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS")
+@click.option("--timeout", "timeout_seconds", type=SECONDS, metavar="SECONDS")
 @click.argument("words", nargs=-1, required=True, metavar="install | -- COMMAND...", type=click.UNPROCESSED)
 @click.pass_context
 def uml_command(
@@ -86,11 +90,58 @@ def verify_command(seed: int, count: int, steps: int) -> int:
     )
 
 
-def run_in_uml(words: list[str]) -> int:
-    """Run `cowfs WORDS` in User-Mode Linux, with this process's environment and streams; its exit status."""
+def run_in_uml(settings: Settings, command: str, words: list[str], timeout_seconds: float | None) -> int:
+    """Run `cowfs WORDS`, whose command is `command`, in a guest; its exit status.
+
+    The guest does not see the locks of this machine, so this process holds the home meanwhile.
+    """
     from cowfs.uml import run
 
-    return run([sys.executable, "-m", "cowfs", *words], kernel=_kernel(), env=_environment(), stdin=sys.stdin.fileno())
+    if command in _MOUNTING:
+        raise UsageError(
+            f"'{command}' is of no use in User-Mode Linux: a mount there ends with its command, and this machine never "
+            "sees it; the same home mounts here with --backend emulated, and 'cowfs uml -- sh' is for work inside"
+        )
+    if command in _BOOTING:
+        raise UsageError(f"'{command}' boots User-Mode Linux by itself; leave out --uml")
+    with _held(settings, is_new=command == "init"):
+        try:
+            return run(
+                [sys.executable, "-m", "cowfs", *words],
+                kernel=_kernel(),
+                env=_environment(),
+                timeout_seconds=timeout_seconds,
+                stdin=sys.stdin.fileno(),
+            )
+        except UmlError as error:
+            if not error.timed_out:
+                raise
+            message = f"'cowfs {command}' in User-Mode Linux was ended after {timeout_seconds:g} seconds"
+            raise UmlError(message, timed_out=True) from None
+
+
+@contextmanager
+def _held(settings: Settings, *, is_new: bool) -> Iterator[None]:
+    """Hold the home that the command line names, if it names one."""
+    from cowfs.devices import HomeLock
+    from cowfs.devices.files import HomeFiles
+    from cowfs.devices.making import require_room_for_home
+    from cowfs.host.session import locked
+
+    if not settings.home:
+        yield
+    elif is_new:
+        files = HomeFiles(str(settings.home_path))
+        require_room_for_home(files)
+        files.make_directory(files.home)
+        lock = HomeLock.acquire(files.home)
+        try:
+            yield
+        finally:
+            lock.release()
+    else:
+        with locked(settings.home_path, "a command in User-Mode Linux"):
+            yield
 
 
 def _kernel() -> UmlKernel:

@@ -42,6 +42,10 @@ class Mount:
         return self.fstype == FSTYPE
 
     @property
+    def is_read_only(self) -> bool:
+        return "ro" in self.options | self.super_options
+
+    @property
     def owner_uid(self) -> int | None:
         """Who mounted it, where the file system says so (FUSE does)."""
         for option in self.super_options:

@@ -19,6 +19,7 @@ import msgspec
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.files import HomeFiles
+from cowfs.devices.making import read_settings
 from cowfs.devices.pool_files import device_size
 from cowfs.devices.records import TransactionFile
 from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
@@ -119,7 +120,7 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
     """
     from cowfs.thinmeta.check import check, clear_needs_check
 
-    with locked(home, "repairing metadata") as files:
+    with _locked(home, "repairing metadata") as files:
         with _opened(files.metadata, read_only=False) as device:
             report = check(device, progress=progress)
             if report.ok:
@@ -170,10 +171,23 @@ def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = No
     """
     from cowfs.thinmeta.xml import restore
 
-    with locked(home, "restoring metadata") as files, _replacing_metadata(files) as new:
+    with _locked(home, "restoring metadata") as files, _replacing_metadata(files) as new:
         restore(source, new, progress=progress)
         _check_block_size(files, new)
         return check_metadata(new)
+
+
+@contextmanager
+def _locked(home: Path, purpose: str) -> Iterator[HomeFiles]:
+    """A home to itself, whose metadata is ours to replace."""
+    with locked(home, purpose) as files:
+        pool = read_settings(files).thin_pool
+        if pool:
+            raise HomeError(
+                f"{purpose} is for the maker of pool '{pool}', which the home {files.home} only uses; "
+                "take the tools of its maker, such as 'lvconvert --repair'"
+            )
+        yield files
 
 
 def _check_block_size(files: HomeFiles, new: BlockDevice) -> None:

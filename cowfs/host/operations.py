@@ -123,7 +123,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             home=plain_text(str(host.home)),
             backend=host.backend,
             holder_pid=os.getpid() if host.is_serving else None,
-            views=list(host.views),
+            views=host.all_views(),
             pool=status.pool_name,
             mode=status.mode.name.lower(),
             no_space="queue" if status.no_space is NoSpacePolicy.QUEUE else "error",
@@ -181,9 +181,10 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
             created_transaction_id=figures.created_transaction_id,
             creation_time=figures.creation_time,
             snapshotted_time=figures.snapshotted_time,
-            active=any(thin.thin_id == thin_id for thin in host.devices.pool.active()),
+            active=any(thin.thin_id == thin_id for thin in host.devices.pool.active())
+            or self.name in host.devices.lent(),
             deleted=record.deleted,
-            views=[view for view in host.views if view.device == record.name],
+            views=[view for view in host.all_views() if view.device == record.name],
         )
 
 
@@ -246,7 +247,7 @@ class Table(Listing[TargetLine], frozen=True, tag="table"):
         yield TargetLine(pool.name, pool.table().format())
         for record in host.devices.records():
             table = ThinTable(Sectors(record.length_sectors), pool.name, ThinId(record.device_id))
-            yield TargetLine(_node_name(pool.name, record.name), table.format())
+            yield TargetLine(plain_text(host.devices.target_name(record.name)), table.format())
 
 
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
@@ -260,7 +261,9 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
                 figures = _figures(pool.thin_status(record.device_id))
             except NoSuchThin:  # a record whose thin is gone
                 continue
-            yield TargetLine(_node_name(pool.name, record.name), f"0 {record.length_sectors} thin {figures}")
+            yield TargetLine(
+                plain_text(host.devices.target_name(record.name)), f"0 {record.length_sectors} thin {figures}"
+            )
 
 
 class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
@@ -276,6 +279,15 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
             return OpenFile(copy_metadata(source, host.home))
         finally:
             source.close()
+
+
+class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
+    """An open node of a device that nobody uses; the device is active until its last user is gone."""
+
+    name: str
+
+    def run(self, host: Host) -> OpenFile:
+        return OpenFile(host.devices.lend(self.name))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
@@ -299,16 +311,11 @@ def _row(host: Host, record: DeviceRecord) -> DeviceRow:
     )
 
 
-def _node_name(pool_name: str, name: str) -> str:
-    """What moby calls the node of a device whose pool is `<prefix>-pool`."""
-    return f"{pool_name.removesuffix('-pool')}-{plain_text(name)}"
-
-
 def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:
     return status.value if isinstance(status, UnreadableStatus) else status.format()
 
 
-_REQUESTS = (Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata)
+_REQUESTS = (Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata, OpenNode)
 _DECODER: Final = msgspec.json.Decoder(typing.Union[_REQUESTS])  # noqa: UP007
 
 

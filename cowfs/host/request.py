@@ -16,6 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from cowfs.error_record import plain_text
+from cowfs.host.kernel_nodes import kernel_mounts
+
 if TYPE_CHECKING:
     from cowfs.devices import DeviceSet
     from cowfs.layers import Steps
@@ -24,7 +27,7 @@ R = TypeVar("R", covariant=True)  # noqa: PLC0105
 
 
 class MountedView(msgspec.Struct, frozen=True):
-    """A device that the holder shows at a mount point; `view` is `tree` or `raw`."""
+    """A device that is shown at a mount point: by the holder as `tree` or `raw`, or by the `kernel`."""
 
     device: str
     mount_point: str
@@ -45,8 +48,16 @@ class Host:
     def home(self) -> Path:
         return self.devices.home
 
+    def all_views(self) -> list[MountedView]:
+        """What this process shows, and what the kernel does."""
+        kernels = (
+            MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
+            for name, mount in kernel_mounts(self.devices)
+        )
+        return [*self.views, *kernels]
+
     def mount_points(self, name: str) -> list[str]:
-        return [view.mount_point for view in self.views if view.device == name]
+        return [view.mount_point for view in self.all_views() if view.device == name]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):

@@ -178,13 +178,7 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
         lock = HomeLock.acquire(files.home)
         with ExitStack() as undo:
             undo.callback(lock.release)
-            pool = read_settings(files).thin_pool
-            if pool:
-                raise HomeError(
-                    f"the pool of the home {files.home} is '{pool}', which somebody else made; use the tools of its "
-                    "maker, such as 'lvconvert --repair'"
-                )
-            if is_in_use(files):
+            if not read_settings(files).thin_pool and is_in_use(files):
                 raise HomeBusy(
                     f"{purpose} needs the home {files.home} to itself, and the kernel uses its pool; "
                     "unmount what 'mount --kernel' mounted from it"

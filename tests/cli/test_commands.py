@@ -14,6 +14,7 @@ import pytest
 
 from cowfs.cli import output
 from cowfs.cli.app import cli
+from cowfs.cli.settings import SizeType
 from cowfs.devices import HomeOptions
 from cowfs.pool import PoolStatus, PoolTable, ThinStatus, ThinTable
 from cowfs.units import format_size, parse_size
@@ -416,7 +417,11 @@ def test_sizes_in_help_are_the_defaults_of_a_home() -> None:
     """The words of the command line and the figures of the engine are the same."""
     command = cli.get_command(None, "init")  # type: ignore[arg-type]
     assert command is not None
-    defaults = {parameter.name: parse_size(str(parameter.default)) for parameter in command.params}
+    defaults = {
+        parameter.name: parse_size(str(parameter.default))
+        for parameter in command.params
+        if isinstance(parameter.type, SizeType)
+    }
     options = HomeOptions()
     assert defaults == {
         "data_size": options.data_size_bytes,

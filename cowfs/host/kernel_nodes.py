@@ -1,0 +1,68 @@
+"""Block devices as the kernel tells of them in /sys, and which of a home's it has mounted. They go by their numbers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cowfs.fuse.mountinfo import Mount, mounts
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceSet
+
+
+def kernel_mounts(devices: DeviceSet) -> list[tuple[str, Mount]]:
+    """The devices of a home that the kernel has mounted, by name, with the mounts; whoever mounted them."""
+    lent = {number: name for name, numbers in devices.lent().items() for number in numbers}
+    if not lent:
+        return []
+    return [(lent[number], mount) for mount in mounts() if (number := device_of(mount)) in lent]
+
+
+def device_of(mount: Mount) -> int:
+    """The number of the block device that a mount is of; of something else for other mounts."""
+    major, minor = map(int, mount.device.split(":"))
+    if major == 0 and mount.source.startswith("/dev/"):  # btrfs has a number of its own
+        try:
+            return os.stat(mount.source).st_rdev
+        except OSError:
+            pass
+    return os.makedev(major, minor)
+
+
+def folder(number: int) -> str:
+    return f"/sys/dev/block/{os.major(number)}:{os.minor(number)}"
+
+
+def target_name(number: int) -> str:
+    """The name device mapper knows a device by; empty for what is no device of its."""
+    return _read(f"{folder(number)}/dm/name")
+
+
+def clears_itself(number: int) -> bool:
+    return _read(f"{folder(number)}/loop/autoclear") == "1"
+
+
+def below(number: int) -> list[int]:
+    return _related(number, "slaves")
+
+
+def above(number: int) -> list[int]:
+    return _related(number, "holders")
+
+
+def _related(number: int, relation: str) -> list[int]:
+    directory = f"{folder(number)}/{relation}"
+    try:
+        texts = [_read(f"{directory}/{name}/dev") for name in os.listdir(directory)]
+    except OSError:
+        return []
+    return [os.makedev(*map(int, text.split(":"))) for text in texts if text]
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
