@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
+
 import pytest
 
 from cowfs.errors import MissingRequirement
-from cowfs.uml import UmlKernel, find_kernel
+from cowfs.uml import UmlKernel, find_kernel, run_captured
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +19,24 @@ def uml_kernel() -> UmlKernel:
         return find_kernel()
     except MissingRequirement as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def results_of(uml_kernel: UmlKernel) -> Callable[[str], dict[str, str]]:
+    """Runs the checks of a module in a guest; by check: why it failed, if it did."""
+
+    def run(module: str) -> dict[str, str]:
+        done = run_captured(
+            [sys.executable, "-m", module],
+            kernel=uml_kernel,
+            cwd=REPOSITORY,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
+            timeout_seconds=250,
+        )
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        for line in lines:
+            print(line.get("figure", f"{line.get('seconds')} s {line.get('id')}"))
+        return {line["id"]: line["reason"] for line in lines if "id" in line}
+
+    return run

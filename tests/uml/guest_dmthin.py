@@ -1,7 +1,4 @@
-"""Checks of the dmthin backend that run inside a guest: python guest_dmthin.py prints one JSON line for each.
-
-Each check gets an empty directory; after it, no device-mapper device and no attached loop device may be left.
-"""
+"""Checks of the dmthin backend that run inside a guest; see `guest_checks`."""
 
 from __future__ import annotations
 
@@ -11,25 +8,31 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from cowfs.errors import InvalidRequest, MetadataCorrupt, ThinBusy
 from cowfs.pool import PoolTable
 from cowfs.units import Sectors
-from cowfs_dmthin import BACKEND, Control, ControlError, DmPool, DmThin, nodes
+from cowfs_dmthin import BACKEND, ControlError, DmPool, DmThin, nodes
 from cowfs_dmthin.loop import loop_devices_of
+from tests.uml.guest_checks import (
+    CONTROL,
+    Check,
+    attached_loops,
+    expected,
+    run_checks,
+    somebody_has_open,
+    wait_until,
+)
 
-CHECKS: list[Callable[[Path], None]] = []
-CONTROL = Control()
+CHECKS: list[Check] = []
 BLOCK = 65536
 
 
-def check(function: Callable[[Path], None]) -> Callable[[Path], None]:
+def check(function: Check) -> Check:
     CHECKS.append(function)
     return function
 
@@ -54,39 +57,16 @@ def activate(pool: DmPool, name: str = "a", thin_id: int = 1) -> DmThin:
     return thin
 
 
-@contextlib.contextmanager
-def expected(error: type[OSError], number: int, *texts: str) -> Iterator[None]:
-    try:
-        yield
-    except error as found:
-        if found.errno != number or not all(text in str(found) for text in texts):
-            raise AssertionError(f"{errno.errorcode[number]} and {texts} were expected") from found
-    else:
-        raise AssertionError(f"{error.__name__} was expected")
-
-
 def crash(table: PoolTable) -> None:
     """Leave a pool and an active thin behind, as a process that is killed at the worst moment, or another program."""
     program = (
-        "import os, sys; from guest_dmthin import *\n"
+        "import os, sys; from tests.uml.guest_dmthin import *\n"
         "folder = Path(sys.argv[1]); pool = open_pool(make_table(folder)); pool.create_thin(1)\n"
         "thin = activate(pool); thin.pwrite(0, b'kept' * 1024); thin.flush()\n"
         "CONTROL.cancel_deferred_remove('check-a'); CONTROL.cancel_deferred_remove('check-pool'); os._exit(0)\n"
     )
     folder = os.path.dirname(table.metadata_device)
-    subprocess.run([sys.executable, "-c", program, folder], check=True, cwd=Path(__file__).parent)
-
-
-@contextlib.contextmanager
-def somebody_has_open(path: str) -> Iterator[int]:
-    """The pid of a process that has a file open, until the block ends."""
-    with subprocess.Popen(["sh", "-c", 'exec 3<"$0"; echo; exec cat', path], stdin=-1, stdout=-1) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        try:
-            yield process.pid
-        finally:
-            process.communicate()
+    subprocess.run([sys.executable, "-c", program, folder], check=True)
 
 
 @check
@@ -135,11 +115,11 @@ def what_a_crash_left_and_somebody_uses_stays_in_use(folder: Path) -> None:
 @check
 def a_process_that_is_killed_leaves_nothing(folder: Path) -> None:
     program = (
-        "import os, sys; from guest_dmthin import *\n"
+        "import os, sys; from tests.uml.guest_dmthin import *\n"
         "pool = open_pool(make_table(Path(sys.argv[1]))); pool.create_thin(1); activate(pool).pwrite(0, bytes(4096))\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    subprocess.run([sys.executable, "-c", program, folder], check=False, cwd=Path(__file__).parent)
+    subprocess.run([sys.executable, "-c", program, folder], check=False)
     table = make_table(folder)
     pool = open_pool(table)  # also while the kernel is still about it
     assert pool.thin_ids() == [1]
@@ -347,34 +327,5 @@ def the_ioctls_are_five_times_as_fast_as_dmsetup(folder: Path) -> None:
     pool.close()
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def attached_loops() -> list[str]:
-    return [path.parts[3] for path in Path("/sys/block").glob("loop*/loop/backing_file")]
-
-
-def main() -> None:
-    assert BACKEND.probe().usable, BACKEND.probe()
-    for function in CHECKS:
-        reason = ""
-        with tempfile.TemporaryDirectory(dir="/run") as name:
-            try:
-                function(Path(name))
-                left = [*CONTROL.devices(), *attached_loops()]
-                assert not left, f"left behind: {left}"
-            except Exception:
-                reason = traceback.format_exc()
-        print(json.dumps({"id": function.__name__, "reason": reason}), flush=True)
-        if reason:
-            for device in ("check-a", "check-b", "check-pool", "other-pool"):
-                with contextlib.suppress(OSError):
-                    CONTROL.remove(device)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(CHECKS)

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cowfs.errors import MissingRequirement
 from cowfs.pool import PoolTable, load_backend
-from cowfs.uml import UmlKernel, run_captured
+from cowfs.uml import UmlKernel
 from cowfs.units import Sectors
 from cowfs_dmthin import abi
 from cowfs_dmthin.pool import dm_name_of_thin
-from tests.conftest import REPOSITORY, Account
+from tests.conftest import Account
 from tests.uml.guest_dmthin import CHECKS
 
 TABLE = PoolTable(Sectors(1280), "/nowhere/metadata", "/nowhere/data", Sectors(128))
-GUEST_PATH = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
 
 
 @pytest.fixture(scope="module")
-def results(uml_kernel: UmlKernel) -> dict[str, str]:
-    """By check: why it failed, if it did."""
-    done = run_captured(
-        [sys.executable, "tests/uml/guest_dmthin.py"],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env=GUEST_PATH,
-        timeout_seconds=250,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    for line in lines:
-        print(line.get("figure", ""), end="")
-    return {line["id"]: line["reason"] for line in lines if "id" in line}
+def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    return results_of("tests.uml.guest_dmthin")
 
 
 @pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
