@@ -1,8 +1,9 @@
 """What all tests share: other users, seeds, and a check that a session leaves nothing behind.
 
-Every process that a test starts inherits an environment variable with this session's mark, so that servers which put
-themselves in the background are found too. Mounts and loop devices are found by path: all of them live below pytest's
-base directory or below `ordinary_root`.
+Every process that a test starts inherits an environment variable with this session's mark, `RUN/PID/`, so that servers
+which put themselves in the background are found too. Mounts and loop devices are found by path: all of them live below
+pytest's base directory or below `ordinary_root`. Each session looks at its own at the end. When a run of several
+sessions is interrupted, xdist kills them, and the process that started them cleans up.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import hypothesis
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SESSION_MARK = f"COWFS_TEST_SESSION={os.getpid()}-{os.urandom(4).hex()}"
+MARK = "COWFS_TEST_SESSION"
 GRACE_SECONDS = 5.0
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
@@ -120,7 +121,6 @@ class Account:
 
 
 def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
-    mark, _, value = SESSION_MARK.partition("=")
     return Account(
         name,
         uid,
@@ -131,7 +131,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join([os.path.dirname(sys.executable), SYSTEM_PATH]),
             "TMPDIR": str(directory),
-            mark: value,
+            MARK: os.environ[MARK],
         },
     )
 
@@ -139,7 +139,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
 @pytest.fixture(scope="session")
 def ordinary_root() -> Iterator[Path]:
     """A directory that every user may pass through; pytest's own is closed to others."""
-    path = Path(tempfile.mkdtemp(prefix="cowfs-test-"))
+    path = Path(tempfile.mkdtemp(prefix=ordinary_prefix()))
     path.chmod(0o755)
     yield path
     remove_tree(path)
@@ -201,32 +201,70 @@ def needs_fuse() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root: Path) -> Iterator[None]:
     """Fail the session, naming them, when mounts, loop devices or processes outlive their tests; and end them."""
-    mark, _, value = SESSION_MARK.partition("=")
-    os.environ[mark] = value
-    roots = [str(tmp_path_factory.getbasetemp().resolve()), str(ordinary_root)]
     yield
-    wait_until_processes_end()
-    left = [f"mount {path}" for path in mounts_below(roots)]
-    left += [f"loop device {name} of {path}" for name, path in loop_devices_below(roots)]
-    left += [f"process {pid}: {command}" for pid, command in marked_processes()]
-    for path in reversed(mounts_below(roots)):
-        subprocess.run(["umount", "--lazy", path] if os.geteuid() == 0 else ["fusermount3", "-uz", path], check=False)
-    for name, _ in loop_devices_below(roots):
-        subprocess.run(["losetup", "--detach", name], check=False)
-    for pid, _ in marked_processes():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    left = sweep(os.environ[MARK], [f"{tmp_path_factory.getbasetemp().resolve()}/", f"{ordinary_root}/"])
     if left:
         pytest.fail("left behind by tests:\n  " + "\n  ".join(left), pytrace=False)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if is_worker(config):
+        run = current_run()
+    else:
+        run = os.urandom(4).hex()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    os.environ[MARK] = f"{run}/{os.getpid()}/"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if is_worker(config):
+        return
+    base = config._tmp_path_factory.getbasetemp().resolve()  # type: ignore[attr-defined]  # as xdist asks for it
+    ordinary = f"{tempfile.gettempdir()}/{ordinary_prefix()}"
+    left = sweep(f"{current_run()}/", [f"{base}/", ordinary])
+    for path in Path(ordinary).parent.glob(f"{ordinary_prefix()}*"):
+        remove_tree(path)
+    if left:
+        print("ended what was left behind:\n  " + "\n  ".join(left), file=sys.stderr)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether xdist started this session for another one. Sessions that tests start inherit xdist's variables."""
+    return hasattr(config, "workerinput")
+
+
+def current_run() -> str:
+    return os.environ[MARK].partition("/")[0]
+
+
+def ordinary_prefix() -> str:
+    """How the names of this run's `ordinary_root` begin; short, because sockets have short paths."""
+    return f"cowfs-{current_run()}-"
+
+
+def sweep(mark: str, roots: Sequence[str]) -> list[str]:
+    """End, and list, the processes whose mark begins so, and the mounts and loop devices whose paths do."""
+    wait_until_processes_end(mark)
+    left = [f"mount {path}" for path in mounts_below(roots)]
+    left += [f"loop device {name} of {path}" for name, path in loop_devices_below(roots)]
+    left += [f"process {pid}: {command}" for pid, command in marked_processes(mark)]
+    for pid, _ in marked_processes(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for path in reversed(mounts_below(roots)):
+        subprocess.run(["umount", "--lazy", path] if os.geteuid() == 0 else ["fusermount3", "-uz", path], check=False)
+    for name, _ in loop_devices_below(roots):
+        subprocess.run(["losetup", "--detach", name], check=False)
+    return left
+
+
 def mounts_below(roots: Sequence[str]) -> list[str]:
-    """Mount points below any of the directories, in the order of mounting."""
+    """Mount points whose paths begin with any of these, in the order of mounting."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         fields = [line.split()[4] for line in file]
     # The kernel writes space, tab, newline and backslash as three octal digits.
     points = [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field) for field in fields]
-    return [point for point in points if any(point.startswith(root + "/") for root in roots)]
+    return [point for point in points if point.startswith(tuple(roots))]
 
 
 def loop_devices_below(roots: Sequence[str]) -> list[tuple[str, str]]:
@@ -234,32 +272,34 @@ def loop_devices_below(roots: Sequence[str]) -> list[tuple[str, str]]:
     for entry in Path("/sys/block").glob("loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             backing = entry.read_text().strip()
-            if any(backing.startswith(root + "/") for root in roots):
+            if backing.startswith(tuple(roots)):
                 found.append((f"/dev/{entry.parts[3]}", backing))
     return found
 
 
-def marked_processes() -> list[tuple[int, str]]:
-    """Processes, besides this one, with the session's mark in their environment, zombies aside."""
+def marked_processes(mark: str) -> list[tuple[int, str]]:
+    """Processes, besides this one, that were started with a mark that begins so, zombies aside."""
+    wanted = f"{MARK}={mark}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
-            if SESSION_MARK.encode() in (entry / "environ").read_bytes().split(b"\0"):
+            variables = (entry / "environ").read_bytes().split(b"\0")
+            if any(variable.startswith(wanted) for variable in variables):
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 found.append((int(entry.name), command.strip()))
     return found
 
 
-def wait_until_processes_end() -> None:
+def wait_until_processes_end(mark: str) -> None:
     """Give servers that are on their way out the time to finish."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while marked_processes() and time.monotonic() < deadline:
+    while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def remove_tree(path: Path) -> None:
     """Remove a directory, but nothing of what is still mounted below it."""
-    if not mounts_below([str(path)]):
+    if not mounts_below([f"{path}/"]):
         shutil.rmtree(path)
