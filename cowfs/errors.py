@@ -2,6 +2,8 @@
 
     CowfsError                      exit
     ├── UsageError          EINVAL     2   the request itself is wrong (bad size, bad name)
+    │   └── ArchiveError    EINVAL     2   a layer archive is damaged, or holds what cannot be
+    │       └── BreakoutError  EPERM   2   something in it leads out of the layer
     ├── PoolError                      4   a pool refused or could not do it
     │   ├── InvalidRequest  EINVAL
     │   ├── ThinExists      EEXIST
@@ -57,6 +59,24 @@ class UsageError(CowfsError):
 
     default_errno = _errno.EINVAL
     exit_code = 2
+
+
+class ArchiveError(UsageError):
+    """A layer archive that cannot be unpacked. What came before in it is there: the layer is to be thrown away.
+
+    `entry` is the name of the entry at which it ended, "" for the archive itself.
+    """
+
+    def __init__(self, message: str, *, entry: str = "", errno: int | None = None) -> None:
+        where = f"layer archive, entry '{entry}'" if entry else "layer archive"
+        super().__init__(f"{where}: {message}", errno=errno)
+        self.entry = entry
+
+
+class BreakoutError(ArchiveError):
+    """An entry that would lead out of the layer; nothing outside was touched."""
+
+    default_errno = _errno.EPERM
 
 
 class MissingRequirement(CowfsError):

@@ -1,7 +1,8 @@
-"""Access control lists: the VFS's xattr format, ext4's own compact one, and what they mean for the mode.
+"""Access control lists: the VFS's xattr format, ext4's own compact one, text, and what they mean for the mode.
 
     VFS   (system.posix_acl_*):  u32 version 2; entries of u16 tag, u16 permissions, u32 id (all ones where none)
     ext4  (on disk):             u32 version 1; entries of u16 tag, u16 permissions; u32 id for users and groups only
+    text  (setfacl, tar):        user::rwx,user:1000:r--,group::r-x,mask::r-x,other::---
 
 Source: Linux include/uapi/linux/posix_acl_xattr.h, fs/ext4/acl.c, fs/posix_acl.c.
 """
@@ -9,6 +10,7 @@ Source: Linux include/uapi/linux/posix_acl_xattr.h, fs/ext4/acl.c, fs/posix_acl.
 from __future__ import annotations
 
 import errno
+import re
 import struct
 from typing import Final, NamedTuple
 
@@ -18,17 +20,29 @@ ACCESS: Final = b"system.posix_acl_access"
 DEFAULT: Final = b"system.posix_acl_default"
 
 _USER_OBJ: Final = 0x01
-_USER: Final = 0x02
+USER: Final = 0x02
 _GROUP_OBJ: Final = 0x04
-_GROUP: Final = 0x08
+GROUP: Final = 0x08
 _MASK: Final = 0x10
 _OTHER: Final = 0x20
-_NAMED: Final = (_USER, _GROUP)
+_NAMED: Final = (USER, GROUP)
 _NO_ID: Final = 0xFFFFFFFF
 
 _VERSION: Final = struct.Struct("<I")
 _SHORT: Final = struct.Struct("<HH")
 _LONG: Final = struct.Struct("<HHI")
+
+_TAGS: Final = {  # by the word of the text form, and whether somebody is named
+    ("user", False): _USER_OBJ,
+    ("user", True): USER,
+    ("group", False): _GROUP_OBJ,
+    ("group", True): GROUP,
+    ("mask", False): _MASK,
+    ("other", False): _OTHER,
+}
+_LONG_WORDS: Final = {"u": "user", "g": "group", "m": "mask", "o": "other"}
+_LETTERS: Final = {"r": 4, "w": 2, "x": 1}
+_WORDS: Final = {tag: word for (word, _), tag in _TAGS.items()}
 
 
 class AclEntry(NamedTuple):
@@ -65,7 +79,7 @@ def _check(entries: list[AclEntry]) -> None:
         and tags.count(_MASK) <= 1
         and (not named or _MASK in tags)
         and all(entry.permissions <= 7 for entry in entries)
-        and set(tags) <= {_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER}
+        and set(tags) <= {_USER_OBJ, USER, _GROUP_OBJ, GROUP, _MASK, _OTHER}
     )
     if not valid:
         raise os_error(errno.EINVAL)
@@ -75,6 +89,47 @@ def pack(entries: list[AclEntry]) -> bytes:
     """The VFS value of entries."""
     parts = [_LONG.pack(tag, permissions, id_ if tag in _NAMED else _NO_ID) for tag, permissions, id_ in entries]
     return _VERSION.pack(2) + b"".join(parts)
+
+
+def to_text(entries: list[AclEntry]) -> str:
+    """With numbers, separated by commas."""
+    return ",".join(
+        f"{_WORDS[tag]}:{id_ if tag in _NAMED else ''}:"
+        + "".join(letter if permissions & bit else "-" for letter, bit in _LETTERS.items())
+        for tag, permissions, id_ in entries
+    )
+
+
+def from_text(text: str) -> list[AclEntry]:
+    """The entries of a text, separated by commas or lines.
+
+    Raises:
+        OSError: EINVAL for what is not a list, EOPNOTSUPP for a name without a number: nobody here knows whose it is.
+    """
+    lines = [line.partition("#")[0].strip() for line in text.replace(",", "\n").splitlines()]
+    entries = sorted(_text_entry(line) for line in lines if line)
+    _check(entries)
+    return entries
+
+
+def _text_entry(line: str) -> AclEntry:
+    """`word:who:letters`, or with the id of a name as a fourth field."""
+    fields = [field.strip() for field in line.split(":")]
+    if len(fields) not in (3, 4):
+        raise os_error(errno.EINVAL)
+    word, who, letters = fields[:3]
+    tag = _TAGS.get((word, bool(who))) or _TAGS.get((_LONG_WORDS.get(word, ""), bool(who)))
+    if tag is None or not set(letters) <= {*_LETTERS, "-"}:
+        raise os_error(errno.EINVAL)
+    permissions = sum(bit for letter, bit in _LETTERS.items() if letter in letters)
+    if not who:
+        return AclEntry(tag, permissions, _NO_ID)
+    number = "".join(fields[3:]) or who
+    if re.fullmatch("[0-9]{1,10}", number) is None:
+        raise os_error(errno.EOPNOTSUPP)
+    if int(number) >= _NO_ID:
+        raise os_error(errno.EINVAL)
+    return AclEntry(tag, permissions, int(number))
 
 
 def to_disk(entries: list[AclEntry]) -> bytes:

@@ -1,0 +1,85 @@
+"""Names in a layer archive: paths relative to the layer's root, whiteouts, and what leads out of the layer.
+
+    dir/.wh.NAME          NAME is deleted, with everything below it
+    dir/.wh..wh..opq      dir is opaque: nothing of it comes from the layers below
+    .wh..wh.plnk/NAME     aufs's files with several names: sources of hard links, no files of the layer
+    .wh..wh.*             at the top: other notes of aufs, no files of the layer
+
+Source: the OCI image specification, layer.md; for what is at the top, moby's pkg/archive.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cowfs.errors import ArchiveError, BreakoutError
+
+WHITEOUT_PREFIX: Final = b".wh."
+OPAQUE: Final = b".wh..wh..opq"
+NOTE_PREFIX: Final = b".wh..wh."
+LINK_SOURCES: Final = b".wh..wh.plnk"
+
+PATH_MAX: Final = 4095  # bytes, as in the kernel
+_SHOWN_MAX: Final = 256
+
+
+def show(name: bytes) -> str:
+    """A name for a message."""
+    shown = name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + b"..."
+    return shown.decode(errors="backslashreplace")
+
+
+def split(name: bytes, entry: bytes) -> list[bytes]:
+    """The components of a name in an archive, cleaned; of the root there are none. Absolute names are made relative.
+
+    Args:
+        name: of an entry, or of the target of a hard link.
+        entry: of the entry, for messages.
+
+    Raises:
+        BreakoutError: it leads out of the layer.
+        ArchiveError: it cannot be a name.
+    """
+    if len(name) > PATH_MAX or b"\0" in name:
+        raise ArchiveError(f"a name of {len(name)} bytes, or one with a zero byte in it", entry=show(entry))
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise BreakoutError(f"the name '{show(name)}' leads out of the layer", entry=show(entry))
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    return parts
+
+
+def check_symlink(parts: list[bytes], target: bytes) -> None:
+    """Refuse the symbolic links that moby refuses: whose target, taken from where the link is, climbs over the root.
+
+    Raises:
+        BreakoutError: it does.
+    """
+    depth = len(parts) - 1
+    for part in target.split(b"/"):
+        if part not in (b"", b"."):
+            depth += -1 if part == b".." else 1
+        if depth < 0:
+            name = show(b"/".join(parts))
+            raise BreakoutError(f"a symbolic link to '{show(target)}' leads out of the layer", entry=name)
+
+
+def hidden_by(whiteout: bytes, entry: bytes) -> bytes:
+    """The name that a whiteout hides, `.wh.` taken away.
+
+    Raises:
+        BreakoutError: it is none, so that more than the directory's own would go.
+    """
+    hidden = whiteout[len(WHITEOUT_PREFIX) :]
+    if hidden in (b"", b".", b".."):
+        raise BreakoutError("a whiteout of no name in its directory", entry=show(entry))
+    return hidden
+
+
+def is_reserved(name: bytes) -> bool:
+    """Whether a name means something else in an archive, so that no file can have it."""
+    return name.startswith(WHITEOUT_PREFIX)
