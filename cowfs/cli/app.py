@@ -34,6 +34,8 @@ _COMMANDS: Final = {
     "mount": ("mounting", "Mount a device, as a file tree or as a disk image."),
     "umount": ("mounting", "Unmount what 'mount' mounted."),
     "remove": ("devices", "Remove devices."),
+    "resize": ("space", "Grow a device."),
+    "pool-resize": ("space", "Make the pool larger."),
     "check": ("metadata", "Recount the pool's metadata and report what is wrong."),
     "dump": ("metadata", "Write the pool's metadata as XML."),
     "restore": ("metadata", "Replace the pool's metadata by what an XML file says."),
@@ -62,7 +64,7 @@ class _Commands(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"cowfs.cli.{_COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name}_command")
+        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

@@ -30,7 +30,11 @@ class BaseFilesystem(Protocol):
     def read_uuid(self, device: BlockDevice) -> str: ...
 
     def grow(self, device: BlockDevice) -> None:
-        """Make the file system fill a device that is larger than it."""
+        """Make the file system fill a device that is larger than it; nothing happens where it does already.
+
+        Raises:
+            FilesystemError: there is none, or it cannot be grown.
+        """
         ...
 
 
@@ -69,14 +73,19 @@ class BaseDevice:
         self._new_uuid = new_uuid
         self.set_file = set_file
 
+    def finished(self) -> DeviceFile | None:
+        """The base's record, when there is one that was made to its end."""
+        record = self._store.get(BASE)
+        return record if record is not None and record.initialized and not record.deleted else None
+
     def verify(self) -> None:
         """Check that the base in the pool is the one that the records mean, by its UUID.
 
         Raises:
             HomeError: it is another one or none, so pool and records do not belong together.
         """
-        record = self._store.get(BASE)
-        if record is None or not record.initialized or record.deleted:
+        record = self.finished()
+        if record is None:
             return
         if self.set_file.base_filesystem not in ("", self._filesystem.name):
             return
@@ -104,10 +113,11 @@ class BaseDevice:
 
     def ensure(self, size_bytes: int) -> None:
         """Make the base when there is none that was finished; `size_bytes` is for one that never was."""
+        record = self.finished()
+        if record is not None and self._is_in_pool(record):
+            return
         record = self._store.get(BASE)
         if record is not None:
-            if record.initialized and not record.deleted and self._is_in_pool(record):
-                return
             size_bytes = record.size
             self._transactions.remove(BASE)
         record = self._transactions.make(BASE, size_bytes, self._pool.create_thin)
@@ -119,10 +129,17 @@ class BaseDevice:
         # Last, because it is what says that all the rest is there.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
 
-    def grow(self, name: str) -> None:
-        """Make the file system of a new device fill it."""
-        with closing(self._activate(name, self._store.require(name), False)) as thin:
+    def grow_new(self, name: str, record: DeviceFile) -> None:
+        """Make the file system of a thin that is becoming a device fill it."""
+        with closing(self._activate(name, record, False)) as thin:
+            self.grow_filesystem(name, thin)
+            thin.flush()
+
+    def grow_filesystem(self, name: str, thin: ThinDevice) -> None:
+        try:
             self._filesystem.grow(thin)
+        except FilesystemError as error:
+            raise FilesystemError(f"device {name!r}: {error.message}", errno=error.errno) from error
 
     def _is_in_pool(self, record: DeviceFile) -> bool:
         try:

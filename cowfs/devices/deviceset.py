@@ -34,7 +34,8 @@ from cowfs.devices.files import HomeFiles, System
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.lock import HomeLock
 from cowfs.devices.names import BASE, check_name, pool_prefix
-from cowfs.devices.options import HomeOptions, PoolSource, check_device_size, check_min_free
+from cowfs.devices.options import HomeOptions, PoolSource, check_base_size, check_device_size, check_min_free
+from cowfs.devices.pool_growth import grow_pool
 from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
 from cowfs.devices.replacement import Replacements
 from cowfs.devices.store import DeviceStore
@@ -50,7 +51,7 @@ from cowfs.errors import (
     UsageError,
 )
 from cowfs.pool import Backend, NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
-from cowfs.units import METADATA_BLOCK_BYTES
+from cowfs.units import METADATA_BLOCK_BYTES, format_size
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 _INIT_STEPS: Final = 3
@@ -154,6 +155,7 @@ class DeviceSet:
         durable: bool = True,
         min_free_percent: int | None = None,
         source: PoolSource | None = None,
+        base_size_bytes: int | None = None,
         verify: bool = True,
         filesystem: BaseFilesystem | None = None,
         system: System = os,
@@ -166,13 +168,18 @@ class DeviceSet:
             durable: False gives up flushes.
             min_free_percent: in place of what the home says.
             source: where the pool is, for a home that does not say so because another program made it.
+            base_size_bytes: what the base device must have: a smaller one is grown, for the devices that are made
+                after; it is also the size of a base that is still to be made.
             verify: False leaves out the check of the base device, to get at the devices of a damaged home.
 
         Raises:
             NotAHome, HomeVersionError, HomeBusy: as they say.
             HomeError: pool files missing, truncated, or not those of the records.
+            UsageError: the base device is larger than `base_size_bytes`.
             MetadataCorrupt: the pool's metadata.
         """
+        if base_size_bytes is not None:
+            check_base_size(base_size_bytes)
         if min_free_percent is not None:
             check_min_free(min_free_percent)
         files = HomeFiles(os.path.abspath(home), durable=durable, system=system)
@@ -194,6 +201,8 @@ class DeviceSet:
             devices._note_missing_thins()
             if verify:
                 devices._base.verify()
+            if base_size_bytes is not None:
+                devices._require_base_size(base_size_bytes)
             undo.pop_all()
         return devices
 
@@ -212,6 +221,19 @@ class DeviceSet:
             f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is gone"
             for name, record in missing
         )
+
+    def _require_base_size(self, size_bytes: int) -> None:
+        self._settings = msgspec.structs.replace(self._settings, base_size_bytes=size_bytes)
+        base = self._base.finished()
+        if base is None or self.read_only:
+            return
+        if size_bytes < base.size:
+            raise UsageError(
+                f"Base device size cannot be smaller than {base.size} bytes ({format_size(base.size)}), which it has, "
+                f"and {size_bytes} ({format_size(size_bytes)}) were asked for"
+            )
+        if size_bytes > base.size:
+            self.resize(BASE, size_bytes)
 
     def close(self) -> None:
         """Deactivate every device, close the pool and release the lock. A second call does nothing.
@@ -297,18 +319,56 @@ class DeviceSet:
                     f"device {name!r} cannot be made: thin {origin.device_id} of its parent {origin_name!r} is not in "
                     f"pool {self.pool.name}"
                 ) from error
+            if size_bytes is not None and size_bytes > origin.size:  # within the transaction, so grown or not there
+                self._base.grow_new(name, DeviceFile(thin_id, size_bytes))
 
         def note_parent(record: DeviceFile) -> None:
             self._store.note_parent(name, record.transaction_id, origin_name)
 
         self._transactions.make(name, size_bytes or origin.size, send, note_parent)
-        if size_bytes is not None and size_bytes > origin.size:
-            try:
-                self._base.grow(name)
-            except BaseException:
-                self._transactions.remove(name)
-                raise
         return self._store.view(name)
+
+    def resize(self, name: str, size_bytes: int) -> DeviceRecord:
+        """Grow a device and the file system in it; after a crash at any moment it has the old size or the new one.
+
+        With the size that it has, the file system is made to fill it where it does not yet. The base device grows for
+        the devices that are made after. The thin gets another id.
+
+        Raises:
+            UsageError: a size that cannot be, or a smaller one.
+            UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
+            FilesystemError: there is no file system in it that can be grown.
+            OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
+        """
+        self._check_writable()
+        record = self._usable(name)
+        check_device_size(size_bytes, f"size of device {name!r}")
+        if size_bytes < record.size:
+            raise UsageError(
+                f"device {name!r} has {record.size} bytes ({format_size(record.size)}) and cannot shrink to "
+                f"{size_bytes} ({format_size(size_bytes)}); make a smaller one and copy what is in it"
+            )
+        self._check_idle(name, record, "resize it")
+        figures.check_free_space(self.pool, self._settings.min_free_percent)
+        self._transactions.settle()
+        with self._replacements.replacing(name, size_bytes) as thin:
+            self._base.grow_filesystem(name, thin)
+        return self._store.view(name)
+
+    def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeStatus:
+        """Make the pool larger, also while devices are in use. Without a size, a device is taken as large as it is.
+
+        Raises:
+            UsageError: a size that cannot be, or a smaller one; a block device, which is enlarged by other means.
+            OutOfMetadataSpace: so much data needs more metadata.
+            HomeError, PoolError: a file cannot grow, or the pool does not take it.
+        """
+        self._check_writable()
+        if self._settings.thin_pool:
+            raise UsageError(f"pool {self.pool.name} was not made by this home; it grows by the tools that made it")
+        self._transactions.settle()
+        grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
+        return self.status()
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         """Remove a device; its children keep what they share with it.
@@ -329,8 +389,7 @@ class DeviceSet:
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
         try:
-            if name in self._active:
-                raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then remove it")
+            self._check_idle(name, record, "remove it")
             self._remove_idle(name)
         except (DeviceBusy, ThinBusy) as error:
             if deferred:
@@ -478,8 +537,7 @@ class DeviceSet:
         """
         self._check_writable()
         record = self._usable(name)
-        if name in self._active:
-            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then write it anew")
+        self._check_idle(name, record, "write it anew")
         self._transactions.settle()
         with self._replacements.replacing(name) as thin:
             yield thin
@@ -516,6 +574,10 @@ class DeviceSet:
         if record is not None:
             note = ", marked for deletion" if record.deleted else ""
             raise DeviceExists(f"device {name!r} exists already (thin {record.device_id}{note}); choose another name")
+
+    def _check_idle(self, name: str, record: DeviceFile, then: str) -> None:
+        if name in self._active:
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then {then}")
 
     def _usable(self, name: str) -> DeviceFile:
         record = self._store.require(name)

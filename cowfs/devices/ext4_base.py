@@ -6,10 +6,7 @@ import os
 from collections.abc import Sequence
 
 from cowfs.blockdev import BlockDevice
-from cowfs.errors import FilesystemError
-from cowfs.ext4 import mkfs, tools
-
-_E2FSCK_USABLE = (0, 1)  # nothing wrong, or all of it corrected
+from cowfs.ext4 import growth, mkfs
 
 
 class Ext4:
@@ -29,13 +26,4 @@ class Ext4:
         return str(mkfs.read_uuid(device))
 
     def grow(self, device: BlockDevice) -> None:
-        with tools.temporary_image(device.size_bytes) as image:
-            tools.copy_mapped(device, image)
-            status, output = tools.run("e2fsck", ["-fp", image.path])
-            if status in _E2FSCK_USABLE:
-                status, output = tools.run("resize2fs", [image.path])
-            if status not in _E2FSCK_USABLE:
-                words = tools.one_line(output)
-                raise FilesystemError(f"the file system cannot be grown: {words.replace(image.path, 'the volume')}")
-            tools.copy_changes(image, device)
-        device.flush()
+        growth.grow_filesystem(device)

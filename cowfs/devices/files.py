@@ -185,6 +185,16 @@ class HomeFiles:
                 os.close(fd)
             self._sync_directory(os.path.dirname(path))
 
+    def resize_file(self, path: str, size_bytes: int) -> None:
+        """Give a file another size; a new part is zeros and occupies nothing."""
+        with _explained(f"give {size_bytes} bytes to", path):
+            fd = self._system.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                self._system.ftruncate(fd, size_bytes)
+                self._sync(fd)
+            finally:
+                os.close(fd)
+
     def _write_new(self, path: str, data: bytes) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:

@@ -83,14 +83,9 @@ class HomeOptions:
         """Raises UsageError naming the first option that cannot be, and the nearest value that can."""
         self.source.check()
         check_block_size(self.block_bytes)
-        _check_data_size(self.data_size_bytes, self.block_bytes)
-        _check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)
-        check_device_size(self.base_size_bytes, "base size")
-        if self.base_size_bytes < MIN_BASE_BYTES:
-            raise UsageError(
-                f"base size {_show(self.base_size_bytes)} is too small for an ext4 file system; "
-                f"take at least {_show(MIN_BASE_BYTES)}"
-            )
+        check_data_size(self.data_size_bytes, self.block_bytes)
+        check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)
+        check_base_size(self.base_size_bytes)
         if self.low_water_blocks < 0:
             raise UsageError(f"low water mark {self.low_water_blocks} is negative; take 0 or more data blocks")
         check_min_free(self.min_free_percent)
@@ -109,9 +104,22 @@ def check_device_size(size_bytes: int, what: str) -> None:
         raise UsageError(f"{what} {_show(size_bytes)} is too large; {_show(MAX_DEVICE_BYTES)} is the most")
 
 
+def check_base_size(size_bytes: int) -> None:
+    check_device_size(size_bytes, "base size")
+    if size_bytes < MIN_BASE_BYTES:
+        raise UsageError(
+            f"base size {_show(size_bytes)} is too small for an ext4 file system; take at least {_show(MIN_BASE_BYTES)}"
+        )
+
+
 def check_min_free(percent: int) -> None:
     if not 0 <= percent < 100:
         raise UsageError(f"minimum free space of {percent} % is not possible; take 0 (no minimum) to 99")
+
+
+def data_bitmaps(data_blocks: int) -> int:
+    """How many metadata blocks the reference counts of so many data blocks take."""
+    return -(-data_blocks // _BITMAP_ENTRIES)
 
 
 def min_metadata_bytes(data_blocks: int) -> int:
@@ -120,12 +128,13 @@ def min_metadata_bytes(data_blocks: int) -> int:
     One bitmap per 16320 data blocks, their index tree, the few blocks of an empty pool, room for one transaction's
     copies, and the tenth that the pool keeps in reserve.
     """
-    bitmaps = -(-data_blocks // _BITMAP_ENTRIES)
+    bitmaps = data_bitmaps(data_blocks)
     blocks = bitmaps + bitmaps // 60 + 64
     return max(MIN_METADATA_BYTES, -(-blocks * 10 // 9) * METADATA_BLOCK_BYTES)
 
 
-def _check_data_size(size_bytes: int, block_bytes: int) -> None:
+def check_data_size(size_bytes: int, block_bytes: int) -> None:
+    """Raises UsageError unless a pool of such blocks can have so much data."""
     _check_positive(size_bytes, "data size")
     if size_bytes < block_bytes:
         raise UsageError(f"data size {_show(size_bytes)} is less than one block of {_show(block_bytes)}")
@@ -135,7 +144,8 @@ def _check_data_size(size_bytes: int, block_bytes: int) -> None:
         raise UsageError(f"data size {_show(size_bytes)} is too large; {_show(most)} is the most")
 
 
-def _check_metadata_size(size_bytes: int, data_blocks: int) -> None:
+def check_metadata_size(size_bytes: int, data_blocks: int) -> None:
+    """Raises UsageError unless a pool of so many data blocks can have so much metadata."""
     _check_positive(size_bytes, "metadata size")
     _check_multiple(size_bytes, METADATA_BLOCK_BYTES, "metadata size", "the metadata block size")
     least = min_metadata_bytes(data_blocks)

@@ -1,7 +1,7 @@
-"""New content for a device, all of it or nothing.
+"""New content for a device, or another size, all of it or nothing.
 
 The content is made in a thin of its own, a snapshot of the device's; when it is done, the device's record is replaced
-by one that names that thin. The replacement of the record's file is the one step that decides.
+by one that names that thin and its size. The replacement of the record's file is the one step that decides.
 
     note      cowfs.replacing/<name> says: old thin, new thin
     message   create_snap new old
@@ -59,8 +59,12 @@ class Replacements:
             raise DeviceBusy(f"new content is being written to device {name!r}; try again when that is done")
 
     @contextmanager
-    def replacing(self, name: str) -> Iterator[ThinDevice]:
-        """A disk that holds what the device holds, and takes its place when the block ends without an error."""
+    def replacing(self, name: str, size_bytes: int | None = None) -> Iterator[ThinDevice]:
+        """A disk that holds what the device holds, and takes its place when the block ends without an error.
+
+        Args:
+            size_bytes: of the disk, where it is another than the device's.
+        """
         self.check_idle(name)
         record = self._store.require(name)
         note = ReplacementFile(record.device_id, self._ids.take())
@@ -70,15 +74,15 @@ class Replacements:
             self._store.files.make_directory(self._store.files.replacements)
             self._store.files.write(path, msgspec.json.encode(note))
             self._pool.create_snap(note.new_id, note.old_id)
-            replaced = msgspec.structs.replace(record, device_id=note.new_id)
-            thin = self._activate(name, replaced, False)
+            changes = {"device_id": note.new_id, "size": size_bytes or record.size}
+            thin = self._activate(name, msgspec.structs.replace(record, **changes), False)
             try:
                 yield thin
                 thin.flush()
             finally:
                 thin.close()
             # The record as it is by now: meanwhile it may have been marked for deletion.
-            self._store.save(name, msgspec.structs.replace(self._store.require(name), device_id=note.new_id))
+            self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):

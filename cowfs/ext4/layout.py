@@ -37,9 +37,11 @@ FLAG_UNSIGNED_HASH: Final = 0x0002
 
 COMPAT_HAS_JOURNAL: Final = 0x0004
 COMPAT_DIR_INDEX: Final = 0x0020
+COMPAT_SPARSE_SUPER2: Final = 0x0200
 
 INCOMPAT_FILETYPE: Final = 0x0002
 INCOMPAT_RECOVER: Final = 0x0004
+INCOMPAT_META_BG: Final = 0x0010
 INCOMPAT_EXTENTS: Final = 0x0040
 INCOMPAT_64BIT: Final = 0x0080
 INCOMPAT_EA_INODE: Final = 0x0400
@@ -50,6 +52,7 @@ RO_COMPAT_LARGE_FILE: Final = 0x0002
 RO_COMPAT_HUGE_FILE: Final = 0x0008
 RO_COMPAT_GDT_CSUM: Final = 0x0010
 RO_COMPAT_DIR_NLINK: Final = 0x0020
+RO_COMPAT_BIGALLOC: Final = 0x0200
 RO_COMPAT_METADATA_CSUM: Final = 0x0400
 RO_COMPAT_ORPHAN_PRESENT: Final = 0x10000
 
@@ -139,6 +142,11 @@ class Superblock:
     uuid: bytes
     label: bytes
     last_orphan: int
+
+    @property
+    def size_bytes(self) -> int:
+        """How much of its device the volume takes."""
+        return self.blocks * self.block_bytes
 
     @classmethod
     def unpack(cls, raw: bytes, *, where: str = "the device") -> Superblock:

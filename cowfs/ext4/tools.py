@@ -12,11 +12,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import MissingRequirement
+from cowfs.ext4.ranges import Range, difference, intersection
 from cowfs.pool.interface import ThinDevice
 
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
@@ -64,7 +65,7 @@ def temporary_image(size_bytes: int) -> Iterator[FileDevice]:
             image.close()
 
 
-def mapped_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
+def mapped_ranges(device: BlockDevice) -> Iterator[Range]:
     """(offset, length) of what a device may hold other than zeros, in order."""
     if isinstance(device, ThinDevice):
         for extent in device.extents():
@@ -78,7 +79,7 @@ def mapped_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
         yield 0, device.size_bytes
 
 
-def _data_ranges(file: FileDevice) -> Iterator[tuple[int, int]]:
+def _data_ranges(file: FileDevice) -> Iterator[Range]:
     end, size = 0, file.size_bytes
     while end < size:
         try:
@@ -92,13 +93,17 @@ def _data_ranges(file: FileDevice) -> Iterator[tuple[int, int]]:
         yield begin, end - begin
 
 
-def copy_mapped(source: BlockDevice, target: BlockDevice) -> None:
-    """Copy what `source` holds to `target`, which reads as zeros; zero pages are not written."""
-    for offset, length in mapped_ranges(source):
-        for begin in range(offset, offset + length, _CHUNK_BYTES):
-            data = source.pread(begin, min(_CHUNK_BYTES, offset + length - begin))
-            for start, stop in _nonzero_runs(data):
-                target.pwrite(begin + start, memoryview(data)[start:stop])
+def copy_mapped(source: BlockDevice, target: BlockDevice, *, within: Sequence[Range] | None = None) -> None:
+    """Copy what `source` holds to `target`, which reads as zeros; zero pages are not written.
+
+    Args:
+        within: copy only this, a set of ranges.
+    """
+    mapped = mapped_ranges(source)
+    for offset, length in _pieces(mapped if within is None else intersection(mapped, within)):
+        data = source.pread(offset, length)
+        for start, stop in _nonzero_runs(data):
+            target.pwrite(offset + start, memoryview(data)[start:stop])
 
 
 def _nonzero_runs(data: bytes) -> Iterator[tuple[int, int]]:
@@ -119,19 +124,25 @@ def _nonzero_runs(data: bytes) -> Iterator[tuple[int, int]]:
         yield start, len(data)
 
 
-def copy_changes(image: BlockDevice, device: BlockDevice) -> int:
+def copy_changes(image: BlockDevice, device: BlockDevice, *, within: Sequence[Range] | None = None) -> int:
     """Write what differs in `image` back to `device`; returns how many bytes that were.
 
     What `image` has no data for was not on the device either, or was zeroed and is made so.
+
+    Args:
+        within: look only at this, a set of ranges.
     """
-    written = 0
-    covered = 0
-    for offset, length in mapped_ranges(image):
-        written += _zero_mapped(device, covered, offset)
-        covered = offset + length
-        for begin in range(offset, covered, _CHUNK_BYTES):
-            written += _copy_changed_pages(image, device, begin, min(_CHUNK_BYTES, covered - begin))
-    return written + _zero_mapped(device, covered, device.size_bytes)
+    wanted = [(0, device.size_bytes)] if within is None else within
+    data = list(intersection(mapped_ranges(image), wanted))
+    gone = list(difference(intersection(mapped_ranges(device), wanted), data))
+    written = sum(_copy_changed_pages(image, device, *piece) for piece in _pieces(data))
+    return written + sum(_zero(device, *piece) for piece in _pieces(gone))
+
+
+def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
+    for offset, length in ranges:
+        for begin in range(offset, offset + length, _CHUNK_BYTES):
+            yield begin, min(_CHUNK_BYTES, offset + length - begin)
 
 
 def _copy_changed_pages(image: BlockDevice, device: BlockDevice, offset: int, length: int) -> int:
@@ -147,14 +158,9 @@ def _copy_changed_pages(image: BlockDevice, device: BlockDevice, offset: int, le
     return written
 
 
-def _zero_mapped(device: BlockDevice, begin: int, end: int) -> int:
-    """Zero what is not zero in a range."""
-    written = 0
-    for offset, length in mapped_ranges(device):
-        low, high = max(offset, begin), min(offset + length, end)
-        for start in range(low, high, _CHUNK_BYTES):
-            size = min(_CHUNK_BYTES, high - start)
-            if device.pread(start, size).strip(b"\0"):
-                device.zero(start, size)
-                written += size
-    return written
+def _zero(device: BlockDevice, offset: int, length: int) -> int:
+    """Zero what is not zero already."""
+    if not device.pread(offset, length).strip(b"\0"):
+        return 0
+    device.zero(offset, length)
+    return length

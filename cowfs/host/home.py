@@ -30,6 +30,7 @@ from cowfs.host.operations import (
 )
 from cowfs.host.request import Host
 from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
+from cowfs.host.space import Resize, Resized, ResizedPool, ResizePool
 from cowfs.pool import ThinDevice, load_backend
 
 if TYPE_CHECKING:
@@ -110,6 +111,24 @@ class Home:
             UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
         """
         return self._session.call(Remove(name, deferred))
+
+    def resize(self, name: str, size_bytes: int) -> Resized:
+        """Grow a device that is not in use, and the file system in it: wholly, or not at all after any failure.
+
+        Raises:
+            UsageError: a smaller size, or one that cannot be.
+            UnknownDevice, DeviceBusy, FilesystemError, OutOfDataSpace, OutOfMetadataSpace.
+        """
+        return self._session.call(Resize(name, size_bytes))
+
+    def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> ResizedPool:
+        """Make the pool larger, also while devices of it are mounted.
+
+        Raises:
+            UsageError: a smaller size, or one that cannot be.
+            OutOfMetadataSpace: so much data needs more metadata.
+        """
+        return self._session.call(ResizePool(data_size_bytes, metadata_size_bytes))
 
     def devices(self) -> list[DeviceRow]:
         """Every device by name, `base` included. Takes time in proportion to what each device holds alone."""

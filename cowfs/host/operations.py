@@ -21,6 +21,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
+from cowfs.host.space import Resize, ResizePool
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
 
@@ -315,7 +316,10 @@ def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:
     return status.value if isinstance(status, UnreadableStatus) else status.format()
 
 
-_REQUESTS = (Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata, OpenNode)
+_REQUESTS = (
+    *(Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata, OpenNode),
+    *(Resize, ResizePool),
+)
 _DECODER: Final = msgspec.json.Decoder(typing.Union[_REQUESTS])  # noqa: UP007
 
 

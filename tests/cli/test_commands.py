@@ -23,8 +23,21 @@ from tests.cli.conftest import Run
 BASE_BYTES = 16 << 20
 
 COMMANDS = [
-    *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "check", "dump"),
-    *("restore", "delta", "message", "table", "dmstatus", "doctor", "uml", "verify", "completion"),
+    *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "resize"),
+    *(
+        "pool-resize",
+        "check",
+        "dump",
+        "restore",
+        "delta",
+        "message",
+        "table",
+        "dmstatus",
+        "doctor",
+        "uml",
+        "verify",
+        "completion",
+    ),
 ]
 
 
@@ -284,6 +297,22 @@ def test_json_of_the_changes(cowfs_anywhere: Run, tmp_path: Path) -> None:
     lines = answer("table")
     assert isinstance(lines, list)
     assert lines[0].keys() == {"name", "line"}
+
+
+def test_growing(cowfs: Run, home: Path) -> None:
+    assert cowfs("resize", "web", "32M").out == "web: 32 MiB, was 16 MiB\n"
+    assert cowfs("--json", "resize", "web", "64M").json == {
+        "name": "web", "id": 5, "old_size_bytes": 32 << 20, "size_bytes": 64 << 20,
+    }  # fmt: skip
+    refused = cowfs("resize", "web", "16M")
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+    assert "cannot shrink to 16777216 (16 MiB)" in refused.err
+    assert cowfs("pool-resize", "--data-size", "512M").out == "data: 512 MiB, was 256 MiB\nmetadata: 4 MiB, as before\n"
+    assert cowfs("--json", "pool-resize", "--metadata-size", "8M").json == {
+        "old_data_bytes": 512 << 20, "data_bytes": 512 << 20, "old_metadata_bytes": 4 << 20, "metadata_bytes": 8 << 20,
+    }  # fmt: skip
+    assert "cannot shrink" in cowfs("pool-resize", "--data-size", "256M").err
+    assert cowfs("check").out.startswith("clean")
 
 
 def test_names_of_foreign_homes_do_no_harm(cowfs: Run, home: Path) -> None:

@@ -14,13 +14,17 @@ from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
 from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
 from cowfs.host.request import MountedView
+from cowfs.host.space import Resized, ResizedPool
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 
 
 @pytest.mark.parametrize(
     "kind",
-    [Ability, CheckResult, Created, DeviceReport, DeviceRow, FindingRecord, HomeReport, MountedView, TargetLine],
+    [
+        *(Ability, CheckResult, Created, DeviceReport, DeviceRow, FindingRecord, HomeReport, MountedView, Resized),
+        *(ResizedPool, TargetLine),
+    ],
     ids=lambda kind: kind.__name__,
 )
 def test_every_field_is_documented(kind: type[msgspec.Struct]) -> None:

@@ -164,12 +164,13 @@ class FailingOs(DyingOs):
 
 
 class Filesystem:
-    """A base file system that is its UUID."""
+    """A base file system that is its UUID, and from 40 on its size, once that is another than the base device's."""
 
     name = "ext4"
 
     def __init__(self, steps: Steps | None = None) -> None:
         self.steps = steps or Steps()
+        self.grow_errors: list[Exception] = []
 
     def make(self, device: BlockDevice, uuid: str) -> None:
         self.steps.step("mkfs")
@@ -177,6 +178,10 @@ class Filesystem:
 
     def grow(self, device: BlockDevice) -> None:
         self.steps.step("grow")
+        device.pwrite(PAGE, b"new tables")
+        if self.grow_errors:
+            raise self.grow_errors.pop(0)
+        device.pwrite(0, device.pread(0, 36).ljust(40) + str(device.size_bytes).encode())
 
     def read_uuid(self, device: BlockDevice) -> str:
         return device.pread(0, 36).decode(errors="replace")
@@ -244,6 +249,7 @@ class FakePool:
         self.block_bytes = table.block_sectors * 512
         self.event_counter = 0
         self._active: dict[str, FakeThin] = {}
+        self._loaded = table
 
     def _send(self, text: str) -> None:
         self.backend.steps.step(text)
@@ -297,7 +303,7 @@ class FakePool:
         return PoolStatus(
             transaction_id=self.state.transaction_id,
             used_metadata_blocks=60,  # type: ignore[arg-type]
-            total_metadata_blocks=512,  # type: ignore[arg-type]
+            total_metadata_blocks=os.path.getsize(self._table.metadata_device) // PAGE,  # type: ignore[arg-type]
             used_data_blocks=min(total, len(self.state.thins)),  # type: ignore[arg-type]
             total_data_blocks=total,
             held_root=None,
@@ -353,12 +359,16 @@ class FakePool:
             self.state.commit()
 
     def reload(self, table: PoolTable) -> None:
-        raise NotImplementedError
+        self._loaded = table
+
+    def resume(self) -> None:
+        self._send(f"resume {self._loaded.data_blocks}")
+        self._table = self._loaded
 
     def suspend(self) -> None:
         raise NotImplementedError
 
-    resume = tick = suspend
+    tick = suspend
 
     def extra_space_wait_seconds(self) -> float:
         return 0
@@ -423,12 +433,14 @@ def uuids() -> Callable[[], str]:
 
 
 def make_home(home: Path, backend: Any, options: HomeOptions = SMALL, **arguments: Any) -> DeviceSet:
-    return DeviceSet.init(home, backend, options, filesystem=Filesystem(), new_uuid=uuids(), **arguments)
+    arguments.setdefault("filesystem", Filesystem())
+    return DeviceSet.init(home, backend, options, new_uuid=uuids(), **arguments)
 
 
 def open_home(home: Path, backend: Any, **arguments: Any) -> DeviceSet:
     arguments.setdefault("durable", "system" in arguments)
-    return DeviceSet.open(home, backend, filesystem=Filesystem(), new_uuid=uuids(), **arguments)
+    arguments.setdefault("filesystem", Filesystem())
+    return DeviceSet.open(home, backend, new_uuid=uuids(), **arguments)
 
 
 def names(devices: DeviceSet) -> list[str]:

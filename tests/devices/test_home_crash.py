@@ -13,6 +13,7 @@ import pytest
 from cowfs.devices import DeviceSet
 from cowfs.errors import NotAHome
 from tests.devices.home_fakes import (
+    MIB,
     PAGE,
     SMALL,
     DyingOs,
@@ -63,14 +64,17 @@ class World:
     def _state(self) -> FakeState:
         return self.backend.states[str(self.home / "devicemapper/metadata")]
 
-    def contents(self) -> dict[str, bytes]:
-        """First page of each device."""
+    def contents(self) -> dict[str, tuple[int, bytes]]:
+        """Size and first page of each device; the pool's data and metadata have no page."""
         with open_home(self.home, self.backend) as devices:
             assert_whole(devices)
             assert devices.problems == ()
-            pages = {r.name: self._state.thins[r.device_id].get(0, b"")[:36] for r in devices.records()}
-            assert sorted(pages) == record_files(self.home)
-            return pages
+            thins = self._state.thins
+            found = {r.name: (r.size_bytes, thins[r.device_id].get(0, b"").rstrip(b"\0")) for r in devices.records()}
+            assert sorted(found) == record_files(self.home)
+            assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
+            status = devices.status()
+        return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
 
 
 @pytest.fixture
@@ -110,13 +114,32 @@ def replace(devices: DeviceSet) -> None:
         thin.pwrite(PAGE, b"more of it")
 
 
+def create_larger(devices: DeviceSet) -> None:
+    devices.create("new", parent="a", size_bytes=2 * MIB)
+
+
+def resize(devices: DeviceSet) -> None:
+    devices.resize("a", 3 * MIB)
+
+
+def grow_base(devices: DeviceSet) -> None:
+    devices.resize("base", 2 * MIB)
+
+
+def resize_pool(devices: DeviceSet) -> None:
+    devices.resize_pool(data_size_bytes=8 * MIB, metadata_size_bytes=4 * MIB)
+
+
+CHANGES = [create, create_from_active, create_larger, remove, deferred_remove, replace, resize, grow_base, resize_pool]
+
+
 def run_until(world: World, change: Change, die_at: int, *, power_cut: bool) -> bool:
     """Run a change that dies at a step; whether it died. The first steps are those of the opening itself."""
     steps = Steps(die_at)
     system = DyingOs(steps, power_cut=power_cut)
     world.backend.steps = steps
     with killed():
-        devices = open_home(world.home, world.backend, system=system)
+        devices = open_home(world.home, world.backend, system=system, filesystem=Filesystem(steps))
         change(devices)
         devices.close()
     if not steps.is_dead:
@@ -139,7 +162,7 @@ def _drop_lock() -> None:
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
-@pytest.mark.parametrize("change", [create, create_from_active, remove, deferred_remove, replace])
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_wholly_there_or_wholly_absent(
     world: World, tmp_path: Path, change: Change, power_cut: bool
 ) -> None:
@@ -156,21 +179,22 @@ def test_a_change_is_wholly_there_or_wholly_absent(
             break
         points += 1
         found = world.contents()
-        assert found in (before, after), points
+        if change is resize_pool:  # two changes, one after the other
+            assert found in (before, before | {"metadata": after["metadata"]}, after), points
+        else:
+            assert found in (before, after), points
         seen.add(found == after)
         assert world.contents() == found  # opening again changes nothing
         with open_home(world.home, world.backend) as devices:
             taken = {record.device_id for record in devices.records()}
-            assert devices.create("next").device_id not in taken
-            if "new" not in devices:
-                devices.create("new", parent="a")
+            assert devices.create("next", parent="a").device_id not in taken
             assert_whole(devices)
-        assert world.contents()["new"] == world.contents()["a"]
+        assert world.contents()["next"] == world.contents()["a"]
     assert seen == {True, False}
     print(f"{change.__name__}: killed at {points} points{' with power cut' if power_cut else ''}")
 
 
-@pytest.mark.parametrize("change", [create, remove])
+@pytest.mark.parametrize("change", [create, create_larger, remove, resize])
 def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Path, change: Change) -> None:
     before = world.contents()
     saved = world.save(tmp_path / "saved")

@@ -14,8 +14,10 @@ import pytest
 
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.options import min_metadata_bytes
+from cowfs.devices.volumes import Volumes
 from cowfs.errors import HomeError
 from cowfs.ext4 import tools
+from cowfs.ext4.interface import ROOT_INODE
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
 
@@ -87,6 +89,35 @@ def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
         }
         assert devices.figures("b").mapped_bytes < 32 * MIB
         require_clean_pool(devices.pool)
+
+
+def test_a_device_that_grew_holds_what_it_held(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.create("a")
+        devices.create("b", parent="a")
+        with Volumes(devices).opened("a") as volume:
+            made = volume.make_node(ROOT_INODE, b"file", 0o100644, 0, 0)
+            volume.write(made.inode, 0, b"kept" * MIB)
+        devices.resize("a", 16 << 30)
+        with Volumes(devices).opened("a") as volume:
+            found = volume.lookup(ROOT_INODE, b"file")
+            assert volume.read(found.inode, 0, 5 * MIB) == b"kept" * MIB
+        facts = judged(devices, "a")
+        assert int(facts["Block count"]) * int(facts["Block size"]) == 16 << 30
+        assert int(judged(devices, "b")["Block count"]) == int(judged(devices, "base")["Block count"])
+        require_clean_pool(devices.pool)
+
+
+def test_a_base_that_grew_is_what_devices_are_made_of(tmp_path: Path) -> None:
+    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+        devices.create("a")
+    with DeviceSet.open(tmp_path / "home", BACKEND, base_size_bytes=128 * MIB) as devices:
+        devices.create("b")
+        sizes = {name: int(judged(devices, name)["Block count"]) for name in ("base", "a", "b")}
+        assert sizes["base"] == sizes["b"] == 2 * sizes["a"]
+        require_clean_pool(devices.pool)
+    with DeviceSet.open(tmp_path / "home", BACKEND) as devices:
+        assert devices.problems == ()
 
 
 def test_the_smallest_base_works(tmp_path: Path) -> None:

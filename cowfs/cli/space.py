@@ -1,0 +1,51 @@
+"""The commands about space: resize, pool-resize."""
+
+from __future__ import annotations
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.units import format_size
+
+
+@click.command("resize")
+@click.argument("name", type=DEVICE)
+@click.argument("size", type=SIZE)
+@click.pass_obj
+def resize_command(settings: Settings, name: str, size: int) -> None:
+    """Grow the device NAME, which is not mounted, and the file system in it to SIZE.
+
+    It has the old size or the new one, whatever happens meanwhile. Devices do not shrink. Growing base makes the
+    devices larger that are made from it later.
+    """
+    with settings.open_home() as home:
+        resized = home.resize(name, size)
+    if settings.as_json:
+        output.print_json(resized)
+    else:
+        print(f"{output.printable(name)}: {_change(resized.old_size_bytes, resized.size_bytes)}")
+
+
+@click.command("pool-resize")
+@click.option("--data-size", type=SIZE, help="Size of the data. [default: what its file or device has]")
+@click.option("--metadata-size", type=SIZE, help="Size of the metadata. [default: what its file or device has]")
+@click.pass_obj
+def pool_resize_command(settings: Settings, data_size: int | None, metadata_size: int | None) -> None:
+    """Make the pool larger, while its devices are in use or not. Pools do not shrink.
+
+    On block devices, enlarge these first, then run this without a size.
+    """
+    with settings.open_home() as home:
+        resized = home.resize_pool(data_size_bytes=data_size, metadata_size_bytes=metadata_size)
+    if settings.as_json:
+        output.print_json(resized)
+    else:
+        print(f"data: {_change(resized.old_data_bytes, resized.data_bytes)}")
+        print(f"metadata: {_change(resized.old_metadata_bytes, resized.metadata_bytes)}")
+
+
+def _change(old_bytes: int, new_bytes: int) -> str:
+    if old_bytes == new_bytes:
+        return f"{format_size(new_bytes)}, as before"
+    return f"{format_size(new_bytes)}, was {format_size(old_bytes)}"

@@ -1,0 +1,115 @@
+"""Making a pool larger while it is in use.
+
+The files grow first, then the pool takes what they have. A crash in between is finished by the next opening, which
+takes a longer file whole too. The metadata comes before the data, whose bitmaps need room in it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from typing import Final
+
+from cowfs.blockdev import FileDevice
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.options import check_data_size, check_metadata_size, data_bitmaps
+from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, PoolModeError, UsageError
+from cowfs.pool import Pool, PoolStatus, PoolTable
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
+
+_SPARE_METADATA_BLOCKS: Final = 64  # paths to the new bitmaps, and copies of one transaction
+
+
+def grow_pool(files: HomeFiles, pool: Pool, data_size_bytes: int | None, metadata_size_bytes: int | None) -> None:
+    """Grow the devices of a pool to these sizes; without a size, to what a device has by now.
+
+    Raises:
+        UsageError: a size that cannot be, or that is smaller; another one than a block device has.
+        OutOfMetadataSpace: the metadata has no room for the bitmaps of so many data blocks.
+        HomeError: the file cannot grow.
+        PoolModeError, PoolError: the pool does not take it; its files are then as they were.
+    """
+    table = pool.table()
+    data_bytes = _size(table.data_device)
+    metadata_bytes = _size(table.metadata_device)
+    if data_size_bytes is not None:
+        check_data_size(data_size_bytes, pool.block_bytes)
+        _check_growth("data", table.data_device, data_bytes, data_size_bytes)
+    if metadata_size_bytes is not None:
+        check_metadata_size(metadata_size_bytes, table.data_blocks)
+        _check_growth("metadata", table.metadata_device, metadata_bytes, metadata_size_bytes)
+    new_data_bytes = max(data_bytes, data_size_bytes or 0)
+    new_metadata_bytes = max(metadata_bytes, metadata_size_bytes or 0)
+    grown = table.replace(length_sectors=Sectors(new_data_bytes // pool.block_bytes * table.block_sectors))
+    _check_room_for_bitmaps(pool, grown.data_blocks, new_metadata_bytes)
+    _grow(files, pool, table.metadata_device, metadata_bytes, new_metadata_bytes, table)
+    _grow(files, pool, table.data_device, data_bytes, new_data_bytes, grown)
+
+
+def _grow(files: HomeFiles, pool: Pool, path: str, old_bytes: int, new_bytes: int, table: PoolTable) -> None:
+    before = pool.table()
+    if new_bytes > old_bytes:
+        files.resize_file(path, new_bytes)
+    try:
+        pool.reload(table)
+        pool.resume()
+    except BaseException:
+        with suppress(CowfsError):
+            pool.reload(before)
+            pool.resume()
+        if new_bytes > old_bytes and _total_bytes(pool, path) <= old_bytes:
+            with suppress(HomeError):
+                files.resize_file(path, old_bytes)
+        raise
+
+
+def _total_bytes(pool: Pool, path: str) -> int:
+    """How much of one of its devices a pool knows; all there can be where that cannot be told."""
+    try:
+        status = pool.status(flush=False)
+    except CowfsError:
+        return os.stat(path).st_size
+    if not isinstance(status, PoolStatus):
+        return os.stat(path).st_size
+    if path == pool.table().metadata_device:
+        return status.total_metadata_blocks * METADATA_BLOCK_BYTES
+    return status.total_data_blocks * pool.block_bytes
+
+
+def _check_growth(what: str, path: str, size_bytes: int, new_bytes: int) -> None:
+    if new_bytes < size_bytes:
+        raise UsageError(
+            f"the pool's {what} has {size_bytes} bytes ({format_size(size_bytes)}) and cannot shrink to {new_bytes} "
+            f"({format_size(new_bytes)})"
+        )
+    if new_bytes != size_bytes and not stat.S_ISREG(os.stat(path).st_mode):
+        raise UsageError(
+            f"the pool's {what} is the block device {path} of {size_bytes} bytes; make that larger, then run this "
+            "without a size"
+        )
+
+
+def _check_room_for_bitmaps(pool: Pool, data_blocks: int, metadata_bytes: int) -> None:
+    status = pool.status()
+    if not isinstance(status, PoolStatus):
+        raise PoolModeError(f"pool {pool.name} answers '{status.value}', so it cannot grow")
+    more = data_bitmaps(data_blocks) - data_bitmaps(status.total_data_blocks)
+    free = metadata_bytes // METADATA_BLOCK_BYTES - status.used_metadata_blocks
+    if more > 0 and free < more + _SPARE_METADATA_BLOCKS:
+        least = (status.used_metadata_blocks + more + _SPARE_METADATA_BLOCKS) * METADATA_BLOCK_BYTES
+        raise OutOfMetadataSpace(
+            f"pool {pool.name} has no room in its metadata for {data_blocks} data blocks; "
+            f"make the metadata larger too, at least {least} bytes ({format_size(least)})"
+        )
+
+
+def _size(path: str) -> int:
+    try:
+        device = FileDevice(path, read_only=True)
+    except OSError as error:
+        raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error
+    try:
+        return device.size_bytes // SECTOR_BYTES * SECTOR_BYTES
+    finally:
+        device.close()
