@@ -15,10 +15,11 @@ import errno
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
+from cowfs.errors import FilesystemError
 from cowfs.ext4 import htree, layout
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Segment
-from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, entry_bytes
+from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits, entry_bytes
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.htree import DamagedIndex, Index, Node
@@ -333,6 +334,25 @@ class Directories:
             if following is None or not following & 1:
                 return entries, index.hash_version, following
 
+    # Blocks as they are.
+
+    def leaf_data(self, directory: Inode) -> Iterator[bytes]:
+        """The blocks with entries, checked but not parsed."""
+        seed = directory.checksum_seed
+        for logical in self._leaves(directory):
+            data = self._fs.cache.read(self._physical(directory, logical))
+            if self._has_tail and not checksum_fits(data, seed):
+                raise self._wrong_checksum(directory, logical)
+            yield data
+
+    def entries_of(self, data: bytes) -> list[Entry]:
+        """The entries of such a block, `.` and `..` aside."""
+        try:
+            block = DirectoryBlock(data, has_tail=self._has_tail)
+        except DamagedBlock as error:
+            raise self._fs.damaged(f"a directory block: {error}") from None
+        return [entry for entry in block.entries() if entry.name not in (b".", b"..")]
+
     # Blocks.
 
     @property
@@ -364,10 +384,13 @@ class Directories:
             block = DirectoryBlock(data, has_tail=self._has_tail)
         except DamagedBlock as error:
             raise self._fs.damaged(f"directory {directory.number}, block {logical}: {error}") from None
-        if not block.checksum_fits(directory.checksum_seed):
-            raise self._fs.damaged(f"directory {directory.number}, block {logical}: wrong checksum")
+        if self._has_tail and not checksum_fits(data, directory.checksum_seed):
+            raise self._wrong_checksum(directory, logical)
         self._keep(key, block)
         return block
+
+    def _wrong_checksum(self, directory: Inode, logical: int) -> FilesystemError:
+        return self._fs.damaged(f"directory {directory.number}, block {logical}: wrong checksum")
 
     def _keep(self, key: tuple[int, int], block: DirectoryBlock) -> None:
         self._parsed[key] = block

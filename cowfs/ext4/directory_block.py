@@ -174,8 +174,8 @@ class DirectoryBlock:
             struct.pack_into("<I", self.data, self._end + 8, checksums.leaf_checksum(seed, self.data, TAIL_BYTES))
         return bytes(self.data)
 
-    def checksum_fits(self, seed: int) -> bool:
-        if not self.has_tail:
-            return True
-        (stored,) = struct.unpack_from("<I", self.data, self._end + 8)
-        return bool(stored == checksums.leaf_checksum(seed, self.data, TAIL_BYTES))
+
+def checksum_fits(data: bytes, seed: int) -> bool:
+    """Whether the tail of a block holds the checksum of the rest."""
+    (stored,) = struct.unpack_from("<I", data, len(data) - 4)
+    return bool(stored == checksums.leaf_checksum(seed, data, TAIL_BYTES))

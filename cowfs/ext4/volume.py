@@ -34,7 +34,9 @@ from typing import TYPE_CHECKING
 from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
+from cowfs.ext4.block_map import Segment
 from cowfs.ext4.data import FileData
+from cowfs.ext4.directory_block import Entry
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.guard import Guard
@@ -48,6 +50,7 @@ from cowfs.ext4.interface import (
 )
 from cowfs.ext4.names import Names
 from cowfs.ext4.renames import Renames
+from cowfs.ext4.tables import InodeTables
 from cowfs.ext4.xattrs import ExtendedAttributes
 
 _PATH_MAX = 4096
@@ -112,8 +115,11 @@ class Volume:
         if directory.links == 0:
             return
         for following, entry in self._names.directories.walk(directory, cookie):
-            mode = layout.file_type_mode(entry.file_type) or stat.S_IFMT(self._inodes.get(entry.inode).mode)
-            yield DirectoryEntry(entry.name, entry.inode, mode, following)
+            yield DirectoryEntry(entry.name, entry.inode, self.entry_mode(entry), following)
+
+    def entry_mode(self, entry: Entry) -> int:
+        """The file type bits of what an entry leads to."""
+        return layout.file_type_mode(entry.file_type) or stat.S_IFMT(self._inodes.get(entry.inode).mode)
 
     def read_symlink(self, inode: int) -> bytes:
         link = self._inodes.get(inode)
@@ -144,6 +150,25 @@ class Volume:
             inodes_free=fs.super.s_free_inodes_count,
             name_max=layout.NAME_MAX,
         )
+
+    # Looking closer, at how things lie on the device.
+
+    def inode_tables(self) -> InodeTables:
+        """The inode tables as they are at this moment; what was not synced is not in them."""
+        return InodeTables(self._fs)
+
+    def name_blocks(self, directory: int) -> Iterator[bytes]:
+        """The blocks that hold the names of a directory, `.` and `..` aside; `names_in` reads them."""
+        inode = self._names.directory(directory)
+        return self._names.directories.leaf_data(inode) if inode.links else iter(())
+
+    def names_in(self, block: bytes) -> list[Entry]:
+        """The entries of a block that `name_blocks` gave, `.` and `..` aside."""
+        return self._names.directories.entries_of(block)
+
+    def data_segments(self, inode: int) -> list[Segment]:
+        """Which blocks of the device hold which blocks of a regular file."""
+        return list(self._maps.load(self._regular(inode)))
 
     # Names.
 
