@@ -163,7 +163,10 @@ def _print_status(report: HomeReport) -> None:
         [
             ("Home", report.home),
             ("Held by", f"process {report.holder_pid}" if report.holder_pid else "nobody"),
-            *(("Mounted", f"{view.device} at {view.mount_point}, {_view(view)}") for view in report.views),
+            *(
+                ("Mounted", f"{view.device or 'every device'} at {view.mount_point}, {_view(view)}")
+                for view in report.views
+            ),
             ("Backend", report.backend),
             ("Pool", report.pool),
             ("Mode", f"{report.mode.replace('_', ' ')}{needs}"),

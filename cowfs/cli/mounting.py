@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("mount")
-@click.argument("name", type=DEVICE)
-@click.argument("mountpoint", metavar="MNT", type=PATH)
+@click.argument("where", nargs=-1, metavar="[NAME] MNT", type=DEVICE)
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
 @click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def mount_command(
     settings: Settings,
-    name: str,
-    mountpoint: str,
+    where: tuple[str, ...],
     raw: bool,
     read_only: bool,
     repair: bool,
@@ -40,7 +38,7 @@ def mount_command(
     foreground: bool,
     report_fd: int | None,
 ) -> None:
-    """Mount the device NAME on the empty directory MNT.
+    """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
     Returns when the files can be used, and leaves a server behind that holds the home until 'cowfs umount MNT'. The
     other commands go on working through it. Its log is cowfs.log in the home.
@@ -48,10 +46,17 @@ def mount_command(
     A file system that was not cleanly unmounted is checked by e2fsck first.
 
     With --kernel the kernel mounts the device's node, whatever file system it holds; the home is free meanwhile.
+
+    Where all are mounted, devices that are made or removed come and go at once. The base device is not among them.
     """
+    name, mountpoint = _name_and_target(where)
+    if name is None and (raw or repair or kernel):
+        option = "--raw" if raw else "--repair" if repair else "--kernel"
+        raise UsageError(f"{option} is about one device; name it: mount NAME {mountpoint}")
     if kernel:
         if raw or repair or foreground:
             raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
+        assert name is not None
         _mount_by_kernel(settings, name, mountpoint, options, read_only=read_only)
         return
     if options:
@@ -80,12 +85,21 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
 
 
+def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:
+    if len(where) == 2:
+        return where
+    if len(where) != 1:
+        raise UsageError(f"mount takes [NAME] MNT, the device and where to mount it, not {len(where)} names")
+    return None, where[0]
+
+
 def _say_ready(settings: Settings, request: MountRequest) -> None:
     target = os.path.realpath(request.target)
     if settings.as_json:
         output.print_json({"device": request.device, "mount_point": target, "holder_pid": os.getpid()})
     else:
-        print(f"{request.device} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
+        what = request.device or "every device"
+        print(f"{what} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
     sys.stdout.flush()
 
 
@@ -101,7 +115,16 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
         where = ["--home", str(request.home), "--backend", settings.backend]
         report = ["--foreground", "--report-fd", str(report_fd)]
         target = os.path.realpath(request.target)
-        return [*program, *where, "mount", *options, *report, "--", request.device, target]
+        return [
+            *program,
+            *where,
+            "mount",
+            *options,
+            *report,
+            "--",
+            *([request.device] if request.device else []),
+            target,
+        ]
 
     return command
 

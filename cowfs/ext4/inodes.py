@@ -360,8 +360,8 @@ class InodeTable:
         self._allocator.free_inode(inode.number, is_directory=inode.is_directory)
         self._cache.pop(inode.number, None)
 
-    def pin(self, inode: Inode) -> None:
-        self._pins[inode.number] = self._pins.get(inode.number, 0) + 1
+    def pin(self, number: int) -> None:
+        self._pins[number] = self._pins.get(number, 0) + 1
 
     def unpin(self, number: int) -> bool:
         """Whether that was the last pin."""

@@ -184,6 +184,10 @@ class FileTree(Protocol):
         """Sync, and leave the device as after a clean unmount until the next change: for a snapshot taken now."""
         ...
 
+    def has_orphans(self) -> bool:
+        """Whether something without a name is still open, which closing the volume would free."""
+        ...
+
     def distrust(self) -> None:
         """Something failed halfway: never mark the volume as cleanly unmounted again, so that it is checked next."""
         ...

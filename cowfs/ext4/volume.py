@@ -252,7 +252,7 @@ class Volume:
         return self._names.directory_to_change(directory)
 
     def open_inode(self, inode: int) -> None:
-        self._inodes.pin(self._inodes.get(inode))
+        self._inodes.pin(inode)
 
     def release_inode(self, inode: int) -> None:
         if not self._inodes.unpin(inode) or self.read_only:
@@ -357,6 +357,9 @@ class Volume:
     def distrust(self) -> None:
         """Something failed halfway in whoever uses it: what is written from now on stays marked for a check."""
         self._is_trusted = False
+
+    def has_orphans(self) -> bool:
+        return bool(self._names.orphans.all())
 
     def trim(self) -> int:
         """Discard all free blocks into the device; returns how many bytes that are."""

@@ -124,7 +124,8 @@ class View(pyfuse3.Operations):
         pages; the kernel writes them, waiting for the answers, when it is told to drop its cache of the file. (syncfs
         would not do: on FUSE it returns before the writes are answered.)
         """
-        await trio.to_thread.run_sync(_drop_caches, list(self._mappable))
+        if self._mappable:
+            await trio.to_thread.run_sync(drop_caches, list(self._mappable))
 
     def open_file(self, inode: int, flags: int) -> FileInfo:
         """A handle for an open or created file; the kernel keeps what it has cached of it."""
@@ -172,7 +173,8 @@ class View(pyfuse3.Operations):
             log.warning("%s", message)
 
 
-def _drop_caches(inodes: Sequence[int]) -> None:
+def drop_caches(inodes: Sequence[int]) -> None:
+    """Have the kernel write and forget what it has cached of some inodes. Never in a handler, nor in its thread."""
     for inode in inodes:
         try:
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))

@@ -1,10 +1,14 @@
 """The tree view: a FileTree (an ext4 volume) as directories and files.
 
-Inode numbers are the volume's own, except that FUSE calls the root 1 and ext4 calls it 2: the two are swapped, so the
-mapping stays one to one. The kernel checks permissions (`default_permissions`).
+Inode numbers. What the kernel calls an inode is a one-to-one function of the volume's number, see `Numbers`. For a
+view that is a whole mount the two are the same, except that FUSE calls the root 1 and ext4 calls it 2: those are
+swapped. The kernel checks permissions (`default_permissions`).
 
 Lifetimes. The kernel knows an inode from its first lookup until it forgets it, and an open file or a working directory
 counts as known. So one pin (`open_inode`) per known inode is all it takes for files that live on without a name.
+
+A view can do without its volume for a time (`detach`): numbers last, so the volume that is attached later answers for
+what the kernel knows and has cached. Only what is open without a name would be lost.
 
 Caching. While a device is mounted here, nobody else changes it, so names (missing ones too), attributes and pages
 are cached by the kernel without an end; what a request changes, the kernel itself invalidates. Data is written
@@ -28,13 +32,22 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    InodeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
 
-from cowfs.ext4.interface import Attributes, FileTree
+from cowfs.ext4.interface import ROOT_INODE, Attributes, FileTree, TreeStatistics
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
 CACHE_SECONDS: Final = 86400.0
@@ -47,13 +60,22 @@ _XATTR_CREATE: Final = 1
 _XATTR_REPLACE: Final = 2
 
 
-def _swap_root(inode: int) -> int:
-    """FUSE's number from the volume's, and back."""
-    return 3 - inode if inode in {1, 2} else inode
+class Numbers(NamedTuple):
+    """How the kernel calls the inodes of a volume: `outer` makes its number of the volume's, `inner` undoes that."""
+
+    inner: Callable[[int], int]
+    outer: Callable[[int], InodeT]
+
+
+def _swap_root(inode: int) -> InodeT:
+    return InodeT(3 - inode if inode in {1, 2} else inode)
+
+
+SWAPPED_ROOT: Final = Numbers(_swap_root, _swap_root)
 
 
 class TreeView(View):
-    """Handlers over one FileTree, which `close` closes.
+    """Handlers over one FileTree, which `close` closes. Without a tree, one is attached before the first request.
 
     Invariants:
         1. `_lookups[i]` is the kernel's lookup count of volume inode i, never 0; exactly these inodes are pinned.
@@ -62,28 +84,71 @@ class TreeView(View):
 
     enable_acl = True
 
-    def __init__(self, tree: FileTree, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
-        super().__init__(read_only=read_only or tree.read_only, space=space)
-        self._tree = tree
+    def __init__(
+        self,
+        tree: FileTree | None,
+        *,
+        read_only: bool = False,
+        space: SpaceQueue | None = None,
+        numbers: Numbers = SWAPPED_ROOT,
+    ) -> None:
+        super().__init__(read_only=read_only or (tree is not None and tree.read_only), space=space)
+        self._inner, self._outer = numbers
         self._lookups: dict[int, int] = {}
         self._without_capability: set[int] = set()
+        self.is_attached = False
+        if tree is not None:
+            self.attach(tree)
+
+    def attach(self, tree: FileTree) -> None:
+        """Go on with an opening of the volume."""
+        for inode in self._lookups:
+            tree.open_inode(inode)
+        self._tree = tree
+        self.is_attached = True
+
+    def detach(self) -> None:
+        """Do without the volume, which its opener closes, until it is attached again. Only `forget` may be asked."""
+        self.is_attached = False
+        self.changed = False
+        del self._tree
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the kernel knows anything of the volume."""
+        return bool(self._lookups)
 
     def settle(self) -> None:
-        self._tree.quiesce()
+        if self.is_attached:
+            self._tree.quiesce()
 
     def fail(self, request: str) -> None:
         super().fail(request)
-        self._tree.distrust()  # what is in memory may be half done
+        if self.is_attached:
+            self._tree.distrust()  # what is in memory may be half done
 
     def close(self) -> None:
         self._tree.close()
+
+    @property
+    def has_orphans(self) -> bool:
+        """Whether something without a name is open, so that the volume cannot be detached."""
+        return self.is_attached and self._tree.has_orphans()
+
+    def known(self) -> list[InodeT]:
+        """What the kernel knows, by its own numbers."""
+        return [self._outer(inode) for inode in self._lookups]
+
+    def reread(self) -> None:
+        """Forget what is remembered of the volume: something else has changed it."""
+        self._without_capability.clear()
 
     # Names.
 
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         try:
-            attributes = self._tree.lookup(_swap_root(parent_inode), name)
+            attributes = self._tree.lookup(self._inner(parent_inode), name)
         except FileNotFoundError:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is none
             missing.entry_timeout = CACHE_SECONDS
@@ -93,7 +158,7 @@ class TreeView(View):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
             try:
-                self._forget(_swap_root(inode), count)
+                self._forget(self._inner(inode), count)
             except OSError as error:
                 # Nobody waits for an answer; the volume's own recovery finds the inode on its orphan list.
                 self.log_once(f"forget of inode {inode}: {error}")
@@ -107,7 +172,20 @@ class TreeView(View):
         if not known:
             self._tree.open_inode(inode)
         self._lookups[inode] = known + 1
-        return _entry(attributes)
+        return self._entry(attributes)
+
+    def root(self) -> EntryAttributes:
+        """The volume's root, in a directory of another view."""
+        entry = self._entry(self._tree.attributes(ROOT_INODE))
+        entry.generation = 0  # as where the volume is not opened to answer: a root is never another one
+        return entry
+
+    def note_root(self) -> None:
+        """Count a lookup of the root that another view has answered."""
+        known = self._lookups.get(ROOT_INODE, 0)
+        if not known and self.is_attached:
+            self._tree.open_inode(ROOT_INODE)
+        self._lookups[ROOT_INODE] = known + 1
 
     def _forget(self, inode: int, count: int) -> None:
         left = self._lookups.get(inode, 0) - count
@@ -115,14 +193,15 @@ class TreeView(View):
             self._lookups[inode] = left
         elif self._lookups.pop(inode, 0):
             self._without_capability.discard(inode)
-            self._tree.release_inode(inode)
+            if self.is_attached:
+                self._tree.release_inode(inode)
 
     @changing
     def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         entry = self._make_node(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), 0, ctx)
-        self._without_capability.add(entry.st_ino)  # the same number on both sides, see `read`
+        self._without_capability.add(self._inner(entry.st_ino))
         return self.open_file(entry.st_ino, flags), entry
 
     @changing
@@ -130,27 +209,27 @@ class TreeView(View):
         return self._make_node(parent_inode, name, mode, rdev, ctx)
 
     def _make_node(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_node(_swap_root(parent_inode), name, mode, ctx.uid, ctx.gid, rdev))
+        return self._known(self._tree.make_node(self._inner(parent_inode), name, mode, ctx.uid, ctx.gid, rdev))
 
     @changing
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_directory(_swap_root(parent_inode), name, mode, ctx.uid, ctx.gid))
+        return self._known(self._tree.make_directory(self._inner(parent_inode), name, mode, ctx.uid, ctx.gid))
 
     @changing
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_symlink(_swap_root(parent_inode), name, target, ctx.uid, ctx.gid))
+        return self._known(self._tree.make_symlink(self._inner(parent_inode), name, target, ctx.uid, ctx.gid))
 
     @changing
     def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.link(_swap_root(inode), _swap_root(new_parent_inode), new_name))
+        return self._known(self._tree.link(self._inner(inode), self._inner(new_parent_inode), new_name))
 
     @changing
     def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.unlink(_swap_root(parent_inode), name)
+        self._tree.unlink(self._inner(parent_inode), name)
 
     @changing
     def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.remove_directory(_swap_root(parent_inode), name)
+        self._tree.remove_directory(self._inner(parent_inode), name)
 
     @changing
     def rename(
@@ -162,17 +241,17 @@ class TreeView(View):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self._tree.rename(_swap_root(parent_inode_old), name_old, _swap_root(parent_inode_new), name_new, flags)
+        self._tree.rename(self._inner(parent_inode_old), name_old, self._inner(parent_inode_new), name_new, flags)
 
     @answered
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self._tree.read_symlink(_swap_root(inode))
+        return self._tree.read_symlink(self._inner(inode))
 
     # Attributes.
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return _entry(self._tree.attributes(_swap_root(inode)))
+        return self._entry(self._tree.attributes(self._inner(inode)))
 
     @changing
     def setattr(
@@ -182,9 +261,9 @@ class TreeView(View):
         mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
         if fields.update_size and mtime_ns is None:
             mtime_ns = time.time_ns()
-        return _entry(
+        return self._entry(
             self._tree.set_attributes(
-                _swap_root(inode),
+                self._inner(inode),
                 mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
                 uid=attr.st_uid if fields.update_uid else None,
                 gid=attr.st_gid if fields.update_gid else None,
@@ -197,16 +276,7 @@ class TreeView(View):
 
     @answered
     def statfs(self, ctx: RequestContext) -> StatvfsData:
-        figures = self._tree.statistics()
-        data = StatvfsData()
-        data.f_bsize = data.f_frsize = figures.block_bytes
-        data.f_blocks = figures.blocks
-        data.f_bfree = figures.blocks_free
-        data.f_bavail = figures.blocks_available
-        data.f_files = figures.inodes
-        data.f_ffree = data.f_favail = figures.inodes_free
-        data.f_namemax = figures.name_max
-        return data
+        return as_statvfs(self._tree.statistics())
 
     # Files.
 
@@ -227,18 +297,16 @@ class TreeView(View):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.check_writable()
         if flags & os.O_TRUNC:
-            await self._truncate_on_open(_swap_root(inode), ctx)
+            await self._truncate_on_open(self._inner(inode), ctx)
         return self.open_file(inode, flags)
-
-    # No regular file has one of the two swapped numbers, so handles hold a number that is the same on both sides.
 
     @answered
     def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._tree.read(fh >> 1, off, size)
+        return self._tree.read(self._inner(fh >> 1), off, size)
 
     @changing
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._tree.write(fh >> 1, off, buf)
+        return self._tree.write(self._inner(fh >> 1), off, buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._flush()
@@ -260,15 +328,19 @@ class TreeView(View):
     @answered
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         tree = self._tree
+        inode = self._inner(fh)
         told = False
-        for item in tree.list_directory(_swap_root(fh), start_id):
+        for item in tree.list_directory(inode, start_id):
             try:
                 attributes = tree.attributes(item.inode)
             except OSError:
                 if told:
                     return  # the kernel must learn of those before; the next request starts here and fails
                 raise
-            if not pyfuse3.readdir_reply(token, item.name, _entry(attributes), item.cookie):
+            entry = self._entry(attributes)
+            if item.name == b".." and item.inode == ROOT_INODE and inode == ROOT_INODE:
+                entry.st_ino = pyfuse3.ROOT_INODE  # the root of a volume is in the root of the mount, or is it
+            if not pyfuse3.readdir_reply(token, item.name, entry, item.cookie):
                 return
             told = True
             if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
@@ -285,7 +357,7 @@ class TreeView(View):
 
     @answered
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        inode = _swap_root(inode)
+        inode = self._inner(inode)
         if name == _CAPABILITY:
             return self._capability(inode)
         return self._tree.get_xattr(inode, name)
@@ -303,35 +375,46 @@ class TreeView(View):
 
     @changing
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        inode = _swap_root(inode)
+        inode = self._inner(inode)
         self._without_capability.discard(inode)
         self._tree.set_xattr(inode, name, value)
 
     @answered
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        names = self._tree.list_xattrs(_swap_root(inode))
+        names = self._tree.list_xattrs(self._inner(inode))
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     @changing
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.remove_xattr(_swap_root(inode), name)
+        self._tree.remove_xattr(self._inner(inode), name)
+
+    def _entry(self, attributes: Attributes) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.entry_timeout = CACHE_SECONDS
+        entry.attr_timeout = CACHE_SECONDS
+        entry.st_ino = self._outer(attributes.inode)
+        entry.generation = attributes.generation
+        entry.st_mode = pyfuse3.ModeT(attributes.mode)
+        entry.st_nlink = attributes.nlink
+        entry.st_uid = attributes.uid
+        entry.st_gid = attributes.gid
+        entry.st_rdev = attributes.rdev
+        entry.st_size = attributes.size_bytes
+        entry.st_blksize = _PREFERRED_IO_BYTES
+        entry.st_blocks = attributes.blocks
+        entry.st_atime_ns = attributes.atime_ns
+        entry.st_mtime_ns = attributes.mtime_ns
+        entry.st_ctime_ns = attributes.ctime_ns
+        return entry
 
 
-def _entry(attributes: Attributes) -> EntryAttributes:
-    entry = EntryAttributes()
-    entry.entry_timeout = CACHE_SECONDS
-    entry.attr_timeout = CACHE_SECONDS
-    entry.st_ino = pyfuse3.InodeT(_swap_root(attributes.inode))
-    entry.generation = attributes.generation
-    entry.st_mode = pyfuse3.ModeT(attributes.mode)
-    entry.st_nlink = attributes.nlink
-    entry.st_uid = attributes.uid
-    entry.st_gid = attributes.gid
-    entry.st_rdev = attributes.rdev
-    entry.st_size = attributes.size_bytes
-    entry.st_blksize = _PREFERRED_IO_BYTES
-    entry.st_blocks = attributes.blocks
-    entry.st_atime_ns = attributes.atime_ns
-    entry.st_mtime_ns = attributes.mtime_ns
-    entry.st_ctime_ns = attributes.ctime_ns
-    return entry
+def as_statvfs(figures: TreeStatistics) -> StatvfsData:
+    data = StatvfsData()
+    data.f_bsize = data.f_frsize = figures.block_bytes
+    data.f_blocks = figures.blocks
+    data.f_bfree = figures.blocks_free
+    data.f_bavail = figures.blocks_available
+    data.f_files = figures.inodes
+    data.f_ffree = data.f_favail = figures.inodes_free
+    data.f_namemax = figures.name_max
+    return data

@@ -26,14 +26,17 @@ LOG_NAME: Final = "cowfs.log"
 class MountRequest:
     """What to mount where.
 
+    A whole home has neither a raw view nor a repair: those are of one device.
+
     Args:
+        device: None for the whole home, a directory for each device.
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
     """
 
     home: Path
     backend: str
-    device: str
+    device: str | None
     target: str
     raw: bool = False
     read_only: bool = False
@@ -41,7 +44,7 @@ class MountRequest:
 
     @property
     def source(self) -> str:
-        return encode_source(self.home, self.device)
+        return encode_source(self.home, self.device or "")
 
 
 def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> int:

@@ -18,7 +18,7 @@ import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy, NoSuchThin, UnknownDevice, UsageError
+from cowfs.errors import NoSuchThin, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
 from cowfs.host.space import Resize, ResizePool
@@ -185,7 +185,7 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
             active=any(thin.thin_id == thin_id for thin in host.devices.pool.active())
             or self.name in host.devices.lent(),
             deleted=record.deleted,
-            views=[view for view in host.all_views() if view.device == record.name],
+            views=host.views_of(record),
         )
 
 
@@ -210,14 +210,16 @@ class Remove(Request[bool], frozen=True, tag="remove"):
     name: str
     deferred: bool = False
 
+    def device_to_let_go(self) -> str:
+        return self.name
+
+    def device_to_forget(self) -> str | None:
+        return self.name if self.deferred else None
+
     def run(self, host: Host) -> bool:
-        host.devices.record(self.name)
-        points = host.mount_points(self.name)
-        if points and not self.deferred:
-            raise DeviceBusy(
-                f"device '{self.name}' is mounted at {' and '.join(points)}, so it cannot be removed; "
-                f"first run: cowfs umount {points[0]} (or remove it with --deferred)"
-            )
+        record = host.devices.record(self.name)
+        if not self.deferred:
+            host.require_unused(record, "removed", " (or remove it with --deferred)")
         return host.devices.remove(self.name, deferred=self.deferred)
 
 
@@ -287,6 +289,9 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
     name: str
 
+    def device_to_let_go(self) -> str:
+        return self.name
+
     def run(self, host: Host) -> OpenFile:
         return OpenFile(host.devices.lend(self.name))
 
@@ -308,7 +313,7 @@ def _row(host: Host, record: DeviceRecord) -> DeviceRow:
         exclusive_bytes=exclusive_bytes,
         parent=plain_text(record.parent) if record.parent is not None else None,
         deleted=record.deleted,
-        mounted=host.mount_points(record.name),
+        mounted=host.mount_points(record),
     )
 
 

@@ -16,20 +16,25 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
+from cowfs.errors import DeviceBusy
 from cowfs.host.kernel_nodes import kernel_mounts
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceSet
+    from cowfs.devices import DeviceRecord, DeviceSet
     from cowfs.layers import Steps
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 
 
 class MountedView(msgspec.Struct, frozen=True):
-    """A device that is shown at a mount point: by the holder as `tree` or `raw`, or by the `kernel`."""
+    """A device that is shown at a mount point: by the holder as `tree` or `raw`, or by the `kernel`.
 
-    device: str
+    The view `home` shows every device, each in a directory of its name below the mount point; `device` is null then.
+    """
+
+    device: str | None
     mount_point: str
     view: str
     read_only: bool
@@ -56,8 +61,32 @@ class Host:
         )
         return [*self.views, *kernels]
 
-    def mount_points(self, name: str) -> list[str]:
-        return [view.mount_point for view in self.all_views() if view.device == name]
+    def mount_points(self, record: DeviceRecord) -> list[str]:
+        """Where a device is reachable."""
+        return [view.mount_point for view in self.views_of(record)]
+
+    def views_of(self, record: DeviceRecord) -> list[MountedView]:
+        """The views that show a device, each as if it were of that device alone."""
+        name = record.name
+        shown = [view for view in self.all_views() if view.device == name]
+        if name != BASE and not record.deleted:
+            whole = (view for view in self.views if view.device is None)
+            shown += [MountedView(name, f"{view.mount_point}/{name}", "home", view.read_only) for view in whole]
+        return shown
+
+    def require_unused(self, record: DeviceRecord, purpose: str, alternative: str = "") -> None:
+        """Raises DeviceBusy for a device that is mounted, or is in use where the whole home is."""
+        active = record.name in self.devices.active()
+        views = [view for view in self.views_of(record) if active or view.view != "home"]
+        if not views:
+            return
+        where = views[0].mount_point
+        how, remedy = "mounted", f"first run: cowfs umount {where}"
+        if views[0].view == "home":
+            how, remedy = "in use", f"see by whom with: fuser -vm {where}"
+        raise DeviceBusy(
+            f"device '{record.name}' is {how} at {where}, so it cannot be {purpose}; {remedy}{alternative}"
+        )
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -65,6 +94,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def device_to_quiesce(self) -> str | None:
         """A device whose mounted views must be written back before this runs."""
+        return None
+
+    def device_to_let_go(self) -> str | None:
+        """A device that nobody may use while this runs: the home view closes it, if it can."""
         return None
 
     def device_to_forget(self) -> str | None:

@@ -39,7 +39,7 @@ _READ_BYTES: Final = 16 << 10
 _BATCH_BYTES: Final = 64 << 10
 _RETRY_SECONDS: Final = 0.1
 
-Quiesce: TypeAlias = Callable[[str], Awaitable[None]]
+DeviceHook: TypeAlias = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,8 @@ class ControlServer:
         host: a home whose lock this process holds.
         quiesce: brings everything that was written to the views of a device onto it. Awaited before the device is
             snapshotted; ends without a checkpoint, so that the snapshot sees just that.
+        let_go: closes a device that is only open in case somebody uses it. Awaited before the device is removed; ends
+            without a checkpoint.
         forget: lets the kernel drop what it has cached of a device's files. Awaited after an operation that may have
             changed them, before its answer is sent.
     """
@@ -66,12 +68,14 @@ class ControlServer:
         self,
         host: Host,
         *,
-        quiesce: Quiesce | None = None,
-        forget: Quiesce | None = None,
+        quiesce: DeviceHook | None = None,
+        let_go: DeviceHook | None = None,
+        forget: DeviceHook | None = None,
         limits: Limits = Limits(),
     ) -> None:
         self._host = host
         self._quiesce = quiesce
+        self._let_go = let_go
         self._forget = forget
         self._limits = limits
 
@@ -141,16 +145,13 @@ class ControlServer:
                 if file:
                     os.close(file.fd)
             batch.clear()
-        name = request.device_to_forget()
-        if self._forget is not None and name is not None:
-            await self._forget(name)
+        await _call(self._forget, request.device_to_forget())
         await connection.send(bytes(batch))
 
     async def _await_first(self, request: AnyRequest) -> None:
         """Do what must be awaited before a request runs. It runs, at once, when its answer is iterated."""
-        name = request.device_to_quiesce()
-        if self._quiesce is not None and name is not None:
-            await self._quiesce(name)
+        await _call(self._quiesce, request.device_to_quiesce())
+        await _call(self._let_go, request.device_to_let_go())
 
     def _run(
         self, line: bytes, request: AnyRequest, connection: _Connection
@@ -186,6 +187,11 @@ class ControlServer:
                 except StopIteration as end:
                     return end.value
                 yield b"", None
+
+
+async def _call(hook: DeviceHook | None, name: str | None) -> None:
+    if hook is not None and name is not None:
+        await hook(name)
 
 
 class _Connection:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from cowfs.errors import DeviceBusy
 from cowfs.host.request import Host, Request
 
 
@@ -32,14 +31,12 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
     name: str
     size_bytes: int
 
+    def device_to_let_go(self) -> str:
+        return self.name
+
     def run(self, host: Host) -> Resized:
         before = host.devices.record(self.name)
-        points = host.mount_points(self.name)
-        if points:
-            raise DeviceBusy(
-                f"device '{self.name}' is mounted at {' and '.join(points)}, so it cannot be resized; "
-                f"first run: cowfs umount {points[0]}"
-            )
+        host.require_unused(before, "resized")
         after = host.devices.resize(self.name, self.size_bytes)
         return Resized(after.name, after.device_id, before.size_bytes, after.size_bytes)
 

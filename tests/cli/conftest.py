@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 
 from cowfs.cli.app import run
+from tests.cli import mounted_home
+from tests.cli.mounted_home import MountedHome
+
+if TYPE_CHECKING:
+    from tests.conftest import Account
 
 SMALL = ("--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M")
 
@@ -73,3 +78,16 @@ def cowfs(home: Path, cowfs_anywhere: Run) -> Run:
         return cowfs_anywhere("--home", home, *words)
 
     return call
+
+
+@pytest.fixture
+def mounted(account: Account, needs_fuse: None) -> Iterator[MountedHome]:
+    """A home with the device web, not mounted; judged at the end."""
+    home = MountedHome(account)
+    home.run("init", *mounted_home.SMALL)
+    home.run("create", "web")
+    try:
+        yield home
+    finally:
+        home.clear()
+    home.judge()

@@ -2,89 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.cli.mounted_home import SMALL, MountedHome, has_ended, kill_and_wait
 
 if TYPE_CHECKING:
     from tests.conftest import Account
 
 pytestmark = pytest.mark.fuse
-
-SMALL = ("--data-size", "1G", "--metadata-size", "8M", "--base-size", "64M")
-
-
-class MountedHome:
-    """A home of one account, used by its command line."""
-
-    def __init__(self, account: Account) -> None:
-        self.account = account
-        self.home = account.directory / "a home"
-        self.target = account.mkdir("mount point")
-        self.other_target = account.mkdir("other")
-
-    def run(self, *words: str | Path, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        return self.account.run(["cowfs", "--home", self.home, *words], check=check, **options)
-
-    def json(self, *words: str | Path) -> Any:
-        return json.loads(self.run("--json", *words).stdout)
-
-    def refused(self, status: int, *words: str | Path) -> str:
-        """The one line of an error."""
-        result = self.run(*words, check=False)
-        assert result.returncode == status, (words, result)
-        (line,) = result.stderr.splitlines()
-        return line
-
-    def shell(self, script: str) -> str:
-        return self.account.run(["sh", "-ec", script], cwd=self.account.directory).stdout
-
-    def is_mounted(self, target: Path) -> bool:
-        with open("/proc/self/mountinfo", encoding="utf-8") as file:
-            return f" {str(target).replace(' ', chr(92) + '040')} " in file.read()
-
-    def judge(self) -> None:
-        assert self.json("check")["clean"]
-        for row in self.json("list"):
-            self.run("mount", "--raw", "--read-only", row["name"], self.target)
-            try:
-                self.account.run(["e2fsck", "-fn", self.target / row["name"]])
-            finally:
-                self.run("umount", self.target)
-
-    def clear(self) -> None:
-        """Leave no mount behind, whatever a test did."""
-        for target in (self.target, self.other_target):
-            while self.is_mounted(target):
-                self.run("umount", "--lazy", target, check=False)
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            deadline = time.monotonic() + 20
-            while (self.home / "cowfs.lock").read_text() and time.monotonic() < deadline:
-                time.sleep(0.02)
-
-
-@pytest.fixture
-def mounted(account: Account, needs_fuse: None) -> Iterator[MountedHome]:
-    """A home with the device web, not mounted; judged at the end."""
-    home = MountedHome(account)
-    home.run("init", *SMALL)
-    home.run("create", "web")
-    try:
-        yield home
-    finally:
-        home.clear()
-    home.judge()
 
 
 def test_the_story(mounted: MountedHome) -> None:
@@ -136,14 +68,6 @@ def test_the_story(mounted: MountedHome) -> None:
         mounted.run("mount", name, target)
         assert mounted.shell("cat 'mount point/file'") == text
         mounted.run("umount", target)
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or only waits for its parent to notice."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_snapshot_of_a_busy_device_is_consistent(mounted: MountedHome) -> None:
@@ -241,17 +165,6 @@ def test_a_server_that_is_killed_loses_nothing_that_was_synced(mounted: MountedH
     mounted.run("mount", "web", mounted.target)
     assert mounted.shell("cd 'mount point' && cat file && ls -d dir") == "kept\ndir\n"
     mounted.run("umount", mounted.target)
-
-
-def kill_and_wait(pid: int) -> None:
-    handle = os.pidfd_open(pid)
-    try:
-        os.kill(pid, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        assert poll.poll(60_000)
-    finally:
-        os.close(handle)
 
 
 def test_the_foreground_server_ends_with_ctrl_c(mounted: MountedHome) -> None:

@@ -319,6 +319,9 @@ class MemoryTree:
     def quiesce(self) -> None:
         self.sync()
 
+    def has_orphans(self) -> bool:
+        return any(node.nlink == 0 for node in self.nodes.values())
+
     def distrust(self) -> None:
         """Nothing is marked here."""
 

@@ -1,0 +1,575 @@
+"""The home view: every device of a home as a directory, MNT/NAME, in one mount.
+
+    1                       the root: the devices, one directory each; it cannot be changed
+    thin id << 32 | inode   inode of the volume in the device with that thin id
+
+So the numbers are unique and last as long as the device. Each device is a `TreeView` of its own, and a request goes to
+the one its inode number names. Nothing moves between devices: rename and link give EXDEV, as between file systems.
+
+Open volumes. A device's volume is opened when a request needs it, not when the device is listed. At most `open_max` are
+open at a time: for another one, the longest unused is settled, closed and detached from its view, which goes on when a
+request comes. What the kernel has cached of it stays valid. A volume stays open while it is held (`hold`), while a
+request waits in it, and while something without a name is open in it.
+
+Live. The kernel keeps no names of the root: each walk through MNT/NAME asks, so new devices are there at once and
+removed ones are gone (measured: 9 % of a loop of stats by absolute path). Walks that begin inside a device ask nothing.
+
+In use. The kernel remembers what it has looked up for as long as it likes, so that alone does not mean that a device is
+in use. `let_go` has it forget what it can; what it still knows then is in use: an open file, a working directory, a
+bind mount.
+
+Free space. The kernel says statfs(2) of which inode it asks, and pyfuse3 does not pass it on. The answer is about the
+device that the asking thread touched last, and a walk by path to MNT/NAME touches it; else the one its working
+directory is in; else the figures are the pool's. Wrong for a thread that touches one device and then asks about a
+descriptor it has had open in another.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final, Protocol
+
+import pyfuse3
+import trio
+from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken, RequestContext, StatvfsData
+
+from cowfs.errors import UnknownDevice, UsageError
+from cowfs.ext4.interface import ROOT_INODE as VOLUME_ROOT
+from cowfs.ext4.interface import FileTree, TreeStatistics
+from cowfs.fuse.mountinfo import mounts
+from cowfs.fuse.translate import SpaceQueue, View, answered, drop_caches
+from cowfs.fuse.tree import Numbers, TreeView, as_statvfs
+
+OPEN_MAX: Final = 64
+
+_INODE_BITS: Final = 32
+_INODE_MASK: Final = (1 << _INODE_BITS) - 1
+_ROOT_SECONDS: Final = 1.0
+_FORGET_SECONDS: Final = 1.0  # how long the kernel may take to tell what it has forgotten
+_DELETED_SECONDS: Final = 5.0
+_ASKED_MAX: Final = 4096
+_FIRST_DEVICE_COOKIE: Final = 3
+
+
+class Devices(Protocol):
+    """The devices of a home, as this view needs them. `number` is a device's thin id; none is used twice at a time."""
+
+    def shown(self) -> list[tuple[int, str]]:
+        """(number, name) of the devices that have a directory, in order of number."""
+        ...
+
+    def number(self, name: str) -> int | None:
+        """None for a device that is not shown."""
+        ...
+
+    def open(self, name: str) -> FileTree:
+        """The device's volume; each call needs a `close`."""
+        ...
+
+    def close(self, name: str) -> None: ...
+
+    def figures(self) -> TreeStatistics:
+        """Of the pool."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Device:
+    """A device that the kernel knows of, that is open, or that is held.
+
+    Invariant: `root` is the volume's root as it is while the view is detached; None when that is not known.
+    """
+
+    name: str
+    number: int
+    view: TreeView
+    holds: int = 0
+    under_way: int = 0  # requests that may be waiting for something
+    root: EntryAttributes | None = None
+    forgotten: trio.Event = field(default_factory=trio.Event)
+
+
+def _of_device(
+    name: str, of_root: Callable[..., Coroutine[Any, Any, Any]] | None = None, *, shift: int = 0
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """A handler that the view of a device answers: the one whose inode the first argument names.
+
+    Args:
+        of_root: answers for the root; by default it cannot be changed.
+        shift: by how many bits a file handle is shifted against an inode number.
+    """
+
+    async def answer(self: HomeView, first: int, *arguments: Any) -> Any:
+        inode = first >> shift
+        if inode == ROOT_INODE:
+            if of_root is not None:
+                return await of_root(self, first, *arguments)
+            raise FUSEError(errno.EROFS if self.read_only else errno.EPERM)
+        device = self._attached_device(name, inode >> _INODE_BITS)
+        if arguments and type(arguments[-1]) is RequestContext:
+            self._note_asker(arguments[-1].pid, device)
+        device.under_way += 1
+        try:
+            return await getattr(device.view, name)(first, *arguments)
+        finally:
+            device.under_way -= 1
+
+    answer.__name__ = name
+    return answer
+
+
+class HomeView(View):
+    """Handlers over the devices of a home.
+
+    Args:
+        mount_point: where this is going to be mounted, an absolute path without symbolic links.
+        open_max: how many volumes may be open only because they were used lately.
+
+    Invariants:
+        1. `_known` holds exactly the devices that the kernel knows an inode of, that are attached, or that are held.
+        2. `_attached` holds those whose view is attached, which are open in `_devices`, the longest unused first.
+    """
+
+    enable_acl = True
+
+    def __init__(
+        self,
+        devices: Devices,
+        mount_point: str,
+        *,
+        read_only: bool = False,
+        space: SpaceQueue | None = None,
+        open_max: int = OPEN_MAX,
+    ) -> None:
+        super().__init__(read_only=read_only, space=space)
+        self._devices = devices
+        self._mount_point = mount_point
+        self._open_max = open_max
+        self._known: dict[int, _Device] = {}
+        self._attached: OrderedDict[int, _Device] = OrderedDict()
+        self._asked: dict[int, _Device] = {}
+        self._revealed: _Device | None = None  # shown for a moment although it is marked for deletion
+        self._started_ns = time.time_ns()
+
+    # For the process that serves it. What is a coroutine here waits for the kernel, which may have requests for that:
+    # never call it in a handler.
+
+    def path(self, name: str) -> str:
+        """Where a device is reachable."""
+        return os.path.join(self._mount_point, name)
+
+    def hold(self, name: str) -> str:
+        """Keep a device's volume open and its directory there, even if the device is marked for deletion meanwhile.
+
+        Each call needs an `end_hold`.
+
+        Returns:
+            The directory's path.
+
+        Raises:
+            UnknownDevice: no such device is shown.
+            CowfsError: its volume cannot be opened.
+        """
+        device = self._shown(name)
+        if device is None:
+            raise UnknownDevice(f"{self._mount_point} shows no device '{name}'")
+        device.holds += 1
+        try:
+            self._attach(device)
+        except BaseException:
+            device.holds -= 1
+            self._drop_if_unused(device)
+            raise
+        return self.path(name)
+
+    def end_hold(self, name: str) -> None:
+        """Take back one `hold`. The kernel still knows what it has cached, see `let_go`.
+
+        Raises:
+            UsageError: it is not held.
+        """
+        device = self._by_name(name)
+        if device is None or not device.holds:
+            raise UsageError(f"device '{name}' is not held")
+        device.holds -= 1
+
+    async def invalidate(self, name: str) -> None:
+        """Something else in this process has changed a device: have the kernel drop what it has cached of it."""
+        device = self._by_name(name)
+        if device is None:
+            return
+        device.view.reread()
+        device.root = None
+        await self._drop_names(device)
+        await trio.to_thread.run_sync(drop_caches, device.view.known(), abandon_on_cancel=True)
+
+    async def let_go(self, name: str) -> bool:
+        """Close a device's volume if nobody uses the device; whether that is so.
+
+        Ends without a checkpoint: what follows at once finds the device unused.
+        """
+        device = self._by_name(name)
+        if device is None:
+            return True
+        if device.view.is_known and not device.holds:
+            await self._have_forgotten(device)
+        if device.view.is_known or not self._can_be_parked(device):
+            with suppress(OSError):  # who cannot open it does not use it
+                self._attach(device)  # so that the device set knows that the device is in use
+            return False
+        self._park(device, whatever_fails=True)
+        return True
+
+    async def serve_deletions(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """A service: lets go of devices that are marked for deletion, since nobody tells when their users are gone."""
+        task_status.started()
+        while True:
+            await trio.sleep(_DELETED_SECONDS)
+            for device in list(self._known.values()):
+                if not device.holds and not self._is_shown(device):
+                    await self.let_go(device.name)
+
+    async def quiesce_device(self, name: str) -> None:
+        """`quiesce` for what applications wrote to one device."""
+        device = self._by_name(name)
+        if device is not None:
+            await device.view.quiesce()
+
+    async def _have_forgotten(self, device: _Device) -> None:
+        """Have the kernel forget all of a device that is not in use, and wait until it has said so."""
+        if not self._is_shown(device):
+            await self._look_up(device)  # it can only be told by a name that it has
+        if await self._drop_names(device):
+            with trio.move_on_after(_FORGET_SECONDS):
+                while device.view.is_known:
+                    device.forgotten = trio.Event()
+                    await device.forgotten.wait()
+        if device.view.is_known and self._is_shown(device):
+            await self._look_up(device)  # with the name, a working directory has lost its path: this gives it back
+
+    async def _look_up(self, device: _Device) -> None:
+        self._revealed = device
+        try:
+            await trio.to_thread.run_sync(_look_up, self.path(device.name), abandon_on_cancel=True)
+        finally:
+            self._revealed = None
+
+    async def _drop_names(self, device: _Device) -> bool:
+        """Have the kernel forget the names in a device, and what is not in use with them.
+
+        Not below a mount point, and then False: the kernel would take away what is mounted there.
+        """
+        below = self.path(device.name) + "/"
+        if any(mount.target.startswith(below) for mount in mounts()):
+            return False
+        await trio.to_thread.run_sync(_drop_name, os.fsencode(device.name), abandon_on_cancel=True)
+        return True
+
+    async def write_back(self) -> None:
+        for device in list(self._known.values()):
+            await device.view.write_back()
+
+    def settle(self) -> None:
+        for device in list(self._attached.values()):
+            if not device.view.failure:
+                device.view.settle()
+
+    def settle_changes(self) -> None:
+        for device in list(self._attached.values()):
+            try:
+                device.view.settle_changes()
+            except OSError as error:
+                self.log_once(f"device '{device.name}': {error}")
+            except Exception:
+                device.view.fail("settle_changes")
+            if not device.view.is_known and self._can_be_parked(device):
+                self._park(device)
+
+    def close(self) -> None:
+        with ExitStack() as last:
+            for device in self._attached.values():
+                device.view.detach()
+                last.callback(self._devices.close, device.name)
+            self._attached.clear()
+            self._known.clear()
+
+    # Devices.
+
+    def _by_name(self, name: str) -> _Device | None:
+        """A device that is known here. No two have one name: the device set takes a name again when it is free."""
+        return next((device for device in self._known.values() if device.name == name), None)
+
+    def _is_shown(self, device: _Device) -> bool:
+        return self._devices.number(device.name) == device.number
+
+    def _device(self, number: int, name: str) -> _Device:
+        device = self._known.get(number)
+        if device is None:
+            base = number << _INODE_BITS
+            numbers = Numbers(_INODE_MASK.__and__, lambda inode: InodeT(base | inode))
+            view = TreeView(None, read_only=self.read_only, space=self.space, numbers=numbers)
+            device = self._known[number] = _Device(name, number, view)
+        return device
+
+    def _attached_device(self, request: str, number: int) -> _Device:
+        """A device with its volume open. Raises FUSEError."""
+        device = self._known.get(number)
+        if device is None:
+            raise FUSEError(errno.ESTALE)
+        if device.view.is_attached:
+            self._attached.move_to_end(number)
+            return device
+        try:
+            self._attach(device)
+        except Exception as error:
+            raise self._opening_failed(request, device, error) from error
+        return device
+
+    def _opening_failed(self, request: str, device: _Device, error: Exception) -> FUSEError:
+        self._drop_if_unused(device)
+        answer = self.to_fuse(request, error)
+        self.log_once(f"{request}: {error}")
+        # To ENOSYS the kernel would never send such a request again, for no device.
+        return FUSEError(errno.EIO) if answer.errno == errno.ENOSYS else answer
+
+    def _attach(self, device: _Device) -> None:
+        if device.view.is_attached:
+            return
+        self._make_room()
+        device.view.attach(self._devices.open(device.name))
+        device.root = None
+        self._attached[device.number] = device
+
+    def _make_room(self) -> None:
+        for device in list(self._attached.values()):
+            if len(self._attached) < self._open_max:
+                return
+            if self._can_be_parked(device):
+                self._park(device)
+
+    def _can_be_parked(self, device: _Device) -> bool:
+        if device.holds or device.under_way or device.view.has_orphans:
+            return False
+        # One that is marked for deletion could not be opened again.
+        return not device.view.is_known or self._is_shown(device)
+
+    def _park(self, device: _Device, *, whatever_fails: bool = False) -> None:
+        """Close a volume until it is needed again; one that cannot be written down stays open."""
+        view = device.view
+        if view.is_attached:
+            try:
+                if not view.failure:
+                    view.settle()
+                device.root = view.root()
+            except OSError as error:
+                self.log_once(f"device '{device.name}': {error}")
+                if not whatever_fails:
+                    return
+            except Exception:
+                view.fail("settle")
+            view.detach()
+            del self._attached[device.number]
+            try:
+                self._devices.close(device.name)
+            except OSError as error:
+                self.log_once(f"device '{device.name}': {error}")
+        self._drop_if_unused(device)
+
+    def _drop_if_unused(self, device: _Device) -> None:
+        if not (device.view.is_known or device.view.is_attached or device.holds):
+            self._known.pop(device.number, None)
+
+    def _note_asker(self, thread_id: int, device: _Device) -> None:
+        if len(self._asked) >= _ASKED_MAX:
+            self._asked.clear()
+        self._asked[thread_id] = device
+
+    # The root.
+
+    @answered
+    def _lookup_device(self, inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        device = self._shown(os.fsdecode(name))
+        if device is None:
+            raise FUSEError(errno.ENOENT)
+        self._note_asker(ctx.pid, device)
+        entry = self._root_of(device)
+        if entry is None:
+            self._attached_device("lookup", device.number)
+            entry = device.view.root()
+        entry.entry_timeout = 0
+        device.view.note_root()
+        return entry
+
+    def _shown(self, name: str) -> _Device | None:
+        number = self._devices.number(name)
+        if number is not None:
+            return self._device(number, name)
+        device = self._by_name(name)  # marked for deletion
+        return device if device is not None and (device.holds or device is self._revealed) else None
+
+    def _root_of(self, device: _Device) -> EntryAttributes | None:
+        return device.view.root() if device.view.is_attached else device.root
+
+    @answered
+    def _getattr_root(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        self._asked.pop(ctx.pid, None)
+        return self._root_entry()
+
+    def _root_entry(self) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = ROOT_INODE
+        entry.attr_timeout = _ROOT_SECONDS
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
+        entry.st_nlink = 1  # says nothing of how many directories are in it
+        entry.st_uid, entry.st_gid = os.geteuid(), os.getegid()
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._started_ns
+        return entry
+
+    @answered
+    def _opendir_root(self, inode: int, ctx: RequestContext) -> int:
+        self._asked.pop(ctx.pid, None)
+        return inode
+
+    @answered
+    def _readdir_root(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        for cookie, dots in ((1, b"."), (2, b"..")):
+            if start_id < cookie and not pyfuse3.readdir_reply(token, dots, self._root_entry(), cookie):
+                return
+        for number, name in self._devices.shown():
+            cookie = number + _FIRST_DEVICE_COOKIE
+            if cookie <= start_id:
+                continue
+            device = self._device(number, name)
+            entry = self._root_of(device) or _unseen(number)
+            entry.entry_timeout = 0
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, cookie):
+                self._drop_if_unused(device)
+                return
+            device.view.note_root()
+
+    async def _nothing(self, fh: int, datasync: bool) -> None:
+        """The root has nothing to write down."""
+
+    async def _no_attribute(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        raise FUSEError(errno.ENODATA)
+
+    async def _no_attributes(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        return []
+
+    # Requests.
+
+    lookup = _of_device("lookup", _lookup_device)
+    getattr = _of_device("getattr", _getattr_root)
+    setattr = _of_device("setattr")
+    readlink = _of_device("readlink")
+    create = _of_device("create")
+    mknod = _of_device("mknod")
+    mkdir = _of_device("mkdir")
+    symlink = _of_device("symlink")
+    unlink = _of_device("unlink")
+    rmdir = _of_device("rmdir")
+    open = _of_device("open")
+    read = _of_device("read", shift=1)
+    write = _of_device("write", shift=1)
+    fsync = _of_device("fsync", shift=1)
+    opendir = _of_device("opendir", _opendir_root)
+    readdir = _of_device("readdir", _readdir_root)
+    fsyncdir = _of_device("fsyncdir", _nothing)
+    getxattr = _of_device("getxattr", _no_attribute)
+    setxattr = _of_device("setxattr")
+    listxattr = _of_device("listxattr", _no_attributes)
+    removexattr = _of_device("removexattr")
+
+    _rename = _of_device("rename")
+    _link = _of_device("link")
+
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        _same_device(parent_inode_old, parent_inode_new)
+        await self._rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        _same_device(inode, new_parent_inode)
+        entry: EntryAttributes = await self._link(inode, new_parent_inode, new_name, ctx)
+        return entry
+
+    async def release(self, fh: int) -> None:
+        device = self._known.get(fh >> 1 >> _INODE_BITS)
+        if device is not None:
+            await device.view.release(fh)
+
+    async def releasedir(self, fh: int) -> None:
+        """Nothing to give back, and no volume to open for it."""
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, inodes in groupby(inode_list, lambda item: item[0] >> _INODE_BITS):
+            device = self._known.get(number)
+            if device is None:
+                continue  # the root
+            await device.view.forget(list(inodes))
+            if not device.view.is_known:
+                device.forgotten.set()
+                self._drop_if_unused(device)
+
+    @answered
+    def _statfs_pool(self) -> StatvfsData:
+        return as_statvfs(self._devices.figures())
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        device = self._asked.get(ctx.pid) or self._working_in(ctx.pid)
+        if device is None or self._known.get(device.number) is not device:
+            return await self._statfs_pool()
+        self._attached_device("statfs", device.number)
+        return await device.view.statfs(ctx)
+
+    def _working_in(self, thread_id: int) -> _Device | None:
+        """The device that the working directory of a thread is in. The kernel tells without asking us."""
+        try:
+            path = os.readlink(f"/proc/{thread_id}/cwd")
+        except OSError:
+            return None
+        below = path.removeprefix(self._mount_point + "/")
+        return self._shown(below.split("/", 1)[0]) if below != path else None
+
+
+def _same_device(inode: int, other: int) -> None:
+    if inode >> _INODE_BITS != other >> _INODE_BITS:
+        raise FUSEError(errno.EXDEV)
+
+
+def _unseen(number: int) -> EntryAttributes:
+    """The root of a volume that was never opened: the kernel asks before it believes more than the type."""
+    entry = EntryAttributes()
+    entry.st_ino = InodeT(number << _INODE_BITS | VOLUME_ROOT)
+    entry.attr_timeout = 0
+    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
+    return entry
+
+
+def _drop_name(name: bytes) -> None:
+    try:
+        pyfuse3.invalidate_entry(ROOT_INODE, name)
+    except FileNotFoundError:
+        return  # the kernel does not have it
+
+
+def _look_up(path: str) -> None:
+    try:
+        os.lstat(path)
+    except OSError:
+        return

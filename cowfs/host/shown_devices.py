@@ -1,0 +1,61 @@
+"""The devices of a home as the home view shows them: all but the base device and those marked for deletion.
+
+The base is what new devices are made from, so a careless `rm -r MNT/*` must not reach it; it can be mounted by name.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from cowfs.devices import BASE, DeviceRecord, DeviceSet
+from cowfs.devices.volumes import Volumes
+from cowfs.errors import UnknownDevice
+from cowfs.ext4.interface import FileTree, TreeStatistics
+from cowfs.pool import PoolStatus
+
+if TYPE_CHECKING:
+    from cowfs.fuse.home import Devices
+
+_UNIT_BYTES: Final = 4096
+_NAME_MAX: Final = 255
+
+
+class ShownDevices:
+    """What `cowfs.fuse.home.HomeView` asks of a device set and its open volumes."""
+
+    def __init__(self, devices: DeviceSet, volumes: Volumes) -> None:
+        self._devices = devices
+        self._volumes = volumes
+
+    def shown(self) -> list[tuple[int, str]]:
+        return sorted((record.device_id, record.name) for record in self._devices.records() if _is_shown(record))
+
+    def number(self, name: str) -> int | None:
+        try:
+            record = self._devices.record(name)
+        except UnknownDevice:
+            return None
+        return record.device_id if _is_shown(record) else None
+
+    def open(self, name: str) -> FileTree:
+        return self._volumes.open(name)
+
+    def close(self, name: str) -> None:
+        self._volumes.close(name)
+
+    def figures(self) -> TreeStatistics:
+        pool = self._devices.pool
+        status = pool.status()
+        total, free = 0, 0
+        if isinstance(status, PoolStatus):
+            total = status.total_data_blocks * pool.block_bytes // _UNIT_BYTES
+            free = total - status.used_data_blocks * pool.block_bytes // _UNIT_BYTES
+        return TreeStatistics(_UNIT_BYTES, total, free, free, 0, 0, _NAME_MAX)
+
+
+def _is_shown(record: DeviceRecord) -> bool:
+    return record.name != BASE and not record.deleted
+
+
+if TYPE_CHECKING:
+    _: type[Devices] = ShownDevices
