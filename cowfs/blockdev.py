@@ -20,6 +20,7 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
 _BLKGETSIZE64 = 0x80081272
+_SYNC_FILE_RANGE_WRITE = 0x02
 _COPY_CHUNK_BYTES = 1 << 20
 
 
@@ -59,6 +60,15 @@ class BlockDevice(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class StartsFlush(Protocol):
+    """A `BlockDevice` may have this too."""
+
+    def start_flush(self) -> None:
+        """Begin to write what the next `flush` would have to, without waiting for the disk. Promises nothing."""
+        ...
 
 
 class FileDevice:
@@ -175,6 +185,9 @@ class FileDevice:
         if not self.read_only:
             os.fdatasync(self.fd)
 
+    def start_flush(self) -> None:
+        _check(_libc.sync_file_range(self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE))
+
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -226,11 +239,15 @@ class MemoryDevice:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    if _libc_fallocate(fd, mode, offset, length) != 0:
+    _check(_libc.fallocate(fd, mode, offset, length))
+
+
+def _check(result: int) -> None:
+    if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
-_libc_fallocate = ctypes.CDLL(None, use_errno=True).fallocate
-_libc_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc_fallocate.restype = ctypes.c_int
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]

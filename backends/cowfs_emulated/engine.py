@@ -33,7 +33,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, StartsFlush
 from cowfs.errors import (
     MetadataCorrupt,
     OutOfDataSpace,
@@ -211,6 +211,10 @@ class Engine:
     def flush_data(self) -> None:
         if self.durable:
             self.data.flush()
+
+    def start_flush_data(self) -> None:
+        if self.durable and isinstance(self.data, StartsFlush):
+            self.data.start_flush()
 
     def commit_when_due(self) -> None:
         """The periodic commit: something changed, and the last commit is more than a second ago."""

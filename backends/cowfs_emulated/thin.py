@@ -353,6 +353,9 @@ class EmulatedThin:
         else:
             self._engine.flush_data()
 
+    def start_flush(self) -> None:
+        self._engine.start_flush_data()
+
     # ------------------------------------------------------------------------------------------ refusals
 
     def _io_error(self, request: str, offset: int, length: int, cause: OSError) -> PoolIoError:

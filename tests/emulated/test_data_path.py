@@ -138,6 +138,17 @@ def test_a_pool_that_is_not_durable_never_flushes(make_bench: MakeBench) -> None
     assert bench.thin().pread(0, BLOCK) == b"b" * BLOCK
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_flush_is_begun_on_the_data_device_where_there_will_be_one(make_bench: MakeBench, durable: bool) -> None:
+    bench = make_bench(durable=durable)
+    begun: list[str] = []
+    bench.data.start_flush = lambda: begun.append("data")  # type: ignore[attr-defined]
+    thin = bench.thin()
+    thin.pwrite(0, b"a" * BLOCK)
+    assert bench.during(thin.start_flush) == []
+    assert begun == ["data"] * durable
+
+
 def test_provisioning_goes_round_the_device_and_skips_what_is_used(bench: Bench) -> None:
     thin = bench.thin(blocks=64)
     for vblock in range(0, 64, 2):
