@@ -8,7 +8,7 @@ gives the space back to the pool. When space runs out, what waits is given back 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cowfs.ext4 import layout, libext2fs
@@ -121,7 +121,11 @@ class Allocator:
 
     def _mark_inode(self, number: int, change: int, is_directory: bool) -> None:
         self._fs.c.ext2fs_inode_alloc_stats2(self._fs.fs, number, change, int(is_directory))
-        self._inode_groups.add((number - 1) // self._fs.inodes_per_group)
+        self.note_inodes([number])
+
+    def note_inodes(self, numbers: Iterable[int]) -> None:
+        """Remember whose inode bitmaps changed."""
+        self._inode_groups.update((number - 1) // self._fs.inodes_per_group for number in numbers)
 
     # Following what the library allocates itself, for extended attributes: single blocks.
 

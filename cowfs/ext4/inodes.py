@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from cowfs.ext4 import checksums, extents, layout
@@ -359,6 +359,10 @@ class InodeTable:
         self._fs.write_inode(inode.number, inode.raw)
         self._allocator.free_inode(inode.number, is_directory=inode.is_directory)
         self._cache.pop(inode.number, None)
+
+    def note_use(self, numbers: Iterable[int]) -> None:
+        """The library has taken or freed inodes by itself."""
+        self._allocator.note_inodes(numbers)
 
     def pin(self, number: int) -> None:
         self._pins[number] = self._pins.get(number, 0) + 1

@@ -153,7 +153,7 @@ class ExtendedAttributes:
         if known.get(name) == value:
             return
         fs = self._fs
-        charged = self._charged_blocks(inode)
+        before = self._value_inodes(inode)
         try:
             with self._handle(inode) as handle:
                 if value is None:
@@ -163,20 +163,26 @@ class ExtendedAttributes:
         finally:
             inode.load()
             inode.xattrs = None
-        charge = self._charged_blocks(inode) - charged
+        after = self._value_inodes(inode)
+        self._inodes.note_use(before.keys() ^ after.keys())
+        charge = self._blocks_of(after) - self._blocks_of(before)
         if charge:
             inode.add_blocks(charge)
 
-    def _charged_blocks(self, inode: Inode) -> int:
-        """Blocks of values in inodes of their own: they count for the owner too, and the library forgets that."""
+    def _value_inodes(self, inode: Inode) -> dict[int, int]:
+        """The inodes that hold large values, and the sizes of these."""
         if not self._fs.has_ea_inodes:
-            return 0
-        size = self._fs.block_bytes
-        charged = 0
-        for table in self._entry_tables(inode):
-            for value_inode, value_bytes in _large_values(table):
-                charged += -(-value_bytes // size) if value_inode else 0
-        return charged
+            return {}
+        return {
+            value_inode: value_bytes
+            for table in self._entry_tables(inode)
+            for value_inode, value_bytes in _large_values(table)
+            if value_inode
+        }
+
+    def _blocks_of(self, values: dict[int, int]) -> int:
+        """They count for the owner too, and the library forgets that."""
+        return sum(-(-value_bytes // self._fs.block_bytes) for value_bytes in values.values())
 
     def _entry_tables(self, inode: Inode) -> Iterator[bytes]:
         """The entries in the inode, and those in its attribute block."""

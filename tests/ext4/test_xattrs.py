@@ -82,6 +82,16 @@ def test_large_values_need_ea_inodes(make_image: Callable[..., Image]) -> None:
     assert after.blocks_free == before.blocks_free
 
 
+def test_inodes_of_large_values_are_marked_as_used(make_image: Callable[..., Image]) -> None:
+    """Also where nothing else changes the bitmap."""
+    image = make_image(options=["-O", "ea_inode"])
+    inode = make_file(image.volume, b"f")
+    for value in (b"x" * 20_000, b"y" * 30_000, b"short"):
+        image.reopen().set_xattr(inode, b"user.large", value)
+        image.close()
+        image.require_clean()
+
+
 def test_no_room(volume_of_blocks: Image) -> None:
     volume = volume_of_blocks.volume
     inode = make_file(volume, b"f")

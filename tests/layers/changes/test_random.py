@@ -221,9 +221,9 @@ class Histories(RuleBasedStateMachine):
     def branch(self) -> None:
         """What was the layer becomes the parent of a new one."""
         self.compare()
-        layer = self.layer.branch()
-        self.parent.close()
-        self.parent, self.layer = self.layer, layer
+        before, self.parent = self.parent, self.layer
+        self.layer = self.parent.branch()
+        before.close()
 
 
 class allowed:
