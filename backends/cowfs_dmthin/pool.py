@@ -289,6 +289,21 @@ class DmPool:
 
         return self._read_quietly(copy)
 
+    def read_metadata(self, read: Callable[[BlockDevice, bool], _T]) -> _T:
+        """What a metadata snapshot holds stays in place, whatever the pool commits meanwhile."""
+        try:
+            self.reserve_metadata_snap()
+        except PoolError:  # another one is held, or the pool is read-only and hardly commits
+            self.commit()
+            return self._read_quietly(lambda device: read(device, False))
+        try:
+            for _ in range(_QUIET_READS):
+                with suppress(MetadataCorrupt):  # where it is held stands in the superblock, which is being written
+                    return self._read_once(lambda device: read(device, True))
+            return self._read_once(lambda device: read(device, True))
+        finally:
+            self.release_metadata_snap()
+
     def _read_committed(self, read: Callable[[Metadata], _T]) -> _T:
         """Read something from the metadata as of now."""
         self._require_open()

@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
@@ -31,6 +31,8 @@ from cowfs_emulated.thin import (
     require_length,
     require_thin_id,
 )
+
+_T = TypeVar("_T")
 
 
 @runtime_checkable
@@ -237,6 +239,10 @@ class EmulatedPool:
         """The metadata device, for reading. What is read is one commit as long as the pool does not commit again."""
         self._require_open()
         return ReadOnlyView(self._metadata_device)
+
+    def read_metadata(self, read: Callable[[BlockDevice, bool], _T]) -> _T:
+        self.commit()
+        return read(self.open_metadata(), False)
 
     # ------------------------------------------------------------------------------------------ thin devices
 

@@ -36,14 +36,16 @@ path.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from cowfs.blockdev import BlockDevice
 from cowfs.pool.status import PoolStatus, ThinStatus, UnreadableStatus
 from cowfs.pool.table import PoolTable, ThinTable
 from cowfs.units import Extent
+
+T = TypeVar("T")
 
 
 class Capability(enum.Flag):
@@ -215,6 +217,13 @@ class Pool(Protocol):
 
     def open_metadata(self) -> BlockDevice:
         """The committed metadata, for reading by `cowfs.thinmeta`. The caller closes it."""
+        ...
+
+    def read_metadata(self, read: Callable[[BlockDevice, bool], T]) -> T:
+        """Let `read(device, held)` read the metadata as of now with `cowfs.thinmeta`, in place: for a few blocks of it.
+
+        `held` says to read what the metadata snapshot holds. What `read` raises is passed on; it may be called twice.
+        """
         ...
 
     def close(self) -> None:

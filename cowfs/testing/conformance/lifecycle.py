@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from cowfs.blockdev import BlockDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool, PoolMode
 from cowfs.testing.conformance.lab import (
@@ -19,6 +20,7 @@ from cowfs.testing.conformance.lab import (
 from cowfs.testing.conformance.registry import behaviour
 from cowfs.testing.judges import require_clean_pool
 from cowfs.thinmeta import Metadata, Superblock
+from cowfs.thinmeta.delta import DeltaRange, changed_ranges
 from cowfs.thinmeta.format import SUPERBLOCK_SALT, seal
 from cowfs.units import MAX_SNAPSHOT_TIME, METADATA_BLOCK_BYTES, Sectors
 
@@ -152,6 +154,35 @@ def closing_a_suspended_pool_keeps_everything(lab: Lab) -> None:
     pool.create_snap(1, 0)
     pool = lab.reopen(pool)
     expect_content(lab.thin(pool, 1), 0, 4, 1)
+
+
+@behaviour("1.10-10")
+def metadata_is_read_as_of_now(lab: Lab) -> None:
+    """Also with a metadata snapshot of another time; and nothing is held afterwards that was not before."""
+    pool = lab.pool()
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    pool.create_snap(1, 0)
+
+    def changed() -> list[tuple[int, int]]:
+        def read(device: BlockDevice, held: bool) -> list[DeltaRange]:
+            return list(changed_ranges(device, 0, 1, held=held))
+
+        return [(item.vblock, item.length) for item in pool.read_metadata(read)]
+
+    expect_equal(changed(), [], "ranges in which the snapshot differs")
+    fill(thin, 2, 1, 2)
+    expect_equal(changed(), [(2, 1)], "ranges after a write")
+    expect_equal(status_of(pool).held_root, None, "held root")
+    pool.reserve_metadata_snap()
+    fill(thin, 5, 2, 3)
+    expect_equal(changed(), [(2, 1), (5, 2)], "ranges with a metadata snapshot held")
+    expect_equal(status_of(pool).held_root is None, False, "held root gone")
+    pool.release_metadata_snap()
+    expect_error(
+        errno.ENODATA, lambda: pool.read_metadata(lambda device, held: list(changed_ranges(device, 0, 7, held=held)))
+    )
+    expect_equal(status_of(pool).held_root, None, "held root after an error")
 
 
 @behaviour("1.11-1")

@@ -1,0 +1,57 @@
+"""Which way the changes of a layer are found: from the blocks that differ where that can be trusted, else by a walk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cowfs.blockdev import BlockDevice
+from cowfs.ext4.volume import Volume
+from cowfs.layers.changes.blocks import block_changes
+from cowfs.layers.changes.walk import walk_changes
+from cowfs.layers.interface import Change, LayerRoot, Steps
+from cowfs.pool import Pool
+from cowfs.thinmeta.delta import DeltaRange, changed_ranges
+
+
+class ThinPair(NamedTuple):
+    """The thins that the volumes of a layer and of its parent are on."""
+
+    pool: Pool
+    layer_id: int
+    parent_id: int
+
+
+def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None = None) -> Steps[list[Change]]:
+    """What differs between a layer and its parent (None: an empty one), sorted by path; see `walk_changes`.
+
+    A walk is taken without `thins`, and when the volumes are no ext4 opened here, have no common origin, are of
+    different sizes, keep no nanoseconds, or when e2fsck has gone over one of them since they parted.
+
+    Both volumes are synced first. They should then hold still: take a snapshot of a layer that is in use.
+
+    Raises:
+        OSError: a volume cannot be read or synced.
+        NoSuchThin, MetadataCorrupt: of `thins`.
+    """
+    if parent is None or thins is None or not _can_be_told_by_blocks(layer, parent):
+        return (yield from walk_changes(layer, parent))
+    ranges = _differing_ranges(thins)
+    return (yield from block_changes(layer, parent, ranges, thins.pool.block_bytes))
+
+
+def _can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
+    if not (layer.inode and parent.inode):
+        return False
+    if not (isinstance(layer.tree, Volume) and isinstance(parent.tree, Volume)):
+        return False
+    layer.tree.sync()
+    parent.tree.sync()
+    geometry = layer.tree.inode_tables().geometry
+    return geometry.has_nanoseconds and geometry == parent.tree.inode_tables().geometry
+
+
+def _differing_ranges(thins: ThinPair) -> list[DeltaRange]:
+    def read(metadata: BlockDevice, held: bool) -> list[DeltaRange]:
+        return list(changed_ranges(metadata, thins.layer_id, thins.parent_id, held=held))
+
+    return thins.pool.read_metadata(read)
