@@ -200,7 +200,7 @@ class Histories(RuleBasedStateMachine):
         volume, parent = self.side(side).volume, self.a_directory(self.side(side), where)
         filling = [entry for entry in volume.list_directory(parent) if len(entry.name) == 243]
         for entry in filling[::step]:
-            volume.unlink(parent, entry.name)
+            remove_tree(volume, parent, entry.name)
 
     @rule(where=indices, name=names)
     def make_directories(self, where: int, name: bytes) -> None:
