@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, PATH, SIZE, Settings
+from cowfs.cli.settings import DEVICE, MINIMUM_FREE, PATH, SIZE, Settings
 from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
+    from cowfs.devices.free_space import MinimumFree
     from cowfs.host.operations import Created, DeviceRow, HomeReport
     from cowfs.host.request import MountedView
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @click.option("--metadata-size", type=SIZE, default="2G", show_default=True, help="Size of its metadata file, sparse.")
 @click.option("--block-size", type=SIZE, default="64K", show_default=True, help="Unit of sharing, a multiple of 64K.")
 @click.option("--base-size", type=SIZE, default="10G", show_default=True, help="Size of the base device.")
+@click.option(
+    "--min-free", type=MINIMUM_FREE, default="10%", show_default=True, help="A share, or a size for the data."
+)
 @click.option("--data-device", metavar="DEV", type=PATH, default="", help="A device for the pool's data, used whole.")
 @click.option("--metadata-device", metavar="DEV", type=PATH, default="", help="A device for its metadata, used whole.")
 @click.option("--thin-pool", metavar="NAME", default="", help="A pool of the kernel that is there and was never used.")
@@ -32,6 +36,7 @@ def init_command(
     metadata_size: int,
     block_size: int,
     base_size: int,
+    min_free: MinimumFree,
     data_device: str,
     metadata_device: str,
     thin_pool: str,
@@ -41,6 +46,9 @@ def init_command(
 
     It holds a pool and one device, base, with an empty ext4; every other device begins as a snapshot of base. The
     files are sparse: they occupy what is written. A home whose making was cut short is made anew.
+
+    Where less than --min-free of the pool is free, no device is made; near it there are warnings. A size is for the
+    data, and 10% then for the metadata.
 
     Sizes are bytes or carry K, M, G, T or P, powers of 1024.
 
@@ -55,6 +63,8 @@ def init_command(
         metadata_size_bytes=metadata_size,
         block_bytes=block_size,
         base_size_bytes=base_size,
+        min_free_percent=min_free.percent,
+        min_free_bytes=min_free.data_bytes,
         source=PoolSource(data_device, metadata_device, thin_pool),
         overwrite=force,
     )
@@ -95,6 +105,8 @@ def _print_created(settings: Settings, created: Created) -> None:
     else:
         parent = f"snapshot of {created.parent}" if created.parent else "without a parent"
         print(f"made {created.name}: id {created.id}, {format_size(created.size_bytes)}, {output.printable(parent)}")
+        for warning in created.warnings:
+            output.print_line(f"cowfs: warning: {warning}")
 
 
 @click.command("list")
@@ -118,8 +130,12 @@ def list_command(settings: Settings, tree: bool) -> None:
 
 
 def _cells(row: DeviceRow) -> tuple[str, ...]:
-    sizes = (format_size(n) for n in (row.size_bytes, row.mapped_bytes, row.exclusive_bytes))
+    sizes = (_size(n) for n in (row.size_bytes, row.mapped_bytes, row.exclusive_bytes))
     return (_name(row), str(row.id), *sizes, row.parent or "-", " ".join(row.mounted) or "-")
+
+
+def _size(size_bytes: int | None) -> str:
+    return "?" if size_bytes is None else format_size(size_bytes)
 
 
 def _name(row: DeviceRow) -> str:
@@ -139,7 +155,7 @@ def _print_tree(rows: list[DeviceRow]) -> None:
     def describe(name: str) -> str:
         row = by_name[name]
         where = f", mounted at {' '.join(row.mounted)}" if row.mounted else ""
-        return f"{_name(row)}  {format_size(row.exclusive_bytes)} of {format_size(row.mapped_bytes)} exclusive{where}"
+        return f"{_name(row)}  {_size(row.exclusive_bytes)} of {_size(row.mapped_bytes)} exclusive{where}"
 
     output.print_tree(roots, children.__getitem__, describe)
 
@@ -175,7 +191,7 @@ def _print_status(report: HomeReport) -> None:
             ("Block size", format_size(report.block_bytes)),
             ("Data", _used(report.data_used_bytes, report.data_total_bytes)),
             ("Metadata", _used(report.metadata_used_bytes, report.metadata_total_bytes)),
-            ("Kept free", f"{report.min_free_percent} %" if report.min_free_percent else ""),
+            ("Kept free", _kept_free(report)),
             ("Metadata snapshot", "" if snapshot is None else f"held at block {snapshot}"),
             ("Devices", _devices(report)),
             ("Base device", f"{format_size(report.base_size_bytes)}, UUID {report.base_uuid or 'unknown'}"),
@@ -184,8 +200,17 @@ def _print_status(report: HomeReport) -> None:
             ("Disk free", format_size(report.host_free_bytes)),
             ("Unknown thins", ", ".join(map(str, report.orphan_thin_ids))),
             *(("Problem", problem) for problem in report.problems),
+            *(("Warning", warning) for warning in report.warnings),
         ]
     )
+
+
+def _kept_free(report: HomeReport) -> str:
+    percent = f"{report.min_free_percent} %" if report.min_free_percent else ""
+    if report.min_free_bytes is None:
+        return percent
+    metadata = f", {percent} of metadata" if percent else ""
+    return f"{format_size(report.min_free_bytes)} of data{metadata}"
 
 
 def _devices(report: HomeReport) -> str:

@@ -14,6 +14,7 @@ from cowfs.errors import UsageError
 from cowfs.units import parse_size
 
 if TYPE_CHECKING:
+    from cowfs.devices.free_space import MinimumFree
     from cowfs.host.home import Home
 
 
@@ -55,6 +56,24 @@ class SizeType(click.ParamType[int]):
         return size_bytes
 
 
+class MinimumFreeType(click.ParamType["MinimumFree"]):
+    """A share of a pool such as 10%, or a size such as 20G."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MinimumFree:
+        from cowfs.devices.free_space import MinimumFree
+
+        if isinstance(value, MinimumFree):
+            return value
+        percent = value.removesuffix("%")
+        if percent == value:
+            return MinimumFree(MinimumFree().percent, SIZE.convert(value, param, ctx))
+        if not percent.isascii() or not percent.isdigit():
+            self.fail(f"'{value}' is no share; write 10% or a size such as 20G", param, ctx)
+        return MinimumFree(int(percent))
+
+
 class DeviceType(click.ParamType[str]):
     """The name of a device; completed from the records of the home, without opening it."""
 
@@ -73,5 +92,6 @@ class DeviceType(click.ParamType[str]):
 
 PATH = click.Path(readable=False)  # whether it can be used is found out by using it
 SIZE = SizeType()
+MINIMUM_FREE = MinimumFreeType()
 SECONDS = click.FloatRange(min=0, min_open=True)
 DEVICE = DeviceType()

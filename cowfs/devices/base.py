@@ -78,6 +78,17 @@ class BaseDevice:
         record = self._store.get(BASE)
         return record if record is not None and record.initialized and not record.deleted else None
 
+    def is_there(self) -> bool:
+        """Whether there is one that was made to its end, with its thin."""
+        record = self.finished()
+        if record is None:
+            return False
+        try:
+            self._pool.thin_status(record.device_id)
+        except NoSuchThin:
+            return False
+        return True
+
     def verify(self) -> None:
         """Check that the base in the pool is the one that the records mean, by its UUID.
 
@@ -113,8 +124,7 @@ class BaseDevice:
 
     def ensure(self, size_bytes: int) -> None:
         """Make the base when there is none that was finished; `size_bytes` is for one that never was."""
-        record = self.finished()
-        if record is not None and self._is_in_pool(record):
+        if self.is_there():
             return
         record = self._store.get(BASE)
         if record is not None:
@@ -140,13 +150,6 @@ class BaseDevice:
             self._filesystem.grow(thin)
         except FilesystemError as error:
             raise FilesystemError(f"device {name!r}: {error.message}", errno=error.errno) from error
-
-    def _is_in_pool(self, record: DeviceFile) -> bool:
-        try:
-            self._pool.thin_status(record.device_id)
-        except NoSuchThin:
-            return False
-        return True
 
     def _save_set(self, uuid: str) -> None:
         self.set_file = msgspec.structs.replace(self.set_file, base_uuid=uuid, base_filesystem=self._filesystem.name)

@@ -26,15 +26,16 @@ from typing import Final, Self, TypeAlias
 
 import msgspec
 
-from cowfs.devices import figures, making, pool_source
+from cowfs.devices import figures, free_space, health, making, pool_source
 from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base import BaseDevice, BaseFilesystem, filesystem_named
 from cowfs.devices.deletions import Deletions
 from cowfs.devices.files import HomeFiles, System
+from cowfs.devices.free_space import MinimumFree
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.lock import HomeLock
 from cowfs.devices.names import BASE, check_name, pool_prefix
-from cowfs.devices.options import HomeOptions, PoolSource, check_base_size, check_device_size, check_min_free
+from cowfs.devices.options import HomeOptions, PoolSource, check_base_size, check_device_size
 from cowfs.devices.pool_growth import grow_pool
 from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
 from cowfs.devices.replacement import Replacements
@@ -47,6 +48,7 @@ from cowfs.errors import (
     HomeError,
     MissingRequirement,
     NoSuchThin,
+    PoolModeError,
     ThinBusy,
     UsageError,
 )
@@ -81,12 +83,15 @@ class DeviceSet:
         self._is_closed = False
         self._active = ActiveDevices(pool, pool_prefix(files.home))
         self.pool = pool
-        self.read_only = read_only
-        self._store = DeviceStore(files, read_only=read_only)
+        self._health = health.examine(pool)
+        self.read_only = read_only or not self._health.can_change
+        self._store = DeviceStore(files, read_only=self.read_only)
+        if self._health.problem:
+            self._store.problems.append(self._health.problem)
         self._store.load()
         set_file = self._store.load_set()
         self._ids = ThinIds(set_file.next_device_id, (record.device_id for _, record in self._store.items()))
-        for thin_id in pool.thin_ids():
+        for thin_id in pool.thin_ids() if self._health.can_read else ():
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin)
@@ -138,7 +143,7 @@ class DeviceSet:
             devices = cls(files, lock, pool, settings, filesystem, read_only=False, new_uuid=new_uuid)
             devices._recover()
             say("making the base device", 1, _INIT_STEPS)
-            devices._base.ensure(options.base_size_bytes)
+            devices.ensure_base()
             say("finishing", 2, _INIT_STEPS)
             making.finish_home(files, options)
             say("done", _INIT_STEPS, _INIT_STEPS)
@@ -154,6 +159,7 @@ class DeviceSet:
         read_only: bool = False,
         durable: bool = True,
         min_free_percent: int | None = None,
+        min_free_bytes: int | None = None,
         source: PoolSource | None = None,
         base_size_bytes: int | None = None,
         verify: bool = True,
@@ -166,7 +172,7 @@ class DeviceSet:
         Args:
             read_only: change nothing, not even after a crash; works on a read-only medium.
             durable: False gives up flushes.
-            min_free_percent: in place of what the home says.
+            min_free_percent, min_free_bytes: in place of what the home says, as in `HomeOptions`.
             source: where the pool is, for a home that does not say so because another program made it.
             base_size_bytes: what the base device must have: a smaller one is grown, for the devices that are made
                 after; it is also the size of a base that is still to be made.
@@ -177,11 +183,14 @@ class DeviceSet:
             HomeError: pool files missing, truncated, or not those of the records.
             UsageError: the base device is larger than `base_size_bytes`.
             MetadataCorrupt: the pool's metadata.
+
+        A pool that failed, or that needs a check, does not keep a home from opening: it is then open read-only, and
+        `problems` says why.
         """
         if base_size_bytes is not None:
             check_base_size(base_size_bytes)
-        if min_free_percent is not None:
-            check_min_free(min_free_percent)
+        if min_free_percent is not None or min_free_bytes is not None:
+            MinimumFree(min_free_percent or 0, min_free_bytes).check()
         files = HomeFiles(os.path.abspath(home), durable=durable, system=system)
         making.require_home(files)
         settings = making.read_settings(files)
@@ -193,14 +202,17 @@ class DeviceSet:
             if source is not None:
                 settings = pool_source.at_source(files, settings, source)
             if min_free_percent is not None:
-                settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent)
+                settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent, min_free_bytes=None)
+            if min_free_bytes is not None:
+                settings = msgspec.structs.replace(settings, min_free_bytes=min_free_bytes)
             pool = pool_source.open_pool(files, backend, settings, read_only=read_only)
             undo.callback(pool.close)
             devices = cls(files, lock, pool, settings, filesystem, read_only=read_only, new_uuid=new_uuid)
-            devices._recover()
-            devices._note_missing_thins()
-            if verify:
-                devices._base.verify()
+            if devices._health.can_read:
+                devices._recover()
+                devices._note_missing_thins()
+                if verify:
+                    devices._base.verify()
             if base_size_bytes is not None:
                 devices._require_base_size(base_size_bytes)
             undo.pop_all()
@@ -287,7 +299,7 @@ class DeviceSet:
 
         Args:
             size_bytes: the parent's size when None; never less. In a larger device the file system is grown to fill
-                it, which takes time in proportion to what is mapped; without it a snapshot takes none.
+                it, which takes time in proportion to its metadata; without it a snapshot takes none.
 
         Raises:
             UsageError: a name or size that cannot be.
@@ -308,7 +320,7 @@ class DeviceSet:
                 f"size {size_bytes} of device {name!r} is less than that of its parent {origin_name!r}, "
                 f"{origin.size}; a snapshot cannot be smaller"
             )
-        figures.check_free_space(self.pool, self._settings.min_free_percent)
+        self._require_free_space()
 
         def send(thin_id: int) -> None:
             try:
@@ -349,7 +361,7 @@ class DeviceSet:
                 f"{size_bytes} ({format_size(size_bytes)}); make a smaller one and copy what is in it"
             )
         self._check_idle(name, record, "resize it")
-        figures.check_free_space(self.pool, self._settings.min_free_percent)
+        self._require_free_space()
         self._transactions.settle()
         with self._replacements.replacing(name, size_bytes) as thin:
             self._base.grow_filesystem(name, thin)
@@ -363,7 +375,7 @@ class DeviceSet:
             OutOfMetadataSpace: so much data needs more metadata.
             HomeError, PoolError: a file cannot grow, or the pool does not take it.
         """
-        self._check_writable()
+        self._check_writable(to_make_room=True)
         if self._settings.thin_pool:
             raise UsageError(f"pool {self.pool.name} was not made by this home; it grows by the tools that made it")
         self._transactions.settle()
@@ -384,7 +396,7 @@ class DeviceSet:
             DeviceBusy: it is in use.
             UsageError: the base device.
         """
-        self._check_writable()
+        self._check_writable(to_make_room=True)
         record = self._store.require(name)
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
@@ -400,6 +412,10 @@ class DeviceSet:
 
     def _remove_idle(self, name: str) -> None:
         self._replacements.check_idle(name)
+        if health.examine(self.pool).mode is PoolMode.OUT_OF_METADATA_SPACE:
+            # Let the pool try again: what removing needs is in its reserve.
+            self.pool.reload(self.pool.table())
+            self.pool.resume()
         self._transactions.remove(name)
 
     def retry_deletions(self) -> int:
@@ -448,6 +464,7 @@ class DeviceSet:
             metadata_used_bytes=pool.used_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
             metadata_total_bytes=pool.total_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
             min_free_percent=self._settings.min_free_percent,
+            min_free_bytes=self._settings.min_free_bytes,
             data_file_allocated_bytes=allocated,
             backing_free_bytes=free,
             device_count=len(self._store) - (base is not None),
@@ -457,8 +474,17 @@ class DeviceSet:
             base_uuid=self._base.set_file.base_uuid,
             base_filesystem=self._base.set_file.base_filesystem,
             read_only=self.read_only,
-            problems=self.problems,
+            problems=self._all_problems(),
+            warnings=tuple(self.warnings()),
         )
+
+    def _all_problems(self) -> tuple[str, ...]:
+        problem = health.examine(self.pool).problem
+        return self.problems if not problem or problem in self.problems else (problem, *self.problems)
+
+    def warnings(self) -> list[str]:
+        """What space of the pool is running out, in words; a pool that is out of it is among the problems."""
+        return free_space.warnings(self.pool, self._minimum_free)
 
     def _orphans(self) -> tuple[int, ...]:
         """Thins of the pool that no record names: made by messages, or left by something else."""
@@ -466,9 +492,15 @@ class DeviceSet:
         return tuple(thin_id for thin_id in self.pool.thin_ids() if thin_id not in known)
 
     def ensure_base(self) -> None:
-        """Make the base device when the home has none that was finished."""
+        """Make the base device when the home has none that was finished.
+
+        Raises:
+            OutOfDataSpace, OutOfMetadataSpace: there is none, and less than the minimum is free.
+        """
         self._check_writable()
-        self._base.ensure(self._settings.base_size_bytes)
+        if not self._base.is_there():
+            self._require_free_space()
+            self._base.ensure(self._settings.base_size_bytes)
 
     # ------------------------------------------------------------------ use
 
@@ -563,11 +595,22 @@ class DeviceSet:
 
     # ------------------------------------------------------------------ helpers
 
-    def _check_writable(self) -> None:
-        if self.read_only:
+    def _check_writable(self, *, to_make_room: bool = False) -> None:
+        """Args: to_make_room: what is done works, and helps, when the metadata is full."""
+        if self.read_only and self._health.can_change:
             raise HomeError(
                 f"the home {self.home} is open read-only; open it for writing to change it", errno=errno.EROFS
             )
+        now = health.examine(self.pool)
+        if not now.can_change or (now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room):
+            raise PoolModeError(now.problem, errno=errno.EROFS)
+
+    @property
+    def _minimum_free(self) -> MinimumFree:
+        return MinimumFree(self._settings.min_free_percent, self._settings.min_free_bytes)
+
+    def _require_free_space(self) -> None:
+        free_space.require_minimum(self.pool, self._minimum_free)
 
     def _check_unused(self, name: str) -> None:
         record = self._store.get(name)

@@ -13,11 +13,9 @@ from cowfs.errors import (
     CowfsError,
     MetadataCorrupt,
     NoSuchThin,
-    OutOfDataSpace,
-    OutOfMetadataSpace,
     PoolModeError,
 )
-from cowfs.pool import Pool, PoolStatus, UnreadableStatus
+from cowfs.pool import Pool, UnreadableStatus
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
     DeviceDetails,
@@ -37,7 +35,7 @@ from cowfs.thinmeta.walk import (
     children,
     mapping_runs,
 )
-from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_size
+from cowfs.units import SECTOR_BYTES
 
 _MAX_BITMAPS: Final = 256  # of 16 KB each, so 4 MB for each of the two maps
 
@@ -84,46 +82,6 @@ def is_fresh(pool: Pool, thin_id: int, transaction_id: int) -> bool:
     except CowfsError:
         return False
     return found.created_transaction_id == transaction_id and not found.exclusive_bytes
-
-
-def check_free_space(pool: Pool, percent: int) -> None:
-    """Raises OutOfDataSpace or OutOfMetadataSpace when less than `percent` of either is free; 0 always passes."""
-    if not percent:
-        return
-    status = pool.status(flush=False)
-    # Blocks freed since the last commit count as used until a commit.
-    if isinstance(status, PoolStatus) and not _is_free_enough(status, percent):
-        status = pool.status()
-    if isinstance(status, UnreadableStatus):
-        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
-    free, least = _free_data(status, percent)
-    if free < least:
-        raise OutOfDataSpace(_too_little("data", pool, free, least, pool.block_bytes, percent))
-    free, least = _free_metadata(status, percent)
-    if free < least:
-        raise OutOfMetadataSpace(_too_little("metadata", pool, free, least, METADATA_BLOCK_BYTES, percent))
-
-
-def _is_free_enough(status: PoolStatus, percent: int) -> bool:
-    return all(free >= least for free, least in (_free_data(status, percent), _free_metadata(status, percent)))
-
-
-def _free_data(status: PoolStatus, percent: int) -> tuple[int, int]:
-    total = status.total_data_blocks
-    return total - status.used_data_blocks, max(1, total * percent // 100)
-
-
-def _free_metadata(status: PoolStatus, percent: int) -> tuple[int, int]:
-    total = status.total_metadata_blocks
-    return total - status.used_metadata_blocks, max(1, total * percent // 100)
-
-
-def _too_little(what: str, pool: Pool, free: int, least: int, block_bytes: int, percent: int) -> str:
-    return (
-        f"pool {pool.name} has {free * block_bytes} bytes ({format_size(free * block_bytes)}) of {what} space free, "
-        f"less than the {least * block_bytes} ({format_size(least * block_bytes)}, {percent} %) that stay free; "
-        f"remove devices, make the pool's {what} larger, or lower the minimum"
-    )
 
 
 def backing_space(data_file: str) -> tuple[int, int]:

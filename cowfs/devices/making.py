@@ -118,6 +118,7 @@ def settings_of(options: HomeOptions) -> HomeFile:
         error_if_no_space=options.error_if_no_space,
         no_discard_passdown=options.no_discard_passdown,
         min_free_percent=options.min_free_percent,
+        min_free_bytes=options.min_free_bytes,
         base_size_bytes=options.base_size_bytes,
         data_device=options.source.data_device,
         metadata_device=options.source.metadata_device,

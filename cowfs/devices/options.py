@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cowfs.devices.free_space import MinimumFree
 from cowfs.devices.records import MAX_DEVICE_BYTES
 from cowfs.errors import UsageError
 from cowfs.units import (
@@ -62,8 +63,9 @@ class HomeOptions:
     `data_size_bytes` and `metadata_size_bytes` are for the home's own files; devices that `source` names are used
     whole. `overwrite`: what is on them may be lost.
 
-    `low_water_blocks` is in data blocks. `min_free_percent` of data and of metadata stay free: below it no device is
-    made; 0 turns that off. `durable=False` gives up flushes, for homes that live no longer than a test.
+    `low_water_blocks` is in data blocks. `min_free_percent` of data and of metadata stay free, or `min_free_bytes` of
+    data in place of the percentage: below it no device is made; 0 turns that off. `durable=False` gives up flushes, for
+    homes that live no longer than a test.
     """
 
     data_size_bytes: int = 100 * _GIB
@@ -75,9 +77,14 @@ class HomeOptions:
     error_if_no_space: bool = False
     no_discard_passdown: bool = False
     min_free_percent: int = 10
+    min_free_bytes: int | None = None
     durable: bool = True
     source: PoolSource = PoolSource()
     overwrite: bool = False
+
+    @property
+    def minimum_free(self) -> MinimumFree:
+        return MinimumFree(self.min_free_percent, self.min_free_bytes)
 
     def check(self) -> None:
         """Raises UsageError naming the first option that cannot be, and the nearest value that can."""
@@ -88,7 +95,7 @@ class HomeOptions:
         check_base_size(self.base_size_bytes)
         if self.low_water_blocks < 0:
             raise UsageError(f"low water mark {self.low_water_blocks} is negative; take 0 or more data blocks")
-        check_min_free(self.min_free_percent)
+        self.minimum_free.check()
 
 
 def check_block_size(block_bytes: int) -> None:
@@ -110,11 +117,6 @@ def check_base_size(size_bytes: int) -> None:
         raise UsageError(
             f"base size {_show(size_bytes)} is too small for an ext4 file system; take at least {_show(MIN_BASE_BYTES)}"
         )
-
-
-def check_min_free(percent: int) -> None:
-    if not 0 <= percent < 100:
-        raise UsageError(f"minimum free space of {percent} % is not possible; take 0 (no minimum) to 99")
 
 
 def data_bitmaps(data_blocks: int) -> int:

@@ -90,6 +90,7 @@ class HomeFile(msgspec.Struct, frozen=True):
     error_if_no_space: bool = False
     no_discard_passdown: bool = False
     min_free_percent: int = 10
+    min_free_bytes: int | None = None
     base_size_bytes: int = 10 << 30
     data_device: str = ""
     metadata_device: str = ""
@@ -143,7 +144,8 @@ class HomeStatus:
     """A home at a glance. The pool's figures are zero and its mode FAIL when it cannot tell them.
 
     `backing_free_bytes` is what the file system under the data file still has; a sparse pool can promise more.
-    `problems` are the findings of the last opening, in words.
+    `problems` are the findings of the last opening and what is wrong with the pool now, in words; `warnings` say what
+    space is running out.
     """
 
     home: str
@@ -161,6 +163,7 @@ class HomeStatus:
     metadata_used_bytes: int
     metadata_total_bytes: int
     min_free_percent: int
+    min_free_bytes: int | None
     data_file_allocated_bytes: int
     backing_free_bytes: int
     device_count: int
@@ -171,3 +174,4 @@ class HomeStatus:
     base_filesystem: str
     read_only: bool
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]

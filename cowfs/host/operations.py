@@ -18,7 +18,7 @@ import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import NoSuchThin, UnknownDevice, UsageError
+from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError, UnknownDevice, UsageError
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
 from cowfs.host.space import Resize, ResizePool
@@ -33,16 +33,19 @@ if TYPE_CHECKING:
 
 
 class Created(msgspec.Struct, frozen=True):
-    """A device just made."""
+    """A device just made. `warnings`: what space of the pool is running out, in words."""
 
     name: str
     id: int
     size_bytes: int
     parent: str | None
+    warnings: list[str]
 
 
 class DeviceRow(msgspec.Struct, frozen=True):
     """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known.
+
+    Both figures are null where the pool cannot tell them.
 
     `deleted`: it is marked for deletion, and goes when nothing uses it any more.
     """
@@ -50,8 +53,8 @@ class DeviceRow(msgspec.Struct, frozen=True):
     name: str
     id: int
     size_bytes: int
-    mapped_bytes: int
-    exclusive_bytes: int
+    mapped_bytes: int | None
+    exclusive_bytes: int | None
     parent: str | None
     deleted: bool
     mounted: list[str]
@@ -98,6 +101,7 @@ class HomeReport(msgspec.Struct, frozen=True):
     metadata_used_bytes: int
     metadata_total_bytes: int
     min_free_percent: int
+    min_free_bytes: int | None
     metadata_snapshot_block: int | None
     devices: int
     deleted_devices: int
@@ -109,6 +113,7 @@ class HomeReport(msgspec.Struct, frozen=True):
     host_free_bytes: int
     orphan_thin_ids: list[int]
     problems: list[str]
+    warnings: list[str]
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
@@ -136,6 +141,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             metadata_used_bytes=status.metadata_used_bytes,
             metadata_total_bytes=status.metadata_total_bytes,
             min_free_percent=status.min_free_percent,
+            min_free_bytes=status.min_free_bytes,
             metadata_snapshot_block=pool.held_root if isinstance(pool, PoolStatus) else None,
             devices=status.device_count,
             deleted_devices=status.deleted_count,
@@ -147,6 +153,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             host_free_bytes=status.backing_free_bytes,
             orphan_thin_ids=list(status.orphan_thin_ids),
             problems=[plain_text(problem) for problem in status.problems],
+            warnings=list(status.warnings),
         )
 
 
@@ -201,7 +208,7 @@ class Create(Request[Created], frozen=True, tag="create"):
 
     def run(self, host: Host) -> Created:
         record = host.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
-        return Created(record.name, record.device_id, record.size_bytes, record.parent)
+        return Created(record.name, record.device_id, record.size_bytes, record.parent, host.devices.warnings())
 
 
 class Remove(Request[bool], frozen=True, tag="remove"):
@@ -300,11 +307,15 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
 
 def _row(host: Host, record: DeviceRecord) -> DeviceRow:
+    mapped_bytes: int | None
+    exclusive_bytes: int | None
     try:
         figures = host.devices.figures(record.name)
         mapped_bytes, exclusive_bytes = figures.mapped_bytes, figures.exclusive_bytes
     except NoSuchThin:  # a record whose thin is gone, among the problems that `status` tells
         mapped_bytes = exclusive_bytes = 0
+    except (MetadataCorrupt, PoolModeError):  # told there too
+        mapped_bytes = exclusive_bytes = None
     return DeviceRow(
         name=plain_text(record.name),
         id=record.device_id,

@@ -178,6 +178,8 @@ def _available(path: str, free_bytes: int, backing_free_bytes: int) -> int:
 
 
 def _min_free(status: HomeStatus) -> int:
+    if status.min_free_bytes is not None:
+        return status.min_free_bytes
     blocks = status.pool.total_data_blocks if isinstance(status.pool, PoolStatus) else 0
     return blocks * status.min_free_percent // 100 * status.block_bytes
 

@@ -259,7 +259,15 @@ def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
     assert status.keys() == {
         *("home", "backend", "holder_pid", "views", "pool", "mode", "no_space", "needs_check", "transaction_id"),
         *("block_bytes", "data_used_bytes", "data_total_bytes", "metadata_used_bytes", "metadata_total_bytes"),
-        *("min_free_percent", "metadata_snapshot_block", "devices", "deleted_devices", "base_size_bytes"),
+        *(
+            "min_free_percent",
+            "min_free_bytes",
+            "warnings",
+            "metadata_snapshot_block",
+            "devices",
+            "deleted_devices",
+            "base_size_bytes",
+        ),
         *(
             "base_uuid",
             "data_file",
@@ -287,8 +295,20 @@ def test_json_of_the_changes(cowfs_anywhere: Run, tmp_path: Path) -> None:
     sizes = ("--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M")
     made = {"home": str(home), "base_size_bytes": BASE_BYTES, "data_size_bytes": 256 << 20}
     assert answer("init", *sizes) == made
-    assert answer("create", "web") == {"name": "web", "id": 2, "size_bytes": BASE_BYTES, "parent": "base"}
-    assert answer("snapshot", "web", "a") == {"name": "a", "id": 3, "size_bytes": BASE_BYTES, "parent": "web"}
+    assert answer("create", "web") == {
+        "name": "web",
+        "id": 2,
+        "size_bytes": BASE_BYTES,
+        "parent": "base",
+        "warnings": [],
+    }
+    assert answer("snapshot", "web", "a") == {
+        "name": "a",
+        "id": 3,
+        "size_bytes": BASE_BYTES,
+        "parent": "web",
+        "warnings": [],
+    }
     assert answer("remove", "a") == {"removed": ["a"], "deferred": []}
     assert answer("message", "create_thin", "9") == {"message": "create_thin 9"}
     check = answer("check")

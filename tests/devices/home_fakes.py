@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.errors import InvalidRequest, NoSuchThin, ThinBusy, ThinExists
+from cowfs.errors import InvalidRequest, NoSuchThin, PoolError, PoolIoError, ThinBusy, ThinExists
 from cowfs.pool import (
     Capability,
     DiscardMode,
@@ -26,6 +27,7 @@ from cowfs.pool import (
     ProbeResult,
     ThinStatus,
     ThinTable,
+    UnreadableStatus,
 )
 from cowfs.thinmeta.format import SpaceMapRoot, Superblock
 
@@ -33,6 +35,7 @@ MIB = 1 << 20
 SMALL = HomeOptions(
     data_size_bytes=4 * MIB, metadata_size_bytes=2 * MIB, base_size_bytes=MIB, min_free_percent=0, low_water_blocks=0
 )
+ROOMY = dataclasses.replace(SMALL, data_size_bytes=1 << 30, base_size_bytes=16 * MIB, durable=False)
 UUIDS = ["11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa"]
 PAGE = 4096
 
@@ -210,6 +213,8 @@ class FakeBackend:
         self.steps = Steps()
         self.fail: dict[str, list[Exception | None]] = {}
         self.status_errors: list[Exception] = []
+        self.condition: dict[str, Any] = {}  # fields of the status that are other than usual
+        self.unreadable: UnreadableStatus | None = None
         self.pool: FakePool | None = None
         self.events: list[str] = []
 
@@ -296,11 +301,13 @@ class FakePool:
     def message(self, text: str) -> None:
         raise NotImplementedError(text)
 
-    def status(self, *, flush: bool = True) -> PoolStatus:
+    def status(self, *, flush: bool = True) -> PoolStatus | UnreadableStatus:
         if self.backend.status_errors:
             raise self.backend.status_errors.pop(0)
+        if self.backend.unreadable is not None:
+            return self.backend.unreadable
         total = self._table.data_blocks
-        return PoolStatus(
+        usual = PoolStatus(
             transaction_id=self.state.transaction_id,
             used_metadata_blocks=60,  # type: ignore[arg-type]
             total_metadata_blocks=os.path.getsize(self._table.metadata_device) // PAGE,  # type: ignore[arg-type]
@@ -313,14 +320,19 @@ class FakePool:
             needs_check=False,
             metadata_low_water=128,  # type: ignore[arg-type]
         )
+        return dataclasses.replace(usual, **self.backend.condition)
 
     def table(self) -> PoolTable:
         return self._table
 
     def thin_ids(self) -> list[int]:
+        if self.backend.unreadable is not None:
+            raise PoolIoError("the pool has failed")
         return sorted(self.state.thins)
 
-    def thin_status(self, thin_id: int) -> ThinStatus:
+    def thin_status(self, thin_id: int) -> ThinStatus | UnreadableStatus:
+        if self.backend.unreadable is not None:
+            return self.backend.unreadable
         if thin_id not in self.state.thins:
             raise NoSuchThin(f"no thin {thin_id}")
         return ThinStatus(128 * bool(self.state.thins[thin_id]), None)  # type: ignore[arg-type]
@@ -364,6 +376,8 @@ class FakePool:
     def resume(self) -> None:
         self._send(f"resume {self._loaded.data_blocks}")
         self._table = self._loaded
+        if self.backend.condition.get("mode") is PoolMode.OUT_OF_METADATA_SPACE:
+            self.backend.condition.clear()
 
     def suspend(self) -> None:
         raise NotImplementedError
@@ -414,7 +428,7 @@ class FakeThin:
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
         raise NotImplementedError
 
-    def status(self, *, flush: bool = True) -> ThinStatus:
+    def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
         return self.pool.thin_status(self.thin_id)
 
     def table(self) -> ThinTable:
@@ -441,6 +455,16 @@ def open_home(home: Path, backend: Any, **arguments: Any) -> DeviceSet:
     arguments.setdefault("durable", "system" in arguments)
     arguments.setdefault("filesystem", Filesystem())
     return DeviceSet.open(home, backend, new_uuid=uuids(), **arguments)
+
+
+def fill_metadata(devices: DeviceSet) -> None:
+    """Make devices in a `ROOMY` home until there is no metadata for more."""
+    with suppress(PoolError):
+        for number in range(1000):
+            devices.create(f"d{number}")
+            thin = devices.activate(f"d{number}")
+            thin.pwrite(number * PAGE, b"x")
+            devices.deactivate(f"d{number}")
 
 
 def names(devices: DeviceSet) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from cowfs.errors import (
     HomeError,
     OutOfDataSpace,
     OutOfMetadataSpace,
-    PoolError,
     PoolIoError,
     UnknownDevice,
     UsageError,
@@ -27,11 +25,13 @@ from cowfs.testing.judges import require_clean_pool
 from tests.devices.home_fakes import (
     MIB,
     PAGE,
-    SMALL,
+    ROOMY,
     FailingOs,
     FakeBackend,
     Filesystem,
     assert_whole,
+    fill_metadata,
+    make_home,
     names,
     open_home,
 )
@@ -234,17 +234,8 @@ def test_an_emulated_pool_grows_under_its_users(tmp_path: Path) -> None:
 
 
 def test_metadata_that_is_used_up_is_made_larger(tmp_path: Path) -> None:
-    def fill(devices: DeviceSet) -> None:
-        for number in range(1000):
-            devices.create(f"d{number}")
-            thin = devices.activate(f"d{number}")
-            thin.pwrite(number * PAGE, b"x")
-            devices.deactivate(f"d{number}")
-
-    options = replace(SMALL, data_size_bytes=1 << 30, base_size_bytes=16 * MIB, durable=False)
-    with DeviceSet.init(tmp_path / "home", load_backend("emulated"), options, filesystem=Filesystem()) as devices:
-        with pytest.raises(PoolError, match="metadata"):
-            fill(devices)
+    with make_home(tmp_path / "home", load_backend("emulated"), ROOMY) as devices:
+        fill_metadata(devices)
         assert devices.status().mode.name == "OUT_OF_METADATA_SPACE"
         devices.resize_pool(metadata_size_bytes=8 * MIB)
         devices.create("more")

@@ -49,6 +49,7 @@ HOME = HomeStatus(
     metadata_used_bytes=256 * 4096,
     metadata_total_bytes=2 * GIB,
     min_free_percent=10,
+    min_free_bytes=None,
     data_file_allocated_bytes=0,
     backing_free_bytes=0,
     device_count=3,
@@ -59,6 +60,7 @@ HOME = HomeStatus(
     base_filesystem="ext4",
     read_only=False,
     problems=(),
+    warnings=(),
 )
 
 

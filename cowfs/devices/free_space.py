@@ -1,0 +1,98 @@
+"""What must stay free in a pool, so that the devices in it can go on writing when no more are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace, PoolModeError, UsageError
+from cowfs.pool import NoSpacePolicy, Pool, PoolMode, PoolStatus, UnreadableStatus
+from cowfs.units import METADATA_BLOCK_BYTES, format_size
+
+
+@dataclass(frozen=True, slots=True)
+class MinimumFree:
+    """Below this no device is made or grown; below twice as much there are warnings.
+
+    Attributes:
+        percent: of the data and of the metadata; 0 turns it off.
+        data_bytes: for the data, in place of the percentage.
+    """
+
+    percent: int = 10
+    data_bytes: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError when it cannot be."""
+        if not 0 <= self.percent < 100:
+            raise UsageError(f"minimum free space of {self.percent} % is not possible; take 0 (no minimum) to 99")
+        if self.data_bytes is not None and self.data_bytes < 0:
+            raise UsageError(f"minimum free space of {self.data_bytes} bytes is not possible; take 0 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class _Space:
+    """One of a pool's two devices."""
+
+    what: str
+    free_bytes: int
+    least_bytes: int
+
+    def describe(self, pool_name: str) -> str:
+        return (
+            f"pool {pool_name} has {self.free_bytes} bytes ({format_size(self.free_bytes)}) of {self.what} space free"
+        )
+
+
+def require_minimum(pool: Pool, minimum: MinimumFree) -> None:
+    """Raises OutOfDataSpace or OutOfMetadataSpace when less than the minimum is free."""
+    status = pool.status(flush=False)
+    # Blocks freed since the last commit count as used until a commit.
+    if isinstance(status, PoolStatus) and any(_lacking(status, pool.block_bytes, minimum)):
+        status = pool.status()
+    if isinstance(status, UnreadableStatus):
+        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
+    for space in _lacking(status, pool.block_bytes, minimum):
+        error = OutOfDataSpace if space.what == "data" else OutOfMetadataSpace
+        raise error(
+            f"{space.describe(pool.name)}, less than the {space.least_bytes} ({format_size(space.least_bytes)}) that "
+            f"stay free; remove or trim devices, make the pool larger with 'pool-resize', or lower the minimum"
+        )
+
+
+def warnings(pool: Pool, minimum: MinimumFree) -> list[str]:
+    """What is running out, in words."""
+    try:
+        status = pool.status(flush=False)
+    except CowfsError:
+        return []
+    if isinstance(status, UnreadableStatus):
+        return []
+    if status.mode is PoolMode.OUT_OF_DATA_SPACE:
+        writes = "wait" if status.no_space is NoSpacePolicy.QUEUE else "fail"
+        remedy = "remove or trim devices, or make it larger with 'pool-resize --data-size'"
+        return [f"pool {pool.name} has no data space left, so writes {writes}; {remedy}"]
+    return [
+        f"{space.describe(pool.name)}; below {format_size(space.least_bytes)} no device is made"
+        for space in _spaces(status, pool.block_bytes, minimum)
+        if space.least_bytes and space.free_bytes < 2 * space.least_bytes
+    ]
+
+
+def _lacking(status: PoolStatus, block_bytes: int, minimum: MinimumFree) -> Iterator[_Space]:
+    return (space for space in _spaces(status, block_bytes, minimum) if space.free_bytes < space.least_bytes)
+
+
+def _spaces(status: PoolStatus, block_bytes: int, minimum: MinimumFree) -> Iterator[_Space]:
+    data_bytes = minimum.data_bytes
+    if data_bytes is None:
+        data_bytes = _share(status.total_data_blocks, minimum.percent) * block_bytes
+    free = status.total_data_blocks - status.used_data_blocks
+    yield _Space("data", free * block_bytes, data_bytes)
+    metadata_bytes = _share(status.total_metadata_blocks, minimum.percent) * METADATA_BLOCK_BYTES
+    free_metadata = status.total_metadata_blocks - status.used_metadata_blocks
+    yield _Space("metadata", free_metadata * METADATA_BLOCK_BYTES, metadata_bytes)
+
+
+def _share(total: int, percent: int) -> int:
+    return max(1, total * percent // 100) if percent else 0

@@ -1,0 +1,261 @@
+"""Homes whose pool is ill or full: what is wrong is said in words, what still works goes on, nothing is made worse."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cowfs.blockdev import FileDevice
+from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.free_space import MinimumFree
+from cowfs.errors import (
+    HomeError,
+    OutOfDataSpace,
+    OutOfMetadataSpace,
+    PoolModeError,
+    UsageError,
+)
+from cowfs.host.maintenance import repair_home
+from cowfs.host.operations import ListDevices, Status
+from cowfs.host.request import Host
+from cowfs.pool import PoolMode, UnreadableStatus, load_backend
+from cowfs.testing.judges import require_clean_pool
+from cowfs.thinmeta import Metadata
+from tests.devices.home_fakes import (
+    MIB,
+    ROOMY,
+    SMALL,
+    FakeBackend,
+    Filesystem,
+    assert_whole,
+    fill_metadata,
+    make_home,
+    names,
+    open_home,
+)
+
+EMULATED = load_backend("emulated")
+
+
+def content(home: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(home)): path.read_bytes() for path in home.rglob("*") if path.is_file()}
+
+
+def changes(devices: DeviceSet) -> dict[str, Callable[[], object]]:
+    return {
+        "create": lambda: devices.create("new"),
+        "resize": lambda: devices.resize("a", 2 * MIB),
+        "resize_pool": lambda: devices.resize_pool(data_size_bytes=8 * MIB),
+        "remove": lambda: devices.remove("a"),
+        "remove deferred": lambda: devices.remove("a", deferred=True),
+        "replace": lambda: devices.replacing("a").__enter__(),
+        "ensure_base": devices.ensure_base,
+    }
+
+
+# --- pools that cannot be changed
+
+
+def test_a_pool_that_needs_a_check_is_told_and_read(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        devices.activate("a").pwrite(0, b"still readable")
+    (home / "metadata/broken").write_text("{")
+    before = content(home)
+    backend.condition = {"mode": PoolMode.READ_ONLY, "needs_check": True}
+    with open_home(home, backend) as devices:
+        assert devices.read_only
+        assert "needs a check, because a change of its metadata failed" in devices.problems[0]
+        assert devices.status().problems == devices.problems
+        assert devices.activate("a").pread(0, 14) == b"still readable"
+        for what, change in changes(devices).items():
+            with pytest.raises(PoolModeError, match="'check --repair'") as caught:
+                change()
+            assert caught.value.errno == errno.EROFS, what
+        assert devices.retry_deletions() == 0
+    assert content(home) == before
+    backend.condition = {}
+    with open_home(home, backend) as devices:
+        devices.create("new")
+        assert_whole(devices)
+
+
+@pytest.mark.parametrize("answer", list(UnreadableStatus))
+def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
+    home: Path, backend: FakeBackend, answer: UnreadableStatus
+) -> None:
+    backend.unreadable = answer
+    with open_home(home, backend) as devices:
+        assert f"has failed: it answers '{answer.value}'" in devices.problems[0]
+        assert len(devices.problems) == 1
+        assert names(devices) == ["a", "base"]
+        status = devices.status()
+        assert (status.mode, status.data_total_bytes, status.orphan_thin_ids) == (PoolMode.FAIL, 0, ())
+        rows = list(ListDevices().run(Host(devices, "fake")))
+        assert [(row.name, row.mapped_bytes, row.exclusive_bytes) for row in rows] == [
+            ("a", None, None),
+            ("base", None, None),
+        ]
+        assert Status().run(Host(devices, "fake")).problems == list(devices.problems)
+        for change in changes(devices).values():
+            with pytest.raises(PoolModeError, match="has failed"):
+                change()
+
+
+def test_a_pool_that_turns_ill_later_is_told_too(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        assert devices.status().problems == ()
+        backend.condition = {"mode": PoolMode.READ_ONLY}
+        (problem,) = devices.status().problems
+        assert "is read-only, because its metadata could not be written" in problem
+        with pytest.raises(PoolModeError, match="close the home and open it again"):
+            devices.create("new")
+
+
+def test_a_pool_that_does_not_answer_does_not_hide_what_can_be_done(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.status_errors = [PoolModeError("no answer")]
+        devices.remove("a")
+        assert_whole(devices)
+
+
+def test_a_home_opened_read_only_is_no_problem(home: Path) -> None:
+    home = home.parent / "real"
+    DeviceSet.init(home, EMULATED, SMALL, filesystem=Filesystem()).close()
+    with DeviceSet.open(home, EMULATED, read_only=True, filesystem=Filesystem()) as devices:
+        assert devices.status().problems == ()
+        with pytest.raises(HomeError, match="open it for writing"):
+            devices.create("new")
+
+
+def test_the_flag_of_a_real_pool(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with make_home(home, EMULATED) as devices:
+        devices.create("a")
+        devices.activate("a").pwrite(0, b"still readable")
+    device = FileDevice(home / "devicemapper/metadata")
+    metadata = Metadata.open(device)
+    metadata.set_needs_check()
+    metadata.commit()
+    metadata.close()
+    device.close()
+    with open_home(home, EMULATED) as devices:
+        assert devices.status().needs_check
+        assert "needs a check" in devices.problems[0]
+        assert devices.activate("a").pread(0, 14) == b"still readable"
+        with pytest.raises(PoolModeError, match="'check --repair'"):
+            devices.create("b")
+    assert repair_home(home).repaired
+    with open_home(home, EMULATED) as devices:
+        assert devices.problems == ()
+        devices.create("b")
+
+
+# --- pools that are full
+
+
+def test_devices_can_be_removed_when_the_metadata_is_full(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.condition = {"mode": PoolMode.OUT_OF_METADATA_SPACE}
+        (problem,) = devices.status().problems
+        assert "no metadata space left; devices can be read and removed" in problem
+        for change in ("create", "resize", "ensure_base"):
+            with pytest.raises(PoolModeError, match="pool-resize --metadata-size"):
+                changes(devices)[change]()
+        devices.remove("a")
+        assert names(devices) == ["base"]
+        assert_whole(devices)
+
+
+def test_the_kernels_word_for_full_metadata_is_understood(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.condition = {"mode": PoolMode.READ_ONLY, "used_metadata_blocks": 512}
+        assert "no metadata space left" in devices.status().problems[0]
+        devices.resize_pool(metadata_size_bytes=4 * MIB)
+
+
+def test_a_real_pool_whose_metadata_is_full_gets_out_of_it(tmp_path: Path) -> None:
+    with make_home(tmp_path / "home", EMULATED, ROOMY) as devices:
+        fill_metadata(devices)
+        assert devices.status().mode is PoolMode.OUT_OF_METADATA_SPACE
+        for number in range(20):
+            devices.remove(f"d{number}")
+        assert devices.status().mode is PoolMode.WRITE
+        devices.create("again")
+        assert_whole(devices)
+        require_clean_pool(devices.pool)
+
+
+def test_a_minimum_in_bytes(tmp_path: Path, backend: FakeBackend) -> None:
+    home = tmp_path / "home"
+    with make_home(home, backend, replace(SMALL, data_size_bytes=8 * MIB, min_free_bytes=2 * MIB)) as devices:
+        assert devices.status().min_free_bytes == 2 * MIB
+        assert devices.warnings() == []
+        backend.condition = {"used_data_blocks": 80}  # 3 of 8 MiB are free
+        (warning,) = devices.warnings()
+        assert "has 3145728 bytes (3 MiB) of data space free; below 2 MiB no device is made" in warning
+        devices.create("a")
+        backend.condition = {"used_data_blocks": 97}
+        with pytest.raises(OutOfDataSpace, match=r"2031616 bytes \(1.94 MiB\) .* less than the 2097152 \(2 MiB\)"):
+            devices.create("b")
+        with pytest.raises(OutOfDataSpace, match="lower the minimum"):
+            devices.resize("a", 2 * MIB)
+        devices.remove("a")
+    with open_home(home, backend, min_free_bytes=1 * MIB) as devices:
+        devices.create("b")
+    with open_home(home, backend, min_free_percent=1) as devices:
+        assert (devices.status().min_free_percent, devices.status().min_free_bytes) == (1, None)
+        devices.create("c")
+    with open_home(home, backend) as devices, pytest.raises(OutOfDataSpace):
+        devices.create("d")
+
+
+def test_the_metadata_keeps_its_share_beside_a_minimum_in_bytes(tmp_path: Path, backend: FakeBackend) -> None:
+    options = replace(SMALL, min_free_bytes=0, min_free_percent=10)
+    with make_home(tmp_path / "home", backend, options) as devices:
+        backend.condition = {"used_data_blocks": 64, "used_metadata_blocks": 450}
+        (warning,) = devices.warnings()
+        assert "253952 bytes (248 KiB) of metadata space free; below 204 KiB no device is made" in warning
+        devices.create("a")
+        backend.condition = {"used_metadata_blocks": 470}
+        with pytest.raises(OutOfMetadataSpace):
+            devices.create("b")
+
+
+def test_a_full_pool_is_a_warning(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        backend.condition = {"mode": PoolMode.OUT_OF_DATA_SPACE}
+        status = devices.status()
+        assert status.problems == ()
+        assert "no data space left, so writes wait; remove or trim devices" in status.warnings[0]
+        devices.remove("a")
+
+
+def test_the_base_needs_room_too(home: Path, backend: FakeBackend) -> None:
+    record = home / "metadata/base"
+    record.write_text(record.read_text().replace('"initialized":true', '"initialized":false'))
+    with open_home(home, backend, min_free_percent=10) as devices:
+        backend.condition = {"used_data_blocks": 60}
+        backend.events.clear()
+        with pytest.raises(OutOfDataSpace):
+            devices.create("new")
+        assert backend.events == []
+        backend.condition = {}
+        devices.create("new")
+        assert_whole(devices)
+    backend.condition = {"used_data_blocks": 60}
+    with pytest.raises(OutOfDataSpace):
+        make_home(home.parent / "other", backend, replace(SMALL, min_free_percent=10))
+    backend.condition = {}
+    make_home(home.parent / "other", backend, replace(SMALL, min_free_percent=10)).close()
+
+
+@pytest.mark.parametrize("minimum", [MinimumFree(100), MinimumFree(-1), MinimumFree(10, -1)])
+def test_minimums_that_cannot_be(minimum: MinimumFree) -> None:
+    with pytest.raises(UsageError, match=r"minimum free space of .* is not possible"):
+        minimum.check()
+    with pytest.raises(UsageError):
+        HomeOptions(min_free_percent=minimum.percent, min_free_bytes=minimum.data_bytes).check()
