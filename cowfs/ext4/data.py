@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 
-from cowfs.blockdev import Buffer
+from cowfs.blockdev import Buffer, FlushAhead
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Run, Segment
 from cowfs.ext4.file_map import FileMaps
@@ -26,6 +26,7 @@ class FileData:
     def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps) -> None:
         self._fs = fs
         self._device = fs.device
+        self._wrote = FlushAhead(fs.device).wrote
         self._allocator = allocator
         self._maps = maps
 
@@ -91,6 +92,7 @@ class FileData:
         if end > old_size:
             inode.size = end
         inode.changed()
+        self._wrote(len(view))
 
     def resize(self, inode: Inode, size: int) -> None:
         """Cut off, or grow by a hole."""
