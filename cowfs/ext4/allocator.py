@@ -8,7 +8,7 @@ gives the space back to the pool. When space runs out, what waits is given back 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cowfs.ext4 import layout, libext2fs
@@ -33,7 +33,6 @@ class Allocator:
         self._inode_groups: set[int] = set()
         self._discards = True
         self._first = fs.ffi.new("uint64_t *")
-        self._length = fs.ffi.new("uint64_t *")
         self._number = fs.ffi.new("uint32_t *")
         self._callback: Any = None
         if not fs.read_only:
@@ -54,18 +53,10 @@ class Allocator:
         if count > self.free_blocks:
             raise os_error(errno.ENOSPC)
         self.make_room(count)
-        runs: list[Run] = []
-        try:
-            while count:
-                run = self._take(count, self._cursor if goal < 0 else goal)
-                runs.append(run)
-                count -= run.length
-                goal = run.physical + run.length
-        except BaseException:
-            for run in runs:
-                self._mark(run, used=False)
-            raise
-        self._cursor = goal
+        runs = self._find(count, self._cursor if goal < 0 else goal)
+        for run in runs:
+            self._mark(run, used=True)
+        self._cursor = runs[-1].physical + runs[-1].length
         return runs
 
     def make_room(self, count: int) -> None:
@@ -88,19 +79,39 @@ class Allocator:
             self._fs.cache.forget(run.physical, run.length)
             self._mark(run, used=False)
 
-    def _take(self, count: int, goal: int) -> Run:
-        """A run of free blocks: all of `count` in one place if there is such a place, else the next free run."""
-        fs, none = self._fs, self._fs.ffi.NULL
-        whole = fs.c.ext2fs_new_range(
-            fs.fs, libext2fs.NEW_RANGE_MIN_LENGTH, goal, count, none, self._first, self._length
-        )
-        if whole:
-            fs.call(
-                fs.c.ext2fs_new_range, fs.fs, 0, goal, count, none, self._first, self._length, doing="find free blocks"
-            )
-        run = Run(self._first[0], min(self._length[0], count))
-        self._mark(run, used=True)
-        return run
+    def _find(self, count: int, goal: int) -> list[Run]:
+        """The first place from `goal` on that has all of `count`; else what is free from there, run by run.
+
+        The library's own search (`ext2fs_new_range`) does not come back when the last blocks of the volume are used
+        and no place is long enough.
+        """
+        pieces: list[Run] = []
+        lacking = count
+        for run in self._free_runs_from(goal):
+            if run.length >= count:
+                return [Run(run.physical, count)]
+            if lacking:
+                pieces.append(Run(run.physical, min(run.length, lacking)))
+                lacking -= pieces[-1].length
+        if lacking:
+            raise os_error(errno.ENOSPC)
+        return pieces
+
+    def _free_runs_from(self, goal: int) -> Iterator[Run]:
+        """Runs of free blocks from `goal` to the end, then those before it."""
+        first, end = self._fs.first_data_block, self._fs.blocks
+        goal = goal if first <= goal < end else first
+        yield from self._free_runs(goal, end)
+        yield from self._free_runs(first, goal)
+
+    def _free_runs(self, begin: int, end: int) -> Iterator[Run]:
+        fs, found = self._fs, self._first
+        while begin < end and not fs.c.ext2fs_find_first_zero_generic_bmap(fs.fs.block_map, begin, end - 1, found):
+            begin = found[0]
+            is_last = fs.c.ext2fs_find_first_set_generic_bmap(fs.fs.block_map, begin, end - 1, found)
+            stop: int = end if is_last else found[0]
+            yield Run(begin, stop - begin)
+            begin = stop
 
     def _mark(self, run: Run, *, used: bool) -> None:
         self._fs.c.ext2fs_block_alloc_stats_range(self._fs.fs, run.physical, run.length, 1 if used else -1)
@@ -221,16 +232,4 @@ class Allocator:
 
     def free_runs(self) -> list[Run]:
         """All runs of free blocks, for a trim of the whole volume."""
-        fs, found = self._fs, self._first
-        runs = []
-        begin, last = fs.first_data_block, fs.blocks - 1
-        while begin <= last:
-            if fs.c.ext2fs_find_first_zero_generic_bmap(fs.fs.block_map, begin, last, found):
-                break
-            first: int = found[0]
-            end = fs.blocks
-            if not fs.c.ext2fs_find_first_set_generic_bmap(fs.fs.block_map, first, last, found):
-                end = found[0]
-            runs.append(Run(first, end - first))
-            begin = end
-        return runs
+        return list(self._free_runs(self._fs.first_data_block, self._fs.blocks))

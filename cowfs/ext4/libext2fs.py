@@ -32,7 +32,6 @@ FS_DIRTY: Final = 0x04
 FS_INODE_BITMAP_DIRTY: Final = 0x10
 FS_BLOCK_BITMAP_DIRTY: Final = 0x20
 FLUSH_NO_SYNC: Final = 1
-NEW_RANGE_MIN_LENGTH: Final = 0x2
 XATTR_RAW: Final = 0x1
 
 _ERROR_BASE: Final = 2133571328
@@ -193,7 +192,6 @@ uint64_t ext2fs_free_blocks_count(struct ext2_super_block *);
 
 errcode_t ext2fs_new_inode(ext2_filsys, ext2_ino_t, int, ext2fs_bitmap, ext2_ino_t *);
 void ext2fs_inode_alloc_stats2(ext2_filsys, ext2_ino_t, int, int);
-errcode_t ext2fs_new_range(ext2_filsys, int, blk64_t, blk64_t, ext2fs_bitmap, blk64_t *, blk64_t *);
 void ext2fs_block_alloc_stats_range(ext2_filsys, blk64_t, blk_t, int);
 void ext2fs_set_block_alloc_stats_callback(ext2_filsys, void (*)(ext2_filsys, blk64_t, int), void *);
 errcode_t ext2fs_find_first_zero_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);

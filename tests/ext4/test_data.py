@@ -176,6 +176,25 @@ def test_fragmented_full_volume(make_image: Callable[..., Image]) -> None:
         assert volume.read(inode, offset, 1024) == content
 
 
+def test_no_place_is_long_enough_and_the_last_blocks_are_used(make_image: Callable[..., Image]) -> None:
+    """A large write goes into many holes."""
+    image = make_image(size_bytes=8 * MIB, options=["-b", "1024", "-O", "^has_journal"])
+    volume = image.volume
+    names = [b"f%d" % number for number in range(1, 2000)]
+    for name in names:
+        make_file(volume, name, b"x" * 3072)
+    append_until_full(volume, make_file(volume, b"rest"), b"y" * 1024)
+    for name in names[::2]:
+        volume.unlink(ROOT_INODE, name)
+    volume.sync()
+    inode = make_file(volume, b"large", b"z" * 100_000)
+    assert volume.read(inode, 0, 100_000) == b"z" * 100_000
+    assert full(volume.write, inode, 100_000, b"z" * 8 * MIB)
+    end = append_until_full(volume, inode, b"z" * 10_000)
+    assert end > 2 * MIB
+    assert image.reopen().read(inode, 0, end) == b"z" * end
+
+
 def test_no_inodes_left(make_image: Callable[..., Image]) -> None:
     image = make_image(size_bytes=16 * MIB, options=["-N", "32"])
     volume = image.volume
