@@ -8,6 +8,8 @@
 
 A snapshot of an open volume is consistent: the volume is settled when the device set holds its device still. A volume
 that is open and not changed writes nothing.
+
+Memory. However many are open, they cache no more than one alone may: those in use share it (`rebalance`).
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ class _Open:
     volume: Volume
     closing: ExitStack
     users: int = 1
+    uses_before: int = 0
+
+    @property
+    def is_used(self) -> bool:
+        return self.volume.uses != self.uses_before
 
 
 class Volumes:
@@ -68,6 +75,7 @@ class Volumes:
             undo.callback(volume.close)
             undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
             self._open[name] = _Open(volume, undo.pop_all())
+        self._share_memory()
         return volume
 
     def _prepare(self, thin: ThinDevice, repair: bool) -> None:
@@ -118,6 +126,17 @@ class Volumes:
                     volume.close()
                 raise
             volume.close()
+
+    def rebalance(self) -> None:
+        """Share out what may be cached among the volumes used since the last time. Call it every few seconds."""
+        self._share_memory()
+        for opened in self._open.values():
+            opened.uses_before = opened.volume.uses
+
+    def _share_memory(self) -> None:
+        used = sum(opened.is_used for opened in self._open.values())
+        for opened in self._open.values():
+            opened.volume.limit_memory(1 / used if opened.is_used else 0)
 
     def is_open(self, name: str) -> bool:
         return name in self._open

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cowfs.ext4.htree import Index
 
 _CACHED_INODES_MAX = 16384
+_CACHED_INODES_MIN = 512
 _SECTOR_BYTES = 512
 _BLOCK_POINTER_BYTES = 60
 
@@ -290,10 +291,13 @@ class InodeTable:
         self._store_map = store_map
         self._cache: OrderedDict[int, Inode] = OrderedDict()
         self._pins: dict[int, int] = {}
+        self._max = _CACHED_INODES_MAX
+        self.uses = 0
         self._generation = fs.now_ns() & 0xFFFFFFFF
 
     def get(self, number: int) -> Inode:
         """Raises OSError: ESTALE for a number that is not in use, EUCLEAN for one of ext4's own files."""
+        self.uses += 1
         inode = self._cache.get(number)
         if inode is not None:
             self._cache.move_to_end(number)
@@ -319,14 +323,14 @@ class InodeTable:
 
     def keep(self, inode: Inode) -> None:
         """Take an inode into the cache."""
-        if len(self._cache) >= _CACHED_INODES_MAX:
+        if len(self._cache) >= self._max:
             self._shrink()
         self._cache[inode.number] = inode
 
     def create(self, parent: Inode, mode: int, uid: int, gid: int) -> Inode:
         """A new inode in memory, without a name. Raises OSError (ENOSPC)."""
         fs = self._fs
-        if len(self._cache) >= _CACHED_INODES_MAX:
+        if len(self._cache) >= self._max:
             self._shrink()  # before anything is taken: it may fail
         number = self._allocator.allocate_inode(parent.number, mode, is_directory=stat.S_ISDIR(mode))
         inode = Inode(fs, number)
@@ -393,12 +397,20 @@ class InodeTable:
         for inode in sorted((inode for inode in self._cache.values() if inode.dirty), key=lambda inode: inode.number):
             self.flush(inode)
 
+    def limit(self, share: float) -> None:
+        """Keep no more than this part of what a volume may keep that is open alone. Between two operations only."""
+        self._max = max(int(_CACHED_INODES_MAX * share), _CACHED_INODES_MIN)
+        for number in list(self._cache)[: max(len(self._cache) - self._max, 0)]:
+            inode = self._cache[number]
+            if inode.links and not inode.dirty and not inode.map_changed:
+                del self._cache[number]
+
     def forget_all(self) -> None:
         self._cache.clear()
 
     def _shrink(self) -> None:
         """Drop the longer unused half of the cache, but for orphans. An operation under way holds newer ones."""
-        for number in list(self._cache)[: _CACHED_INODES_MAX // 2]:
+        for number in list(self._cache)[: len(self._cache) // 2]:
             inode = self._cache[number]
             if inode.links:
                 self.flush(inode)

@@ -16,6 +16,7 @@ from cowfs.errors import FilesystemError
 
 _CLEAN_BYTES_MAX = 64 << 20
 _DIRTY_BYTES_MAX = 64 << 20
+_BYTES_MIN = 1 << 18
 _RUN_BYTES_MAX = 4 << 20
 
 
@@ -32,9 +33,15 @@ class MetadataCache:
         self._blocks = device.size_bytes // block_bytes
         self._before_write = before_write
         self._clean: OrderedDict[int, bytes] = OrderedDict()
-        self._clean_max = _CLEAN_BYTES_MAX // block_bytes
         self._dirty: dict[int, bytes] = {}
-        self._dirty_max = _DIRTY_BYTES_MAX // block_bytes
+        self.limit(1)
+
+    def limit(self, share: float) -> None:
+        """Keep no more than this part of what a volume may keep that is open alone."""
+        self._clean_max = max(int(_CLEAN_BYTES_MAX * share), _BYTES_MIN) // self.block_bytes
+        self._dirty_max = max(int(_DIRTY_BYTES_MAX * share), _BYTES_MIN) // self.block_bytes
+        while len(self._clean) > self._clean_max:
+            self._clean.popitem(last=False)
 
     @property
     def overfull(self) -> bool:

@@ -102,6 +102,18 @@ class Volume:
         """The volume's 16 bytes."""
         return self._fs.uuid
 
+    # Memory.
+
+    @property
+    def uses(self) -> int:
+        """Goes up whenever the volume is used."""
+        return self._inodes.uses
+
+    def limit_memory(self, share: float) -> None:
+        """Cache only this part of what a volume caches that is open alone: what several may keep is for all of them."""
+        self._fs.cache.limit(share)
+        self._inodes.limit(share)
+
     # Looking.
 
     def lookup(self, parent: int, name: bytes) -> Attributes:

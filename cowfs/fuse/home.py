@@ -12,16 +12,17 @@ request comes. What the kernel has cached of it stays valid. A volume stays open
 request waits in it, and while something without a name is open in it.
 
 Live. The kernel keeps no names of the root: each walk through MNT/NAME asks, so new devices are there at once and
-removed ones are gone (measured: 9 % of a loop of stats by absolute path). Walks that begin inside a device ask nothing.
+removed ones are gone. Walks that begin inside a device ask nothing. Only in a burst of walks a name is kept for a
+moment, or programs that use absolute paths would wait for us at every one.
 
 In use. The kernel remembers what it has looked up for as long as it likes, so that alone does not mean that a device is
 in use. `let_go` has it forget what it can; what it still knows then is in use: an open file, a working directory, a
 bind mount.
 
 Free space. The kernel says statfs(2) of which inode it asks, and pyfuse3 does not pass it on. The answer is about the
-device that the asking thread touched last, and a walk by path to MNT/NAME touches it; else the one its working
-directory is in; else the figures are the pool's. Wrong for a thread that touches one device and then asks about a
-descriptor it has had open in another.
+device that the asking thread touched last, and a walk by path to MNT/NAME touches it (but for bursts); else the one
+its working directory is in; else the figures are the pool's. Wrong for a thread that touches one device and then asks
+about a descriptor it has had open in another.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ _INODE_BITS: Final = 32
 _INODE_MASK: Final = (1 << _INODE_BITS) - 1
 _ROOT_SECONDS: Final = 1.0
 _FORGET_SECONDS: Final = 1.0  # how long the kernel may take to tell what it has forgotten
+_PAUSE_SECONDS: Final = 0.005
+_BURST: Final = 32
+_BURST_SECONDS: Final = 0.1
 _DELETED_SECONDS: Final = 5.0
 _ASKED_MAX: Final = 4096
 _FIRST_DEVICE_COOKIE: Final = 3
@@ -76,6 +80,10 @@ class Devices(Protocol):
 
     def close(self, name: str) -> None: ...
 
+    def rebalance(self) -> None:
+        """Called every few seconds: who needs memory changes."""
+        ...
+
     def figures(self) -> TreeStatistics:
         """Of the pool."""
         ...
@@ -93,6 +101,8 @@ class _Device:
     view: TreeView
     holds: int = 0
     under_way: int = 0  # requests that may be waiting for something
+    walked_at: float = 0.0
+    walks: int = 0  # in a row without a pause
     root: EntryAttributes | None = None
     forgotten: trio.Event = field(default_factory=trio.Event)
 
@@ -283,6 +293,7 @@ class HomeView(View):
                 device.view.settle()
 
     def settle_changes(self) -> None:
+        self._devices.rebalance()
         for device in list(self._attached.values()):
             try:
                 device.view.settle_changes()
@@ -404,9 +415,16 @@ class HomeView(View):
         if entry is None:
             self._attached_device("lookup", device.number)
             entry = device.view.root()
-        entry.entry_timeout = 0
+        entry.entry_timeout = self._name_seconds(device)
         device.view.note_root()
         return entry
+
+    def _name_seconds(self, device: _Device) -> float:
+        """How long the kernel may keep the name of a device that it has just asked for."""
+        now = time.monotonic()
+        device.walks = device.walks + 1 if now - device.walked_at < _PAUSE_SECONDS else 0
+        device.walked_at = now
+        return _BURST_SECONDS if device.walks >= _BURST else 0
 
     def _shown(self, name: str) -> _Device | None:
         number = self._devices.number(name)

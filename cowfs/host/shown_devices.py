@@ -43,6 +43,9 @@ class ShownDevices:
     def close(self, name: str) -> None:
         self._volumes.close(name)
 
+    def rebalance(self) -> None:
+        self._volumes.rebalance()
+
     def figures(self) -> TreeStatistics:
         pool = self._devices.pool
         status = pool.status()

@@ -1,0 +1,317 @@
+"""Which volumes the home view has open, and what it keeps of those it closes; without a mount."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import trio
+from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, RequestContext, StatvfsData
+
+from cowfs.errors import FilesystemError, MissingRequirement, OutOfDataSpace, UnknownDevice, UsageError
+from cowfs.ext4.interface import TreeStatistics
+from cowfs.fuse.home import HomeView
+from tests.fuse.memory_tree import MemoryTree
+
+CONTEXT = RequestContext()  # of thread 0
+POOL_BLOCKS = 4711
+
+
+class CountedTree(MemoryTree):
+    """Says how often it is open, and fails to settle when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users = 0
+        self.settle_fails = False
+
+    def quiesce(self) -> None:
+        if self.settle_fails:
+            raise OutOfDataSpace("the pool is full")
+        super().quiesce()
+
+
+class FakeDevices:
+    """Devices in memory: what is written stays, as on a disk; names marked for deletion are not shown."""
+
+    def __init__(self, *names: str) -> None:
+        self.trees = {name: CountedTree() for name in names}
+        self.numbers = {name: number for number, name in enumerate(names, 1)}
+        self.hidden: set[str] = set()
+        self.failures: dict[str, Exception] = {}
+
+    def shown(self) -> list[tuple[int, str]]:
+        return [(number, name) for name, number in self.numbers.items() if name not in self.hidden]
+
+    def number(self, name: str) -> int | None:
+        return None if name in self.hidden else self.numbers.get(name)
+
+    def open(self, name: str) -> CountedTree:
+        if name in self.failures:
+            raise self.failures[name]
+        self.trees[name].users += 1
+        return self.trees[name]
+
+    def close(self, name: str) -> None:
+        tree = self.trees[name]
+        tree.users -= 1
+        assert tree.users >= 0
+        if not tree.users:
+            for node in tree.nodes.values():
+                node.pins = 0
+                assert node.nlink, "something that is open without a name was lost"
+
+    def rebalance(self) -> None:
+        """Nothing is cached here."""
+
+    def figures(self) -> TreeStatistics:
+        return TreeStatistics(4096, POOL_BLOCKS, 0, 0, 0, 0, 255)
+
+    def open_names(self) -> str:
+        return "".join(name for name, tree in self.trees.items() if tree.users)
+
+
+@pytest.fixture
+def devices() -> FakeDevices:
+    return FakeDevices(*"abcd")
+
+
+@pytest.fixture
+def view(devices: FakeDevices) -> HomeView:
+    return HomeView(devices, "/mnt", open_max=2)
+
+
+def do(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+    """The answer to one request."""
+
+    async def ask() -> Any:
+        return await handler(*arguments)
+
+    return trio.run(ask)
+
+
+def refused(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> str:
+    with pytest.raises(FUSEError) as caught:
+        do(handler, *arguments)
+    return errno.errorcode[caught.value.errno]
+
+
+def look_up(view: HomeView, *path: str) -> int:
+    inode = int(ROOT_INODE)
+    for name in path:
+        entry: EntryAttributes = do(view.lookup, inode, os.fsencode(name), CONTEXT)
+        inode = int(entry.st_ino)
+    return inode
+
+
+def visit(view: HomeView, names: str) -> None:
+    """Ask for something in devices that only an open volume can answer."""
+    for name in names:
+        do(view.opendir, look_up(view, name), CONTEXT)
+
+
+def make_file(view: HomeView, parent: int, name: bytes) -> int:
+    """A file that is open; its handle."""
+    info, entry = do(view.create, parent, name, 0o644, os.O_RDWR, CONTEXT)
+    assert info.fh >> 1 == entry.st_ino
+    return int(info.fh)
+
+
+def test_the_longest_unused_volume_makes_room(devices: FakeDevices, view: HomeView) -> None:
+    a = look_up(view, "a")
+    look_up(view, "b")
+    assert devices.open_names() == "ab"
+    do(view.getattr, a, CONTEXT)
+    look_up(view, "c")
+    assert devices.open_names() == "ac"
+    assert devices.trees["b"].syncs == 1
+    view.close()
+    assert devices.open_names() == ""
+
+
+def test_a_volume_that_was_closed_goes_on(devices: FakeDevices, view: HomeView) -> None:
+    handle = make_file(view, look_up(view, "a"), b"f")
+    do(view.write, handle, 0, b"before")
+    look_up(view, "b")
+    look_up(view, "c")
+    assert devices.open_names() == "bc"
+    do(view.write, handle, 6, b" and after")
+    assert devices.open_names() == "ac"
+    assert do(view.read, handle, 0, 100) == b"before and after"
+    # What the kernel knew before is known to the new opening: it lives on without a name.
+    do(view.unlink, look_up(view, "a"), b"f", CONTEXT)
+    assert do(view.read, handle, 0, 100) == b"before and after"
+
+
+def test_what_is_open_without_a_name_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
+    a = look_up(view, "a")
+    handle = make_file(view, a, b"f")
+    do(view.unlink, a, b"f", CONTEXT)
+    visit(view, "bcd")
+    assert devices.open_names() == "ad"
+    do(view.release, handle)
+    do(view.forget, [(handle >> 1, 1)])
+    visit(view, "bcd")
+    assert devices.open_names() == "cd"
+
+
+def test_a_volume_that_cannot_be_written_down_stays_open(devices: FakeDevices, view: HomeView) -> None:
+    visit(view, "a")
+    devices.trees["a"].settle_fails = True
+    visit(view, "bc")
+    assert devices.open_names() == "ac"
+    devices.trees["a"].settle_fails = False
+    visit(view, "b")
+    assert devices.open_names() == "bc"
+
+
+def test_a_request_that_waits_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
+    class Waiting:
+        """A queue for space that stays full for as long as this test likes."""
+
+        def __init__(self) -> None:
+            self.asked, self.answer = trio.Event(), trio.Event()
+
+        async def wait(self) -> bool:
+            self.asked.set()
+            await self.answer.wait()
+            return True
+
+    async def main() -> None:
+        waiting = view.space = Waiting()  # type: ignore[assignment]
+        a = (await view.lookup(ROOT_INODE, b"a", CONTEXT)).st_ino
+        info, _ = await view.create(a, b"f", 0o644, os.O_RDWR, CONTEXT)
+        tree = devices.trees["a"]
+        tree.full = tree.may_queue = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(view.write, info.fh, 0, b"text")
+            await waiting.asked.wait()
+            for name in (b"b", b"c", b"d"):
+                await view.lookup(ROOT_INODE, name, CONTEXT)
+            assert devices.open_names() == "ad"
+            tree.full = False
+            waiting.answer.set()
+        assert await view.read(info.fh, 0, 100) == b"text"
+
+    trio.run(main)
+
+
+def test_held_devices_stay_open_and_there(devices: FakeDevices, view: HomeView) -> None:
+    assert view.hold("a") == "/mnt/a"
+    view.hold("a")
+    visit(view, "bcd")
+    assert devices.open_names() == "ad"
+    devices.hidden.add("a")
+    a = look_up(view, "a")
+    assert do(view.let_go, "a") is False
+    view.end_hold("a")
+    view.end_hold("a")
+    with pytest.raises(UsageError):
+        view.end_hold("a")
+    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
+    assert do(view.getattr, a, CONTEXT).st_ino == a
+    visit(view, "bcd")  # it could not be opened again
+    assert "a" in devices.open_names()
+    do(view.forget, [(a, 1)])
+    view.settle_changes()
+    assert "a" not in devices.open_names()
+    assert refused(view.getattr, a, CONTEXT) == "ESTALE"
+    with pytest.raises(UnknownDevice):
+        view.hold("a")
+
+
+def test_what_is_forgotten_is_closed_before_long(devices: FakeDevices, view: HomeView) -> None:
+    a = look_up(view, "a")
+    look_up(view, "a")
+    view.settle_changes()
+    assert devices.open_names() == "a"
+    do(view.forget, [(a, 2), (ROOT_INODE, 5)])
+    view.settle_changes()
+    assert devices.open_names() == ""
+    assert do(view.let_go, "a") is True
+
+
+def test_closed_volumes_answer_for_their_roots(devices: FakeDevices, view: HomeView) -> None:
+    a = look_up(view, "a")
+    do(view.mkdir, a, b"dir", 0o755, CONTEXT)
+    before = do(view.getattr, a, CONTEXT)
+    look_up(view, "b")
+    look_up(view, "c")
+    entry = do(view.lookup, ROOT_INODE, b"a", CONTEXT)
+    assert devices.open_names() == "bc"
+    for field in ("st_ino", "st_mode", "st_nlink", "st_uid", "st_mtime_ns"):
+        assert getattr(entry, field) == getattr(before, field)
+
+
+@pytest.mark.parametrize(
+    ("failure", "answer"),
+    [
+        (FilesystemError("damaged", errno=errno.EUCLEAN), "EUCLEAN"),
+        (MissingRequirement("no e2fsck", remedy="install it"), "EIO"),  # never ENOSYS, which the kernel remembers
+        (ZeroDivisionError("a bug"), "EIO"),
+    ],
+)
+def test_a_volume_that_cannot_be_opened(devices: FakeDevices, view: HomeView, failure: Exception, answer: str) -> None:
+    devices.failures["a"] = failure
+    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == answer
+    with pytest.raises(type(failure)):
+        view.hold("a")
+    look_up(view, "b")
+    del devices.failures["a"]
+    look_up(view, "a")
+
+
+def test_a_failure_in_one_device_leaves_the_others_writable(
+    devices: FakeDevices, view: HomeView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    a, b = look_up(view, "a"), look_up(view, "b")
+    monkeypatch.setattr(devices.trees["a"], "make_directory", broken)
+    assert refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EIO"
+    assert refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EROFS"
+    do(view.mkdir, b, b"dir", 0o755, CONTEXT)
+
+
+def test_nothing_moves_between_devices(view: HomeView) -> None:
+    a, b = look_up(view, "a"), look_up(view, "b")
+    handle = make_file(view, a, b"f")
+    assert refused(view.rename, a, b"f", b, b"f", 0, CONTEXT) == "EXDEV"
+    assert refused(view.link, handle >> 1, b, b"f", CONTEXT) == "EXDEV"
+    assert refused(view.rename, ROOT_INODE, b"a", b, b"f", 0, CONTEXT) == "EXDEV"
+    assert refused(view.rename, ROOT_INODE, b"a", ROOT_INODE, b"z", 0, CONTEXT) == "EPERM"
+    do(view.rename, a, b"f", a, b"g", 0, CONTEXT)
+
+
+def test_a_name_is_kept_only_in_a_burst_of_walks(view: HomeView) -> None:
+    async def main() -> list[float]:
+        return [(await view.lookup(ROOT_INODE, b"a", CONTEXT)).entry_timeout for _ in range(100)]
+
+    seconds = trio.run(main)
+    assert seconds[:10] == [0] * 10
+    assert 0 < max(seconds) <= 0.1
+
+
+def test_free_space_is_that_of_what_the_thread_touched_last(devices: FakeDevices, view: HomeView) -> None:
+    def blocks() -> int:
+        data: StatvfsData = do(view.statfs, CONTEXT)
+        return int(data.f_blocks)
+
+    assert blocks() == POOL_BLOCKS
+    a, b = look_up(view, "a"), look_up(view, "b")
+    handle = make_file(view, a, b"f")
+    devices.trees["b"].statistics = lambda: TreeStatistics(4096, 22, 0, 0, 0, 0, 255)  # type: ignore[method-assign]
+    assert blocks() == devices.trees["a"].statistics().blocks
+    do(view.getattr, b, CONTEXT)
+    assert blocks() == 22
+    do(view.getattr, ROOT_INODE, CONTEXT)
+    assert blocks() == POOL_BLOCKS
+    do(view.getattr, b, CONTEXT)
+    do(view.forget, [(b, 1)])
+    view.settle_changes()
+    assert blocks() == POOL_BLOCKS
+    do(view.release, handle)
