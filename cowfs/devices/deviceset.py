@@ -94,7 +94,7 @@ class DeviceSet:
         for thin_id in pool.thin_ids() if self._health.can_read else ():
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
-        self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin)
+        self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin, self.quiesced)
         self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
         filesystem = filesystem or filesystem_named(set_file.base_filesystem)
         self._base = BaseDevice(
@@ -572,6 +572,19 @@ class DeviceSet:
         self._check_idle(name, record, "write it anew")
         self._transactions.settle()
         with self._replacements.replacing(name) as thin:
+            yield thin
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[ThinDevice]:
+        """A device as it is now, for reading while its users go on: a snapshot that lasts as long as the block.
+
+        Raises:
+            UnknownDevice, DeviceBusy: it is not there, or marked for deletion.
+        """
+        self._check_writable()
+        self._usable(name)
+        self._transactions.settle()
+        with self._replacements.copied(name) as thin:
             yield thin
 
     def active(self) -> dict[str, ThinDevice]:

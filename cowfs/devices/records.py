@@ -63,8 +63,12 @@ class TransactionFile(msgspec.Struct, frozen=True):
 
 
 class ReplacementFile(msgspec.Struct, frozen=True):
-    """Thin `new_id` is being made to take the place of `old_id`; see `cowfs.devices.replacement`."""
+    """Thin `new_id` is a snapshot of `old_id`, the thin of device `name`, and may take its place.
 
+    See `cowfs.devices.replacement`.
+    """
+
+    name: str
     old_id: int
     new_id: int
 

@@ -3,12 +3,14 @@
 The content is made in a thin of its own, a snapshot of the device's; when it is done, the device's record is replaced
 by one that names that thin and its size. The replacement of the record's file is the one step that decides.
 
-    note      cowfs.replacing/<name> says: old thin, new thin
+    note      cowfs.replacing/<new thin> says: device, old thin, new thin
     message   create_snap new old
               the new thin is written by the caller, and flushed
     record    metadata/<name> names the new thin
     message   delete old            (new, when it was given up)
     note      removed
+
+A snapshot that only lasts while it is read is such a thin, too, which no record ever names.
 
 A crash leaves the note; at the next opening the thin that the record does not name is deleted. Both ids stay taken
 until the note is gone, so neither can be given to another device meanwhile.
@@ -17,12 +19,11 @@ until the note is gone, so neither can be given to another device meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import msgspec
 
 from cowfs.devices.ids import ThinIds
-from cowfs.devices.names import is_plain_file_name
 from cowfs.devices.records import DeviceFile, ReplacementFile
 from cowfs.devices.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
@@ -33,7 +34,8 @@ class Replacements:
     """The protocol above, over one pool and one store.
 
     Args:
-        activate: makes the thin of a record usable for its caller alone.
+        activate: makes the thin of a record usable for its caller alone, under a name.
+        quiesced: holds a device still, by name.
     """
 
     def __init__(
@@ -42,20 +44,23 @@ class Replacements:
         store: DeviceStore,
         ids: ThinIds,
         activate: Callable[[str, DeviceFile, bool], ThinDevice],
+        quiesced: Callable[[str], AbstractContextManager[None]],
     ) -> None:
         self._pool = pool
         self._store = store
         self._ids = ids
         self._activate = activate
-        self._under_way: dict[str, ReplacementFile] = {}
+        self._quiesced = quiesced
+        self._under_way: list[ReplacementFile] = []
+        self._replaced: set[str] = set()
 
     def thin_ids(self) -> set[int]:
         """New thins that no record names yet."""
-        return {note.new_id for note in self._under_way.values()}
+        return {note.new_id for note in self._under_way}
 
     def check_idle(self, name: str) -> None:
         """Raises DeviceBusy while the content of a device is being replaced."""
-        if name in self._under_way:
+        if name in self._replaced:
             raise DeviceBusy(f"new content is being written to device {name!r}; try again when that is done")
 
     @contextmanager
@@ -67,55 +72,79 @@ class Replacements:
         """
         self.check_idle(name)
         record = self._store.require(name)
-        note = ReplacementFile(record.device_id, self._ids.take())
-        path = self._store.files.replacement(name)
-        self._under_way[name] = note
+        self._replaced.add(name)
         try:
-            self._store.files.make_directory(self._store.files.replacements)
-            self._store.files.write(path, msgspec.json.encode(note))
-            self._pool.create_snap(note.new_id, note.old_id)
-            changes = {"device_id": note.new_id, "size": size_bytes or record.size}
-            thin = self._activate(name, msgspec.structs.replace(record, **changes), False)
+            with self._snapshot(name, record) as thin_id:
+                changes = {"device_id": thin_id, "size": size_bytes or record.size}
+                thin = self._activate(name, msgspec.structs.replace(record, **changes), False)
+                try:
+                    yield thin
+                    thin.flush()
+                finally:
+                    thin.close()
+                # The record as it is by now: meanwhile it may have been marked for deletion.
+                self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+        finally:
+            self._replaced.discard(name)
+
+    @contextmanager
+    def copied(self, name: str) -> Iterator[ThinDevice]:
+        """A disk for reading that holds what the device holds now, for the length of the block."""
+        record = self._store.require(name)
+        with self._snapshot(name, record) as thin_id:
+            thin = self._activate(f"{name}+{thin_id}", msgspec.structs.replace(record, device_id=thin_id), True)
             try:
                 yield thin
-                thin.flush()
             finally:
                 thin.close()
-            # The record as it is by now: meanwhile it may have been marked for deletion.
-            self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+
+    @contextmanager
+    def _snapshot(self, name: str, record: DeviceFile) -> Iterator[int]:
+        """A thin that no record names; gone at the end, unless the device's record names it then."""
+        note = ReplacementFile(name, record.device_id, self._ids.take())
+        self._under_way.append(note)
+        try:
+            self._store.files.make_directory(self._store.files.replacements)
+            self._store.files.write(self._path(note), msgspec.json.encode(note))
+            with self._quiesced(name):
+                self._pool.create_snap(note.new_id, note.old_id)
+            yield note.new_id
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):
-                self._finish(name, note)
+                self._finish(note)
             raise
         else:
-            self._finish(name, note)
+            self._finish(note)
         finally:
-            self._under_way.pop(name, None)
+            self._under_way.remove(note)
 
     def recover(self) -> None:
         """Finish or undo what a crash left. Doing it again changes nothing."""
-        for name in self._store.files.list_names(self._store.files.replacements):
-            path = self._store.files.replacement(name)
+        for file_name in self._store.files.list_names(self._store.files.replacements):
+            path = self._store.files.replacement(file_name)
             try:
-                if not is_plain_file_name(name):
-                    raise DamagedFile("its name is not that of a device")
                 note = self._store.load_file(path, ReplacementFile)
+                if note is not None and path != self._path(note):
+                    raise DamagedFile("its name is not that of its thin")
             except DamagedFile as error:
-                self._store.report_damaged(path, f"the note about new content of device {name!r}", error)
+                self._store.report_damaged(path, f"the note {file_name!r} about new content of a device", error)
                 continue
             if note is not None:
-                self._finish(name, note)
+                self._finish(note)
 
-    def _finish(self, name: str, note: ReplacementFile) -> None:
+    def _path(self, note: ReplacementFile) -> str:
+        return self._store.files.replacement(str(note.new_id))
+
+    def _finish(self, note: ReplacementFile) -> None:
         """Delete the thin that lost, and forget about it."""
-        record = self._store.get(name)
+        record = self._store.get(note.name)
         loser = note.old_id if record is not None and record.device_id == note.new_id else note.new_id
         if self._store.read_only:
             return
         if not self._store.claims(loser):
             with suppress(NoSuchThin):
                 self._pool.delete(loser)
-        self._store.files.remove(self._store.files.replacement(name))
+        self._store.files.remove(self._path(note))
         if not self._store.claims(loser):
             self._ids.release(loser)

@@ -82,11 +82,23 @@ def test_a_device_in_use_or_unknown_is_refused(home: tuple[Path, FakeBackend]) -
         assert_whole(devices)
 
 
+def test_a_frozen_copy_stays_as_it_was(home: tuple[Path, FakeBackend]) -> None:
+    with open_home(*home) as devices:
+        thin = devices.activate("a")
+        with devices.frozen("a") as first, devices.frozen("a") as second:
+            thin.pwrite(0, b"changed!")
+            assert first.pread(0, 8) == second.pread(0, 8) == b"as it is"
+            assert devices.status().orphan_thin_ids == ()
+        devices.deactivate("a")
+        assert_whole(devices)
+        assert content(devices, "a") == b"changed!"
+
+
 def test_a_note_that_cannot_be_read_is_set_aside(home: tuple[Path, FakeBackend]) -> None:
-    note = home[0] / "cowfs.replacing" / "a"
+    note = home[0] / "cowfs.replacing" / "9"
     note.parent.mkdir()
     note.write_bytes(b'{"old_id":')
     with open_home(*home) as devices:
-        assert any("note about new content of device 'a'" in problem for problem in devices.problems)
+        assert any("the note '9' about new content" in problem for problem in devices.problems)
         assert content(devices, "a") == b"as it is"
     assert not note.exists()
