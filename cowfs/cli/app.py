@@ -36,6 +36,9 @@ _COMMANDS: Final = {
     "remove": ("devices", "Remove devices."),
     "resize": ("space", "Grow a device."),
     "pool-resize": ("space", "Make the pool larger."),
+    "layer": ("layers", "Make, use, pack and unpack layers."),
+    "info": ("layers", "Show what 'docker info' shows of a storage driver."),
+    "docker-plugin": ("docker", "Be a storage driver of Docker's daemon."),
     "check": ("metadata", "Recount the pool's metadata and report what is wrong."),
     "dump": ("metadata", "Write the pool's metadata as XML."),
     "restore": ("metadata", "Replace the pool's metadata by what an XML file says."),
@@ -48,8 +51,8 @@ _COMMANDS: Final = {
     "verify": ("uml", "Compare the emulated pool with the kernel's."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
-_GLOBAL_OPTIONS: Final = ("--home", "--backend", "--json", "--uml", "--time-limit")
-_WITH_VALUES: Final = ("--home", "--backend", "--time-limit")
+_GLOBAL_OPTIONS: Final = ("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit")
+_WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit")
 _INTERRUPTED: Final = 130
 _BROKEN_PIPE: Final = 141
 
@@ -76,13 +79,22 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=PATH, help="The home. [env: COWFS_HOME]")
 @click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
+@click.option(
+    "--storage-opt", metavar="KEY=VALUE", multiple=True, help="An option of the storage driver, as of dockerd."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
 @click.option("--uml", "in_uml", is_flag=True, help="Run the command in User-Mode Linux, with --backend dmthin.")
 @click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="With --uml: end the command after that.")
 @click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(
-    ctx: click.Context, home: str | None, backend: str, as_json: bool, in_uml: bool, time_limit: float | None
+    ctx: click.Context,
+    home: str | None,
+    backend: str,
+    storage_opt: tuple[str, ...],
+    as_json: bool,
+    in_uml: bool,
+    time_limit: float | None,
 ) -> None:
     """Thin devices and snapshots in user space, mountable as file trees and disk images.
 
@@ -95,7 +107,7 @@ def cli(
       cowfs --home H snapshot web web-1       at any time, in no time
     """
     words: list[str] = ctx.obj
-    ctx.obj = settings = Settings(home=home, backend=backend, as_json=as_json)
+    ctx.obj = settings = Settings(home=home, backend=backend, as_json=as_json, storage_options=storage_opt)
     if in_uml:
         from cowfs.cli.uml import run_in_uml
 

@@ -56,6 +56,9 @@ def init_command(
     somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
     """
     from cowfs.devices import DeviceSet, HomeOptions, PoolSource
+    from cowfs.devices.base import filesystem_named
+    from cowfs.host.driving import settle_for
+    from cowfs.layers.options import home_options, parse_storage_options
     from cowfs.pool import load_backend
 
     options = HomeOptions(
@@ -68,14 +71,22 @@ def init_command(
         source=PoolSource(data_device, metadata_device, thin_pool),
         overwrite=force,
     )
+    storage = parse_storage_options(settings.storage_options)
+    driver = settle_for(settings.backend, storage)
+    filesystem = filesystem_named(driver.filesystem, driver.mkfs_args)
+    options = home_options(storage, options)
     home = settings.home_path
     backend = load_backend(settings.backend)
-    with output.steps() as progress, DeviceSet.init(home, backend, options, progress=progress) as devices:
+    with (
+        output.steps() as progress,
+        DeviceSet.init(home, backend, options, progress=progress, filesystem=filesystem) as devices,
+    ):
         data_size = devices.status().data_total_bytes
     if settings.as_json:
-        output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})
+        output.print_json({"home": str(home), "base_size_bytes": options.base_size_bytes, "data_size_bytes": data_size})
     else:
-        print(f"made {output.printable(str(home))}: {format_size(data_size)} of data, base of {format_size(base_size)}")
+        sizes = f"{format_size(data_size)} of data, base of {format_size(options.base_size_bytes)}"
+        print(f"made {output.printable(str(home))}: {sizes}")
 
 
 @click.command("create")

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--kernel", is_flag=True, help="Have the kernel mount it (backend dmthin); no process stays behind.")
 @click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
+@click.option("--until-put", is_flag=True, hidden=True)
 @click.option("--report-fd", type=int, hidden=True)
 @click.pass_obj
 def mount_command(
@@ -36,6 +37,7 @@ def mount_command(
     kernel: bool,
     options: str,
     foreground: bool,
+    until_put: bool,
     report_fd: int | None,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
@@ -63,7 +65,7 @@ def mount_command(
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
     from cowfs.host.mounting import MountRequest, mount
 
-    request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair)
+    request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair, until_put)
     if foreground:
         from cowfs.host.mount_server import serve_mount
 
@@ -83,6 +85,19 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
         node = mount_by_kernel(session, name, mountpoint, options=options, read_only=read_only)
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
+
+
+def serve_layers(settings: Settings) -> None:
+    """Have a process serve the home's layers: the one that holds the home, or a new one, until the last is put."""
+    from cowfs.host.home import open_home
+    from cowfs.host.mounting import MountRequest, empty_mount_directory, mount
+
+    with open_home(settings.home_path, backend=settings.backend) as home:
+        if home.holder_pid is not None:
+            return
+        target = empty_mount_directory(home.path)
+    request = MountRequest(settings.home_path, settings.backend, None, str(target), until_put=True)
+    mount(request, _server_command(settings, request))
 
 
 def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:
@@ -107,7 +122,7 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     """The command line of the server: this program again, in the foreground."""
     from cowfs.host.mounting import python_module
 
-    flags = [flag for flag in ("raw", "read_only", "repair") if getattr(request, flag)]
+    flags = [flag for flag in ("raw", "read_only", "repair", "until_put") if getattr(request, flag)]
     options = [f"--{flag.replace('_', '-')}" for flag in flags]
 
     def command(report_fd: int) -> list[str]:

@@ -25,6 +25,7 @@ class Settings:
     home: str | None
     backend: str
     as_json: bool
+    storage_options: tuple[str, ...] = ()
 
     @property
     def home_path(self) -> Path:
@@ -36,7 +37,7 @@ class Settings:
     def open_home(self) -> Home:
         from cowfs.host.home import open_home
 
-        return open_home(self.home_path, backend=self.backend)
+        return open_home(self.home_path, backend=self.backend, storage_options=self.storage_options)
 
 
 class SizeType(click.ParamType[int]):

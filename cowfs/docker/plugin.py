@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, TypeAlias, TypeVar
 
@@ -80,6 +80,10 @@ class Served(Protocol):
 
     async def quiesce(self, layer_id: str) -> None:
         """Bring what applications wrote to a layer's files into it; ends without a checkpoint."""
+        ...
+
+    async def let_go(self, layer_id: str) -> None:
+        """Close a layer's files if nobody uses them."""
         ...
 
     async def forget(self, layer_id: str) -> None:
@@ -148,7 +152,7 @@ class GraphDriverPlugin:
         return {}
 
     async def _remove(self, call: Call) -> Answer:
-        await self._served.forget(call.id)
+        await self._served.let_go(call.id)
         self._driver.remove(call.id)
         return {}
 
@@ -157,7 +161,7 @@ class GraphDriverPlugin:
 
     async def _put(self, call: Call) -> Answer:
         self._driver.put(call.id)
-        await self._served.forget(call.id)
+        await self._served.let_go(call.id)
         return {}
 
     async def _exists(self, call: Call) -> Answer:
@@ -198,6 +202,7 @@ class GraphDriverPlugin:
             async for part in request.body:
                 spool.write(part)
             spool.seek(0)
+            await self._served.let_go(layer_id)
             size_bytes = await drive(self._apply_steps(layer_id, parent, spool))
         await self._served.forget(layer_id)
         return {"Size": size_bytes}
@@ -222,7 +227,7 @@ _METHODS: Final[dict[str, Method]] = {
 }
 
 
-async def _pieces(first: bytes, rest: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+async def _pieces(first: bytes, rest: Generator[bytes, None, object]) -> AsyncGenerator[bytes, None]:
     """An archive as the client takes it; the layers it reads are let go of at the end, also when the client leaves."""
     try:
         yield first
@@ -230,8 +235,7 @@ async def _pieces(first: bytes, rest: Iterator[bytes]) -> AsyncGenerator[bytes, 
             yield piece
             await trio.lowlevel.checkpoint()
     finally:
-        if hasattr(rest, "close"):
-            rest.close()
+        rest.close()
 
 
 async def _decoded(request: Request, kind: type[M]) -> M:

@@ -110,13 +110,26 @@ def run_server(
         MountError, MissingRequirement: it could not be mounted.
         OSError: what closing the view raised.
     """
+    trio.run(partial(serve_view, view, target, options, services=services, tick=tick, on_ready=on_ready))
+
+
+async def serve_view(
+    view: View,
+    target: str,
+    options: MountOptions,
+    *,
+    services: Sequence[Service] = (),
+    tick: Callable[[], None] | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """`run_server` beside other tasks; the main task of the process, for signals are its business."""
     try:
         check_requirements()
         path = check_mount_point(options.source, target)
         with _interruptible():
             _mount(view, path, options)
         try:
-            trio.run(partial(_serve, view, path, services, tick, on_ready))
+            await _serve(view, path, services, tick, on_ready)
         finally:
             set_title("cowfs")
             pyfuse3.close(unmount=True)
@@ -262,11 +275,11 @@ async def _handle_signals(
         task_status.started()
         async for number in received:
             log.info("%s: unmounting %s", signal.Signals(number).name, path)
-            await _end(view, path)
+            await end_mount(view, path)
 
 
-async def _end(view: View, path: str) -> None:
-    """Unmount; when files are in use, save what was written to them and detach."""
+async def end_mount(view: View, path: str) -> None:
+    """Unmount, which ends `serve_view`; when files are in use, save what was written to them and detach."""
     try:
         await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
     except OSError as error:

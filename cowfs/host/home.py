@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from cowfs.pool import ThinDevice, load_backend
 
 if TYPE_CHECKING:
     from cowfs.devices import Progress
+    from cowfs.host.layers import Layers
     from cowfs.host.maintenance import CheckResult
     from cowfs.thinmeta.xml import TextSink
 
@@ -142,6 +143,13 @@ class Home:
         """The figures of the home and its pool."""
         return self._session.call(Status())
 
+    @property
+    def layers(self) -> Layers:
+        """The home as a storage driver of containers has it."""
+        from cowfs.host.layers import Layers
+
+        return Layers(self._session)
+
     def message(self, text: str) -> None:
         """Send the pool a message in the kernel's words, such as `create_thin 7`. No record of the home follows it.
 
@@ -222,6 +230,7 @@ def open_home(
     create: bool = False,
     read_only: bool = False,
     durable: bool = True,
+    storage_options: Sequence[str] = (),
     options: HomeOptions | None = None,
     progress: Progress | None = None,
 ) -> Home:
@@ -233,6 +242,8 @@ def open_home(
         create: make the home when the directory is new or empty, as `options` say.
         read_only: change nothing, not even what a crash left.
         durable: False gives up flushes, for homes that live no longer than a test.
+        storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow. The process that holds a home
+            goes by its own.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
 
     Raises:
@@ -246,4 +257,4 @@ def open_home(
         options = dataclasses.replace(options or HomeOptions(), durable=durable)
         devices = DeviceSet.init(home, load_backend(backend), options, progress=progress)
         return Home(LocalSession(Host(devices, backend)))
-    return Home(connect(home, backend, read_only=read_only, durable=durable))
+    return Home(connect(home, backend, read_only=read_only, durable=durable, storage_options=storage_options))

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cowfs.devices.files import HomeFiles
 from cowfs.fuse.mount import mount_in_background
 from cowfs.fuse.mountinfo import encode_source
 
@@ -32,6 +34,7 @@ class MountRequest:
         device: None for the whole home, a directory for each device.
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
+        until_put: end when nobody has got a layer any more.
     """
 
     home: Path
@@ -41,6 +44,7 @@ class MountRequest:
     raw: bool = False
     read_only: bool = False
     repair: bool = False
+    until_put: bool = False
 
     @property
     def source(self) -> str:
@@ -60,6 +64,16 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
     """
     log_path = _log_path(request.home)
     return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
+
+
+def empty_mount_directory(home: Path) -> Path:
+    """The home's own directory for mounts, without the empty ones in it that moby makes for each layer."""
+    files = HomeFiles(os.path.abspath(home))
+    files.make_directory(files.mounts)
+    for name in files.list_names(files.mounts):
+        with suppress(OSError):  # whatever is in the way is named when something is mounted there
+            os.rmdir(os.path.join(files.mounts, name))
+    return Path(files.mounts)
 
 
 def _log_path(home: Path) -> Path | None:

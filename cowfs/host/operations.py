@@ -10,18 +10,16 @@ Sizes are in bytes, whatever the name; ids and transactions are the pool's own n
 from __future__ import annotations
 
 import os
-import typing
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError, UnknownDevice, UsageError
+from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError, UnknownDevice
 from cowfs.host.metadata_copy import copy_metadata
 from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
-from cowfs.host.space import Resize, ResizePool
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
 
@@ -332,16 +330,15 @@ def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:
     return status.value if isinstance(status, UnreadableStatus) else status.format()
 
 
-_REQUESTS = (
-    *(Status, ListDevices, Inspect, Create, Remove, SendMessage, Table, TargetStatus, CopyMetadata, OpenNode),
-    *(Resize, ResizePool),
+REQUESTS: Final = (
+    Status,
+    ListDevices,
+    Inspect,
+    Create,
+    Remove,
+    SendMessage,
+    Table,
+    TargetStatus,
+    CopyMetadata,
+    OpenNode,
 )
-_DECODER: Final = msgspec.json.Decoder(typing.Union[_REQUESTS])  # noqa: UP007
-
-
-def decode_request(line: bytes) -> Request[Any] | Listing[Any]:
-    """A request as it came over the socket. Raises UsageError for anything else."""
-    try:
-        return _DECODER.decode(line)  # type: ignore[no-any-return]
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise UsageError(f"not a request to a home: {error}") from None

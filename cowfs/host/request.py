@@ -23,7 +23,10 @@ from cowfs.host.kernel_nodes import kernel_mounts
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceRecord, DeviceSet
-    from cowfs.layers import Steps
+    from cowfs.devices.volumes import Volumes
+    from cowfs.layers import IdMaps, Steps
+    from cowfs.layers.driver import LayerDriver, Mounter
+    from cowfs.layers.options import Settings
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 
@@ -43,11 +46,34 @@ class MountedView(msgspec.Struct, frozen=True):
 class Host:
     """A home held by this process: its device set, the views mounted from it, whether others are served."""
 
-    def __init__(self, devices: DeviceSet, backend: str, *, is_serving: bool = False) -> None:
+    def __init__(
+        self, devices: DeviceSet, backend: str, *, is_serving: bool = False, volumes: Volumes | None = None
+    ) -> None:
         self.devices = devices
         self.backend = backend
         self.is_serving = is_serving
         self.views: list[MountedView] = []
+        self._volumes = volumes
+        self._driver: LayerDriver | None = None
+
+    @property
+    def driver(self) -> LayerDriver:
+        """The home as a storage driver has it."""
+        if self._driver is None:
+            self.drive(None, None, None)
+        assert self._driver is not None
+        return self._driver
+
+    def drive(self, settings: Settings | None, maps: IdMaps | None, mounter: Mounter | None) -> None:
+        """Let the layers be driven by these settings from now on."""
+        from cowfs.devices.volumes import Volumes
+        from cowfs.layers.driver import LayerDriver
+
+        if self._driver is not None:
+            self._driver.cleanup()
+        if self._volumes is None:
+            self._volumes = Volumes(self.devices)
+        self._driver = LayerDriver(self.devices, self._volumes, mounter, settings=settings, maps=maps)
 
     @property
     def home(self) -> Path:
@@ -127,10 +153,13 @@ class Request(_Message, Generic[R], frozen=True):
 
 
 class Listing(_Message, Generic[R], frozen=True):
-    """A question whose answer is a sequence. The home may change between two pieces of it."""
+    """A question whose answer is a sequence. The home may change between two pieces of it.
+
+    A piece that is None is a step on the way to the next one, and no part of the answer.
+    """
 
     @abstractmethod
-    def run(self, host: Host) -> Iterator[R]: ...
+    def run(self, host: Host) -> Iterator[R | None]: ...
 
 
 class OpenFile(msgspec.Struct, frozen=True):

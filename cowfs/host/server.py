@@ -22,7 +22,7 @@ import trio
 from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
 from cowfs.host import control_socket as control
-from cowfs.host.operations import decode_request
+from cowfs.host.decoding import decode_request
 from cowfs.host.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
@@ -62,6 +62,8 @@ class ControlServer:
             without a checkpoint.
         forget: lets the kernel drop what it has cached of a device's files. Awaited after an operation that may have
             changed them, before its answer is sent.
+
+    `clients` counts those that are connected now.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ControlServer:
         self._let_go = let_go
         self._forget = forget
         self._limits = limits
+        self.clients = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; the socket is removed at the end.
@@ -100,6 +103,8 @@ class ControlServer:
         """Serve one client to its end. Whatever it does, or fails to do, ends here."""
         with connection.socket, ExitStack() as last:
             last.callback(connection.close_files)
+            self.clients += 1
+            last.callback(self._client_left)
             try:
                 self._admit(connection, crowded)
                 await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), VERSION)))
@@ -110,6 +115,9 @@ class ControlServer:
                 await _last_words(connection, error)
             except (OSError, trio.TooSlowError) as error:
                 _log.info("a client of the control socket is gone: %s", str(error) or "too slow")
+
+    def _client_left(self) -> None:
+        self.clients -= 1
 
     def _admit(self, connection: _Connection, crowded: bool) -> None:
         """Raises HomeError for a client that may not be served."""
@@ -163,7 +171,7 @@ class ControlServer:
         try:
             if isinstance(request, Listing):
                 for piece in request.run(self._host):
-                    yield _line(Reply(piece=_raw(piece))), None
+                    yield b"" if piece is None else _line(Reply(piece=_raw(piece))), None
                 yield _line(Reply(result=_raw(None))), None
             else:
                 answer = yield from self._result(request, connection)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -25,9 +25,11 @@ from cowfs.devices.making import read_settings, require_home
 from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.client import Client
+from cowfs.host.driving import open_driven
 from cowfs.host.operations import CopyMetadata, Status
 from cowfs.host.request import Host, Listing, Request, Upload, Work
 from cowfs.layers.interface import finish
+from cowfs.layers.options import parse_storage_options
 from cowfs.pool import load_backend
 
 WAIT_SECONDS: Final = 3.0
@@ -82,7 +84,7 @@ class LocalSession:
         return finish(request.run(self.host, file))
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
-        return request.run(self.host)
+        return (piece for piece in request.run(self.host) if piece is not None)
 
     def close(self) -> None:
         self.host.devices.close()
@@ -95,7 +97,13 @@ class LocalSession:
 
 
 def connect(
-    home: Path, backend: str, *, read_only: bool = False, durable: bool = True, wait_seconds: float = WAIT_SECONDS
+    home: Path,
+    backend: str,
+    *,
+    read_only: bool = False,
+    durable: bool = True,
+    storage_options: Sequence[str] = (),
+    wait_seconds: float = WAIT_SECONDS,
 ) -> Session:
     """Open a home, or reach the process that holds it.
 
@@ -104,7 +112,14 @@ def connect(
         CowfsError: what opening it raised.
     """
 
+    parsed = parse_storage_options(storage_options) if storage_options else None
+
     def open_here() -> Session:
+        if parsed is not None:
+            driven = open_driven(home, backend, parsed)
+            host = Host(driven.devices, backend)
+            host.drive(driven.settings, None, None)
+            return LocalSession(host)
         return _open_here(home, backend, read_only=read_only, durable=durable)
 
     return _patiently(home, open_here, Client, wait_seconds)

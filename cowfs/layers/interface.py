@@ -25,7 +25,7 @@ Source of the semantics: moby's graph driver interface; errors are those of `cow
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -160,7 +160,7 @@ class Driver(Protocol):
         """What differs from `parent` (None: from nothing), sorted by path."""
         ...
 
-    def diff(self, layer_id: str, parent: str | None) -> Iterator[bytes]:
+    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, object]:
         """The changes as a tar archive, in pieces."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,7 +60,7 @@ class DictDriver:
         yield
         return [Change(b"/a", ChangeKind.ADD), Change(b"/b\xff", ChangeKind.DELETE)]
 
-    def diff(self, layer_id: str, parent: str | None) -> Iterator[bytes]:
+    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
         if layer_id == "bad":
             raise HomeError("it cannot be read")
         try:
@@ -100,6 +100,9 @@ class Served:
 
     async def quiesce(self, layer_id: str) -> None:
         self.calls.append(("quiesce", layer_id))
+
+    async def let_go(self, layer_id: str) -> None:
+        self.calls.append(("let go", layer_id))
 
     async def forget(self, layer_id: str) -> None:
         self.calls.append(("forget", layer_id))

@@ -1,0 +1,31 @@
+"""The command docker-plugin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from cowfs.cli.settings import PATH, Settings
+
+
+@click.command("docker-plugin")
+@click.option("--socket", "socket_path", metavar="PATH", required=True, type=PATH, help="Where to listen.")
+@click.pass_obj
+def docker_plugin_command(settings: Settings, socket_path: str) -> None:
+    """Serve the home as a storage driver to Docker's daemon, until SIGTERM or Ctrl-C.
+
+    \b
+      cowfs --home H docker-plugin --socket /run/docker/plugins/cowfs.sock &
+      dockerd --experimental --storage-driver cowfs
+
+    A home that is not there yet is made when the daemon starts, as its storage options say. The files of all layers
+    are in one mount, at H/mnt.
+    """
+    import logging
+
+    from cowfs.docker.serve import PluginRequest, serve_plugin
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    options = settings.storage_options
+    serve_plugin(PluginRequest(settings.home_path, settings.backend, Path(socket_path), options))

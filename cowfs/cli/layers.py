@@ -1,0 +1,205 @@
+"""The commands about layers, as a storage driver has them: layer, info."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from cowfs.cli import output
+from cowfs.cli.settings import DEVICE, Settings
+from cowfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cowfs.host.layers import Layers
+
+
+@click.group("layer")
+def layer_command() -> None:
+    """Layers: devices whose files are a directory, with archives of what they changed.
+
+    \b
+      cowfs --home H layer create base-image
+      cowfs --home H layer apply base-image < image.tar
+      cowfs --home H layer create mine base-image
+      cowfs --home H layer get mine           its files, at the path that this prints
+      cowfs --home H layer changes mine base-image
+      cowfs --home H layer diff mine base-image > mine.tar
+    """
+
+
+@contextmanager
+def _layers(settings: Settings) -> Iterator[Layers]:
+    with settings.open_home() as home:
+        yield home.layers
+
+
+@layer_command.command("create")
+@click.argument("layer_id", metavar="ID")
+@click.argument("parent", type=DEVICE, required=False)
+@click.option("--size", metavar="SIZE", help="Size of the layer, at least its parent's. [default: the parent's]")
+@click.pass_obj
+def _create(settings: Settings, layer_id: str, parent: str | None, size: str | None) -> None:
+    """Make the layer ID, a snapshot of PARENT or an empty one."""
+    with _layers(settings) as layers:
+        layers.create(layer_id, parent, {} if size is None else {"size": size})
+    if settings.as_json:
+        output.print_json({"id": layer_id, "parent": parent})
+
+
+@layer_command.command("remove")
+@click.argument("layer_ids", metavar="ID...", nargs=-1, required=True, type=DEVICE)
+@click.pass_obj
+def _remove(settings: Settings, layer_ids: tuple[str, ...]) -> None:
+    """Remove layers. One that is not there is no error; one in use goes when it is free."""
+    with _layers(settings) as layers:
+        for layer_id in layer_ids:
+            layers.remove(layer_id)
+    if settings.as_json:
+        output.print_json({"removed": list(layer_ids)})
+
+
+@layer_command.command("exists")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.pass_obj
+def _exists(settings: Settings, layer_id: str) -> int:
+    """Exit status 0 if there is a layer ID, 1 if not."""
+    with _layers(settings) as layers:
+        exists = layers.exists(layer_id)
+    if settings.as_json:
+        output.print_json({"id": layer_id, "exists": exists})
+    return 0 if exists else 1
+
+
+@layer_command.command("list")
+@click.pass_obj
+def _list(settings: Settings) -> None:
+    """List the layers, a line each."""
+    with _layers(settings) as layers:
+        ids = list(layers.list())
+    if settings.as_json:
+        output.print_json(ids)
+    else:
+        for layer_id in ids:
+            print(output.printable(layer_id))
+
+
+@layer_command.command("metadata")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.pass_obj
+def _metadata(settings: Settings, layer_id: str) -> None:
+    """Show which device a layer is."""
+    with _layers(settings) as layers:
+        items = layers.metadata(layer_id)
+    if settings.as_json:
+        output.print_json(items)
+    else:
+        for name, value in items.items():
+            print(f"{name}: {output.printable(value)}")
+
+
+@layer_command.command("get")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.option("--mount-label", metavar="LABEL", default="", help="SELinux label, for mounts by the kernel.")
+@click.pass_obj
+def _get(settings: Settings, layer_id: str, mount_label: str) -> None:
+    """Make a layer's files reachable, and print the path. As many 'layer put' end it.
+
+    A server in the background holds the home until the last layer is put.
+    """
+    from cowfs.cli.mounting import serve_layers
+
+    serve_layers(settings)
+    with _layers(settings) as layers:
+        path = layers.get(layer_id, mount_label)
+    if settings.as_json:
+        output.print_json({"id": layer_id, "path": path})
+    else:
+        print(output.printable(path))
+
+
+@layer_command.command("put")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.pass_obj
+def _put(settings: Settings, layer_id: str) -> None:
+    """End one 'layer get'."""
+    with _layers(settings) as layers:
+        layers.put(layer_id)
+
+
+@layer_command.command("changes")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.argument("parent", type=DEVICE, required=False)
+@click.pass_obj
+def _changes(settings: Settings, layer_id: str, parent: str | None) -> None:
+    """List what a layer changed against PARENT: C, A or D and a path, as 'docker diff' does."""
+    with _layers(settings) as layers:
+        changes = list(layers.changes(layer_id, parent))
+    if settings.as_json:
+        output.print_json(changes)
+    else:
+        for change in changes:
+            print(f"{change.kind} {output.printable(change.path)}")
+
+
+@layer_command.command("diff")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.argument("parent", type=DEVICE, required=False)
+@click.pass_obj
+def _diff(settings: Settings, layer_id: str, parent: str | None) -> None:
+    """Write a tar archive of what a layer changed against PARENT, or of all its files."""
+    if os.isatty(sys.stdout.fileno()):
+        raise UsageError(
+            "a tar archive is nothing for a terminal; say where it goes, as in 'cowfs layer diff ID > FILE'"
+        )
+    with _layers(settings) as layers, layers.diff(layer_id, parent) as archive:
+        shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
+    sys.stdout.buffer.flush()
+
+
+@layer_command.command("apply")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.pass_obj
+def _apply(settings: Settings, layer_id: str) -> None:
+    """Unpack a tar archive from standard input into a layer: all of it or nothing."""
+    with _layers(settings) as layers:
+        size_bytes = layers.apply(layer_id, sys.stdin.buffer)
+    if settings.as_json:
+        output.print_json({"id": layer_id, "size_bytes": size_bytes})
+    else:
+        print(size_bytes)
+
+
+@layer_command.command("size")
+@click.argument("layer_id", metavar="ID", type=DEVICE)
+@click.argument("parent", type=DEVICE, required=False)
+@click.pass_obj
+def _size(settings: Settings, layer_id: str, parent: str | None) -> None:
+    """Print the bytes of the files that a layer added or modified."""
+    with _layers(settings) as layers:
+        size_bytes = layers.size(layer_id, parent)
+    if settings.as_json:
+        output.print_json({"id": layer_id, "size_bytes": size_bytes})
+    else:
+        print(size_bytes)
+
+
+@click.command("info")
+@click.pass_obj
+def info_command(settings: Settings) -> None:
+    """Show what 'docker info' shows of the devicemapper driver."""
+    from cowfs.layers.info import status_items
+
+    with _layers(settings) as layers:
+        info = layers.info()
+    if settings.as_json:
+        output.print_json(info)
+    else:
+        for name, value in status_items(info):
+            print(f"{name}: {output.printable(value)}")

@@ -1,0 +1,196 @@
+"""The process behind `cowfs docker-plugin`: a home, its files in one FUSE mount, and Docker's protocol on a socket.
+
+    listen on the socket
+    open the home            at once where there is one; else made when the daemon says how (`GraphDriver.Init`)
+    mount all of it at HOME/mnt
+    answer                   until SIGTERM or SIGINT; the home is free at the end
+
+The daemon starts after the plugin and keeps no connection: either may be restarted without the other.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from cowfs.docker.plugin import GraphDriverPlugin, Init
+from cowfs.errors import HomeError, UsageError
+from cowfs.host.driving import Driven, open_driven, settle_for
+from cowfs.host.mounting import MountRequest, empty_mount_directory
+from cowfs.host.served_home import ServedHome
+from cowfs.layers import Driver
+from cowfs.layers.options import parse_storage_options
+
+_log = logging.getLogger(__name__)
+_BACKLOG: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRequest:
+    """What to serve where.
+
+    Args:
+        options: storage options as the daemon has them; its own come after these.
+    """
+
+    home: Path
+    backend: str
+    socket: Path
+    options: tuple[str, ...] = ()
+
+
+def serve_plugin(request: PluginRequest) -> None:
+    """Serve until a signal.
+
+    Raises:
+        CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
+    """
+    parse_storage_options(request.options)
+    with _listening(request.socket) as listener:
+        trio.run(partial(_Plugin(request).run, listener))
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A socket that only this user can reach, in a directory that is there; taken away at the end.
+
+    A socket that nobody answers on is left from a process that was killed, and is replaced.
+    """
+    address = os.fspath(path)
+    _require_free(address)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        previous = os.umask(0o177)
+        try:
+            listener.bind(address)
+        except OSError as error:
+            raise HomeError(f"cannot listen on {address}: {error.strerror or error}", errno=error.errno) from error
+        finally:
+            os.umask(previous)
+        listener.listen(_BACKLOG)
+        made = os.lstat(address).st_ino
+        try:
+            yield listener
+        finally:
+            with suppress(FileNotFoundError):
+                if os.lstat(address).st_ino == made:
+                    os.unlink(address)
+    finally:
+        listener.close()
+
+
+def _require_free(address: str) -> None:
+    try:
+        mode = os.lstat(address).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{address} is no socket; choose another path for the plugin's, or move that away")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:
+            os.unlink(address)
+        except OSError as error:
+            raise HomeError(f"cannot look at {address}: {error.strerror or error}", errno=error.errno) from error
+        else:
+            raise HomeError(f"another process listens on {address} already; end it first", errno=errno.EADDRINUSE)
+
+
+class _Plugin:
+    """What the protocol's server calls: the home once it is open, and its driver as the daemon wants it."""
+
+    def __init__(self, request: PluginRequest) -> None:
+        self._request = request
+        self._driven: Driven | None = None
+        self._served: ServedHome | None = None
+        self._opened = trio.Event()
+        self._ready = trio.Event()
+
+    async def run(self, listener: socket.socket) -> None:
+        """Serve the socket, and from the home's opening to the end of its mount, the home."""
+        protocol = GraphDriverPlugin(self)
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, protocol.serve_client, listeners)
+            if (self._request.home / "devicemapper").is_dir():
+                self._open(())
+            elif not await self._wait_for_daemon():
+                nursery.cancel_scope.cancel()
+                return
+            assert self._driven is not None
+            with closing(self._driven.devices):
+                await self._serve(self._driven)
+            nursery.cancel_scope.cancel()
+
+    async def _wait_for_daemon(self) -> bool:
+        """Wait until the daemon's first request has made the home; False when a signal came before."""
+        _log.info("%s is no home yet; it is made when the daemon says how", self._request.home)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+            await self._opened.wait()
+            nursery.cancel_scope.cancel()
+        return self._opened.is_set()
+
+    def _open(self, options: Sequence[str]) -> None:
+        parsed = parse_storage_options([*self._request.options, *options])
+        self._driven = open_driven(self._request.home, self._request.backend, parsed, make=True)
+        self._opened.set()
+
+    async def _serve(self, driven: Driven) -> None:
+        point = empty_mount_directory(self._request.home)
+        mount = MountRequest(self._request.home, self._request.backend, None, os.fspath(point))
+        with ServedHome.opened(driven.devices, mount, settings=driven.settings) as served:
+            self._served = served
+            is_root = os.geteuid() == 0
+            await served.serve(suid_dev=is_root, on_ready=self._ready.set)
+
+    # --- what the protocol asks for
+
+    async def initialise(self, init: Init) -> None:
+        """A daemon has started: it holds nothing of what an earlier one may have got."""
+        if self._driven is None:
+            self._open(init.options or ())
+        await self._ready.wait()
+        options = parse_storage_options([*self._request.options, *(init.options or ())])
+        self._home().drive(settle_for(self._request.backend, options), init.maps())
+
+    def _home(self) -> ServedHome:
+        if self._served is None or not self._ready.is_set():
+            raise HomeError(f"the home {self._request.home} is not open yet; send GraphDriver.Init first")
+        return self._served
+
+    @property
+    def driver(self) -> Driver:
+        return self._home().host.driver
+
+    async def quiesce(self, layer_id: str) -> None:
+        await self._home().quiesce(layer_id)
+
+    async def let_go(self, layer_id: str) -> None:
+        await self._home().let_go(layer_id)
+
+    async def forget(self, layer_id: str) -> None:
+        await self._home().forget(layer_id)
+
+    @property
+    def spool_directory(self) -> Path:
+        return self._request.home
+
+
+async def _cancel_on_signal(scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for _ in received:
+            scope.cancel()

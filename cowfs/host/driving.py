@@ -1,0 +1,74 @@
+"""A home opened the way a layer driver's storage options say."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cowfs.devices import BASE, DeviceSet, making
+from cowfs.devices.base import filesystem_named
+from cowfs.devices.files import HomeFiles
+from cowfs.host.machine import driver_facts
+from cowfs.layers.direct_lvm import prepare_pool
+from cowfs.layers.options import DriverOptions, Settings, changes_to_home, home_options, settle
+from cowfs.pool import load_backend
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """An open home, and what its layer driver goes by."""
+
+    devices: DeviceSet
+    settings: Settings
+
+
+def open_driven(home: Path, backend_name: str, options: DriverOptions, *, make: bool = False) -> Driven:
+    """Open a home, which grows to what the options ask for.
+
+    Args:
+        make: make the home where there is none.
+
+    Raises:
+        UsageError: an option that cannot be, or a base device that would shrink.
+        CowfsError: as `DeviceSet.init` and `DeviceSet.open`.
+    """
+    backend = load_backend(backend_name)
+    settings = settle_for(backend_name, options)
+    files = HomeFiles(os.path.abspath(home))
+    if not make or making.look_at(files) is making.HomeState.HOME:
+        devices = DeviceSet.open(home, backend, min_free_percent=options.min_free_space_percent)
+        try:
+            _grow(devices, options)
+        except BaseException:
+            devices.close()
+            raise
+    else:
+        if not options.lvm.is_empty:
+            files.make_directory(files.home)
+            prepare_pool(files, options.lvm, force=bool(options.directlvm_device_force))
+        filesystem = filesystem_named(settings.filesystem, settings.mkfs_args)
+        devices = DeviceSet.init(home, backend, home_options(options), filesystem=filesystem)
+    for warning in settings.warnings:
+        _log.warning("%s", warning)
+    return Driven(devices, settings)
+
+
+def settle_for(backend_name: str, options: DriverOptions) -> Settings:
+    """What storage options mean on this machine. Raises UsageError, MissingRequirement."""
+    return settle(options, driver_facts(load_backend(backend_name), kernel_mounts=False))
+
+
+def _grow(devices: DeviceSet, options: DriverOptions) -> None:
+    changes = changes_to_home(options, devices.status())
+    for warning in changes.warnings:
+        _log.warning("%s", warning)
+    if devices.read_only:
+        return
+    if changes.data_size_bytes or changes.metadata_size_bytes:
+        devices.resize_pool(data_size_bytes=changes.data_size_bytes, metadata_size_bytes=changes.metadata_size_bytes)
+    if changes.base_size_bytes:
+        devices.resize(BASE, changes.base_size_bytes)

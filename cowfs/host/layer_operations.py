@@ -1,0 +1,182 @@
+"""What can be asked about the layers of a home: the graph driver's operations as requests.
+
+Names, parents and options are the driver's, see `cowfs.layers.interface`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from typing import IO, TYPE_CHECKING, Final
+
+import msgspec
+
+from cowfs.devices.names import BASE
+from cowfs.error_record import plain_text
+from cowfs.host.request import Host, Listing, OpenFile, Request, Upload, Work
+from cowfs.layers.info import DriverInfo
+
+if TYPE_CHECKING:
+    from cowfs.layers import Steps
+
+
+class LayerChange(msgspec.Struct, frozen=True):
+    """A path that differs: kind C, A or D."""
+
+    kind: str
+    path: str
+
+
+class CreateLayer(Request[None], frozen=True, tag="layer_create"):
+    """A layer: a snapshot of `parent`, or of the base device when it is null."""
+
+    id: str
+    parent: str | None = None
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def device_to_quiesce(self) -> str:
+        return BASE if self.parent is None else self.parent
+
+    def run(self, host: Host) -> None:
+        host.driver.create(self.id, self.parent, self.options)
+
+
+class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
+    """Remove a layer; one that is not there is no error, a busy one is marked and goes when it is free."""
+
+    id: str
+
+    def device_to_let_go(self) -> str:
+        return self.id
+
+    def run(self, host: Host) -> None:
+        host.driver.remove(self.id)
+
+
+class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
+    id: str
+
+    def run(self, host: Host) -> bool:
+        return host.driver.exists(self.id)
+
+
+class ListLayers(Listing[str], frozen=True, tag="layer_list"):
+    """Ids in order."""
+
+    def run(self, host: Host) -> Iterator[str]:
+        yield from map(plain_text, host.driver.list_layers())
+
+
+class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
+    id: str
+
+    def run(self, host: Host) -> dict[str, str]:
+        return host.driver.metadata(self.id)
+
+
+class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
+    """What a layer changed against its parent, or against nothing."""
+
+    id: str
+    parent: str | None = None
+
+    def device_to_quiesce(self) -> str:
+        return self.id
+
+    def run(self, host: Host) -> Iterator[LayerChange | None]:
+        changes = yield from host.driver.changes(self.id, self.parent)
+        for change in changes:
+            yield LayerChange(change.kind.letter, os.fsdecode(change.path))
+
+
+class LayerDiff(Work[OpenFile], frozen=True, tag="layer_diff"):
+    """The changes as a tar archive, in a file without a name."""
+
+    id: str
+    parent: str | None = None
+
+    def device_to_quiesce(self) -> str:
+        return self.id
+
+    def run(self, host: Host) -> Steps[OpenFile]:
+        with tempfile.TemporaryFile(dir=host.home) as file, closing(host.driver.diff(self.id, self.parent)) as pieces:
+            for piece in pieces:
+                file.write(piece)
+                yield
+            file.seek(0)
+            return OpenFile(os.dup(file.fileno()))
+
+
+class LayerSize(Work[int], frozen=True, tag="layer_size"):
+    """Bytes of the files that a layer added or modified."""
+
+    id: str
+    parent: str | None = None
+
+    def device_to_quiesce(self) -> str:
+        return self.id
+
+    def run(self, host: Host) -> Steps[int]:
+        return host.driver.diff_size(self.id, self.parent)
+
+
+class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
+    """Unpack a tar archive into a layer; the sum of the sizes in it."""
+
+    id: str
+
+    def device_to_let_go(self) -> str:
+        return self.id
+
+    def device_to_forget(self) -> str:
+        return self.id
+
+    def run(self, host: Host, file: IO[bytes]) -> Steps[int]:
+        return host.driver.apply(self.id, None, file)
+
+
+class GetLayer(Request[str], frozen=True, tag="layer_get"):
+    """Make a layer's files reachable; the path of its root directory."""
+
+    id: str
+    mount_label: str = ""
+
+    def run(self, host: Host) -> str:
+        return host.driver.get(self.id, self.mount_label)
+
+
+class PutLayer(Request[None], frozen=True, tag="layer_put"):
+    """End one get."""
+
+    id: str
+
+    def device_to_forget(self) -> str:
+        return self.id
+
+    def run(self, host: Host) -> None:
+        host.driver.put(self.id)
+
+
+class Info(Request[DriverInfo], frozen=True, tag="info"):
+    """The figures behind what `docker info` shows of a driver."""
+
+    def run(self, host: Host) -> DriverInfo:
+        return host.driver.info()
+
+
+LAYER_REQUESTS: Final = (
+    CreateLayer,
+    RemoveLayer,
+    LayerExists,
+    ListLayers,
+    LayerMetadata,
+    LayerChanges,
+    LayerDiff,
+    LayerSize,
+    ApplyLayer,
+    GetLayer,
+    PutLayer,
+    Info,
+)

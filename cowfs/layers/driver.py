@@ -1,0 +1,219 @@
+"""The layer driver of a home: layers are devices, and their files are read and written in process.
+
+Nothing but `get` needs a mount: `changes`, `diff`, `apply` and `diff_size` work on the ext4 itself. How files are made
+reachable at a path is the `Mounter`'s business.
+
+`apply` gives a layer that nobody uses its new content all at once or not at all, whatever happens meanwhile; a layer
+whose files are in use is written in place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+
+from cowfs.devices import BASE, DeviceSet
+from cowfs.devices.names import pool_prefix
+from cowfs.devices.volumes import Volumes
+from cowfs.errors import DeviceBusy, UsageError
+from cowfs.ext4.volume import Volume
+from cowfs.layers.archive import apply_archive, archive_size, write_archive
+from cowfs.layers.changes import ThinPair, find_changes
+from cowfs.layers.info import DriverInfo, driver_info, metadata_items, status_items
+from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot, Steps
+from cowfs.layers.options import DriverOptions, Facts, Settings, parse_layer_options, settle
+from cowfs.layers.roots import ensure_root, find_root
+from cowfs.version import VERSION
+
+
+class Mounter(Protocol):
+    """Makes the files of layers reachable at paths."""
+
+    def mount(self, layer_id: str, mount_label: str) -> str:
+        """The path of the root directory of a layer, which has one."""
+        ...
+
+    def unmount(self, layer_id: str) -> None: ...
+
+
+class _Source(NamedTuple):
+    """A layer's files for reading, and the thin they are on."""
+
+    root: LayerRoot
+    thin_id: int
+
+
+class LayerDriver:
+    """A `Driver` over an open home, which stays its owner's.
+
+    Args:
+        volumes: the open volumes of `devices`, shared with whoever else shows their files.
+        mounter: None where nothing serves the files of layers.
+        make_devices: whether an archive's device nodes are made; skipped otherwise.
+    """
+
+    def __init__(
+        self,
+        devices: DeviceSet,
+        volumes: Volumes,
+        mounter: Mounter | None = None,
+        *,
+        settings: Settings | None = None,
+        maps: IdMaps | None = None,
+        make_devices: bool = True,
+    ) -> None:
+        self._devices = devices
+        self._volumes = volumes
+        self._mounter = mounter
+        self._settings = settings or settle(DriverOptions(), Facts())
+        self._maps = maps or IdMaps()
+        self._make_devices = make_devices
+        self._gets: Counter[str] = Counter()
+        self._readers: Counter[str] = Counter()
+
+    # ------------------------------------------------------------------ making and removing
+
+    def create(self, layer_id: str, parent: str | None, storage_options: Mapping[str, str] | None = None) -> None:
+        size_bytes = parse_layer_options(storage_options or {})
+        self._devices.create(layer_id, parent=parent, size_bytes=size_bytes)
+
+    def remove(self, layer_id: str) -> None:
+        if layer_id not in self._devices:
+            return
+        if self._readers[layer_id]:
+            raise DeviceBusy(f"layer {layer_id!r} is being read; remove it when that is done")
+        self._devices.remove(layer_id, deferred=self._settings.deferred_deletion)
+
+    def exists(self, layer_id: str) -> bool:
+        return layer_id != BASE and layer_id in self._devices
+
+    def list_layers(self) -> list[str]:
+        return [record.name for record in self._devices.records() if record.name != BASE and not record.deleted]
+
+    # ------------------------------------------------------------------ files at a path
+
+    def get(self, layer_id: str, mount_label: str = "") -> str:
+        if self._mounter is None:
+            raise UsageError(
+                f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
+            )
+        with self._volumes.opened(layer_id) as volume:
+            ensure_root(volume, layer_id, self._maps.root)
+            path = self._mounter.mount(layer_id, mount_label)
+        self._gets[layer_id] += 1
+        return path
+
+    def put(self, layer_id: str) -> None:
+        if not self._gets[layer_id]:
+            del self._gets[layer_id]
+            return
+        self._gets[layer_id] -= 1
+        if not self._gets[layer_id]:
+            del self._gets[layer_id]
+            assert self._mounter is not None
+            self._mounter.unmount(layer_id)
+
+    @property
+    def has_gets(self) -> bool:
+        """Whether a layer was got and not put yet."""
+        return bool(self._gets)
+
+    def cleanup(self) -> None:
+        with ExitStack() as last:
+            for layer_id in list(self._gets):
+                self._gets[layer_id] = 1
+                last.callback(self.put, layer_id)
+
+    # ------------------------------------------------------------------ figures
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        return metadata_items(self._devices.record(layer_id), pool_prefix(str(self._devices.home)))
+
+    def status(self) -> list[tuple[str, str]]:
+        return status_items(self.info())
+
+    def info(self) -> DriverInfo:
+        """The figures behind `status`."""
+        return driver_info(self._devices.status(), self._settings, library_version=VERSION)
+
+    # ------------------------------------------------------------------ archives
+
+    def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
+        with self._reading(layer_id) as layer, self._reading_parent(parent) as lower:
+            return (yield from self._find(layer, lower))
+
+    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
+        with self._reading(layer_id) as layer:
+            changes = None
+            if parent is not None:
+                with self._reading(parent) as lower:
+                    changes = yield from _quietly(self._find(layer, lower))
+            yield from write_archive(layer.root, changes, maps=self._maps)
+
+    def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
+        with self._reading(layer_id) as layer:
+            with self._reading_parent(parent) as lower:
+                changes = yield from self._find(layer, lower)
+            return (yield from archive_size(layer.root, changes))
+
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
+        with self._to_write(layer_id) as volume:
+            root = ensure_root(volume, layer_id, self._maps.root)
+            applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
+            return applied.size_bytes
+
+    @contextmanager
+    def _to_write(self, layer_id: str) -> Iterator[Volume]:
+        if not self._volumes.is_open(layer_id):
+            with self._volumes.replacing(layer_id) as volume:
+                yield volume
+        else:
+            with self._volumes.opened(layer_id) as volume:
+                yield volume
+                volume.sync()
+
+    def _find(self, layer: _Source, parent: _Source | None) -> Steps[list[Change]]:
+        if parent is None:
+            return find_changes(layer.root, None)
+        return find_changes(layer.root, parent.root, ThinPair(self._devices.pool, layer.thin_id, parent.thin_id))
+
+    @contextmanager
+    def _reading_parent(self, parent: str | None) -> Iterator[_Source | None]:
+        if parent is None:
+            yield None
+        else:
+            with self._reading(parent) as source:
+                yield source
+
+    @contextmanager
+    def _reading(self, layer_id: str) -> Iterator[_Source]:
+        """A layer that holds still: itself, or a snapshot of it while its files are in use."""
+        self._readers[layer_id] += 1
+        try:
+            if self._volumes.is_open(layer_id) and not self._devices.read_only:
+                with self._devices.frozen(layer_id) as thin, closing(Volume.open(thin, read_only=True)) as volume:
+                    yield _Source(find_root(volume), thin.thin_id)
+            else:
+                with self._volumes.opened(layer_id) as volume:
+                    yield _Source(find_root(volume), self._devices.record(layer_id).device_id)
+        finally:
+            self._readers[layer_id] -= 1
+            if not self._readers[layer_id]:
+                del self._readers[layer_id]
+
+
+def _quietly(steps: Steps[list[Change]]) -> Generator[bytes, None, list[Change]]:
+    """The steps of a search as empty pieces of an archive."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            changes: list[Change] = end.value
+            return changes
+        yield b""
+
+
+if TYPE_CHECKING:
+    _: type[Driver] = LayerDriver

@@ -1,0 +1,179 @@
+"""What a user of Docker does, on the storage driver that is named: run inside User-Mode Linux.
+
+    guest_docker.py {devicemapper|cowfs} DIRECTORY      prints what came out of it as JSON
+
+The same steps on two drivers have to come to the same trees and the same differences.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cowfs.testing.docker_engine import BUSYBOX, DockerEngine
+
+SIZES = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G"]
+SOCKET = Path("/run/docker/plugins/cowfs.sock")
+DOCKERFILE = """\
+FROM image
+COPY added /added
+RUN rm -r /etc/gone /var/log && echo changed > /etc/changed && ln /etc/changed /etc/hard && chmod 4711 /bin/tool
+RUN mkdir /var/log && mv /usr/share/moved /usr/share/there && rm /etc/hard && head -c 3000000 /dev/zero > /zeros
+"""
+
+
+def make_image(directory: Path) -> Path:
+    """A root file system with one of each kind of file, as a tar archive."""
+    archive = directory / "image.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+
+        def add(name: str, data: bytes = b"", **fields: Any) -> None:
+            item = tarfile.TarInfo(name)
+            item.mtime, item.mode, item.size = 1_500_000_000, 0o644, len(data)
+            for field, value in fields.items():
+                setattr(item, field, value)
+            tar.addfile(item, io.BytesIO(data))
+
+        for name in ("bin", "etc", "etc/gone", "var", "var/log", "usr", "usr/share", "usr/share/moved", "tmp"):
+            add(name, type=tarfile.DIRTYPE, mode=0o1777 if name == "tmp" else 0o755)
+        add("bin/busybox", BUSYBOX.read_bytes(), mode=0o755)
+        for name in ("sh", "rm", "ln", "mv", "mkdir", "chmod", "head", "echo"):
+            add(f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox", mode=0o777)
+        add("bin/tool", b"#!/bin/sh\n", mode=0o755, uid=7, gid=9)
+        add("bin/hard", type=tarfile.LNKTYPE, linkname="bin/tool")
+        add("etc/changed", b"as it was\n")
+        add("usr/share/moved/file", b"x" * 100_000)
+        add("usr/share/" + "n" * 200, b"a long name")
+        add("usr/share/späte Grüße", b"no ASCII")
+        add("var/fifo", type=tarfile.FIFOTYPE)
+        add("var/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
+        for number in range(300):
+            add(f"etc/gone/{number}", b"%d" % number * number)
+    return archive
+
+
+def listing(archive: bytes) -> dict[str, list[object]]:
+    """What a tar archive holds, by path, without the times of what the steps themselves made."""
+    found: dict[str, list[object]] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        for item in tar:
+            file = tar.extractfile(item) if item.isreg() else None
+            digest = hashlib.sha256(file.read()).hexdigest() if file else ""
+            mtime = item.mtime if item.mtime == 1_500_000_000 else "new"
+            fields = [item.type.decode(), oct(item.mode & 0o7777), item.uid, item.gid, item.size, item.linkname, digest]
+            found[item.name] = [*fields, [item.devmajor, item.devminor], mtime]
+    return found
+
+
+def layers(archive: bytes) -> list[dict[str, list[object]]]:
+    """The listings of an image's layers, bottom first, as `docker save` writes them."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+
+        def member(name: str) -> bytes:
+            file = tar.extractfile(name)
+            assert file is not None
+            return file.read()
+
+        (image,) = json.loads(member("manifest.json"))
+        return [listing(member(name)) for name in image["Layers"]]
+
+
+@contextlib.contextmanager
+def storage(driver: str, directory: Path) -> Iterator[list[str]]:
+    """The daemon's arguments for a storage driver, and beside it what that driver needs."""
+    if driver == "devicemapper":
+        options = [*SIZES, "dm.override_udev_sync_check=true"]
+        yield ["-s", driver, *(word for option in options for word in ("--storage-opt", option))]
+        return
+    SOCKET.parent.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "cowfs",
+        "--home",
+        str(directory / "home"),
+        "docker-plugin",
+        "--socket",
+        str(SOCKET),
+    ]
+    with (directory / "plugin.log").open("ab") as log:
+        plugin = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while not SOCKET.exists():
+            if plugin.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the plugin did not start: {(directory / 'plugin.log').read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield ["--experimental", "-s", "cowfs", *(word for option in SIZES for word in ("--storage-opt", option))]
+    finally:
+        plugin.send_signal(signal.SIGTERM)
+        try:
+            status = plugin.wait(60)
+        except subprocess.TimeoutExpired:
+            plugin.kill()
+            raise
+    if status != 0:
+        raise RuntimeError(f"the plugin ended with {status}: {(directory / 'plugin.log').read_text()[-2000:]}")
+
+
+def main(driver: str, directory: Path) -> None:
+    directory.mkdir(parents=True)
+    context = directory / "context"
+    (context / "added" / "deep").mkdir(parents=True)
+    (context / "added" / "deep" / "file").write_text("added\n")
+    (context / "added" / "link").symlink_to("deep/file")
+    (context / "Dockerfile").write_text(DOCKERFILE)
+    image = make_image(directory)
+    result: dict[str, object] = {}
+
+    with storage(driver, directory) as arguments, DockerEngine(directory, arguments) as engine:
+        info = json.loads(engine.docker("info", "--format", "{{json .}}"))
+        assert info["Driver"] == driver, info["Driver"]
+        result["status names"] = [name for name, _ in info["DriverStatus"]]
+        engine.docker("import", str(image), "image")
+        engine.docker("build", "--network", "none", "-t", "built", str(context))
+        result["layers"] = layers(engine.docker("save", "built"))
+        engine.docker("create", "--name", "one", "built", "/bin/sh")
+        (directory / "copied in").write_text("from outside\n")
+        engine.docker("cp", str(directory / "copied in"), "one:/etc/copied")
+        engine.docker("cp", str(context / "added"), "one:/usr/share/there")
+        result["diff"] = sorted(engine.docker("diff", "one").decode().splitlines())
+        result["export"] = listing(engine.docker("export", "one"))
+        result["run"] = engine.docker(
+            "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
+        ).decode()
+
+    with storage(driver, directory) as arguments, DockerEngine(directory, arguments) as engine:
+        result["diff after a restart"] = sorted(engine.docker("diff", "one").decode().splitlines())
+        result["export after a restart"] = listing(engine.docker("export", "one"))
+        engine.docker("cp", "one:/etc/copied", str(directory / "copied out"))
+        result["copied out"] = (directory / "copied out").read_text()
+        engine.docker("commit", "one", "committed")
+        result["committed layer"] = layers(engine.docker("save", "committed"))[-1]
+        engine.docker("rm", "one")
+        engine.docker("rmi", "committed", "built", "image")
+        left = engine.docker("images", "-aq").decode().split()
+        assert not left, left
+        result["images after rmi"] = left
+    json.dump(result, sys.stdout)
+
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    name, folder = sys.argv[1:]
+    try:
+        main(name, Path(folder))
+    finally:
+        shutil.rmtree(Path(folder) / "root", ignore_errors=True)

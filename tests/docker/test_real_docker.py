@@ -1,0 +1,86 @@
+"""A real client: Docker 20.10 on the plugin, beside Docker 20.10 on its own devicemapper driver, in two guests.
+
+The same steps (import, build, create, cp, diff, export, run, a restart of everything, commit, rm, rmi) have to come to
+the same trees and the same differences.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowfs.errors import MissingRequirement
+from cowfs.testing import docker_engine
+from cowfs.uml import UmlKernel, find_kernel, run_captured
+from tests.conftest import REPOSITORY
+
+DRIVERS = ("devicemapper", "cowfs")
+SECONDS = 1200
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """By driver: what the steps came to."""
+    try:
+        kernel = find_kernel()
+        docker_engine.require()
+    except MissingRequirement as error:
+        pytest.skip(str(error))
+    if os.geteuid() != 0:
+        pytest.skip("dockerd needs files of its own owners, which only root can make; run: sudo make test")
+    directory = tmp_path_factory.mktemp("docker")
+
+    def run(driver: str) -> dict[str, Any]:
+        return in_guest(kernel, driver, directory / driver)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(DRIVERS, pool.map(run, DRIVERS), strict=True))
+
+
+def in_guest(kernel: UmlKernel, driver: str, directory: Path) -> dict[str, Any]:
+    done = run_captured(
+        [sys.executable, "-m", "tests.docker.guest_docker", driver, str(directory)],
+        kernel=kernel,
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        memory_bytes=2 << 30,
+        timeout_seconds=SECONDS,
+    )
+    assert done.returncode == 0, f"{driver}: {done.stderr}"
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_the_status_has_the_same_items(results: dict[str, dict[str, Any]]) -> None:
+    """But for the loop devices, which are the kernel's."""
+    ours, theirs = (results[driver]["status names"] for driver in ("cowfs", "devicemapper"))
+    assert ours == [name for name in theirs if name not in ("Data loop file", "Metadata loop file")]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "layers",
+        "diff",
+        "export",
+        "run",
+        "diff after a restart",
+        "export after a restart",
+        "copied out",
+        "committed layer",
+        "images after rmi",
+    ],
+)
+def test_both_drivers_come_to_the_same(results: dict[str, dict[str, Any]], what: str) -> None:
+    ours, theirs = results["cowfs"][what], results["devicemapper"][what]
+    assert theirs or what == "images after rmi"
+    assert ours == theirs
