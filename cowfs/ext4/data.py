@@ -94,6 +94,29 @@ class FileData:
         inode.changed()
         self._wrote(len(view))
 
+    def fill(self, inode: Inode, data: Buffer) -> None:
+        """Write all that a new, empty file is to hold. Raises like `write`."""
+        view = memoryview(data).cast("B")
+        size = self._fs.block_bytes
+        count = -(-len(view) // size)
+        if count > self._maps.max_blocks(inode):
+            raise os_error(errno.EFBIG)
+        segments = []
+        logical = 0
+        for run in self._allocator.allocate(count):
+            segments.append(Segment(logical, run.length, run.physical, True))
+            logical += run.length
+        try:
+            for segment in segments:
+                piece: Buffer = view[segment.logical * size : (segment.logical + segment.length) * size]
+                tail = segment.length * size - len(piece)
+                self._device.pwrite(segment.physical * size, b"".join((piece, bytes(tail))) if tail else piece)
+            self._maps.add(inode, segments)
+        except BaseException:
+            self._allocator.undo([Run(segment.physical, segment.length) for segment in segments])
+            raise
+        inode.size = len(view)
+
     def resize(self, inode: Inode, size: int) -> None:
         """Cut off, or grow by a hole."""
         if size > self._maps.max_blocks(inode) * self._fs.block_bytes:

@@ -221,7 +221,7 @@ class Volume:
         def fill_exactly(inode: Inode) -> None:
             fill(inode)
             if len(content):
-                self._data.write(inode, 0, content)
+                self._data.fill(inode, content)
             if mtime_ns is not None:
                 inode.set_times(atime_ns=mtime_ns, mtime_ns=mtime_ns)
 
