@@ -1,0 +1,19 @@
+"""Changes of layers that the kernel wrote, found in a guest on the kernel's own thin devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.uml.guest_changes import CHECKS
+
+
+@pytest.fixture(scope="module")
+def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    return results_of("tests.uml.guest_changes")
+
+
+@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+def test_in_the_guest(results: dict[str, str], name: str) -> None:
+    assert not results[name], results[name]
