@@ -1,12 +1,8 @@
-"""Unpacking a layer archive into a layer, in process, without following anybody out of it.
+"""Unpacking a layer archive into a layer, in process; where entries go is decided in `target`.
 
-Paths are resolved here, by inode numbers from the layer's root: a `..` at the root stays there, a symbolic link in the
-middle of a path leads on from the root when it is absolute, and `rootfs` is all there is. So an entry goes where it
-would go in a chroot of the layer, as with Docker, while nothing outside can be reached. A symbolic link at the end of
-a path is replaced.
-
-Order. An entry replaces what has its name, but a directory that meets a directory keeps what is in it. Times of
-directories are set at the end. Whiteouts hide what is of the layers below, never what this archive has brought.
+Order. An entry replaces what has its name, a symbolic link too, but a directory that meets a directory keeps what is
+in it. Times of directories are set at the end. Whiteouts hide what is of the layers below, never what this archive has
+brought, in whatever order (OCI's layer.md; moby lets a later whiteout hide it).
 
 Zeros. Whole blocks of zeros are not written: they stay holes, and take no space of the pool.
 """
@@ -22,7 +18,6 @@ from typing import IO, Final
 
 from cowfs.errors import ArchiveError, FilesystemError, PoolError
 from cowfs.ext4 import acl
-from cowfs.ext4.interface import Attributes
 from cowfs.layers.archive import records
 from cowfs.layers.archive.ids import IdShift, UnmappedId
 from cowfs.layers.archive.names import (
@@ -36,11 +31,9 @@ from cowfs.layers.archive.names import (
     split,
 )
 from cowfs.layers.archive.reader import ArchiveReader, Entry
+from cowfs.layers.archive.target import Target
 from cowfs.layers.interface import IdMaps, LayerRoot, Steps
 
-_SYMLINKS_MAX: Final = 40  # in one path, as in the kernel
-_PARENT_MODE: Final = 0o755
-_REMOVALS_PER_STEP: Final = 64
 _NO_MAPS: Final = IdMaps()
 _ACL_NAMES: Final = {records.ACL_ACCESS: acl.ACCESS, records.ACL_DEFAULT: acl.DEFAULT}
 
@@ -82,30 +75,21 @@ def apply_archive(
 
 class _Unpacker:
     def __init__(self, layer: LayerRoot, reader: ArchiveReader, maps: IdMaps, *, make_devices: bool) -> None:
+        self._target = Target(layer, maps.root)
         self._tree = layer.tree
-        self._root = layer.inode
         self._reader = reader
         self._ids = IdShift(maps, inward=False)
-        self._root_owner = maps.root
         self._make_devices = make_devices
-        self._block_bytes = layer.tree.statistics().block_bytes
-        self._zeros = bytes(self._block_bytes)
-        self._directories: dict[bytes, int] = {}  # by path: where resolving it led
-        self._unpacked: dict[int, set[bytes]] = {}  # names that the archive has brought, by directory
-        self._fresh: set[int] = set()  # directories made here: what they hold is in `_unpacked`
-        self._times: dict[int, int] = {}  # of directories, to be set at the end
+        self._zeros = bytes(layer.tree.statistics().block_bytes)
         self._not_made: set[bytes] = set()  # paths of devices that were passed over
         self._entries = self._size_bytes = self._skipped_devices = self._skipped_xattrs = 0
 
     def run(self) -> Steps[Applied]:
-        has_link_sources = False
         while (entry := self._reader.next()) is not None:
             self._entries += 1
             self._size_bytes += entry.size_bytes
-            parts = split(entry.name, entry.name)
-            has_link_sources = has_link_sources or parts[:1] == [LINK_SOURCES]
             try:
-                yield from self._unpack(entry, parts)
+                yield from self._unpack(entry, split(entry.name, entry.name))
             except UnmappedId as error:
                 raise ArchiveError(str(error), entry=show(entry.name)) from None
             except (ArchiveError, PoolError):
@@ -117,58 +101,64 @@ class _Unpacker:
             yield from self._reader.pass_over()
             yield
         self._reader.finish()
-        if has_link_sources:
-            yield from self._remove_if_there(self._root, LINK_SOURCES)
-        for directory, mtime_ns in self._times.items():
-            self._tree.set_attributes(directory, atime_ns=mtime_ns, mtime_ns=mtime_ns)
-            yield
+        yield from self._remove_link_sources()
+        yield from self._target.set_times()
         return Applied(self._size_bytes, self._entries, self._skipped_devices, self._skipped_xattrs)
 
     def _unpack(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
         if not parts:
             if not stat.S_ISDIR(entry.kind):
                 raise ArchiveError("the layer's root can only be a directory", entry=show(entry.name))
-            self._dress_directory(self._root, entry)
+            self._dress_directory(self._target.root, entry)
         elif parts[0].startswith(NOTE_PREFIX) and parts != [OPAQUE]:
             if parts[0] == LINK_SOURCES and len(parts) > 1 and stat.S_ISREG(entry.kind):
                 yield from self._make(entry, parts)
         elif is_reserved(parts[-1]):
-            yield from self._hide(parts, entry)
+            yield from self._hide(entry, parts)
         elif any(map(is_reserved, parts)):
             raise ArchiveError("names that start with '.wh.' mark deletions", entry=show(entry.name))
         else:
             yield from self._make(entry, parts)
 
-    # Making.
+    def _hide(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
+        """What a whiteout says."""
+        *above, last = parts
+        name = hidden_by(last, entry.name)
+        directory = self._target.directory(above, entry.name)
+        if directory is not None:
+            yield from self._target.hide_all(directory) if last == OPAQUE else self._target.hide(directory, name)
+
+    def _remove_link_sources(self) -> Steps[None]:
+        found = self._target.find(self._target.root, LINK_SOURCES)
+        if found is not None:
+            yield from self._target.remove(self._target.root, LINK_SOURCES, found.inode, found.mode)
 
     def _make(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
-        kind = entry.kind
+        target, kind = self._target, entry.kind
         if kind == stat.S_IFLNK:
             check_symlink(parts, entry.target)
         source = self._find_link_source(entry) if not kind else 0
-        parent, name = self._parent_of(parts, entry), parts[-1]
-        existing = self._find(parent, name)
-        self._unpacked.setdefault(parent, set()).add(name)
-        if existing is not None:
-            if stat.S_ISDIR(kind) and stat.S_ISDIR(existing.mode):
-                self._dress_directory(existing.inode, entry)
-                return
-            if source == existing.inode:
-                return
-            yield from self._remove(parent, name, existing.inode, existing.mode)
-            self._unpacked.setdefault(parent, set()).add(name)
+        parent, name = target.parent(parts[:-1], entry.name), parts[-1]
+        existing = target.find(parent, name)
+        if existing is not None and stat.S_ISDIR(kind) and stat.S_ISDIR(existing.mode):
+            target.bring(parent, name)
+            self._dress_directory(existing.inode, entry)
+            return
+        if existing is not None and source != existing.inode:
+            yield from target.remove(parent, name, existing.inode, existing.mode)
+        target.bring(parent, name)
         if self._passes_over(entry, parts, source):
             self._skipped_devices += 1
             self._not_made.add(b"/".join(parts))
-        elif not kind:
-            self._tree.link(source, parent, name)
         elif stat.S_ISREG(kind):
             yield from self._make_file(entry, parent, name)
-        else:
+        elif kind:
             inode = self._restore(entry, parent, name)
             if stat.S_ISDIR(kind):
-                self._fresh.add(inode)
-                self._times[inode] = entry.mtime_ns
+                target.has_made(inode)
+                target.set_time_last(inode, entry.mtime_ns)
+        elif existing is None or source != existing.inode:
+            self._tree.link(source, parent, name)
 
     def _passes_over(self, entry: Entry, parts: list[bytes], source: int) -> bool:
         """Whether it is a device that is not to be made, or another name of one."""
@@ -176,6 +166,20 @@ class _Unpacker:
         if not entry.kind:
             return not source
         return not self._make_devices and entry.kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO)
+
+    def _find_link_source(self, entry: Entry) -> int:
+        """The inode that a hard link is to; 0 for a device that was passed over."""
+        parts = split(entry.target, entry.name)
+        if b"/".join(parts) in self._not_made:
+            return 0
+        found = None
+        if parts:
+            directory = self._target.directory(parts[:-1], entry.name)
+            found = self._target.find(directory, parts[-1]) if directory else None
+        if found is None or stat.S_ISDIR(found.mode):
+            what = "is not there" if parts and found is None else "is a directory"
+            raise ArchiveError(f"the target '{show(entry.target)}' of the hard link {what}", entry=show(entry.name))
+        return found.inode
 
     def _restore(self, entry: Entry, parent: int, name: bytes, content: bytes = b"") -> int:
         """A new node with all that the entry says of it."""
@@ -194,63 +198,55 @@ class _Unpacker:
             self._set_xattrs(inode, entry)
         return inode
 
+    # Contents.
+
     def _make_file(self, entry: Entry, parent: int, name: bytes) -> Steps[None]:
         pieces = self._reader.content(entry)
-        first = next(pieces, (0, b""))
-        if len(first[1]) == entry.size_bytes and not self._has_zeros(*first):
-            self._restore(entry, parent, name, first[1])
+        offset, data = next(pieces, (0, b""))
+        if len(data) == entry.size_bytes and not self._zero_blocks(offset, data):
+            self._restore(entry, parent, name, data)
             return
         inode = self._restore(entry, parent, name)
-        offset, data = first
         while data:
             for begin, end in self._runs(offset, data):
                 self._tree.write(inode, offset + begin, data[begin:end])
             yield
             offset, data = next(pieces, (0, b""))
-        times = {"atime_ns": entry.mtime_ns, "mtime_ns": entry.mtime_ns}
-        self._tree.set_attributes(inode, size_bytes=entry.size_bytes, **times)
+        self._tree.set_attributes(inode, size_bytes=entry.size_bytes, atime_ns=entry.mtime_ns, mtime_ns=entry.mtime_ns)
 
-    def _has_zeros(self, offset: int, data: bytes) -> bool:
-        """Whether a whole block of the file is zeros."""
-        size, zeros = self._block_bytes, self._zeros
-        first = -offset % size
-        return any(
-            not data[begin] and data[begin : begin + size] == zeros
-            for begin in range(first, len(data) - size + 1, size)
-        )
+    def _zero_blocks(self, offset: int, data: bytes) -> list[int]:
+        """Where in a piece of a file its whole blocks of zeros are."""
+        zeros = self._zeros
+        size = len(zeros)
+        return [
+            place
+            for place in range(-offset % size, len(data) - size + 1, size)
+            if not data[place] and data[place : place + size] == zeros
+        ]
 
     def _runs(self, offset: int, data: bytes) -> Iterator[tuple[int, int]]:
         """The parts of a piece that are not whole blocks of zeros, as (begin, end)."""
-        size, zeros = self._block_bytes, self._zeros
         begin = 0
-        for place in range(-offset % size, len(data) - size + 1, size):
-            if not data[place] and data[place : place + size] == zeros:
-                if begin < place:
-                    yield begin, place
-                begin = place + size
-        if begin < len(data):
-            yield begin, len(data)
+        for place in [*self._zero_blocks(offset, data), len(data)]:
+            if begin < place:
+                yield begin, place
+            begin = place + len(self._zeros)
+
+    # Attributes.
 
     def _dress_directory(self, inode: int, entry: Entry) -> None:
-        """Give a directory that is there what the entry says, attributes that it does not have taken away."""
-        tree = self._tree
+        """Give a directory that is there what the entry says, and take away attributes that it does not have."""
         keep = {*entry.xattrs, *(_ACL_NAMES[keyword] for keyword in entry.acl_texts)}
-        for name in tree.list_xattrs(inode):
+        for name in self._tree.list_xattrs(inode):
             if name not in keep:
-                tree.remove_xattr(inode, name)
+                self._tree.remove_xattr(inode, name)
         uid, gid = self._ids.uid(entry.uid), self._ids.gid(entry.gid)
-        tree.set_attributes(inode, mode=entry.permissions, uid=uid, gid=gid)
+        self._tree.set_attributes(inode, mode=entry.permissions, uid=uid, gid=gid)
         self._set_xattrs(inode, entry)
-        self._times[inode] = entry.mtime_ns
+        self._target.set_time_last(inode, entry.mtime_ns)
 
     def _set_xattrs(self, inode: int, entry: Entry) -> None:
-        values = dict(entry.xattrs)
-        for keyword, text in entry.acl_texts.items():
-            if _ACL_NAMES[keyword] not in values:
-                try:
-                    values[_ACL_NAMES[keyword]] = acl.pack(acl.from_text(text.decode(errors="replace")))
-                except OSError:
-                    self._skipped_xattrs += 1
+        values = {**self._lists_from_text(entry), **entry.xattrs}
         for name, value in values.items():
             try:
                 self._tree.set_xattr(inode, name, self._ids.xattr(name, value))
@@ -261,163 +257,15 @@ class _Unpacker:
         if acl.ACCESS in values:
             self._tree.set_attributes(inode, mode=entry.permissions)  # the list's mode gives way to the header's
 
-    # Finding.
-
-    def _find(self, directory: int, name: bytes) -> Attributes | None:
-        if directory in self._fresh and name not in self._unpacked.get(directory, ()):
-            return None
-        try:
-            return self._tree.lookup(directory, name)
-        except FileNotFoundError:
-            return None
-
-    def _parent_of(self, parts: list[bytes], entry: Entry) -> int:
-        """The directory that an entry goes into, made when it is not there."""
-        directory = self._directory(parts[:-1], entry, make=True)
-        assert directory is not None
-        return directory
-
-    def _directory(self, parts: list[bytes], entry: Entry, *, make: bool) -> int | None:
-        """The directory at a path, links in it followed within the layer; None when it is not there and not made.
-
-        Raises:
-            ArchiveError: something in the way is no directory, or links go in circles or nowhere.
-        """
-        if not parts:
-            return self._root
-        path = b"/".join(parts)
-        found = self._directories.get(path)
-        if found is None:
-            found = self._resolve(parts, entry, make=make)
-            if found is not None and make:
-                self._directories[path] = found
+    def _lists_from_text(self, entry: Entry) -> dict[bytes, bytes]:
+        """Access control lists that the entry has as text only."""
+        found = {}
+        for keyword, text in entry.acl_texts.items():
+            name = _ACL_NAMES[keyword]
+            if name in entry.xattrs:
+                continue
+            try:
+                found[name] = acl.pack(acl.from_text(text.decode(errors="replace")))
+            except OSError:
+                self._skipped_xattrs += 1
         return found
-
-    def _resolve(self, parts: list[bytes], entry: Entry, *, make: bool) -> int | None:
-        trail = [self._root]
-        pending = parts[::-1]
-        own = len(pending)  # this many of `pending` are of the path, those after them of links in it
-        links = 0
-        while pending:
-            is_own = len(pending) <= own
-            part = pending.pop()
-            own = min(own, len(pending))
-            if part in (b"", b"."):
-                continue
-            if part == b"..":
-                del trail[max(len(trail) - 1, 1) :]
-                continue
-            found = self._find(trail[-1], part)
-            if found is None and not (make and is_own):
-                if make:
-                    raise ArchiveError("a symbolic link in its path leads nowhere", entry=show(entry.name))
-                return None
-            if make:
-                self._unpacked.setdefault(trail[-1], set()).add(part)
-            if found is None:
-                trail.append(self._make_parent(trail[-1], part))
-            elif stat.S_ISDIR(found.mode):
-                trail.append(found.inode)
-            elif stat.S_ISLNK(found.mode):
-                links += 1
-                if links > _SYMLINKS_MAX:
-                    raise ArchiveError("too many symbolic links in its path", entry=show(entry.name))
-                target = self._tree.read_symlink(found.inode)
-                if target.startswith(b"/"):
-                    del trail[1:]
-                pending += target.split(b"/")[::-1]
-            else:
-                raise ArchiveError(f"'{show(part)}' in its path is no directory", entry=show(entry.name))
-        return trail[-1]
-
-    def _make_parent(self, parent: int, name: bytes) -> int:
-        inode = self._tree.restore(parent, name, stat.S_IFDIR | _PARENT_MODE, *self._root_owner)
-        self._fresh.add(inode)
-        return inode
-
-    def _find_link_source(self, entry: Entry) -> int:
-        """The inode that a hard link is to; 0 for a device that was passed over."""
-        parts = split(entry.target, entry.name)
-        if b"/".join(parts) in self._not_made:
-            return 0
-        found = None
-        if parts:
-            directory = self._directory(parts[:-1], entry, make=False)
-            found = self._find(directory, parts[-1]) if directory else None
-        if found is None or stat.S_ISDIR(found.mode):
-            what = "is not there" if parts and found is None else "is a directory"
-            raise ArchiveError(f"the target '{show(entry.target)}' of the hard link {what}", entry=show(entry.name))
-        return found.inode
-
-    # Removing.
-
-    def _hide(self, parts: list[bytes], entry: Entry) -> Steps[None]:
-        """What a whiteout says."""
-        directory = self._directory(parts[:-1], entry, make=False)
-        if parts[-1] == OPAQUE:
-            if directory is not None:
-                yield from self._hide_all(directory)
-            return
-        name = hidden_by(parts[-1], entry.name)
-        if directory is None:
-            return
-        found = self._find(directory, name)
-        if found is None:
-            return
-        if name not in self._unpacked.get(directory, ()):
-            yield from self._remove(directory, name, found.inode, found.mode)
-        elif stat.S_ISDIR(found.mode):
-            yield from self._hide_all(found.inode)
-
-    def _hide_all(self, directory: int) -> Steps[None]:
-        """Remove everything below a directory that the archive has not brought."""
-        pending = [directory]
-        while pending:
-            inode = pending.pop()
-            brought = self._unpacked.get(inode, set())
-            for entry in self._tree.list_directory(inode):
-                if entry.name in (b".", b".."):
-                    continue
-                if entry.name not in brought:
-                    yield from self._remove(inode, entry.name, entry.inode, entry.mode)
-                elif stat.S_ISDIR(entry.mode):
-                    pending.append(entry.inode)
-
-    def _remove_if_there(self, parent: int, name: bytes) -> Steps[None]:
-        found = self._find(parent, name)
-        if found is not None:
-            yield from self._remove(parent, name, found.inode, found.mode)
-
-    def _remove(self, parent: int, name: bytes, inode: int, mode: int) -> Steps[None]:
-        """Remove a name, and everything below it when it is a directory."""
-        self._unpacked.get(parent, set()).discard(name)
-        if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-            self._directories.clear()
-        if not stat.S_ISDIR(mode):
-            self._tree.unlink(parent, name)
-            return
-        pending = [(parent, name, inode, False)]
-        count = 0
-        while pending:
-            parent, name, inode, is_emptied = pending.pop()
-            if is_emptied:
-                self._tree.remove_directory(parent, name)
-                self._forget_directory(inode)
-                continue
-            pending.append((parent, name, inode, True))
-            for entry in self._tree.list_directory(inode):
-                if entry.name in (b".", b".."):
-                    continue
-                if stat.S_ISDIR(entry.mode):
-                    pending.append((inode, entry.name, entry.inode, False))
-                else:
-                    self._tree.unlink(inode, entry.name)
-                count += 1
-                if count % _REMOVALS_PER_STEP == 0:
-                    yield
-
-    def _forget_directory(self, inode: int) -> None:
-        """Its number may be given to something else."""
-        self._unpacked.pop(inode, None)
-        self._times.pop(inode, None)
-        self._fresh.discard(inode)
