@@ -144,6 +144,43 @@ def test_the_raw_view_is_the_disk(mounted: MountedHome) -> None:
     mounted.run("umount", mounted.target)
 
 
+def test_a_snapshot_of_a_busy_disk_holds_what_was_written_to_it(mounted: MountedHome) -> None:
+    """Nobody syncs: the first range was written by who cannot read, the second through mmap, both files are open."""
+    mounted.run("create", "disk")
+    mounted.run("mount", "--raw", "disk", mounted.target)
+    script = (
+        "import mmap, os, sys\n"
+        "writer = os.open(sys.argv[1], os.O_WRONLY)\n"
+        "both = os.open(sys.argv[1], os.O_RDWR)\n"
+        "with mmap.mmap(both, 64 << 20) as memory:\n"
+        "    for text in (b'first', b'later'):\n"
+        "        os.pwrite(writer, text * 100_001, 5_000_001)\n"
+        "        memory[20_000_001:20_500_006] = text * 100_001\n"
+        "        print(text.decode(), flush=True)\n"
+        "        sys.stdin.readline()\n"
+    )
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    writer = mounted.account.start([sys.executable, "-c", script, mounted.target / "disk"], **options)
+    try:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "first\n"
+        mounted.run("snapshot", "disk", "disk-1")
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+        assert writer.stdout.readline() == "later\n"
+    finally:
+        writer.communicate("\n", timeout=60)
+    mounted.run("umount", mounted.target)
+    for name, text in (("disk-1", "first"), ("disk", "later")):
+        mounted.run("mount", "--raw", "--read-only", name, mounted.target)
+        for begin in (5_000_001, 20_000_001):
+            found = mounted.shell(f"tail -c +{begin + 1} 'mount point/{name}' | head -c 500005")
+            assert found == text * 100_001
+        mounted.run("umount", mounted.target)
+    mounted.run("remove", "disk-1", "disk")  # no file system any more, so nothing for the judge
+
+
 def test_a_read_only_mount_changes_nothing(mounted: MountedHome) -> None:
     mounted.run("mount", "--read-only", "web", mounted.target)
     result = mounted.account.run(["touch", mounted.target / "x"], check=False)
