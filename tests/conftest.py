@@ -29,7 +29,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "COWFS_TEST_SESSION"
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = float(os.environ.get("COWFS_TEST_GRACE_SECONDS", "5"))  # for servers that are on their way out
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
@@ -293,7 +293,6 @@ def marked_processes(mark: str) -> list[tuple[int, str]]:
 
 
 def wait_until_processes_end(mark: str) -> None:
-    """Give servers that are on their way out the time to finish."""
     deadline = time.monotonic() + GRACE_SECONDS
     while marked_processes(mark) and time.monotonic() < deadline:
         time.sleep(0.05)

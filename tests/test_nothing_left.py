@@ -49,7 +49,10 @@ def run_session(directory: Path, test: str, *more: str) -> subprocess.CompletedP
     (directory / "test_one.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory]
     options = ["-c", os.devnull, f"--basetemp={directory / 'base'}", *more, directory]
-    return subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+    environment = os.environ | {"COWFS_TEST_GRACE_SECONDS": "0.1"}
+    return subprocess.run(
+        [*command, *options], capture_output=True, text=True, timeout=120, check=False, env=environment
+    )
 
 
 def test_a_process_is_found_named_and_ended(tmp_path: Path) -> None:
