@@ -34,6 +34,7 @@ _COMMANDS: Final = {
     "mount": ("mounting", "Mount a device, as a file tree or as a disk image."),
     "umount": ("mounting", "Unmount what 'mount' mounted."),
     "remove": ("devices", "Remove devices."),
+    "usage": ("space", "Show where the space of the pool is."),
     "resize": ("space", "Grow a device."),
     "pool-resize": ("space", "Make the pool larger."),
     "layer": ("layers", "Make, use, pack and unpack layers."),

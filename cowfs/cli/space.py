@@ -1,12 +1,49 @@
-"""The commands about space: resize, pool-resize."""
+"""The commands about space: usage, resize, pool-resize."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, SIZE, Settings
 from cowfs.units import format_size
+
+if TYPE_CHECKING:
+    from cowfs.host.space import UsageReport
+
+
+@click.command("usage")
+@click.pass_obj
+def usage_command(settings: Settings) -> None:
+    """Show where the space of the pool is, the largest first.
+
+    EXCLUSIVE is what removing a device gives back, with so much METADATA; SHARED it has in common with others. Thins in
+    brackets belong to no device; 'recover' gives them a name, or deletes them.
+    """
+    with settings.open_home() as home:
+        report = home.usage()
+    if settings.as_json:
+        output.print_json(report)
+    else:
+        _print_usage(report)
+
+
+def _print_usage(report: UsageReport) -> None:
+    thins = sorted(report.thins, key=lambda thin: (-thin.exclusive_bytes, -thin.mapped_bytes, thin.name or "", thin.id))
+    rows = []
+    for thin in thins:
+        sizes = (thin.mapped_bytes, thin.shared_bytes, thin.exclusive_bytes, thin.metadata_bytes)
+        rows.append((f"(thin {thin.id})" if thin.name is None else thin.name, *map(format_size, sizes)))
+    output.print_table(("NAME", "MAPPED", "SHARED", "EXCLUSIVE", "METADATA"), rows, right=frozenset({1, 2, 3, 4}))
+    totals = report.totals
+    print(
+        f"data: {format_size(totals.data_used_bytes)} of {format_size(totals.data_total_bytes)} used, "
+        f"{format_size(totals.exclusive_bytes)} exclusive and {format_size(totals.shared_bytes)} shared; "
+        f"sharing saves {format_size(totals.saved_bytes)}"
+    )
+    print(f"metadata: {format_size(totals.metadata_used_bytes)} of {format_size(totals.metadata_total_bytes)} used")
 
 
 @click.command("resize")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -441,6 +441,23 @@ class DeviceSet:
         """What a device occupies; the exclusive bytes take time in proportion to what it maps alone."""
         return figures.device_figures(self.pool, name, self._store.require(name).device_id)
 
+    def figures_of(self, names: Iterable[str]) -> dict[str, DeviceFigures]:
+        """As `figures`, of several devices at one moment; those that are not there, or have no thin, are left out."""
+        found = {}
+        with figures.reading(self.pool) as reading:
+            thins = reading.thins()
+            for name in names:
+                record = self._store.get(name)
+                if record is not None and record.device_id in thins:
+                    found[name] = reading.of(thins[record.device_id], name)
+        return found
+
+    def orphan_figures(self) -> list[DeviceFigures]:
+        """What the thins occupy that belong to no device; they have no names."""
+        with figures.reading(self.pool) as reading:
+            thins = reading.thins()
+            return [reading.of(thins[thin_id], "") for thin_id in self._orphans(thins)]
+
     def status(self) -> HomeStatus:
         """The home at a glance. A pool that cannot answer gives zeros and mode FAIL."""
         answer = self.pool.status()
@@ -469,7 +486,7 @@ class DeviceSet:
             backing_free_bytes=free,
             device_count=len(self._store) - (base is not None),
             deleted_count=sum(record.deleted for _, record in self._store.items()),
-            orphan_thin_ids=self._orphans() if pool else (),
+            orphan_thin_ids=self._orphans(self.pool.thin_ids()) if pool else (),
             base_size_bytes=base.size if base else 0,
             base_uuid=self._base.set_file.base_uuid,
             base_filesystem=self._base.set_file.base_filesystem,
@@ -486,10 +503,10 @@ class DeviceSet:
         """What space of the pool is running out, in words; a pool that is out of it is among the problems."""
         return free_space.warnings(self.pool, self._minimum_free)
 
-    def _orphans(self) -> tuple[int, ...]:
+    def _orphans(self, thin_ids: Iterable[int]) -> tuple[int, ...]:
         """Thins of the pool that no record names: made by messages, or left by something else."""
         known = {record.device_id for _, record in self._store.items()} | self._replacements.thin_ids()
-        return tuple(thin_id for thin_id in self.pool.thin_ids() if thin_id not in known)
+        return tuple(thin_id for thin_id in thin_ids if thin_id not in known)
 
     def ensure_base(self) -> None:
         """Make the base device when the home has none that was finished.

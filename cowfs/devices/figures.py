@@ -1,11 +1,11 @@
-"""What devices and the pool occupy, read from status lines and, for exclusive blocks, from the metadata itself."""
+"""What devices and the pool occupy, read from the committed metadata."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Final
 
 from cowfs.devices.records import DeviceFigures
@@ -29,50 +29,116 @@ from cowfs.thinmeta.walk import (
     KEY_END,
     MAPPINGS,
     MAX_LEVELS,
+    TOP_LEVEL,
     MetadataReader,
+    ThinEntry,
     bisect_key,
     check_bounds,
     children,
     mapping_runs,
 )
-from cowfs.units import SECTOR_BYTES
+from cowfs.units import METADATA_BLOCK_BYTES
 
 _MAX_BITMAPS: Final = 256  # of 16 KB each, so 4 MB for each of the two maps
 
 
-def device_figures(pool: Pool, name: str, thin_id: int) -> DeviceFigures:
-    """What one device occupies.
-
-    Blocks that a metadata snapshot holds count as shared, for removing the device does not free them.
+@contextmanager
+def reading(pool: Pool) -> Iterator[PoolFigures]:
+    """The figures as of now, for the length of a block in which the pool does not commit.
 
     Raises:
-        NoSuchThin: the thin is not in the pool.
-        MetadataCorrupt: its mappings cannot be read.
-
-    Cost: time in proportion to the metadata nodes that only this device uses; bounded memory.
+        PoolModeError: the pool failed.
+        MetadataCorrupt: its superblock or space maps cannot be read.
     """
-    try:
-        status = pool.thin_status(thin_id)
-    except NoSuchThin as error:
-        raise NoSuchThin(f"device {name!r}: its thin {thin_id} is not in pool {pool.name}") from error
+    status = pool.status()  # commits
     if isinstance(status, UnreadableStatus):
-        raise PoolModeError(f"device {name!r} (thin {thin_id}): pool {pool.name} answers '{status.value}'")
-    pool.commit()
+        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
     with closing(pool.open_metadata()) as device:
-        reader = MetadataReader(device)
-        superblock = reader.superblock()
-        info = _read_details(reader, superblock, thin_id)
-        exclusive = _ExclusiveBlocks(reader, superblock).count(thin_id)
-    highest = status.highest_mapped_sector
-    return DeviceFigures(
-        name=name,
-        mapped_bytes=status.mapped_sectors * SECTOR_BYTES,
-        exclusive_bytes=exclusive * pool.block_bytes,
-        highest_mapped_byte=None if highest is None else (highest + 1) * SECTOR_BYTES - 1,
-        created_transaction_id=info.transaction_id,
-        creation_time=info.creation_time,
-        snapshotted_time=info.snapshotted_time,
-    )
+        yield PoolFigures(pool, MetadataReader(device))
+
+
+class PoolFigures:
+    """What the thins of a pool occupy, all as of one commit.
+
+    Blocks that a metadata snapshot holds count as shared, for removing the device does not free them.
+    """
+
+    def __init__(self, pool: Pool, reader: MetadataReader) -> None:
+        self._pool = pool
+        self._reader = reader
+        self._superblock = reader.superblock()
+        self._exclusive = _ExclusiveBlocks(reader, self._superblock)
+
+    def thins(self) -> dict[int, ThinEntry]:
+        """All of them by id, which is quicker than one by one. Raises MetadataCorrupt."""
+        return {entry.thin_id: entry for entry in self._reader.thins(self._superblock)}
+
+    def find(self, thin_id: int) -> ThinEntry | None:
+        """Raises MetadataCorrupt when what it maps is there, and what is known of it is not."""
+        found = self._reader.thin(self._superblock, thin_id)
+        if found is None:
+            return None
+        root, path = found
+        return ThinEntry(thin_id, root, _read_details(self._reader, self._superblock, thin_id), path)
+
+    def of(self, entry: ThinEntry, name: str) -> DeviceFigures:
+        """What one thin occupies.
+
+        Raises:
+            MetadataCorrupt: its mappings cannot be read.
+
+        Cost: time in proportion to the metadata nodes that only this thin uses; bounded memory.
+        """
+        blocks, nodes = self._exclusive.count(entry.root, entry.path)
+        if blocks and self._is_held(entry.thin_id):
+            blocks = nodes = 0
+        block_bytes = self._pool.block_bytes
+        highest = self._highest(entry.root, entry.path) if entry.details.mapped_blocks else None
+        return DeviceFigures(
+            name=name,
+            thin_id=entry.thin_id,
+            mapped_bytes=entry.details.mapped_blocks * block_bytes,
+            exclusive_bytes=blocks * block_bytes,
+            exclusive_metadata_bytes=nodes * METADATA_BLOCK_BYTES,
+            highest_mapped_byte=None if highest is None else (highest + 1) * block_bytes - 1,
+            created_transaction_id=entry.details.transaction_id,
+            creation_time=entry.details.creation_time,
+            snapshotted_time=entry.details.snapshotted_time,
+        )
+
+    def _is_held(self, thin_id: int) -> bool:
+        """Whether a metadata snapshot holds a thin as it is now, by a node above its root."""
+        location, begin, end = self._superblock.mapping_root, 0, KEY_END
+        path = f"mapping root {location}"
+        for _ in range(MAX_LEVELS if self._superblock.held_root else 0):
+            if self._exclusive.is_shared(location):
+                return True
+            node = self._reader.node(location, TOP_LEVEL, path)
+            check_bounds(node, location, begin, end, path)
+            if node.is_leaf:
+                break
+            location, begin, end = children(node, end)[bisect_key(node.keys, thin_id)]
+        return False
+
+    def _highest(self, root: int, path: str) -> int | None:
+        """The last virtual block that is mapped."""
+        location, begin, end = root, 0, KEY_END
+        for _ in range(MAX_LEVELS):
+            node = self._reader.node(location, MAPPINGS, path)
+            check_bounds(node, location, begin, end, path)
+            if node.is_leaf:
+                return node.keys[-1] if node.keys else None
+            location, begin, end = children(node, end)[-1]
+        raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
+
+
+def device_figures(pool: Pool, name: str, thin_id: int) -> DeviceFigures:
+    """What one device occupies. Raises NoSuchThin, and as `reading` and `PoolFigures.of`."""
+    with reading(pool) as figures:
+        entry = figures.find(thin_id)
+        if entry is None:
+            raise NoSuchThin(f"device {name!r}: its thin {thin_id} is not in pool {pool.name}")
+        return figures.of(entry, name)
 
 
 def is_fresh(pool: Pool, thin_id: int, transaction_id: int) -> bool:
@@ -130,19 +196,21 @@ class _ExclusiveBlocks:
         self._nodes = _Counts(reader, metadata_map.nr_blocks, lambda i: entries[i].bitmap_block)
         self._data = _Counts(reader, superblock.data_space_map.nr_blocks, self._find_data_bitmap)
 
-    def count(self, thin_id: int) -> int:
-        found = self._reader.thin(self._superblock, thin_id)
-        if found is None:
-            raise NoSuchThin(f"thin {thin_id} is not in the pool")
-        root, path = found
-        total = 0
+    def is_shared(self, location: int) -> bool:
+        """Whether several nodes, or roots, refer to a node."""
+        return self._nodes.counts(location, 1) != b"\1"
+
+    def count(self, root: int, path: str) -> tuple[int, int]:
+        """(data blocks, nodes) that only the tree under a root refers to."""
+        total = nodes = 0
         pending = [(root, 0, KEY_END, 1)]
         while pending:
             location, begin, end, level = pending.pop()
-            if self._nodes.counts(location, 1) != b"\1":
+            if self.is_shared(location):
                 continue
             node = self._reader.node(location, MAPPINGS, path)
             check_bounds(node, location, begin, end, path)
+            nodes += 1
             if node.is_leaf:
                 runs = mapping_runs(node.keys, node.values)
                 total += sum(self._data.counts(run.dblock, run.length).count(1) for run in runs)
@@ -150,7 +218,7 @@ class _ExclusiveBlocks:
                 raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
             else:
                 pending.extend((*child, level + 1) for child in children(node, end))
-        return total
+        return total, nodes
 
     def _find_data_bitmap(self, index: int) -> int:
         root = self._superblock.data_space_map.bitmap_root

@@ -130,13 +130,15 @@ class DeviceRecord:
 class DeviceFigures:
     """What a device occupies.
 
-    `exclusive_bytes` lie in blocks that no other device maps: what removing it gives back. Times are values of the
-    pool's snapshot counter.
+    `exclusive_bytes` lie in blocks that no other device maps: what removing it gives back, with
+    `exclusive_metadata_bytes` of the metadata. Times are values of the pool's snapshot counter.
     """
 
     name: str
+    thin_id: int
     mapped_bytes: int
     exclusive_bytes: int
+    exclusive_metadata_bytes: int
     highest_mapped_byte: int | None
     created_transaction_id: int
     creation_time: int

@@ -11,9 +11,9 @@ from cowfs.errors import UsageError
 from cowfs.host.layer_operations import LAYER_REQUESTS
 from cowfs.host.operations import REQUESTS
 from cowfs.host.request import AnyRequest
-from cowfs.host.space import Resize, ResizePool
+from cowfs.host.space import SPACE_REQUESTS
 
-_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, Resize, ResizePool)])
+_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, *SPACE_REQUESTS)])
 
 
 def decode_request(line: bytes) -> AnyRequest:

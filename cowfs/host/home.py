@@ -30,7 +30,7 @@ from cowfs.host.operations import (
 )
 from cowfs.host.request import Host
 from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
-from cowfs.host.space import Resize, Resized, ResizedPool, ResizePool
+from cowfs.host.space import Resize, Resized, ResizedPool, ResizePool, Usage, UsageReport, UsageTotals
 from cowfs.pool import ThinDevice, load_backend
 
 if TYPE_CHECKING:
@@ -134,6 +134,24 @@ class Home:
     def devices(self) -> list[DeviceRow]:
         """Every device by name, `base` included. Takes time in proportion to what each device holds alone."""
         return list(self._session.iterate(ListDevices()))
+
+    def usage(self) -> UsageReport:
+        """What every device occupies alone and shares, what no device owns, and what it comes to."""
+        thins = list(self._session.iterate(Usage()))
+        report = self.status()
+        mapped = sum(thin.mapped_bytes for thin in thins)
+        exclusive = sum(thin.exclusive_bytes for thin in thins)
+        totals = UsageTotals(
+            mapped_bytes=mapped,
+            exclusive_bytes=exclusive,
+            shared_bytes=max(0, report.data_used_bytes - exclusive),
+            saved_bytes=max(0, mapped - report.data_used_bytes),
+            data_used_bytes=report.data_used_bytes,
+            data_total_bytes=report.data_total_bytes,
+            metadata_used_bytes=report.metadata_used_bytes,
+            metadata_total_bytes=report.metadata_total_bytes,
+        )
+        return UsageReport(thins, totals)
 
     def inspect(self, name: str) -> DeviceReport:
         """Everything about one device. Raises UnknownDevice."""

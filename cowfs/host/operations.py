@@ -10,21 +10,21 @@ Sizes are in bytes, whatever the name; ids and transactions are the pool's own n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError, UnknownDevice
+from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.host.metadata_copy import copy_metadata
-from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request
+from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request, batched
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceRecord
+    from cowfs.devices import DeviceFigures, DeviceRecord
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -159,11 +159,14 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
     """Every device, by name. Devices removed while the list is read are left out."""
 
     def run(self, host: Host) -> Iterator[DeviceRow]:
-        for record in host.devices.records():
+        for records in batched(host.devices.records()):
+            views = host.all_views()
             try:
-                yield _row(host, record)
-            except UnknownDevice:
-                continue
+                figures = host.devices.figures_of([record.name for record in records])
+            except (MetadataCorrupt, PoolModeError):  # among the problems that `status` tells
+                figures = None
+            # The rows of a batch are of one moment.
+            yield from [_row(host, record, figures, views) for record in records if record.name in host.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -304,25 +307,20 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
-def _row(host: Host, record: DeviceRecord) -> DeviceRow:
-    mapped_bytes: int | None
-    exclusive_bytes: int | None
-    try:
-        figures = host.devices.figures(record.name)
-        mapped_bytes, exclusive_bytes = figures.mapped_bytes, figures.exclusive_bytes
-    except NoSuchThin:  # a record whose thin is gone, among the problems that `status` tells
-        mapped_bytes = exclusive_bytes = 0
-    except (MetadataCorrupt, PoolModeError):  # told there too
-        mapped_bytes = exclusive_bytes = None
+def _row(
+    host: Host, record: DeviceRecord, figures: dict[str, DeviceFigures] | None, views: Sequence[MountedView]
+) -> DeviceRow:
+    found = figures.get(record.name) if figures is not None else None
+    unknown = None if figures is None else 0  # a record whose thin is gone occupies nothing
     return DeviceRow(
         name=plain_text(record.name),
         id=record.device_id,
         size_bytes=record.size_bytes,
-        mapped_bytes=mapped_bytes,
-        exclusive_bytes=exclusive_bytes,
+        mapped_bytes=found.mapped_bytes if found else unknown,
+        exclusive_bytes=found.exclusive_bytes if found else unknown,
         parent=plain_text(record.parent) if record.parent is not None else None,
         deleted=record.deleted,
-        mounted=host.mount_points(record),
+        mounted=[view.mount_point for view in host.views_of(record, views)],
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from cowfs.layers.options import Settings
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
+T = TypeVar("T")
 
 
 class MountedView(msgspec.Struct, frozen=True):
@@ -87,16 +88,17 @@ class Host:
         )
         return [*self.views, *kernels]
 
-    def mount_points(self, record: DeviceRecord) -> list[str]:
-        """Where a device is reachable."""
-        return [view.mount_point for view in self.views_of(record)]
+    def views_of(self, record: DeviceRecord, views: Sequence[MountedView] | None = None) -> list[MountedView]:
+        """The views that show a device, each as if it were of that device alone.
 
-    def views_of(self, record: DeviceRecord) -> list[MountedView]:
-        """The views that show a device, each as if it were of that device alone."""
+        Args:
+            views: all there are, where they are known already.
+        """
         name = record.name
-        shown = [view for view in self.all_views() if view.device == name]
+        views = self.all_views() if views is None else views
+        shown = [view for view in views if view.device == name]
         if name != BASE and not record.deleted:
-            whole = (view for view in self.views if view.device is None)
+            whole = (view for view in views if view.device is None)
             shown += [MountedView(name, f"{view.mount_point}/{name}", "home", view.read_only) for view in whole]
         return shown
 
@@ -160,6 +162,11 @@ class Listing(_Message, Generic[R], frozen=True):
 
     @abstractmethod
     def run(self, host: Host) -> Iterator[R | None]: ...
+
+
+def batched(values: Sequence[T], size: int = 256) -> Iterator[Sequence[T]]:
+    """Pieces of a sequence, between which a listing lets others have their turn."""
+    return (values[begin : begin + size] for begin in range(0, len(values), size))
 
 
 class OpenFile(msgspec.Struct, frozen=True):

@@ -1,10 +1,55 @@
-"""Requests about sizes and space: growing a device, growing the pool."""
+"""Requests about sizes and space: who occupies what, growing a device, growing the pool."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
 import msgspec
 
-from cowfs.host.request import Host, Request
+from cowfs.error_record import plain_text
+from cowfs.host.request import Host, Listing, Request, batched
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceFigures
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """What a thin occupies. `name` is null for one that belongs to no device.
+
+    Of its `mapped_bytes`, the `shared_bytes` are other thins' too. Removing it gives back `exclusive_bytes` of data and
+    `metadata_bytes` of metadata.
+    """
+
+    name: str | None
+    id: int
+    mapped_bytes: int
+    shared_bytes: int
+    exclusive_bytes: int
+    metadata_bytes: int
+
+
+class UsageTotals(msgspec.Struct, frozen=True):
+    """Of a whole pool: `mapped_bytes` is what its thins hold, each counted alone, and `saved_bytes` what sharing saves.
+
+    `data_used_bytes` are the exclusive and the shared ones, those once.
+    """
+
+    mapped_bytes: int
+    exclusive_bytes: int
+    shared_bytes: int
+    saved_bytes: int
+    data_used_bytes: int
+    data_total_bytes: int
+    metadata_used_bytes: int
+    metadata_total_bytes: int
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    """Who occupies what in a pool: devices by name, then the thins that belong to none."""
+
+    thins: list[UsageRow]
+    totals: UsageTotals
 
 
 class Resized(msgspec.Struct, frozen=True):
@@ -23,6 +68,16 @@ class ResizedPool(msgspec.Struct, frozen=True):
     data_bytes: int
     old_metadata_bytes: int
     metadata_bytes: int
+
+
+class Usage(Listing[UsageRow], frozen=True, tag="usage"):
+    """What every device occupies, by name, then what every thin does that belongs to none."""
+
+    def run(self, host: Host) -> Iterator[UsageRow]:
+        for records in batched(host.devices.records()):
+            figures = host.devices.figures_of([record.name for record in records])
+            yield from [_usage(plain_text(name), found) for name, found in figures.items()]
+        yield from [_usage(None, found) for found in host.devices.orphan_figures()]
 
 
 class Resize(Request[Resized], frozen=True, tag="resize"):
@@ -55,3 +110,17 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
         return ResizedPool(
             before.data_total_bytes, after.data_total_bytes, before.metadata_total_bytes, after.metadata_total_bytes
         )
+
+
+SPACE_REQUESTS: Final = (Usage, Resize, ResizePool)
+
+
+def _usage(name: str | None, figures: DeviceFigures) -> UsageRow:
+    return UsageRow(
+        name=name,
+        id=figures.thin_id,
+        mapped_bytes=figures.mapped_bytes,
+        shared_bytes=figures.mapped_bytes - figures.exclusive_bytes,
+        exclusive_bytes=figures.exclusive_bytes,
+        metadata_bytes=figures.exclusive_metadata_bytes,
+    )

@@ -6,7 +6,6 @@ import errno
 import gc
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -243,35 +242,6 @@ def test_what_may_be_somebodys_thin_is_kept(home: Path, reason: str) -> None:
 
 
 # --- figures
-
-
-def test_exclusive_bytes_are_what_a_count_of_all_mappings_says(tmp_path: Path) -> None:
-    rng = random.Random(20)
-    options = replace(SMALL, data_size_bytes=64 * MIB, base_size_bytes=16 * MIB, durable=False)
-    with make_home(tmp_path / "home", BACKEND, options) as devices:
-        for number in range(12):
-            parent = rng.choice([None, *(name for name in names(devices) if name != "base")])
-            devices.create(f"d{number}", parent=parent)
-            thin = devices.activate(f"d{number}")
-            for _ in range(rng.randrange(12)):
-                thin.pwrite(rng.randrange(256) * BLOCK, b"x" * BLOCK)
-            devices.deactivate(f"d{number}")
-            if number % 4 == 3:
-                devices.remove(rng.choice([name for name in names(devices) if name != "base"]))
-            assert_figures(devices)
-
-
-def assert_figures(devices: DeviceSet) -> None:
-    mapped: dict[str, set[int]] = {}
-    for record in devices.records():
-        thin = devices.activate(record.name, read_only=True)
-        mapped[record.name] = {extent.dblock + i for extent in thin.extents() for i in range(extent.length)}
-        devices.deactivate(record.name)
-    for name, blocks in mapped.items():
-        others = set().union(*(found for other, found in mapped.items() if other != name))
-        figures = devices.figures(name)
-        assert figures.mapped_bytes == len(blocks) * BLOCK
-        assert figures.exclusive_bytes == len(blocks - others) * BLOCK, name
 
 
 def test_figures_of_a_device_that_was_snapshotted(home: Path) -> None:

@@ -55,6 +55,7 @@ SUCCEEDING: dict[str, Act] = {
     "snapshot": lambda home: home.snapshot("web", "new"),
     "remove": lambda home: home.remove("web"),
     "remove deferred": lambda home: home.remove("web", deferred=True),
+    "usage": lambda home: home.usage(),
     "resize": lambda home: home.resize("web", 2 * BASE_BYTES),
     "resize pool": lambda home: home.resize_pool(data_size_bytes=512 << 20),
     "devices": lambda home: home.devices(),
