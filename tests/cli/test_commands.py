@@ -24,8 +24,8 @@ BASE_BYTES = 16 << 20
 
 COMMANDS = [
     *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "usage"),
-    *("resize", "pool-resize", "check", "dump", "restore", "delta", "message", "table", "dmstatus", "doctor"),
-    *("uml", "verify", "completion"),
+    *("resize", "pool-resize", "layer", "info", "docker-plugin", "check", "dump", "restore", "delta", "message"),
+    *("table", "dmstatus", "doctor", "uml", "verify", "completion"),
 ]
 
 
