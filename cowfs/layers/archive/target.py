@@ -164,7 +164,6 @@ class Target:
 
     def remove(self, parent: int, name: bytes, inode: int, mode: int) -> Steps[None]:
         """Remove a name that is there, and everything below it when it is a directory."""
-        self._brought.get(parent, set()).discard(name)
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             self._resolved.clear()
         if not stat.S_ISDIR(mode):

@@ -4,7 +4,8 @@ Order. An entry replaces what has its name, a symbolic link too, but a directory
 in it. Times of directories are set at the end. Whiteouts hide what is of the layers below, never what this archive has
 brought, in whatever order (OCI's layer.md; moby lets a later whiteout hide it).
 
-Zeros. Whole blocks of zeros are not written: they stay holes, and take no space of the pool.
+Zeros. Whole blocks of zeros, of 4 KiB at least, are not written: they stay holes, and take no space of the pool. So a
+file with holes that was packed as zeros has its holes again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cowfs.layers.archive.reader import ArchiveReader, Entry
 from cowfs.layers.archive.target import Target
 from cowfs.layers.interface import IdMaps, LayerRoot, Steps
 
+_ZEROS_BYTES_MIN: Final = 4096
 _NO_MAPS: Final = IdMaps()
 _ACL_NAMES: Final = {records.ACL_ACCESS: acl.ACCESS, records.ACL_DEFAULT: acl.DEFAULT}
 
@@ -80,7 +82,7 @@ class _Unpacker:
         self._reader = reader
         self._ids = IdShift(maps, inward=False)
         self._make_devices = make_devices
-        self._zeros = bytes(layer.tree.statistics().block_bytes)
+        self._zeros = bytes(max(layer.tree.statistics().block_bytes, _ZEROS_BYTES_MIN))
         self._not_made: set[bytes] = set()  # paths of devices that were passed over
         self._entries = self._size_bytes = self._skipped_devices = self._skipped_xattrs = 0
 
