@@ -33,7 +33,9 @@ from tests.layers.archive.trees import (
     write,
 )
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners and attributes of files are root's to set")
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="needs root, to set owners and attributes of files: sudo make test"
+)
 
 # `--numeric-owner`, for access lists of names mean nothing elsewhere.
 EVERYTHING = ["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner"]

@@ -298,6 +298,16 @@ def test_extended_attributes(layer: LayerRoot) -> None:
     }
 
 
+def test_the_mode_of_the_header_has_the_last_word(layer: LayerRoot) -> None:
+    """As with chmod: it goes into the list, which moby sets before."""
+    apply(layer, archive_of(entry(b"f", mode=0o2640, records={b"SCHILY.xattr.system.posix_acl_access": NAMED})))
+    found = look(layer)[b"f"]
+    assert found.mode == stat.S_IFREG | 0o2640
+    assert found.xattrs[acl.ACCESS] == acl_value(
+        (1, 6, NO_ID), (2, 7, 1000), (4, 4, NO_ID), (8, 1, 70000), (16, 4, NO_ID), (32, 0, NO_ID)
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "skipped"),
     [
