@@ -23,6 +23,7 @@ demo: $(SETUP) packages-test
 
 test: packages-test lint
 	-$(BIN)/python -m cowfs.testing.thin_tools
+	-$(BIN)/python -m cowfs.testing.docker_engine
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(SETUP)

@@ -52,7 +52,8 @@ def make_image(directory: Path) -> Path:
         for name in ("sh", "rm", "ln", "mv", "mkdir", "chmod", "head", "echo"):
             add(f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox", mode=0o777)
         add("bin/tool", b"#!/bin/sh\n", mode=0o755, uid=7, gid=9)
-        add("bin/hard", type=tarfile.LNKTYPE, linkname="bin/tool")
+        # Docker gives the owner and mode of a link's entry to what it links to.
+        add("bin/hard", type=tarfile.LNKTYPE, linkname="bin/tool", mode=0o755, uid=7, gid=9)
         add("etc/changed", b"as it was\n")
         add("usr/share/moved/file", b"x" * 100_000)
         add("usr/share/" + "n" * 200, b"a long name")
@@ -69,6 +70,9 @@ def listing(archive: bytes) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {}
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         for item in tar:
+            if os.path.basename(item.name).startswith(".wh."):
+                found[item.name] = ["deleted"]
+                continue
             file = tar.extractfile(item) if item.isreg() else None
             digest = hashlib.sha256(file.read()).hexdigest() if file else ""
             mtime = item.mtime if item.mtime == 1_500_000_000 else "new"
