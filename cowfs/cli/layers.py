@@ -113,11 +113,10 @@ def _get(settings: Settings, layer_id: str, mount_label: str) -> None:
 
     A server in the background holds the home until the last layer is put.
     """
-    from cowfs.cli.mounting import serve_layers
+    from cowfs.cli.mounting import serving_layers
 
-    serve_layers(settings)
-    with _layers(settings) as layers:
-        path = layers.get(layer_id, mount_label)
+    with serving_layers(settings) as home:
+        path = home.layers.get(layer_id, mount_label)
     if settings.as_json:
         output.print_json({"id": layer_id, "path": path})
     else:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -14,7 +15,10 @@ from cowfs.cli.settings import DEVICE, PATH, Settings
 from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
+    from cowfs.host.home import Home
     from cowfs.host.mounting import MountRequest
+
+_START_ATTEMPTS: Final = 2
 
 
 @click.command("mount")
@@ -65,7 +69,17 @@ def mount_command(
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
     from cowfs.host.mounting import MountRequest, mount
 
-    request = MountRequest(settings.home_path, settings.backend, name, mountpoint, raw, read_only, repair, until_put)
+    request = MountRequest(
+        settings.home_path,
+        settings.backend,
+        name,
+        mountpoint,
+        raw,
+        read_only,
+        repair,
+        until_put,
+        settings.storage_options,
+    )
     if foreground:
         from cowfs.host.mount_server import serve_mount
 
@@ -87,17 +101,21 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
 
 
-def serve_layers(settings: Settings) -> None:
-    """Have a process serve the home's layers: the one that holds the home, or a new one, until the last is put."""
-    from cowfs.host.home import open_home
+@contextmanager
+def serving_layers(settings: Settings) -> Iterator[Home]:
+    """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
     from cowfs.host.mounting import MountRequest, empty_mount_directory, mount
 
-    with open_home(settings.home_path, backend=settings.backend) as home:
-        if home.holder_pid is not None:
-            return
-        target = empty_mount_directory(home.path)
-    request = MountRequest(settings.home_path, settings.backend, None, str(target), until_put=True)
-    mount(request, _server_command(settings, request))
+    for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
+        with settings.open_home() as home:
+            if home.holder_pid is not None:
+                yield home
+                return
+            target = empty_mount_directory(home.path)
+        request = MountRequest(settings.home_path, settings.backend, None, str(target), until_put=True)
+        mount(request, _server_command(settings, request))
+    with settings.open_home() as home:
+        yield home
 
 
 def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:
@@ -128,6 +146,7 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     def command(report_fd: int) -> list[str]:
         program = python_module("cowfs")
         where = ["--home", str(request.home), "--backend", settings.backend]
+        where += [word for option in settings.storage_options for word in ("--storage-opt", option)]
         report = ["--foreground", "--report-fd", str(report_fd)]
         target = os.path.realpath(request.target)
         return [

@@ -11,7 +11,6 @@ from functools import partial
 
 import trio
 
-from cowfs.devices import DeviceSet
 from cowfs.errors import HomeBusy
 from cowfs.fuse.mount import Readiness
 from cowfs.host.mounting import MountRequest
@@ -33,9 +32,9 @@ def serve_mount(
         CowfsError: as `mount`.
     """
     with Readiness(report_fd) as readiness, ExitStack() as stack:
-        devices = _open_devices(request)
-        stack.callback(devices.close)
-        served = stack.enter_context(ServedHome.opened(devices, request))
+        session = _open_here(request)
+        stack.callback(session.close)
+        served = stack.enter_context(ServedHome.opened(session.host.devices, request, session.host.settings))
 
         def ready() -> None:
             readiness.ready()
@@ -45,11 +44,11 @@ def serve_mount(
         trio.run(partial(served.serve, on_ready=ready))
 
 
-def _open_devices(request: MountRequest) -> DeviceSet:
+def _open_here(request: MountRequest) -> LocalSession:
     """The home, opened here. Raises HomeBusy that says where it is mounted, when it is."""
-    session = connect(request.home, request.backend)
+    session = connect(request.home, request.backend, storage_options=request.storage_options)
     if isinstance(session, LocalSession):
-        return session.host.devices
+        return session
     try:
         report = session.call(Status())
     finally:

@@ -35,6 +35,7 @@ class MountRequest:
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
         until_put: end when nobody has got a layer any more.
+        storage_options: of the layer driver.
     """
 
     home: Path
@@ -45,6 +46,7 @@ class MountRequest:
     read_only: bool = False
     repair: bool = False
     until_put: bool = False
+    storage_options: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:

@@ -56,6 +56,7 @@ class Host:
         self.views: list[MountedView] = []
         self._volumes = volumes
         self._driver: LayerDriver | None = None
+        self.settings: Settings | None = None
 
     @property
     def driver(self) -> LayerDriver:
@@ -66,10 +67,11 @@ class Host:
         return self._driver
 
     def drive(self, settings: Settings | None, maps: IdMaps | None, mounter: Mounter | None) -> None:
-        """Let the layers be driven by these settings from now on."""
+        """Let the layers be driven by these settings (its defaults when None) from now on."""
         from cowfs.devices.volumes import Volumes
         from cowfs.layers.driver import LayerDriver
 
+        self.settings = settings
         if self._driver is not None:
             self._driver.cleanup()
         if self._volumes is None:

@@ -28,7 +28,7 @@ from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
 
 _LOOK_SECONDS: Final = 0.2
-_FIRST_GET_SECONDS: Final = 30.0
+_FIRST_CLIENT_SECONDS: Final = 30.0
 
 
 class ViewMounter:
@@ -116,15 +116,15 @@ class ServedHome:
             await self._view.invalidate(name)
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """End the mount when the last layer was put, or when nobody gets one."""
+        """End the mount when nobody has got a layer any more, nor is about to."""
         task_status.started()
-        first_get_at = trio.current_time() + _FIRST_GET_SECONDS
-        was_got = False
+        patience_ends = trio.current_time() + _FIRST_CLIENT_SECONDS
+        was_used = False
         while True:
             await trio.sleep(_LOOK_SECONDS)
-            is_got = self.host.driver.has_gets
-            was_got = was_got or is_got
-            if not (is_got or self._control.clients) and (was_got or trio.current_time() > first_get_at):
+            is_used = self.host.driver.has_gets or self._control.clients > 0
+            was_used = was_used or is_used
+            if not is_used and (was_used or trio.current_time() > patience_ends):
                 await end_mount(self._view, self._target)
                 return
 

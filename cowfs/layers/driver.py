@@ -9,6 +9,7 @@ whose files are in use is written in place.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
@@ -69,6 +70,8 @@ class LayerDriver:
         self._mounter = mounter
         self._settings = settings or settle(DriverOptions(), Facts())
         self._maps = maps or IdMaps()
+        # Whoever serves the files can then write to them.
+        self._owner = self._maps.root if self._maps.uids else (os.geteuid(), os.getegid())
         self._make_devices = make_devices
         self._gets: Counter[str] = Counter()
         self._readers: Counter[str] = Counter()
@@ -100,7 +103,7 @@ class LayerDriver:
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
             )
         with self._volumes.opened(layer_id) as volume:
-            ensure_root(volume, layer_id, self._maps.root)
+            ensure_root(volume, layer_id, self._owner)
             path = self._mounter.mount(layer_id, mount_label)
         self._gets[layer_id] += 1
         return path
@@ -160,7 +163,7 @@ class LayerDriver:
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
         with self._to_write(layer_id) as volume:
-            root = ensure_root(volume, layer_id, self._maps.root)
+            root = ensure_root(volume, layer_id, self._owner)
             applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
             return applied.size_bytes
 

@@ -1,0 +1,103 @@
+"""The commands about layers, on a home that is free and on one whose layers are got."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.mounted_home import SMALL, MountedHome
+from tests.conftest import Account
+
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+
+
+@pytest.fixture
+def layers(account: Account) -> Iterator[MountedHome]:
+    """A home with the layer `one`, which holds two files, and `two` on it."""
+    home = MountedHome(account)
+    options = [
+        word
+        for pair in zip(["--data-size", "--metadata-size", "--base-size"], SMALL[1::2], strict=True)
+        for word in pair
+    ]
+    home.run("init", *options)
+    tree = account.mkdir("tree")
+    account.run(["sh", "-c", f"echo a > {tree}/a; echo b > {tree}/b"])
+    account.run(["tar", "-C", tree, "-cf", account.directory / "tree.tar", "."])
+    home.run("layer", "create", "one")
+    home.shell(f"cowfs --home '{home.home}' layer apply one < tree.tar")
+    home.run("layer", "create", "two", "one")
+    yield home
+    home.run("check")
+
+
+def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
+    path = layers.run("layer", "get", "two").stdout.strip()
+    assert path == f"{layers.home}/mnt/two/rootfs"
+    assert layers.run("layer", "get", "two").stdout.strip() == path
+    layers.shell(f"cat '{path}/a'; echo new > '{path}/new'; rm '{path}/b'")
+    assert layers.run("layer", "changes", "two", "one").stdout == "D /b\nA /new\n"
+    holder = layers.json("status")["holder_pid"]
+    assert holder
+
+    # What is written is in a snapshot that is made meanwhile, and in a diff.
+    layers.run("layer", "create", "three", "two")
+    assert layers.shell(f"cowfs --home '{layers.home}' layer diff three one | tar tf -") == ".wh.b\nnew\n"
+    assert layers.shell(f"cowfs --home '{layers.home}' layer diff two one | tar tf -") == ".wh.b\nnew\n"
+
+    # Removing what is in use puts it off.
+    layers.run("layer", "remove", "two")
+    assert layers.run("layer", "list").stdout == "one\nthree\n"
+    assert layers.run("layer", "exists", "two", check=False).returncode == 0
+
+    layers.run("layer", "put", "two")
+    assert layers.shell(f"cat '{path}/new'") == "new\n"
+    layers.run("layer", "put", "two")
+    layers.wait_until(lambda: not os.path.isdir(f"/proc/{holder}"))
+    assert not layers.is_mounted(layers.home / "mnt")
+    assert layers.run("layer", "exists", "two", check=False).returncode == 1
+    assert layers.run("layer", "changes", "three", "one").stdout == "D /b\nA /new\n"
+
+
+def test_an_archive_reaches_a_layer_through_the_process_that_holds_the_home(layers: MountedHome) -> None:
+    path = layers.run("layer", "get", "two").stdout.strip()
+    layers.run("layer", "create", "other", "one")
+    other = f"cowfs --home '{layers.home}' layer apply other"
+    layers.shell(f"echo c > tree/c; tar -C tree -cf - . | {other}")
+    assert layers.run("layer", "changes", "other", "one").stdout.splitlines()[-1] == "A /c"
+    seen = layers.shell(f"ls '{path}/../../other/rootfs'")
+    assert seen == "a\nb\nc\n"
+    refused = layers.account.run(["sh", "-c", f"{other} < /etc/passwd"], check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    layers.run("layer", "put", "two")
+    layers.wait_until(lambda: not layers.is_mounted(layers.home / "mnt"))
+
+
+def test_what_info_says(layers: MountedHome) -> None:
+    lines = layers.run("info").stdout.splitlines()
+    assert lines[0].startswith("Pool Name: docker-")
+    assert "Base Device Size: 67.11MB" in lines
+    info = layers.json("info")
+    assert info["base_size_bytes"] == 64 << 20
+    options = ["--storage-opt", "dm.basesize=128M"]
+    grown = layers.account.run(["cowfs", "--home", layers.home, *options, "--json", "info"])
+    assert json.loads(grown.stdout)["base_size_bytes"] == 128 << 20
+    smaller = ["--storage-opt", "dm.basesize=64M"]
+    refused = layers.account.run(["cowfs", "--home", layers.home, *smaller, "info"], check=False)
+    assert refused.returncode == 2
+    assert "Base device size cannot be smaller than" in refused.stderr
+
+
+def test_bad_requests(layers: MountedHome) -> None:
+    assert "exists already" in layers.refused(5, "layer", "create", "one")
+    assert "no device 'nobody'" in layers.refused(5, "layer", "create", "x", "nobody")
+    assert "cannot be the name" in layers.refused(2, "layer", "create", "a/b")
+    assert "no device 'nobody'" in layers.refused(5, "layer", "get", "nobody")
+    assert "no device 'nobody'" in layers.refused(5, "layer", "changes", "nobody")
+    assert "invalid size" in layers.refused(2, "layer", "create", "x", "one", "--size", "many")
+    layers.run("layer", "put", "one")
+    layers.run("layer", "remove", "nobody")
+    layers.wait_until(lambda: not layers.is_mounted(layers.home / "mnt"))

@@ -1,0 +1,188 @@
+"""The layer driver on a home of its own, without a mount."""
+
+from __future__ import annotations
+
+import io
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, UsageError
+from cowfs.ext4.interface import ROOT_INODE
+from cowfs.layers import finish
+from cowfs.testing.judges import require_clean_pool
+from tests.layers.driver_home import Opened, archive, members, names, opened
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """Layers `one`, with three files, and `two` on it, which changes one, adds one and deletes one."""
+    path = tmp_path / "home"
+    with opened(path) as made:
+        made.driver.create("one", None)
+        made.apply("one", archive(etc__a=b"a", etc__b=b"b", c=b"ccc"))
+        made.driver.create("two", "one")
+        made.apply("two", archive(etc__a=b"changed", etc__b=None, d=b"dd"))
+    return path
+
+
+TWO_CHANGES = [("A", "/d"), ("C", "/etc"), ("C", "/etc/a"), ("D", "/etc/b")]
+
+
+def test_changes_diff_and_size_tell_the_same(home: Path) -> None:
+    with opened(home) as made:
+        assert made.changes("one") == [("A", "/c"), ("A", "/etc"), ("A", "/etc/a"), ("A", "/etc/b")]
+        assert made.changes("two", "one") == TWO_CHANGES
+        assert names(made.diff("two", "one")) == ["d", "etc", "etc/a", "etc/.wh.b"]
+        assert made.size("two", "one") == len(b"changed") + len(b"dd")
+        require_clean_pool(made.devices.pool)
+
+
+def test_a_diff_applied_elsewhere_gives_the_same_layer(home: Path, tmp_path: Path) -> None:
+    with opened(home) as made:
+        whole, diff, wanted = made.diff("one"), made.diff("two", "one"), made.diff("two")
+        size = made.size("two", "one")
+    with opened(tmp_path / "other") as other:
+        other.driver.create("one", None)
+        other.apply("one", whole)
+        other.driver.create("two", "one")
+        assert other.apply("two", diff) == size
+        assert other.changes("two", "one") == TWO_CHANGES
+        assert members(other.diff("two")) == members(wanted)
+
+
+@pytest.mark.parametrize("cut", [0, 100, 600, 1500])
+def test_an_archive_that_breaks_off_leaves_the_layer_as_it_was(home: Path, cut: int) -> None:
+    broken = archive(e=b"e" * 700, etc__a=b"half of this")[:cut] if cut else b"no archive at all" * 100
+    with opened(home) as made:
+        with pytest.raises(UsageError):
+            made.apply("two", broken)
+        assert made.changes("two", "one") == TWO_CHANGES
+        require_clean_pool(made.devices.pool)
+        assert made.devices.status().orphan_thin_ids == ()
+
+
+def test_an_apply_that_is_given_up_leaves_the_layer_as_it_was(home: Path) -> None:
+    with opened(home) as made:
+        steps = made.driver.apply("two", None, io.BytesIO(archive(e=b"e", f=b"f")))
+        next(steps)
+        with pytest.raises(DeviceBusy, match="new content"):
+            made.driver.create("three", "two")
+        steps.close()
+        assert made.changes("two", "one") == TWO_CHANGES
+        assert made.devices.status().orphan_thin_ids == ()
+
+
+def test_layers_are_read_while_their_files_are_in_use(home: Path) -> None:
+    """A snapshot is read, which holds what was written before, and does not see what comes after."""
+    with opened(home) as made, made.volumes.opened("two") as volume:
+        rootfs = volume.lookup(ROOT_INODE, b"rootfs").inode
+        volume.make_node(rootfs, b"before", stat.S_IFREG | 0o644, 0, 0)
+        pieces = made.driver.diff("two", "one")
+        first = next(pieces)
+        volume.make_node(rootfs, b"after", stat.S_IFREG | 0o644, 0, 0)
+        assert names(first + b"".join(pieces)) == ["before", "d", "etc", "etc/a", "etc/.wh.b"]
+        assert ("A", "/after") in made.changes("two", "one")
+        assert made.devices.status().orphan_thin_ids == ()
+
+
+def test_a_layer_in_use_is_written_in_place(home: Path) -> None:
+    with opened(home) as made, made.volumes.opened("two") as volume:
+        made.apply("two", archive(e=b"eee"))
+        rootfs = volume.lookup(ROOT_INODE, b"rootfs").inode
+        assert volume.lookup(rootfs, b"e").size_bytes == 3
+    with opened(home) as made:
+        assert made.changes("two", "one") == [TWO_CHANGES[0], ("A", "/e"), *TWO_CHANGES[1:]]
+
+
+def test_a_layer_that_was_never_used_is_empty(home: Path) -> None:
+    with opened(home) as made:
+        made.driver.create("new", None)
+        assert made.changes("new") == []
+        assert made.size("new") == 0
+        assert names(made.diff("new")) == []
+        assert made.changes("two", "new") == made.changes("two")
+        assert [kind for kind, _ in made.changes("new", "one")] == ["D", "D"]
+
+
+def test_layers_go_in_any_order(home: Path) -> None:
+    with opened(home) as made:
+        made.driver.create("three", "two")
+        made.driver.remove("two")
+        made.driver.remove("one")
+        assert made.driver.list_layers() == ["three"]
+        assert ("A", "/etc/a") in made.changes("three")
+        made.driver.remove("three")
+        made.driver.remove("three")  # so that a removal can go on after an earlier one
+        assert made.devices.pool.thin_ids() == [made.devices.record("base").device_id]
+        require_clean_pool(made.devices.pool)
+
+
+def test_a_busy_layer_goes_when_it_is_free(home: Path) -> None:
+    with opened(home) as made:
+        with made.volumes.opened("two"):
+            made.driver.remove("two")
+            assert made.driver.exists("two")
+            assert made.driver.list_layers() == ["one"]
+            assert dict(made.driver.status())["Deferred Deleted Device Count"] == "1"
+        assert not made.driver.exists("two")
+    with opened(home, "dm.use_deferred_deletion=false", "dm.use_deferred_removal=false") as made:
+        with made.volumes.opened("one"), pytest.raises(DeviceBusy):
+            made.driver.remove("one")
+        assert made.driver.list_layers() == ["one"]
+
+
+def test_metadata_and_status(home: Path) -> None:
+    with opened(home) as made:
+        metadata = made.driver.metadata("two")
+        assert metadata["DeviceSize"] == str(32 << 20)
+        assert int(metadata["DeviceId"]) == made.devices.record("two").device_id
+        assert metadata["DeviceName"].endswith("-two")
+        status = dict(made.driver.status())
+        assert (status["Pool Blocksize"], status["Base Device Size"]) == ("65.54kB", "33.55MB")
+        with pytest.raises(UnknownDevice):
+            made.driver.metadata("three")
+
+
+def test_a_layer_may_be_larger_than_its_parent(home: Path) -> None:
+    with opened(home) as made:
+        made.driver.create("large", "one", {"size": "64M"})
+        assert made.driver.metadata("large")["DeviceSize"] == str(64 << 20)
+        made.apply("large", archive(big=b"x" * (40 << 20)))
+        assert made.size("large", "one") == 40 << 20
+        assert made.changes("large", "one") == [("A", "/big")]
+
+
+def bad(*arguments: object) -> Callable[[Opened], object]:
+    return lambda made: made.driver.create(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "words"),
+    [
+        (bad("two", None), DeviceExists, "'two' exists already"),
+        (bad("x", "nobody"), UnknownDevice, "no device 'nobody'"),
+        (bad("base", None), UsageError, "'base' cannot be the name"),
+        (bad("x/y", None), UsageError, "contains a slash"),
+        (bad("x", "one", {"size": "1M"}), CowfsError, "smaller"),
+        (bad("x", "one", {"size": "10Q"}), UsageError, "invalid size"),
+        (bad("x", "one", {"size": "1G", "colour": "red"}), UsageError, "Unknown option colour"),
+        (lambda made: made.driver.get("two"), UsageError, "nothing serves this home"),
+        (lambda made: finish(made.driver.changes("three", None)), UnknownDevice, "'three'"),
+        (lambda made: finish(made.driver.changes("two", "three")), UnknownDevice, "'three'"),
+        (lambda made: made.apply("three", archive(a=b"")), UnknownDevice, "'three'"),
+        (lambda made: made.apply("two", archive(a=b"x" * (40 << 20))), OSError, "[Nn]o space"),
+    ],
+)
+def test_bad_requests_change_nothing(
+    home: Path, action: Callable[[Opened], object], error: type[OSError], words: str
+) -> None:
+    with opened(home) as made:
+        with pytest.raises(error, match=words) as caught:
+            action(made)
+        assert "\n" not in str(caught.value)
+        assert made.driver.list_layers() == ["one", "two"]
+        assert made.changes("two", "one") == TWO_CHANGES
+        made.driver.put("two")  # nobody got it: no error
