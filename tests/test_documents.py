@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cowfs
+from cowfs.host.layers import Layers
 
 if TYPE_CHECKING:
     from tests.conftest import Account
@@ -52,7 +53,8 @@ def test_python_example(account: Account) -> None:
 
 def test_docstring_example() -> None:
     runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder(recurse=False).find(cowfs.Home, "Home"):
-        runner.run(test)
+    for documented in (cowfs.Home, Layers):
+        for test in doctest.DocTestFinder(recurse=False).find(documented, documented.__name__):
+            runner.run(test)
     assert runner.tries > 3
     assert runner.failures == 0
