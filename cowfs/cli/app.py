@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "umount": ("mounting", "Unmount what 'mount' mounted."),
     "remove": ("devices", "Remove devices."),
     "usage": ("space", "Show where the space of the pool is."),
+    "trim": ("space", "Give back what devices do not use."),
     "resize": ("space", "Grow a device."),
     "pool-resize": ("space", "Make the pool larger."),
     "layer": ("layers", "Make, use, pack and unpack layers."),

@@ -1,4 +1,4 @@
-"""The commands about space: usage, resize, pool-resize."""
+"""The commands about space: usage, trim, resize, pool-resize."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.host.space import UsageReport
+    from cowfs.host.space import TrimmedDevice, UsageReport
 
 
 @click.command("usage")
@@ -44,6 +45,38 @@ def _print_usage(report: UsageReport) -> None:
         f"sharing saves {format_size(totals.saved_bytes)}"
     )
     print(f"metadata: {format_size(totals.metadata_used_bytes)} of {format_size(totals.metadata_total_bytes)} used")
+
+
+@click.command("trim")
+@click.argument("names", nargs=-1, metavar="[NAME]...", type=DEVICE)
+@click.pass_obj
+def trim_command(settings: Settings, names: tuple[str, ...]) -> int:
+    """Give back to the pool what the file systems in devices do not use: in those named, or in all.
+
+    Devices may be mounted. What a device shares with others comes back when none of them has it any more.
+
+    A device that cannot be trimmed does not keep the others from it; the exit status is then the first error's.
+    """
+    status = 0
+    done: list[TrimmedDevice] = []
+    with settings.open_home() as home, output.progress("trimming") as progress:
+        names = names or tuple(row.name for row in home.devices() if not row.deleted)
+        for number, name in enumerate(names):
+            if progress is not None:
+                progress(number, len(names))
+            try:
+                done.append(home.trim(name))
+            except CowfsError as error:
+                failed = output.print_error(error, as_json=settings.as_json)
+                status = status or failed
+    if settings.as_json:
+        output.print_json({"trimmed": done, "freed_bytes": sum(device.freed_bytes for device in done)})
+        return status
+    header = ("NAME", "UNMAPPED", "CAME BACK")
+    rows = [(device.name, format_size(device.unmapped_bytes), format_size(device.freed_bytes)) for device in done]
+    output.print_table(header, rows, right=frozenset({1, 2}))
+    print(f"{format_size(sum(device.freed_bytes for device in done))} came back")
+    return status
 
 
 @click.command("resize")

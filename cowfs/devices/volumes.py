@@ -15,15 +15,26 @@ Memory. However many are open, they cache no more than one alone may: those in u
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from cowfs.devices.deviceset import DeviceSet
-from cowfs.errors import FilesystemError, UsageError
+from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
-from cowfs.pool import ThinDevice
+from cowfs.pool import ThinDevice, UnreadableStatus
+from cowfs.units import SECTOR_BYTES
+
+_TRIM_STEP_BYTES: Final = 1 << 30
+
+
+class Trimmed(NamedTuple):
+    """What a trim took from a device, and what of it came back to the pool; the rest others map too."""
+
+    unmapped_bytes: int
+    freed_bytes: int
 
 
 @dataclass(slots=True)
@@ -137,6 +148,35 @@ class Volumes:
         used = sum(opened.is_used for opened in self._open.values())
         for opened in self._open.values():
             opened.volume.limit_memory(1 / used if opened.is_used else 0)
+
+    def trim(self, name: str) -> Generator[None, None, Trimmed]:
+        """Give back to the pool what the file system of a device does not use, in steps between which it may be used.
+
+        Raises:
+            DeviceBusy: something else than files is in use of it: its disk, or a mount by the kernel.
+        """
+        if name in self._devices.active() and not self.is_open(name):
+            raise DeviceBusy(f"device {name!r} is in use as a disk; trim it from where it is used")
+        unmapped = freed = 0
+        with self.opened(name) as volume, _named(name):
+            thin = self._devices.active()[name]
+            volume.sync()  # what that takes or gives is none of the trim's
+            for offset in range(0, thin.size_bytes, _TRIM_STEP_BYTES):
+                before = self._occupied(thin)
+                volume.trim(offset, _TRIM_STEP_BYTES)
+                after = self._occupied(thin)
+                unmapped += before[0] - after[0]
+                freed += before[1] - after[1]
+                yield
+        return Trimmed(unmapped, freed)
+
+    def _occupied(self, thin: ThinDevice) -> tuple[int, int]:
+        """Bytes that a device maps, and that its pool uses."""
+        pool = self._devices.pool.status()
+        status = thin.status()
+        if isinstance(pool, UnreadableStatus) or isinstance(status, UnreadableStatus):
+            raise PoolModeError(f"pool {self._devices.pool.name} has failed; close the home and check it")
+        return status.mapped_sectors * SECTOR_BYTES, pool.used_data_blocks * thin.block_bytes
 
     def is_open(self, name: str) -> bool:
         return name in self._open

@@ -230,6 +230,7 @@ class Allocator:
                     raise
                 self._discards = False
 
-    def free_runs(self) -> list[Run]:
-        """All runs of free blocks, for a trim of the whole volume."""
-        return list(self._free_runs(self._fs.first_data_block, self._fs.blocks))
+    def free_runs(self, begin: int = 0, end: int | None = None) -> list[Run]:
+        """All runs of free blocks from `begin` up to `end`, for a trim."""
+        last = self._fs.blocks if end is None else min(end, self._fs.blocks)
+        return list(self._free_runs(max(begin, self._fs.first_data_block), last))

@@ -373,13 +373,18 @@ class Volume:
     def has_orphans(self) -> bool:
         return bool(self._names.orphans.all())
 
-    def trim(self) -> int:
-        """Discard all free blocks into the device; returns how many bytes that are."""
+    def trim(self, offset: int = 0, length: int | None = None) -> int:
+        """Discard the free blocks in a range of the device into it; returns how many bytes that are.
+
+        Nothing is written to a volume that did not change.
+        """
         self._guard.begin_change()
         self.sync()
-        runs = self._allocator.free_runs()
+        block_bytes = self._fs.block_bytes
+        end = None if length is None else (offset + length) // block_bytes
+        runs = self._allocator.free_runs(-(-offset // block_bytes), end)
         self._allocator.discard(runs)
-        return sum(run.length for run in runs) * self._fs.block_bytes
+        return sum(run.length for run in runs) * block_bytes
 
     def close(self) -> None:
         """Free open orphans, sync, and mark the volume as cleanly unmounted. A second close does nothing.

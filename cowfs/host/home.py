@@ -30,7 +30,17 @@ from cowfs.host.operations import (
 )
 from cowfs.host.request import Host
 from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
-from cowfs.host.space import Resize, Resized, ResizedPool, ResizePool, Usage, UsageReport, UsageTotals
+from cowfs.host.space import (
+    Resize,
+    Resized,
+    ResizedPool,
+    ResizePool,
+    Trim,
+    TrimmedDevice,
+    Usage,
+    UsageReport,
+    UsageTotals,
+)
 from cowfs.pool import ThinDevice, load_backend
 
 if TYPE_CHECKING:
@@ -112,6 +122,14 @@ class Home:
             UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
         """
         return self._session.call(Remove(name, deferred))
+
+    def trim(self, name: str) -> TrimmedDevice:
+        """Give back to the pool what the file system in a device does not use, mounted or not.
+
+        Raises:
+            UnknownDevice, FilesystemError; DeviceBusy: it is in use as a disk, or mounted by the kernel.
+        """
+        return self._session.call(Trim(name))
 
     def resize(self, name: str, size_bytes: int) -> Resized:
         """Grow a device that is not in use, and the file system in it: wholly, or not at all after any failure.

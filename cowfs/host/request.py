@@ -59,6 +59,15 @@ class Host:
         self.settings: Settings | None = None
 
     @property
+    def volumes(self) -> Volumes:
+        """The open volumes of the home, whoever uses them."""
+        from cowfs.devices.volumes import Volumes
+
+        if self._volumes is None:
+            self._volumes = Volumes(self.devices)
+        return self._volumes
+
+    @property
     def driver(self) -> LayerDriver:
         """The home as a storage driver has it."""
         if self._driver is None:
@@ -68,15 +77,12 @@ class Host:
 
     def drive(self, settings: Settings | None, maps: IdMaps | None, mounter: Mounter | None) -> None:
         """Let the layers be driven by these settings (its defaults when None) from now on."""
-        from cowfs.devices.volumes import Volumes
         from cowfs.layers.driver import LayerDriver
 
         self.settings = settings
         if self._driver is not None:
             self._driver.cleanup()
-        if self._volumes is None:
-            self._volumes = Volumes(self.devices)
-        self._driver = LayerDriver(self.devices, self._volumes, mounter, settings=settings, maps=maps)
+        self._driver = LayerDriver(self.devices, self.volumes, mounter, settings=settings, maps=maps)
 
     @property
     def home(self) -> Path:

@@ -1,4 +1,4 @@
-"""Requests about sizes and space: who occupies what, growing a device, growing the pool."""
+"""Requests about sizes and space: who occupies what, giving space back, growing a device, growing the pool."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.error_record import plain_text
-from cowfs.host.request import Host, Listing, Request, batched
+from cowfs.host.request import Host, Listing, Request, Work, batched
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceFigures
+    from cowfs.layers import Steps
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -52,6 +53,14 @@ class UsageReport(msgspec.Struct, frozen=True):
     totals: UsageTotals
 
 
+class TrimmedDevice(msgspec.Struct, frozen=True):
+    """What a trim took from a device. Of it `freed_bytes` came back to the pool; others map the rest too."""
+
+    name: str
+    unmapped_bytes: int
+    freed_bytes: int
+
+
 class Resized(msgspec.Struct, frozen=True):
     """A device that grew, from `old_size_bytes`."""
 
@@ -78,6 +87,16 @@ class Usage(Listing[UsageRow], frozen=True, tag="usage"):
             figures = host.devices.figures_of([record.name for record in records])
             yield from [_usage(plain_text(name), found) for name, found in figures.items()]
         yield from [_usage(None, found) for found in host.devices.orphan_figures()]
+
+
+class Trim(Work[TrimmedDevice], frozen=True, tag="trim"):
+    """Give back to the pool what the file system of a device does not use, mounted or not."""
+
+    name: str
+
+    def run(self, host: Host) -> Steps[TrimmedDevice]:
+        unmapped_bytes, freed_bytes = yield from host.volumes.trim(self.name)
+        return TrimmedDevice(plain_text(self.name), unmapped_bytes, freed_bytes)
 
 
 class Resize(Request[Resized], frozen=True, tag="resize"):
@@ -112,7 +131,7 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
         )
 
 
-SPACE_REQUESTS: Final = (Usage, Resize, ResizePool)
+SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool)
 
 
 def _usage(name: str | None, figures: DeviceFigures) -> UsageRow:

@@ -24,7 +24,19 @@ BASE_BYTES = 16 << 20
 
 COMMANDS = [
     *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "usage"),
-    *("resize", "pool-resize", "layer", "info", "docker-plugin", "check", "dump", "restore", "delta", "message"),
+    *(
+        "trim",
+        "resize",
+        "pool-resize",
+        "layer",
+        "info",
+        "docker-plugin",
+        "check",
+        "dump",
+        "restore",
+        "delta",
+        "message",
+    ),
     *("table", "dmstatus", "doctor", "uml", "verify", "completion"),
 ]
 
@@ -321,6 +333,17 @@ def test_usage(cowfs: Run) -> None:
     report = cowfs("--json", "usage").json
     assert [thin["name"] for thin in report["thins"]] == ["base", "web", "web-1", None]
     assert report["totals"]["mapped_bytes"] == 4 * report["totals"]["data_used_bytes"]
+
+
+def test_trim(cowfs: Run) -> None:
+    nothing = {"unmapped_bytes": 0, "freed_bytes": 0}
+    devices = [{"name": name} | nothing for name in ("base", "web", "web-1")]
+    assert cowfs("--json", "trim").json == {"trimmed": devices, "freed_bytes": 0}
+    some = cowfs("trim", "web", "nope", "base")
+    assert (
+        some.out == "NAME  UNMAPPED  CAME BACK\nweb        0 B        0 B\nbase       0 B        0 B\n0 B came back\n"
+    )
+    assert (some.status, some.err.count("\n")) == (5, 1)
 
 
 def test_growing(cowfs: Run, home: Path) -> None:

@@ -14,7 +14,7 @@ from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
 from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
 from cowfs.host.request import MountedView
-from cowfs.host.space import Resized, ResizedPool, UsageReport, UsageRow, UsageTotals
+from cowfs.host.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 
@@ -23,7 +23,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
     "kind",
     [
         *(Ability, CheckResult, Created, DeviceReport, DeviceRow, FindingRecord, HomeReport, MountedView, Resized),
-        *(ResizedPool, TargetLine, UsageReport, UsageRow, UsageTotals),
+        *(ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,
 )

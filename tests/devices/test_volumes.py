@@ -5,17 +5,19 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
-from cowfs.errors import FilesystemError, UnknownDevice, UsageError
+from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
 from cowfs.ext4 import tools
 from cowfs.ext4.fsck import check_volume, needs_check
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.layers import finish
 from cowfs.pool import load_backend
 
 MIB = 1 << 20
@@ -196,3 +198,76 @@ def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, mon
     assert devices.active() == {}
     with volumes.opened("b") as volume:
         assert read_file(volume, b"f") == b"kept"
+
+
+# --- trimming
+
+
+def dirty_free_space(devices: DeviceSet, name: str) -> None:
+    """Leave 8 MiB mapped that no file has any more, as a file system without discards does."""
+    with Volumes(devices).opened(name) as volume:
+        write_file(volume, b"large", b"x" * (8 * MIB))
+        volume.sync()
+        volume._allocator._discards = False
+        volume.unlink(ROOT_INODE, b"large")
+
+
+def test_a_trim_gives_back_what_no_file_has(devices: DeviceSet, volumes: Volumes) -> None:
+    dirty_free_space(devices, "a")
+    with volumes.opened("a") as volume:
+        write_file(volume, b"kept", b"y" * MIB)
+    before = devices.status().data_used_bytes
+    unmapped, freed = finish(volumes.trim("a"))
+    assert unmapped == freed == before - devices.status().data_used_bytes
+    assert 6 * MIB < freed <= 8 * MIB
+    assert devices.figures("a").mapped_bytes < 2 * MIB
+    with volumes.opened("a") as volume:
+        assert read_file(volume, b"kept") == b"y" * MIB
+    thin = devices.activate("a", read_only=True)
+    assert check_volume(thin).clean
+    assert finish(volumes.trim("b")) == (0, 0)
+
+
+def test_a_trim_of_what_others_share_gives_nothing_back(devices: DeviceSet, volumes: Volumes) -> None:
+    dirty_free_space(devices, "a")
+    devices.create("child", parent="a")
+    unmapped, freed = finish(volumes.trim("a"))
+    assert unmapped > 6 * MIB
+    assert freed == 0
+    assert devices.figures("child").exclusive_bytes > 6 * MIB
+    assert finish(volumes.trim("child")).freed_bytes > 6 * MIB
+
+
+def test_an_idle_volume_is_not_written_by_a_trim(devices: DeviceSet, volumes: Volumes) -> None:
+    """A write would take a block of its own in a device that shares everything."""
+    finish(volumes.trim("a"))
+    assert devices.figures("a").exclusive_bytes == 0
+
+
+def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -> None:
+    options = replace(SMALL, base_size_bytes=4 << 30)
+    with DeviceSet.init(tmp_path / "home", BACKEND, options) as devices:
+        devices.create("a")
+        dirty_free_space(devices, "a")
+        volumes = Volumes(devices)
+        with volumes.opened("a") as volume:
+            steps = volumes.trim("a")
+            for number, _ in enumerate(steps):
+                write_file(volume, b"%d" % number, bytes([number]) * MIB)
+            assert number == 3
+            for other in range(number + 1):
+                assert read_file(volume, b"%d" % other) == bytes([other]) * MIB
+        assert check_volume(devices.activate("a")).clean
+
+
+def test_what_cannot_be_trimmed(devices: DeviceSet, volumes: Volumes) -> None:
+    with pytest.raises(UnknownDevice):
+        finish(volumes.trim("x"))
+    devices.activate("a")
+    with pytest.raises(DeviceBusy, match="in use as a disk"):
+        finish(volumes.trim("a"))
+    devices.activate("b").pwrite(0, bytes(4096))
+    devices.deactivate("b")
+    with pytest.raises(FilesystemError, match="device 'b': no ext4"):
+        finish(volumes.trim("b"))
+    assert volumes.names() == []
