@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -104,13 +105,22 @@ class FileDevice:
     Args:
         path: what to open. Never created here, never followed through a symbolic link when `nofollow`.
         read_only: open for reading; writes then fail with EBADF.
+        exclusive: claim a block device for as long as it is open: EBUSY when it is mounted or part of another device.
 
     A regular file's size is read again by `refresh_size`, after someone grew it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, read_only: bool = False, nofollow: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        nofollow: bool = False,
+        exclusive: bool = False,
+    ) -> None:
         self.path = os.fspath(path)
-        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC | (os.O_NOFOLLOW if nofollow else 0)
+        flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
+        flags |= (os.O_NOFOLLOW if nofollow else 0) | (os.O_EXCL if exclusive else 0)  # files do not care for O_EXCL
         self.fd = os.open(self.path, flags)
         self.read_only = read_only
         try:
@@ -219,6 +229,38 @@ class FileDevice:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what a device may hold other than zeros, in order; of a file, what is not a hole."""
+    end, size = 0, device.size_bytes
+    if not isinstance(device, FileDevice) or device.is_block_node:
+        yield 0, size
+        return
+    while end < size:
+        try:
+            begin = os.lseek(device.fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            yield end, size - end  # the file system cannot tell
+            return
+        end = min(os.lseek(device.fd, begin, os.SEEK_HOLE), size)
+        yield begin, end - begin
+
+
+def copy_sparse(source: BlockDevice, fd: int, ranges: Iterable[tuple[int, int]] | None = None) -> None:
+    """Copy a device into an empty file of its size, leaving holes for what is zero.
+
+    Args:
+        ranges: (offset, length) of what to copy; what `data_ranges` tells when None.
+    """
+    os.ftruncate(fd, source.size_bytes)
+    for begin, length in data_ranges(source) if ranges is None else ranges:
+        for offset in range(begin, begin + length, _COPY_CHUNK_BYTES):
+            data = source.pread(offset, min(_COPY_CHUNK_BYTES, begin + length - offset))
+            if data.count(0) != len(data):
+                os.pwrite(fd, data, offset)
 
 
 class MemoryDevice:

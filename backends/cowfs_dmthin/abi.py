@@ -35,13 +35,13 @@ class Command(enum.IntEnum):
     DEV_REMOVE = 0xC138FD04
     DEV_SUSPEND = 0xC138FD06
     DEV_STATUS = 0xC138FD07
-    DEV_WAIT = 0xC138FD08
     TABLE_LOAD = 0xC138FD09
     TABLE_CLEAR = 0xC138FD0A
     TABLE_DEPS = 0xC138FD0B
     TABLE_STATUS = 0xC138FD0C
     LIST_VERSIONS = 0xC138FD0D
     TARGET_MSG = 0xC138FD0E
+    DEV_ARM_POLL = 0xC138FD10
     GET_TARGET_VERSION = 0xC138FD11
 
 
@@ -56,6 +56,7 @@ class Flag(enum.IntFlag):
     BUFFER_FULL = 1 << 8
     SKIP_LOCKFS = 1 << 10
     NOFLUSH = 1 << 11
+    QUERY_INACTIVE = 1 << 12
     DEFERRED_REMOVE = 1 << 17
 
 
@@ -171,6 +172,8 @@ def pack_message(text: str) -> bytes:
 
 def unpack_dependencies(data: bytes) -> list[int]:
     """struct dm_target_deps: u32 count, u32 padding, u64 device numbers."""
+    if not data:  # no live table
+        return []
     (count,) = struct.unpack_from("=I", data)
     return [unpack_device_number(dev) for dev in struct.unpack_from(f"={count}Q", data, 8)]
 

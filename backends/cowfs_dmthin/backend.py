@@ -146,7 +146,7 @@ class DmThinBackend:
         info = control.info(name)
         if info is None:
             return False
-        used = control.dependencies(name) if info.has_live_table else []
+        used = control.dependencies(name)
         if used and set(used) != {metadata.device_number, data.device_number}:
             raise InvalidRequest(
                 f"there is already a device '{name}' on this machine, on other devices than {metadata.path} and "

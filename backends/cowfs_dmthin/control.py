@@ -95,12 +95,21 @@ class Control:
                 return
 
     def remove_if_there(self, name: str) -> None:
-        """`remove` of a device that may be gone already."""
-        try:
-            self.remove(name)
-        except ControlError as error:
-            if error.errno != errno.ENXIO:
-                raise
+        """`remove` of a device that may be gone already. What fails for a moment only is tried once more.
+
+        Raises:
+            ControlError: EBUSY, when somebody uses it; it is as it was.
+        """
+        for is_last in (False, True):
+            try:
+                self.remove(name)
+            except ControlError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                if error.errno == errno.EBUSY or is_last:
+                    raise
+            else:
+                return
 
     def cancel_deferred_remove(self, name: str) -> None:
         self.message(name, "@cancel_deferred_remove")
@@ -130,11 +139,15 @@ class Control:
         return unpack_names(self._call(Command.LIST_DEVICES, "")[1])
 
     def dependencies(self, name: str) -> list[int]:
-        """Numbers of the devices that a device's live table uses."""
-        return unpack_dependencies(self._call(Command.TABLE_DEPS, name)[1])
+        """Numbers of the devices that a device's tables use: the live one, and one that is loaded."""
+        header, data = self._call(Command.TABLE_DEPS, name)
+        numbers = unpack_dependencies(data)
+        if Flag.INACTIVE_PRESENT in header.flags:
+            numbers += unpack_dependencies(self._call(Command.TABLE_DEPS, name, flags=Flag.QUERY_INACTIVE)[1])
+        return numbers
 
     def devices_above(self, device_number: int) -> dict[str, int]:
-        """Device numbers of the devices whose live tables use a device, by name."""
+        """Device numbers of the devices whose tables use a device, by name."""
         found = {}
         for name, number in self.devices().items():
             try:
@@ -180,10 +193,6 @@ class Control:
     def message(self, name: str, text: str) -> None:
         self._call(Command.TARGET_MSG, name, pack_message(text))
 
-    def wait(self, name: str, event_number: int) -> int:
-        """Block until the event counter is not `event_number` any more; the new value."""
-        return self._call(Command.DEV_WAIT, name, event_number=event_number)[0].event_number
-
     # ------------------------------------------------------------------------------------------ driver
 
     def version(self) -> tuple[int, int, int]:
@@ -199,6 +208,18 @@ class Control:
                 raise
             _, data = self._call(Command.LIST_VERSIONS, "")
         return unpack_versions(data).get(target)
+
+    def open_events(self) -> int:
+        """A descriptor for `arm_events`, which the caller closes."""
+        return nodes.open_misc(self._path, "device-mapper", os.O_RDWR)
+
+    def arm_events(self, fd: int) -> None:
+        """Make a descriptor readable at the next event of any device; until then it is not."""
+        header = DmHeader(DmHeader.SIZE).pack()
+        try:
+            fcntl.ioctl(fd, Command.DEV_ARM_POLL, bytearray(header))
+        except OSError as error:
+            raise ControlError(Command.DEV_ARM_POLL, "", error.errno or errno.EIO) from error
 
     def close(self) -> None:
         if self._fd >= 0:

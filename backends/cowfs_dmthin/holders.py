@@ -46,7 +46,9 @@ def _processes(device_number: int) -> list[str]:
         with suppress(OSError):
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
-                    if os.stat(f"/proc/{pid}/fd/{fd}").st_rdev == device_number:
+                    found = os.stat(f"/proc/{pid}/fd/{fd}")
+                    # The node, or a file on it: all that shows of a mount that was detached.
+                    if device_number in (found.st_rdev, found.st_dev):
                         names.append(f"process {pid}")
                         break
     return names

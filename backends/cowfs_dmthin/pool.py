@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
 from cowfs.errors import (
     InvalidRequest,
     MetadataCorrupt,
@@ -34,7 +34,8 @@ from cowfs.pool import (
     ThinTable,
     UnreadableStatus,
 )
-from cowfs.thinmeta import Metadata
+from cowfs.thinmeta import Metadata, Superblock
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, unpack_index
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
@@ -46,7 +47,6 @@ from cowfs_dmthin.thin import DmThin
 _T = TypeVar("_T")
 _POOL_SUFFIX = "-pool"
 _QUIET_READS = 3
-_COPY_CHUNK_BYTES = 1 << 20
 
 
 class DmPool:
@@ -129,10 +129,11 @@ class DmPool:
     def event_counter(self) -> int:
         return self._info().event_number
 
-    def wait_for_event(self, after: int) -> int:
-        """Block until the event counter has passed `after`; its value. For a thread at the edge."""
-        self._require_open()
-        return self._control.wait(self._name, after)
+    def open_events(self) -> int:
+        return self._control.open_events()
+
+    def arm_events(self, fd: int) -> None:
+        self._control.arm_events(fd)
 
     def _info(self) -> DeviceInfo:
         self._require_open()
@@ -284,7 +285,11 @@ class DmPool:
 
         def copy(device: BlockDevice) -> FileDevice:
             with tempfile.NamedTemporaryFile(prefix="cowfs-metadata-") as file:
-                _copy_sparse(device, file.fileno())
+                try:
+                    ranges = list(_allocated_ranges(device))
+                except (MetadataCorrupt, PoolIoError):
+                    ranges = [(0, device.size_bytes)]
+                copy_sparse(device, file.fileno(), ranges)
                 return FileDevice(file.name, read_only=True)
 
         return self._read_quietly(copy)
@@ -369,7 +374,11 @@ class DmPool:
             raise InvalidRequest(f"'{name}' cannot be {length_sectors} sectors long; give at least 1")
         if any(thin.name == name for thin in self._thins):
             raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
-        for number in self._used(self._lent_devices(thin_id)).values():
+        dm_name = name if self._is_foreign else dm_name_of_thin(self._name, name)
+        lent = self._lent_devices(thin_id)
+        if self._is_foreign:  # on which idle devices of others are not ours to remove
+            lent = {other: number for other, number in lent.items() if other == dm_name or self._is_used(other)}
+        for number in self._used(lent).values():
             raise ThinBusy(f"thin {thin_id} of pool '{self._name}' is in use already: {describe_holders(number)}")
         with ExitStack() as undo:
             origin = None
@@ -380,7 +389,7 @@ class DmPool:
                 self._control,
                 self,
                 name,
-                name if self._is_foreign else dm_name_of_thin(self._name, name),
+                dm_name,
                 thin_id,
                 length_sectors,
                 read_only=read_only,
@@ -504,8 +513,12 @@ class DmPool:
             thin.close()
         with suppress(PoolError):  # a pool that failed is closed all the same
             self.commit()
-        if not self._is_foreign and not self._used({name: number for _, name, number in self._lent()}):
-            self._remove()
+        if not self._is_foreign:
+            is_lent = True  # then, or when it cannot be told, the kernel removes the pool with its last user
+            with suppress(ControlError):
+                is_lent = bool(self._used({name: number for _, name, number in self._lent()}))
+            if not is_lent:
+                self._remove()
         self._closed = True
         if self._fd >= 0:
             os.close(self._fd)
@@ -513,20 +526,18 @@ class DmPool:
         self._data.close()
 
     def _remove(self) -> None:
-        try:
+        with suppress(ControlError):
             # Else it would go by itself, later, when the node is closed.
             self._control.cancel_deferred_remove(self._name)
-            os.close(self._fd)
-            self._fd = -1
-            self._control.remove(self._name)
+        os.close(self._fd)
+        self._fd = -1
+        try:
+            self._control.remove_if_there(self._name)
         except ControlError as error:
-            if error.errno == errno.EBUSY:
-                self._fd = self._hold()
-                raise ThinBusy(
-                    f"pool '{self._name}' cannot be closed: {describe_holders(self._device_number)}"
-                ) from error
-            if error.errno != errno.ENXIO:
+            if error.errno != errno.EBUSY:
                 raise
+            self._fd = self._hold()
+            raise ThinBusy(f"pool '{self._name}' cannot be closed: {describe_holders(self._device_number)}") from error
 
     def _require_open(self) -> None:
         if self._closed:
@@ -556,14 +567,19 @@ def dm_name_of_thin(pool_name: str, name: str) -> str:
     return f"{prefix[: MAX_DM_NAME_BYTES - 40]}-name-{digest}"
 
 
-def _copy_sparse(device: BlockDevice, fd: int) -> None:
-    """Copy a device into an empty file, leaving holes for what is zero."""
-    size = device.size_bytes // METADATA_BLOCK_BYTES * METADATA_BLOCK_BYTES
-    os.ftruncate(fd, size)
-    for offset in range(0, size, _COPY_CHUNK_BYTES):
-        data = device.pread(offset, min(_COPY_CHUNK_BYTES, size - offset))
-        if data.count(0) != len(data):
-            os.pwrite(fd, data, offset)
+def _allocated_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what a metadata device has in use, bitmap by bitmap.
+
+    A large metadata device is mostly unused, at its end, and not everywhere do files tell their holes.
+    """
+    superblock = Superblock.unpack(device.pread(0, METADATA_BLOCK_BYTES))
+    blocks, root = superblock.metadata_space_map.nr_blocks, superblock.metadata_space_map.bitmap_root
+    index = device.pread(root * METADATA_BLOCK_BYTES, METADATA_BLOCK_BYTES)
+    for number, entry in enumerate(unpack_index(index, root, -(-blocks // ENTRIES_PER_BITMAP))):
+        if entry.nr_free < ENTRIES_PER_BITMAP:
+            begin = number * ENTRIES_PER_BITMAP
+            end = min(begin + ENTRIES_PER_BITMAP, blocks)
+            yield begin * METADATA_BLOCK_BYTES, (end - begin) * METADATA_BLOCK_BYTES
 
 
 def _discard_result(result: object) -> None:

@@ -100,6 +100,9 @@ class DmThin:
             undo.pop_all()
 
     def _create(self) -> int:
+        info = self._control.info(self.dm_name)
+        if info is not None and not info.has_live_table and not info.open_count:  # left by a crash before it was one
+            self._control.remove_if_there(self.dm_name)
         try:
             return self._control.create(self.dm_name)
         except ControlError as error:
@@ -230,20 +233,19 @@ class DmThin:
         """
         if self._closed:
             return
-        try:
+        with suppress(ControlError):
             # Else it would go by itself, later, when the node is closed.
             self._control.cancel_deferred_remove(self.dm_name)
-            self._disk.close()
-            self._control.remove(self.dm_name)
+        self._disk.close()
+        try:
+            self._control.remove_if_there(self.dm_name)
         except ControlError as error:
-            self._disk.close()
-            if error.errno == errno.EBUSY:
-                self._disk = self._open_disk()
-                self._control.remove(self.dm_name, deferred=True)
-                holders = describe_holders(self.device_number)
-                raise ThinBusy(f"'{self._name}' (thin {self._thin_id}) cannot be deactivated: {holders}") from error
-            if error.errno != errno.ENXIO:  # ENXIO: it was removed behind our back
+            if error.errno != errno.EBUSY:
                 raise
+            self._disk = self._open_disk()
+            self._control.remove(self.dm_name, deferred=True)
+            holders = describe_holders(self.device_number)
+            raise ThinBusy(f"'{self._name}' (thin {self._thin_id}) cannot be deactivated: {holders}") from error
         self._end()
 
     def _end(self) -> None:

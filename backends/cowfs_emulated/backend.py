@@ -19,7 +19,7 @@ from cowfs_emulated.pool import EmulatedPool
 class EmulatedBackend:
     """Thin pools in this process, on any two files or block devices that the user may open.
 
-    A pool holds an exclusive `flock` on its metadata file while it is open.
+    A pool holds an exclusive `flock` on its metadata file while it is open, and claims block devices.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ def _open(path: str, role: str, *, read_only: bool = False) -> FileDevice:
     # Nodes are reached through links (/dev/mapper, /dev/disk); a link among a home's files is a trap.
     nofollow = not path.startswith("/dev/")
     try:
-        return FileDevice(path, read_only=read_only, nofollow=nofollow)
+        return FileDevice(path, read_only=read_only, nofollow=nofollow, exclusive=True)
     except OSError as error:
         reason = os.strerror(error.errno or errno.EIO).lower()
         if error.errno == errno.ELOOP:

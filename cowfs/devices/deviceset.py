@@ -83,6 +83,7 @@ class DeviceSet:
         self._is_closed = False
         self._active = ActiveDevices(pool, pool_prefix(files.home))
         self.pool = pool
+        self._node_pool = pool if isinstance(pool, NodePool) else None
         self._health = health.examine(pool)
         self.read_only = read_only or not self._health.can_change
         self._store = DeviceStore(files, read_only=self.read_only)
@@ -407,7 +408,8 @@ class DeviceSet:
             if deferred:
                 self._deletions.mark(name)
                 return False
-            raise DeviceBusy(str(error)) from error
+            what = f"device {name!r} cannot be removed: " if isinstance(error, ThinBusy) else ""
+            raise DeviceBusy(f"{what}{error}") from error
         return True
 
     def _remove_idle(self, name: str) -> None:
@@ -551,7 +553,7 @@ class DeviceSet:
             MissingRequirement: the backend has no nodes.
         """
         record = self._usable(name)
-        if not isinstance(self.pool, NodePool):
+        if self._node_pool is None:
             raise MissingRequirement(
                 f"device {name!r} has no block device node: its backend runs in this process, not in the kernel",
                 remedy="cowfs --backend dmthin ...",
@@ -565,9 +567,9 @@ class DeviceSet:
 
     def lent(self) -> dict[str, list[int]]:
         """Devices that others use through their nodes, with the numbers of these; whoever lent them."""
-        if not isinstance(self.pool, NodePool):
+        if self._node_pool is None:
             return {}
-        nodes = self.pool.lent()
+        nodes = self._node_pool.lent()
         return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
 
     def target_name(self, name: str) -> str:

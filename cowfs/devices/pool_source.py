@@ -171,10 +171,7 @@ def _open(path: str, role: str, *, read_only: bool = True) -> FileDevice:
         mode = os.stat(path).st_mode
         if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
             raise HomeError(f"{role} device {path} is neither a block device nor a file", errno=errno.ENOTBLK)
-        if stat.S_ISBLK(mode):
-            # The kernel refuses this for what is mounted or part of another device.
-            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-        return FileDevice(path, read_only=read_only)
+        return FileDevice(path, read_only=read_only, exclusive=True)
     except OSError as error:
         if isinstance(error, CowfsError):
             raise

@@ -6,7 +6,6 @@ temporary file of the same size, and back only what changed.
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shutil
@@ -15,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, data_ranges
 from cowfs.errors import MissingRequirement
 from cowfs.ext4.ranges import Range, difference, intersection
 from cowfs.pool.interface import ThinDevice
@@ -73,24 +72,8 @@ def mapped_ranges(device: BlockDevice) -> Iterator[Range]:
             length = min(extent.length * device.block_bytes, device.size_bytes - offset)
             if length > 0:
                 yield offset, length
-    elif isinstance(device, FileDevice) and not device.is_block_node:
-        yield from _data_ranges(device)
     else:
-        yield 0, device.size_bytes
-
-
-def _data_ranges(file: FileDevice) -> Iterator[Range]:
-    end, size = 0, file.size_bytes
-    while end < size:
-        try:
-            begin = os.lseek(file.fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            yield end, size - end  # the file system cannot tell
-            return
-        end = min(os.lseek(file.fd, begin, os.SEEK_HOLE), size)
-        yield begin, end - begin
+        yield from data_ranges(device)
 
 
 def copy_mapped(source: BlockDevice, target: BlockDevice, *, within: Sequence[Range] | None = None) -> None:

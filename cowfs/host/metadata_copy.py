@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, data_ranges
 from cowfs.errors import HomeError
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -24,8 +24,8 @@ def copy_metadata(source: BlockDevice, home: Path) -> int:
         fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, source.size_bytes)
-            for begin, end in _data_ranges(source):
-                _copy_range(source, fd, begin, end)
+            for begin, length in data_ranges(source):
+                _copy_range(source, fd, begin, begin + length)
         except BaseException:
             os.close(fd)
             raise
@@ -35,24 +35,6 @@ def copy_metadata(source: BlockDevice, home: Path) -> int:
             errno=error.errno,
         ) from error
     return fd
-
-
-def _data_ranges(source: BlockDevice) -> list[tuple[int, int]]:
-    fd = getattr(source, "fd", None)
-    if fd is None:
-        return [(0, source.size_bytes)]
-    ranges = []
-    end = 0
-    while end < source.size_bytes:
-        try:
-            begin = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing but a hole
-                break
-            raise
-        end = os.lseek(fd, begin, os.SEEK_HOLE)
-        ranges.append((begin, end))
-    return ranges
 
 
 def _copy_range(source: BlockDevice, target: int, begin: int, end: int) -> None:

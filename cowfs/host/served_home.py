@@ -19,6 +19,7 @@ from cowfs.fuse.server import MountOptions, Service, end_mount, serve_view
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree import TreeView
 from cowfs.host.deletions import deletion_service
+from cowfs.host.events import event_service
 from cowfs.host.mounting import MountRequest
 from cowfs.host.request import Host, MountedView
 from cowfs.host.server import ControlServer
@@ -82,7 +83,7 @@ class ServedHome:
     async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, and serve until it is unmounted. In the main task."""
         devices = self.host.devices
-        services: list[Service] = [self._control.serve, deletion_service(devices)]
+        services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
         if isinstance(self._view, HomeView):
             services.append(self._view.serve_deletions)
         if self._request.until_put:

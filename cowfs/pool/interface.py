@@ -260,6 +260,17 @@ class NodePool(Pool, Protocol):
         """Ids of thins in use by others, with the device numbers of their nodes."""
         ...
 
+    def open_events(self) -> int:
+        """A descriptor to wait for events on, which the caller closes."""
+        ...
+
+    def arm_events(self, fd: int) -> None:
+        """Make the descriptor readable at the next event, of this pool or another; until then it is not.
+
+        Look at `event_counter` after this and wait then, and no event is missed.
+        """
+        ...
+
 
 @runtime_checkable
 class Backend(Protocol):

@@ -5,14 +5,12 @@ A judge returns findings, one line each; none means clean. `require_clean` asks 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool
 from cowfs.thinmeta.check import Severity, check
@@ -73,31 +71,3 @@ def thin_check_findings(device: BlockDevice) -> list[str]:
 
 def _call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=_TOOL_TIMEOUT_SECONDS)
-
-
-def copy_sparse(device: BlockDevice, fd: int) -> None:
-    """Copy a device into an empty file, leaving holes for what is zero."""
-    os.ftruncate(fd, device.size_bytes)
-    for begin, end in _data_ranges(device):
-        for offset in range(begin, end, _COPY_CHUNK_BYTES):
-            data = device.pread(offset, min(_COPY_CHUNK_BYTES, end - offset))
-            if data != bytes(len(data)):
-                os.pwrite(fd, data, offset)
-
-
-def _data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
-    """Where a device may hold something; of a file, what is not a hole."""
-    end = device.size_bytes
-    if not isinstance(device, FileDevice) or device.is_block_node:
-        yield 0, end
-        return
-    offset = 0
-    while offset < end:
-        try:
-            begin = os.lseek(device.fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        offset = os.lseek(device.fd, begin, os.SEEK_HOLE)
-        yield begin, offset

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.blockdev import BlockDevice, MemoryDevice
+from cowfs.blockdev import BlockDevice, MemoryDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.testing import thin_tools
-from cowfs.testing.judges import copy_sparse
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.xml import dump
 

@@ -8,15 +8,20 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from cowfs.errors import InvalidRequest, MetadataCorrupt, ThinBusy
+import trio
+import trio.testing
+
+from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
+from cowfs.host.events import describe, wait_for_event
 from cowfs.pool import PoolTable
 from cowfs.units import Sectors
-from cowfs_dmthin import BACKEND, ControlError, DmPool, DmThin, nodes
+from cowfs_dmthin import BACKEND, Control, ControlError, DmPool, DmThin, DmThinBackend, nodes
+from cowfs_dmthin.abi import Command
 from cowfs_dmthin.loop import loop_devices_of
 from tests.uml.guest_checks import (
     CONTROL,
@@ -281,17 +286,31 @@ def nodes_are_found_by_number_whatever_their_names(folder: Path) -> None:
 
 
 @check
-def an_event_wakes_who_waits(folder: Path) -> None:
+def an_event_wakes_the_task_that_waits_while_others_go_on(folder: Path) -> None:
     pool = open_pool(make_table(folder).replace(low_water_blocks=60))
     pool.create_thin(1)
+    thin = activate(pool)
     before = pool.event_counter
-    seen: list[int] = []
-    thread = threading.Thread(target=lambda: seen.append(pool.wait_for_event(before)))
-    thread.start()
-    activate(pool).pwrite(0, bytes(8 * BLOCK))
-    thread.join(20)
-    assert seen == [pool.event_counter]
-    assert seen[0] > before
+    order: list[str] = []
+
+    async def wait() -> None:
+        order.append(f"event {await wait_for_event(pool, before)}")
+
+    async def main() -> None:
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                # An event of another device wakes it, and it waits on.
+                CONTROL.create("other-pool")
+                CONTROL.remove("other-pool")
+                await trio.testing.wait_all_tasks_blocked()
+                order.append("written")
+                thin.pwrite(0, bytes(8 * BLOCK))
+
+    trio.run(main)
+    assert order == ["written", f"event {before + 1}"]
+    assert describe(pool).startswith("mode write; 3.5 MiB of data and ")
     pool.close()
 
 
@@ -303,6 +322,119 @@ def errors_keep_the_errno_of_the_kernel(folder: Path) -> None:
         CONTROL.message("nobody", "create_thin 1")
     assert CONTROL.info("nobody") is None
     assert CONTROL.target_version("no-such-target") is None
+
+
+def session(backend: DmThinBackend, table: PoolTable) -> None:
+    """Everything a command asks of the kernel: open, snapshot of a used thin, write, resize, lend, close."""
+    pool = backend.open_pool("check-pool", table)
+    try:
+        pool.create_thin(2)
+        thin = pool.activate("check-a", 1, 32 * 128)
+        thin.pwrite(0, b"written")
+        thin.suspend()
+        pool.create_snap(3, 1)
+        thin.resume()
+        thin.resize(16 * 128)
+        assert isinstance(thin, DmThin)
+        fd = thin.lend()
+        try:
+            pool.create_snap(4, 1)
+        finally:
+            os.close(fd)
+        pool.activate("check-b", 4, 128).close()
+        pool.reload(table.replace(low_water_blocks=1))
+        pool.resume()
+        for thin_id in (2, 3, 4):
+            pool.delete(thin_id)
+    finally:
+        with contextlib.suppress(OSError):  # ours is the first error
+            pool.close()
+
+
+class Broken(Control):
+    """Acts instead of request number `at`, or before it; counts them all."""
+
+    def __init__(self, at: int, act: Callable[[Command, str], None]) -> None:
+        super().__init__()
+        self.at = at
+        self.act = act
+        self.count = 0
+
+    def _call(self, command: Command, name: str, *rest: Any, **options: Any) -> Any:
+        self.count += 1
+        if self.count - 1 == self.at:
+            self.act(command, name)
+        return super()._call(command, name, *rest, **options)
+
+
+def requests_of_a_session(table: PoolTable) -> int:
+    pool = open_pool(table)
+    pool.create_thin(1)
+    pool.close()
+    counting = Broken(-1, lambda *_: None)
+    session(DmThinBackend(counting), table)
+    counting.close()
+    assert counting.count > 40
+    return counting.count
+
+
+def tidy(table: PoolTable) -> None:
+    """Open the pool, whatever was left, and make it as it was before the session; nothing is left then."""
+    pool = open_pool(table)
+    for thin_id in set(pool.thin_ids()) - {1}:
+        pool.delete(thin_id)
+    for name in ("check-a", "check-b"):
+        pool.activate(name, 1, 128).close()
+    pool.close()
+    assert not CONTROL.devices()
+    assert not attached_loops()
+
+
+@check
+def a_request_that_fails_leaves_nothing_behind(folder: Path) -> None:
+    table = make_table(folder)
+    count = requests_of_a_session(table)
+
+    def fail(command: Command, name: str) -> None:
+        raise ControlError(command, name, errno.ENOMEM)
+
+    told = 0
+    for at in range(count):
+        control = Broken(at, fail)
+        try:
+            session(DmThinBackend(control), table)
+        except PoolError:
+            told += 1
+        control.close()
+        try:
+            wait_until(lambda: not CONTROL.devices() and not attached_loops())
+        except AssertionError:
+            raise AssertionError(f"request {at} left {CONTROL.devices()} {attached_loops()}") from None
+        tidy(table)
+    print(json.dumps({"figure": f"{told} of {count} failing requests were errors of the session; nothing was left"}))
+    assert told > count // 2
+
+
+@check
+def a_process_that_dies_at_a_request_leaves_what_the_next_one_clears(folder: Path) -> None:
+    table = make_table(folder)
+    count = requests_of_a_session(table)
+    left = died = 0
+    for at in range(count):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                session(DmThinBackend(Broken(at, lambda *_: os._exit(9))), table)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, 9)  # how soon a lent thin goes makes a session a few requests longer or shorter
+        died += status == 9
+        left += bool(CONTROL.devices())
+        tidy(table)
+    assert died > 40
+    print(json.dumps({"figure": f"right after {left} of {count} deaths something was there, and was cleared"}))
 
 
 @check
@@ -328,4 +460,4 @@ def the_ioctls_are_five_times_as_fast_as_dmsetup(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS)
+    run_checks(CHECKS, sys.argv[1:])

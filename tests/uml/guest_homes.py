@@ -1,0 +1,573 @@
+"""Checks of homes on kernel pools that run inside a guest; see `guest_checks`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cowfs
+from cowfs.cli.app import run
+from cowfs.devices import DeviceSet
+from cowfs.errors import CowfsError, MountError
+from cowfs.host.kernel_mount import mount_by_kernel
+from cowfs.host.session import connect
+from cowfs.pool import load_backend
+from cowfs_dmthin import nodes
+from cowfs_dmthin.loop import loop_devices_of
+from tests.uml.guest_checks import (
+    CONTROL,
+    Check,
+    attached_loops,
+    expected,
+    run_checks,
+    somebody_has_open,
+    wait_until,
+)
+
+CHECKS: list[Check] = []
+MIB = 1 << 20
+SMALL = ("--data-size", "128M", "--metadata-size", "4M", "--base-size", "16M")
+
+
+def check(function: Check) -> Check:
+    CHECKS.append(function)
+    return function
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Cowfs:
+    """`cowfs("list")`: a command on a home, in this process."""
+
+    home: Path
+    backend: str = "dmthin"
+
+    def try_(self, *words: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = run(["--home", str(self.home), "--backend", self.backend, *map(str, words)])
+        return Outcome(status, out.getvalue(), err.getvalue())
+
+    def __call__(self, *words: object) -> Outcome:
+        outcome = self.try_(*words)
+        assert (outcome.status, outcome.err) == (0, ""), outcome
+        return outcome
+
+    def fails(self, status: int, *texts: str, words: tuple[object, ...]) -> str:
+        outcome = self.try_(*words)
+        assert outcome.status == status, outcome
+        assert outcome.err.count("\n") == 1, outcome
+        assert all(text in outcome.err for text in texts), outcome
+        return outcome.err
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        return {row["name"]: row for row in self("--json", "list").json}
+
+    def on(self, backend: str) -> Cowfs:
+        return Cowfs(self.home, backend)
+
+
+def make_home(folder: Path, *options: object, backend: str = "dmthin") -> Cowfs:
+    """A home with the devices base and web."""
+    home = Cowfs(folder / "home", backend)
+    home("init", *SMALL, *options)
+    home("create", "web")
+    return home
+
+
+def point(folder: Path, name: str = "point") -> Path:
+    path = folder / name
+    path.mkdir()
+    return path
+
+
+def assert_free() -> None:
+    """Nothing is left, at once."""
+    assert not CONTROL.devices()
+    assert not attached_loops()
+
+
+def shell(*words: object) -> str:
+    done = subprocess.run([str(word) for word in words], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    return done.stdout.strip()
+
+
+def loop_device(path: Path, size_bytes: int = 0) -> str:
+    """A loop device that stays until it is detached, with a node."""
+    if size_bytes:
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+    return shell("losetup", "--find", "--show", path)
+
+
+@contextlib.contextmanager
+def loops(folder: Path) -> Iterator[tuple[str, str]]:
+    """Two block devices, for data and for metadata."""
+    names = loop_device(folder / "disk", 96 * MIB), loop_device(folder / "small-disk", 8 * MIB)
+    try:
+        yield names
+    finally:
+        shell("losetup", "--detach", *names)
+
+
+# --- mounts by the kernel
+
+
+@check
+def the_kernel_mounts_a_device_and_the_home_is_free(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    assert home("mount", "--kernel", "web", mnt).out == ""
+    (mnt / "file").write_text("through the kernel\n")
+    assert home.rows()["web"]["mounted"] == [str(mnt)]
+    status = home("--json", "status").json
+    assert status["holder_pid"] is None
+    assert status["views"] == [{"device": "web", "mount_point": str(mnt), "view": "kernel", "read_only": False}]
+    assert f"Mounted        web at {mnt}, file tree, by the kernel\n" in home("status").out
+    report = home("--json", "inspect", "web").json
+    assert report["active"]
+    assert report["views"] == status["views"]
+    home("snapshot", "web", "copy")
+    home("check")
+    assert "<device dev_id=" in home("dump").out
+    home("umount", mnt)
+    assert_free()
+    home("mount", "copy", mnt)
+    assert (mnt / "file").read_text() == "through the kernel\n"
+    home("umount", mnt)
+
+
+@check
+def what_the_kernel_has_mounted_is_busy(folder: Path) -> None:
+    home, mnt, other = make_home(folder), point(folder), point(folder, "other")
+    home("mount", "--kernel", "web", mnt)
+    home.fails(5, "'web' is mounted at", str(mnt), "cowfs umount", words=("remove", "web"))
+    home.fails(5, "in use already", f"the mount at {mnt}", words=("mount", "web", other))
+    home.fails(5, "in use already", f"the mount at {mnt}", words=("mount", "--kernel", "web", other))
+    home.fails(5, "the kernel uses its pool", words=("check", "--repair"))
+    home.on("emulated").fails(5, "in use by another pool", "--backend dmthin", words=("list",))
+    home.fails(4, "the thin is active", f"the mount at {mnt}", words=("message", "delete", "2"))
+    with somebody_has_open(str(mnt)):
+        home.fails(6, f"umount {mnt}: files in it are in use", words=("umount", mnt))
+    home("umount", mnt)
+    home("remove", "web")
+
+
+@check
+def a_plain_umount_leaves_nothing_either(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    home("mount", "--kernel", "web", mnt)
+    shell("umount", mnt)
+    wait_until(lambda: not CONTROL.devices() and not attached_loops())
+
+
+@check
+def a_lazy_unmount_leaves_the_device_to_who_uses_it(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    home("mount", "--kernel", "web", mnt)
+    (mnt / "file").touch()
+    with somebody_has_open(str(mnt / "file")):
+        home("umount", "--lazy", mnt)
+        assert home.rows()["web"]["mounted"] == []
+        home.fails(5, "device 'web' cannot be removed", "held by process", words=("remove", "web"))
+    wait_until(lambda: not CONTROL.devices() and not attached_loops())
+    home("remove", "web")
+
+
+@check
+def a_snapshot_of_a_busy_mount_holds_what_was_synced(folder: Path) -> None:
+    home, mnt, other = make_home(folder), point(folder), point(folder, "other")
+    home("mount", "--kernel", "web", mnt)
+    writer = "i=0; while :; do i=$((i+1)); echo $i >$0/$i; done"
+    with subprocess.Popen(["sh", "-c", writer, str(mnt)], stderr=subprocess.DEVNULL) as process:
+        try:
+            for number in range(3):
+                (mnt / f"mark-{number}").write_text("synced")
+                home("snapshot", "web", f"copy-{number}")
+        finally:
+            process.kill()
+    home("umount", mnt)
+    for number in range(3):
+        home("mount", "--raw", "--read-only", f"copy-{number}", other)
+        shell("e2fsck", "-fn", other / f"copy-{number}")  # frozen: clean without a replay
+        home("umount", other)
+        home("mount", "--kernel", "--read-only", f"copy-{number}", other)
+        assert [path.name for path in sorted(other.glob("mark-*"))] == [f"mark-{n}" for n in range(number + 1)]
+        home("umount", other)
+
+
+@check
+def xfs_is_mounted_beside_its_snapshot(folder: Path) -> None:
+    home = Cowfs(folder / "home")
+    home("init", "--data-size", "512M", "--metadata-size", "4M", "--base-size", "320M")
+    home("create", "web")
+    with cowfs.open_home(home.home, backend="dmthin") as api, api.device("web") as disk:
+        shell("mkfs.xfs", "-q", "-f", getattr(disk, "node"))  # noqa: B009
+    home("snapshot", "web", "copy")
+    points = [point(folder, name) for name in ("web", "copy")]
+    for mnt in points:
+        home("mount", "--kernel", mnt.name, mnt, "--options", "noatime")
+        (mnt / "file").write_text(mnt.name)
+    lines = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    options = {line[1]: line[3].split(",") for line in lines if line[2] == "xfs"}
+    assert all({"noatime", "nouuid"} <= set(options[str(mnt)]) for mnt in points)
+    for mnt in points:
+        home("umount", mnt)
+    home.fails(7, "'web'", words=("mount", "web", points[0]))  # not a file tree of ours
+
+
+@check
+def errors_of_mount_say_what_was_asked(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    with connect(home.home, "dmthin") as session, pytest.raises(MountError) as caught:
+        mount_by_kernel(session, "web", str(mnt), options="nodev,nosuch=1,noatime", read_only=True)
+    error = caught.value
+    assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)
+    assert error.source.startswith("/dev/dm-")
+    assert (error.flags, error.data) == (0x405, "nosuch=1")
+    assert str(error) == f"mount {error.source}:{mnt}, flags: 0x405, data: nosuch=1: invalid argument"
+    wait_until(lambda: not CONTROL.devices() and not attached_loops())
+    home.fails(2, "'bind'", words=("mount", "--kernel", "web", mnt, "--options", "bind"))
+    home.fails(2, "--kernel", words=("mount", "--kernel", "--raw", "web", mnt))
+    home.fails(2, "--kernel", words=("mount", "web", mnt, "--options", "ro"))
+    home.fails(5, "'nix'", words=("mount", "--kernel", "nix", mnt))
+    home.fails(6, "does not exist", words=("mount", "--kernel", "web", mnt / "nowhere"))
+    (mnt / "file").touch()
+    home.fails(6, "not empty", words=("mount", "--kernel", "web", mnt))
+    (mnt / "file").unlink()
+    home.on("emulated").fails(3, "no block device node", "--backend dmthin", words=("mount", "--kernel", "web", mnt))
+    with cowfs.open_home(home.home, backend="dmthin") as api, api.device("web") as disk:
+        disk.zero(0, disk.size_bytes)
+    home.fails(7, "'web'", "unknown file system type", words=("mount", "--kernel", "web", mnt))
+
+
+@check
+def a_home_that_is_served_lends_its_devices_too(folder: Path) -> None:
+    home, served, mnt = make_home(folder), point(folder, "served"), point(folder)
+    home("create", "other")
+    home("mount", "web", served)
+    home.fails(5, "'web'", "in use", words=("mount", "--kernel", "web", mnt))
+    home("mount", "--kernel", "other", mnt)
+    (mnt / "file").write_text("other")
+    assert {name: row["mounted"] for name, row in home.rows().items()} == {
+        "base": [],
+        "other": [str(mnt)],
+        "web": [str(served)],
+    }
+    home.fails(5, f"'other' is mounted at {mnt}", words=("remove", "other"))
+    home("snapshot", "other", "copy")
+    home("umount", served)
+    assert home.rows()["other"]["mounted"] == [str(mnt)]
+    home("mount", "copy", served)
+    assert (served / "file").read_text() == "other"
+    home("umount", mnt)
+    home("umount", served)
+    assert_free()
+
+
+@check
+def devices_of_several_homes_are_mounted_at_once(folder: Path) -> None:
+    homes = [make_home(point(folder, name)) for name in ("a", "b")]
+    for home in homes:
+        home("mount", "--kernel", "web", point(home.home.parent, "point"))
+    for home in homes:
+        assert home.rows()["web"]["mounted"] == [str(home.home.parent / "point")]
+        home("umount", home.home.parent / "point")
+
+
+# --- where a pool is
+
+
+@check
+def loops_of_the_files_that_are_attached_already_are_used_and_left(folder: Path) -> None:
+    home = make_home(folder)
+    files = [home.home / "devicemapper" / name for name in ("data", "metadata")]
+    names = [loop_device(path) for path in files]
+    shifted = shell("losetup", "--find", "--show", "--offset", "4096", files[0])
+    home("create", "more")
+    assert [len(loop_devices_of(os.stat(path))) for path in files] == [1, 1]
+    assert sorted(attached_loops()) == sorted(name.removeprefix("/dev/") for name in (*names, shifted))
+    shell("losetup", "--detach", *names, shifted)
+    # One that cannot be written is not used.
+    name = shell("losetup", "--find", "--show", "--read-only", files[0])
+    home("create", "another")
+    shell("losetup", "--detach", name)
+    assert sorted(home.rows()) == ["another", "base", "more", "web"]
+
+
+@check
+def a_pool_on_devices_is_used_by_both_backends(folder: Path) -> None:
+    with loops(folder) as (data, metadata):
+        home = make_home(folder, "--data-device", data, "--metadata-device", metadata)
+        assert os.listdir(home.home / "devicemapper") == []
+        for number, backend in enumerate(["emulated", "dmthin", "emulated"]):
+            home.on(backend)("snapshot", "web", f"web-{number}")
+        status = home("--json", "status").json
+        assert (status["data_file"], status["metadata_file"]) == (data, metadata)
+        assert status["data_total_bytes"] == 96 * MIB
+        for what in ("list", "dump"):
+            assert home(what).out == home.on("emulated")(what).out
+        home("check")
+        mnt = point(folder)
+        home("mount", "--kernel", "web", mnt)
+        home.on("emulated").fails(5, "busy", words=("list",))
+        home.on("emulated").fails(5, "busy", words=("check",))
+        home("umount", mnt)
+        home.on("emulated")("check")
+
+
+@check
+def half_a_pool_on_a_device_has_a_file_for_the_rest(folder: Path) -> None:
+    with loops(folder) as (data, metadata):
+        home = make_home(point(folder, "a"), "--data-device", data)
+        assert os.listdir(home.home / "devicemapper") == ["metadata"]
+        assert sorted(home.rows()) == ["base", "web"]
+        home = make_home(point(folder, "b"), "--metadata-device", metadata)
+        assert os.listdir(home.home / "devicemapper") == ["data"]
+        assert sorted(home.on("emulated").rows()) == ["base", "web"]
+
+
+@check
+def wrong_devices_are_refused(folder: Path) -> None:
+    with loops(folder) as (data, metadata):
+
+        def refused(*texts: str, data: str = data, metadata: str = metadata, status: int = 5) -> None:
+            home = Cowfs(folder / "home")
+            words = ("init", "--base-size", "16M", "--data-device", data, "--metadata-device", metadata)
+            home.fails(status, *texts, words=words)
+            assert_no_devices()
+
+        def assert_no_devices() -> None:
+            assert not CONTROL.devices()
+
+        alias = folder / "alias"
+        os.mknod(alias, 0o600 | 0o060000, os.stat(data).st_rdev)
+        refused("are the same device", metadata=data)
+        refused("are the same device", metadata=str(alias))
+        refused("no such file", data="/dev/nowhere")
+        refused("neither a block device", data="/dev/tty")
+        shell("mke2fs", "-q", data)
+        refused("a file system (ext2)", "--force")
+        mnt = point(folder)
+        shell("mount", data, mnt)
+        refused("busy", "mounted or part of another device")
+        shell("umount", mnt)
+        home = make_home(folder, "--data-device", data, "--metadata-device", metadata, "--force")
+        other = Cowfs(folder / "other")
+        options = ("--base-size", "16M", "--metadata-device", metadata)
+        other.fails(5, "the metadata of a thin pool already", words=("init", *options))
+        home("mount", "--kernel", "web", mnt)
+        other.fails(5, "part of another device", words=("init", *options))
+        other.fails(5, "part of another device", words=("init", *options, "--force"))
+        home("umount", mnt)
+        assert sorted(home.rows()) == ["base", "web"]
+
+
+@contextlib.contextmanager
+def foreign_pool(folder: Path, name: str = "tank") -> Iterator[None]:
+    """A pool that dmsetup made."""
+    with loops(folder) as (data, metadata):
+        table = f"0 {96 * MIB // 512} thin-pool {metadata} {data} 128 0 1 skip_block_zeroing"
+        shell("dmsetup", "create", name, "--table", table)
+        try:
+            yield
+        finally:
+            shell("dmsetup", "remove", name)
+
+
+@check
+def a_pool_that_somebody_else_made_is_used_and_left(folder: Path) -> None:
+    with foreign_pool(folder):
+        home = make_home(folder, "--thin-pool", "/dev/mapper/tank")
+        table = shell("dmsetup", "table", "tank")
+        assert json.loads((home.home / "cowfs.json").read_text())["thin_pool"] == "tank"
+        assert sorted(CONTROL.devices()) == ["tank"]
+        status = home("--json", "status").json
+        assert (status["pool"], status["devices"]) == ("tank", 1)
+        home("snapshot", "web", "copy")
+        mnt = point(folder)
+        for options in ([], ["--kernel"]):
+            home("mount", *options, "web", mnt)
+            (mnt / "file").write_text("here")
+            assert sorted(home.rows()) == ["base", "copy", "web"]
+            names = [line.partition(": ")[0] for line in home("table").out.splitlines()]
+            assert names[0] == "tank"
+            prefix = names[1].removesuffix("-base")
+            assert prefix.startswith("docker-")
+            assert sorted(CONTROL.devices()) == [f"{prefix}-web", "tank"], (options, CONTROL.devices())
+            home("umount", mnt)
+            wait_until(lambda: sorted(CONTROL.devices()) == ["tank"])
+        home("check")
+        assert "<device dev_id=" in home("dump").out
+        home.fails(5, "lvconvert --repair", words=("check", "--repair"))
+        home.on("emulated").fails(3, "'tank' of the kernel", "--backend dmthin", words=("list",))
+        home("remove", "copy")
+        assert shell("dmsetup", "table", "tank") == table
+    home.fails(4, "there is no device 'tank'", words=("list",))
+
+
+@check
+def a_pool_of_somebody_elses_that_was_used_is_not_taken(folder: Path) -> None:
+    def refused(*texts: str, status: int = 5) -> None:
+        words = ("init", "--base-size", "16M", "--thin-pool", "tank")
+        Cowfs(folder / "home").fails(status, *texts, words=words)
+
+    refused("there is no device 'tank'", status=4)
+    with foreign_pool(folder):
+        shell("dmsetup", "message", "tank", "0", "set_transaction_id 0 5")
+        refused("unable to take ownership", "transaction id 5")
+        shell("dmsetup", "message", "tank", "0", "set_transaction_id 5 0")
+        shell("dmsetup", "message", "tank", "0", "create_thin 7")
+        refused("unable to take ownership", "1 thin devices")
+        shell("dmsetup", "create", "theirs", "--table", "0 2048 thin /dev/mapper/tank 7")
+        shell("dd", "if=/dev/zero", "of=/dev/mapper/theirs", "bs=64K", "count=2", "oflag=direct")
+        refused("unable to take ownership of thin-pool tank", "2 used data blocks")
+        shell("dmsetup", "remove", "theirs")
+        shell("dmsetup", "message", "tank", "0", "delete 7")
+        make_home(folder, "--thin-pool", "tank")
+        other = Cowfs(folder / "other")
+        other.fails(5, "unable to take ownership", words=("init", "--base-size", "16M", "--thin-pool", "tank"))
+
+
+@check
+def a_pool_of_somebody_elses_that_cannot_be_used_is_told(folder: Path) -> None:
+    with foreign_pool(folder):
+        home = make_home(folder, "--thin-pool", "tank")
+        shell("dmsetup", "suspend", "tank")
+        home.fails(4, "'tank' is suspended", "dmsetup resume tank", words=("list",))
+        shell("dmsetup", "resume", "tank")
+        home("list")
+    shell("dmsetup", "create", "tank", "--table", "0 2048 error")
+    home.fails(4, "'tank' is not a thin pool", "error", words=("list",))
+    shell("dmsetup", "remove", "tank")
+
+
+@check
+def making_a_home_in_somebody_elses_pool_is_repeated_after_a_crash(folder: Path) -> None:
+    with foreign_pool(folder):
+        words = ["--home", str(folder / "home"), "--backend", "dmthin", "init", "--base-size", "16M"]
+        program = (
+            "import os, sys; from cowfs.devices.ext4_base import Ext4; from cowfs.cli import main\n"
+            "Ext4.make = lambda self, device, uuid: os.kill(os.getpid(), 9)\n"
+            "main(sys.argv[1:])\n"
+        )
+        done = subprocess.run([sys.executable, "-c", program, *words, "--thin-pool", "tank"], check=False)
+        assert done.returncode == -9
+        wait_until(lambda: sorted(CONTROL.devices()) == ["tank"])
+        home = make_home(folder, "--thin-pool", "tank")
+        assert [row["id"] for row in home.rows().values()] == [1, 2]
+        assert home("--json", "status").json["orphan_thin_ids"] == []
+
+
+# --- one home, either backend
+
+
+def tell(home: Cowfs) -> dict[str, Any]:
+    """What a home tells that must not depend on the backend."""
+    status = home("--json", "status").json
+    for key in ("backend", "data_file_allocated_bytes", "host_free_bytes"):
+        del status[key]
+    return {
+        "status": status,
+        **{what: home("--json", what).json for what in ("list", "table")},
+        "dmstatus": home("dmstatus").out,
+        "dump": home("dump").out,
+        "check": home("--json", "check").json,
+    }
+
+
+@check
+def a_home_goes_back_and_forth_between_the_backends(folder: Path) -> None:
+    home = make_home(folder, backend="emulated")
+    contents: dict[str, bytes] = {"web": b""}
+    for number in range(6):
+        now = home.on(("dmthin", "emulated")[number % 2])
+        mark = f"round {number} on {now.backend}".encode() * 1000
+        with cowfs.open_home(now.home, backend=now.backend) as api:
+            api.snapshot("web", f"web-{number}")
+            contents[f"web-{number}"] = contents["web"]
+            with api.device("web") as disk:
+                disk.pwrite(MIB + 12345 * number, mark)
+                contents["web"] = disk.pread(MIB, 2 * MIB)
+            if number == 3:
+                api.remove("web-1")
+                del contents["web-1"]
+        told = [tell(home.on(backend)) for backend in ("emulated", "dmthin")]
+        for what, value in told[0].items():
+            assert told[1][what] == value, (what, value, told[1][what])
+        for backend in ("emulated", "dmthin"):
+            with cowfs.open_home(now.home, backend=backend) as api:
+                for name, content in contents.items():
+                    with api.device(name, read_only=True) as disk:
+                        assert not content or disk.pread(MIB, 2 * MIB) == content, (number, backend, name)
+
+
+# --- what goes away
+
+
+@check
+def a_thin_that_was_removed_behind_our_back_is_told(folder: Path) -> None:
+    home = make_home(folder)
+    with cowfs.open_home(home.home, backend="dmthin") as api, api.device("web") as disk:
+        # The kernel's way to remove what is in use: every request fails from then on.
+        shell("dmsetup", "wipe_table", "--noflush", getattr(disk, "dm_name"))  # noqa: B009
+        with expected(CowfsError, errno.EIO, "web"):
+            disk.pread(0, 4096)
+    assert sorted(home.rows()) == ["base", "web"]
+
+
+@check
+def a_node_that_vanished_is_made_up_for(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    for number in range(8):
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"/dev/dm-{number}", f"/dev/hidden-{number}")
+    home("mount", "--kernel", "web", mnt)
+    numbers = CONTROL.devices()
+    for name, number in numbers.items():
+        os.unlink(nodes.node_path(number))
+        assert name
+    (mnt / "file").touch()
+    home("snapshot", "web", "copy")
+    home("umount", mnt)
+    home("mount", "copy", mnt)
+    assert (mnt / "file").exists()
+    home("umount", mnt)
+
+
+@check
+def a_lent_device_is_lent_once(folder: Path) -> None:
+    home = make_home(folder)
+    with DeviceSet.open(home.home, load_backend("dmthin")) as devices:
+        fd = devices.lend("web")
+        assert devices.lent().keys() == {"web"}
+        with expected(CowfsError, errno.EBUSY, "in use already", f"process {os.getpid()}"):
+            devices.lend("web")
+        os.close(fd)
+        wait_until(lambda: not devices.lent())
+        devices.remove("web")
+
+
+if __name__ == "__main__":
+    run_checks(CHECKS, sys.argv[1:])

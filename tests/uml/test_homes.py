@@ -1,0 +1,19 @@
+"""Homes on kernel pools: their checks in a guest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.uml.guest_homes import CHECKS
+
+
+@pytest.fixture(scope="module")
+def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
+    return results_of("tests.uml.guest_homes")
+
+
+@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+def test_in_the_guest(results: dict[str, str], name: str) -> None:
+    assert not results[name], results[name]
