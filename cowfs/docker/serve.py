@@ -27,7 +27,7 @@ import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError
-from cowfs.host.driving import Driven, open_driven, settle_for
+from cowfs.host.driving import Driven, grow, open_driven, settle_for
 from cowfs.host.mounting import MountRequest, empty_mount_directory
 from cowfs.host.served_home import ServedHome
 from cowfs.layers import Driver
@@ -161,10 +161,13 @@ class _Plugin:
 
     async def initialise(self, init: Init) -> None:
         """A daemon has started: it holds nothing of what an earlier one may have got."""
-        if self._driven is None:
+        is_first = self._driven is None
+        if is_first:
             self._open(init.options or ())
         await self._ready.wait()
         options = parse_storage_options([*self._request.options, *(init.options or ())])
+        if not is_first:
+            grow(self._home().host.devices, options)
         self._home().drive(settle_for(self._request.backend, options), init.maps())
 
     def _home(self) -> ServedHome:

@@ -42,7 +42,7 @@ def open_driven(home: Path, backend_name: str, options: DriverOptions, *, make: 
     if not make or making.look_at(files) is making.HomeState.HOME:
         devices = DeviceSet.open(home, backend, min_free_percent=options.min_free_space_percent)
         try:
-            _grow(devices, options)
+            grow(devices, options)
         except BaseException:
             devices.close()
             raise
@@ -62,7 +62,8 @@ def settle_for(backend_name: str, options: DriverOptions) -> Settings:
     return settle(options, driver_facts(load_backend(backend_name), kernel_mounts=False))
 
 
-def _grow(devices: DeviceSet, options: DriverOptions) -> None:
+def grow(devices: DeviceSet, options: DriverOptions) -> None:
+    """Let an open home grow to what the options ask for. Raises UsageError for a base device that would shrink."""
     changes = changes_to_home(options, devices.status())
     for warning in changes.warnings:
         _log.warning("%s", warning)

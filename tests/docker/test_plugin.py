@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
-import socket
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import pytest
 import trio
@@ -15,6 +14,7 @@ import trio
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
 from cowfs.layers import Change, ChangeKind, Steps
+from tests.docker.unix_client import UnixClient
 
 PIECES = [b"a" * 70_000, b"", b"b" * 30_000]
 
@@ -106,22 +106,6 @@ class Served:
 
     async def forget(self, layer_id: str) -> None:
         self.calls.append(("forget", layer_id))
-
-
-class UnixClient(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("plugin", timeout=20)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
-        self.sock.connect(str(self._path))
-
-    def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        self.request("POST", f"/{name}", json.dumps(arguments), {"Accept": "application/vnd.docker.plugins.v1.2+json"})
-        answer: dict[str, Any] = json.loads(self.getresponse().read())
-        return answer
 
 
 def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:

@@ -1,0 +1,146 @@
+"""`cowfs docker-plugin` as a process: a daemon's requests, files at the paths it hands out, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Account
+from tests.docker.unix_client import UnixClient
+from tests.layers.driver_home import archive, names
+
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+
+SIZES = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
+
+
+class Plugin:
+    """The process, its socket and its home; one account's."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.home = account.directory / "home"
+        self.socket = account.directory / "plugin.sock"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *options: str) -> UnixClient:
+        words = ["cowfs", "--home", self.home, *options, "docker-plugin", "--socket", self.socket]
+        with (self.account.directory / "log").open("a") as log:
+            self.process = self.account.start(words, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            client = UnixClient(self.socket)
+            try:
+                client.connect()
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self.process.poll() is None, self.log()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return client
+
+    def log(self) -> str:
+        return (self.account.directory / "log").read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def refused(self, *options: str) -> str:
+        """The one line with which it does not start."""
+        words = ["cowfs", "--home", self.home, *options, "docker-plugin", "--socket", self.socket]
+        result = self.account.run(words, check=False)
+        assert result.returncode in (2, 5), result
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("cowfs: ")]
+        return line
+
+
+@pytest.fixture
+def plugin(account: Account) -> Iterator[Plugin]:
+    made = Plugin(account)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.stop()
+
+
+def init(client: UnixClient, *options: str) -> dict[str, object]:
+    return client.call("GraphDriver.Init", Home="/nowhere", Opts=list(options), UIDMaps=None, GIDMaps=None)
+
+
+def test_a_daemon_makes_uses_and_leaves_a_home(plugin: Plugin) -> None:
+    client = plugin.start()
+    assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+    assert "Init first" in client.call("GraphDriver.Exists", ID="image")["Err"]
+    assert "Unknown option" in str(init(client, "dm.colour=red")["Err"])
+    assert init(client, *SIZES) == {}
+    assert client.call("GraphDriver.Create", ID="image", Parent="") == {}
+    assert client.apply("image", archive(a=b"a" * 5000, b=b"b")) == {"Size": 5001}
+    assert client.call("GraphDriver.CreateReadWrite", ID="box", Parent="image", StorageOpt={"size": "64M"}) == {}
+    path = Path(client.call("GraphDriver.Get", ID="box")["Dir"])
+    assert path == plugin.home / "mnt/box/rootfs"
+    plugin.account.run(["sh", "-ec", f"cmp {path}/a {path}/a; rm {path}/b; echo new > {path}/new"])
+    changes = [{"Path": "/b", "Kind": 2}, {"Path": "/new", "Kind": 1}]
+    assert client.call("GraphDriver.Changes", ID="box", Parent="image") == {"Changes": changes}
+    assert names(client.diff("box", "image")) == [".wh.b", "new"]
+    assert client.call("GraphDriver.DiffSize", ID="box", Parent="image") == {"Size": 4}
+    assert client.call("GraphDriver.Create", ID="copy", Parent="box") == {}
+    assert client.call("GraphDriver.Put", ID="box") == {}
+    assert dict(client.call("GraphDriver.Status")["Status"])["Base Device Size"] == "33.55MB"
+    # The command line goes through it.
+    listed = plugin.account.run(["cowfs", "--home", plugin.home, "layer", "list"]).stdout
+    assert listed == "box\ncopy\nimage\n"
+    assert client.call("GraphDriver.Remove", ID="box") == {}
+    assert client.call("GraphDriver.Exists", ID="box") == {"Exists": False}
+    assert client.call("GraphDriver.Changes", ID="copy", Parent="image") == {"Changes": changes}
+    assert client.call("GraphDriver.Cleanup") == {}
+    assert plugin.stop() == 0, plugin.log()
+    assert not plugin.socket.exists()
+    assert not os.path.ismount(plugin.home / "mnt")
+    assert plugin.account.run(["cowfs", "--home", plugin.home, "check"]).stdout.startswith("clean")
+
+
+def test_either_side_may_be_restarted(plugin: Plugin) -> None:
+    client = plugin.start(*(word for option in SIZES for word in ("--storage-opt", option)))
+    assert init(client) == {}
+    client.call("GraphDriver.Create", ID="image")
+    client.apply("image", archive(a=b"a"))
+    client.call("GraphDriver.Get", ID="image")
+    # A daemon that died and came back has got nothing.
+    assert init(client, "dm.basesize=64M") == {}
+    assert dict(client.call("GraphDriver.Status")["Status"])["Base Device Size"] == "67.11MB"
+    assert client.call("GraphDriver.Remove", ID="image") == {}
+    client.call("GraphDriver.Create", ID="image")
+    client.apply("image", archive(a=b"a"))
+    client.close()
+    # A plugin that was killed comes back without being told anything.
+    plugin.stop(signal.SIGKILL)
+    plugin.account.run(["cowfs", "umount", plugin.home / "mnt"], check=False)
+    client = plugin.start()
+    deadline = time.monotonic() + 60
+    while "Err" in (answer := client.call("GraphDriver.Exists", ID="image")):
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.05)
+    assert answer == {"Exists": True}
+    assert client.call("GraphDriver.Changes", ID="image") == {"Changes": [{"Path": "/a", "Kind": 1}]}
+    assert plugin.stop() == 0, plugin.log()
+
+
+def test_what_it_does_not_start_with(plugin: Plugin) -> None:
+    assert "Unknown option" in plugin.refused("--storage-opt", "dm.colour=red")
+    plugin.account.run(["sh", "-c", f"echo precious > {plugin.socket}"])
+    assert "is no socket" in plugin.refused()
+    assert plugin.socket.read_text() == "precious\n"
+    plugin.socket.unlink()
+    client = plugin.start()
+    assert "listens on" in plugin.refused()
+    client.close()
+    assert plugin.stop(signal.SIGINT) == 0, plugin.log()
+    assert not plugin.socket.exists()
+    assert not plugin.home.exists()
