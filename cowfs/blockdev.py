@@ -131,6 +131,7 @@ class FileDevice:
             os.close(self.fd)
             raise
         self._can_copy_range = True
+        self._is_flushed = False  # whether nothing was written since; who had it open before may have left something
 
     @property
     def size_bytes(self) -> int:
@@ -161,6 +162,7 @@ class FileDevice:
         return data
 
     def pwrite(self, offset: int, data: Buffer) -> None:
+        self._is_flushed = False
         written = os.pwrite(self.fd, data, offset)
         if written != len(data):
             view = memoryview(data).cast("B")
@@ -184,6 +186,7 @@ class FileDevice:
         self._punch_or_write(offset, length)
 
     def _punch_or_write(self, offset: int, length: int) -> None:
+        self._is_flushed = False
         try:
             _fallocate(self.fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
         except OSError as error:
@@ -194,6 +197,7 @@ class FileDevice:
     def discard(self, offset: int, length: int) -> None:
         if self.is_block_node:
             return
+        self._is_flushed = False
         try:
             _fallocate(self.fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length)
         except OSError as error:
@@ -202,6 +206,7 @@ class FileDevice:
 
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
         done = 0
+        self._is_flushed = False
         while self._can_copy_range and done < length:
             try:
                 count = os.copy_file_range(self.fd, self.fd, length - done, source_offset + done, target_offset + done)
@@ -219,8 +224,14 @@ class FileDevice:
             done += chunk
 
     def flush(self) -> None:
-        if not self.read_only:
+        if self.read_only or (self._is_flushed and not self.is_block_node):  # a node has other writers
+            return
+        self._is_flushed = True  # before, so that what another thread writes meanwhile is not forgotten
+        try:
             os.fdatasync(self.fd)
+        except BaseException:
+            self._is_flushed = False
+            raise
 
     def start_flush(self) -> None:
         _check(_libc.sync_file_range(self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE))

@@ -1,9 +1,10 @@
-"""Devices that begin with a flush before it is asked for."""
+"""Flushes: what is begun before they are asked for, and when they have nothing to do."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,41 @@ def test_writing_to_a_file_counts() -> None:
         volume.write(inode, index * MIB, bytes(MIB))
     assert disk.begun == 1
     volume.close()
+
+
+CHANGES: dict[str, Callable[[FileDevice], object]] = {
+    "pwrite": lambda device: device.pwrite(0, b"x"),
+    "zero": lambda device: device.zero(0, MIB),
+    "discard": lambda device: device.discard(0, MIB),
+    "copy": lambda device: device.copy(0, MIB // 2, MIB // 2),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_file_is_synced_once_for_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[FileDevice], object]
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(os.urandom(MIB))
+    device = FileDevice(path)
+    synced: list[int] = []
+    failures = [OSError(errno.EIO, "no")]
+
+    def sync(fd: int) -> None:
+        if change_is_made and failures:
+            raise failures.pop()
+        synced.append(fd)
+
+    change_is_made = False
+    monkeypatch.setattr(os, "fdatasync", sync)
+    device.flush()  # who had the file before may not have synced it
+    device.flush()
+    assert len(synced) == 1
+    change_is_made = True
+    change(device)
+    with pytest.raises(OSError, match="no"):
+        device.flush()
+    device.flush()
+    device.flush()
+    assert len(synced) == 2
+    device.close()

@@ -166,6 +166,7 @@ class HomeView(View):
         self._known: dict[int, _Device] = {}
         self._attached: OrderedDict[int, _Device] = OrderedDict()
         self._asked: dict[int, _Device] = {}
+        self._listed: list[tuple[int, str]] = []  # by the last who began to list; numbers are cookies, so any will do
         self._revealed: _Device | None = None  # shown for a moment although it is marked for deletion
         self._started_ns = time.time_ns()
 
@@ -461,7 +462,9 @@ class HomeView(View):
         for cookie, dots in ((1, b"."), (2, b"..")):
             if start_id < cookie and not pyfuse3.readdir_reply(token, dots, self._root_entry(), cookie):
                 return
-        for number, name in self._devices.shown():
+        if not start_id:
+            self._listed = self._devices.shown()
+        for number, name in self._listed:
             cookie = number + _FIRST_DEVICE_COOKIE
             if cookie <= start_id:
                 continue

@@ -200,6 +200,44 @@ def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, mon
         assert read_file(volume, b"f") == b"kept"
 
 
+def test_open_volumes_share_what_one_may_cache(
+    devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cowfs.ext4.inodes._CACHED_INODES_MAX", 120)
+    monkeypatch.setattr("cowfs.ext4.inodes._CACHED_INODES_MIN", 10)
+    monkeypatch.setattr("cowfs.ext4.metadata_cache._CLEAN_BYTES_MAX", 64 << 10)
+    monkeypatch.setattr("cowfs.ext4.metadata_cache._BYTES_MIN", 4 << 10)
+    opened = [volumes.open(name) for name in ("a", "b")]
+
+    def use(volume: Volume) -> None:
+        for entry in volume.list_directory(ROOT_INODE):
+            volume.attributes(entry.inode)
+
+    def cached(volume: Volume) -> tuple[int, int]:
+        cache = volume._fs.cache
+        return len(volume._inodes._cache), len(cache._clean) * cache.block_bytes
+
+    for volume in opened:
+        for number in range(200):
+            write_file(volume, b"%d" % number, b"content")
+        volume.sync()
+        use(volume)
+    volumes.rebalance()
+    for volume in opened:
+        inodes, clean_bytes = cached(volume)
+        assert 10 < inodes <= 60
+        assert 4 << 10 < clean_bytes <= 32 << 10
+    use(opened[0])
+    volumes.rebalance()
+    assert cached(opened[1])[0] <= 10
+    assert cached(opened[1])[1] <= 4 << 10
+    use(opened[0])
+    assert 60 < cached(opened[0])[0] <= 120
+    for name, volume in zip(("a", "b"), opened, strict=True):
+        assert read_file(volume, b"199") == b"content"
+        volumes.close(name)
+
+
 # --- trimming
 
 

@@ -1,4 +1,7 @@
-"""A mount server for tests: `serve.py READY_FD TARGET SOURCE memory | raw FILE | volume FILE | thin`, with faults."""
+"""A mount server for tests, with faults: `serve.py READY_FD TARGET SOURCE VIEW [FILE]`.
+
+VIEW is one of memory, raw (of FILE), volume (in FILE), thin, and home (made in the directory FILE).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import sys
 import time
 
 import trio
+from home_service import HomeService
 from memory_tree import ScriptedTree
 
 from cowfs.blockdev import FileDevice
@@ -30,7 +34,7 @@ def main() -> None:
     parser.add_argument("ready_fd", type=int)
     parser.add_argument("target")
     parser.add_argument("source")
-    parser.add_argument("view", choices=["memory", "raw", "volume", "thin"])
+    parser.add_argument("view", choices=["memory", "raw", "volume", "thin", "home"])
     parser.add_argument("file", nargs="?")
     parser.add_argument("--read-only", action="store_true")
     parser.add_argument("--allow-other", action="store_true", default=None)
@@ -58,6 +62,7 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     started = time.monotonic()
     space = SpaceQueue(lambda: None, lambda: started + arguments.queue_seconds - time.monotonic())
     view: View
+    home: HomeService | None = None
 
     def tick() -> None:
         """Nothing is due."""
@@ -69,6 +74,9 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         tick = pool.tick
         space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
         view = RawView(device, "disk", space=space)
+    elif arguments.view == "home":
+        home = HomeService(arguments.file, arguments.target)
+        view, tick = home.view, home.tick
     elif arguments.view == "volume":
         volume = Volume.open(FileDevice(arguments.file), read_only=arguments.read_only)
         view = TreeView(volume, read_only=arguments.read_only, space=space)
@@ -102,6 +110,8 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
             await view.quiesce()
             shutil.copyfile(arguments.file, arguments.copy_on + ".copying")
             os.rename(arguments.copy_on + ".copying", arguments.copy_on + ".copy")
+        if home is not None:
+            await home.serve()
         await trio.sleep_forever()
 
     tree.close_fails = arguments.fault == "close"
@@ -112,6 +122,8 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         suid_dev=arguments.suid_dev,
     )
     run_server(view, arguments.target, options, services=[service], tick=tick, on_ready=on_ready)
+    if home is not None:
+        home.close()
     print("closed cleanly")
 
 

@@ -36,8 +36,8 @@ class DockerHome:
         return {row["name"]: row for row in json.loads(self.cowfs("--json", "list"))}
 
     @contextmanager
-    def mounted(self, name: str, *options: str) -> Iterator[Path]:
-        self.cowfs("mount", *options, name, self.target)
+    def mounted(self, name: str | None, *options: str) -> Iterator[Path]:
+        self.cowfs("mount", *options, *([name] if name else []), self.target)
         try:
             yield self.target
         finally:
@@ -85,6 +85,21 @@ def test_each_layer_mounts_and_reads(
         if docker_home.account.uid == 0:  # for root's eyes only
             assert run(["cat", root / "id"]).stdout == LAYER_1  # written once, inherited by what grew from it
     docker_home.judge(name)
+
+
+@pytest.mark.parametrize("options", [[], ["--read-only"]], ids=["writable", "read-only"])
+def test_all_layers_in_one_mount(docker_home: DockerHome, options: list[str]) -> None:
+    run = docker_home.account.run
+    with docker_home.mounted(None, *options) as root:
+        assert set(docker_home.names(root)) == {LAYER_1, LAYER_2, LAYER_3}
+        for layer, names in ((LAYER_1, {"busybox"}), (LAYER_2, {"busybox", "a"}), (LAYER_3, {"busybox", "a", "b"})):
+            assert names <= set(docker_home.names(root / layer / "rootfs"))
+            run(["cmp", root / LAYER_1 / "rootfs/busybox", root / layer / "rootfs/busybox"])
+        docker_home.cowfs("snapshot", LAYER_3, "mine")
+        assert run(["cat", root / "mine/rootfs/a", root / "mine/rootfs/b"]).stdout == "a\nb\n"
+        docker_home.cowfs("remove", "mine")
+        assert set(docker_home.names(root)) == {LAYER_1, LAYER_2, LAYER_3}
+    docker_home.judge(*docker_home.devices())
 
 
 def test_the_base_device_mounts_empty(docker_home: DockerHome) -> None:
