@@ -124,7 +124,7 @@ def _of_device(
                 return await of_root(self, first, *arguments)
             raise FUSEError(errno.EROFS if self.read_only else errno.EPERM)
         device = self._attached_device(name, inode >> _INODE_BITS)
-        if arguments and type(arguments[-1]) is RequestContext:
+        if arguments and isinstance(arguments[-1], RequestContext):
             self._note_asker(arguments[-1].pid, device)
         device.under_way += 1
         try:
@@ -221,6 +221,7 @@ class HomeView(View):
         device.root = None
         await self._drop_names(device)
         await trio.to_thread.run_sync(drop_caches, device.view.known(), abandon_on_cancel=True)
+        await self._restore_name(device)
 
     async def let_go(self, name: str) -> bool:
         """Close a device's volume if nobody uses the device; whether that is so.
@@ -228,10 +229,11 @@ class HomeView(View):
         Ends without a checkpoint: what follows at once finds the device unused.
         """
         device = self._by_name(name)
+        if device is not None and device.view.is_known and not device.holds:
+            await self._have_forgotten(device)
+            device = self._by_name(name)
         if device is None:
             return True
-        if device.view.is_known and not device.holds:
-            await self._have_forgotten(device)
         if device.view.is_known or not self._can_be_parked(device):
             with suppress(OSError):  # who cannot open it does not use it
                 self._attach(device)  # so that the device set knows that the device is in use
@@ -263,8 +265,12 @@ class HomeView(View):
                 while device.view.is_known:
                     device.forgotten = trio.Event()
                     await device.forgotten.wait()
+        await self._restore_name(device)
+
+    async def _restore_name(self, device: _Device) -> None:
+        """With the name that was dropped, a working directory below it has lost its path: give it back."""
         if device.view.is_known and self._is_shown(device):
-            await self._look_up(device)  # with the name, a working directory has lost its path: this gives it back
+            await self._look_up(device)
 
     async def _look_up(self, device: _Device) -> None:
         self._revealed = device
@@ -396,8 +402,9 @@ class HomeView(View):
         self._drop_if_unused(device)
 
     def _drop_if_unused(self, device: _Device) -> None:
-        if not (device.view.is_known or device.view.is_attached or device.holds):
-            self._known.pop(device.number, None)
+        is_used = device.view.is_known or device.view.is_attached or device.holds
+        if not is_used and self._known.get(device.number) is device:
+            del self._known[device.number]
 
     def _note_asker(self, thread_id: int, device: _Device) -> None:
         if len(self._asked) >= _ASKED_MAX:
@@ -466,10 +473,13 @@ class HomeView(View):
             self._listed = self._devices.shown()
         for number, name in self._listed:
             cookie = number + _FIRST_DEVICE_COOKIE
-            if cookie <= start_id:
+            if cookie <= start_id or self._devices.number(name) != number:
                 continue
             device = self._device(number, name)
-            entry = self._root_of(device) or _unseen(number)
+            try:
+                entry = self._root_of(device) or _unseen(number)
+            except OSError:
+                entry = _unseen(number)  # whoever looks at it gets the error
             entry.entry_timeout = 0
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, cookie):
                 self._drop_if_unused(device)
@@ -552,7 +562,8 @@ class HomeView(View):
         return as_statvfs(self._devices.figures())
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        device = self._asked.get(ctx.pid) or self._working_in(ctx.pid)
+        device = self._asked.get(ctx.pid) if ctx.pid else None  # 0: of another PID namespace
+        device = device or self._working_in(ctx.pid)
         if device is None or self._known.get(device.number) is not device:
             return await self._statfs_pool()
         self._attached_device("statfs", device.number)

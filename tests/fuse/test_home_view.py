@@ -16,7 +16,14 @@ from cowfs.ext4.interface import TreeStatistics
 from cowfs.fuse.home import HomeView
 from tests.fuse.memory_tree import MemoryTree
 
-CONTEXT = RequestContext()  # of thread 0
+
+class Context(RequestContext):
+    """Of a request from a thread that is not there any more."""
+
+    pid = 1 << 30
+
+
+CONTEXT = Context()
 POOL_BLOCKS = 4711
 
 
@@ -314,4 +321,6 @@ def test_free_space_is_that_of_what_the_thread_touched_last(devices: FakeDevices
     do(view.forget, [(b, 1)])
     view.settle_changes()
     assert blocks() == POOL_BLOCKS
+    do(view.getattr, a, RequestContext())  # from threads that have no number here
+    assert do(view.statfs, RequestContext()).f_blocks == POOL_BLOCKS
     do(view.release, handle)
