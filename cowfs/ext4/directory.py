@@ -19,7 +19,7 @@ from cowfs.errors import FilesystemError
 from cowfs.ext4 import htree, layout
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Segment
-from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits, entry_bytes
+from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits, entries_in, entry_bytes
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.htree import DamagedIndex, Index, Node
@@ -52,10 +52,10 @@ class Directories:
         """The inode of `..`."""
         if self._is_indexed(directory):
             return self._index(directory).parent
-        entry = self._block(directory, 0).find(b"..")
-        if entry is None:
-            raise self._fs.damaged(f"directory {directory.number} has no `..`")
-        return entry.inode
+        for entry in self.entries_of(next(self.leaf_data(directory), b"")):
+            if entry.name == b"..":
+                return entry.inode
+        raise self._fs.damaged(f"directory {directory.number} has no `..`")
 
     def is_empty(self, directory: Inode) -> bool:
         for logical in self._leaves(directory):
@@ -345,13 +345,12 @@ class Directories:
                 raise self._wrong_checksum(directory, logical)
             yield data
 
-    def entries_of(self, data: bytes) -> list[Entry]:
-        """The entries of such a block, `.` and `..` aside."""
+    def entries_of(self, data: bytes) -> Iterator[Entry]:
+        """The entries of such a block."""
         try:
-            block = DirectoryBlock(data, has_tail=self._has_tail)
+            yield from entries_in(data, has_tail=self._has_tail)
         except DamagedBlock as error:
             raise self._fs.damaged(f"a directory block: {error}") from None
-        return [entry for entry in block.entries() if entry.name not in (b".", b"..")]
 
     # Blocks.
 

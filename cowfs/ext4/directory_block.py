@@ -10,8 +10,10 @@ entries, made when the block is first looked at.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from cowfs.blockdev import Buffer
 from cowfs.ext4 import checksums
 
 HEADER: Final = struct.Struct("<IHBB")
@@ -32,6 +34,25 @@ def entry_bytes(name_length: int) -> int:
 
 class DamagedBlock(Exception):
     """The records of a directory block make no sense; the message says which."""
+
+
+def records(data: Buffer, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(offset, inode, where the name ends, file type) of the records before `end`, unused ones too."""
+    offset = 0
+    while offset < end:
+        inode, length, name_length, file_type = HEADER.unpack_from(data, offset)
+        after = offset + length
+        if length < HEADER.size or length & 3 or after > end or HEADER.size + name_length > length:
+            raise DamagedBlock(f"record of {length} bytes, name of {name_length}, at {offset} of {end}")
+        yield offset, inode, offset + HEADER.size + name_length, file_type
+        offset = after
+
+
+def entries_in(data: bytes, *, has_tail: bool) -> Iterator[Entry]:
+    """The entries of a block, in order, without making a `DirectoryBlock` of it."""
+    for offset, inode, name_end, file_type in records(data, len(data) - (TAIL_BYTES if has_tail else 0)):
+        if inode:
+            yield Entry(data[offset + HEADER.size : name_end], inode, file_type)
 
 
 class DirectoryBlock:
@@ -78,18 +99,12 @@ class DirectoryBlock:
         return block
 
     def _parse(self) -> None:
-        data, end, offset = self.data, self._end, 0
-        unpack = HEADER.unpack_from
-        while offset < end:
-            inode, length, name_length, _file_type = unpack(data, offset)
-            after = offset + length
-            if length < 8 or length & 3 or after > end or HEADER.size + name_length > length:
-                raise DamagedBlock(f"record of {length} bytes, name of {name_length}, at {offset} of {end}")
+        data = self.data
+        for offset, inode, name_end, _file_type in records(data, self._end):
             if inode:
-                self._offsets[bytes(data[offset + 8 : offset + 8 + name_length])] = offset
+                self._offsets[bytes(data[offset + HEADER.size : name_end])] = offset
             self._last = offset
-            offset = after
-        if self.has_tail and HEADER.unpack_from(data, end)[:3] != (0, TAIL_BYTES, 0):
+        if self.has_tail and HEADER.unpack_from(data, self._end)[:3] != (0, TAIL_BYTES, 0):
             raise DamagedBlock("no checksum tail")
 
     def find(self, name: bytes) -> Entry | None:

@@ -28,6 +28,7 @@ from cowfs.ext4.filesystem import Filesystem
 
 _MODE_AND_LINKS: Final = struct.Struct("<H24xH4xI")
 _EXTRA_BYTES_OFFSET: Final = 0x80
+_TYPE_BITS: Final = 0o170000
 _NANOSECONDS_EXTRA_BYTES: Final = 0x90 - layout.GOOD_OLD_INODE_BYTES
 
 
@@ -128,16 +129,14 @@ class InodeTables:
         group, index = divmod(inodes.first - 1, self.geometry.inodes_per_group)
         if not any(self._bitmap(group)[index >> 3 : (index + inodes.length + 7) >> 3]):
             return []
-        raw = self.read(inodes)
-        modes = memoryview(raw).cast("H")[:: self.geometry.inode_bytes // 2].tolist()
-        size = self.geometry.inode_bytes
-        found = []
-        for number, mode in enumerate(modes, inodes.first):
-            if stat.S_ISDIR(mode):
-                begin = (number - inodes.first) * size
-                if self.record(number, raw[begin : begin + size]):
-                    found.append(number)
-        return found
+        raw, size = self.read(inodes), self.geometry.inode_bytes
+        modes = memoryview(raw).cast("H")[:: size // 2].tolist()
+        indices = [index for index, mode in enumerate(modes) if mode & _TYPE_BITS == stat.S_IFDIR]
+        return [
+            inodes.first + index
+            for index in indices
+            if self.record(inodes.first + index, raw[index * size : (index + 1) * size])
+        ]
 
     def _bitmap(self, group: int) -> bytes:
         bitmap = self._bitmaps.get(group)

@@ -170,12 +170,12 @@ class Volume:
         return InodeTables(self._fs)
 
     def name_blocks(self, directory: int) -> Iterator[bytes]:
-        """The blocks that hold the names of a directory, `.` and `..` aside; `names_in` reads them."""
+        """The blocks that hold the names of a directory; `names_in` reads them."""
         inode = self._names.directory(directory)
         return self._names.directories.leaf_data(inode) if inode.links else iter(())
 
-    def names_in(self, block: bytes) -> list[Entry]:
-        """The entries of a block that `name_blocks` gave, `.` and `..` aside."""
+    def names_in(self, block: bytes) -> Iterator[Entry]:
+        """The entries of a block that `name_blocks` gave, perhaps `.` and `..` among them."""
         return self._names.directories.entries_of(block)
 
     def data_segments(self, inode: int) -> list[Segment]:

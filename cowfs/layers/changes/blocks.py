@@ -143,17 +143,20 @@ class _BlockWalk(Walk):
     def _wanted_names(self, blocks: Iterable[bytes]) -> Listing:
         """Of directory blocks that both sides have, the names that lead to changes."""
         wanted = self._wanted
-        names = _names(self._volume, (block for block in blocks if may_name(block, wanted)))
-        return {name: child for name, child in names.items() if child.inode in wanted}
+        return _names(self._volume, (block for block in blocks if may_name(block, wanted)), wanted)
 
 
 def _all_names(volume: Volume, directory: int) -> Listing:
     return _names(volume, volume.name_blocks(directory)) if directory else {}
 
 
-def _names(volume: Volume, blocks: Iterable[bytes]) -> Listing:
+def _names(volume: Volume, blocks: Iterable[bytes], wanted: set[int] | None = None) -> Listing:
+    """The names in some blocks of a directory, or only those that lead to wanted inodes."""
     return {
-        entry.name: Child(entry.inode, volume.entry_mode(entry)) for block in blocks for entry in volume.names_in(block)
+        entry.name: Child(entry.inode, volume.entry_mode(entry))
+        for block in blocks
+        for entry in volume.names_in(block)
+        if (wanted is None or entry.inode in wanted) and entry.name not in (b".", b"..")
     }
 
 
