@@ -247,7 +247,7 @@ class HomeView(View):
         while True:
             await trio.sleep(_DELETED_SECONDS)
             for device in list(self._known.values()):
-                if not device.holds and not self._is_shown(device):
+                if not device.holds and self._devices.number(device.name) is None:
                     await self.let_go(device.name)
 
     async def quiesce_device(self, name: str) -> None:
@@ -322,7 +322,10 @@ class HomeView(View):
     # Devices.
 
     def _by_name(self, name: str) -> _Device | None:
-        """A device that is known here. No two have one name: the device set takes a name again when it is free."""
+        """A device that is known here. What the kernel still knows of it from before it was replaced does not count."""
+        number = self._devices.number(name)
+        if number is not None:
+            return self._known.get(number)
         return next((device for device in self._known.values() if device.name == name), None)
 
     def _is_shown(self, device: _Device) -> bool:
@@ -361,6 +364,8 @@ class HomeView(View):
     def _attach(self, device: _Device) -> None:
         if device.view.is_attached:
             return
+        if not self._is_shown(device):  # removed, or replaced by another thin of its name
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         self._make_room()
         device.view.attach(self._devices.open(device.name))
         device.root = None

@@ -253,6 +253,21 @@ def test_closed_volumes_answer_for_their_roots(devices: FakeDevices, view: HomeV
         assert getattr(entry, field) == getattr(before, field)
 
 
+def test_a_device_that_was_replaced_is_another_one(devices: FakeDevices, view: HomeView) -> None:
+    """Its content is in another thin; what the kernel knows of the old one is not what it looks up now."""
+    before = look_up(view, "a")
+    visit(view, "bc")
+    devices.numbers["a"] = 99
+    devices.trees["a"] = CountedTree()
+    assert refused(view.getattr, before, CONTEXT) == "ESTALE"
+    after = look_up(view, "a")
+    assert after != before
+    do(view.getattr, after, CONTEXT)
+    do(view.forget, [(before, 1)])
+    do(view.getattr, after, CONTEXT)
+    assert do(view.statfs, CONTEXT).f_blocks == devices.trees["a"].statistics().blocks
+
+
 @pytest.mark.parametrize(
     ("failure", "answer"),
     [
