@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.harness import Bench, scratch, write_result
 
-NAMES = ("startup", "engine", "chains", "snapshot", "changes", "memory", "archive", "raw", "home_view")
+NAMES = ("startup", "engine", "chains", "snapshot", "changes", "memory", "archive", "raw", "home_view", "docker")
 
 
 def main() -> int:

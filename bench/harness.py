@@ -94,12 +94,12 @@ class Bench:
             for name in names:
                 values[name].append(contenders[name]())
         print(f"  {question} [{unit}]")
-        return {name: self._record(question, name, unit, values[name]) for name in contenders}
+        return {name: self.record(question, name, unit, values[name]) for name in contenders}
 
     def figure(self, question: str, value: float, unit: str) -> float:
         """A figure that has no rounds, such as a peak of memory."""
         print(f"  {question} [{unit}]")
-        return self._record(question, "cowfs", unit, [value]).median
+        return self.record(question, "cowfs", unit, [value]).median
 
     def goal_ratio(
         self,
@@ -133,7 +133,8 @@ class Bench:
         about = "" if spread is None else f" (spread {spread:.0%})"
         print(f"  goal: {name} = {value:.3g}{about}, wanted {bound}: {verdict}")
 
-    def _record(self, question: str, contender: str, unit: str, values: list[float]) -> Measurement:
+    def record(self, question: str, contender: str, unit: str, values: list[float]) -> Measurement:
+        """The rounds of one contender that were measured elsewhere."""
         found = Measurement(question, contender, unit, values, statistics.median(values), spread_of(values))
         self.measurements.append(found)
         print(f"    {contender:<28} {found.median:>12,.4g}   spread {found.spread:.0%}   of {len(values)}")

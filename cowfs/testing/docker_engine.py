@@ -12,10 +12,14 @@ The daemon runs inside User-Mode Linux, as the guest's root, without networks:
 
 from __future__ import annotations
 
+import http.client
 import os
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -27,7 +31,9 @@ UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "docker"
 PACKAGES: Final = ("docker.io", "containerd", "runc", "tini", "busybox-static", "libdevmapper1.02.1")
 FETCH_COMMAND: Final = "python -m cowfs.testing.docker_engine"
 BUSYBOX: Final = UNPACKED / "bin" / "busybox"
-_START_SECONDS: Final = 90.0
+PLUGIN_SOCKET: Final = Path("/run/docker/plugins/cowfs.sock")
+_API_SOCKET: Final = "/run/docker.sock"
+_START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
 
@@ -68,7 +74,7 @@ class DockerEngine:
             **os.environ,
             "PATH": os.pathsep.join(paths),
             "LD_LIBRARY_PATH": libraries,
-            "DOCKER_HOST": "unix:///run/docker.sock",
+            "DOCKER_HOST": f"unix://{_API_SOCKET}",
             "DOCKER_BUILDKIT": "0",
             "HOME": "/run",
         }
@@ -111,6 +117,19 @@ class DockerEngine:
             raise RuntimeError(f"docker {' '.join(arguments)}: {result.stderr.decode(errors='replace').strip()}")
         return result.stdout
 
+    def request(self, method: str, path: str, body: bytes | IO[bytes] = b"", kind: str = "application/json") -> bytes:
+        """A request of the daemon's API, without a client's start: for measuring. Raises RuntimeError."""
+        connection = _UnixConnection("docker")
+        try:
+            connection.request(method, path, body, {"Content-Type": kind})
+            response = connection.getresponse()
+            answer = response.read()
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise RuntimeError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
+        return answer
+
     def log_tail(self) -> str:
         lines = (self._directory / "dockerd.log").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if "level=info" not in line)[-2000:]
@@ -127,6 +146,51 @@ class DockerEngine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+
+@contextmanager
+def storage_driver(name: str, directory: Path, options: Sequence[str]) -> Iterator[list[str]]:
+    """The daemon's arguments for a storage driver, and beside it what that driver needs.
+
+    Args:
+        name: `devicemapper`, or `cowfs` for the plugin, whose home is in `directory`.
+        options: storage options that both understand.
+
+    Raises:
+        RuntimeError: the plugin did not start, or did not end well; with the end of its log.
+    """
+    words = ["--storage-driver", name, *(word for option in options for word in ("--storage-opt", option))]
+    if name != "cowfs":
+        yield [*words, "--storage-opt", "dm.override_udev_sync_check=true"]
+        return
+    PLUGIN_SOCKET.parent.mkdir(parents=True, exist_ok=True)
+    log_path = directory / "plugin.log"
+    home = ["--home", str(directory / "home")]
+    with log_path.open("ab") as log:
+        command = [sys.executable, "-m", "cowfs", *home, "docker-plugin", "--socket", str(PLUGIN_SOCKET)]
+        plugin = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not PLUGIN_SOCKET.exists():
+            if plugin.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the plugin did not start: {log_path.read_text()[-2000:]}")
+            time.sleep(_POLL_SECONDS)
+        yield ["--experimental", *words]
+    finally:
+        plugin.terminate()
+        try:
+            status = plugin.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            plugin.kill()
+            raise
+    if status != 0:
+        raise RuntimeError(f"the plugin ended with {status}: {log_path.read_text()[-2000:]}")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(_API_SOCKET)
 
 
 def _mount_control_groups() -> None:

@@ -7,25 +7,19 @@ The same steps on two drivers have to come to the same trees and the same differ
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cowfs.testing.docker_engine import BUSYBOX, DockerEngine
+from cowfs.testing.docker_engine import BUSYBOX, DockerEngine, storage_driver
 
 SIZES = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G"]
-SOCKET = Path("/run/docker/plugins/cowfs.sock")
 DOCKERFILE = """\
 FROM image
 COPY added /added
@@ -94,44 +88,6 @@ def layers(archive: bytes) -> list[dict[str, list[object]]]:
         return [listing(member(name)) for name in image["Layers"]]
 
 
-@contextlib.contextmanager
-def storage(driver: str, directory: Path) -> Iterator[list[str]]:
-    """The daemon's arguments for a storage driver, and beside it what that driver needs."""
-    if driver == "devicemapper":
-        options = [*SIZES, "dm.override_udev_sync_check=true"]
-        yield ["-s", driver, *(word for option in options for word in ("--storage-opt", option))]
-        return
-    SOCKET.parent.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "cowfs",
-        "--home",
-        str(directory / "home"),
-        "docker-plugin",
-        "--socket",
-        str(SOCKET),
-    ]
-    with (directory / "plugin.log").open("ab") as log:
-        plugin = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while not SOCKET.exists():
-            if plugin.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the plugin did not start: {(directory / 'plugin.log').read_text()[-2000:]}")
-            time.sleep(0.05)
-        yield ["--experimental", "-s", "cowfs", *(word for option in SIZES for word in ("--storage-opt", option))]
-    finally:
-        plugin.send_signal(signal.SIGTERM)
-        try:
-            status = plugin.wait(60)
-        except subprocess.TimeoutExpired:
-            plugin.kill()
-            raise
-    if status != 0:
-        raise RuntimeError(f"the plugin ended with {status}: {(directory / 'plugin.log').read_text()[-2000:]}")
-
-
 def main(driver: str, directory: Path) -> None:
     directory.mkdir(parents=True)
     context = directory / "context"
@@ -142,7 +98,7 @@ def main(driver: str, directory: Path) -> None:
     image = make_image(directory)
     result: dict[str, object] = {}
 
-    with storage(driver, directory) as arguments, DockerEngine(directory, arguments) as engine:
+    with storage_driver(driver, directory, SIZES) as arguments, DockerEngine(directory, arguments) as engine:
         info = json.loads(engine.docker("info", "--format", "{{json .}}"))
         assert info["Driver"] == driver, info["Driver"]
         result["status names"] = [name for name, _ in info["DriverStatus"]]
@@ -159,7 +115,7 @@ def main(driver: str, directory: Path) -> None:
             "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
         ).decode()
 
-    with storage(driver, directory) as arguments, DockerEngine(directory, arguments) as engine:
+    with storage_driver(driver, directory, SIZES) as arguments, DockerEngine(directory, arguments) as engine:
         result["diff after a restart"] = sorted(engine.docker("diff", "one").decode().splitlines())
         result["export after a restart"] = listing(engine.docker("export", "one"))
         engine.docker("cp", "one:/etc/copied", str(directory / "copied out"))
