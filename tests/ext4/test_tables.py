@@ -84,7 +84,18 @@ def test_geometry_tells_volumes_apart(make_image: Callable[..., Image]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offset", "counts"), [(0x08, False), (0x8C, False), (0x7C, False), (0x82, False), (0x0C, True)]
+    ("offset", "counts"),
+    [
+        (0x08, False),
+        (0x8C, False),
+        (0x7C, False),
+        (0x82, False),
+        (0x07, True),
+        (0x0C, True),
+        (0x8B, True),
+        (0x90, True),
+        (0xFF, True),
+    ],
 )
 def test_access_times_and_checksums_are_no_difference(offset: int, counts: bool) -> None:
     record = bytearray(range(256))

@@ -135,6 +135,14 @@ def test_a_file_replaced_under_its_old_inode_number_needs_no_search(
     assert len(looked_into) <= 2
 
 
+def test_a_file_moved_far_away_needs_no_search(parent: Layer, lab: Lab, looked_into: list[int]) -> None:
+    layer = parent.branch()
+    layer.rename(b"/0/0", b"/39/moved")
+    layer.write(b"/39/moved", b"X")
+    assert by_blocks(lab, layer, parent) == {b"/0": "C", b"/0/0": "D", b"/39": "C", b"/39/moved": "A"}
+    assert len(looked_into) <= 3
+
+
 def test_names_outside_of_the_root_end_the_search_too(parent: Layer, lab: Lab, looked_into: list[int]) -> None:
     layer = parent.branch()  # wrote the file `id`
     assert by_blocks(lab, layer, parent) == {}

@@ -185,6 +185,11 @@ def replace_and_set_time_back(layer: Layer) -> None:
     layer.volume.set_attributes(inode, mtime_ns=before)
 
 
+def rename_over(layer: Layer) -> None:
+    layer.write(b"/d/new", b"another")
+    layer.rename(b"/d/new", b"/d/f")
+
+
 def swap_equal_files(layer: Layer) -> None:
     layer.volume.set_attributes(layer.inode(b"/d/g"), mtime_ns=mtime_of(layer, b"/d/f"))
     layer.rename(b"/d/f", b"/d/g", RENAME_EXCHANGE)
@@ -225,6 +230,7 @@ CHANGES: dict[str, tuple[Callable[[Layer], None], Kinds]] = {
     "default list": (set_xattr(b"/d", b"system.posix_acl_default", ACL), {b"/d": "C"}),
     "content alone": (write_and_set_time_back, {b"/f": "C"}),
     "content of another inode": (replace_and_set_time_back, {b"/f": "C"}),
+    "another file renamed over it": (rename_over, {b"/d": "C", b"/d/f": "C"}),
     "equal files swapped": (swap_equal_files, {b"/d": "C", b"/d/f": "C", b"/d/g": "C"}),
     "target of a link": (redirect_link, {b"/link": "C"}),
     "number of a device": (change_device_number, {b"/device": "C"}),
