@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import random
+import stat
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +48,21 @@ def test_a_failed_write_of_data(image: Image, switch: Switch) -> None:
     assert volume.statistics().blocks_free == before
     assert volume.read(inode, 0, 10) == b"old"
     volume.write(inode, 3, b"new")
+
+
+def test_a_file_that_could_not_be_restored(image: Image, switch: Switch) -> None:
+    volume = image.open(wrap=switch)
+    make_file(volume, b"there")
+    volume.sync()
+    before = volume.statistics()
+    switch.device.fail(Fault(["write"]))
+    with pytest.raises(OSError) as caught:
+        volume.restore(ROOT_INODE, b"new", stat.S_IFREG | 0o644, 0, 0, content=b"x" * 9000)
+    assert caught.value.errno == errno.EIO
+    switch.device.heal()
+    assert names(volume) == {b"there"}
+    assert volume.statistics() == before
+    volume.restore(ROOT_INODE, b"new", stat.S_IFREG | 0o644, 0, 0, content=b"x" * 9000)
 
 
 def test_errors_keep_their_kind(image: Image, switch: Switch) -> None:

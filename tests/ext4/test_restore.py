@@ -9,9 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
+from cowfs.blockdev import BlockDevice
 from cowfs.ext4 import acl, tools
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 from tests.ext4.test_xattrs import NAMED, fails
 
@@ -82,6 +84,31 @@ def test_what_cannot_be_restored_leaves_nothing(make_image: Callable[..., Image]
     volume.sync()
     assert volume.statistics() == before
     assert names(volume) == {b"there"}
+
+
+def test_the_last_block_of_a_restored_file_shows_nothing_of_the_past(image: Image) -> None:
+    """On a device that keeps what was discarded."""
+
+    def keeping(device: BlockDevice) -> BlockDevice:
+        faulty = FaultyDevice(device)
+        faulty.fail(Fault(["discard"], number=errno.EOPNOTSUPP))
+        return faulty
+
+    volume = image.open(wrap=keeping)
+    make_file(volume, b"old", b"\xff" * 40 * MIB)
+    volume.sync()
+    used = set(image.debugfs("blocks old").split())
+    volume.unlink(ROOT_INODE, b"old")
+    volume.sync()
+    for number in range(2000):
+        volume.restore(ROOT_INODE, b"%d" % number, stat.S_IFREG | 0o644, 0, 0, content=b"new" * 1500)
+    image.close()
+    blocks = image.debugfs("blocks 1999").split()
+    assert len(blocks) == 2
+    assert set(blocks) <= used
+    with image.path.open("rb") as file:
+        file.seek(int(blocks[1]) * 4096)
+        assert file.read(4096) == (b"new" * 1500)[4096:].ljust(4096, b"\0")
 
 
 def test_data_is_found_between_holes(any_image: Image) -> None:

@@ -147,7 +147,12 @@ def test_an_empty_layer(layers: LayerVolume) -> None:
 def test_names_of_any_bytes(layers: LayerVolume, name: bytes) -> None:
     parts = name.split(b"/")
     tree: Tree = {b"/".join(parts[:length]): directory() for length in range(len(parts))}
-    tree |= {name: file(b"x"), name + b"2" if len(parts) > 1 else b"l": symlink(name), b"zz": directory()}
+    tree |= {
+        name: file(b"x"),
+        name + b"2" if len(parts) > 1 else b"l": symlink(name),
+        b"zz": directory(),
+        b"d" * 150: directory(),
+    }
     if len(name) < 255:
         tree[b"zz/" + parts[-1]] = directory()
     found = members(write(layers.new_layer(tree)))
