@@ -230,11 +230,11 @@ def test_a_device_in_use_is_not_removed(whole: MountedHome) -> None:
             assert f"in use at {whole.target}/web" in line
             if code == STAY_IN:  # it still has its path
                 assert os.readlink(f"/proc/{user.pid}/cwd") == str(whole.target / path)
-            whole.run("remove", "data")  # others are not concerned
-            whole.run("create", "data")
     assert whole.shell("cat 'mount point/web/dir/file'") == "text\n"
+    with running(whole, STAY_IN, whole.target / "web"):
+        whole.run("remove", "data")  # others are not concerned
     whole.run("remove", "web")
-    assert whole.shell("ls 'mount point'") == "data\n"
+    assert whole.shell("ls 'mount point'") == ""
 
 
 def test_a_device_marked_for_deletion_goes_when_its_users_are_gone(whole: MountedHome) -> None:
