@@ -121,7 +121,22 @@ class FileDevice:
         self.path = os.fspath(path)
         flags = (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC
         flags |= (os.O_NOFOLLOW if nofollow else 0) | (os.O_EXCL if exclusive else 0)  # files do not care for O_EXCL
-        self.fd = os.open(self.path, flags)
+        self._take(os.open(self.path, flags), read_only)
+
+    @classmethod
+    def of_descriptor(cls, fd: int, name: str, *, read_only: bool = False) -> FileDevice:
+        """Over a file that is open already, which may have no path; the descriptor is closed with the device.
+
+        Args:
+            name: stands for the path in messages.
+        """
+        device = cls.__new__(cls)
+        device.path = name
+        device._take(fd, read_only)
+        return device
+
+    def _take(self, fd: int, read_only: bool) -> None:
+        self.fd = fd
         self.read_only = read_only
         try:
             self.is_block_node = stat.S_ISBLK(os.fstat(self.fd).st_mode)

@@ -33,6 +33,7 @@ from cowfs.pool import (
     ThinStatus,
     ThinTable,
     UnreadableStatus,
+    refusal_by_mode,
 )
 from cowfs.thinmeta import Metadata, Superblock
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, unpack_index
@@ -181,47 +182,52 @@ class DmPool:
             raise self._message_error(text, error) from error
 
     def _message_error(self, text: str, error: ControlError) -> PoolError:
-        """The kernel's refusal in our terms. It looks at the mode before it looks at the words."""
+        """The kernel's refusal in the words of all backends. It looks at the mode before it looks at the words."""
         number = error.errno
         if number == errno.EOPNOTSUPP:
-            return PoolModeError(
-                f"message '{text}' was refused: pool '{self._name}' is read-only or failed; see its status"
-            )
-        if number == errno.EINVAL:
-            try:
-                message = Message.parse(text)
-            except InvalidRequest as refusal:
-                return refusal
-            return InvalidRequest(f"pool '{self._name}' refused '{text}': {self._why_invalid(message)}")
-        what = f"message '{text}' to pool '{self._name}'"
-        if number == errno.EEXIST:
-            return ThinExists(f"{what}: the id is taken")
-        if number == errno.ENODATA:
-            return NoSuchThin(f"{what}: there is no thin of this id")
-        if number == errno.EBUSY:
-            return ThinBusy(f"{what}: {self._why_busy(Message.parse(text))}")
+            return self.refusal_by_mode(f"message '{text}'", errno.EOPNOTSUPP)
         if number == errno.ENXIO:
             return self._vanished()
         if number == errno.EILSEQ:
-            return MetadataCorrupt(f"{what}: the kernel met a damaged block; check the metadata", block=-1)
+            return MetadataCorrupt(
+                f"message '{text}' to pool '{self._name}': the kernel met a damaged block; check the metadata", block=-1
+            )
+        try:
+            message = Message.parse(text)
+        except InvalidRequest as refusal:
+            return refusal
+        if number == errno.EEXIST:
+            return ThinExists(f"thin device {message.arguments[0]} exists already; take another id")
+        if number == errno.ENODATA:
+            return NoSuchThin(f"thin device {message.arguments[-1]} is not in the pool")
+        if number == errno.EBUSY:
+            return ThinBusy(self._why_busy(message))
+        if number == errno.EINVAL:
+            return InvalidRequest(self._why_invalid(message))
         if number == errno.ENOSPC:
-            return OutOfMetadataSpace(f"{what}: no free metadata block")
+            return OutOfMetadataSpace(f"message '{text}' to pool '{self._name}': no free metadata block")
         return error
 
     def _why_busy(self, message: Message) -> str:
         if message.name == "reserve_metadata_snap":
-            return "a metadata snapshot is held already"
-        lent = self._lent_devices(int(message.arguments[0]))
-        return "; ".join(["the thin is active", *(describe_holders(number) for number in lent.values())])
+            status = self.status(flush=False)
+            where = f", at block {status.held_root}" if isinstance(status, PoolStatus) else ""
+            return f"a metadata snapshot is held already{where}; release it first"
+        (thin_id,) = message.arguments
+        lent = self._lent_devices(thin_id)
+        if lent:
+            return f"thin {thin_id} of pool '{self._name}' is in use: {describe_holders(*lent.values())}"
+        names = ", ".join(f"'{thin.name}'" for thin in self._thins if thin.thin_id == thin_id)
+        return f"thin {thin_id} of pool '{self._name}' is active as {names}; close it before deleting"
 
     def _why_invalid(self, message: Message) -> str:
         if message.name == "set_transaction_id":
             status = self.status(flush=False)
             if isinstance(status, PoolStatus):
-                return f"its transaction id is {status.transaction_id}"
+                return f"the transaction id is {status.transaction_id}, not {message.arguments[0]}; it was not changed"
         if message.name == "release_metadata_snap":
             return "no metadata snapshot is held"
-        return "invalid argument"
+        return f"pool '{self._name}' refused '{message.format()}'"
 
     # ------------------------------------------------------------------------------------------ status
 
@@ -242,6 +248,13 @@ class DmPool:
         """Whether the mode lets the metadata change."""
         status = self.status(flush=False)
         return isinstance(status, PoolStatus) and status.mode <= PoolMode.OUT_OF_DATA_SPACE
+
+    def refusal_by_mode(self, request: str, number: int) -> PoolModeError:
+        status = self.status(flush=False)
+        mode, needs_check = PoolMode.FAIL, False
+        if isinstance(status, PoolStatus):
+            mode, needs_check = status.mode, status.needs_check
+        return refusal_by_mode(request, self._name, mode, needs_check=needs_check, errno=number)
 
     def has_failed(self) -> bool:
         return self.status(flush=False) is UnreadableStatus.FAIL

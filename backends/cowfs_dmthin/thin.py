@@ -46,6 +46,8 @@ class Owner(Protocol):
 
     def can_provision(self) -> bool: ...
 
+    def refusal_by_mode(self, request: str, number: int) -> PoolModeError: ...
+
     def has_failed(self) -> bool: ...
 
     def commit(self) -> None: ...
@@ -350,8 +352,7 @@ class DmThin:
             )
         with suppress(PoolError):
             if cause.errno == errno.EIO and not self._pool.can_provision():
-                state = "failed; close it" if self._pool.has_failed() else "read-only; see its status"
-                return PoolModeError(f"{what} was refused: pool '{pool}' is {state}", errno=errno.EIO)
+                return self._pool.refusal_by_mode(what, errno.EIO)
         reason = os.strerror(cause.errno or errno.EIO).lower()
         return PoolIoError(f"{what} failed in pool '{pool}': {reason}", errno=cause.errno)
 

@@ -42,7 +42,7 @@ from cowfs.errors import (
     PoolIoError,
     PoolModeError,
 )
-from cowfs.pool import NoSpacePolicy, PoolMode, PoolTable
+from cowfs.pool import NoSpacePolicy, PoolMode, PoolTable, refusal_by_mode
 from cowfs.thinmeta import Metadata, ThinMapping
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.units import SECTOR_BYTES
@@ -387,15 +387,8 @@ class Engine:
         )
 
     def mode_error(self, request: str, number: int) -> PoolModeError:
-        if self.mode is PoolMode.FAIL:
-            state, remedy = "failed", "close it"
-        elif self.mode is PoolMode.OUT_OF_METADATA_SPACE:
-            state, remedy = "out of metadata space", "grow its metadata device and resume it"
-        elif self.metadata.needs_check:
-            state, remedy = "read-only and needs a check", "close it and repair its metadata"
-        else:
-            state, remedy = "read-only", "open it without read_only"
-        return PoolModeError(f"{request} is refused: pool '{self.name}' is {state}; {remedy}", errno=number)
+        needs_check = self.metadata.needs_check
+        return refusal_by_mode(request, self.name, self.mode, needs_check=needs_check, errno=number)
 
     def _note_low_water(self, free: int) -> None:
         if free <= self.table.low_water_blocks and not self._low_water_sent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -19,22 +20,17 @@ def copy_metadata(source: BlockDevice, home: Path) -> int:
     Only what holds data is copied (by reference where the file system can), so a 2 GiB metadata file of a small pool
     takes milliseconds. The file vanishes when the last descriptor is closed, however its readers end.
     """
-    directory = home / "devicemapper"
     try:
-        fd = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, source.size_bytes)
+        with tempfile.TemporaryFile(dir=home / "devicemapper", buffering=0) as file:
+            os.ftruncate(file.fileno(), source.size_bytes)
             for begin, length in data_ranges(source):
-                _copy_range(source, fd, begin, begin + length)
-        except BaseException:
-            os.close(fd)
-            raise
+                _copy_range(source, file.fileno(), begin, begin + length)
+            return os.dup(file.fileno())
     except OSError as error:
         raise HomeError(
             f"cannot copy the metadata of {home} for reading: {error.strerror or error}; unmount, then run it again",
             errno=error.errno,
         ) from error
-    return fd
 
 
 def _copy_range(source: BlockDevice, target: int, begin: int, end: int) -> None:

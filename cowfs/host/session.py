@@ -13,7 +13,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Protocol, Self, TypeVar
@@ -243,11 +243,8 @@ def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Pat
 
 @contextmanager
 def _received(fd: int) -> Iterator[FileDevice]:
-    try:
-        with _opened(f"/proc/self/fd/{fd}") as device:
-            yield device
-    finally:
-        os.close(fd)
+    with closing(FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)) as device:
+        yield device
 
 
 @contextmanager

@@ -3,7 +3,15 @@
 from cowfs.pool.interface import Backend, Capability, NodeBackend, NodePool, NodeThin, Pool, ProbeResult, ThinDevice
 from cowfs.pool.message import Message
 from cowfs.pool.registry import backend_names, load_backend
-from cowfs.pool.status import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus, UnreadableStatus
+from cowfs.pool.status import (
+    DiscardMode,
+    NoSpacePolicy,
+    PoolMode,
+    PoolStatus,
+    ThinStatus,
+    UnreadableStatus,
+    refusal_by_mode,
+)
 from cowfs.pool.table import PoolTable, ThinTable
 from cowfs.units import Extent
 
@@ -28,4 +36,5 @@ __all__ = [
     "UnreadableStatus",
     "backend_names",
     "load_backend",
+    "refusal_by_mode",
 ]

@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.errors import InvalidRequest
+from cowfs.errors import InvalidRequest, PoolModeError
 from cowfs.units import DataBlocks, MetaBlocks, Sectors
 
 
@@ -27,6 +27,19 @@ class PoolMode(enum.IntEnum):
     OUT_OF_METADATA_SPACE = 2
     READ_ONLY = 3
     FAIL = 4
+
+
+def refusal_by_mode(request: str, pool: str, mode: PoolMode, *, needs_check: bool, errno: int) -> PoolModeError:
+    """The error of a request that a pool's mode does not allow."""
+    if mode is PoolMode.FAIL:
+        state, remedy = "failed", "close it"
+    elif mode is PoolMode.OUT_OF_METADATA_SPACE:
+        state, remedy = "out of metadata space", "grow its metadata device and resume it"
+    elif needs_check:
+        state, remedy = "read-only and needs a check", "close it and repair its metadata"
+    else:
+        state, remedy = "read-only", "open it without read_only"
+    return PoolModeError(f"{request} is refused: pool '{pool}' is {state}; {remedy}", errno=errno)
 
 
 class DiscardMode(enum.Enum):

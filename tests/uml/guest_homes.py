@@ -167,7 +167,7 @@ def what_the_kernel_has_mounted_is_busy(folder: Path) -> None:
     home.fails(5, "in use already", f"the mount at {mnt}", words=("mount", "--kernel", "web", other))
     home.fails(5, "the kernel uses its pool", words=("check", "--repair"))
     home.on("emulated").fails(5, "in use by another pool", "--backend dmthin", words=("list",))
-    home.fails(4, "the thin is active", f"the mount at {mnt}", words=("message", "delete", "2"))
+    home.fails(4, "is in use", f"the mount at {mnt}", words=("message", "delete", "2"))
     with somebody_has_open(str(mnt)):
         home.fails(6, f"umount {mnt}: files in it are in use", words=("umount", mnt))
     home("umount", mnt)
