@@ -40,6 +40,25 @@ class LayerVolume:
             build(layer, tree)
         return layer
 
+    def clear(self) -> None:
+        """Remove all layers, before a test makes more and more of them."""
+        pending = [(ROOT_INODE, b"rootfs-%d" % number, False) for number in range(1, self._count + 1)]
+        self._count = 0
+        while pending:
+            parent, name, is_emptied = pending.pop()
+            if is_emptied:
+                self.image.volume.remove_directory(parent, name)
+                continue
+            pending.append((parent, name, True))
+            inode = self.image.volume.lookup(parent, name).inode
+            for entry in list(self.image.volume.list_directory(inode)):
+                if entry.name in (b".", b".."):
+                    continue
+                if stat.S_ISDIR(entry.mode):
+                    pending.append((inode, entry.name, False))
+                else:
+                    self.image.volume.unlink(inode, entry.name)
+
     def _look_beside(self) -> Tree:
         found = look(LayerRoot(self.image.volume, ROOT_INODE), without="rootfs-")
         del found[b""]

@@ -96,9 +96,10 @@ def same_root(tree: Tree, root: Node) -> Tree:
     return {**tree, b"": root}
 
 
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(60, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(tree=trees(), sparse=st.booleans())
 def test_a_whole_layer(layers: LayerVolume, tree: Tree, sparse: bool) -> None:
+    layers.clear()
     layer, copy = layers.new_layer(tree), layers.new_layer()
     archive = write(layer, sparse=sparse)
     applied = apply(copy, archive)
@@ -109,10 +110,11 @@ def test_a_whole_layer(layers: LayerVolume, tree: Tree, sparse: bool) -> None:
     assert write(copy, sparse=False) == write(layer, sparse=False)
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(80, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(data=st.data(), tree=trees())
 def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, tree: Tree) -> None:
     """The parent with the diff is the layer; but for the root's own attributes, which no change tells of."""
+    layers.clear()
     new = data.draw(changed(tree))
     parent, child, copy = layers.new_layer(tree), layers.new_layer(new), layers.new_layer(tree)
     changes = compare(look(parent), look(child))
@@ -127,11 +129,12 @@ def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, t
     assert same_root(look(copy), expected[b""]) == expected
 
 
-@settings(max_examples=15, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(15, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(tree=trees())
 def test_ids_come_back(layers: LayerVolume, tree: Tree) -> None:
     halves = [IdRange(0, 2**31, 2**31), IdRange(2**31, 0, 2**31)]
     maps = IdMaps(uids=halves, gids=halves)
+    layers.clear()
     layer, copy = layers.new_layer(tree), layers.new_layer()
     apply(copy, write(layer), maps=maps)
     found = look(copy)
