@@ -42,6 +42,7 @@ _COMMANDS: Final = {
     "info": ("layers", "Show what 'docker info' shows of a storage driver."),
     "docker-plugin": ("docker", "Be a storage driver of Docker's daemon."),
     "check": ("metadata", "Recount the pool's metadata and report what is wrong."),
+    "recover": ("recovery", "Bring records and pool together again."),
     "dump": ("metadata", "Write the pool's metadata as XML."),
     "restore": ("metadata", "Replace the pool's metadata by what an XML file says."),
     "delta": ("metadata", "Write what differs between two devices as XML."),

@@ -11,7 +11,7 @@ import msgspec
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.ext4_base import Ext4
 from cowfs.devices.names import BASE
-from cowfs.devices.records import DeviceFile, SetFile
+from cowfs.devices.records import DeviceFile, Identity, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
 from cowfs.devices.xfs_base import Xfs
@@ -28,6 +28,10 @@ class BaseFilesystem(Protocol):
     def make(self, device: BlockDevice, uuid: str) -> None: ...
 
     def read_uuid(self, device: BlockDevice) -> str: ...
+
+    def identify(self, device: BlockDevice) -> Identity:
+        """Look at a file system, whose device may be shorter than it; then not into it. Raises FilesystemError."""
+        ...
 
     def grow(self, device: BlockDevice) -> None:
         """Make the file system fill a device that is larger than it; nothing happens where it does already.
@@ -77,6 +81,21 @@ class BaseDevice:
         """The base's record, when there is one that was made to its end."""
         record = self._store.get(BASE)
         return record if record is not None and record.initialized and not record.deleted else None
+
+    def identify(self, thin: ThinDevice) -> Identity | None:
+        """What is on a device of the home, when it is a file system as the base has it."""
+        try:
+            return self._filesystem.identify(thin)
+        except FilesystemError:
+            return None
+
+    def note_uuid(self, uuid: str) -> None:
+        """From now on the base is the one with this UUID."""
+        self._save_set(uuid)
+
+    def disown(self) -> None:
+        """Let the base be made anew; its record says then that it was not finished."""
+        self._store.save(BASE, msgspec.structs.replace(self._store.require(BASE), initialized=False))
 
     def is_there(self) -> bool:
         """Whether there is one that was made to its end, with its thin."""

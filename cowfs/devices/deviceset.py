@@ -37,7 +37,8 @@ from cowfs.devices.lock import HomeLock
 from cowfs.devices.names import BASE, check_name, pool_prefix
 from cowfs.devices.options import HomeOptions, PoolSource, check_base_size, check_device_size
 from cowfs.devices.pool_growth import grow_pool
-from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, HomeFile, HomeStatus
+from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
+from cowfs.devices.recovery import Recovery
 from cowfs.devices.replacement import Replacements
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
@@ -225,7 +226,13 @@ class DeviceSet:
             self._replacements.recover()
         except CowfsError as error:
             self._store.problems.append(f"what a crash left could not be undone yet: {error}")
+        marked = self._deletions.names()
         self.retry_deletions()
+        self._store.findings.extend(
+            Finding("deleted_device", f"device {name!r} was removed while it was in use", "removed", name)
+            for name in marked
+            if self.read_only or name not in self
+        )
 
     def _note_missing_thins(self) -> None:
         in_pool = set(self.pool.thin_ids())
@@ -247,6 +254,50 @@ class DeviceSet:
             )
         if size_bytes > base.size:
             self.resize(BASE, size_bytes)
+
+    def recover(self, *, delete_orphans: bool = False) -> list[Finding]:
+        """Bring records and pool together again, where they say different things; `cowfs.devices.recovery` says how.
+
+        For a home that was opened with `verify=False`. Open read-only, it says what would be done. What opening did is
+        among the findings; doing it again finds nothing.
+
+        Args:
+            delete_orphans: delete thins that belong to no device, instead of taking them in.
+
+        Raises:
+            PoolModeError: the pool needs a check first, or failed.
+            MetadataCorrupt, HomeError: what the pool or the disk answers. It can be run again.
+        """
+        if self._health.problem:
+            raise PoolModeError(self._health.problem)
+        recovery = Recovery(
+            self.pool,
+            self._store,
+            self._ids,
+            self._transactions,
+            self._base,
+            self._active.open_thin,
+            lambda: self._orphans(self.pool.thin_ids()),
+            delete_orphans=delete_orphans,
+        )
+        findings = [*self._store.findings, *recovery.run()]
+        if all(finding.kind != "foreign_pool" for finding in findings):
+            findings.extend(self._remake_base(any(finding.device == BASE for finding in findings)))
+        return findings
+
+    def _remake_base(self, is_told: bool) -> Iterator[Finding]:
+        """Make the base anew when there is none; `is_told`: it is among the findings what becomes of it."""
+        if self._base.is_there() or (is_told and self.read_only):
+            return
+        found = "the home has no base device that was made to its end"
+        try:
+            if not self.read_only:
+                self.ensure_base()
+        except CowfsError as error:
+            yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
+        else:
+            if not is_told:
+                yield Finding("base", found, "made anew", BASE)
 
     def close(self) -> None:
         """Deactivate every device, close the pool and release the lock. A second call does nothing.
@@ -507,7 +558,8 @@ class DeviceSet:
 
     def _orphans(self, thin_ids: Iterable[int]) -> tuple[int, ...]:
         """Thins of the pool that no record names: made by messages, or left by something else."""
-        known = {record.device_id for _, record in self._store.items()} | self._replacements.thin_ids()
+        known = {record.device_id for _, record in self._store.items()}
+        known |= self._replacements.thin_ids() | self._transactions.left
         return tuple(thin_id for thin_id in thin_ids if thin_id not in known)
 
     def ensure_base(self) -> None:

@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import stat
+import uuid as uuid_module
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from typing import Final
 
 from cowfs.blockdev import BlockDevice
-from cowfs.ext4 import growth, mkfs
+from cowfs.devices.names import MAX_NAME_BYTES
+from cowfs.devices.records import Identity
+from cowfs.errors import FilesystemError
+from cowfs.ext4 import growth, layout, mkfs, tools
+from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.volume import Volume
+
+_ID_FILE: Final = b"id"  # the layer driver writes it into a layer that is used
 
 
 class Ext4:
@@ -25,5 +36,39 @@ class Ext4:
     def read_uuid(self, device: BlockDevice) -> str:
         return str(mkfs.read_uuid(device))
 
+    def identify(self, device: BlockDevice) -> Identity:
+        superblock = layout.read_superblock(device)
+        identity = Identity(str(uuid_module.UUID(bytes=superblock.uuid)), superblock.size_bytes)
+        if identity.size_bytes > device.size_bytes:
+            return identity
+        with suppress(FilesystemError, OSError), _readable(device) as volume:
+            names = {entry.name for entry in volume.list_directory(ROOT_INODE)} - {b".", b"..", b"lost+found"}
+            return identity._replace(name=_read_name(volume) if _ID_FILE in names else None, is_empty=not names)
+        return identity
+
     def grow(self, device: BlockDevice) -> None:
         growth.grow_filesystem(device)
+
+
+@contextmanager
+def _readable(device: BlockDevice) -> Iterator[Volume]:
+    """A volume to look into; one that was not unmounted is put right in a copy."""
+    try:
+        volume = Volume.open(device, read_only=True)
+    except FilesystemError:
+        with tools.temporary_image(device.size_bytes) as image:
+            tools.copy_mapped(device, image)
+            tools.run("e2fsck", ["-fp", image.path])
+            with closing(Volume.open(image, read_only=True)) as volume:
+                yield volume
+        return
+    with closing(volume):
+        yield volume
+
+
+def _read_name(volume: Volume) -> str | None:
+    """What the file `id` holds, where that is a name."""
+    attributes = volume.lookup(ROOT_INODE, _ID_FILE)
+    if not stat.S_ISREG(attributes.mode):
+        return None
+    return volume.read(attributes.inode, 0, MAX_NAME_BYTES + 1).decode(errors="replace").strip()

@@ -15,7 +15,7 @@ What cowfs adds stands in files of its own beside `metadata/`, and a home withou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -107,6 +107,41 @@ class ParentLine(msgspec.Struct, frozen=True):
     name: str
     transaction_id: int
     parent: str
+
+
+class Identity(NamedTuple):
+    """What a file system says of itself.
+
+    `name` is what its file `id` holds, None where there is none; `is_empty`: there is nothing in it.
+    """
+
+    uuid: str
+    size_bytes: int
+    name: str | None = None
+    is_empty: bool = False
+
+
+FindingKind: TypeAlias = Literal[
+    "damaged_file",
+    "unfinished_change",
+    "deleted_device",
+    "missing_thin",
+    "orphan_thin",
+    "conflict",
+    "base",
+    "foreign_pool",
+    "stale_transaction",
+]
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was wrong in a home. `action` is what was done about it, in words; empty when nothing was."""
+
+    kind: FindingKind
+    found: str
+    action: str
+    device: str | None = None
+    thin_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

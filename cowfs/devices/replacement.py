@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import msgspec
 
 from cowfs.devices.ids import ThinIds
-from cowfs.devices.records import DeviceFile, ReplacementFile
+from cowfs.devices.records import DeviceFile, Finding, ReplacementFile
 from cowfs.devices.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
@@ -53,10 +53,11 @@ class Replacements:
         self._quiesced = quiesced
         self._under_way: list[ReplacementFile] = []
         self._replaced: set[str] = set()
+        self._left: set[int] = set()  # thins that wait until the home is open for writing
 
     def thin_ids(self) -> set[int]:
-        """New thins that no record names yet."""
-        return {note.new_id for note in self._under_way}
+        """Thins that no record names, and that are not left over either."""
+        return {note.new_id for note in self._under_way} | self._left
 
     def check_idle(self, name: str) -> None:
         """Raises DeviceBusy while the content of a device is being replaced."""
@@ -131,6 +132,8 @@ class Replacements:
                 self._store.report_damaged(path, f"the note {file_name!r} about new content of a device", error)
                 continue
             if note is not None:
+                found = f"new content of device {note.name!r} was being written, or its old one was being removed"
+                self._store.findings.append(Finding("unfinished_change", found, "finished", note.name))
                 self._finish(note)
 
     def _path(self, note: ReplacementFile) -> str:
@@ -141,6 +144,7 @@ class Replacements:
         record = self._store.get(note.name)
         loser = note.old_id if record is not None and record.device_id == note.new_id else note.new_id
         if self._store.read_only:
+            self._left.add(loser)
             return
         if not self._store.claims(loser):
             with suppress(NoSuchThin):

@@ -16,7 +16,15 @@ import msgspec
 
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_plain_file_name, is_record_file
-from cowfs.devices.records import DeviceFile, DeviceRecord, OldRecordsFile, ParentLine, SetFile, TransactionFile
+from cowfs.devices.records import (
+    DeviceFile,
+    DeviceRecord,
+    Finding,
+    OldRecordsFile,
+    ParentLine,
+    SetFile,
+    TransactionFile,
+)
 from cowfs.errors import HomeError, UnknownDevice
 
 _T = TypeVar("_T")
@@ -28,13 +36,18 @@ class DamagedFile(Exception):
 
 
 class DeviceStore:
-    """Records by name, `base` included. `problems` collects, in words, what was wrong on disk."""
+    """Records by name, `base` included.
+
+    `problems` collects, in words, what was wrong on disk, and `findings` what opening the home did about it, or would.
+    `damaged_names` are those of the records that could not be understood.
+    """
 
     def __init__(self, files: HomeFiles, *, read_only: bool) -> None:
         self.files = files
         self.read_only = read_only
         self.problems: list[str] = []
-        self.damaged_count = 0
+        self.findings: list[Finding] = []
+        self.damaged_names: list[str] = []
         self._records: dict[str, DeviceFile] = {}
         self._parents: dict[str, ParentLine] | None = None
 
@@ -49,13 +62,13 @@ class DeviceStore:
             raise HomeError(f"cannot read {self.files.records}: {error.strerror}", errno=error.errno) from error
         for name in names:
             if not _is_text(name):  # a transaction could not name it
-                self.damaged_count += 1
+                self.damaged_names.append(name)
                 self.problems.append(f"the record {name!r} has a name that is not UTF-8; it is left where it is")
                 continue
             try:
                 record = self.load_file(self.files.record(name), DeviceFile)
             except DamagedFile as error:
-                self.damaged_count += 1
+                self.damaged_names.append(name)
                 self.report_damaged(self.files.record(name), f"the record of device '{name}'", error)
                 continue
             if record is not None:
@@ -67,7 +80,7 @@ class DeviceStore:
         try:
             old = self.load_file(path, OldRecordsFile)
         except DamagedFile as error:
-            self.damaged_count += 1
+            self.damaged_names.append("")
             self.report_damaged(path, "the old file of all records", error)
             return
         if old is None:
@@ -112,13 +125,14 @@ class DeviceStore:
 
     def report_damaged(self, path: str, what: str, error: DamagedFile) -> None:
         """Set a file aside, or only say so when nothing may be changed."""
-        where = "left where it is"
+        found, where, action = f"{what} is damaged ({error})", "left where it is", "set aside"
         if not self.read_only:
             try:
-                where = f"set aside as {self.files.set_aside(path)}"
+                where = action = f"set aside as {self.files.set_aside(path)}"
             except HomeError as failure:
-                where = f"left where it is ({failure})"
-        self.problems.append(f"{what} is damaged ({error}); {where}")
+                where, action = f"left where it is ({failure})", ""
+        self.problems.append(f"{found}; {where}")
+        self.findings.append(Finding("damaged_file", found, action))
 
     def names(self) -> Iterator[str]:
         return iter(self._records)
@@ -159,6 +173,16 @@ class DeviceStore:
     def delete(self, name: str) -> None:
         self.forget(name)
         self.files.remove(self.files.record(name))
+
+    def set_record_aside(self, name: str) -> str:
+        """Take a record out of the way that is wrong; where its file went."""
+        self.forget(name)
+        return self.files.set_aside(self.files.record(name))
+
+    def line_of_transaction(self, transaction_id: int) -> ParentLine | None:
+        """What is remembered of the device that a transaction made."""
+        lines = (line for line in self._parent_lines().values() if line.transaction_id == transaction_id)
+        return next(lines, None)
 
     def note_parent(self, name: str, transaction_id: int, parent: str) -> None:
         """Remember what a device is a snapshot of."""

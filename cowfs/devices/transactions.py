@@ -26,7 +26,7 @@ from typing import Final
 
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.names import hash_to_name, is_plain_file_name, name_to_hash
-from cowfs.devices.records import DeviceFile, TransactionFile
+from cowfs.devices.records import DeviceFile, Finding, TransactionFile
 from cowfs.devices.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
 from cowfs.pool import Pool, UnreadableStatus
@@ -48,6 +48,7 @@ class Transactions:
         self._ids = ids
         self._is_fresh = is_fresh
         self._foreign: set[int] = set()  # ids that proved to be somebody else's
+        self.left: set[int] = set()  # thins that wait until the home is open for writing
         self._is_settled = False
 
     def current_id(self) -> int:
@@ -119,28 +120,53 @@ class Transactions:
         current_id = self.current_id()
         if pending.open_transaction_id == current_id:
             return
-        if pending.open_transaction_id != current_id + 1:
-            self._problem(
-                f"the last transaction was {pending.open_transaction_id} and the pool is at {current_id}: "
-                "pool and records are not of the same time; nothing was undone"
-            )
-            return
-        record = self._store.get(name)
-        claims = [other for other in self._store.claims(pending.device_id) if other != name]
-        if claims or (record is not None and record.device_id != pending.device_id):
-            self._problem(
-                f"the open transaction is about device {name!r} as thin {pending.device_id}, "
-                "which the records contradict; nothing was undone"
-            )
+        stale = self._why_stale(pending, current_id)
+        if stale:
+            self._problem(f"{stale}; nothing was undone")
             return
         self._undo(name, pending.device_id)
         if not self._store.read_only:
             self._store.files.remove(self._store.files.transaction)
 
+    def _why_stale(self, pending: TransactionFile, current_id: int) -> str:
+        """Why an open transaction cannot be the pool's next one; empty when it is."""
+        name = hash_to_name(pending.device_hash)
+        if pending.open_transaction_id != current_id + 1:
+            return (
+                f"the last transaction was {pending.open_transaction_id} and the pool is at {current_id}: "
+                "pool and records are not of the same time"
+            )
+        record = self._store.get(name)
+        claims = [other for other in self._store.claims(pending.device_id) if other != name]
+        if claims or (record is not None and record.device_id != pending.device_id):
+            return (
+                f"the open transaction is about device {name!r} as thin {pending.device_id}, "
+                "which the records contradict"
+            )
+        return ""
+
+    def find_stale(self) -> str:
+        """What is wrong with the transaction file, when it is of no use; empty when nothing is."""
+        try:
+            pending = self._store.load_transaction()
+        except DamagedFile:  # told when the home was opened
+            return ""
+        current_id = self.current_id()
+        if pending is None or pending.open_transaction_id == current_id or pending.device_id in self.left:
+            return ""
+        return self._why_stale(pending, current_id)
+
+    def set_aside(self) -> str:
+        """Take the transaction file out of the way; where it went."""
+        return self._store.files.set_aside(self._store.files.transaction)
+
     def _undo(self, name: str, thin_id: int) -> None:
         self._store.forget(name)
+        found = f"device {name!r} was being made or removed when its process died"
+        self._store.findings.append(Finding("unfinished_change", found, "removed", name, thin_id))
         if self._store.read_only:
-            self._problem(f"device {name!r} was being made or removed when its process died; it is not shown")
+            self.left.add(thin_id)
+            self._problem(f"{found}; it is not shown")
             return
         if thin_id not in self._foreign:
             self._delete_thin(thin_id)
@@ -162,12 +188,14 @@ class Transactions:
         missing = [name for name, record in self._store.items() if record.device_id not in in_pool]
         if len(missing) == 1:
             self._undo(missing[0], self._store.require(missing[0]).device_id)
-        if not self._store.damaged_count and not self._store.read_only:
+        if not self._store.damaged_names and not self._store.read_only:
             known = {record.device_id for _, record in self._store.items()}
             made = [thin for thin in in_pool - known if self._is_fresh(thin, current_id)]
             if len(made) == 1:
                 self._delete_thin(made[0])
                 self._ids.release(made[0])
+                found = f"thin {made[0]} was being made when its process died"
+                self._store.findings.append(Finding("unfinished_change", found, "removed", None, made[0]))
         self._store.report_damaged(self._store.files.transaction, "the transaction file", damage)
 
     def _make_thin(self, name: str, send: Callable[[int], None]) -> tuple[int, int]:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from cowfs.blockdev import BlockDevice
+from cowfs.devices.records import Identity
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4 import tools
 from cowfs.pool import NodeThin
 
-_SUPERBLOCK: Final = struct.Struct(">4s28x16s")  # magic, UUID
+_SUPERBLOCK: Final = struct.Struct(">4sIQ16x16s")  # magic, block size, blocks, UUID
 _SECTOR_BYTES: Final = 512
 
 
@@ -33,10 +34,14 @@ class Xfs:
         device.flush()
 
     def read_uuid(self, device: BlockDevice) -> str:
-        magic, uuid = _SUPERBLOCK.unpack_from(device.pread(0, _SECTOR_BYTES))
+        return self.identify(device).uuid
+
+    def identify(self, device: BlockDevice) -> Identity:
+        """What is in it is not looked at; only the kernel can."""
+        magic, block_bytes, blocks, uuid = _SUPERBLOCK.unpack_from(device.pread(0, _SECTOR_BYTES))
         if magic != b"XFSB":
             raise FilesystemError("there is no xfs on the device")
-        return str(uuid_module.UUID(bytes=uuid))
+        return Identity(str(uuid_module.UUID(bytes=uuid)), block_bytes * blocks)
 
     def grow(self, device: BlockDevice) -> None:
         """xfs grows while it is mounted. Snapshots share their UUID, which the kernel takes only with `nouuid`."""

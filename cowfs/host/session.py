@@ -201,20 +201,24 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
             undo.pop_all()
         return lock
 
-    def refuse(_home: Path) -> HomeLock:
-        with Client(home) as client:
-            views = client.call(Status()).views
-        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
-        message = (
-            f"{purpose} needs the home {files.home} to itself, and process {client.holder_pid} serves a mount of it"
-        )
-        raise HomeBusy(f"{message}; {remedy}", holder_pid=client.holder_pid)
-
-    lock = _patiently(home, lock_here, refuse, wait_seconds)
+    lock = alone(home, purpose, lock_here, wait_seconds=wait_seconds)
     try:
         yield files
     finally:
         lock.release()
+
+
+def alone(home: Path, purpose: str, open_here: Callable[[], T], *, wait_seconds: float = WAIT_SECONDS) -> T:
+    """Open something of a home that nobody else holds; as `locked`."""
+
+    def refuse(_home: Path) -> T:
+        with Client(home) as client:
+            views = client.call(Status()).views
+        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
+        message = f"{purpose} needs the home {home} to itself, and process {client.holder_pid} serves a mount of it"
+        raise HomeBusy(f"{message}; {remedy}", holder_pid=client.holder_pid)
+
+    return _patiently(home, open_here, refuse, wait_seconds)
 
 
 def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:

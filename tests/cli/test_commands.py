@@ -23,21 +23,9 @@ from tests.cli.conftest import Run
 BASE_BYTES = 16 << 20
 
 COMMANDS = [
-    *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "usage"),
-    *(
-        "trim",
-        "resize",
-        "pool-resize",
-        "layer",
-        "info",
-        "docker-plugin",
-        "check",
-        "dump",
-        "restore",
-        "delta",
-        "message",
-    ),
-    *("table", "dmstatus", "doctor", "uml", "verify", "completion"),
+    *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "usage", "trim"),
+    *("resize", "pool-resize", "layer", "info", "docker-plugin", "check", "recover", "dump", "restore", "delta"),
+    *("message", "table", "dmstatus", "doctor", "uml", "verify", "completion"),
 ]
 
 
@@ -344,6 +332,28 @@ def test_trim(cowfs: Run) -> None:
         some.out == "NAME  UNMAPPED  CAME BACK\nweb        0 B        0 B\nbase       0 B        0 B\n0 B came back\n"
     )
     assert (some.status, some.err.count("\n")) == (5, 1)
+
+
+def test_recover(cowfs: Run, home: Path) -> None:
+    assert cowfs("recover").out == "nothing to recover\n"
+    (home / "metadata/web").write_text("{")
+    dry = cowfs("recover", "--dry-run")
+    assert (dry.status, dry.out.splitlines()[-1]) == (
+        0,
+        "thin 2 (16 MiB) belongs to no device: would be recorded as 'web'",
+    )
+    report = cowfs("--json", "recover").json
+    assert report["dry_run"] is False
+    assert [finding["kind"] for finding in report["findings"]] == ["damaged_file", "orphan_thin"]
+    assert report["findings"][1] == {
+        "kind": "orphan_thin", "found": "thin 2 (16 MiB) belongs to no device", "action": "recorded as 'web'",
+        "device": "web", "thin_id": 2,
+    }  # fmt: skip
+    cowfs("message", "create_snap", "9", "2")
+    assert cowfs("recover", "--delete-orphans").out == "thin 9 (16 MiB) belongs to no device: deleted\n"
+    (home / "metadata/twin").write_bytes((home / "metadata/web").read_bytes())
+    left = cowfs("recover")
+    assert (left.status, left.out.count("left as it is\n")) == (1, 1)
 
 
 def test_growing(cowfs: Run, home: Path) -> None:

@@ -9,10 +9,12 @@ import msgspec
 import pytest
 
 from cowfs import errors
+from cowfs.devices.records import Finding
 from cowfs.error_record import ErrorRecord
 from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
 from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
+from cowfs.host.recovery import RecoveryReport
 from cowfs.host.request import MountedView
 from cowfs.host.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
 
@@ -22,8 +24,8 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Ability, CheckResult, Created, DeviceReport, DeviceRow, FindingRecord, HomeReport, MountedView, Resized),
-        *(ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
+        *(Ability, CheckResult, Created, DeviceReport, DeviceRow, Finding, FindingRecord, HomeReport, MountedView),
+        *(RecoveryReport, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,
 )

@@ -16,7 +16,8 @@ from typing import Any
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.errors import InvalidRequest, NoSuchThin, PoolError, PoolIoError, ThinBusy, ThinExists
+from cowfs.devices.records import Identity
+from cowfs.errors import FilesystemError, InvalidRequest, NoSuchThin, PoolError, PoolIoError, ThinBusy, ThinExists
 from cowfs.pool import (
     Capability,
     DiscardMode,
@@ -167,7 +168,7 @@ class FailingOs(DyingOs):
 
 
 class Filesystem:
-    """A base file system that is its UUID, and from 40 on its size, once that is another than the base device's."""
+    """A base file system: at 0 its UUID, at 40 its size once it grew, at 64 the content of its file `id`."""
 
     name = "ext4"
 
@@ -186,6 +187,14 @@ class Filesystem:
             raise self.grow_errors.pop(0)
         device.pwrite(0, device.pread(0, 36).ljust(40) + str(device.size_bytes).encode())
 
+    def identify(self, device: BlockDevice) -> Identity:
+        uuid = self.read_uuid(device)
+        if uuid not in UUIDS:
+            raise FilesystemError("there is no file system")
+        size = device.pread(40, 24).rstrip(b"\0")
+        name = device.pread(64, 256).rstrip(b"\0").decode()
+        return Identity(uuid, int(size or MIB), name or None, not name)
+
     def read_uuid(self, device: BlockDevice) -> str:
         return device.pread(0, 36).decode(errors="replace")
 
@@ -197,6 +206,14 @@ class FakeState:
         self.transaction_id = 0
         self.thins: dict[int, dict[int, bytes]] = {}
         self.committed: dict[int, dict[int, bytes]] = {}
+
+    def copy(self) -> FakeState:
+        """Another one with what is in this one now, all of it durable."""
+        copy = FakeState()
+        copy.transaction_id = self.transaction_id
+        copy.thins = {thin_id: dict(pages) for thin_id, pages in self.thins.items()}
+        copy.commit()
+        return copy
 
     def commit(self) -> None:
         self.committed = {thin_id: dict(pages) for thin_id, pages in self.thins.items()}

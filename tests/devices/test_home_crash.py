@@ -5,88 +5,28 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from cowfs.devices import DeviceSet
 from cowfs.errors import NotAHome
-from tests.devices.home_fakes import (
-    MIB,
-    PAGE,
-    SMALL,
-    DyingOs,
-    FakeBackend,
-    FakeState,
-    Filesystem,
-    Steps,
-    assert_whole,
-    killed,
-    make_home,
-    names,
-    open_home,
-    record_files,
-    uuids,
-)
+from tests.devices.crash_worlds import Change, EmulatedWorld, FakeWorld, World
+from tests.devices.home_fakes import MIB, PAGE, DyingOs, Steps, assert_whole, make_home, names
 
-Change = Callable[[DeviceSet], object]
+WORLDS = [FakeWorld, EmulatedWorld]
 
 
-@dataclass
-class World:
-    """A home and its fake pool, which can be copied and brought back."""
-
-    home: Path
-    backend: FakeBackend = field(default_factory=FakeBackend)
-
-    def save(self, where: Path) -> tuple[Path, FakeState]:
-        shutil.copytree(self.home, where, symlinks=True)
-        state = self._state
-        copy = FakeState()
-        copy.transaction_id = state.transaction_id
-        copy.thins = {thin_id: dict(pages) for thin_id, pages in state.thins.items()}
-        copy.commit()
-        return where, copy
-
-    def restore(self, saved: tuple[Path, FakeState]) -> None:
-        where, state = saved
-        shutil.rmtree(self.home)
-        shutil.copytree(where, self.home, symlinks=True)
-        self.backend = FakeBackend()
-        copy = FakeState()
-        copy.transaction_id = state.transaction_id
-        copy.thins = {thin_id: dict(pages) for thin_id, pages in state.thins.items()}
-        copy.commit()
-        self.backend.states[str(self.home / "devicemapper/metadata")] = copy
-
-    @property
-    def _state(self) -> FakeState:
-        return self.backend.states[str(self.home / "devicemapper/metadata")]
-
-    def contents(self) -> dict[str, tuple[int, bytes]]:
-        """Size and first page of each device; the pool's data and metadata have no page."""
-        with open_home(self.home, self.backend) as devices:
-            assert_whole(devices)
-            assert devices.problems == ()
-            thins = self._state.thins
-            found = {r.name: (r.size_bytes, thins[r.device_id].get(0, b"").rstrip(b"\0")) for r in devices.records()}
-            assert sorted(found) == record_files(self.home)
-            assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
-            status = devices.status()
-        return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    world = World(tmp_path / "home")
-    with make_home(world.home, world.backend) as devices:
-        devices.create("a")
-        devices.create("b", parent="a")
-        thin = devices.activate("a")
-        thin.pwrite(0, b"written to a".ljust(36))
-        devices.deactivate("a")
+@pytest.fixture(params=WORLDS, ids=lambda world: world.name)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
+    world: World = request.param(tmp_path / "home")
+    world.fill()
     return world
+
+
+def require_deep(request: pytest.FixtureRequest) -> None:
+    if request.config.getoption("--hypothesis-profile") != "deep":
+        pytest.skip("takes long and finds little more; run it with --hypothesis-profile=deep")
 
 
 def create(devices: DeviceSet) -> None:
@@ -133,49 +73,23 @@ def resize_pool(devices: DeviceSet) -> None:
 CHANGES = [create, create_from_active, create_larger, remove, deferred_remove, replace, resize, grow_base, resize_pool]
 
 
-def run_until(world: World, change: Change, die_at: int, *, power_cut: bool) -> bool:
-    """Run a change that dies at a step; whether it died. The first steps are those of the opening itself."""
-    steps = Steps(die_at)
-    system = DyingOs(steps, power_cut=power_cut)
-    world.backend.steps = steps
-    with killed():
-        devices = open_home(world.home, world.backend, system=system, filesystem=Filesystem(steps))
-        change(devices)
-        devices.close()
-    if not steps.is_dead:
-        return False
-    system.lose_power()
-    _drop_lock()
-    world.backend.steps = Steps()
-    world.backend.crash()
-    return True
-
-
-def _drop_lock() -> None:
-    """A killed process has no open files; this one still has the lock's descriptor."""
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{fd}").endswith("cowfs.lock"):
-                os.close(int(fd))
-        except FileNotFoundError:
-            continue
-
-
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_wholly_there_or_wholly_absent(
-    world: World, tmp_path: Path, change: Change, power_cut: bool
+    world: World, tmp_path: Path, change: Change, power_cut: bool, request: pytest.FixtureRequest
 ) -> None:
+    if isinstance(world, EmulatedWorld) and not power_cut and change not in (create, remove, resize):
+        require_deep(request)
     before = world.contents()
     saved = world.save(tmp_path / "saved")
-    with open_home(world.home, world.backend) as devices:
+    with world.open() as devices:
         change(devices)
     after = world.contents()
     assert before != after
     points, seen = 0, set()
     while True:
         world.restore(saved)
-        if not run_until(world, change, points, power_cut=power_cut):
+        if not world.run_until(points, change, power_cut=power_cut):
             break
         points += 1
         found = world.contents()
@@ -185,79 +99,78 @@ def test_a_change_is_wholly_there_or_wholly_absent(
             assert found in (before, after), points
         seen.add(found == after)
         assert world.contents() == found  # opening again changes nothing
-        with open_home(world.home, world.backend) as devices:
+        with world.open() as devices:
             taken = {record.device_id for record in devices.records()}
             assert devices.create("next", parent="a").device_id not in taken
             assert_whole(devices)
         assert world.contents()["next"] == world.contents()["a"]
     assert seen == {True, False}
-    print(f"{change.__name__}: killed at {points} points{' with power cut' if power_cut else ''}")
+    print(
+        f"{change.__name__} on the {world.name} pool: killed at {points} points{' with power cut' if power_cut else ''}"
+    )
 
 
 @pytest.mark.parametrize("change", [create, create_larger, remove, resize])
-def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Path, change: Change) -> None:
+def test_recovery_may_be_cut_short_at_every_step_too(
+    world: World, tmp_path: Path, change: Change, request: pytest.FixtureRequest
+) -> None:
+    if isinstance(world, EmulatedWorld):
+        require_deep(request)
     before = world.contents()
     saved = world.save(tmp_path / "saved")
-    with open_home(world.home, world.backend) as devices:
+    with world.open() as devices:
         change(devices)
     after = world.contents()
     points = first = 0
     while True:
         world.restore(saved)
-        if not run_until(world, change, first, power_cut=True):
+        if not world.run_until(first, change, power_cut=True):
             break
         crashed = world.save(tmp_path / f"crashed{first}")
         second = 0
         while True:
             world.restore(crashed)
-            if not run_until(world, lambda _devices: None, second, power_cut=True):
+            if not world.run_until(second, lambda _devices: None, power_cut=True):
                 break
             assert world.contents() in (before, after)
             points += 1
             second += 1
         first += 1
     assert points > first
-    print(f"{change.__name__}: recovery killed at {points} points after {first} kills")
+    print(f"{change.__name__} on the {world.name} pool: recovery killed at {points} points after {first} kills")
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
-def test_making_a_home_is_finished_by_the_next_init(tmp_path: Path, power_cut: bool) -> None:
+@pytest.mark.parametrize("make_world", WORLDS, ids=lambda world: world.name)
+def test_making_a_home_is_finished_by_the_next_init(
+    make_world: Callable[[Path], World], tmp_path: Path, power_cut: bool
+) -> None:
     points, finished = 0, 0
     while True:
-        home = tmp_path / f"home{points}"
-        backend, steps = FakeBackend(), Steps(points)
-        backend.steps = steps
-        system = DyingOs(steps, power_cut=power_cut)
-        with killed():
-            devices = DeviceSet.init(
-                home, backend, SMALL, filesystem=Filesystem(steps), new_uuid=uuids(), system=system
-            )
-            devices.close()
-        if not steps.is_dead:
+        world = make_world(tmp_path / f"home{points}")
+        home = world.home
+        if not world.dies(points, lambda **where: make_home(home, **where).close(), power_cut=power_cut):  # noqa: B023
             break
         points += 1
-        system.lose_power()
-        _drop_lock()
-        backend.steps = Steps()
-        backend.crash()
         try:
-            devices = open_home(home, backend)
+            devices = world.open()
             finished += 1
         except NotAHome:
-            devices = make_home(home, backend)
+            devices = make_home(world.home, world.backend())
         with devices:
             assert names(devices) == ["base"]
             assert devices.record("base").initialized
             assert_whole(devices)
             assert devices.problems == ()
             devices.create("a")
-        with open_home(home, backend) as devices:
+        with world.open() as devices:
             assert names(devices) == ["a", "base"]
             thin = devices.activate("a", read_only=True)
             assert thin.pread(0, 36).decode() == devices.status().base_uuid
+        shutil.rmtree(world.home)
     assert finished > 0
     assert points > 30
-    print(f"init: killed at {points} points{' with power cut' if power_cut else ''}, {finished} times after its end")
+    print(f"init on the {world.name} pool: killed at {points} points, {finished} times after its end")
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
@@ -268,10 +181,10 @@ def test_making_the_base_again_survives_a_kill_at_every_step(world: World, tmp_p
     points = 0
     while True:
         world.restore(saved)
-        if not run_until(world, lambda devices: devices.create("new"), points, power_cut=power_cut):
+        if not world.run_until(points, lambda devices: devices.create("new"), power_cut=power_cut):
             break
         points += 1
-        with open_home(world.home, world.backend) as devices:
+        with world.open() as devices:
             assert {"a", "b"} <= set(names(devices)) <= {"a", "b", "base", "new"}
             assert_whole(devices)
             fresh = devices.create("fresh")
