@@ -10,7 +10,19 @@ from pathlib import Path
 
 from bench.harness import Bench, scratch, write_result
 
-NAMES = ("startup", "engine", "chains", "snapshot", "changes", "memory", "archive", "raw", "home_view", "docker")
+NAMES = (
+    "startup",
+    "many_devices",
+    "engine",
+    "chains",
+    "snapshot",
+    "changes",
+    "memory",
+    "archive",
+    "raw",
+    "home_view",
+    "docker",
+)
 
 
 def main() -> int:
