@@ -16,9 +16,10 @@ def doctor_command(settings: Settings) -> int:
 
     Exit status 3 when something is missing that making and mounting a home needs; what else is missing is only told.
     """
+    from cowfs.cli.uml import boot_uml
     from cowfs.host.machine import examine
 
-    abilities = examine()
+    abilities = examine(boot_uml)
     if settings.as_json:
         output.print_json(abilities)
     else:

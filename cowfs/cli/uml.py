@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _VERIFY_MEMORY_BYTES: Final = 1 << 30
 _MOUNTING: Final = ("mount", "umount")
+_TRIAL_SECONDS: Final = 60.0
 _BOOTING: Final = ("uml", "verify")
 
 
@@ -142,6 +143,15 @@ def _held(settings: Settings, *, is_new: bool) -> Iterator[None]:
     else:
         with locked(settings.home_path, "a command in User-Mode Linux"):
             yield
+
+
+def boot_uml() -> str:
+    """Boot a guest for a moment; what came up. Raises MissingRequirement, UmlError."""
+    from cowfs.uml import run_captured
+
+    kernel = _kernel()
+    done = run_captured(["uname", "-r"], kernel=kernel, env=_environment(), timeout_seconds=_TRIAL_SECONDS)
+    return f"{kernel.executable} boots Linux {done.stdout.strip()} with dm-thin"
 
 
 def _kernel() -> UmlKernel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -22,10 +21,7 @@ from cowfs.pool import Backend, Capability, backend_names, load_backend
 
 _CONTROL: Final = "/dev/mapper/control"
 _DM_VERSION: Final = 0xC138FD00
-_DM_LIST_VERSIONS: Final = 0xC138FD0D
 _DM_HEADER: Final = struct.Struct("=10IQ128s129s7x")
-_DM_BUFFER_BYTES: Final = 16 << 10
-_DM_TARGET: Final = struct.Struct("=I3I")
 _TOOL_DIRECTORIES: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 _MOUNT_SECONDS: Final = 20.0
 
@@ -42,16 +38,19 @@ class Ability(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def examine() -> list[Ability]:
-    """Try everything; nothing is left behind."""
+def examine(boot_uml: Callable[[], str]) -> list[Ability]:
+    """Try everything; nothing is left behind.
+
+    Args:
+        boot_uml: boots User-Mode Linux and says what came up. Raises CowfsError.
+    """
     tries: list[tuple[str, bool, Callable[[], str]]] = [
         ("user", False, _user),
         ("fuse", True, _fuse),
         ("mount", True, _mount),
         ("libext2fs", True, _libext2fs),
         *((tool, True, _tool(tool, "e2fsprogs")) for tool in ("mke2fs", "e2fsck")),
-        ("device mapper", False, _device_mapper),
-        ("user-mode-linux", False, _user_mode_linux),
+        ("user-mode-linux", False, boot_uml),
         *((tool, False, _tool(tool, "thin-provisioning-tools")) for tool in ("thin_check", "thin_dump")),
         *((f"backend {name}", name == "emulated", _backend(name)) for name in backend_names()),
     ]
@@ -114,24 +113,6 @@ def _tool(name: str, package: str) -> Callable[[], str]:
     return find
 
 
-def _device_mapper() -> str:
-    """Ask the kernel for its device mapper targets, as the dmthin backend would."""
-    try:
-        fd = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        remedy = "modprobe dm-thin-pool" if error.errno == errno.ENOENT else "run it as root"
-        raise MissingRequirement(f"{_CONTROL}: {error.strerror}", remedy=remedy) from None
-    try:
-        versions = _list_targets(fd)
-    except OSError as error:
-        raise MissingRequirement(f"{_CONTROL} does not answer: {error.strerror}", remedy="run it as root") from None
-    finally:
-        os.close(fd)
-    if "thin-pool" not in versions:
-        raise MissingRequirement("the kernel has no thin-pool target loaded", remedy="modprobe dm-thin-pool")
-    return f"thin-pool {versions['thin-pool']}"
-
-
 def driver_facts(backend: Backend, *, kernel_mounts: bool) -> Facts:
     """What the defaults of a layer driver's options depend on.
 
@@ -163,36 +144,6 @@ def _device_mapper_version() -> tuple[int, int, int] | None:
         return None
     major, minor, patch = _DM_HEADER.unpack(header)[:3]
     return major, minor, patch
-
-
-def _list_targets(fd: int) -> dict[str, str]:
-    """Names and versions of the device mapper's targets. Raises OSError."""
-    header = _DM_HEADER.pack(4, 0, 0, _DM_BUFFER_BYTES, _DM_HEADER.size, *[0] * 6, b"", b"")
-    buffer = bytearray(header.ljust(_DM_BUFFER_BYTES, b"\0"))
-    fcntl.ioctl(fd, _DM_LIST_VERSIONS, buffer)
-    return parse_targets(bytes(buffer))
-
-
-def parse_targets(answer: bytes) -> dict[str, str]:
-    """What DM_LIST_VERSIONS answers: entries of (offset of the next, version, name)."""
-    begin = _DM_HEADER.unpack_from(answer)[4]
-    targets = {}
-    while True:
-        step, *version = _DM_TARGET.unpack_from(answer, begin)
-        name_begin = begin + _DM_TARGET.size
-        name = answer[name_begin : answer.index(b"\0", name_begin)].decode("ascii", "replace")
-        if name:
-            targets[name] = ".".join(map(str, version))
-        if not step:
-            return targets
-        begin += step
-
-
-def _user_mode_linux() -> str:
-    path = shutil.which("linux.uml", path=_TOOL_DIRECTORIES)
-    if path is None:
-        raise MissingRequirement("linux.uml is not installed", remedy="apt-get install user-mode-linux")
-    return path
 
 
 def _backend(name: str) -> Callable[[], str]:

@@ -411,7 +411,7 @@ def test_doctor(cowfs_anywhere: Run) -> None:
     assert all(re.match(r"(ok|NO|- )  ?[a-z0-9_ -]+: \S", line) for line in lines), lines
     abilities = cowfs_anywhere("--json", "doctor").json
     assert [ability["name"] for ability in abilities] == [line[4:].split(":")[0] for line in lines]
-    assert {"fuse", "mount", "libext2fs", "device mapper", "user-mode-linux", "backend emulated"} <= {
+    assert {"fuse", "mount", "libext2fs", "user-mode-linux", "backend dmthin", "backend emulated"} <= {
         ability["name"] for ability in abilities
     }
     needed = all(ability["works"] for ability in abilities if ability["needed"])
