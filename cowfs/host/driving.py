@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cowfs.devices import BASE, DeviceSet, making
@@ -12,7 +12,7 @@ from cowfs.devices.base import filesystem_named
 from cowfs.devices.files import HomeFiles
 from cowfs.host.machine import driver_facts
 from cowfs.layers.direct_lvm import prepare_pool
-from cowfs.layers.options import DriverOptions, Settings, changes_to_home, home_options, settle
+from cowfs.layers.options import DriverOptions, Settings, changes_to_home, home_options, pool_source, settle
 from cowfs.pool import load_backend
 
 _log = logging.getLogger(__name__)
@@ -26,11 +26,14 @@ class Driven:
     settings: Settings
 
 
-def open_driven(home: Path, backend_name: str, options: DriverOptions, *, make: bool = False) -> Driven:
+def open_driven(
+    home: Path, backend_name: str, options: DriverOptions, *, make: bool = False, durable: bool = True
+) -> Driven:
     """Open a home, which grows to what the options ask for.
 
     Args:
         make: make the home where there is none.
+        durable: False gives up flushes, for homes that live no longer than a test.
 
     Raises:
         UsageError: an option that cannot be, or a base device that would shrink.
@@ -39,21 +42,24 @@ def open_driven(home: Path, backend_name: str, options: DriverOptions, *, make: 
     backend = load_backend(backend_name)
     settings = settle_for(backend_name, options)
     files = HomeFiles(os.path.abspath(home))
-    if not make or making.look_at(files) is making.HomeState.HOME:
-        devices = DeviceSet.open(home, backend, min_free_percent=options.min_free_space_percent)
-        try:
-            grow(devices, options)
-        except BaseException:
-            devices.close()
-            raise
-    else:
-        if not options.lvm.is_empty:
+    makes = make and making.look_at(files) is not making.HomeState.HOME
+    if not options.lvm.is_empty:
+        if makes:
             files.make_directory(files.home)
-            prepare_pool(files, options.lvm, force=bool(options.directlvm_device_force))
+        prepare_pool(files, options.lvm, force=bool(options.directlvm_device_force))
+    if makes:
+        for warning in settings.warnings:
+            _log.warning("%s", warning)
+        wanted = replace(home_options(options), durable=durable)
         filesystem = filesystem_named(settings.filesystem, settings.mkfs_args)
-        devices = DeviceSet.init(home, backend, home_options(options), filesystem=filesystem)
-    for warning in settings.warnings:
-        _log.warning("%s", warning)
+        return Driven(DeviceSet.init(home, backend, wanted, filesystem=filesystem), settings)
+    percent, source = options.min_free_space_percent, pool_source(options)
+    devices = DeviceSet.open(home, backend, durable=durable, min_free_percent=percent, source=source)
+    try:
+        grow(devices, options)
+    except BaseException:
+        devices.close()
+        raise
     return Driven(devices, settings)
 
 

@@ -24,7 +24,7 @@ from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, metadata_items, status_items
 from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot, Steps
-from cowfs.layers.options import DriverOptions, Facts, Settings, parse_layer_options, settle
+from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
 from cowfs.layers.roots import ensure_root, find_root
 from cowfs.version import VERSION
 
@@ -79,7 +79,10 @@ class LayerDriver:
     # ------------------------------------------------------------------ making and removing
 
     def create(self, layer_id: str, parent: str | None, storage_options: Mapping[str, str] | None = None) -> None:
-        size_bytes = parse_layer_options(storage_options or {})
+        size_bytes = parse_layer_options(storage_options)
+        origin = BASE if parent is None else parent
+        if size_bytes is not None and origin in self._devices:
+            check_layer_size(size_bytes, self._devices.record(origin).size_bytes)
         self._devices.create(layer_id, parent=parent, size_bytes=size_bytes)
 
     def remove(self, layer_id: str) -> None:

@@ -11,7 +11,7 @@ Source of names, defaults and texts: moby's devicemapper driver.
 """
 
 from cowfs.layers.options.driver import OPTION_NAMES, DriverOptions, parse_storage_options
-from cowfs.layers.options.homes import HomeChanges, changes_to_home, home_options
+from cowfs.layers.options.homes import HomeChanges, changes_to_home, home_options, pool_source
 from cowfs.layers.options.layer import check_layer_size, parse_layer_options
 from cowfs.layers.options.settings import Facts, Settings, settle
 
@@ -26,5 +26,6 @@ __all__ = [
     "home_options",
     "parse_layer_options",
     "parse_storage_options",
+    "pool_source",
     "settle",
 ]

@@ -23,11 +23,7 @@ def home_options(options: DriverOptions, defaults: HomeOptions | None = None) ->
         UsageError: a size that no pool or device can have.
     """
     made = defaults or HomeOptions()
-    pool = POOL_NAME if options.directlvm_device else options.thinpooldev
-    if pool:
-        made = replace(made, source=PoolSource(thin_pool=pool))
-    elif options.datadev or options.metadatadev:
-        made = replace(made, source=PoolSource(data_device=options.datadev, metadata_device=options.metadatadev))
+    made = replace(made, source=pool_source(options) or made.source)
     if options.blocksize_bytes is not None:
         made = replace(made, block_bytes=options.blocksize_bytes)
         check_block_size(made.block_bytes)
@@ -41,6 +37,16 @@ def home_options(options: DriverOptions, defaults: HomeOptions | None = None) ->
         made = replace(made, min_free_percent=options.min_free_space_percent)
     made.check()
     return made
+
+
+def pool_source(options: DriverOptions) -> PoolSource | None:
+    """Where the options say that the pool is; None where they do not say it."""
+    pool = POOL_NAME if options.directlvm_device else options.thinpooldev
+    if pool:
+        return PoolSource(thin_pool=pool)
+    if options.datadev or options.metadatadev:
+        return PoolSource(data_device=options.datadev, metadata_device=options.metadatadev)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

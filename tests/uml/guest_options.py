@@ -1,17 +1,13 @@
-"""direct-lvm with LVM itself, and xfs on the kernel, inside a guest: prints one JSON line for each check.
-
-Each check gets an empty directory and a disk of 2 GiB; after it, no volume group and no mapped device may be left.
-"""
+"""Checks of direct-lvm with LVM itself, and of xfs on the kernel, that run inside a guest."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import subprocess
+import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,6 +21,7 @@ from cowfs.host.machine import driver_facts
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
 from cowfs.layers.options import home_options, parse_storage_options
 from cowfs.pool import NodeThin, load_backend
+from tests.uml.guest_checks import Check, run_checks
 
 DISK_BYTES = 2 << 30
 # No udev runs in the guest, and its LVM has a configuration of its own.
@@ -33,12 +30,36 @@ devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }
 """
 BACKEND = load_backend("dmthin")
-CHECKS: list[Callable[[Path, str], None]] = []
+CHECKS: list[Check] = []
 
 
-def check(function: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+def check(function: Check) -> Check:
     CHECKS.append(function)
     return function
+
+
+def check_on_disk(function: Callable[[Path, str], None]) -> None:
+    """A check that gets a disk of 2 GiB, too, from which LVM is removed at the end."""
+
+    @functools.wraps(function)
+    def run(folder: Path) -> None:
+        image = folder / "disk"
+        with image.open("xb") as file:
+            file.truncate(DISK_BYTES)
+        disk = said("losetup", "--find", "--show", str(image)).strip()
+        try:
+            function(folder, disk)
+        finally:
+            lvm = Lvm(folder)
+            lvm.run("vgremove", ["-f", "docker"], "lvm2")
+            lvm.run("pvremove", ["-f", disk], "lvm2")
+            said("losetup", "--detach", disk)
+
+    check(run)
+
+
+def said(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
 class Lvm:
@@ -85,11 +106,7 @@ def refusal(lvm: Lvm, folder: Path, disk: str) -> str:
     raise AssertionError("it was not refused")
 
 
-def said(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-
-@check
+@check_on_disk
 def a_pool_is_made_and_used_again(folder: Path, disk: str) -> None:
     lvm = Lvm(folder)
     assert lvm.prepare(folder, disk) == POOL_NAME
@@ -108,7 +125,7 @@ def a_pool_is_made_and_used_again(folder: Path, disk: str) -> None:
     assert said("dmsetup", "table", POOL_NAME) == before
 
 
-@check
+@check_on_disk
 def a_disk_of_a_volume_group_is_refused(folder: Path, disk: str) -> None:
     lvm = Lvm(folder)
     assert lvm.run("vgcreate", ["theirs", disk], "lvm2")[0] == 0
@@ -116,7 +133,7 @@ def a_disk_of_a_volume_group_is_refused(folder: Path, disk: str) -> None:
     assert lvm.run("vgremove", ["theirs"], "lvm2")[0] == 0
 
 
-@check
+@check_on_disk
 def a_disk_with_a_filesystem_is_refused_and_can_be_forced(folder: Path, disk: str) -> None:
     said("mke2fs", "-q", "-t", "ext4", disk)
     lvm = Lvm(folder)
@@ -125,12 +142,12 @@ def a_disk_with_a_filesystem_is_refused_and_can_be_forced(folder: Path, disk: st
     assert lvm.prepare(folder, disk, force=True) == POOL_NAME
 
 
-@check
+@check_on_disk
 def what_is_no_disk_is_refused(folder: Path, disk: str) -> None:
     assert "is not available for use with devicemapper" in refusal(Lvm(folder), folder, "/dev/null")
 
 
-@check
+@check_on_disk
 def a_failed_step_leaves_the_disk_as_it_was(folder: Path, disk: str) -> None:
     assert "lvchange failed with status" in refusal(Lvm(folder, "lvchange"), folder, disk)
     lvm = Lvm(folder)
@@ -139,7 +156,7 @@ def a_failed_step_leaves_the_disk_as_it_was(folder: Path, disk: str) -> None:
     assert lvm.prepare(folder, disk) == POOL_NAME
 
 
-@check
+@check_on_disk
 def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
     home = folder / "home"
     home.mkdir()
@@ -166,7 +183,7 @@ def mounted(node: str, folder: Path) -> Iterator[Path]:
 
 
 @check
-def what_the_guest_can_do(folder: Path, disk: str) -> None:
+def what_the_guest_can_do(folder: Path) -> None:
     facts = driver_facts(BACKEND, kernel_mounts=True)
     assert facts.can_use_xfs
     assert facts.can_defer
@@ -176,7 +193,7 @@ def what_the_guest_can_do(folder: Path, disk: str) -> None:
 
 
 @check
-def a_home_of_xfs(folder: Path, disk: str) -> None:
+def a_home_of_xfs(folder: Path) -> None:
     options = parse_storage_options(
         ["dm.fs=xfs", "dm.mkfsarg=-L", "dm.mkfsarg=layers", "dm.basesize=512M", "dm.loopdatasize=4G"]
     )
@@ -206,7 +223,7 @@ def a_home_of_xfs(folder: Path, disk: str) -> None:
 
 
 @check
-def another_xfs_is_found_out(folder: Path, disk: str) -> None:
+def another_xfs_is_found_out(folder: Path) -> None:
     options = home_options(parse_storage_options(["dm.basesize=512M", "dm.loopdatasize=4G"]))
     with DeviceSet.init(folder / "home", BACKEND, options, filesystem=Xfs()) as devices:
         thin = devices.activate("base")
@@ -222,32 +239,5 @@ def another_xfs_is_found_out(folder: Path, disk: str) -> None:
     raise AssertionError("another file system was taken for the base device's")
 
 
-def clear(folder: Path, disk: str) -> None:
-    lvm = Lvm(folder)
-    lvm.run("vgremove", ["-f", "docker"], "lvm2")
-    lvm.run("pvremove", ["-f", disk], "lvm2")
-
-
-def main() -> None:
-    for function in CHECKS:
-        reason, begin = "", time.monotonic()
-        with tempfile.TemporaryDirectory(dir="/run") as name:
-            folder = Path(name)
-            image = folder / "disk"
-            with image.open("xb") as file:
-                file.truncate(DISK_BYTES)
-            disk = said("losetup", "--find", "--show", str(image)).strip()
-            try:
-                function(folder, disk)
-            except Exception:
-                reason = traceback.format_exc()
-            clear(folder, disk)
-            said("losetup", "--detach", disk)
-            left = said("dmsetup", "ls").strip()
-            if left != "No devices found":
-                reason += f"left behind: {left}"
-        print(json.dumps({"id": function.__name__, "reason": reason, "seconds": time.monotonic() - begin}), flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(CHECKS, sys.argv[1:])
