@@ -307,6 +307,10 @@ class Engine:
         if self.mode is not PoolMode.WRITE:
             self._require_space()
         self.before_change()
+        if not self.usable_metadata_blocks():
+            # Left by the last user: a pool opens rw whatever its metadata has left, and the commit sees what it is.
+            self.commit()
+            self._require_space()
         free = metadata.data_free_blocks
         self._note_low_water(free)
         if not free:

@@ -348,10 +348,16 @@ class EmulatedThin:
                 f"'{self._name}' (thin {self.thin_id}) lost changes when pool '{self._engine.name}' fell back to its "
                 "last commit; close and activate it again"
             )
+        if self._engine.mode >= PoolMode.OUT_OF_METADATA_SPACE and self._lacks_first_block():
+            raise self._engine.mode_error(f"flush of '{self._name}'", errno.EIO)
         if self._mapping.changed:
             self._engine.commit()
         else:
             self._engine.flush_data()
+
+    def _lacks_first_block(self) -> bool:
+        """The kernel treats a flush as a write to the first block, also where it provisions nothing any more."""
+        return self._engine.lookup(self._mapping, 0, 1)[0][1] < 0
 
     def start_flush(self) -> None:
         self._engine.start_flush_data()

@@ -2,33 +2,45 @@
 
     python -m cowfs.testing.differential --seed 1 --count 20 --steps 200 --backends emulated,dmthin DIRECTORY
 
+writes a line of JSON for each seed (`Result`); `cowfs.testing.verify` runs it in guests and adds the results up.
+
+What is compared: the outcome of every operation (data, errno, status lines, events, mapped ranges), and at the end the
+content of every thin, the verdict of all judges on both metadata files, and their dumps, to the letter.
+
 Left out on purpose, since the backends declare to differ: what a block holds that is provisioned without zeroing, and
 whether discards are passed down.
 
-What is compared: the outcome of every operation (data, errno, status lines, mapped ranges), and at the end the content
-of every thin, cowfs' recount of both metadata files, and their dumps.
+The kernel also commits by its clock, about once a second, and what is free to be allocated depends on it. A difference
+that such a commit made does not come a second time; the seed is then played again with a commit after each change,
+where the clock has no say.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import random
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cowfs.blockdev import FileDevice
 from cowfs.pool import Backend, load_backend
-from cowfs.testing.judges import recount_findings
+from cowfs.testing.clock import ManualClock
+from cowfs.testing.conformance import Adjustable
+from cowfs.testing.judges import has_thin_check, recount_findings, thin_check_findings
 from cowfs.testing.script import Geometry, Player, make_files
 from cowfs.thinmeta.xml import dump
 from cowfs.units import SECTOR_BYTES
 
+_SMALL_METADATA_BLOCKS = 96  # few enough to be used up
+_TRIES = 2  # of a script that made a difference
 _ENDING = ("resume_pool", "contents", "status", "thin_ids")
 # Verb -> weight. Reading verbs are cheap to check and frequent, since they show a difference near its cause.
 _WEIGHTS = {
@@ -42,6 +54,7 @@ _WEIGHTS = {
     "status": 8,
     "thin_status": 4,
     "extents": 4,
+    "events": 3,
     "deactivate": 3,
     "suspend": 1,
     "resume": 1,
@@ -54,6 +67,8 @@ _WEIGHTS = {
     "grow_data": 1,
     "grow_metadata": 1,
     "reopen": 2,
+    "exhaust": 1,
+    "exhaust_metadata": 1,
     "thin_ids": 1,
 }
 
@@ -73,6 +88,24 @@ class Difference:
         return "\n".join([f"# seed {self.seed}", *lines, *answers])
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one seed.
+
+    Args:
+        operations: how often each was played, by verb, and by verb and errno where it was refused.
+        by_clock: the first try met a commit by the clock, and this is of the second.
+        thin_check: it was there to judge.
+        difference: as `Difference.format` tells it.
+    """
+
+    seed: int
+    operations: dict[str, int]
+    by_clock: bool
+    thin_check: bool
+    difference: str | None
+
+
 class Generator:
     """Makes operations from a seed, with a rough idea of what there is so that most of them make sense."""
 
@@ -81,7 +114,7 @@ class Generator:
         self.geometry = Geometry(
             block=rng.choice([128, 128, 128, 256, 384]),
             data=rng.choice([12, 40, 40, 100]),
-            metadata=rng.choice([96, 256, 256, 1024]),
+            metadata=rng.choice([_SMALL_METADATA_BLOCKS, 256, 256, 1024]),
             thin=rng.choice([24 * 128, 24 * 128 + 16, 40 * 384]),
             low_water=rng.choice([0, 3]),
         )
@@ -94,6 +127,12 @@ class Generator:
         if self.geometry.block & (self.geometry.block - 1):
             # Linux drops some discards of devices whose granularity is not a power of two.
             del weights["discard"]
+        if self.geometry.metadata == _SMALL_METADATA_BLOCKS:
+            # How often a transaction takes the metadata below its low water mark and back is each backend's own.
+            del weights["events"]
+            weights["grow_metadata"] = 5
+        else:
+            del weights["exhaust_metadata"]
         verbs = self._rng.choices(list(weights), list(weights.values()), k=steps)
         return ["create_thin 0", *(self._operation(verb) for verb in verbs)]
 
@@ -108,6 +147,11 @@ class Generator:
                 return self._thin_id(), offset, length
             self._serial += 1
             return self._thin_id(), offset, length, self._serial
+        if verb == "exhaust":
+            self._serial += 1
+            return self._thin_id(), self._serial
+        if verb == "exhaust_metadata":
+            return (1000,)
         if verb == "create_thin":
             return (self._new_id(),)
         if verb == "create_snap":
@@ -151,16 +195,30 @@ class SideBySide:
     """One script on several backends, by name, each on files of its own below a directory."""
 
     def __init__(self, backends: Mapping[str, Backend], directory: Path) -> None:
-        self._backends = backends
+        self._backends = {name: _without_clock(backend) for name, backend in backends.items()}
         self._directory = directory
+        self._operations: Counter[str] = Counter()  # of the last play
+        self._thin_check = has_thin_check()
 
-    def run(self, seed: int, steps: int) -> Difference | None:
-        """Play a random script; the first difference as found."""
+    def run(self, seed: int, steps: int) -> Result:
+        """Play a random script; the first difference is shrunk."""
         generator = Generator(seed)
-        script = generator.script(steps)
-        return self.play(seed, generator.geometry, script)
+        geometry, script = generator.geometry, generator.script(steps)
+        found = self.play(seed, geometry, script)
+        by_clock = found is not None and not self._comes_again(found)
+        if by_clock:
+            geometry = dataclasses.replace(geometry, commit_each=True)
+            found = self.play(seed, geometry, script)
+        operations = dict(sorted(self._operations.items()))
+        text = None if found is None else self.shrink(found).format()
+        return Result(seed, operations, by_clock, self._thin_check, text)
+
+    def _comes_again(self, found: Difference) -> bool:
+        again = (self.play(found.seed, found.geometry, found.script) for _ in range(_TRIES))
+        return all(difference is not None for difference in again)
 
     def play(self, seed: int, geometry: Geometry, script: Sequence[str]) -> Difference | None:
+        """The first difference that a script makes, as found."""
         folder = Path(tempfile.mkdtemp(prefix="side-by-side-", dir=self._directory))
         try:
             return self._play(folder, seed, geometry, script)
@@ -169,6 +227,7 @@ class SideBySide:
 
     def _play(self, folder: Path, seed: int, geometry: Geometry, script: Sequence[str]) -> Difference | None:
         players: dict[str, Player] = {}
+        self._operations.clear()
         try:
             for name, backend in self._backends.items():
                 make_files(folder / name, geometry)
@@ -177,13 +236,33 @@ class SideBySide:
                 outcomes = {name: player.play(line) for name, player in players.items()}
                 if len(set(outcomes.values())) > 1:
                     return Difference(seed, geometry, (*script[:number], line), outcomes)
+                self._count(line, next(iter(outcomes.values())))
         finally:
             for player in players.values():
                 player.close()
-        verdicts = {name: _verdict(folder / name / "metadata") for name in self._backends}
+        verdicts = {name: self._verdict(folder / name / "metadata") for name in self._backends}
         if len(set(verdicts.values())) > 1 or any(verdict.startswith("!") for verdict in verdicts.values()):
             return Difference(seed, geometry, tuple(script), _apart(verdicts))
         return None
+
+    def _count(self, line: str, outcome: str) -> None:
+        verb = line.split(maxsplit=1)[0]
+        self._operations[verb if not outcome.startswith("E ") else f"{verb} {outcome[2:]}"] += 1
+
+    def _verdict(self, metadata: Path) -> str:
+        """The dump of a metadata file that all judges find clean; else `!` and their findings."""
+        device = FileDevice(metadata, read_only=True)
+        try:
+            findings = recount_findings(device)
+            if self._thin_check:
+                findings += thin_check_findings(device)
+            if findings:
+                return "! " + "; ".join(findings)
+            out = io.StringIO()
+            dump(device, out)
+            return out.getvalue()
+        finally:
+            device.close()
 
     def shrink(self, found: Difference) -> Difference:
         """Leave out operations, in ever smaller pieces, as long as some difference remains."""
@@ -202,18 +281,11 @@ class SideBySide:
             piece //= 2
 
 
-def _verdict(metadata: Path) -> str:
-    """The dump of a metadata file that the recount finds clean; else `!` and its findings."""
-    device = FileDevice(metadata, read_only=True)
-    try:
-        findings = recount_findings(device)
-        if findings:
-            return "! " + "; ".join(findings)
-        out = io.StringIO()
-        dump(device, out)
-        return out.getvalue()
-    finally:
-        device.close()
+def _without_clock(backend: Backend) -> Backend:
+    """The same backend, not committing by the clock if it can be told not to."""
+    if not isinstance(backend, Adjustable):
+        return backend
+    return backend.for_tests(clock=ManualClock(), no_space_timeout_seconds=0, wrap_device=lambda _role, device: device)
 
 
 def _apart(verdicts: dict[str, str]) -> dict[str, str]:
@@ -230,6 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("directory", type=Path, help="where pool files are made")
     parser.add_argument("--seed", type=int, default=1, help="first seed")
     parser.add_argument("--count", type=int, default=1, help="how many seeds")
+    parser.add_argument("--stride", type=int, default=1, help="from one seed to the next")
     parser.add_argument("--steps", type=int, default=200, help="operations for each seed")
     parser.add_argument("--backends", default="emulated,dmthin")
     parser.add_argument("--script", type=Path, help="play this script instead of random ones")
@@ -240,12 +313,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = side_by_side.play(0, Geometry.parse(head), script)
         print(found.format() if found else "no difference")
         return 1 if found else 0
-    for seed in range(options.seed, options.seed + options.count):
-        found = side_by_side.run(seed, options.steps)
-        if found is not None:
-            print(side_by_side.shrink(found).format())
+    for number in range(options.count):
+        result = side_by_side.run(options.seed + number * options.stride, options.steps)
+        print(json.dumps(dataclasses.asdict(result)), flush=True)
+        if result.difference is not None:
             return 1
-        print(json.dumps({"seed": seed, "steps": options.steps, "differences": 0}), flush=True)
     return 0
 
 

@@ -49,6 +49,10 @@ def recount_findings(device: BlockDevice, *, strict: bool = False) -> list[str]:
     return [str(finding) for finding in report.findings if strict or finding.severity is not Severity.WARNING]
 
 
+def has_thin_check() -> bool:
+    return shutil.which("thin_check", path=_TOOL_PATH) is not None
+
+
 def thin_check_findings(device: BlockDevice) -> list[str]:
     """What `thin_check` says about a copy of the metadata, which may be in use."""
     tool = shutil.which("thin_check", path=_TOOL_PATH)

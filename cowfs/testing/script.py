@@ -9,13 +9,16 @@ named by id, activated when first used, and have the geometry's length until the
     read 1 OFFSET LENGTH              outcome: a digest
     discard 1 OFFSET LENGTH           flush 1          suspend 1        resume 1
     resize 1 SECTORS                  deactivate 1     thin_status 1    extents 1
+    exhaust 1 SEED                    writes block by block until the pool is full; outcome: how many were written
+    exhaust_metadata ID               creates thins from this id on until refused; outcome: how many there were
     create_snap 2 1                   delete 2         set_transaction_id 0 7
     reserve_metadata_snap             release_metadata_snap
-    status                            thin_ids         suspend_pool     resume_pool
-    grow_data BLOCKS                  grow_metadata BLOCKS              reopen
+    status                            thin_ids         events           suspend_pool     resume_pool
+    grow_data BLOCKS                  grow_metadata BLOCKS              reopen           commit
     contents                          outcome: a digest of each thin, whole
 
-The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
+With `commit_each` in the geometry every write and discard is followed by a commit, so that nothing depends on when a
+backend commits by its clock. The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
 
     python -m cowfs.testing.script --backend dmthin DIRECTORY...
 
@@ -32,10 +35,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from cowfs.errors import UsageError
+from cowfs.errors import OutOfDataSpace, PoolModeError, UsageError
 from cowfs.pool import Backend, Message, Pool, PoolTable, ThinDevice, UnreadableStatus, load_backend
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 
@@ -55,6 +59,7 @@ class Geometry:
     ignore_discard: bool = False
     no_discard_passdown: bool = True
     error_if_no_space: bool = True
+    commit_each: bool = False
 
     def format(self) -> str:
         words = ["geometry"]
@@ -151,7 +156,9 @@ class Player:
     # ------------------------------------------------------------------------------------------ thins
 
     def _do_write(self, thin_id: int, offset: int, length: int, seed: int) -> None:
-        thin, data = self._thin(thin_id), pattern(seed, length)
+        self._write(self._thin(thin_id), offset, pattern(seed, length))
+
+    def _write(self, thin: ThinDevice, offset: int, data: bytes) -> None:
         try:
             thin.pwrite(offset, data)
         except OSError:
@@ -159,19 +166,34 @@ class Player:
             # after the other does; how soon a full pool finds freed blocks. Piece by piece after a commit, all is.
             failures = []
             self.pool.commit()
-            for begin, end in _block_pieces(offset, offset + length, thin.block_bytes):
+            for begin, end in _block_pieces(offset, offset + len(data), thin.block_bytes):
                 try:
                     thin.pwrite(begin, data[begin - offset : end - offset])
                 except OSError as error:
                     failures.append(error)
             if failures:
                 raise failures[0] from None
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._geometry.commit_each:
+            self.pool.commit()
+
+    def _do_exhaust(self, thin_id: int, seed: int) -> str:
+        thin = self._thin(thin_id)
+        for written, begin in enumerate(range(0, thin.size_bytes, thin.block_bytes)):
+            try:
+                self._write(thin, begin, pattern(seed, min(thin.block_bytes, thin.size_bytes - begin)))
+            except OutOfDataSpace:
+                return f"{written} blocks"
+        return "fits"
 
     def _do_read(self, thin_id: int, offset: int, length: int) -> str:
         return _digest(self._thin(thin_id).pread(offset, length))
 
     def _do_discard(self, thin_id: int, offset: int, length: int) -> None:
         self._thin(thin_id).discard(offset, length)
+        self._settle()
 
     def _do_flush(self, thin_id: int) -> None:
         self._thin(thin_id).flush()
@@ -213,6 +235,20 @@ class Player:
             status = replace(status, held_root=1)
         return status.format()
 
+    def _do_events(self) -> str:
+        return str(self.pool.event_counter)
+
+    def _do_commit(self) -> None:
+        self.pool.commit()
+
+    def _do_exhaust_metadata(self, first_id: int) -> str:
+        for thin_id in count(first_id):
+            try:
+                self.pool.create_thin(thin_id)
+            except PoolModeError:
+                return f"{thin_id - first_id} thins"
+        raise AssertionError
+
     def _do_thin_ids(self) -> str:
         self.pool.commit()
         return " ".join(map(str, self.pool.thin_ids())) or "none"
@@ -242,6 +278,9 @@ class Player:
     def _do_reopen(self) -> None:
         self.close()
         self.pool = self._open()
+        # A pool whose metadata is used up opens rw, and a commit makes it ro; a write before it leaks a block unless the
+        # backend declares otherwise.
+        self.pool.commit()
 
     def _do_contents(self) -> str:
         self.pool.commit()
