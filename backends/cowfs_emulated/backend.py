@@ -44,6 +44,7 @@ class EmulatedBackend:
             | Capability.ZEROED_REUSE
             | Capability.NO_LEAKS
             | Capability.FREED_SPACE_RETURNED
+            | Capability.PROMPT_REUSE
             | Capability.GENTLE_METADATA_END
         )
 

@@ -23,7 +23,8 @@ Near the end of the metadata every change is committed by itself. The one that d
 the pool is then OUT_OF_METADATA_SPACE and has lost nothing that it acknowledged.
 
 Source of the rules: Linux 6.1, drivers/md/dm-thin.c, observed. Different on purpose: a write whose data I/O fails
-gives its block back; every fresh block reads as zeros, also with skip_block_zeroing.
+gives its block back; every fresh block reads as zeros, also with skip_block_zeroing; a write that finds no block
+commits for what was freed before it (the kernel commits only where it counts no free block, and it counts those).
 """
 
 from __future__ import annotations
@@ -313,20 +314,28 @@ class Engine:
             self._require_space()
         free = metadata.data_free_blocks
         self._note_low_water(free)
-        if not free:
-            self.commit()
-            if not metadata.data_free_blocks and self.mode is PoolMode.WRITE:
-                self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
-            self._require_space()
         try:
-            dblock, length = metadata.allocate_data(min(count, self._run_limit()))
+            dblock, length = self._take(count)
         except OutOfDataSpace:
-            self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
-            raise self._no_space_error() from None
-        except OSError as error:
-            raise self.operation_failed("allocating a data block", error) from error
+            # What this transaction freed is to be had after its commit.
+            self.commit()
+            self._require_space()
+            try:
+                dblock, length = self._take(count)
+            except OutOfDataSpace:
+                self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
+                raise self._no_space_error() from None
         self._note_low_water(free - length + 1)
         return dblock, length
+
+    def _take(self, count: int) -> tuple[int, int]:
+        """Raises OutOfDataSpace: nothing is free in this transaction."""
+        try:
+            return self.metadata.allocate_data(min(count, self._run_limit()))
+        except OutOfDataSpace:
+            raise
+        except OSError as error:
+            raise self.operation_failed("allocating a data block", error) from error
 
     def _run_limit(self) -> int:
         free = self.metadata.metadata_free_blocks - self.metadata_reserve_blocks

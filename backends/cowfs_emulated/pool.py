@@ -143,10 +143,10 @@ class EmulatedPool:
 
     def reserve_metadata_snap(self) -> None:
         # Alone of all messages it commits what was before it also when it is refused.
-        self._change("reserve_metadata_snap", Metadata.check_writable, Metadata.reserve_snap)
+        self._change("reserve_metadata_snap", Metadata.check_writable, lambda metadata: metadata.reserve_snap())
 
     def release_metadata_snap(self) -> None:
-        self._change("release_metadata_snap", Metadata.require_snap, Metadata.release_snap)
+        self._change("release_metadata_snap", Metadata.require_snap, lambda metadata: metadata.release_snap())
 
     def message(self, text: str) -> None:
         self._require_messages(f"message '{text}'")

@@ -18,7 +18,6 @@ from cowfs.errors import UmlError, UsageError
 if TYPE_CHECKING:
     from cowfs.uml import UmlKernel
 
-_VERIFY_MEMORY_BYTES: Final = 1 << 30
 _MOUNTING: Final = ("mount", "umount")
 _TRIAL_SECONDS: Final = 60.0
 _BOOTING: Final = ("uml", "verify")
@@ -74,21 +73,27 @@ def uml_command(
 @click.option("--seed", type=int, default=1, show_default=True, help="First seed.")
 @click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many seeds.")
 @click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Operations for each seed.")
-def verify_command(seed: int, count: int, steps: int) -> int:
+@click.option("--guests", type=click.IntRange(min=1), help="How many at a time.  [default: one for each core]")
+@click.pass_obj
+def verify_command(settings: Settings, seed: int, count: int, steps: int, guests: int | None) -> int:
     """Play random operations on the emulated and the kernel's pool side by side, and compare everything.
 
     Stops at the first difference with exit status 1, after printing a short script that shows it. Runs in User-Mode
     Linux, on pools of its own.
     """
-    from cowfs.uml import run
+    from cowfs.testing.verify import Summary, verify
 
-    arguments = ["--seed", seed, "--count", count, "--steps", steps]
-    return run(
-        [sys.executable, "-m", "cowfs.testing.differential", *map(str, arguments), "/run"],
-        kernel=_kernel(),
-        env=_environment(),
-        memory_bytes=_VERIFY_MEMORY_BYTES,
-    )
+    summary = Summary()
+    guests = guests or len(os.sched_getaffinity(0))
+    for result in verify(seed, count, steps=steps, kernel=_kernel(), environment=_environment(), guests=guests):
+        summary.add(result)
+        if not settings.as_json:
+            print(f"seed {result.seed}: {'no difference' if result.difference is None else 'a difference'}", flush=True)
+    if settings.as_json:
+        output.print_json(summary.as_dict())
+    else:
+        print(summary.format())
+    return 1 if summary.difference else 0
 
 
 def run_in_uml(settings: Settings, command: str, words: list[str], timeout_seconds: float | None) -> int:

@@ -21,12 +21,11 @@ import argparse
 import dataclasses
 import io
 import json
-import random
 import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,43 +33,13 @@ from cowfs.blockdev import FileDevice
 from cowfs.pool import Backend, load_backend
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.conformance import Adjustable
+from cowfs.testing.generator import Generator
 from cowfs.testing.judges import has_thin_check, recount_findings, thin_check_findings
 from cowfs.testing.script import Geometry, Player, make_files
 from cowfs.thinmeta.xml import dump
-from cowfs.units import SECTOR_BYTES
 
-_SMALL_METADATA_BLOCKS = 96  # few enough to be used up
 _TRIES = 2  # of a script that made a difference
 _ENDING = ("resume_pool", "contents", "status", "thin_ids")
-# Verb -> weight. Reading verbs are cheap to check and frequent, since they show a difference near its cause.
-_WEIGHTS = {
-    "write": 30,
-    "read": 8,
-    "discard": 8,
-    "flush": 5,
-    "create_thin": 6,
-    "create_snap": 12,
-    "delete": 6,
-    "status": 8,
-    "thin_status": 4,
-    "extents": 4,
-    "events": 3,
-    "deactivate": 3,
-    "suspend": 1,
-    "resume": 1,
-    "suspend_pool": 1,
-    "resume_pool": 2,
-    "resize": 1,
-    "set_transaction_id": 2,
-    "reserve_metadata_snap": 1,
-    "release_metadata_snap": 1,
-    "grow_data": 1,
-    "grow_metadata": 1,
-    "reopen": 2,
-    "exhaust": 1,
-    "exhaust_metadata": 1,
-    "thin_ids": 1,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,99 +75,18 @@ class Result:
     difference: str | None
 
 
-class Generator:
-    """Makes operations from a seed, with a rough idea of what there is so that most of them make sense."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = rng = random.Random(f"cowfs differential {seed}")  # noqa: S311
-        self.geometry = Geometry(
-            block=rng.choice([128, 128, 128, 256, 384]),
-            data=rng.choice([12, 40, 40, 100]),
-            metadata=rng.choice([_SMALL_METADATA_BLOCKS, 256, 256, 1024]),
-            thin=rng.choice([24 * 128, 24 * 128 + 16, 40 * 384]),
-            low_water=rng.choice([0, 3]),
-        )
-        self._ids: list[int] = []
-        self._serial = 0
-        self._transaction_id = 0
-
-    def script(self, steps: int) -> list[str]:
-        weights = dict(_WEIGHTS)
-        if self.geometry.block & (self.geometry.block - 1):
-            # Linux drops some discards of devices whose granularity is not a power of two.
-            del weights["discard"]
-        if self.geometry.metadata == _SMALL_METADATA_BLOCKS:
-            # How often a transaction takes the metadata below its low water mark and back is each backend's own.
-            del weights["events"]
-            weights["grow_metadata"] = 5
-        else:
-            del weights["exhaust_metadata"]
-        verbs = self._rng.choices(list(weights), list(weights.values()), k=steps)
-        return ["create_thin 0", *(self._operation(verb) for verb in verbs)]
-
-    def _operation(self, verb: str) -> str:
-        return " ".join([verb, *map(str, self._arguments(verb))])
-
-    def _arguments(self, verb: str) -> Sequence[int]:
-        rng = self._rng
-        if verb in ("write", "discard", "read"):
-            offset, length = self._range()
-            if verb != "write":
-                return self._thin_id(), offset, length
-            self._serial += 1
-            return self._thin_id(), offset, length, self._serial
-        if verb == "exhaust":
-            self._serial += 1
-            return self._thin_id(), self._serial
-        if verb == "exhaust_metadata":
-            return (1000,)
-        if verb == "create_thin":
-            return (self._new_id(),)
-        if verb == "create_snap":
-            origin = self._thin_id()
-            return self._new_id(), origin
-        if verb == "delete":
-            return (self._thin_id(),)
-        if verb in ("flush", "suspend", "resume", "deactivate", "thin_status", "extents"):
-            return (self._thin_id(),)
-        if verb == "resize":
-            return self._thin_id(), rng.choice([self.geometry.thin, self.geometry.thin + 128, 1024])
-        if verb == "set_transaction_id":
-            old, self._transaction_id = self._transaction_id, rng.randrange(1000)
-            return (old if rng.random() < 0.8 else old + 1), self._transaction_id
-        if verb in ("grow_data", "grow_metadata"):
-            return (rng.choice([1, 8, 64]),)
-        return ()
-
-    def _range(self) -> tuple[int, int]:
-        rng = self._rng
-        size = self.geometry.thin * SECTOR_BYTES
-        block = self.geometry.block * SECTOR_BYTES
-        if rng.random() < 0.5:
-            offset = rng.randrange(-(-size // block)) * block
-            length = rng.randint(1, 6) * block
-        else:
-            offset = rng.randrange(size)
-            length = rng.choice([1, 512, 4096, block, 3 * block])
-        return offset, max(1, min(length, size - offset))
-
-    def _thin_id(self) -> int:
-        return self._rng.choice([*self._ids, 0, self._rng.randrange(12)])
-
-    def _new_id(self) -> int:
-        thin_id = self._rng.randrange(12)
-        self._ids = sorted({*self._ids, thin_id})
-        return thin_id
-
-
 class SideBySide:
-    """One script on several backends, by name, each on files of its own below a directory."""
+    """One script on several backends, by name, each on files of its own below a directory.
 
-    def __init__(self, backends: Mapping[str, Backend], directory: Path) -> None:
+    Args:
+        thin_check: let it judge, too, if it is installed.
+    """
+
+    def __init__(self, backends: Mapping[str, Backend], directory: Path, *, thin_check: bool = True) -> None:
         self._backends = {name: _without_clock(backend) for name, backend in backends.items()}
         self._directory = directory
         self._operations: Counter[str] = Counter()  # of the last play
-        self._thin_check = has_thin_check()
+        self._thin_check = thin_check and has_thin_check()
 
     def run(self, seed: int, steps: int) -> Result:
         """Play a random script; the first difference is shrunk."""
@@ -212,6 +100,15 @@ class SideBySide:
         operations = dict(sorted(self._operations.items()))
         text = None if found is None else self.shrink(found).format()
         return Result(seed, operations, by_clock, self._thin_check, text)
+
+    def first_difference(self, seeds: Iterable[int], steps: int) -> Difference | None:
+        """As found, in the first seed that has one."""
+        for seed in seeds:
+            generator = Generator(seed)
+            found = self.play(seed, generator.geometry, generator.script(steps))
+            if found is not None:
+                return found
+        return None
 
     def _comes_again(self, found: Difference) -> bool:
         again = (self.play(found.seed, found.geometry, found.script) for _ in range(_TRIES))
@@ -234,6 +131,8 @@ class SideBySide:
                 players[name] = Player(backend, folder / name, geometry, name=f"{folder.name}-{name}-pool")
             for number, line in enumerate([*script, *_ENDING]):
                 outcomes = {name: player.play(line) for name, player in players.items()}
+                if line == "events" and any(player.has_retried for player in players.values()):
+                    continue
                 if len(set(outcomes.values())) > 1:
                     return Difference(seed, geometry, (*script[:number], line), outcomes)
                 self._count(line, next(iter(outcomes.values())))
@@ -249,6 +148,23 @@ class SideBySide:
         verb = line.split(maxsplit=1)[0]
         self._operations[verb if not outcome.startswith("E ") else f"{verb} {outcome[2:]}"] += 1
 
+    def shrink(self, found: Difference) -> Difference:
+        """Leave out operations, in ever smaller pieces, until each that is left is needed for some difference."""
+        piece = max(1, len(found.script) // 2)
+        while True:
+            length = len(found.script)
+            begin = 0
+            while begin < len(found.script):
+                shorter = [*found.script[:begin], *found.script[begin + piece :]]
+                smaller = self.play(found.seed, found.geometry, shorter)
+                if smaller is None or len(smaller.script) >= len(found.script):
+                    begin += piece
+                else:
+                    found = smaller
+            if piece == 1 and len(found.script) == length:
+                return found
+            piece = max(1, piece // 2)
+
     def _verdict(self, metadata: Path) -> str:
         """The dump of a metadata file that all judges find clean; else `!` and their findings."""
         device = FileDevice(metadata, read_only=True)
@@ -263,22 +179,6 @@ class SideBySide:
             return out.getvalue()
         finally:
             device.close()
-
-    def shrink(self, found: Difference) -> Difference:
-        """Leave out operations, in ever smaller pieces, as long as some difference remains."""
-        piece = max(1, len(found.script) // 2)
-        while True:
-            begin = 0
-            while begin < len(found.script):
-                shorter = [*found.script[:begin], *found.script[begin + piece :]]
-                smaller = self.play(found.seed, found.geometry, shorter)
-                if smaller is None or len(smaller.script) >= len(found.script):
-                    begin += piece
-                else:
-                    found = smaller
-            if piece == 1:
-                return found
-            piece //= 2
 
 
 def _without_clock(backend: Backend) -> Backend:

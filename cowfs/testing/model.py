@@ -6,7 +6,7 @@ place, so a snapshot of the dicts (`committed`) sees later overwrites of its blo
 
 The rules of the kernel that show in figures are kept: a message that is refused commits nothing; a block may be taken
 for shared when it no longer is (a mapping older than the thin's last snapshot is copied on write); a block freed since
-the last commit is not free yet.
+the last commit is not used any more, and cannot be allocated yet.
 
 The model knows nothing of metadata blocks: it never runs out of them.
 """
@@ -83,11 +83,11 @@ class PoolModel:
     # ------------------------------------------------------------------ figures
 
     def used_blocks(self) -> int:
-        """In use, or in use by the last commit."""
-        return len(self.state.blocks() | self.committed.blocks())
+        return len(self.state.blocks())
 
     def free_blocks(self) -> int:
-        return self.state.data_blocks - self.used_blocks()
+        """Neither in use nor in use by the last commit: what can be allocated now."""
+        return self.state.data_blocks - len(self.state.blocks() | self.committed.blocks())
 
     def thin(self, thin_id: int) -> ModelThin:
         thin = self.state.thins.get(thin_id)

@@ -33,14 +33,13 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cowfs.errors import OutOfDataSpace, PoolModeError, UsageError
-from cowfs.pool import Backend, Message, Pool, PoolTable, ThinDevice, UnreadableStatus, load_backend
+from cowfs.pool import Backend, Pool, PoolTable, ThinDevice, UnreadableStatus, load_backend
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 
 _READ_BYTES = 1 << 20
@@ -123,6 +122,7 @@ class Player:
         self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
         self._active: dict[int, ThinDevice] = {}
         self._suspended = False
+        self.has_retried = False  # a write failed and was tried again, so that the number of events is its own
         self.pool = self._open()
 
     def _open(self) -> Pool:
@@ -164,6 +164,7 @@ class Player:
         except OSError:
             # Not specified: how much of a failed write is done; whether a write of several shared blocks fits where one
             # after the other does; how soon a full pool finds freed blocks. Piece by piece after a commit, all is.
+            self.has_retried = True
             failures = []
             self.pool.commit()
             for begin, end in _block_pieces(offset, offset + len(data), thin.block_bytes):
@@ -278,8 +279,8 @@ class Player:
     def _do_reopen(self) -> None:
         self.close()
         self.pool = self._open()
-        # A pool whose metadata is used up opens rw, and a commit makes it ro; a write before it leaks a block unless the
-        # backend declares otherwise.
+        # A pool whose metadata is used up opens rw, and a commit makes it ro; a write before that leaks a block, unless
+        # the backend declares otherwise.
         self.pool.commit()
 
     def _do_contents(self) -> str:
@@ -302,17 +303,6 @@ def pattern(seed: int, length: int) -> bytes:
     """`length` bytes that tell which write they come from."""
     unit = hashlib.sha256(b"%d" % seed).digest()
     return (unit * (length // len(unit) + 1))[:length]
-
-
-def is_operation(line: str) -> bool:
-    """Whether a line can be played: a known verb, or a message of the pool."""
-    verb, *words = line.split()
-    if hasattr(Player, f"_do_{verb}"):
-        return all(word.isdigit() for word in words)
-    with suppress(OSError):
-        Message.parse(line)
-        return True
-    return False
 
 
 def _block_pieces(begin: int, end: int, block_bytes: int) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ from cowfs.uml import UmlKernel, run
 _MEMORY_BYTES: Final = 1 << 30
 
 
-class _Ended(Exception):  # noqa: N818
+class _Ended(Exception):
     """Nobody wants the rest: raised where a guest's output is taken, which ends the guest."""
 
 
@@ -77,7 +77,7 @@ def verify(
                 raise UmlError(f"the comparison failed in its guest: {errors.decode(errors='replace').strip()}")
         except _Ended:
             pass
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             results.put(error)
         results.put(None)
 
@@ -105,23 +105,51 @@ def _until_all_ended(results: queue.SimpleQueue[Result | BaseException | None], 
                 return
 
 
-def add_up(results: list[Result]) -> Counter[str]:
-    """How often each operation was played in all; keys as in `Result.operations`."""
-    total: Counter[str] = Counter()
-    for result in results:
-        total.update(result.operations)
-    return total
+class Summary:
+    """What became of many seeds.
 
+    `operations`: how often each was played; keys as in `Result.operations`. `by_clock`: seeds played a second time.
+    `judges`: who found the metadata clean. `difference`: the first one, as text.
+    """
 
-def table(operations: Mapping[str, int]) -> str:
-    """One line for each verb: how often it was done, and how often it was refused with which errno."""
-    done: dict[str, int] = {}
-    refused: dict[str, list[str]] = {}
-    for key, count in sorted(operations.items()):
-        verb, _, name = key.partition(" ")
-        done.setdefault(verb, 0)
-        if name:
-            refused.setdefault(verb, []).append(f"{name} {count}")
-        else:
-            done[verb] = count
-    return "\n".join(f"  {verb:<22} {done[verb]:>7}   {', '.join(refused.get(verb, []))}".rstrip() for verb in done)
+    def __init__(self) -> None:
+        self.seeds = 0
+        self.by_clock = 0
+        self.operations: Counter[str] = Counter()
+        self.judges = ["recount", "thin_check"]
+        self.difference: str | None = None
+
+    def add(self, result: Result) -> None:
+        self.seeds += 1
+        self.by_clock += result.by_clock
+        self.operations.update(result.operations)
+        if not result.thin_check:
+            self.judges = ["recount"]
+        self.difference = self.difference or result.difference
+
+    def as_dict(self) -> dict[str, object]:
+        return {
+            "seeds": self.seeds,
+            "operations": dict(sorted(self.operations.items())),
+            "by_clock": self.by_clock,
+            "judges": self.judges,
+            "difference": self.difference,
+        }
+
+    def format(self) -> str:
+        """A line for each verb: how often it was done, and how often it was refused with which errno."""
+        done: Counter[str] = Counter()
+        refused: dict[str, list[str]] = {}
+        for key, count in sorted(self.operations.items()):
+            verb, _, name = key.partition(" ")
+            refused.setdefault(verb, [])
+            if name:
+                refused[verb].append(f"{name} {count}")
+            else:
+                done[verb] = count
+        lines = [f"  {verb:<22} {done[verb]:>7}   {', '.join(refused[verb])}".rstrip() for verb in refused]
+        head = f"{self.seeds} seeds, {self.operations.total()} operations, judged by {' and '.join(self.judges)}"
+        if self.by_clock:
+            head += f"; {self.by_clock} seeds met a commit by the clock and were played again without"
+        verdict = "no difference" if self.difference is None else self.difference
+        return "\n".join([head, *lines, verdict])

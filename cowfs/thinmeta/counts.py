@@ -45,8 +45,8 @@ _MAX_CLEAN_BITMAPS: Final = 2048
 class Counts:
     """Reference counts of `nr_blocks` blocks.
 
-    Invariants: (1) `allocated` is the number of blocks whose count is not zero; (2) `freed` the number of FREED bytes
-    in loaded bitmaps; (3) `entries[i].nr_free` is 16320 minus the nonzero counts of bitmap i, always current.
+    Invariants: (1) `allocated` is the number of blocks whose count is not zero; (2) `entries[i].nr_free` is 16320 minus
+    the nonzero counts of bitmap i, always current.
 
     Args:
         entries: one per bitmap.
@@ -67,7 +67,6 @@ class Counts:
         self.nr_blocks = nr_blocks
         self.allocated = allocated
         self.committed_allocated = allocated
-        self.freed = 0
         self.taken = 0  # allocations made in this transaction, given back or not
         self._given_back: list[tuple[int, int]] = []  # runs of such, freed again in this transaction
         self.entries = entries
@@ -94,13 +93,9 @@ class Counts:
         return counts[offset]
 
     @property
-    def used(self) -> int:
-        """Blocks that cannot be allocated now: in use, or freed since the last commit."""
-        return self.allocated + self.freed
-
-    @property
     def free(self) -> int:
-        return self.nr_blocks - self.used
+        """Blocks without a reference; those freed since the last commit among them, which cannot be allocated yet."""
+        return self.nr_blocks - self.allocated
 
     # ------------------------------------------------------------------ changes
 
@@ -148,7 +143,6 @@ class Counts:
             self.overflow[block] = self._overflow_count(block) + 1
         elif byte == FREED:
             counts[offset] = 1
-            self.freed -= 1
             self._note_used(index)
         elif byte == 0:
             counts[offset] = NEW_ONCE
@@ -185,7 +179,7 @@ class Counts:
             if byte == NEW_ONCE:
                 self._given_back.append((block, 1))
             if left == 0:
-                self._note_freed(index, 1, 0 if byte & NEW else 1)
+                self._note_freed(index, 1)
         self.dirty.add(index)
         return left
 
@@ -214,7 +208,7 @@ class Counts:
                     start = base + offset
                     self._given_back += [(start + run.start(), len(run[0])) for run in _NEW_RUN.finditer(part)]
                 counts[offset : offset + size] = part.translate(_MINUS_ONE)
-                self._note_freed(index, old + new, old)
+                self._note_freed(index, old + new)
                 self.dirty.add(index)
 
     def extend(self, nr_blocks: int) -> None:
@@ -264,7 +258,6 @@ class Counts:
         self.dirty.clear()
         self._blank.clear()
         self.overflow.clear()
-        self.freed = 0
         self.taken = 0
         self._given_back.clear()
         self.committed_allocated = self.allocated
@@ -311,7 +304,6 @@ class Counts:
         self.allocated += 1
         self.entries[index].nr_free -= 1
 
-    def _note_freed(self, index: int, blocks: int, committed: int) -> None:
+    def _note_freed(self, index: int, blocks: int) -> None:
         self.allocated -= blocks
         self.entries[index].nr_free += blocks
-        self.freed += committed

@@ -238,11 +238,12 @@ class Metadata:
 
     @property
     def data_used_blocks(self) -> int:
-        """In use, or freed in this transaction."""
-        return self._data.used
+        """In use now."""
+        return self._data.allocated
 
     @property
     def data_free_blocks(self) -> int:
+        """As the kernel counts: also what this transaction freed, which is to be had only after the commit."""
         return self._data.free
 
     # ------------------------------------------------------------------ devices

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +43,13 @@ def results_of(uml_kernel: UmlKernel) -> Callable[[str], dict[str, str]]:
         return {line["id"]: line["reason"] for line in lines if "id" in line}
 
     return run
+
+
+@pytest.fixture(scope="module")
+def fast_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """In memory where that can be: pools are flushed thousands of times."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path_factory.mktemp("fast")
+        return
+    with tempfile.TemporaryDirectory(prefix="cowfs-tests-", dir="/dev/shm") as name:
+        yield Path(name)

@@ -1,22 +1,30 @@
 """Bugs to plant in an emulated pool, each a thing that could be wrong, and a backend that has one.
 
 A bug is a function that changes the objects of one open pool, so the honest pool beside it stays honest.
+
+    python -m tests.uml.planted FIRST_SEED STEPS      in a guest: where each is found beside the kernel's pool
 """
 
 from __future__ import annotations
 
 import errno
 import functools
+import json
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from cowfs.errors import InvalidRequest, PoolError, ThinExists
 from cowfs.pool import Backend, Capability, Extent, Pool, PoolMode, PoolTable, ProbeResult, ThinStatus, load_backend
+from cowfs.testing.differential import SideBySide
+from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.counts import FREED
 from cowfs.thinmeta.mapping import ThinMapping
 from cowfs.units import Sectors
 
+MOST_SEEDS = 40
 Bug = Callable[[Any], None]
 BUGS: dict[str, Bug] = {}
 
@@ -249,7 +257,7 @@ def the_search_for_a_free_block_does_not_wrap(pool: Any) -> None:
 
     @around(counts, "_find_free")
     def find_free(inner: Any, begin: int, end: int) -> Any:
-        return inner(begin, end) if end == counts.nr_blocks else None
+        return None if begin == 0 < counts.cursor else inner(begin, end)
 
 
 @bug
@@ -271,7 +279,6 @@ def a_freed_block_is_free_before_the_commit(pool: Any) -> None:
         inner(begin, length)
         for index in counts.dirty:
             counts._bitmaps[index] = counts._bitmaps[index].translate(free_at_once)
-        counts.freed = 0
 
 
 # --- data
@@ -444,11 +451,12 @@ def a_refused_message_commits(pool: Any) -> None:
 
 @bug
 def one_data_block_too_many_is_used(pool: Any) -> None:
-    def used(counts: Any) -> int:
-        return int(counts.allocated + counts.freed + 1)
+    class Counting(Metadata):
+        @property
+        def data_used_blocks(self) -> int:
+            return super().data_used_blocks + 1
 
-    counts = pool._engine.metadata._data
-    counts.__class__ = type("Counts", (type(counts),), {"used": property(used)})
+    pool._engine.metadata.__class__ = Counting
 
 
 @bug
@@ -566,3 +574,15 @@ def closing_does_not_commit(pool: Any) -> None:
     def close(inner: Any) -> None:
         pool._engine.commit = lambda: None
         inner()
+
+
+def main(first_seed: int, steps: int) -> None:
+    """One line of JSON for each bug: its name, and [seed, number of the operation] where it was found, or null."""
+    for name, plant in BUGS.items():
+        backends = {"buggy": BuggyBackend(plant), "dmthin": load_backend("dmthin")}
+        found = SideBySide(backends, Path("/run")).first_difference(range(first_seed, first_seed + MOST_SEEDS), steps)
+        print(json.dumps([name, None if found is None else [found.seed, len(found.script)]]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -8,21 +8,18 @@ and what the files hold at the end is read by the emulated backend.
 from __future__ import annotations
 
 import io
-import os
 import random
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.pool import load_backend
-from cowfs.testing.differential import Generator
+from cowfs.testing.generator import Generator
 from cowfs.testing.judges import require_clean
 from cowfs.testing.script import Geometry, Player, make_files, play_directory
 from cowfs.thinmeta import Metadata
@@ -68,9 +65,10 @@ class History:
 
 def random_history(seed: int, folder: Path, *, kernel_first: bool) -> History:
     generator = Generator(seed)
+    geometry = replace(generator.geometry, commit_each=True)  # one plays in another second than the other
     name = f"{'kernel' if kernel_first else 'emulated'}-first-{seed}"
     scripts = (generator.script(STEPS) + ENDING, [*ENDING, *generator.script(STEPS), *ENDING])
-    return History(name, folder, generator.geometry, scripts, kernel_first)
+    return History(name, folder, geometry, scripts, kernel_first)
 
 
 def big_history(folder: Path, rng: random.Random) -> History:
@@ -108,24 +106,14 @@ def make_big_files(directory: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """In memory where that can be: pools are flushed thousands of times."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("histories")
-        return
-    with tempfile.TemporaryDirectory(prefix="cowfs-histories-", dir="/dev/shm") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def histories(folder: Path, uml_kernel: UmlKernel) -> dict[str, History]:
+def histories(fast_directory: Path, uml_kernel: UmlKernel) -> dict[str, History]:
     """Every history with the kernel's stage played."""
     seeds = [session_seed() * 1000 + number for number in range(HISTORIES)]
-    found = [random_history(seed, folder, kernel_first=False) for seed in seeds]
-    found += [random_history(seed, folder, kernel_first=True) for seed in seeds]
+    found = [random_history(seed, fast_directory, kernel_first=False) for seed in seeds]
+    found += [random_history(seed, fast_directory, kernel_first=True) for seed in seeds]
     for history in found:
         make_files(history.mixed, history.geometry)
-    big = big_history(folder, random.Random(session_seed()))
+    big = big_history(fast_directory, random.Random(session_seed()))
     make_big_files(big.mixed)
     found.append(big)
     for history in found:

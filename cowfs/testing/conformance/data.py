@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from cowfs.pool import Capability, Pool
+from cowfs.pool import Capability
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
@@ -17,7 +17,6 @@ from cowfs.testing.conformance.lab import (
     used,
 )
 from cowfs.testing.conformance.registry import behaviour
-from cowfs.units import METADATA_BLOCK_BYTES
 
 
 @behaviour("1.6-1")
@@ -102,18 +101,18 @@ def flush_of_a_changed_thin_commits_and_of_an_unchanged_one_does_not(lab: Lab) -
     lab.require_adjustable("a clock that stands still")
     pool = lab.pool()
     first, second = lab.thin(pool, 0), lab.thin(pool, 1)
-    start = _superblock(lab, pool)
+    start = lab.superblock(pool)
     fill(first, 0, 1, 1)
-    expect_equal(_superblock(lab, pool), start, "superblock after a write")
+    expect_equal(lab.superblock(pool), start, "superblock after a write")
     second.flush()
-    expect_equal(_superblock(lab, pool), start, "superblock after a flush of the other thin")
+    expect_equal(lab.superblock(pool), start, "superblock after a flush of the other thin")
     first.flush()
-    provisioned = _superblock(lab, pool)
+    provisioned = lab.superblock(pool)
     if provisioned == start:
         raise AssertionError("a flush after provisioning wrote no superblock")
     fill(first, 0, 1, 2)
     first.flush()
-    expect_equal(_superblock(lab, pool), provisioned, "superblock after an overwrite and a flush")
+    expect_equal(lab.superblock(pool), provisioned, "superblock after an overwrite and a flush")
 
 
 @behaviour("1.6-7")
@@ -121,10 +120,10 @@ def changes_are_committed_within_a_second_or_so_without_a_flush(lab: Lab) -> Non
     pool = lab.pool()
     thin = lab.thin(pool)
     pool.commit()
-    before = _superblock(lab, pool)
+    before = lab.superblock(pool)
     fill(thin, 0, 1, 1)
     lab.pass_time(pool, 2.5)
-    if _superblock(lab, pool) == before:
+    if lab.superblock(pool) == before:
         raise AssertionError("nothing was committed although a second passed")
 
 
@@ -134,11 +133,11 @@ def a_pool_without_activity_does_not_commit(lab: Lab) -> None:
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
     thin.flush()
-    before = _superblock(lab, pool)
+    before = lab.superblock(pool)
     lab.pass_time(pool, 2.5)
     thin.pread(0, 4 * BLOCK)
     thin.flush()
-    expect_equal(_superblock(lab, pool), before, "superblock")
+    expect_equal(lab.superblock(pool), before, "superblock")
 
 
 @behaviour("1.6-9")
@@ -147,13 +146,13 @@ def the_first_change_after_a_quiet_second_is_committed_at_once(lab: Lab) -> None
     pool = lab.pool()
     thin = lab.thin(pool)
     lab.pass_time(pool, 1.5)
-    before = _superblock(lab, pool)
+    before = lab.superblock(pool)
     fill(thin, 0, 1, 1)
-    if _superblock(lab, pool) == before:
+    if lab.superblock(pool) == before:
         raise AssertionError("the first change after a quiet second was not committed")
-    after = _superblock(lab, pool)
+    after = lab.superblock(pool)
     fill(thin, 1, 1, 1)
-    expect_equal(_superblock(lab, pool), after, "superblock after a second change at once")
+    expect_equal(lab.superblock(pool), after, "superblock after a second change at once")
 
 
 @behaviour("1.6-10")
@@ -297,12 +296,6 @@ def an_origin_that_is_not_there_is_named(lab: Lab) -> None:
         raise AssertionError(f"the error does not name the origin: {error}")
     expect_equal(pool.active(), [], "active")
     pool.delete(0)
-
-
-def _superblock(lab: Lab, pool: Pool) -> bytes:
-    """What is in the metadata file now; commits change its roots."""
-    with open(lab.table(pool).metadata_device, "rb") as file:
-        return file.read(METADATA_BLOCK_BYTES)
 
 
 def _allocated_bytes(path: str) -> int:

@@ -92,7 +92,10 @@ def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
 def a_thin_that_lost_changes_fails_its_flushes_until_reactivated(lab: Lab) -> None:
     pool = lab.pool()
     loser, bystander = lab.thin(pool, 0), lab.thin(pool, 1)
-    fill(loser, 0, 1, 1)
+    for thin in (loser, bystander):
+        fill(thin, 0, 1, 1)
+        thin.flush()
+    fill(loser, 1, 1, 1)
     lab.fail(pool, "metadata", Fault({"write"}, times=1))
     expect_error(errno.EIO, loser.flush)
     lab.heal(pool)

@@ -205,6 +205,11 @@ class Lab:
         self._faulty[self._opening, role] = device
         return device
 
+    def superblock(self, pool: Pool) -> bytes:
+        """What is in the pool's metadata file now; every commit changes its roots."""
+        with open(self.table(pool).metadata_device, "rb") as file:
+            return file.read(METADATA_BLOCK_BYTES)
+
     def edit_metadata(self, pool: Pool, edit: Callable[[FileDevice], None], *, damages: bool = True) -> PoolTable:
         """Close a pool and change its metadata file; the table to open it with.
 
@@ -331,9 +336,9 @@ def status_of(pool: Pool, *, flush: bool = True) -> PoolStatus:
     return status
 
 
-def mode_word(pool: Pool) -> str:
+def mode_word(pool: Pool, *, flush: bool = True) -> str:
     """The mode as the status line shows it: `ro` has two causes."""
-    return status_of(pool).format().split()[4]
+    return status_of(pool, flush=flush).format().split()[4]
 
 
 def used(pool: Pool, *, flush: bool = True) -> int:

@@ -173,6 +173,32 @@ def _exhaust_metadata(pool: Pool, first_id: int = 100) -> int:
     raise AssertionError("ten thousand thins fit")
 
 
+@behaviour("1.8-15", needs=Capability.PROMPT_REUSE)
+def a_write_to_a_full_pool_gets_what_was_just_freed(lab: Lab) -> None:
+    pool, thin = _full(lab, error_if_no_space=True)
+    events = pool.event_counter
+    thin.discard(0, 2 * BLOCK)
+    fill(thin, 4, 2, 2)
+    expect_content(thin, 4, 2, 2)
+    expect_equal((used(pool), mode_word(pool)), (4, "rw"), "used data blocks and mode")
+    expect_equal(pool.event_counter, events, "events")
+
+
+@behaviour("1.8-16", unless=Capability.PROMPT_REUSE)
+def a_write_to_a_full_pool_may_fail_until_what_was_freed_is_committed(lab: Lab) -> None:
+    """The allocator commits only where it counts no free block, and it counts those that wait for the commit."""
+    pool, thin = _full(lab, error_if_no_space=True)
+    thin.discard(0, 2 * BLOCK)
+    try:
+        fill(thin, 4, 1, 2)
+    except OSError as error:  # no commit by the clock came in between
+        expect_equal((error.errno, mode_word(pool, flush=False)), (errno.ENOSPC, "out_of_data_space"), "errno and mode")
+    pool.commit()
+    expect_equal(mode_word(pool), "rw", "mode after a commit")
+    fill(thin, 4, 2, 2)
+    expect_content(thin, 4, 2, 2)
+
+
 @behaviour("1.8-11")
 def exhausted_metadata_makes_the_pool_read_only_and_loses_nothing(lab: Lab) -> None:
     pool = lab.pool(64, 64)
