@@ -163,11 +163,11 @@ class Player:
             thin.pwrite(offset, data)
         except OSError:
             # Not specified: how much of a failed write is done; whether a write of several shared blocks fits where one
-            # after the other does; how soon a full pool finds freed blocks. Piece by piece after a commit, all is.
+            # after the other does; how soon a full pool finds freed blocks. Piece by piece, with commits, all is.
             self.has_retried = True
             failures = []
-            self.pool.commit()
             for begin, end in _block_pieces(offset, offset + len(data), thin.block_bytes):
+                self.pool.commit()
                 try:
                     thin.pwrite(begin, data[begin - offset : end - offset])
                 except OSError as error:
