@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 MEMORY_BYTES = 3 << 30
 TIMEOUT_SECONDS = 840
-MOST_SKIPPED = 23  # those that need other capabilities, or devices and clocks that the kernel does not let us adjust
+MOST_SKIPPED = 24  # those that need other capabilities, or devices and clocks that the kernel does not let us adjust
 
 pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 

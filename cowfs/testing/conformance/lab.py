@@ -276,7 +276,6 @@ class PendingWrite:
     def _try(self) -> None:
         try:
             self._thin.pwrite(self._offset, self._data)
-            self._thin.flush()
             self._errno = 0
         except OutOfDataSpace as error:
             self._errno = None if error.may_queue else error.errno
@@ -295,6 +294,8 @@ class PendingWrite:
         if self.waiting():
             raise AssertionError("the write still waits for space")
         assert self._errno is not None
+        if not self._errno:
+            self._thin.flush()  # by whoever let it go on: a device that is about to be resumed takes none
         return self._errno
 
 
