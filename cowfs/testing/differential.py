@@ -131,8 +131,6 @@ class SideBySide:
                 players[name] = Player(backend, folder / name, geometry, name=f"{folder.name}-{name}-pool")
             for number, line in enumerate([*script, *_ENDING]):
                 outcomes = {name: player.play(line) for name, player in players.items()}
-                if line == "events" and any(player.has_retried for player in players.values()):
-                    continue
                 if len(set(outcomes.values())) > 1:
                     return Difference(seed, geometry, (*script[:number], line), outcomes)
                 self._count(line, next(iter(outcomes.values())))

@@ -33,6 +33,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
@@ -122,7 +123,7 @@ class Player:
         self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
         self._active: dict[int, ThinDevice] = {}
         self._suspended = False
-        self.has_retried = False  # a write failed and was tried again, so that the number of events is its own
+        self._room = 0  # data blocks that can be allocated, at least; never too many, since nothing but `_write` does
         self.pool = self._open()
 
     def _open(self) -> Pool:
@@ -159,22 +160,34 @@ class Player:
         self._write(self._thin(thin_id), offset, pattern(seed, length))
 
     def _write(self, thin: ThinDevice, offset: int, data: bytes) -> None:
-        try:
-            thin.pwrite(offset, data)
-        except OSError:
-            # Not specified: how much of a failed write is done; whether a write of several shared blocks fits where one
-            # after the other does; how soon a full pool finds freed blocks. Piece by piece, with commits, all is.
-            self.has_retried = True
-            failures = []
-            for begin, end in _block_pieces(offset, offset + len(data), thin.block_bytes):
-                self.pool.commit()
-                try:
-                    thin.pwrite(begin, data[begin - offset : end - offset])
-                except OSError as error:
-                    failures.append(error)
-            if failures:
-                raise failures[0] from None
+        """In one piece where there is room, else block by block with a commit before each: how much of a failed write is
+        done is not specified, nor how soon a full pool finds freed blocks.
+        """
+        pieces = list(_block_pieces(offset, offset + len(data), thin.block_bytes))
+        if self._has_room(len(pieces)):
+            with suppress(OSError):
+                thin.pwrite(offset, data)
+                self._settle()
+                return
+        failures = []
+        for begin, end in pieces:
+            self.pool.commit()
+            try:
+                thin.pwrite(begin, data[begin - offset : end - offset])
+            except OSError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         self._settle()
+
+    def _has_room(self, blocks: int) -> bool:
+        """Whether so many data blocks can surely be allocated; commits when that is the way to find out."""
+        if self._room < blocks and not self._suspended:
+            status = self.pool.status()
+            if not isinstance(status, UnreadableStatus):
+                self._room = status.total_data_blocks - status.used_data_blocks
+        self._room -= blocks
+        return self._room >= 0
 
     def _settle(self) -> None:
         if self._geometry.commit_each:

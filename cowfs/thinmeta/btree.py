@@ -223,7 +223,7 @@ class BTree:
         left, right = self._shadow_child(parent, index), self._shadow_child(parent, index + 1)
         middle = Node(left.kind, left.is_leaf, array("Q"), array(left.kind.typecode))
         location = self._store.new(middle)
-        _spread_three(left, middle, right)
+        _spread_three(left, middle, right, more_left=False)
         parent.keys[index + 1] = right.keys[0]
         parent.keys.insert(index + 1, middle.keys[0])
         parent.values.insert(index + 1, location)
@@ -311,7 +311,7 @@ class BTree:
         if total < 4 * minimum + 1:
             self._empty_middle(parent, index, left, middle, right)
             return self._merge_or_level(parent, index - 1)
-        _spread_three(left, middle, right)
+        _spread_three(left, middle, right, more_left=True)
         parent.keys[index], parent.keys[index + 1] = middle.keys[0], right.keys[0]
         return total - 4 * minimum
 
@@ -435,14 +435,14 @@ def _prepend(target: Node, source: Node, begin: int) -> None:
     target.values[0:0] = source.values[begin * source.kind.stride :]
 
 
-def _spread_three(left: Node, middle: Node, right: Node) -> None:
-    """Share the entries of three neighbours evenly; a remainder goes right, then to the middle."""
+def _spread_three(left: Node, middle: Node, right: Node, *, more_left: bool) -> None:
+    """Share the entries of three neighbours evenly. A remainder of one goes left or right, of two to the middle too."""
     stride = left.kind.stride
     keys = left.keys + middle.keys + right.keys
     values = left.values + middle.values + right.values
-    first = len(keys) // 3
-    last = first + (1 if first * 3 != len(keys) else 0)
-    cuts = (0, first, len(keys) - last, len(keys))
+    share, remainder = divmod(len(keys), 3)
+    more = share + (remainder > 0)
+    cuts = (0, more, len(keys) - share, len(keys)) if more_left else (0, share, len(keys) - more, len(keys))
     for node, begin, end in zip((left, middle, right), cuts, cuts[1:], strict=False):
         node.keys = keys[begin:end]
         node.values = values[begin * stride : end * stride]

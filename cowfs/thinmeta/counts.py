@@ -10,8 +10,10 @@ uses it. So a loaded bitmap holds one byte per block, the count in the low two b
 
 Finding a free run is then one C search for a zero byte, and the end of a transaction one `translate`.
 
-Counts above two that changed wait in `overflow` until the commit writes them into the overflow btree. What is on disk
-comes from two callables, so this module does no I/O.
+Counts above two that changed wait in `overflow` until the commit writes them into the overflow btree, and `crossings`
+tells in which order keys come and go there: the shape of a btree depends on it, and the kernel does each at once.
+
+What is on disk comes from two callables, so this module does no I/O.
 """
 
 from __future__ import annotations
@@ -72,6 +74,7 @@ class Counts:
         self.entries = entries
         self.dirty: set[int] = set()
         self.overflow: dict[int, int] = {}
+        self.crossings: list[tuple[int, bool]] = []  # (block, whether its count went above two or came back to it)
         self.cursor = 0
         self._load = load
         self._load_overflow = load_overflow
@@ -152,6 +155,7 @@ class Counts:
             counts[offset] = byte + 1
             if value + 1 == _OVERFLOW:
                 self.overflow[block] = _OVERFLOW
+                self.crossings.append((block, True))
         self.dirty.add(index)
 
     def decrement(self, block: int) -> int:
@@ -171,6 +175,7 @@ class Counts:
             self.overflow[block] = left
             if left < _OVERFLOW:
                 counts[offset] = byte - 1
+                self.crossings.append((block, False))
         elif value == 0:
             raise MetadataCorrupt(f"a reference to {self.name} block {block} is dropped, but it has none", block=0)
         else:
@@ -258,6 +263,7 @@ class Counts:
         self.dirty.clear()
         self._blank.clear()
         self.overflow.clear()
+        self.crossings.clear()
         self.taken = 0
         self._given_back.clear()
         self.committed_allocated = self.allocated

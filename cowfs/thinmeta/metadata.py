@@ -534,11 +534,15 @@ class Metadata:
     def _settle_overflow(self, counts: Counts, root: SpaceMapRoot) -> None:
         # Settling the metadata map may change counts again, so what is taken here is gone from the waiting list.
         pending, counts.overflow = counts.overflow, {}
+        crossings, counts.crossings = counts.crossings, []
+        for block, above in crossings:
+            if above:
+                root.ref_count_root = self._overflow.insert(root.ref_count_root, block, pending[block])
+            else:
+                root.ref_count_root = self._overflow.remove(root.ref_count_root, block)
         for block in sorted(pending):
             if pending[block] > 2:
                 root.ref_count_root = self._overflow.insert(root.ref_count_root, block, pending[block])
-            elif self._overflow.get(root.ref_count_root, block) is not None:
-                root.ref_count_root = self._overflow.remove(root.ref_count_root, block)
 
     def _rehome(self, counts: Counts, index: int) -> None:
         entry = counts.entries[index]

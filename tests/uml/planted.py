@@ -24,7 +24,7 @@ from cowfs.thinmeta.counts import FREED
 from cowfs.thinmeta.mapping import ThinMapping
 from cowfs.units import Sectors
 
-MOST_SEEDS = 40
+MOST_SEEDS = 200  # as many as a full comparison plays
 Bug = Callable[[Any], None]
 BUGS: dict[str, Bug] = {}
 
