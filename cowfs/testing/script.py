@@ -160,8 +160,8 @@ class Player:
         self._write(self._thin(thin_id), offset, pattern(seed, length))
 
     def _write(self, thin: ThinDevice, offset: int, data: bytes) -> None:
-        """In one piece where there is room, else block by block with a commit before each: how much of a failed write is
-        done is not specified, nor how soon a full pool finds freed blocks.
+        """In one piece where there is room, else block by block with a commit before each: how much of a failed write
+        is done is not specified, nor how soon a full pool finds freed blocks.
         """
         pieces = list(_block_pieces(offset, offset + len(data), thin.block_bytes))
         if self._has_room(len(pieces)):
