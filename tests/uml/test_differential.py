@@ -18,7 +18,7 @@ from cowfs.uml import UmlKernel, run_captured
 from tests.conftest import REPOSITORY, session_seed
 from tests.uml.planted import BUGS, MOST_SEEDS, BuggyBackend, no_bug
 
-SEEDS = 40
+SEEDS = 10
 STEPS = 200
 FIRST_SEED = session_seed() * 1000
 EXPECTED = {
@@ -30,13 +30,14 @@ EXPECTED = {
 EMULATED = load_backend("emulated")
 
 
+@pytest.mark.timeout(900)
 def test_no_difference_to_the_kernel(uml_kernel: UmlKernel) -> None:
     """All 200 of them: cowfs verify --count 200"""
     summary = Summary()
     environment = dict(os.environ)
     first = session_seed() * 10_000
     for result in verify(
-        first, SEEDS, steps=STEPS, kernel=uml_kernel, environment=environment, guests=2, timeout_seconds=280
+        first, SEEDS, steps=STEPS, kernel=uml_kernel, environment=environment, guests=2, timeout_seconds=840
     ):
         summary.add(result)
     print(f"repeat with: cowfs verify --seed {first} --count {SEEDS} --steps {STEPS}\n{summary.format()}")
@@ -97,6 +98,7 @@ def beside_the_honest(name: str, directory: Path) -> SideBySide:
     return SideBySide(backends, directory, thin_check=False)
 
 
+@pytest.mark.timeout(900)
 def test_every_planted_bug_is_found_beside_the_kernel(uml_kernel: UmlKernel) -> None:
     result = run_captured(
         [sys.executable, "-m", "tests.uml.planted", str(FIRST_SEED), str(STEPS)],
@@ -104,7 +106,7 @@ def test_every_planted_bug_is_found_beside_the_kernel(uml_kernel: UmlKernel) -> 
         cwd=REPOSITORY,
         env=dict(os.environ),
         memory_bytes=1 << 30,
-        timeout_seconds=280,
+        timeout_seconds=840,
     )
     print(result.stdout)
     assert result.returncode == 0, result.stderr
