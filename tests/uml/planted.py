@@ -576,9 +576,9 @@ def closing_does_not_commit(pool: Any) -> None:
         inner()
 
 
-def main(first_seed: int, steps: int) -> None:
-    """One line of JSON for each bug: its name, and [seed, number of the operation] where it was found, or null."""
-    for name, plant in BUGS.items():
+def main(first_seed: int, steps: int, every: int) -> None:
+    """One line of JSON for every nth bug: its name, and [seed, number of the operation] where it was found, or null."""
+    for name, plant in list(BUGS.items())[::every]:
         backends = {"buggy": BuggyBackend(plant), "dmthin": load_backend("dmthin")}
         found = SideBySide(backends, Path("/run")).first_difference(range(first_seed, first_seed + MOST_SEEDS), steps)
         print(json.dumps([name, None if found is None else [found.seed, len(found.script)]]), flush=True)

@@ -98,20 +98,22 @@ def beside_the_honest(name: str, directory: Path) -> SideBySide:
     return SideBySide(backends, directory, thin_check=False)
 
 
-@pytest.mark.timeout(900)
-def test_every_planted_bug_is_found_beside_the_kernel(uml_kernel: UmlKernel) -> None:
+@pytest.mark.timeout(1800)
+def test_planted_bugs_are_found_beside_the_kernel(uml_kernel: UmlKernel) -> None:
+    """One in eight of them, since a guest takes seconds for each seed; all with COWFS_TEST_LONG=1."""
+    every = 1 if "COWFS_TEST_LONG" in os.environ else 8
     result = run_captured(
-        [sys.executable, "-m", "tests.uml.planted", str(FIRST_SEED), str(STEPS)],
+        [sys.executable, "-m", "tests.uml.planted", str(FIRST_SEED), str(STEPS), str(every)],
         kernel=uml_kernel,
         cwd=REPOSITORY,
         env=dict(os.environ),
         memory_bytes=1 << 30,
-        timeout_seconds=840,
+        timeout_seconds=1740,
     )
     print(result.stdout)
     assert result.returncode == 0, result.stderr
     found = dict(map(json.loads, result.stdout.splitlines()))
-    assert found.keys() == BUGS.keys()
+    assert list(found) == list(BUGS)[::every]
     assert None not in found.values()
 
 
