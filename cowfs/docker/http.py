@@ -25,6 +25,10 @@ class TooLarge(Exception):
     """A message body that is longer than a message can be."""
 
 
+class _BodyFailed(Exception):
+    """An answer that had begun cannot be ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """`body` can be iterated once; what is left of it is thrown away before the next request."""
@@ -68,6 +72,8 @@ async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
         _log.info("a client is gone: %s", str(error) or "too slow")
     except h11.RemoteProtocolError as error:
         _log.info("a client does not speak HTTP: %s", error)
+    except _BodyFailed as error:
+        _log.error("an answer breaks off: %s", error.__cause__)
 
 
 class _Connection:
@@ -112,7 +118,7 @@ class _Connection:
             headers.append(("Transfer-Encoding", "chunked"))
             await self._send(h11.Response(status_code=response.status, headers=headers))
             async with aclosing(response.body):
-                async for piece in response.body:
+                async for piece in _or_break(response.body):
                     await self._send(h11.Data(data=piece))
         await self._send(h11.EndOfMessage())
 
@@ -126,3 +132,15 @@ class _Connection:
         while (event := self._http.next_event()) is h11.NEED_DATA:
             self._http.receive_data(await self._stream.receive_some(_READ_BYTES))
         return event
+
+
+async def _or_break(body: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+    """The pieces; a failure of their maker ends this connection and must not end the server's others."""
+    while True:
+        try:
+            piece = await anext(body)
+        except StopAsyncIteration:
+            return
+        except Exception as error:
+            raise _BodyFailed from error
+        yield piece

@@ -185,6 +185,8 @@ def test_a_diff_that_fails_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
         response = client.getresponse()
         with pytest.raises((http.client.IncompleteRead, ConnectionError)):
             response.read()
+        client.close()
+        assert client.call("GraphDriver.Exists", ID="a") == {"Exists": False}
 
     assert with_client(tmp_path, use).driver.closed == 1
 
