@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 class Client:
-    """A connection to the process that holds a home.
+    """A connection to the process that holds a home; made again when that process has ended it for being idle.
 
     Args:
         home: the home's directory.
@@ -37,16 +37,12 @@ class Client:
 
     def __init__(self, home: Path, *, greeting_seconds: float = GREETING_SECONDS) -> None:
         self.home = home
+        self._greeting_seconds = greeting_seconds
         self._buffer = bytearray()
         self._files: list[int] = []
         self._listing = False
-        self._socket: socket.socket | None = control.dial(home, greeting_seconds)
-        try:
-            self.holder_pid = self._greeting().pid
-            self._socket.settimeout(None)
-        except BaseException:
-            self.close()
-            raise
+        self._socket: socket.socket | None = None
+        self.holder_pid = self._connect()
 
     def call(self, request: Request[R] | Work[R]) -> R:
         """Send a request and wait for its answer. Raises what the operation raised, as the same class."""
@@ -95,6 +91,17 @@ class Client:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _connect(self) -> int:
+        """Dial, and read the greeting; the holder's process id."""
+        self._socket = control.dial(self.home, self._greeting_seconds)
+        try:
+            pid = self._greeting().pid
+            self._socket.settimeout(None)
+        except BaseException:
+            self.close()
+            raise
+        return pid
+
     def _greeting(self) -> Greeting:
         line = self._line()
         try:
@@ -118,6 +125,9 @@ class Client:
         if self._listing:
             raise HomeError("an earlier listing of this connection is not read to its end")
         try:
+            if not self._buffer and control.is_hung_up(self._socket):
+                self.close()
+                self.holder_pid = self._connect()
             line = msgspec.json.encode(request) + b"\n"
             sent = self._socket.sendmsg([line], control.file_message(fd)) if fd is not None else 0
             self._socket.sendall(line[sent:])

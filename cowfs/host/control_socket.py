@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import os
+import select
 import socket
 import stat
 import struct
@@ -87,6 +88,13 @@ def dial(home: Path, timeout_seconds: float) -> socket.socket:
 
 class _HasOptions(Protocol):
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+def is_hung_up(connection: socket.socket) -> bool:
+    """Whether the other end has closed, with nothing left to read."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0)) and not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 def peer_of(connection: _HasOptions) -> tuple[int, int]:

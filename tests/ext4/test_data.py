@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.blockdev import FileDevice
 from cowfs.ext4 import tools
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
@@ -56,13 +57,22 @@ def test_what_was_cut_off_does_not_come_back(volume: Volume) -> None:
     assert volume.read(inode, 0, 10_000) == b"x" * 100 + bytes(7900) + b"y"
 
 
-def test_reused_blocks_show_nothing_of_the_past(image: Image) -> None:
+def test_reused_blocks_show_nothing_of_the_past(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """New blocks that are written only in part are zero elsewhere, whatever they held before."""
+
+    def refuse(_self: FileDevice, _offset: int, _length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(FileDevice, "discard", refuse)
     volume = image.volume
-    size = volume.statistics().blocks_free * 4096
     inode = make_file(volume, b"old")
-    for offset in range(0, size - 8 * MIB, MIB):
-        volume.write(inode, offset, b"\xee" * MIB)
+
+    def fill() -> None:
+        for offset in itertools.count(0, MIB):
+            volume.write(inode, offset, b"\xee" * MIB)
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
     volume.unlink(ROOT_INODE, b"old")
     volume.sync()
     inode = make_file(volume, b"new")

@@ -276,6 +276,13 @@ def test_a_client_that_says_nothing_is_dropped(home: Path) -> None:
         assert_serves(home)
 
 
+def test_a_client_that_was_dropped_for_being_idle_connects_again(home: Path) -> None:
+    with serving(home, limits=Limits(idle_seconds=1.0)), Client(home) as client:
+        wait_for_hangup(client._socket)  # type: ignore[arg-type]
+        assert client.call(Status()).devices == 1
+        assert client.call(Status()).devices == 1
+
+
 def test_too_many_clients_are_turned_away(home: Path) -> None:
     with serving(home, limits=Limits(clients=2)):
         with raw_client(home), raw_client(home) as second:
