@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ from typing import Any
 import hypothesis
 import pytest
 
+from cowfs.pool import load_backend
+from cowfs.testing.conformance import BEHAVIOURS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "COWFS_TEST_SESSION"
+BEHAVIOUR_OF = "conformance behaviour of "
 GRACE_SECONDS = float(os.environ.get("COWFS_TEST_GRACE_SECONDS", "5"))  # for servers that are on their way out
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
@@ -60,6 +65,39 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     """A generator seeded by the session's seed and the test's name; a failure prints how to repeat it."""
     print(f"repeat with: COWFS_TEST_SEED={session_seed()} pytest '{request.node.nodeid}'")
     return random.Random(f"{session_seed()} {request.node.nodeid}")
+
+
+# --- how many behaviours of the conformance suite ran
+
+
+@pytest.fixture
+def counted(record_property: Callable[[str, object], None]) -> Callable[[str, str], None]:
+    """`counted(where, backend)`: this test is one behaviour on a backend; the run's last lines say how many there were.
+
+    Args:
+        where: the backend, and where it ran if not here.
+    """
+
+    def count(where: str, backend: str) -> None:
+        record_property(f"{BEHAVIOUR_OF}{where}", backend)
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count what ran, in this process or in xdist's: properties come with the reports."""
+    ran: Counter[tuple[str, str]] = Counter()
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for key, backend in getattr(report, "user_properties", ()) if report.when == "call" else ():
+            if key.startswith(BEHAVIOUR_OF):
+                ran[key.removeprefix(BEHAVIOUR_OF), str(backend)] += 1
+    if ran:
+        terminalreporter.write_line("conformance: " + ", ".join(count_of(*key, ran[key]) for key in sorted(ran)))
+
+
+def count_of(where: str, backend: str, count: int) -> str:
+    declared = [one for one in BEHAVIOURS if one.why_not(load_backend(backend))]
+    return f"{where} {count} behaviours ({len(declared)} of {len(BEHAVIOURS)} are not for it by declaration)"
 
 
 # --- accounts

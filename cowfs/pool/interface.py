@@ -57,6 +57,7 @@ class Capability(enum.Flag):
     FREED_SPACE_RETURNED = enum.auto()  # freed data blocks are given back to the host's file system
     PROMPT_REUSE = enum.auto()  # a write to a full pool gets what was freed since the last commit
     GENTLE_METADATA_END = enum.auto()  # running out of metadata space loses nothing acknowledged, sets no needs_check
+    BOUNDED_TIME = enum.auto()  # refuses a snapshot whose time would spill into the block number of its mappings
     KERNEL_NODES = enum.auto()  # an active thin is a block device node of the kernel
     QUEUES_IN_DEVICE = enum.auto()  # a full pool blocks the writer itself instead of raising `may_queue`
 

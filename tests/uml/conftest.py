@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +44,26 @@ def results_of(uml_kernel: UmlKernel) -> Callable[[str], dict[str, str]]:
         return {line["id"]: line["reason"] for line in lines if "id" in line}
 
     return run
+
+
+def run_suite(kernel: UmlKernel, module: str, *arguments: str, **options: Any) -> dict[str, dict[str, str]]:
+    """Run a suite of `cowfs.testing` on the kernel's pools, in one boot and on files in the guest's memory.
+
+    So discards are passed down, and large sparse devices cost nothing.
+
+    Returns:
+        By case: result (passed, failed, skipped) and reason.
+    """
+    done = run_captured(
+        [sys.executable, "-m", module, "--backend", "dmthin", "--json", *arguments, "/run"],
+        kernel=kernel,
+        cwd=REPOSITORY,
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root", "TMPDIR": "/run"},
+        **options,
+    )
+    found = {one["id"]: one for one in map(json.loads, done.stdout.splitlines())}
+    assert found, done.stderr
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from cowfs.pool import Capability
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
+    Means,
     expect_content,
     expect_equal,
     expect_error,
@@ -95,10 +96,9 @@ def a_snapshot_of_an_unwritten_snapshot_shares_everything(lab: Lab) -> None:
     expect_equal(used(pool), 5, "used data blocks")
 
 
-@behaviour("1.6-6")
+@behaviour("1.6-6", means=Means.CLOCK)
 def flush_of_a_changed_thin_commits_and_of_an_unchanged_one_does_not(lab: Lab) -> None:
     """Seen at block 0 of the metadata, as the suites' flush-triggers-commit has it."""
-    lab.require_adjustable("a clock that stands still")
     pool = lab.pool()
     first, second = lab.thin(pool, 0), lab.thin(pool, 1)
     start = lab.superblock(pool)
@@ -140,9 +140,8 @@ def a_pool_without_activity_does_not_commit(lab: Lab) -> None:
     expect_equal(lab.superblock(pool), before, "superblock")
 
 
-@behaviour("1.6-9")
+@behaviour("1.6-9", means=Means.CLOCK)
 def the_first_change_after_a_quiet_second_is_committed_at_once(lab: Lab) -> None:
-    lab.require_adjustable("a clock that is moved by hand")
     pool = lab.pool()
     thin = lab.thin(pool)
     lab.pass_time(pool, 1.5)

@@ -1,4 +1,4 @@
-"""Section 1.8: failing devices and damaged metadata. Needs a backend whose devices can be made to fail."""
+"""Section 1.8: failing devices and damaged metadata."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from cowfs.testing.blockdev import Fault
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
+    Means,
     expect_content,
     expect_equal,
     expect_error,
@@ -24,7 +25,7 @@ from cowfs.thinmeta.check import clear_needs_check
 from cowfs.units import METADATA_BLOCK_BYTES
 
 
-@behaviour("1.8-20")
+@behaviour("1.8-20", means=Means.FAULTS)
 def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
@@ -32,7 +33,7 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     thin.flush()
     fill(thin, 4, 4, 2)
     before = pool.event_counter
-    lab.fail(pool, "metadata", Fault({"write"}, times=1))
+    lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
     status = status_of(pool)
     expect_equal((status.mode, status.needs_check), (PoolMode.READ_ONLY, True), "mode and needs_check")
@@ -48,14 +49,14 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     expect_content(thin, 0, 1, 3)
 
 
-@behaviour("1.8-21")
+@behaviour("1.8-21", means=Means.FAULTS)
 def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     thin.flush()
     fill(thin, 4, 1, 2)
-    lab.fail(pool, "metadata", Fault({"write"}, times=1))
+    lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
     lab.heal(pool)
     pool = lab.reopen(pool)
@@ -75,12 +76,12 @@ def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
     fill(lab.thin(pool), 4, 1, 2)
 
 
-@behaviour("1.8-22")
+@behaviour("1.8-22", means=Means.FAULTS)
 def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
-    lab.fail(pool, "metadata", Fault({"write"}))
+    lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
     expect_equal((status_of(pool).mode, status_of(pool).needs_check), (PoolMode.READ_ONLY, True), "mode, needs_check")
     lab.heal(pool)
@@ -88,7 +89,7 @@ def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
     expect_equal((status_of(pool).mode, status_of(pool).needs_check), (PoolMode.READ_ONLY, True), "mode, needs_check")
 
 
-@behaviour("1.8-23")
+@behaviour("1.8-23", means=Means.FAULTS)
 def a_thin_that_lost_changes_fails_its_flushes_until_reactivated(lab: Lab) -> None:
     pool = lab.pool()
     loser, bystander = lab.thin(pool, 0), lab.thin(pool, 1)
@@ -96,7 +97,7 @@ def a_thin_that_lost_changes_fails_its_flushes_until_reactivated(lab: Lab) -> No
         fill(thin, 0, 1, 1)
         thin.flush()
     fill(loser, 1, 1, 1)
-    lab.fail(pool, "metadata", Fault({"write"}, times=1))
+    lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, loser.flush)
     lab.heal(pool)
     expect_error(errno.EIO, loser.flush)
@@ -105,25 +106,26 @@ def a_thin_that_lost_changes_fails_its_flushes_until_reactivated(lab: Lab) -> No
     lab.thin(pool, 0).flush()
 
 
-@behaviour("1.8-24")
+@behaviour("1.8-24", means=Means.FAULTS)
 def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
-    lab.fail(pool, "data", Fault({"flush"}, times=1))
+    lab.fail_writes(pool, "data")
     expect_error(errno.EIO, thin.flush)
     expect_equal((status_of(pool).mode, status_of(pool).needs_check), (PoolMode.READ_ONLY, True), "mode, needs_check")
+    lab.heal(pool)
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-25")
+@behaviour("1.8-25", means=Means.FAULTS)
 def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     thin.flush()
     fill(thin, 4, 4, 2)
-    lab.fail(pool, "metadata", Fault())
+    lab.fail_everything(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
     expect_equal(pool.status(), UnreadableStatus.FAIL, "status")
     expect_equal(thin.status(), UnreadableStatus.FAIL, "status of a thin")
@@ -142,7 +144,7 @@ def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
     expect_content(lab.thin(pool, name="again"), 4, 4, 0)
 
 
-@behaviour("1.8-26")
+@behaviour("1.8-26", means=Means.FAULTS)
 def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     lab.expect_leaks()
     pool = lab.pool()
@@ -150,7 +152,7 @@ def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     fill(thin, 0, 4, 1)
     pool.create_snap(1, 0)
     before = list(thin.extents())
-    lab.fail(pool, "data", Fault({"write"}))
+    lab.fail_writes(pool, "data")
     for call in (lambda: fill(thin, 4, 2, 2), lambda: thin.pwrite(5, b"x"), lambda: fill(thin, 0, 2, 2)):
         expect_error(errno.EIO, call)
     lab.heal(pool)
@@ -159,19 +161,19 @@ def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     expect_content(thin, 0, 4, 1)
     if lab.has(Capability.NO_LEAKS):
         expect_equal(used(pool), 4, "used data blocks")
-    lab.fail(pool, "data", Fault({"read"}))
+    lab.fail_everything(pool, "data")
     expect_error(errno.EIO, lambda: thin.pread(0, 512))
     expect_error(errno.EIO, lambda: thin.pwrite(5, b"x"))  # the copy cannot read
     lab.heal(pool)
     expect_content(thin, 0, 4, 1)
 
 
-@behaviour("1.8-27")
+@behaviour("1.8-27", means=Means.NTH_FAULT)
 def a_full_host_file_system_is_an_error_of_the_write_alone(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
-    lab.fail(pool, "data", Fault({"write"}, number=errno.ENOSPC))
+    lab.inject(pool, "data", Fault({"write"}, number=errno.ENOSPC))
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 1, 1, 1))
     expect_equal(getattr(error, "may_queue", False), False, "may_queue")
     lab.heal(pool)
@@ -248,7 +250,7 @@ def a_damaged_bitmap_met_while_allocating_is_a_failed_operation(lab: Lab) -> Non
     expect_content(thin, 0, 4, 1)
 
 
-@behaviour("1.8-31")
+@behaviour("1.8-31", means=Means.NTH_FAULT)
 def every_single_fault_of_the_metadata_device_leaves_a_commit(lab: Lab) -> None:
     """One write or flush fails, each in turn: what the pool shows then is a commit, and so is what is on the disk."""
     for operation in ("write", "flush"):
@@ -257,7 +259,7 @@ def every_single_fault_of_the_metadata_device_leaves_a_commit(lab: Lab) -> None:
             thin = lab.thin(pool)
             fill(thin, 0, 2, 1)
             thin.flush()
-            fault = lab.fail(pool, "metadata", Fault({operation}, after=position, times=1))
+            fault = lab.inject(pool, "metadata", Fault({operation}, after=position, times=1))
             fill(thin, 2, 2, 2)
             failed = _fails(thin.flush)
             expect_equal(failed, fault.failed == 1, f"flush with {operation} {position} failing: it failed")

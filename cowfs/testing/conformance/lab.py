@@ -1,16 +1,17 @@
 """Where behaviours are tried: a laboratory makes devices, opens pools on them, and judges what is left behind.
 
-A backend is given; everything else is a directory for its files. What a backend needs beyond `Backend` to be put into
-special situations is optional, and found by asking:
+A backend is given; everything else is a directory for its files. What a laboratory can do to pools beyond `Backend`,
+to put them into special situations, depends on what the backend offers:
 
     Adjustable    takes another clock, another patience of full pools, and devices that fail on request
 
-Behaviours that need it are not applicable without, and say so.
+`means_of` tells what that comes to; behaviours declare the means they need.
 """
 
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import os
 import threading
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.errors import OutOfDataSpace
+from cowfs.errors import MissingRequirement, OutOfDataSpace
 from cowfs.pool import Backend, Capability, Pool, PoolStatus, PoolTable, ThinDevice, UnreadableStatus
 from cowfs.testing.blockdev import Fault, FaultyDevice
 from cowfs.testing.clock import ManualClock
@@ -34,6 +35,15 @@ _WAIT_LIMIT_SECONDS = 20.0
 
 class NotApplicableError(Exception):
     """This behaviour cannot be tried here; the text says why."""
+
+
+class Means(enum.Flag):
+    """What a laboratory can do to the pools of a backend."""
+
+    CLOCK = enum.auto()  # move time by hand
+    PATIENCE = enum.auto()  # choose how long a full pool lets writes wait
+    FAULTS = enum.auto()  # make the writes of a device fail, or everything, until it is healed
+    NTH_FAULT = enum.auto()  # make chosen requests of a device fail, and no others
 
 
 @runtime_checkable
@@ -56,14 +66,21 @@ class Adjustable(Protocol):
         ...
 
 
+def means_of(backend: Backend) -> Means:
+    if isinstance(backend, Adjustable):
+        return Means.CLOCK | Means.PATIENCE | Means.FAULTS | Means.NTH_FAULT
+    return Means(0)
+
+
 class Lab:
     """Makes pools of one backend for one behaviour. `close` closes and judges them all.
 
     Sizes are in blocks. Device files are sparse and live in `directory`.
     """
 
-    def __init__(self, backend: Backend, directory: str) -> None:
+    def __init__(self, backend: Backend, directory: str, judge: Callable[[BlockDevice], None] = require_clean) -> None:
         self._directory = directory
+        self._judge = judge
         self._pools: dict[str, Pool] = {}
         self._tables: dict[str, PoolTable] = {}
         self._faulty: dict[tuple[str, str], FaultyDevice] = {}
@@ -91,10 +108,6 @@ class Lab:
             self.backend = self._plain.for_tests(
                 clock=self.clock, no_space_timeout_seconds=seconds, wrap_device=self._wrap
             )
-
-    def require_adjustable(self, why: str) -> None:
-        if not self._adjustable:
-            raise NotApplicableError(f"{why}: backend '{self._plain.name}' is not Adjustable")
 
     # ------------------------------------------------------------------ pools
 
@@ -191,9 +204,16 @@ class Lab:
         else:
             time.sleep(seconds)
 
-    def fail(self, pool: Pool, role: str, fault: Fault) -> Fault:
-        """Make one of a pool's devices (`metadata` or `data`) fail."""
-        self.require_adjustable("devices that fail")
+    def fail_writes(self, pool: Pool, role: str) -> None:
+        """Make writes to one of a pool's devices (`metadata` or `data`) fail until it is healed, its flushes too."""
+        self.inject(pool, role, Fault({"write", "flush"}))
+
+    def fail_everything(self, pool: Pool, role: str) -> None:
+        """Make one of a pool's devices fail altogether until it is healed."""
+        self.inject(pool, role, Fault())
+
+    def inject(self, pool: Pool, role: str, fault: Fault) -> Fault:
+        """Make chosen requests to one of a pool's devices fail."""
         return self._faulty[pool.name, role].fail(fault)
 
     def heal(self, pool: Pool) -> None:
@@ -238,6 +258,17 @@ class Lab:
 
     # ------------------------------------------------------------------ the end
 
+    def judge_now(self, pool: Pool) -> None:
+        """Ask the judges about the committed metadata of a pool that stays open."""
+        pool.commit()
+        device = pool.open_metadata()
+        try:
+            # What a judge is missing is said at the end.
+            with contextlib.suppress(MissingRequirement):
+                self._judge(device)
+        finally:
+            device.close()
+
     def close(self, *, judge: bool = True) -> None:
         """Close what is open; with `judge`, ask the judges about every pool's metadata.
 
@@ -254,7 +285,7 @@ class Lab:
         for path in {table.metadata_device for table in self._tables.values()} - self._damaged:
             device = FileDevice(path, read_only=True)
             try:
-                require_clean(device)
+                self._judge(device)
             finally:
                 device.close()
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cowfs.blockdev import BlockDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Backend, Capability
-from cowfs.testing.conformance.lab import Lab, NotApplicableError
+from cowfs.testing.conformance.lab import Lab, Means, NotApplicableError, means_of
+from cowfs.testing.judges import require_clean
 
 _NONE = Capability(0)
+_NO_MEANS = Means(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,7 @@ class Behaviour:
             of section 1.3 of the thin-pool's semantics, `suite-...` named after its original in the kernel's suites.
         title: the function's name, as words.
         needs, unless: capabilities that make it applicable, or not.
+        means: what the laboratory must be able to do to the backend's pools.
     """
 
     number: str
@@ -28,42 +32,62 @@ class Behaviour:
     run: Callable[[Lab], None]
     needs: Capability = _NONE
     unless: Capability = _NONE
+    means: Means = _NO_MEANS
 
     @property
     def id(self) -> str:
         return f"{self.number}-{self.run.__name__}"
 
+    def why_not(self, backend: Backend) -> str:
+        """Why it is, by declaration, not for a backend; empty when it is."""
+        if missing := self.needs & ~backend.capabilities:
+            return f"backend '{backend.name}' does not declare {missing.name}"
+        if present := self.unless & backend.capabilities:
+            return f"backend '{backend.name}' declares {present.name}"
+        for mean in self.means & ~means_of(backend):
+            return f"backend '{backend.name}': {WITHOUT_MEANS[mean]}"
+        return ""
+
 
 BEHAVIOURS: list[Behaviour] = []
 
+WITHOUT_MEANS = {
+    Means.CLOCK: "its clock is the machine's, which nobody moves by hand",
+    Means.NTH_FAULT: "its devices fail as a whole, not at one request of the caller's choice",
+    Means.FAULTS: "its devices cannot be made to fail",
+    Means.PATIENCE: "its patience with full pools cannot be changed",
+}
+
 
 def behaviour(
-    number: str, *, needs: Capability = _NONE, unless: Capability = _NONE
+    number: str, *, needs: Capability = _NONE, unless: Capability = _NONE, means: Means = _NO_MEANS
 ) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
     """Register a function from Lab as a behaviour; its name says what is so."""
 
     def register(run: Callable[[Lab], None]) -> Callable[[Lab], None]:
         assert all(known.number != number for known in BEHAVIOURS), f"behaviour {number} is there twice"
-        BEHAVIOURS.append(Behaviour(number, run.__name__.replace("_", " "), run, needs, unless))
+        BEHAVIOURS.append(Behaviour(number, run.__name__.replace("_", " "), run, needs, unless, means))
         return run
 
     return register
 
 
-def check(behaviour: Behaviour, backend: Backend, directory: str) -> None:
+def check(
+    behaviour: Behaviour, backend: Backend, directory: str, *, judge: Callable[[BlockDevice], None] = require_clean
+) -> None:
     """Try one behaviour on one backend, in an empty directory.
+
+    Args:
+        judge: looks at the metadata of each pool when it is closed, and raises AssertionError when it is not clean.
 
     Raises:
         AssertionError: the backend does something else; or its metadata is not clean afterwards.
-        NotApplicableError: it cannot be tried, and why.
+        NotApplicableError: it is not for this backend, and why.
         MissingRequirement: a tool that judges is not installed; the behaviour itself was as it should be.
     """
-    missing = behaviour.needs & ~backend.capabilities
-    if missing:
-        raise NotApplicableError(f"backend '{backend.name}' does not declare {missing.name}")
-    if behaviour.unless & backend.capabilities:
-        raise NotApplicableError(f"backend '{backend.name}' declares {(behaviour.unless & backend.capabilities).name}")
-    lab = Lab(backend, directory)
+    if reason := behaviour.why_not(backend):
+        raise NotApplicableError(reason)
+    lab = Lab(backend, directory, judge)
     try:
         behaviour.run(lab)
     except BaseException:

@@ -9,6 +9,7 @@ from cowfs.testing.conformance.lab import (
     BLOCK,
     NO_SPACE_TIMEOUT_SECONDS,
     Lab,
+    Means,
     PendingWrite,
     expect_content,
     expect_equal,
@@ -87,9 +88,8 @@ def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-6")
+@behaviour("1.8-6", means=Means.PATIENCE)
 def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
-    lab.require_adjustable("a patience of one minute")
     pool, thin = _full(lab)
     before = pool.event_counter
     write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
@@ -110,9 +110,8 @@ def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
         raise AssertionError("running out, the timeout and coming back are an event each")
 
 
-@behaviour("1.8-7")
+@behaviour("1.8-7", means=Means.PATIENCE)
 def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
-    lab.require_adjustable("a patience without end")
     lab.set_no_space_timeout(0)
     pool, thin = _full(lab)
     write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)

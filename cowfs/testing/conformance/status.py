@@ -6,7 +6,7 @@ import errno
 import re
 
 from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus
-from cowfs.testing.conformance.lab import BLOCK, Lab, expect_equal, expect_error, fill, status_of, used
+from cowfs.testing.conformance.lab import BLOCK, Lab, Means, expect_equal, expect_error, fill, status_of, used
 from cowfs.testing.conformance.registry import behaviour
 from cowfs.units import Sectors
 
@@ -83,9 +83,8 @@ def a_thin_status_shows_mapped_and_highest_sectors(lab: Lab) -> None:
     expect_equal(str(getattr(thin.status(), "format", str)()), "384 1279", "line")
 
 
-@behaviour("1.4-8")
+@behaviour("1.4-8", means=Means.CLOCK)
 def a_status_without_flush_and_one_while_suspended_do_not_commit(lab: Lab) -> None:
-    lab.require_adjustable("a clock that stands still")
     pool = lab.pool()
     thin = lab.thin(pool)
     fill(thin, 0, 8, 1)

@@ -61,7 +61,7 @@ def _expect_totals(lab: LayerLab, data_mib: int, metadata_mib: int) -> None:
     expect_equal(status["Metadata Space Total"], human_size(metadata_mib * MIB), "metadata space")
 
 
-@case("devicemapper-4", "MountLeaks")
+@case("devicemapper-4", "MountLeaks", needs_paths=True)
 def a_mount_that_leaked_elsewhere_keeps_no_layer(lab: LayerLab) -> None:
     """A process with mounts of its own still has the layer's when it is put."""
     lab.use_options("dm.use_deferred_removal=false", "dm.use_deferred_deletion=false")

@@ -16,12 +16,14 @@ class Case:
     Args:
         number: cited by tests, prose and reports; it does not change. The word before the dash is the section.
         original: of the same case in the suite that it comes from; empty for one of our own.
+        needs_paths: it is about files at a path, which homes in process do not show.
     """
 
     number: str
     title: str
     run: Callable[[LayerLab], None]
     original: str = ""
+    needs_paths: bool = False
 
     @property
     def id(self) -> str:
@@ -31,12 +33,14 @@ class Case:
 CASES: list[Case] = []
 
 
-def case(number: str, original: str = "") -> Callable[[Callable[[LayerLab], None]], Callable[[LayerLab], None]]:
+def case(
+    number: str, original: str = "", *, needs_paths: bool = False
+) -> Callable[[Callable[[LayerLab], None]], Callable[[LayerLab], None]]:
     """Register a function from LayerLab as a case; its name says what is so."""
 
     def register(run: Callable[[LayerLab], None]) -> Callable[[LayerLab], None]:
         assert all(known.number != number for known in CASES), f"case {number} is there twice"
-        CASES.append(Case(number, run.__name__.replace("_", " "), run, original))
+        CASES.append(Case(number, run.__name__.replace("_", " "), run, original, needs_paths))
         return run
 
     return register

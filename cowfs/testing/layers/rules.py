@@ -61,7 +61,7 @@ def an_option_that_is_not_known_is_refused(lab: LayerLab) -> None:
     expect_equal(lab.driver.list_layers(), [], "layers")
 
 
-@case("rule-4")
+@case("rule-4", needs_paths=True)
 def a_layer_is_got_as_often_as_it_is_put(lab: LayerLab) -> None:
     lab.layer("a", None, {"file": b"there"})
     path = lab.path("a")
@@ -74,7 +74,7 @@ def a_layer_is_got_as_often_as_it_is_put(lab: LayerLab) -> None:
     expect_equal(lab.driver.list_layers(), [], "layers")
 
 
-@case("rule-5")
+@case("rule-5", needs_paths=True)
 def a_layer_in_use_that_is_removed_goes_when_it_is_put(lab: LayerLab) -> None:
     lab.layer("a", None, {"file": b"there"})
     lab.path("a")
