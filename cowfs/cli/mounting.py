@@ -12,7 +12,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
-from cowfs.errors import UsageError
+from cowfs.errors import HomeError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.host.home import Home
@@ -30,6 +30,7 @@ _START_ATTEMPTS: Final = 2
 @click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
 @click.option("--until-put", is_flag=True, hidden=True)
+@click.option("--by-kernel", is_flag=True, hidden=True)
 @click.option("--report-fd", type=int, hidden=True)
 @click.pass_obj
 def mount_command(
@@ -42,6 +43,7 @@ def mount_command(
     options: str,
     foreground: bool,
     until_put: bool,
+    by_kernel: bool,
     report_fd: int | None,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
@@ -78,6 +80,7 @@ def mount_command(
         read_only,
         repair,
         until_put,
+        by_kernel,
         settings.storage_options,
     )
     if foreground:
@@ -104,6 +107,7 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
+    from cowfs.host.driving import are_mounted_by_kernel
     from cowfs.host.mounting import MountRequest, empty_mount_directory, mount
 
     for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
@@ -112,9 +116,14 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
                 yield home
                 return
             target = empty_mount_directory(home.path)
-        request = MountRequest(settings.home_path, settings.backend, None, str(target), until_put=True)
+        by_kernel = are_mounted_by_kernel(settings.backend, settings.storage_options)
+        request = MountRequest(
+            settings.home_path, settings.backend, None, str(target), until_put=True, by_kernel=by_kernel
+        )
         mount(request, _server_command(settings, request))
     with settings.open_home() as home:
+        if home.holder_pid is None:
+            raise HomeError(f"the server of the layers of {home.path} ended before it was asked; try again")
         yield home
 
 
@@ -140,7 +149,7 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     """The command line of the server: this program again, in the foreground."""
     from cowfs.host.mounting import python_module
 
-    flags = [flag for flag in ("raw", "read_only", "repair", "until_put") if getattr(request, flag)]
+    flags = [flag for flag in ("raw", "read_only", "repair", "until_put", "by_kernel") if getattr(request, flag)]
     options = [f"--{flag.replace('_', '-')}" for flag in flags]
 
     def command(report_fd: int) -> list[str]:

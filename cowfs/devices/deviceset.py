@@ -18,7 +18,7 @@ import errno
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,9 @@ _INIT_STEPS: Final = 3
 class DeviceSet:
     """An open home. Made by `init` and `open`; ended by `close`, which a `with` block calls.
 
+    `discards_removed`: the data device is told what a removed device leaves free. On a pool of the kernel it takes a
+    discard of the whole device first; other pools do it anyway.
+
     Names are file names; `base` is the base device. Every change is durable when its call returns, and after a crash
     it is there wholly or not at all.
     """
@@ -85,6 +88,8 @@ class DeviceSet:
         self._active = ActiveDevices(pool, pool_prefix(files.home))
         self.pool = pool
         self._node_pool = pool if isinstance(pool, NodePool) else None
+        # On devices of the user's own it is slow and seldom wanted.
+        self.discards_removed = not (settings.data_device or settings.thin_pool)
         self._health = health.examine(pool)
         self.read_only = read_only or not self._health.can_change
         self._store = DeviceStore(files, read_only=self.read_only)
@@ -465,11 +470,32 @@ class DeviceSet:
 
     def _remove_idle(self, name: str) -> None:
         self._replacements.check_idle(name)
-        if health.examine(self.pool).mode is PoolMode.OUT_OF_METADATA_SPACE:
+        mode = health.examine(self.pool).mode
+        if mode is PoolMode.OUT_OF_METADATA_SPACE:
             # Let the pool try again: what removing needs is in its reserve.
             self.pool.reload(self.pool.table())
             self.pool.resume()
-        self._transactions.remove(name)
+        if self._node_pool is None or not self.discards_removed or mode is not PoolMode.WRITE:
+            self._transactions.remove(name)
+        else:
+            self._remove_discarding(name)
+
+    def _remove_discarding(self, name: str) -> None:
+        """Remove a device, all of which is unmapped first: with that the kernel discards what nobody else maps."""
+        emptied = False
+
+        def discard(record: DeviceFile) -> None:
+            nonlocal emptied
+            with suppress(OSError), closing(self._active.open_thin(name, record, False)) as thin:
+                emptied = True
+                thin.discard(0, thin.size_bytes)
+
+        try:
+            self._transactions.remove(name, before_message=discard)
+        except CowfsError:
+            if emptied and name in self:  # then nobody may find it as it is now
+                self._deletions.mark(name)
+            raise
 
     def retry_deletions(self) -> int:
         """Try again to delete what is marked for deletion; returns how many devices are left.
@@ -624,6 +650,17 @@ class DeviceSet:
         nodes = self._node_pool.lent()
         return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
 
+    def came_back(self, name: str) -> None:
+        """A device that was lent is free again: delete it where it is marked for that. Raises nothing of the pool's."""
+        record = self._store.get(name)
+        if record is not None and record.deleted and not self.read_only:
+            self._deletions.delete(name)
+
+    @property
+    def base_filesystem(self) -> str:
+        """The file system of the base device, and so of its snapshots: `ext4` or `xfs`; empty before it is made."""
+        return self._base.set_file.base_filesystem
+
     def target_name(self, name: str) -> str:
         """A device's name as a target of the kernel."""
         return self._active.target_name(name)
@@ -646,8 +683,11 @@ class DeviceSet:
             yield thin
 
     @contextmanager
-    def frozen(self, name: str) -> Iterator[ThinDevice]:
+    def frozen(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:
         """A device as it is now, for reading while its users go on: a snapshot that lasts as long as the block.
+
+        Args:
+            read_only: False where a journal may have to be replayed first.
 
         Raises:
             UnknownDevice, DeviceBusy: it is not there, or marked for deletion.
@@ -655,7 +695,7 @@ class DeviceSet:
         self._check_writable()
         self._usable(name)
         self._transactions.settle()
-        with self._replacements.copied(name) as thin:
+        with self._replacements.copied(name, read_only=read_only) as thin:
             yield thin
 
     def active(self) -> dict[str, ThinDevice]:

@@ -89,11 +89,11 @@ class Replacements:
             self._replaced.discard(name)
 
     @contextmanager
-    def copied(self, name: str) -> Iterator[ThinDevice]:
+    def copied(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
         """A disk for reading that holds what the device holds now, for the length of the block."""
         record = self._store.require(name)
         with self._snapshot(name, record) as thin_id:
-            thin = self._activate(f"{name}+{thin_id}", msgspec.structs.replace(record, device_id=thin_id), True)
+            thin = self._activate(f"{name}+{thin_id}", msgspec.structs.replace(record, device_id=thin_id), read_only)
             try:
                 yield thin
             finally:

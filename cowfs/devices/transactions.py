@@ -82,8 +82,12 @@ class Transactions:
             raise
         return record
 
-    def remove(self, name: str) -> None:
-        """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle."""
+    def remove(self, name: str, *, before_message: Callable[[DeviceFile], None] | None = None) -> None:
+        """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle.
+
+        Args:
+            before_message: called when a crash would already make the removal be finished.
+        """
         self.settle()
         record = self._store.require(name)
         others = [other for other in self._store.claims(record.device_id) if other != name]
@@ -94,6 +98,8 @@ class Transactions:
             )
         try:
             transaction_id = self._open(name, record.device_id)
+            if before_message is not None:
+                before_message(record)
             self._delete_thin(record.device_id)
         except OSError:  # every CowfsError is one
             self._abandon(name)

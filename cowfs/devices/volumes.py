@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -119,6 +119,14 @@ class Volumes:
             yield volume
         finally:
             self.close(name)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[tuple[Volume, int]]:
+        """A device as it is now, for reading, and the thin that it is on; see `DeviceSet.frozen`."""
+        with self._devices.frozen(name, read_only=False) as thin, _named(name):
+            self._prepare(thin, repair=False)
+            with closing(Volume.open(thin, read_only=True)) as volume:
+                yield volume, thin.thin_id
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Volume]:

@@ -2,7 +2,7 @@
 
     listen on the socket
     open the home            at once where there is one; else made when the daemon says how (`GraphDriver.Init`)
-    mount all of it at HOME/mnt
+    mount all of it at HOME/mnt            unless the kernel mounts each layer that is got
     answer                   until SIGTERM or SIGINT; the home is free at the end
 
 The daemon starts after the plugin and keeps no connection: either may be restarted without the other.
@@ -27,7 +27,7 @@ import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError
-from cowfs.host.driving import Driven, grow, open_driven, settle_for
+from cowfs.host.driving import Driven, apply_options, open_driven, settle_for
 from cowfs.host.mounting import MountRequest, empty_mount_directory
 from cowfs.host.served_home import ServedHome
 from cowfs.layers import Driver
@@ -151,7 +151,9 @@ class _Plugin:
 
     async def _serve(self, driven: Driven) -> None:
         point = empty_mount_directory(self._request.home)
-        mount = MountRequest(self._request.home, self._request.backend, None, os.fspath(point))
+        mount = MountRequest(
+            self._request.home, self._request.backend, None, os.fspath(point), by_kernel=driven.settings.kernel_mounts
+        )
         with ServedHome.opened(driven.devices, mount, settings=driven.settings) as served:
             self._served = served
             is_root = os.geteuid() == 0
@@ -167,7 +169,7 @@ class _Plugin:
         await self._ready.wait()
         options = parse_storage_options([*self._request.options, *(init.options or ())])
         if not is_first:
-            grow(self._home().host.devices, options)
+            apply_options(self._home().host.devices, options)
         self._home().drive(settle_for(self._request.backend, options), init.maps())
 
     def _home(self) -> ServedHome:

@@ -56,20 +56,38 @@ def mount_in_background(
     log_path: str | os.PathLike[str] | None = None,
     timeout_seconds: float = START_SECONDS,
 ) -> int:
-    """Start a server and return its pid once its mount is usable.
+    """Start a server of a mount and return its pid once that is usable; as `start_in_background`.
+
+    Raises:
+        MountError, MissingRequirement: it cannot be mounted here.
+    """
+    check_requirements()
+    target = check_mount_point(source, target)
+    return start_in_background(
+        argv_for, source=source, target=target, log_path=log_path, timeout_seconds=timeout_seconds
+    )
+
+
+def start_in_background(
+    argv_for: Callable[[int], Sequence[str]],
+    *,
+    source: str,
+    target: str,
+    log_path: str | os.PathLike[str] | None = None,
+    timeout_seconds: float = START_SECONDS,
+) -> int:
+    """Start a server and return its pid once it is ready.
 
     Args:
         argv_for: the server's command line, given the number of the pipe it reports on (see `Readiness`).
-        source, target: for the checks before anything is started, and for messages.
+        source, target: for messages.
         log_path: the server's standard output and error, appended, mode 0600; None throws them away.
         timeout_seconds: a server that has not come up by then is killed.
 
     Raises:
-        MountError, MissingRequirement: it cannot be mounted here, or the server did not come up.
+        MountError: the server did not come up.
         CowfsError: what the server reported, of the class it had there.
     """
-    check_requirements()
-    target = check_mount_point(source, target)
     _servers[:] = [server for server in _servers if server.poll() is None]
     receiver, sender = os.pipe()
     try:

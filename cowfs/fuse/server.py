@@ -225,6 +225,43 @@ async def _unpacked_errors() -> AsyncIterator[None]:
         raise error from group
 
 
+async def serve_services(
+    services: Sequence[Service],
+    ended: trio.Event,
+    *,
+    tick: Callable[[], None],
+    on_ready: Callable[[], None] | None = None,
+) -> None:
+    """Run services without a mount until `ended`, or a signal; the main task of the process."""
+    async with _unpacked_errors(), trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
+            nursery.start_soon(_end_on_signal, received, ended)
+            ready = trio.Event()
+            for service in services:
+                await nursery.start(_run_service, service, ready)
+            nursery.start_soon(_tick_alone, tick)
+            ready.set()
+            if on_ready is not None:
+                on_ready()
+            await ended.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(received: AsyncIterator[int], ended: trio.Event) -> None:
+    async for number in received:
+        log.info("%s: ending", signal.Signals(number).name)
+        ended.set()
+
+
+async def _tick_alone(tick: Callable[[], None]) -> None:
+    while True:
+        await trio.sleep(_TICK_SECONDS)
+        try:
+            tick()
+        except OSError as error:
+            log.warning("%s", error)
+
+
 async def _run_service(
     service: Service, ready: trio.Event, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
 ) -> None:

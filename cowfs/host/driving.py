@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from cowfs.devices.base import filesystem_named
 from cowfs.devices.files import HomeFiles
 from cowfs.host.machine import driver_facts
 from cowfs.layers.direct_lvm import prepare_pool
-from cowfs.layers.options import DriverOptions, Settings, changes_to_home, home_options, pool_source, settle
+from cowfs.layers.options import (
+    DriverOptions,
+    Settings,
+    changes_to_home,
+    home_options,
+    parse_storage_options,
+    pool_source,
+    settle,
+)
 from cowfs.pool import load_backend
 
 _log = logging.getLogger(__name__)
@@ -48,15 +57,15 @@ def open_driven(
             files.make_directory(files.home)
         prepare_pool(files, options.lvm, force=bool(options.directlvm_device_force))
     if makes:
-        for warning in settings.warnings:
-            _log.warning("%s", warning)
         wanted = replace(home_options(options), durable=durable)
         filesystem = filesystem_named(settings.filesystem, settings.mkfs_args)
-        return Driven(DeviceSet.init(home, backend, wanted, filesystem=filesystem), settings)
+        devices = DeviceSet.init(home, backend, wanted, filesystem=filesystem)
+        _apply_discards(devices, options)
+        return Driven(devices, settings)
     percent, source = options.min_free_space_percent, pool_source(options)
     devices = DeviceSet.open(home, backend, durable=durable, min_free_percent=percent, source=source)
     try:
-        grow(devices, options)
+        apply_options(devices, options)
     except BaseException:
         devices.close()
         raise
@@ -65,11 +74,17 @@ def open_driven(
 
 def settle_for(backend_name: str, options: DriverOptions) -> Settings:
     """What storage options mean on this machine. Raises UsageError, MissingRequirement."""
-    return settle(options, driver_facts(load_backend(backend_name), kernel_mounts=False))
+    return settle(options, driver_facts(load_backend(backend_name)))
 
 
-def grow(devices: DeviceSet, options: DriverOptions) -> None:
-    """Let an open home grow to what the options ask for. Raises UsageError for a base device that would shrink."""
+def are_mounted_by_kernel(backend_name: str, storage_options: Sequence[str]) -> bool:
+    """Whether the kernel mounts layers that are got, not FUSE. Raises UsageError, MissingRequirement."""
+    return settle_for(backend_name, parse_storage_options(storage_options)).kernel_mounts
+
+
+def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
+    """Let an open home be as the options ask, and grow. Raises UsageError for a base device that would shrink."""
+    _apply_discards(devices, options)
     changes = changes_to_home(options, devices.status())
     for warning in changes.warnings:
         _log.warning("%s", warning)
@@ -79,3 +94,8 @@ def grow(devices: DeviceSet, options: DriverOptions) -> None:
         devices.resize_pool(data_size_bytes=changes.data_size_bytes, metadata_size_bytes=changes.metadata_size_bytes)
     if changes.base_size_bytes:
         devices.resize(BASE, changes.base_size_bytes)
+
+
+def _apply_discards(devices: DeviceSet, options: DriverOptions) -> None:
+    if options.blkdiscard is not None:
+        devices.discards_removed = options.blkdiscard

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cowfs.fuse.mountinfo import Mount, mounts
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceSet
+
+_GONE_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.01
 
 
 def kernel_mounts(devices: DeviceSet) -> list[tuple[str, Mount]]:
@@ -50,6 +55,18 @@ def below(number: int) -> list[int]:
 
 def above(number: int) -> list[int]:
     return _related(number, "holders")
+
+
+def wait_until(holds: Callable[[], bool]) -> bool:
+    """Wait for what the kernel does by itself a moment later; somebody else may keep it from it, so not for ever.
+
+    Returns:
+        Whether it holds.
+    """
+    deadline = time.monotonic() + _GONE_SECONDS
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+    return holds()
 
 
 def _related(number: int, relation: str) -> list[int]:

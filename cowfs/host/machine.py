@@ -113,11 +113,10 @@ def _tool(name: str, package: str) -> Callable[[], str]:
     return find
 
 
-def driver_facts(backend: Backend, *, kernel_mounts: bool) -> Facts:
-    """What the defaults of a layer driver's options depend on.
+def driver_facts(backend: Backend) -> Facts:
+    """What a layer driver's options can be, and their defaults, depend on.
 
-    Args:
-        kernel_mounts: whether the driver lets the kernel mount layers, which takes a backend with nodes.
+    Whoever may use a backend with nodes may mount too: both take CAP_SYS_ADMIN.
     """
     if Capability.KERNEL_NODES not in backend.capabilities:
         return Facts()
@@ -127,7 +126,7 @@ def driver_facts(backend: Backend, *, kernel_mounts: bool) -> Facts:
     except OSError:
         kernel_knows_xfs = False
     return Facts(
-        kernel_mounts=kernel_mounts,
+        kernel_mounts=True,
         has_mkfs_xfs=shutil.which("mkfs.xfs", path=_TOOL_DIRECTORIES) is not None,
         kernel_knows_xfs=kernel_knows_xfs,
         dm_version=_device_mapper_version(),

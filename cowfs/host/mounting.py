@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.devices.files import HomeFiles
-from cowfs.fuse.mount import mount_in_background
+from cowfs.fuse.mount import mount_in_background, start_in_background
 from cowfs.fuse.mountinfo import encode_source
 
 LOG_NAME: Final = "cowfs.log"
@@ -35,6 +35,7 @@ class MountRequest:
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
         until_put: end when nobody has got a layer any more.
+        by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
         storage_options: of the layer driver.
     """
 
@@ -46,6 +47,7 @@ class MountRequest:
     read_only: bool = False
     repair: bool = False
     until_put: bool = False
+    by_kernel: bool = False
     storage_options: tuple[str, ...] = ()
 
     @property
@@ -65,6 +67,8 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
         MountError, MissingRequirement: the mount point or this machine does not allow it.
     """
     log_path = _log_path(request.home)
+    if request.by_kernel:
+        return start_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
     return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
 
 

@@ -24,6 +24,7 @@ from cowfs.host.kernel_nodes import kernel_mounts
 if TYPE_CHECKING:
     from cowfs.devices import DeviceRecord, DeviceSet
     from cowfs.devices.volumes import Volumes
+    from cowfs.host.kernel_layers import KernelLayers
     from cowfs.layers import IdMaps, Steps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
@@ -76,13 +77,42 @@ class Host:
         return self._driver
 
     def drive(self, settings: Settings | None, maps: IdMaps | None, mounter: Mounter | None) -> None:
-        """Let the layers be driven by these settings (its defaults when None) from now on."""
+        """Let the layers be driven by these settings (its defaults when None) from now on.
+
+        Args:
+            mounter: who shows their files; the kernel when None, where it can.
+        """
         from cowfs.layers.driver import LayerDriver
 
         self.settings = settings
         if self._driver is not None:
             self._driver.cleanup()
-        self._driver = LayerDriver(self.devices, self.volumes, mounter, settings=settings, maps=maps)
+        kernel = self._kernel_layers(settings)
+        trees = kernel if mounter is None or self.devices.base_filesystem == "xfs" else None
+        self._driver = LayerDriver(
+            self.devices, self.volumes, mounter or kernel, trees=trees, settings=settings, maps=maps
+        )
+
+    def _kernel_layers(self, settings: Settings | None) -> KernelLayers | None:
+        """What has the kernel mount layers, where that is possible and wanted."""
+        from cowfs.pool import NodePool
+
+        if not isinstance(self.devices.pool, NodePool):
+            return None
+        from cowfs.host.driving import settle_for
+        from cowfs.host.kernel_layers import KernelLayers
+        from cowfs.layers.options import DriverOptions
+
+        settings = settings or settle_for(self.backend, DriverOptions())
+        return KernelLayers(self.devices, self.volumes, settings) if settings.kernel_mounts else None
+
+    def close(self) -> None:
+        """Put what was got here, and close the home."""
+        try:
+            if self._driver is not None:
+                self._driver.cleanup()
+        finally:
+            self.devices.close()
 
     @property
     def home(self) -> Path:

@@ -1,4 +1,7 @@
-"""An open home with a view over it, in the process that serves both, and what others ask of the two together."""
+"""An open home in the process that serves it, with a view over it or none, and what others ask of the two together.
+
+Without a view it serves the layers that the kernel mounts.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from cowfs.error_record import plain_text
 from cowfs.ext4 import libext2fs
 from cowfs.fuse.home import HomeView
 from cowfs.fuse.raw import RawView
-from cowfs.fuse.server import MountOptions, Service, end_mount, serve_view
+from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree import TreeView
 from cowfs.host.deletions import deletion_service
@@ -25,6 +28,7 @@ from cowfs.host.request import Host, MountedView
 from cowfs.host.server import ControlServer
 from cowfs.host.shown_devices import ShownDevices
 from cowfs.layers import IdMaps
+from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
 
@@ -35,32 +39,45 @@ _FIRST_CLIENT_SECONDS: Final = 30.0
 class ViewMounter:
     """Layers shown by the view of their home: nothing is mounted for each, its volume is only held open."""
 
-    def __init__(self, view: HomeView) -> None:
+    def __init__(self, view: HomeView, volumes: Volumes) -> None:
         self._view = view
+        self._volumes = volumes
+        self._held: set[str] = set()
 
-    def mount(self, layer_id: str, mount_label: str) -> str:  # noqa: ARG002
-        return os.path.join(self._view.hold(layer_id), os.fsdecode(ROOTFS))
+    def mount(self, layer_id: str, mount_label: str, prepare: Prepare) -> str:  # noqa: ARG002
+        with self._volumes.opened(layer_id) as volume:
+            prepare(volume)
+            path = self._view.hold(layer_id)
+        self._held.add(layer_id)
+        return os.path.join(path, os.fsdecode(ROOTFS))
 
     def unmount(self, layer_id: str) -> None:
-        self._view.end_hold(layer_id)
+        if layer_id in self._held:
+            self._held.remove(layer_id)
+            self._view.end_hold(layer_id)
+
+    def unmount_all(self) -> None:
+        for layer_id in list(self._held):
+            self.unmount(layer_id)
 
 
 class ServedHome:
     """Made by `opened`; `serve` mounts it and answers until it is unmounted."""
 
-    def __init__(self, host: Host, view: View, request: MountRequest) -> None:
+    def __init__(self, host: Host, view: View | None, request: MountRequest) -> None:
         self.host = host
         self._view = view
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
         self._control = ControlServer(host, quiesce=self.quiesce, let_go=self.let_go, forget=self.forget)
+        self._has_ended = trio.Event()
 
     @classmethod
     @contextmanager
     def opened(
         cls, devices: DeviceSet, request: MountRequest, settings: Settings | None = None
     ) -> Iterator[ServedHome]:
-        """A view of the device or of all of them, which are given back at the end.
+        """A view of what is asked for, which is given back at the end.
 
         Args:
             settings: of the layer driver; its defaults when None.
@@ -69,25 +86,33 @@ class ServedHome:
             volumes = Volumes(devices, read_only=request.read_only)
             stack.callback(volumes.close_all)
             host = Host(devices, request.backend, is_serving=True, volumes=volumes)
-            served = cls(host, _make_view(devices, volumes, request, stack), request)
-            kind = "raw" if request.raw else "tree" if request.device else "home"
-            host.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
+            view = None if request.by_kernel else _make_view(devices, volumes, request, stack)
+            served = cls(host, view, request)
+            if view is not None:
+                kind = "raw" if request.raw else "tree" if request.device else "home"
+                host.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
             served.drive(settings, None)
-            yield served
+            try:
+                yield served
+            finally:
+                host.driver.unmount_all()
 
     def drive(self, settings: Settings | None, maps: IdMaps | None) -> None:
         """Let the layers be driven by these settings; what an earlier driver's users had got is put."""
-        mounter = ViewMounter(self._view) if isinstance(self._view, HomeView) else None
+        mounter = ViewMounter(self._view, self.host.volumes) if isinstance(self._view, HomeView) else None
         self.host.drive(settings, maps, mounter)
 
     async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
-        """Mount, and serve until it is unmounted. In the main task."""
+        """Mount, and serve until it is unmounted; without a view, until a signal. In the main task."""
         devices = self.host.devices
         services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
         if isinstance(self._view, HomeView):
             services.append(self._view.serve_deletions)
         if self._request.until_put:
             services.append(self._end_when_unused)
+        if self._view is None:
+            await serve_services(services, self._has_ended, tick=devices.pool.tick, on_ready=on_ready)
+            return
         await serve_view(
             self._view,
             self._target,
@@ -103,7 +128,7 @@ class ServedHome:
         """Bring what applications wrote to a device's files into it; ends without a checkpoint."""
         if isinstance(self._view, HomeView):
             await self._view.quiesce_device(name)
-        elif name == self._request.device:
+        elif self._view is not None and name == self._request.device:
             await self._view.quiesce()
 
     async def let_go(self, name: str) -> None:
@@ -120,13 +145,16 @@ class ServedHome:
         """End the mount when nobody has got a layer any more, nor is about to."""
         task_status.started()
         patience_ends = trio.current_time() + _FIRST_CLIENT_SECONDS
-        was_used = False
         while True:
             await trio.sleep(_LOOK_SECONDS)
-            is_used = self.host.driver.has_gets or self._control.clients > 0
-            was_used = was_used or is_used
-            if not is_used and (was_used or trio.current_time() > patience_ends):
-                await end_mount(self._view, self._target)
+            driver = self.host.driver
+            if driver.has_gets or self._control.clients:
+                continue
+            if driver.was_got or trio.current_time() > patience_ends:
+                if self._view is None:
+                    self._has_ended.set()
+                else:
+                    await end_mount(self._view, self._target)
                 return
 
 

@@ -87,7 +87,7 @@ class LocalSession:
         return (piece for piece in request.run(self.host) if piece is not None)
 
     def close(self) -> None:
-        self.host.devices.close()
+        self.host.close()
 
     def __enter__(self) -> Self:
         return self

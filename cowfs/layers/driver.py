@@ -11,32 +11,49 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices import BASE, DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, UsageError
-from cowfs.ext4.volume import Volume
+from cowfs.ext4.interface import FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
-from cowfs.layers.info import DriverInfo, driver_info, metadata_items, status_items
+from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
 from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot, Steps
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
 from cowfs.layers.roots import ensure_root, find_root
+from cowfs.layers.trees import EngineTrees, Trees
+from cowfs.pool import NodePool
 from cowfs.version import VERSION
+
+Prepare: TypeAlias = Callable[[FileTree], object]
 
 
 class Mounter(Protocol):
     """Makes the files of layers reachable at paths."""
 
-    def mount(self, layer_id: str, mount_label: str) -> str:
-        """The path of the root directory of a layer, which has one."""
+    def mount(self, layer_id: str, mount_label: str, prepare: Prepare) -> str:
+        """The path of the root directory of a layer, which `prepare` sees to; nothing is mounted when this raises."""
         ...
 
-    def unmount(self, layer_id: str) -> None: ...
+    def unmount(self, layer_id: str) -> None:
+        """End a mount, also one that an earlier process left; nothing happens where there is none."""
+        ...
+
+    def unmount_all(self) -> None:
+        """End every mount that can be ended, also those that earlier processes left."""
+        ...
+
+
+@dataclass(slots=True)
+class _Got:
+    path: str
+    count: int = 1
 
 
 class _Source(NamedTuple):
@@ -52,6 +69,7 @@ class LayerDriver:
     Args:
         volumes: the open volumes of `devices`, shared with whoever else shows their files.
         mounter: None where nothing serves the files of layers.
+        trees: how files are reached otherwise; by the ext4 engine when None.
         make_devices: whether an archive's device nodes are made; skipped otherwise.
     """
 
@@ -61,19 +79,22 @@ class LayerDriver:
         volumes: Volumes,
         mounter: Mounter | None = None,
         *,
+        trees: Trees | None = None,
         settings: Settings | None = None,
         maps: IdMaps | None = None,
         make_devices: bool = True,
     ) -> None:
         self._devices = devices
-        self._volumes = volumes
+        self._has_nodes = isinstance(devices.pool, NodePool)
         self._mounter = mounter
+        self._trees = trees or EngineTrees(devices, volumes)
         self._settings = settings or settle(DriverOptions(), Facts())
         self._maps = maps or IdMaps()
         # Whoever serves the files can then write to them.
         self._owner = self._maps.root if self._maps.uids else (os.geteuid(), os.getegid())
         self._make_devices = make_devices
-        self._gets: Counter[str] = Counter()
+        self._got: dict[str, _Got] = {}
+        self.was_got = False  # whether a layer ever was
         self._readers: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ making and removing
@@ -105,32 +126,40 @@ class LayerDriver:
             raise UsageError(
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
             )
-        with self._volumes.opened(layer_id) as volume:
-            ensure_root(volume, layer_id, self._owner)
-            path = self._mounter.mount(layer_id, mount_label)
-        self._gets[layer_id] += 1
-        return path
+        got = self._got.get(layer_id)
+        if got is None:
+            path = self._mounter.mount(layer_id, mount_label, lambda tree: ensure_root(tree, layer_id, self._owner))
+            self._got[layer_id] = _Got(path)
+            self.was_got = True
+            return path
+        got.count += 1
+        return got.path
 
     def put(self, layer_id: str) -> None:
-        if not self._gets[layer_id]:
-            del self._gets[layer_id]
+        got = self._got.get(layer_id)
+        if got is not None and got.count > 1:
+            got.count -= 1
             return
-        self._gets[layer_id] -= 1
-        if not self._gets[layer_id]:
-            del self._gets[layer_id]
-            assert self._mounter is not None
+        self._got.pop(layer_id, None)
+        if self._mounter is not None:
             self._mounter.unmount(layer_id)
 
     @property
     def has_gets(self) -> bool:
         """Whether a layer was got and not put yet."""
-        return bool(self._gets)
+        return bool(self._got)
 
     def cleanup(self) -> None:
         with ExitStack() as last:
-            for layer_id in list(self._gets):
-                self._gets[layer_id] = 1
+            for layer_id, got in self._got.items():
+                got.count = 1
                 last.callback(self.put, layer_id)
+
+    def unmount_all(self) -> None:
+        """As `cleanup`, and take down what an earlier process left, too; what cannot be ended stays."""
+        self._got.clear()
+        if self._mounter is not None:
+            self._mounter.unmount_all()
 
     # ------------------------------------------------------------------ figures
 
@@ -142,7 +171,12 @@ class LayerDriver:
 
     def info(self) -> DriverInfo:
         """The figures behind `status`."""
-        return driver_info(self._devices.status(), self._settings, library_version=VERSION)
+        status = self._devices.status()
+        loops = [loop_device_of(path) for path in (status.data_file, status.metadata_file) if self._has_nodes]
+        data_loop, metadata_loop = loops or ("", "")
+        return driver_info(
+            status, self._settings, data_loop=data_loop, metadata_loop=metadata_loop, library_version=VERSION
+        )
 
     # ------------------------------------------------------------------ archives
 
@@ -165,20 +199,10 @@ class LayerDriver:
             return (yield from archive_size(layer.root, changes))
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
-        with self._to_write(layer_id) as volume:
-            root = ensure_root(volume, layer_id, self._owner)
+        with self._trees.writing(layer_id) as tree:
+            root = ensure_root(tree, layer_id, self._owner)
             applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
             return applied.size_bytes
-
-    @contextmanager
-    def _to_write(self, layer_id: str) -> Iterator[Volume]:
-        if not self._volumes.is_open(layer_id):
-            with self._volumes.replacing(layer_id) as volume:
-                yield volume
-        else:
-            with self._volumes.opened(layer_id) as volume:
-                yield volume
-                volume.sync()
 
     def _find(self, layer: _Source, parent: _Source | None) -> Steps[list[Change]]:
         if parent is None:
@@ -195,15 +219,11 @@ class LayerDriver:
 
     @contextmanager
     def _reading(self, layer_id: str) -> Iterator[_Source]:
-        """A layer that holds still: itself, or a snapshot of it while its files are in use."""
+        """A layer that holds still."""
         self._readers[layer_id] += 1
         try:
-            if self._volumes.is_open(layer_id) and not self._devices.read_only:
-                with self._devices.frozen(layer_id) as thin, closing(Volume.open(thin, read_only=True)) as volume:
-                    yield _Source(find_root(volume), thin.thin_id)
-            else:
-                with self._volumes.opened(layer_id) as volume:
-                    yield _Source(find_root(volume), self._devices.record(layer_id).device_id)
+            with self._trees.reading(layer_id) as held:
+                yield _Source(find_root(held.tree), held.thin_id)
         finally:
             self._readers[layer_id] -= 1
             if not self._readers[layer_id]:

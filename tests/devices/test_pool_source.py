@@ -15,8 +15,10 @@ from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeOptions, PoolSource
 from cowfs.devices.ext4_base import Ext4
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
+from cowfs.host.driving import open_driven
 from cowfs.host.maintenance import check_home, repair_home, restore_home
 from cowfs.host.session import metadata_of
+from cowfs.layers.options import parse_storage_options
 from cowfs.pool import PoolTable, load_backend
 from cowfs.testing import damage
 from cowfs.thinmeta.xml import dump
@@ -96,6 +98,18 @@ def test_the_missing_half_is_a_file_of_the_home(home: Path, source: PoolSource, 
         assert status.data_total_bytes == (48 if role == "data" else 64) * MIB
         assert status.metadata_total_bytes == (8 if role == "metadata" else 4) * MIB
         devices.create("more")
+
+
+@pytest.mark.parametrize(("role", "discards"), [("data", False), ("metadata", True), ("", True)])
+def test_removed_devices_are_discarded_where_the_data_is_in_the_home(
+    home: Path, source: PoolSource, role: str, discards: bool
+) -> None:
+    mine = PoolSource(**{f"{role}_device": getattr(source, f"{role}_device")}) if role else PoolSource()
+    init(home, mine)
+    for words, wanted in (((), discards), (("dm.blkdiscard=true",), True), (("dm.blkdiscard=false",), False)):
+        driven = open_driven(home, "emulated", parse_storage_options(words), durable=False)
+        with driven.devices as devices:
+            assert devices.discards_removed is wanted
 
 
 def test_relative_paths_are_remembered_as_absolute_ones(

@@ -19,7 +19,7 @@ def results(uml_kernel: UmlKernel) -> dict[str, dict[str, str]]:
     return run_suite(uml_kernel, "cowfs.testing.layers", memory_bytes=MEMORY_BYTES, timeout_seconds=TIMEOUT_SECONDS)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.needs_paths], ids=lambda case: case.id)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_case_on_the_kernel(results: dict[str, dict[str, str]], case: Case) -> None:
     result = results[case.id]
     if result["result"] == "skipped":  # a judge is not installed

@@ -11,6 +11,7 @@ from cowfs.layers.direct_lvm import LvmConfig
 from cowfs.layers.options import values
 
 FILESYSTEMS: Final = ("ext4", "xfs")
+MOUNTERS: Final = ("kernel", "fuse")
 LOG_LEVELS: Final = range(2, 8)
 _POOL_NAME_PREFIX: Final = "/dev/mapper/"
 
@@ -49,14 +50,12 @@ class DriverOptions:
     use_deferred_removal: bool | None = None
     use_deferred_deletion: bool | None = None
 
+    # Who shows the files of layers, an option `cowfs.mount` of our own.
+    mount: str = ""
+
     # Of libraries that cowfs does without: checked, and nothing more.
     override_udev_sync_check: bool | None = None
     libdm_log_level: int | None = None
-
-    @property
-    def has_own_devices(self) -> bool:
-        """Whether data goes to devices that the user named, not to sparse files."""
-        return bool(self.thinpooldev or self.datadev or self.directlvm_device)
 
     @property
     def lvm(self) -> LvmConfig:
@@ -125,6 +124,12 @@ def _filesystem(_key: str, value: str) -> str:
     return value
 
 
+def _mounter(key: str, value: str) -> str:
+    if value not in MOUNTERS:
+        raise UsageError(f"{key} is {' or '.join(MOUNTERS)}, not '{value}'")
+    return value
+
+
 def _min_free_space(key: str, value: str) -> int:
     if not value.endswith("%"):
         raise UsageError(f"devmapper: Option {key} requires % suffix")
@@ -184,3 +189,4 @@ _SINGLE: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
     "dm.libdm_log_level": ("libdm_log_level", _log_level),
 }
 OPTION_NAMES: Final = tuple(sorted([*_SINGLE, *_REPEATABLE]))
+_SINGLE["cowfs.mount"] = ("mount", _mounter)

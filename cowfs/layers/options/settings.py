@@ -28,10 +28,6 @@ class Facts:
     dm_version: tuple[int, int, int] | None = None
 
     @property
-    def can_use_xfs(self) -> bool:
-        return self.kernel_mounts and self.has_mkfs_xfs and self.kernel_knows_xfs
-
-    @property
     def can_defer(self) -> bool:
         return self.dm_version is None or self.dm_version >= DEFERRED_REMOVAL_VERSION
 
@@ -41,7 +37,7 @@ class Settings:
     """What a driver goes by.
 
     `filesystem` is for a base device that is made now; one that is there keeps its own. `mount_options` is one text,
-    parts separated by commas. `warnings` are for the user, in words.
+    parts separated by commas. `kernel_mounts`: the kernel mounts layers that are got; else FUSE shows them.
     """
 
     filesystem: str
@@ -50,9 +46,8 @@ class Settings:
     xfs_nospace_max_retries: int | None
     deferred_removal: bool
     deferred_deletion: bool
-    blkdiscard: bool
     min_free_percent: int
-    warnings: tuple[str, ...] = ()
+    kernel_mounts: bool = False
 
     def mount_data(self, filesystem: str, mount_label: str = "") -> str:
         """The options with which the kernel mounts a layer, as one text.
@@ -73,19 +68,18 @@ def settle(options: DriverOptions, facts: Facts) -> Settings:
         MissingRequirement: a program has to be installed for it.
     """
     deferred_removal = _deferred_removal(options, facts)
-    filesystem, warnings = _filesystem(options, facts)
+    if options.mount == "kernel" and not facts.kernel_mounts:
+        raise UsageError("cowfs.mount=kernel needs a backend with device nodes; take cowfs.mount=fuse")
     percent = options.min_free_space_percent
     return Settings(
-        filesystem=filesystem,
+        filesystem=_filesystem(options, facts),
         mkfs_args=options.mkfs_args,
         mount_options=",".join(part for part in options.mount_options if part),
         xfs_nospace_max_retries=options.xfs_nospace_max_retries,
         deferred_removal=deferred_removal,
         deferred_deletion=_deferred_deletion(options, facts, deferred_removal=deferred_removal),
-        # On a device or pool of the user's own it is slow and seldom wanted.
-        blkdiscard=not options.has_own_devices if options.blkdiscard is None else options.blkdiscard,
         min_free_percent=DEFAULT_MIN_FREE_PERCENT if percent is None else percent,
-        warnings=warnings,
+        kernel_mounts=facts.kernel_mounts and options.mount != "fuse",
     )
 
 
@@ -105,17 +99,14 @@ def _deferred_deletion(options: DriverOptions, facts: Facts, *, deferred_removal
     return wanted
 
 
-def _filesystem(options: DriverOptions, facts: Facts) -> tuple[str, tuple[str, ...]]:
-    """Its name, and warnings about it."""
+def _filesystem(options: DriverOptions, facts: Facts) -> str:
+    """ext4 unless it is asked for: it alone is read without a mount, and on every backend."""
     if options.fs == "xfs" and not facts.kernel_mounts:
         raise UsageError("dm.fs=xfs needs mounts by the kernel, which this backend does not make; take dm.fs=ext4")
+    if options.fs == "xfs" and options.mount == "fuse":
+        raise UsageError("dm.fs=xfs needs mounts by the kernel; leave out cowfs.mount=fuse, or take dm.fs=ext4")
     if options.fs == "xfs" and not facts.has_mkfs_xfs:
         raise MissingRequirement("dm.fs=xfs needs mkfs.xfs", remedy="apt-get install xfsprogs")
     if options.fs == "xfs" and not facts.kernel_knows_xfs:
         raise MissingRequirement("dm.fs=xfs needs a kernel that knows xfs", remedy="modprobe xfs")
-    if options.fs or not facts.kernel_mounts:
-        return options.fs or "ext4", ()
-    if facts.can_use_xfs:
-        return "xfs", ()
-    lacking = "mkfs.xfs is not installed" if not facts.has_mkfs_xfs else "the kernel does not know xfs"
-    return "ext4", (f"the base device is made with ext4: {lacking}",)
+    return options.fs or "ext4"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+from cowfs.pool import Capability, load_backend
 from cowfs.testing.layers import CASES, check
 from cowfs.testing.layers.homes import in_process, served
 from cowfs.testing.running import run_cases
@@ -25,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line: id, result, reason, seconds")
     parser.add_argument("--only", action="append", metavar="NUMBER", help="these cases, such as graph-4")
     options = parser.parse_args(arguments)
+    shows_paths = options.served or Capability.KERNEL_NODES in load_backend(options.backend).capabilities
     factory = (served if options.served else in_process)(options.backend)
     cases = {
         case.id: partial(check, case, factory)
         for case in CASES
-        if (options.served or not case.needs_paths) and (not options.only or case.number in options.only)
+        if (shows_paths or not case.needs_paths) and (not options.only or case.number in options.only)
     }
     return run_cases(cases, options.directory, as_json=options.json)
 

@@ -1,6 +1,6 @@
 """Homes for cases: the driver of this package over a backend, in this process, or in one that serves the home.
 
-in_process(backend)    the files of layers are reached through the ext4 engine
+in_process(backend)    the files of layers are reached through the ext4 engine, or where the kernel mounts them
 served(backend)        ... at the paths that `get` gives, which a FUSE mount shows; everything goes through that
                        process, as it does for Docker
 """
@@ -23,18 +23,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from cowfs.devices import BASE, DeviceSet
-from cowfs.devices.volumes import Volumes
 from cowfs.ext4.fsck import check_volume
 from cowfs.host.driving import open_driven
 from cowfs.host.home import open_home
 from cowfs.host.layers import Layers
+from cowfs.host.request import Host
 from cowfs.layers import Change, ChangeKind, Driver, Steps
-from cowfs.layers.driver import LayerDriver
 from cowfs.layers.info import status_items
 from cowfs.layers.options import parse_storage_options
 from cowfs.layers.roots import ensure_root
 from cowfs.testing.judges import require_clean_pool
-from cowfs.testing.layers.files import Files, TreeFiles
+from cowfs.testing.layers.files import DirectoryFiles, Files, TreeFiles
 from cowfs.testing.layers.lab import Home, HomeFactory
 from cowfs.testing.layers.remote import FileProcess
 
@@ -46,7 +45,7 @@ _KINDS: Final = {kind.letter: kind for kind in ChangeKind}
 
 
 def in_process(backend: str) -> HomeFactory:
-    """A factory of homes on a backend, whose files are reached through the ext4 engine."""
+    """A factory of homes on a backend, open in this process."""
     return lambda directory, options: InProcessHome(directory, backend, options)
 
 
@@ -56,21 +55,29 @@ def served(backend: str) -> HomeFactory:
 
 
 class InProcessHome:
-    """A `Home` without mounts."""
+    """A `Home` without FUSE."""
 
-    shows_paths = False
     root_owner = (0, 0)
 
     def __init__(self, directory: str, backend: str, storage_options: Sequence[str]) -> None:
         options = parse_storage_options(storage_options)
-        self._driven = open_driven(Path(directory), backend, options, make=True, durable=False)
-        self._devices = self._driven.devices
-        self._volumes = Volumes(self._devices)
-        self.driver: Driver = LayerDriver(self._devices, self._volumes, settings=self._driven.settings)
+        driven = open_driven(Path(directory), backend, options, make=True, durable=False)
+        self.shows_paths = driven.settings.kernel_mounts
+        self._host = Host(driven.devices, backend)
+        self._host.drive(driven.settings, None, None)
+        self._devices = driven.devices
+        self.driver: Driver = self._host.driver
 
     @contextmanager
     def files(self, layer_id: str) -> Iterator[Files]:
-        with self._volumes.opened(layer_id) as volume:
+        if self.shows_paths:
+            path = self.driver.get(layer_id)
+            try:
+                yield DirectoryFiles(path)
+            finally:
+                self.driver.put(layer_id)
+            return
+        with self._host.volumes.opened(layer_id) as volume:
             yield TreeFiles(ensure_root(volume, layer_id, self.root_owner))
 
     def message(self, text: str) -> None:
@@ -84,8 +91,8 @@ class InProcessHome:
 
     def close(self) -> None:
         with ExitStack() as last:
-            last.callback(self._devices.close)
-            last.callback(self._volumes.close_all)
+            last.callback(self._host.close)
+            last.callback(self._host.volumes.close_all)
             self.driver.cleanup()
 
 

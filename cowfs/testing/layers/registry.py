@@ -16,7 +16,7 @@ class Case:
     Args:
         number: cited by tests, prose and reports; it does not change. The word before the dash is the section.
         original: of the same case in the suite that it comes from; empty for one of our own.
-        needs_paths: it is about files at a path, which homes in process do not show.
+        needs_paths: it is about files at a path, which homes in process show only where the kernel mounts.
     """
 
     number: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 
@@ -35,30 +34,12 @@ def test_defaults_in_user_space() -> None:
         xfs_nospace_max_retries=None,
         deferred_removal=True,
         deferred_deletion=True,
-        blkdiscard=True,
         min_free_percent=10,
     )
 
 
 def test_defaults_on_the_kernel() -> None:
-    assert settings(facts=KERNEL) == dataclasses.replace(settings(), filesystem="xfs")
-
-
-@pytest.mark.parametrize(
-    ("options", "discards"),
-    [
-        ([], True),
-        (["dm.metadatadev=/dev/m"], True),
-        (["dm.datadev=/dev/d"], False),
-        (["dm.thinpooldev=p"], False),
-        (["dm.directlvm_device=/dev/d"], False),
-        (["dm.datadev=/dev/d", "dm.blkdiscard=true"], True),
-        (["dm.directlvm_device=/dev/d", "dm.blkdiscard=true"], True),
-        (["dm.blkdiscard=false"], False),
-    ],
-)
-def test_discards(options: list[str], discards: bool) -> None:
-    assert settings(*options).blkdiscard is discards
+    assert settings(facts=KERNEL) == dataclasses.replace(settings(), kernel_mounts=True)
 
 
 def test_minimum_free_space() -> None:
@@ -67,7 +48,7 @@ def test_minimum_free_space() -> None:
 
 
 def test_facts_of_a_backend_in_user_space() -> None:
-    assert driver_facts(load_backend("emulated"), kernel_mounts=False) == EMULATED
+    assert driver_facts(load_backend("emulated")) == EMULATED
 
 
 # ---------------------------------------------------------------------------- deferring
@@ -110,21 +91,22 @@ def test_deferring(facts: Facts, removal: bool | None, deletion: bool | None, ou
 # ---------------------------------------------------------------------------- the file system
 
 
-@pytest.mark.parametrize(("mounts", "mkfs", "kernel"), list(itertools.product([False, True], repeat=3)))
-def test_xfs_is_the_default_where_all_of_it_is_there(mounts: bool, mkfs: bool, kernel: bool) -> None:
-    facts = Facts(kernel_mounts=mounts, has_mkfs_xfs=mkfs, kernel_knows_xfs=kernel)
-    found = settings(facts=facts)
-    assert (found.filesystem == "xfs") == (mounts and mkfs and kernel) == facts.can_use_xfs
-    assert bool(found.warnings) == (mounts and found.filesystem == "ext4")
-    assert settings("dm.fs=ext4", facts=facts).filesystem == "ext4"
-    assert settings("dm.fs=ext4", facts=facts).warnings == ()
+def test_ext4_is_the_default_everywhere() -> None:
+    for facts in (EMULATED, KERNEL, dataclasses.replace(KERNEL, has_mkfs_xfs=False)):
+        assert settings(facts=facts).filesystem == "ext4"
+        assert settings("dm.fs=ext4", facts=facts).filesystem == "ext4"
 
 
-def test_warnings_name_what_is_missing() -> None:
-    facts = dataclasses.replace(KERNEL, has_mkfs_xfs=False)
-    assert settings(facts=facts).warnings == ("the base device is made with ext4: mkfs.xfs is not installed",)
-    facts = dataclasses.replace(KERNEL, kernel_knows_xfs=False)
-    assert settings(facts=facts).warnings == ("the base device is made with ext4: the kernel does not know xfs",)
+def test_who_shows_the_files_of_layers() -> None:
+    assert not settings().kernel_mounts
+    assert not settings("cowfs.mount=fuse").kernel_mounts
+    assert settings(facts=KERNEL).kernel_mounts
+    assert settings("cowfs.mount=kernel", facts=KERNEL).kernel_mounts
+    assert not settings("cowfs.mount=fuse", facts=KERNEL).kernel_mounts
+    assert refusal("cowfs.mount=kernel") == (
+        "cowfs.mount=kernel needs a backend with device nodes; take cowfs.mount=fuse"
+    )
+    assert refusal("cowfs.mount=nfs") == "cowfs.mount is kernel or fuse, not 'nfs'"
 
 
 def test_xfs_where_it_cannot_be() -> None:
@@ -135,6 +117,9 @@ def test_xfs_where_it_cannot_be() -> None:
     assert text == "dm.fs=xfs needs mkfs.xfs; try: apt-get install xfsprogs"
     text = refusal("dm.fs=xfs", facts=dataclasses.replace(KERNEL, kernel_knows_xfs=False))
     assert text == "dm.fs=xfs needs a kernel that knows xfs; try: modprobe xfs"
+    assert refusal("dm.fs=xfs", "cowfs.mount=fuse", facts=KERNEL) == (
+        "dm.fs=xfs needs mounts by the kernel; leave out cowfs.mount=fuse, or take dm.fs=ext4"
+    )
     assert settings("dm.fs=xfs", facts=KERNEL).filesystem == "xfs"
 
 

@@ -1,0 +1,62 @@
+"""Reaching the files of layers in process: the `Trees` of a driver, by the ext4 engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from cowfs.devices import DeviceSet
+from cowfs.devices.volumes import Volumes
+from cowfs.ext4.interface import FileTree
+
+
+class HeldTree(NamedTuple):
+    """The files of a layer, which hold still, and the thin they are on."""
+
+    tree: FileTree
+    thin_id: int
+
+
+class Trees(Protocol):
+    """Opens the files of layers, each for the length of a `with` block."""
+
+    def reading(self, layer_id: str) -> AbstractContextManager[HeldTree]:
+        """A layer as it is now, whoever uses it meanwhile."""
+        ...
+
+    def writing(self, layer_id: str) -> AbstractContextManager[FileTree]:
+        """A layer to change: all at once when the block ends, or not at all; in place where it is in use."""
+        ...
+
+
+class EngineTrees:
+    """`Trees` of ext4 that need no mount."""
+
+    def __init__(self, devices: DeviceSet, volumes: Volumes) -> None:
+        self._devices = devices
+        self._volumes = volumes
+
+    @contextmanager
+    def reading(self, layer_id: str) -> Iterator[HeldTree]:
+        """The layer itself, or a snapshot of it while its files are in use."""
+        if self._volumes.is_open(layer_id) and not self._devices.read_only:
+            with self._volumes.frozen(layer_id) as (volume, thin_id):
+                yield HeldTree(volume, thin_id)
+        else:
+            with self._volumes.opened(layer_id) as volume:
+                yield HeldTree(volume, self._devices.record(layer_id).device_id)
+
+    @contextmanager
+    def writing(self, layer_id: str) -> Iterator[FileTree]:
+        if not self._volumes.is_open(layer_id):
+            with self._volumes.replacing(layer_id) as volume:
+                yield volume
+        else:
+            with self._volumes.opened(layer_id) as volume:
+                yield volume
+                volume.sync()
+
+
+if TYPE_CHECKING:
+    _: type[Trees] = EngineTrees
