@@ -294,10 +294,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------------ data blocks
 
-    def allocate(self, count: int) -> tuple[int, int]:
+    def allocate(self, count: int, *, following: int = 0) -> tuple[int, int]:
         """A run of free data blocks as (first, length), at most `count` long.
 
         The caller writes the data and then calls `insert`, or `release`.
+
+        Args:
+            following: blocks that the same request asks for after these. The kernel takes all of them before it inserts
+                the first, and the low water mark is looked at as if it were so here.
 
         Raises:
             OutOfDataSpace (ENOSPC): none left, also after a commit.
@@ -312,8 +316,7 @@ class Engine:
             # Left by the last user: a pool opens rw whatever its metadata has left, and the commit sees what it is.
             self.commit()
             self._require_space()
-        free = metadata.data_free_blocks
-        self._note_low_water(free)
+        self._note_low_water(metadata.data_free_blocks - count - following + 1)
         try:
             dblock, length = self._take(count)
         except OutOfDataSpace:
@@ -325,7 +328,6 @@ class Engine:
             except OutOfDataSpace:
                 self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
                 raise self._no_space_error() from None
-        self._note_low_water(free - length + 1)
         return dblock, length
 
     def _take(self, count: int) -> tuple[int, int]:

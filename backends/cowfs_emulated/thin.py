@@ -233,26 +233,31 @@ class EmulatedThin:
     def _pwrite_runs(self, offset: int, view: memoryview, vblock: int, runs: list[tuple[int, int, int]]) -> None:
         block_bytes = self._block_bytes
         end = offset + len(view)
+        following = sum(count for count, dblock, shared in runs if dblock < 0 or shared)
         for count, dblock, shared in runs:
             if dblock >= 0 and not shared:
                 begin = max(offset, vblock * block_bytes)
                 run_end = min(end, (vblock + count) * block_bytes)
                 self._data.pwrite((dblock - vblock) * block_bytes + begin, view[begin - offset : run_end - offset])
             else:
-                self._provision(offset, view, vblock, count, dblock)
+                following -= count
+                self._provision(offset, view, vblock, count, dblock, following)
             vblock += count
 
-    def _provision(self, offset: int, view: memoryview, vblock: int, count: int, old_dblock: int) -> None:
+    def _provision(
+        self, offset: int, view: memoryview, vblock: int, count: int, old_dblock: int, following: int
+    ) -> None:
         """Put the part of a write that falls on a run of unmapped or shared blocks into fresh blocks.
 
         Args:
             offset: where the whole write, `view`, begins.
             old_dblock: first of the shared data blocks, -1 when the run is unmapped.
+            following: fresh blocks that the write needs after this run.
         """
         engine = self._engine
         vblock_end = vblock + count
         while vblock < vblock_end:
-            dblock, length = engine.allocate(vblock_end - vblock)
+            dblock, length = engine.allocate(vblock_end - vblock, following=following)
             try:
                 self._fill_fresh(offset, view, vblock, length, dblock, old_dblock)
             except BaseException:

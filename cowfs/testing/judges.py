@@ -60,17 +60,24 @@ def thin_check_findings(device: BlockDevice) -> list[str]:
         raise MissingRequirement("thin_check is not installed", remedy="apt-get install thin-provisioning-tools")
     with tempfile.NamedTemporaryFile(prefix="cowfs-judge-") as file:
         copy_sparse(device, file.fileno())
-        result = _call(tool, file.name)
-        if "syscall 'open' failed: Invalid argument" in result.stderr:
-            # This file system has no direct I/O, which the tool wants; loop devices have.
+        loop = ""
+        if not _has_direct_io(file.name):  # which the tool wants, and loop devices have
             loop = _call("losetup", "--find", "--show", "--read-only", file.name).stdout.strip()
-            if loop:
-                result = _call(tool, loop)
-                _call("losetup", "--detach", loop)
+        result = _call(tool, loop or file.name)
+        if loop:
+            _call("losetup", "--detach", loop)
     if result.returncode == 0:
         return []
     lines = [line.strip() for line in (result.stdout + result.stderr).splitlines() if line.strip()]
     return [f"exit status {result.returncode}", *lines]
+
+
+def _has_direct_io(path: str) -> bool:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def _call(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -15,10 +15,14 @@ named by id, activated when first used, and have the geometry's length until the
     reserve_metadata_snap             release_metadata_snap
     status                            thin_ids         events           suspend_pool     resume_pool
     grow_data BLOCKS                  grow_metadata BLOCKS              reopen           commit
-    contents                          outcome: a digest of each thin, whole
+    contents                          outcome: a digest of each thin that was used, whole
 
-With `commit_each` in the geometry every write and discard is followed by a commit, so that nothing depends on when a
-backend commits by its clock. The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
+The kernel commits by its clock, too: after a change that comes more than a second after its worker's last commit. So
+that scripts do not depend on it, the first change of each transaction is flushed, which sets that clock back, and
+`Player.open_seconds` tells how long ago; the transaction has to end before a second is over. With `commit_each` in the
+geometry every write and discard is followed by a commit instead.
+
+The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.
 
     python -m cowfs.testing.script --backend dmthin DIRECTORY...
 
@@ -32,18 +36,23 @@ import errno
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from cowfs.errors import OutOfDataSpace, PoolModeError, UsageError
-from cowfs.pool import Backend, Pool, PoolTable, ThinDevice, UnreadableStatus, load_backend
+from cowfs.pool import Backend, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice, UnreadableStatus, load_backend
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 
-_READ_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
+_WRITE_BYTES = 1 << 20  # what a kernel takes in one request, and asks for all blocks of before it maps the first
+# What leaves a transaction open; everything else commits, if it is carried out.
+_LEAVING_OPEN = ("write", "discard", "exhaust", "read", "flush", "events", "deactivate", "suspend", "resume", "resize")
+_EXHAUST_COMMIT_BLOCKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +121,21 @@ def make_files(directory: Path, geometry: Geometry) -> None:
 
 
 class Player:
-    """Plays a script on a pool in a directory, which it opens; `close` closes it."""
+    """Plays a script on a pool in a directory, which it opens; `close` closes it.
 
-    def __init__(self, backend: Backend, directory: Path, geometry: Geometry, *, name: str = "script-pool") -> None:
+    Args:
+        clock: seconds, of the kind by which the backend commits.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        directory: Path,
+        geometry: Geometry,
+        *,
+        name: str = "script-pool",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._backend = backend
         self._directory = directory
         self._geometry = geometry
@@ -122,7 +143,11 @@ class Player:
         data_blocks = (directory / "data").stat().st_size // (geometry.block * SECTOR_BYTES)
         self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
         self._active: dict[int, ThinDevice] = {}
+        self._never_used: set[int] = set()  # thins that `exhaust_metadata` made
         self._suspended = False
+        self._clock = clock
+        self._set_back: float | None = None  # when the backend's clock was, in this transaction
+        self.longest_open_seconds = 0.0
         self._room = 0  # data blocks that can be allocated, at least; never too many, since nothing but `_write` does
         self.pool = self._open()
 
@@ -137,19 +162,33 @@ class Player:
         """Carry out one operation; its outcome."""
         verb, *words = line.split()
         operation = getattr(self, f"_do_{verb}", None)
+        outcome = "ok"
         try:
             if operation is not None:
-                return str(operation(*map(int, words)) or "ok")
-            self.pool.message(line)
+                outcome = str(operation(*map(int, words)) or "ok")
+            else:
+                self.pool.message(line)
         except OSError as error:
             return "E " + errno.errorcode.get(error.errno or 0, "unknown")
-        return "ok"
+        if verb not in _LEAVING_OPEN:
+            self._set_back = None
+        return outcome
+
+    @property
+    def open_seconds(self) -> float:
+        """How long the transaction is open; 0 when it holds no change.
+
+        `longest_open_seconds` is the most that this was after a change: with a second or more, the backend may have
+        committed by its clock.
+        """
+        return 0.0 if self._set_back is None else self._clock() - self._set_back
 
     def close(self) -> None:
         self._active.clear()
         self.pool.close()
 
     def _thin(self, thin_id: int) -> ThinDevice:
+        self._never_used.discard(thin_id)
         if thin_id not in self._active:
             self._active[thin_id] = self.pool.activate(f"thin-{thin_id}", thin_id, self._geometry.thin)
         return self._active[thin_id]
@@ -160,25 +199,29 @@ class Player:
         self._write(self._thin(thin_id), offset, pattern(seed, length))
 
     def _write(self, thin: ThinDevice, offset: int, data: bytes) -> None:
-        """In one piece where there is room, else block by block with a commit before each: how much of a failed write
-        is done is not specified, nor how soon a full pool finds freed blocks.
+        """In large pieces where there is room, else block by block with a commit before each: how much of a failed
+        write is done is not specified, nor how soon a full pool finds freed blocks.
         """
-        pieces = list(_block_pieces(offset, offset + len(data), thin.block_bytes))
-        if self._has_room(len(pieces)):
+        end = offset + len(data)
+        blocks = list(_pieces(offset, end, thin.block_bytes))
+        if self._has_room(len(blocks)):
             with suppress(OSError):
-                thin.pwrite(offset, data)
-                self._settle()
+                for begin, piece_end in _pieces(
+                    offset, end, max(1, _WRITE_BYTES // thin.block_bytes) * thin.block_bytes
+                ):
+                    with self._change(thin):
+                        thin.pwrite(begin, data[begin - offset : piece_end - offset])
                 return
         failures = []
-        for begin, end in pieces:
-            self.pool.commit()
+        for begin, piece_end in blocks:
+            self._commit()
             try:
-                thin.pwrite(begin, data[begin - offset : end - offset])
+                with self._change(thin):
+                    thin.pwrite(begin, data[begin - offset : piece_end - offset])
             except OSError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
-        self._settle()
 
     def _has_room(self, blocks: int) -> bool:
         """Whether so many data blocks can surely be allocated; commits when that is the way to find out."""
@@ -189,13 +232,44 @@ class Player:
         self._room -= blocks
         return self._room >= 0
 
-    def _settle(self) -> None:
+    @contextmanager
+    def _change(self, thin: ThinDevice) -> Iterator[None]:
+        """Around a change of a thin: the first one of a transaction is flushed."""
         if self._geometry.commit_each:
+            yield
             self.pool.commit()
+            return
+        if self._set_back is None:
+            begin, before = self._clock(), self._superblock()
+            try:
+                yield
+            except OSError:
+                self.pool.commit()
+                raise
+            status = self.pool.status(flush=False)
+            if not isinstance(status, PoolStatus) or status.mode is not PoolMode.WRITE:
+                self.pool.commit()  # which does not set the clock back
+                return
+            thin.flush()
+            if self._superblock() != before:  # else it had nothing to commit
+                self._set_back = begin
+        else:
+            yield
+        self.longest_open_seconds = max(self.longest_open_seconds, self.open_seconds)
+
+    def _superblock(self) -> bytes:
+        with open(self._table.metadata_device, "rb", buffering=0) as file:
+            return file.read(METADATA_BLOCK_BYTES)
+
+    def _commit(self) -> None:
+        self.pool.commit()
+        self._set_back = None
 
     def _do_exhaust(self, thin_id: int, seed: int) -> str:
         thin = self._thin(thin_id)
         for written, begin in enumerate(range(0, thin.size_bytes, thin.block_bytes)):
+            if written % _EXHAUST_COMMIT_BLOCKS == 0:
+                self._commit()
             try:
                 self._write(thin, begin, pattern(seed, min(thin.block_bytes, thin.size_bytes - begin)))
             except OutOfDataSpace:
@@ -206,8 +280,9 @@ class Player:
         return _digest(self._thin(thin_id).pread(offset, length))
 
     def _do_discard(self, thin_id: int, offset: int, length: int) -> None:
-        self._thin(thin_id).discard(offset, length)
-        self._settle()
+        thin = self._thin(thin_id)
+        with self._change(thin):
+            thin.discard(offset, length)
 
     def _do_flush(self, thin_id: int) -> None:
         self._thin(thin_id).flush()
@@ -253,12 +328,13 @@ class Player:
         return str(self.pool.event_counter)
 
     def _do_commit(self) -> None:
-        self.pool.commit()
+        self._commit()
 
     def _do_exhaust_metadata(self, first_id: int) -> str:
         for thin_id in count(first_id):
             try:
                 self.pool.create_thin(thin_id)
+                self._never_used.add(thin_id)
             except PoolModeError:
                 return f"{thin_id - first_id} thins"
         raise AssertionError
@@ -298,7 +374,8 @@ class Player:
 
     def _do_contents(self) -> str:
         self.pool.commit()
-        return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in self.pool.thin_ids()) or "none"
+        thin_ids = [thin_id for thin_id in self.pool.thin_ids() if thin_id not in self._never_used]
+        return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in thin_ids) or "none"
 
     def _whole(self, thin_id: int) -> str:
         """Digest of a thin, read through an active device of its own length."""
@@ -318,10 +395,10 @@ def pattern(seed: int, length: int) -> bytes:
     return (unit * (length // len(unit) + 1))[:length]
 
 
-def _block_pieces(begin: int, end: int, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """A byte range cut at block boundaries."""
+def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """A range cut at the multiples of a size."""
     while begin < end:
-        piece_end = min(end, (begin // block_bytes + 1) * block_bytes)
+        piece_end = min(end, (begin // size + 1) * size)
         yield begin, piece_end
         begin = piece_end
 

@@ -108,20 +108,21 @@ def _until_all_ended(results: queue.SimpleQueue[Result | BaseException | None], 
 class Summary:
     """What became of many seeds.
 
-    `operations`: how often each was played; keys as in `Result.operations`. `by_clock`: seeds played a second time.
-    `judges`: who found the metadata clean. `difference`: the first one, as text.
+    `operations`: how often each was played; keys as in `Result.operations`. `slow_plays`: those that did not count,
+    since the machine was too slow for them. `judges`: who found the metadata clean. `difference`: the first one, as
+    text.
     """
 
     def __init__(self) -> None:
         self.seeds = 0
-        self.by_clock = 0
+        self.slow_plays = 0
         self.operations: Counter[str] = Counter()
         self.judges = ["recount", "thin_check"]
         self.difference: str | None = None
 
     def add(self, result: Result) -> None:
         self.seeds += 1
-        self.by_clock += result.by_clock
+        self.slow_plays += result.plays - 1
         self.operations.update(result.operations)
         if not result.thin_check:
             self.judges = ["recount"]
@@ -131,7 +132,7 @@ class Summary:
         return {
             "seeds": self.seeds,
             "operations": dict(sorted(self.operations.items())),
-            "by_clock": self.by_clock,
+            "slow_plays": self.slow_plays,
             "judges": self.judges,
             "difference": self.difference,
         }
@@ -149,7 +150,7 @@ class Summary:
                 done[verb] = count
         lines = [f"  {verb:<22} {done[verb]:>7}   {', '.join(refused[verb])}".rstrip() for verb in refused]
         head = f"{self.seeds} seeds, {self.operations.total()} operations, judged by {' and '.join(self.judges)}"
-        if self.by_clock:
-            head += f"; {self.by_clock} seeds met a commit by the clock and were played again without"
+        if self.slow_plays:
+            head += f"; {self.slow_plays} plays were too slow and played again"
         verdict = "no difference" if self.difference is None else self.difference
         return "\n".join([head, *lines, verdict])
