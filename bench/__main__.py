@@ -22,6 +22,7 @@ NAMES = (
     "raw",
     "home_view",
     "docker",
+    "control",
 )
 
 

@@ -1,0 +1,30 @@
+"""How many control operations a second do raw ioctls make, beside a `dmsetup` process for each of them?
+
+Both sides do the same to pools of the same kind, in one User-Mode Linux, in turn: messages that make and delete a thin
+and a snapshot, the pool's status line, and a thin device that is set up and removed again.
+
+Expected: a process costs the guest tens of milliseconds, mostly page faults, and the kernel's work, of which a commit
+of the metadata is the most, one or two: at least five times as many operations.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from bench.guest_control import OURS, THEIRS
+from bench.harness import Bench
+
+
+def run(bench: Bench) -> None:
+    command = [
+        *(sys.executable, "-m", "cowfs", "uml", "--"),
+        *(sys.executable, "-m", "bench.guest_control", json.dumps(bench.quick)),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    rates: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
+    for question, values in rates.items():
+        print(f"  {question} [operations/s]")
+        found = {name: bench.record(question, name, "operations/s", values[name]) for name in (OURS, THEIRS)}
+        bench.goal_ratio(f"{question}: {OURS} / {THEIRS}", found[OURS], found[THEIRS], at_least=5.0)
