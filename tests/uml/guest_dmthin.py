@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -435,28 +434,6 @@ def a_process_that_dies_at_a_request_leaves_what_the_next_one_clears(folder: Pat
         tidy(table)
     assert died > 40
     print(json.dumps({"figure": f"right after {left} of {count} deaths something was there, and was cleared"}))
-
-
-@check
-def the_ioctls_are_five_times_as_fast_as_dmsetup(folder: Path) -> None:
-    pool = open_pool(make_table(folder))
-
-    def seconds(send: Callable[[str], object], rounds: int) -> float:
-        begin = time.monotonic()
-        for number in range(rounds):
-            send(f"create_thin {number}")
-            send(f"create_snap {number + 1000} {number}")
-            send(f"delete {number + 1000}")
-            send(f"delete {number}")
-        return (time.monotonic() - begin) / rounds
-
-    def dmsetup(text: str) -> None:
-        subprocess.run(["dmsetup", "message", "check-pool", "0", text], check=True)
-
-    ours, theirs = seconds(pool.message, 50), seconds(dmsetup, 10)
-    print(json.dumps({"figure": f"four messages: {ours * 1e3:.2f} ms ours, {theirs * 1e3:.1f} ms dmsetup"}))
-    assert theirs >= 5 * ours
-    pool.close()
 
 
 if __name__ == "__main__":
