@@ -23,7 +23,7 @@ from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find_changes, walk_changes
 from cowfs.layers.interface import Change, LayerRoot, Steps, finish
-from cowfs.layers.roots import ensure_root, find_root
+from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.pool import Pool
 
 THIN_SECTORS = (10 << 30) // 512
@@ -98,13 +98,13 @@ def make_layers(pool: Pool, files: int) -> None:
     with closing(pool.activate("parent", PARENT_ID, THIN_SECTORS)) as thin:
         make_filesystem(thin)
         with closing(Volume.open(thin)) as volume:
-            places = populate(volume, ensure_root(volume, "parent", (0, 0)).inode, files)
+            places = populate(volume, ensure_root(volume, (0, 0)).inode, files)
             directory, name, moved = places[0]
             volume.rename(directory, name, places[-1][0], b"moved")
     for layer_id in (EDITED_ID, FAR_ID):
         pool.create_snap(layer_id, PARENT_ID)
         with closing(pool.activate("layer", layer_id, THIN_SECTORS)) as thin, closing(Volume.open(thin)) as volume:
-            ensure_root(volume, f"layer {layer_id}", (0, 0))
+            sign(volume, f"layer {layer_id}", (0, 0))
             if layer_id == FAR_ID:
                 volume.write(moved, 0, b"edited")
             else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol, TypeVar, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, Buffer
@@ -74,6 +74,7 @@ class EmulatedPool:
         self._loaded: PoolTable | None = None
         self._suspended = False
         self._closed = False
+        self._is_grouping = False
         self._open_thins: dict[int, OpenThin] = {}
         self._require_data_device_holds(table)
         opened = _load_metadata(metadata if durable else Unflushed(metadata), table)
@@ -167,14 +168,15 @@ class EmulatedPool:
     ) -> None:
         """Carry out one message and commit it; one that is not possible is refused, and commits nothing.
 
-        What was done before is committed first, so that a message that meets damage can be undone alone.
+        What was done before is committed first, so that a message that meets damage can be undone alone; with others
+        of its group.
         """
         self._require_messages(name)
         for thin_id in thin_ids:
             require_thin_id(thin_id)
         engine = self._engine
         require_possible(engine.metadata)
-        if engine.metadata.changed:
+        if engine.metadata.changed and not self._is_grouping:
             engine.commit()
             self._require_messages(name)
         try:
@@ -186,8 +188,24 @@ class EmulatedPool:
             raise
         except OSError as error:
             raise engine.operation_failed(name, error) from error
-        engine.changed()
-        engine.commit()
+        if not self._is_grouping:
+            engine.changed()
+            engine.commit()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        self._require_open()
+        engine = self._engine
+        if engine.metadata.changed:
+            engine.commit()
+        self._is_grouping = True
+        try:
+            yield
+        finally:
+            self._is_grouping = False
+            if engine.metadata.changed and engine.mode < PoolMode.OUT_OF_METADATA_SPACE:
+                engine.changed()
+                engine.commit()
 
     # ------------------------------------------------------------------------------------------ status
 

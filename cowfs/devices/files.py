@@ -136,12 +136,17 @@ class HomeFiles:
             if is_new:
                 self._sync_directory(os.path.dirname(path))
 
-    def remove(self, path: str) -> None:
-        """Remove a file; afterwards its absence is durable. No file is fine."""
+    def remove(self, path: str, *, durable: bool = True) -> None:
+        """Remove a file. No file is fine.
+
+        Args:
+            durable: whether its absence is so afterwards; else when something else in its directory becomes it.
+        """
         with _explained("remove", path):
             with suppress(FileNotFoundError):
                 self._system.unlink(path)
-            self._sync_directory(os.path.dirname(path))
+            if durable:
+                self._sync_directory(os.path.dirname(path))
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name in the same directory."""

@@ -170,9 +170,9 @@ class DeviceStore:
         """Drop a record from memory only."""
         self._records.pop(name, None)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, *, durable: bool = True) -> None:
         self.forget(name)
-        self.files.remove(self.files.record(name))
+        self.files.remove(self.files.record(name), durable=durable)
 
     def set_record_aside(self, name: str) -> str:
         """Take a record out of the way that is wrong; where its file went."""

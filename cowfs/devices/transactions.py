@@ -6,12 +6,16 @@ the transaction after T is about.
     make                                   remove
       open     file says T+1, name, id       open     file says T+1, name, id
       message  create_thin, create_snap      message  delete
-      record   metadata/<name> written       record   metadata/<name> removed
-      close    set_transaction_id T T+1      close    set_transaction_id T T+1
+      record   metadata/<name> written       close    set_transaction_id T T+1
+      close    set_transaction_id T T+1      record   metadata/<name> removed
 
 A crash before `close` leaves the file at T+1 and the pool at T. Recovery then deletes that thin and that record: a
 device that was being made disappears, one that was being removed is gone. A file at T belongs to a finished
-transaction. Every step of recovery may itself be cut short and is then done again.
+transaction, of which at most the record of a removed device is left, whose thin is gone: nobody waits for the disk to
+have forgotten it, since the next transaction's file makes that durable too. Every step of recovery may itself be cut
+short and is then done again.
+
+A pool that can commits the messages of one transaction at once. The order above holds for those that cannot.
 
 A failure without a crash goes through the same recovery, at once; when even that fails (the pool became read-only, the
 thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from cowfs.devices.ids import ThinIds
@@ -29,7 +34,7 @@ from cowfs.devices.names import hash_to_name, is_plain_file_name, name_to_hash
 from cowfs.devices.records import DeviceFile, Finding, TransactionFile
 from cowfs.devices.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
-from cowfs.pool import Pool, UnreadableStatus
+from cowfs.pool import GroupingPool, Pool, UnreadableStatus
 
 _log = logging.getLogger(__name__)
 _MAX_ID_ATTEMPTS: Final = 8
@@ -72,11 +77,12 @@ class Transactions:
         """Make a device: a thin with a fresh id through `send(id)`, and its record."""
         self.settle()
         try:
-            thin_id, transaction_id = self._make_thin(name, send)
-            record = DeviceFile(thin_id, size_bytes, transaction_id)
-            self._store.save(name, record)
-            after_record(record)
-            self._close(transaction_id)
+            with self._together():
+                thin_id, transaction_id = self._make_thin(name, send)
+                record = DeviceFile(thin_id, size_bytes, transaction_id)
+                self._store.save(name, record)
+                after_record(record)
+                self._close(transaction_id)
         except BaseException as error:
             self._recover_from(error, f"making the device {name!r} failed")
             raise
@@ -96,17 +102,24 @@ class Transactions:
                 f"device {name!r} cannot be removed: its thin {record.device_id} is also that of {others[0]!r}; "
                 "one of the two records is wrong"
             )
-        try:
-            transaction_id = self._open(name, record.device_id)
-            if before_message is not None:
-                before_message(record)
-            self._delete_thin(record.device_id)
-        except OSError:  # every CowfsError is one
-            self._abandon(name)
-            raise
-        self._store.delete(name)
-        self._close(transaction_id)
+        with self._together():
+            try:
+                transaction_id = self._open(name, record.device_id)
+                if before_message is not None:
+                    before_message(record)
+                self._delete_thin(record.device_id)
+            except OSError:  # every CowfsError is one
+                self._abandon(name)
+                raise
+            self._store.forget(name)
+            self._close(transaction_id)
+        self._is_settled = False
+        self._store.delete(name, durable=False)
+        self._is_settled = True
         self._ids.release(record.device_id)
+
+    def _together(self) -> AbstractContextManager[None]:
+        return self._pool.together() if isinstance(self._pool, GroupingPool) else nullcontext()
 
     def recover(self) -> None:
         """Bring the home back to the state before or after the last transaction. Doing it again changes nothing."""
@@ -125,6 +138,7 @@ class Transactions:
             raise DamagedFile(f"device_hash {name!r} is not a device name")
         current_id = self.current_id()
         if pending.open_transaction_id == current_id:
+            self._finish_removal(name, pending)
             return
         stale = self._why_stale(pending, current_id)
         if stale:
@@ -133,6 +147,24 @@ class Transactions:
         self._undo(name, pending.device_id)
         if not self._store.read_only:
             self._store.files.remove(self._store.files.transaction)
+
+    def _finish_removal(self, name: str, removed: TransactionFile) -> None:
+        """Remove the record that a finished transaction may have left."""
+        try:
+            record = self._store.load_file(self._store.files.record(name), DeviceFile)
+        except DamagedFile:  # told, or set aside, when the home was opened
+            return
+        is_left = (
+            record is not None
+            and record.device_id == removed.device_id
+            and record.transaction_id != removed.open_transaction_id  # else the transaction made it
+            and not self._is_in_pool(removed.device_id)
+        )
+        if is_left and self._store.read_only:
+            self._store.forget(name)
+        elif is_left:
+            self._store.delete(name)
+            self._ids.release(removed.device_id)
 
     def _why_stale(self, pending: TransactionFile, current_id: int) -> str:
         """Why an open transaction cannot be the pool's next one; empty when it is."""

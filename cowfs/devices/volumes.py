@@ -15,7 +15,8 @@ Memory. However many are open, they cache no more than one alone may: those in u
 from __future__ import annotations
 
 import errno
-from collections.abc import Generator, Iterator
+import logging
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -27,6 +28,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.units import SECTOR_BYTES
 
+_log = logging.getLogger(__name__)
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 
@@ -43,6 +45,15 @@ class _Open:
     closing: ExitStack
     users: int = 1
     uses_before: int = 0
+    last_change: Callable[[Volume], object] | None = None
+
+    def finish(self) -> None:
+        """A last change that fails is logged; what came before it is not to be lost for it."""
+        if self.last_change is not None and self.volume.has_changes:
+            try:
+                self.last_change(self.volume)
+            except OSError as error:
+                _log.warning("%s", error)
 
     @property
     def is_used(self) -> bool:
@@ -85,7 +96,8 @@ class Volumes:
             volume = Volume.open(thin, read_only=self.read_only)
             undo.callback(volume.close)
             undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
-            self._open[name] = _Open(volume, undo.pop_all())
+            opened = self._open[name] = _Open(volume, undo.pop_all())
+            opened.closing.callback(opened.finish)
         self._share_memory()
         return volume
 
@@ -110,6 +122,10 @@ class Volumes:
         if not opened.users:
             del self._open[name]
             opened.closing.close()
+
+    def change_last(self, name: str, change: Callable[[Volume], object]) -> None:
+        """Have an open volume changed once more before it is closed, if it was changed at all. The last call counts."""
+        self._open[name].last_change = change
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Volume]:

@@ -112,18 +112,18 @@ class _Connection:
         headers = [("Content-Type", response.content_type)]
         if isinstance(response.body, bytes):
             headers.append(("Content-Length", str(len(response.body))))
-            await self._send(h11.Response(status_code=response.status, headers=headers))
-            await self._send(h11.Data(data=response.body))
-        else:
-            headers.append(("Transfer-Encoding", "chunked"))
-            await self._send(h11.Response(status_code=response.status, headers=headers))
-            async with aclosing(response.body):
-                async for piece in _or_break(response.body):
-                    await self._send(h11.Data(data=piece))
+            head = h11.Response(status_code=response.status, headers=headers)
+            await self._send(head, h11.Data(data=response.body), h11.EndOfMessage())
+            return
+        headers.append(("Transfer-Encoding", "chunked"))
+        await self._send(h11.Response(status_code=response.status, headers=headers))
+        async with aclosing(response.body):
+            async for piece in _or_break(response.body):
+                await self._send(h11.Data(data=piece))
         await self._send(h11.EndOfMessage())
 
-    async def _send(self, event: h11.Event) -> None:
-        data = self._http.send(event)
+    async def _send(self, *events: h11.Event) -> None:
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if data:
             with trio.fail_after(_SEND_SECONDS):
                 await self._stream.send_all(data)

@@ -16,6 +16,7 @@ class Guard:
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
         self._failure: BaseException | None = None
+        self.has_changes = False
 
     @property
     def read_only(self) -> bool:
@@ -26,6 +27,7 @@ class Guard:
         if self._fs.read_only:
             raise os_error(errno.EROFS)
         self.check_usable()
+        self.has_changes = True
         if self._fs.cache.overfull:
             self._fs.cache.write_out()
 

@@ -46,7 +46,7 @@ def make_filesystem(
     owner = f"root_owner={root_owner[0]}:{root_owner[1]}"
     identity = ["-U", str(_parse_uuid(uuid))] if uuid is not None else []
     identity += ["-L", label] if label is not None else []
-    with tools.temporary_image(device.size_bytes) as image:
+    with tools.temporary_image(device.size_bytes, holds_little=True) as image:
         for zeroing in (_PREZEROED, _LAZY):
             options = f"nodiscard,{zeroing},{owner}"
             arguments = ["-q", "-F", "-t", "ext4", "-E", options, *identity, *extra_args, image.path]

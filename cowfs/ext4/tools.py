@@ -53,15 +53,32 @@ def one_line(output: str) -> str:
 
 
 @contextmanager
-def temporary_image(size_bytes: int) -> Iterator[FileDevice]:
-    """A sparse file that is gone afterwards, readable by its owner only."""
-    with tempfile.NamedTemporaryFile(prefix="cowfs-", suffix=".img") as file:
-        os.ftruncate(file.fileno(), size_bytes)
-        image = FileDevice(file.name)
+def temporary_image(size_bytes: int, *, holds_little: bool = False) -> Iterator[FileDevice]:
+    """A sparse file that is gone afterwards, readable by its owner only.
+
+    Args:
+        holds_little: a few megabytes; they may be kept in memory, where holes are known whatever `/tmp` is on.
+    """
+    with _temporary_file(holds_little) as path:
+        os.truncate(path, size_bytes)
+        image = FileDevice(path)
         try:
             yield image
         finally:
             image.close()
+
+
+@contextmanager
+def _temporary_file(in_memory: bool) -> Iterator[str]:
+    if not in_memory:
+        with tempfile.NamedTemporaryFile(prefix="cowfs-", suffix=".img") as file:
+            yield file.name
+        return
+    fd = os.memfd_create("cowfs")
+    try:
+        yield f"/proc/{os.getpid()}/fd/{fd}"
+    finally:
+        os.close(fd)
 
 
 def mapped_ranges(device: BlockDevice) -> Iterator[Range]:

@@ -98,6 +98,11 @@ class Volume:
         return self._guard.read_only
 
     @property
+    def has_changes(self) -> bool:
+        """Whether anything in it was changed, or tried to be, since it was opened."""
+        return self._guard.has_changes
+
+    @property
     def uuid(self) -> bytes:
         """The volume's 16 bytes."""
         return self._fs.uuid

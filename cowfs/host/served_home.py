@@ -44,9 +44,10 @@ class ViewMounter:
         self._volumes = volumes
         self._held: set[str] = set()
 
-    def mount(self, layer_id: str, mount_label: str, prepare: Prepare) -> str:  # noqa: ARG002
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:  # noqa: ARG002
         with self._volumes.opened(layer_id) as volume:
             prepare(volume)
+            self._volumes.change_last(layer_id, sign)  # a layer that nobody changes is not written to
             path = self._view.hold(layer_id)
         self._held.add(layer_id)
         return os.path.join(path, os.fsdecode(ROOTFS))

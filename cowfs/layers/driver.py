@@ -26,7 +26,7 @@ from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
 from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot, Steps
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
-from cowfs.layers.roots import ensure_root, find_root
+from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.version import VERSION
@@ -37,8 +37,13 @@ Prepare: TypeAlias = Callable[[FileTree], object]
 class Mounter(Protocol):
     """Makes the files of layers reachable at paths."""
 
-    def mount(self, layer_id: str, mount_label: str, prepare: Prepare) -> str:
-        """The path of the root directory of a layer, which `prepare` sees to; nothing is mounted when this raises."""
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:
+        """The path of the root directory of a layer; nothing is mounted when this raises.
+
+        Args:
+            prepare: sees to that directory.
+            sign: called when the layer is changed, at the latest before its files are closed, and perhaps always.
+        """
         ...
 
     def unmount(self, layer_id: str) -> None:
@@ -128,7 +133,12 @@ class LayerDriver:
             )
         got = self._got.get(layer_id)
         if got is None:
-            path = self._mounter.mount(layer_id, mount_label, lambda tree: ensure_root(tree, layer_id, self._owner))
+            path = self._mounter.mount(
+                layer_id,
+                mount_label,
+                prepare=lambda tree: ensure_root(tree, self._owner),
+                sign=lambda tree: sign(tree, layer_id, self._owner),
+            )
             self._got[layer_id] = _Got(path)
             self.was_got = True
             return path
@@ -200,7 +210,8 @@ class LayerDriver:
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
         with self._trees.writing(layer_id) as tree:
-            root = ensure_root(tree, layer_id, self._owner)
+            root = ensure_root(tree, self._owner)
+            sign(tree, layer_id, self._owner)
             applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
             return applied.size_bytes
 

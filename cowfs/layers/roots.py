@@ -27,8 +27,8 @@ def find_root(tree: FileTree) -> LayerRoot:
     return LayerRoot(tree, attributes.inode)
 
 
-def ensure_root(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> LayerRoot:
-    """The root of a layer, made when it is not there, and with it the file that says whose it is.
+def ensure_root(tree: FileTree, owner: tuple[int, int]) -> LayerRoot:
+    """The root of a layer, made when it is not there.
 
     Args:
         owner: uid and gid of the root directory; set also on one that is there, as moby does.
@@ -36,17 +36,19 @@ def ensure_root(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> LayerR
     uid, gid = owner
     root = find_root(tree)
     if not root.inode:
-        root = LayerRoot(tree, tree.make_directory(ROOT_INODE, ROOTFS, _ROOTFS_MODE, uid, gid).inode)
-    else:
-        attributes = tree.attributes(root.inode)
-        if (attributes.uid, attributes.gid) != owner:
-            tree.set_attributes(root.inode, uid=uid, gid=gid)
-    _ensure_id_file(tree, layer_id.encode(), owner)
+        return LayerRoot(tree, tree.make_directory(ROOT_INODE, ROOTFS, _ROOTFS_MODE, uid, gid).inode)
+    attributes = tree.attributes(root.inode)
+    if (attributes.uid, attributes.gid) != owner:
+        tree.set_attributes(root.inode, uid=uid, gid=gid)
     return root
 
 
-def _ensure_id_file(tree: FileTree, content: bytes, owner: tuple[int, int]) -> None:
-    """A snapshot comes with its parent's: unlike moby's, it is then written anew, for recovery goes by it."""
+def sign(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> None:
+    """Write down whose files these are: recovery goes by it.
+
+    A snapshot comes with its parent's name; unlike moby, who changes a layer writes it anew.
+    """
+    content = layer_id.encode()
     try:
         inode = tree.lookup(ROOT_INODE, ID_FILE).inode
     except FileNotFoundError:

@@ -1,6 +1,16 @@
 """The pool interface and the kernel's four texts: table, status, message, name."""
 
-from cowfs.pool.interface import Backend, Capability, NodeBackend, NodePool, NodeThin, Pool, ProbeResult, ThinDevice
+from cowfs.pool.interface import (
+    Backend,
+    Capability,
+    GroupingPool,
+    NodeBackend,
+    NodePool,
+    NodeThin,
+    Pool,
+    ProbeResult,
+    ThinDevice,
+)
 from cowfs.pool.message import Message
 from cowfs.pool.registry import backend_names, load_backend
 from cowfs.pool.status import (
@@ -20,6 +30,7 @@ __all__ = [
     "Capability",
     "DiscardMode",
     "Extent",
+    "GroupingPool",
     "Message",
     "NoSpacePolicy",
     "NodeBackend",

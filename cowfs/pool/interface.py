@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -247,6 +248,17 @@ class NodeThin(ThinDevice, Protocol):
 
         Returns:
             A descriptor of the node, the first user, which the caller closes.
+        """
+        ...
+
+
+@runtime_checkable
+class GroupingPool(Pool, Protocol):
+    """A pool that can commit several messages at once."""
+
+    def together(self) -> AbstractContextManager[None]:
+        """The messages sent in the block become durable when it ends, all of them or none; a flush in between may end
+        the group early. What stops the commit is raised by the block's end. Not nested.
         """
         ...
 

@@ -256,6 +256,27 @@ def test_a_record_that_cannot_be_unlinked_is_removed_later(home: Path, backend: 
     assert record_files(home) == ["b", "base"]
 
 
+def test_a_record_that_the_disk_did_not_forget_is_removed_again(home: Path, backend: FakeBackend) -> None:
+    record = home / "metadata/a"
+    kept = record.read_bytes()
+    with open_home(home, backend) as devices:
+        devices.remove("a")
+    record.write_bytes(kept)
+    for read_only in (True, False):
+        with open_home(home, backend, read_only=read_only) as devices:
+            assert names(devices) == ["base"]
+            assert devices.problems == ()
+        assert record.exists() == read_only
+
+
+def test_a_device_whose_thin_went_after_it_was_made_is_no_removed_one(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        devices.pool.delete(devices.create("new").device_id)
+    with open_home(home, backend) as devices:
+        assert "new" in devices
+        assert any("device 'new' is not in the pool" in problem for problem in devices.problems)
+
+
 def test_a_failed_close_of_a_remove_is_told(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.fail = {"set_transaction_id": [PoolIoError("no commit")]}

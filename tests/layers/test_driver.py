@@ -8,10 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, UsageError
 from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.volume import Volume
+from cowfs.fuse.home import HomeView
+from cowfs.host.served_home import ViewMounter
+from cowfs.host.shown_devices import ShownDevices
 from cowfs.layers import finish
+from cowfs.layers.driver import LayerDriver
+from cowfs.layers.roots import find_root
 from cowfs.testing.judges import require_clean_pool
 from tests.layers.driver_home import Opened, archive, members, names, opened
 
@@ -95,6 +102,33 @@ def test_a_layer_in_use_is_written_in_place(home: Path) -> None:
         assert volume.lookup(rootfs, b"e").size_bytes == 3
     with opened(home) as made:
         assert made.changes("two", "one") == [TWO_CHANGES[0], ("A", "/e"), *TWO_CHANGES[1:]]
+
+
+def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
+    with opened(home) as made:
+        view = HomeView(ShownDevices(made.devices, made.volumes), str(home / "mnt"))
+        driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
+
+        def used(change: Callable[[Volume], object]) -> None:
+            driver.get("three")
+            with made.volumes.opened("three") as volume:
+                change(volume)
+            driver.put("three")
+            assert trio.run(view.let_go, "three")
+
+        driver.create("three", "two")
+        used(lambda volume: volume.list_directory(find_root(volume).inode))
+        assert made.devices.figures("three").exclusive_bytes == 0
+        assert owner(made, "three") == b"two"
+        used(lambda volume: volume.make_directory(find_root(volume).inode, b"new", 0o755, 0, 0))
+        assert owner(made, "three") == b"three"
+        assert owner(made, "two") == b"two"
+
+
+def owner(made: Opened, layer_id: str) -> bytes:
+    """Whose files they are, as a layer's volume says."""
+    with made.volumes.opened(layer_id) as volume:
+        return volume.read(volume.lookup(ROOT_INODE, b"id").inode, 0, 100)
 
 
 def test_a_layer_that_was_never_used_is_empty(home: Path) -> None:

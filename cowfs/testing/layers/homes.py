@@ -78,7 +78,7 @@ class InProcessHome:
                 self.driver.put(layer_id)
             return
         with self._host.volumes.opened(layer_id) as volume:
-            yield TreeFiles(ensure_root(volume, layer_id, self.root_owner))
+            yield TreeFiles(ensure_root(volume, self.root_owner))
 
     def message(self, text: str) -> None:
         self._devices.pool.message(text)

@@ -15,7 +15,7 @@ from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes, walk_changes
 from cowfs.layers.interface import Change, ChangeKind, LayerRoot, finish
-from cowfs.layers.roots import ensure_root, find_root
+from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.pool import Pool, PoolTable, ThinDevice
 from cowfs.thinmeta.delta import DeltaRange, changed_ranges
 from cowfs.units import SECTOR_BYTES, Sectors
@@ -46,7 +46,8 @@ class Layer:
         self.lab = lab
         self.thin = thin
         self.volume = Volume.open(thin, now_ns=lab.clock)
-        self.root = ensure_root(self.volume, f"layer {thin.thin_id}", (0, 0)).inode
+        self.root = ensure_root(self.volume, (0, 0)).inode
+        sign(self.volume, f"layer {thin.thin_id}", (0, 0))
         lab.layers.append(self)
 
     @property
