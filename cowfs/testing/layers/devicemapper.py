@@ -70,7 +70,7 @@ def a_mount_that_leaked_elsewhere_keeps_no_layer(lab: LayerLab) -> None:
     if os.geteuid() != 0:
         lab.driver.put("leaked")
         raise NotApplicableError("mounts of one's own take root")
-    script = 'echo; exec cat "$0"/file -'
+    script = 'cat "$0"/file; echo; exec cat'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, path]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdin is not None
