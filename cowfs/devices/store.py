@@ -8,8 +8,8 @@ never keeps a home from opening.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -35,6 +35,16 @@ class DamagedFile(Exception):
     """A file of the home that cannot be understood."""
 
 
+def _decoded(decoder: msgspec.json.Decoder[_T], data: bytes) -> _T:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DamagedFile(str(error)) from error
+
+
+_decode_record: Final = partial(_decoded, msgspec.json.Decoder(DeviceFile))
+
+
 class DeviceStore:
     """Records by name, `base` included.
 
@@ -53,20 +63,15 @@ class DeviceStore:
 
     def load(self) -> None:
         """Read every record."""
-        try:
-            with os.scandir(self.files.records) as entries:
-                names = [entry.name for entry in entries if is_record_file(entry.name)]
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise HomeError(f"cannot read {self.files.records}: {error.strerror}", errno=error.errno) from error
-        for name in names:
+        for name, data in self.files.read_records():
+            if not is_record_file(name):
+                continue
             if not _is_text(name):  # a transaction could not name it
                 self.damaged_names.append(name)
                 self.problems.append(f"the record {name!r} has a name that is not UTF-8; it is left where it is")
                 continue
             try:
-                record = self.load_file(self.files.record(name), DeviceFile)
+                record = self.load_file(self.files.record(name), DeviceFile) if data is None else _decode_record(data)
             except DamagedFile as error:
                 self.damaged_names.append(name)
                 self.report_damaged(self.files.record(name), f"the record of device '{name}'", error)
@@ -118,10 +123,7 @@ class DeviceStore:
             raise DamagedFile(error.message) from error
         if data is None:
             return None
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise DamagedFile(str(error)) from error
+        return _decoded(msgspec.json.Decoder(kind), data)
 
     def report_damaged(self, path: str, what: str, error: DamagedFile) -> None:
         """Set a file aside, or only say so when nothing may be changed."""
