@@ -21,6 +21,7 @@ NAMES = (
     "archive",
     "raw",
     "home_view",
+    "layers",
     "docker",
     "control",
 )
