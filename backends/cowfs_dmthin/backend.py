@@ -43,7 +43,7 @@ class DmThinBackend:
 
     @property
     def capabilities(self) -> Capability:
-        return Capability.KERNEL_NODES | Capability.QUEUES_IN_DEVICE
+        return Capability.KERNEL_NODES
 
     def probe(self) -> ProbeResult:
         try:

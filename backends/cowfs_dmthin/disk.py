@@ -22,8 +22,8 @@ class DirectDisk:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._sector_bytes: int
-        (self._sector_bytes,) = struct.unpack("i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))
+        self.sector_bytes: int
+        (self.sector_bytes,) = struct.unpack("i", fcntl.ioctl(fd, BLKSSZGET, bytes(4)))
         # Mapped memory is aligned to pages, as direct I/O wants it.
         self._memory = mmap.mmap(-1, _BUFFER_BYTES)
         self._buffer = memoryview(self._memory)
@@ -53,9 +53,9 @@ class DirectDisk:
             chunk_end = min(self._ceil(end), begin + _BUFFER_BYTES)
             taken_end = min(end, chunk_end)
             if begin < offset:
-                self._read(begin, begin + self._sector_bytes)
-            if taken_end < chunk_end and (begin == offset or chunk_end - begin > self._sector_bytes):
-                self._read(chunk_end - self._sector_bytes, chunk_end, at=chunk_end - self._sector_bytes - begin)
+                self._read(begin, begin + self.sector_bytes)
+            if taken_end < chunk_end and (begin == offset or chunk_end - begin > self.sector_bytes):
+                self._read(chunk_end - self.sector_bytes, chunk_end, at=chunk_end - self.sector_bytes - begin)
             self._buffer[offset - begin : taken_end - begin] = view[: taken_end - offset]
             self._write(begin, chunk_end)
             view = view[taken_end - offset :]
@@ -98,7 +98,7 @@ class DirectDisk:
             done += os.pwritev(self.fd, [self._buffer[done - begin : end - begin]], done)
 
     def _floor(self, offset: int) -> int:
-        return offset - offset % self._sector_bytes
+        return offset - offset % self.sector_bytes
 
     def _ceil(self, offset: int) -> int:
-        return offset + -offset % self._sector_bytes
+        return offset + -offset % self.sector_bytes

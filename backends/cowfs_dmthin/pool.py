@@ -43,6 +43,7 @@ from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
+from cowfs_dmthin.room import Room
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
@@ -53,8 +54,8 @@ _QUIET_READS = 3
 class DmPool:
     """A `Pool` of the kernel. Made by `DmThinBackend.open_pool`.
 
-    The kernel commits on its own once a second, and lets writers to a full pool wait by itself; so `tick` has nothing
-    to do and `extra_space_wait_seconds` is 0.
+    The kernel commits on its own once a second, so `tick` has nothing to do. Writes that would wait in the kernel for
+    space are refused instead: see `room`.
 
     The pool device goes with its last user, this process or a thin that somebody uses (see `DmThin.lend`): so nothing
     outlives a crash. A pool of somebody else's (`is_foreign`) is never removed.
@@ -85,6 +86,7 @@ class DmPool:
         self._suspended = False
         self._closed = False
         self._thins: list[DmThin] = []
+        self.room = Room(lambda must_commit: self.status(flush=must_commit))
         self._device_number = self._info().device_number
         self._fd = self._hold()
 
@@ -180,6 +182,14 @@ class DmPool:
             self._control.message(self._name, text)
         except ControlError as error:
             raise self._message_error(text, error) from error
+        finally:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """Blocks may have been freed or become shared."""
+        self.room.look_again()
+        for thin in self._thins:
+            thin.look_again()
 
     def _message_error(self, text: str, error: ControlError) -> PoolError:
         """The kernel's refusal in the words of all backends. It looks at the mode before it looks at the words."""
@@ -289,6 +299,15 @@ class DmPool:
         return self._read_committed(
             lambda metadata: list(metadata.open_thin(thin_id).extents(begin_vblock, end_vblock))
         )
+
+    def blocks_needed(self, thin_id: int, begin_vblock: int, count: int) -> list[bool]:
+        """Whether a write to each of these blocks takes a new data block."""
+
+        def read(metadata: Metadata) -> list[bool]:
+            runs = metadata.open_thin(thin_id).lookup(begin_vblock, count)
+            return [dblock < 0 or bool(is_shared) for length, dblock, is_shared in runs for _ in range(length)]
+
+        return self._read_committed(read)
 
     # ------------------------------------------------------------------------------------------ metadata
 
@@ -498,6 +517,7 @@ class DmPool:
         self._table = self._loaded or self._table
         self._loaded = None
         self._suspended = False
+        self._look_again()
         for thin in self._thins:
             thin.settle()
 
@@ -508,7 +528,7 @@ class DmPool:
 
     def extra_space_wait_seconds(self) -> float:
         self._require_open()
-        return 0.0
+        return self.room.wait_seconds()
 
     def commit(self) -> None:
         """A status that flushes is the kernel's way to ask for a commit."""
@@ -522,6 +542,11 @@ class DmPool:
         """
         if self._closed:
             return
+        if self._suspended and any(thin.awaits_space() for thin in self._thins):
+            # What waits in a suspended pool cannot be withdrawn.
+            self._control.clear(self._name)
+            self._control.resume(self._name)
+            self._suspended = False
         for thin in list(self._thins):
             thin.close()
         with suppress(PoolError):  # a pool that failed is closed all the same

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 from cowfs.blockdev import Buffer
@@ -18,8 +19,14 @@ from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.disk import DirectDisk
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing
+from cowfs_dmthin.room import Petition, Room
 
 _COPY_CHUNK_BYTES = 1 << 20
+_LOOK_AHEAD_BLOCKS = 256
+_MOST_KNOWN_BLOCKS = 1 << 16
+# The kernel takes notice of a petition in no time.
+_NOTICE_TRIES = 100
+_NOTICE_SECONDS = 0.02
 _T = TypeVar("_T")
 
 
@@ -44,6 +51,11 @@ class Owner(Protocol):
     @property
     def ignores_discards(self) -> bool: ...
 
+    @property
+    def room(self) -> Room: ...
+
+    def blocks_needed(self, thin_id: int, begin_vblock: int, count: int) -> list[bool]: ...
+
     def can_provision(self) -> bool: ...
 
     def refusal_by_mode(self, request: str, number: int) -> PoolModeError: ...
@@ -51,6 +63,8 @@ class Owner(Protocol):
     def has_failed(self) -> bool: ...
 
     def commit(self) -> None: ...
+
+    def extra_space_wait_seconds(self) -> float: ...
 
     def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]: ...
 
@@ -64,7 +78,8 @@ class DmThin:
     outlives a crash.
 
     I/O on a suspended device would wait in the kernel; it is refused with EAGAIN, as on every backend, as long as it
-    was suspended through this object or its pool.
+    was suspended through this object or its pool. So would a write to a full pool that queues; it is refused too, with
+    `may_queue` (see `room`).
     """
 
     def __init__(
@@ -91,6 +106,8 @@ class DmThin:
         # What the kernel was told; a pool that is suspended lets no request of this kind through.
         self._told_suspended = False
         self._closed = False
+        self._petition: Petition | None = None
+        self._needs: dict[int, bool] = {}  # by virtual block: whether a write to it takes a new data block
         with ExitStack() as undo:
             self.device_number = self._create()
             undo.callback(control.remove_if_there, dm_name)
@@ -184,6 +201,8 @@ class DmThin:
         if length_sectors <= 0:
             raise InvalidRequest(f"'{self._name}' cannot be {length_sectors} sectors long; give at least 1")
         self._load(length_sectors)
+        if self.awaits_space():
+            self._control.suspend(self.dm_name, flush=False)
         self._control.resume(self.dm_name)
         self._length_sectors = length_sectors
         self._told_suspended = False
@@ -210,7 +229,7 @@ class DmThin:
         if self._pool.suspended or self._told_suspended == self._suspended:
             return
         if self._suspended:
-            self._control.suspend(self.dm_name)
+            self._control.suspend(self.dm_name, flush=not self.awaits_space())
         else:
             self._control.resume(self.dm_name)
         self._told_suspended = self._suspended
@@ -222,6 +241,7 @@ class DmThin:
             A descriptor of the node, the first user, which the caller closes.
         """
         self._require_open()
+        self._withdraw()
         fd = nodes.open_block(self.device_number, self._access)
         self._disk.close()
         self._end()
@@ -235,6 +255,7 @@ class DmThin:
         """
         if self._closed:
             return
+        self._withdraw()
         with suppress(ControlError):
             # Else it would go by itself, later, when the node is closed.
             self._control.cancel_deferred_remove(self.dm_name)
@@ -272,8 +293,14 @@ class DmThin:
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         length = len(data)
-        if self._admit("write", offset, length):
+        if not self._admit("write", offset, length):
+            return
+        blocks = -(-(offset + length) // self.block_bytes) - offset // self.block_bytes
+        if not self.awaits_space() and self._pool.room.take(blocks):
+            self._needs.clear()
             self._carry_out("write", offset, length, lambda: self._disk.pwrite(offset, data))
+        else:
+            self._write_with_little_room(offset, memoryview(data).cast("B"))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: whole blocks are unmapped where that shows zeros, the rest is written."""
@@ -309,17 +336,89 @@ class DmThin:
         first, last = -(-offset // self.block_bytes), (offset + length) // self.block_bytes
         begin, size = first * self.block_bytes, (last - first) * self.block_bytes
         if size > 0:
+            self._withdraw()
             self._carry_out("discard", offset, length, lambda: self._disk.discard(begin, size))
+            self._pool.room.look_again(must_commit=True)
+            self.look_again()
 
     def flush(self) -> None:
         self._admit("flush", 0, 0)
         if not self._pool.durable:
             return
-        try:
-            self._carry_out("flush", 0, 0, self._disk.flush)
-        except OutOfDataSpace:
-            # A full pool takes a flush for a write to the first block; a commit of the pool does what it would do.
-            self._pool.commit()
+        if not self._pool.room.holds_writes():
+            with suppress(OutOfDataSpace):
+                self._carry_out("flush", 0, 0, self._disk.flush)
+                return
+        # A full pool takes a flush for a write to the first block; a commit of the pool does what it would do.
+        self._pool.commit()
+        if not self._pool.can_provision():
+            raise self._pool.refusal_by_mode(f"flush of '{self._name}'", errno.EIO)
+
+    # ------------------------------------------------------------------------------------------ little room
+
+    def look_again(self) -> None:
+        """What is known about blocks may be wrong."""
+        self._needs.clear()
+
+    def awaits_space(self) -> bool:
+        """Whether the kernel holds a petition of this device's."""
+        if self._petition is not None and self._petition.is_answered():
+            self._petition = None
+        return self._petition is not None
+
+    def _write_with_little_room(self, offset: int, data: memoryview) -> None:
+        """Write what needs no new block, or finds one, block by block; refuse the first that does not."""
+        while data:
+            vblock = offset // self.block_bytes
+            piece = data[: (vblock + 1) * self.block_bytes - offset]
+            if self._needs_block(vblock) and not self._pool.room.take(1) and not self._ask_for(vblock):
+                raise self._no_space("write", offset, len(data), may_queue=self._pool.extra_space_wait_seconds() > 0)
+            if self._petition is not None and self._petition.vblock == vblock:
+                self._withdraw()  # else it might come after this write
+            self._carry_out("write", offset, len(piece), partial(self._disk.pwrite, offset, piece))
+            self._needs[vblock] = False
+            offset += len(piece)
+            data = data[len(piece) :]
+
+    def _needs_block(self, vblock: int) -> bool:
+        if vblock not in self._needs:
+            if len(self._needs) > _MOST_KNOWN_BLOCKS:
+                self._needs.clear()
+            count = min(_LOOK_AHEAD_BLOCKS, -(-self.size_bytes // self.block_bytes) - vblock)
+            self._needs |= dict(enumerate(self._pool.blocks_needed(self._thin_id, vblock, count), vblock))
+        return self._needs[vblock]
+
+    def _ask_for(self, vblock: int) -> bool:
+        """Have the kernel see that the pool is full; whether it answered at once instead."""
+        if self.awaits_space() or self._pool.room.holds_writes():
+            return False
+        offset = vblock * self.block_bytes
+        self._petition = Petition(self._disk.fd, vblock, offset, self._disk.pread(offset, self._disk.sector_bytes))
+        for _ in range(_NOTICE_TRIES):
+            if self._petition.is_answered(_NOTICE_SECONDS) or self._pool.room.holds_writes():
+                break
+        return not self.awaits_space()
+
+    def _withdraw(self) -> None:
+        """End a petition that the kernel has not answered.
+
+        A suspension that does not flush pushes back what waits, and an error target then refuses it.
+        """
+        if not self.awaits_space():
+            return
+        self._control.load(self.dm_name, TargetLine(0, self._length_sectors, "error", ""))
+        self._control.suspend(self.dm_name, flush=False)
+        self._control.resume(self.dm_name)
+        assert self._petition is not None
+        self._petition.is_answered(None)
+        self._petition = None
+        self._load(self._length_sectors)
+        self._control.suspend(self.dm_name, flush=False)
+        self._control.resume(self.dm_name)
+        if self._told_suspended:
+            self._control.suspend(self.dm_name)
+
+    # ------------------------------------------------------------------------------------------ errors
 
     def _admit(self, request: str, offset: int, length: int) -> bool:
         """Whether there is something to do. Raises what the kernel would answer, or would wait for."""
@@ -347,14 +446,19 @@ class DmThin:
         pool = self._pool.name
         what = f"{request} of {length} bytes at {offset:#x} on '{self._name}' (thin {self._thin_id})"
         if cause.errno == errno.ENOSPC:
-            return OutOfDataSpace(
-                f"{what}: pool '{pool}' is out of data space; grow it, or delete or discard something"
-            )
+            return self._no_space(request, offset, length, may_queue=False)
         with suppress(PoolError):
             if cause.errno == errno.EIO and not self._pool.can_provision():
                 return self._pool.refusal_by_mode(what, errno.EIO)
         reason = os.strerror(cause.errno or errno.EIO).lower()
         return PoolIoError(f"{what} failed in pool '{pool}': {reason}", errno=cause.errno)
+
+    def _no_space(self, request: str, offset: int, length: int, *, may_queue: bool) -> OutOfDataSpace:
+        return OutOfDataSpace(
+            f"{request} of {length} bytes at {offset:#x} on '{self._name}' (thin {self._thin_id}): pool "
+            f"'{self._pool.name}' is out of data space; grow it, or delete or discard something",
+            may_queue=may_queue,
+        )
 
     def _require_open(self) -> None:
         if self._closed:

@@ -321,6 +321,8 @@ async def end_mount(view: View, path: str) -> None:
         await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
     except OSError as error:
         log.warning("%s; detaching it", error)
+        if view.space is not None:
+            view.space.end()
         with contextlib.suppress(OSError):
             await view.write_back()
         pyfuse3.terminate()

@@ -53,12 +53,13 @@ class SpaceQueue:
         self._tick = tick
         self._wait_seconds = wait_seconds
         self._changed = trio.Event()
+        self._ended = False
         self.waiting = 0
 
     async def wait(self) -> bool:
         """Wait until trying again may help. False: fail now."""
         seconds = self._wait_seconds()
-        if seconds <= 0 or self.waiting >= MAX_WAITING:
+        if self._ended or seconds <= 0 or self.waiting >= MAX_WAITING:
             return False
         self.waiting += 1
         try:
@@ -73,6 +74,11 @@ class SpaceQueue:
         """Space may have come: everyone tries again at once."""
         self._changed.set()
         self._changed = trio.Event()
+
+    def end(self) -> None:
+        """Nobody waits any longer: what does not find space now fails."""
+        self._ended = True
+        self.wake()
 
 
 class View(pyfuse3.Operations):

@@ -60,7 +60,6 @@ class Capability(enum.Flag):
     GENTLE_METADATA_END = enum.auto()  # running out of metadata space loses nothing acknowledged, sets no needs_check
     BOUNDED_TIME = enum.auto()  # refuses a snapshot whose time would spill into the block number of its mappings
     KERNEL_NODES = enum.auto()  # an active thin is a block device node of the kernel
-    QUEUES_IN_DEVICE = enum.auto()  # a full pool blocks the writer itself instead of raising `may_queue`
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +212,7 @@ class Pool(Protocol):
         ...
 
     def extra_space_wait_seconds(self) -> float:
-        """How much longer a write refused with `may_queue` may wait; 0 when it must fail now."""
+        """How much longer a write that was refused with `may_queue` may wait; 0 when it must fail now."""
         ...
 
     def commit(self) -> None: ...

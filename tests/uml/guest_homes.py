@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -524,6 +526,51 @@ def a_home_goes_back_and_forth_between_the_backends(folder: Path) -> None:
 
 
 # --- what goes away
+
+
+@check
+def a_full_pool_holds_a_write_and_not_who_serves_the_mount(folder: Path) -> None:
+    """While a program waits for space, commands and other files are served, and a larger pool lets it go on."""
+    home, mount = Cowfs(folder / "home"), point(folder)
+    home("init", "--data-size", "8M", "--metadata-size", "4M", "--base-size", "64M")
+    home("create", "web")
+    home("mount", "web", mount)
+    (mount / "small").write_text("there")
+    content = random.Random(1).randbytes(12 * MIB)
+    (folder / "content").write_bytes(content)
+    with subprocess.Popen(
+        ["dd", f"if={folder}/content", f"of={mount}/file", "bs=1M", "conv=fsync", "status=none"]
+    ) as dd:
+        wait_until(lambda: "out_of_data_space" in home("dmstatus").out)
+        assert "writes wait for space" in home("status").out
+        assert (mount / "small").read_text() == "there"
+        assert dd.poll() is None
+        home("pool-resize", "--data-size", "32M")
+        assert dd.wait(timeout=20) == 0
+    assert " rw " in home("dmstatus").out
+    assert (mount / "file").read_bytes() == content
+    home("umount", mount)
+    assert_free()
+    home.on("emulated")("check")
+    home.on("emulated")("mount", "web", mount)
+    assert (mount / "file").read_bytes() == content
+    home("umount", mount)
+
+
+@check
+def a_server_that_is_told_to_end_does_though_a_write_waits_for_space(folder: Path) -> None:
+    home, mount = Cowfs(folder / "home"), point(folder)
+    home("init", "--data-size", "8M", "--metadata-size", "4M", "--base-size", "64M")
+    home("mount", "base", mount, "--raw")
+    with subprocess.Popen(
+        ["dd", "if=/dev/zero", f"of={mount}/base", "bs=1M", "seek=40", "conv=notrunc"], stderr=-1
+    ) as dd:
+        wait_until(lambda: "out_of_data_space" in home("dmstatus").out)
+        assert dd.poll() is None
+        os.kill(home("--json", "status").json["holder_pid"], signal.SIGTERM)
+        dd.communicate(timeout=20)
+    wait_until(lambda: not CONTROL.devices() and not attached_loops())
+    home.on("emulated")("check")
 
 
 @check

@@ -14,7 +14,6 @@ import contextlib
 import enum
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -30,7 +29,6 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
 NO_SPACE_TIMEOUT_SECONDS = 60.0
-_WAIT_LIMIT_SECONDS = 20.0
 
 
 class NotApplicableError(Exception):
@@ -291,42 +289,29 @@ class Lab:
 
 
 class PendingWrite:
-    """A write to a full pool that queues: waiting in the device on some backends, tried again here on the others."""
+    """A write to a full pool that queues, tried again whenever it is asked for."""
 
-    def __init__(self, lab: Lab, thin: ThinDevice, offset: int, data: bytes) -> None:
+    def __init__(self, thin: ThinDevice, offset: int, data: bytes) -> None:
         self._thin, self._offset, self._data = thin, offset, data
         self._errno: int | None = None
-        self._thread: threading.Thread | None = None
-        if lab.has(Capability.QUEUES_IN_DEVICE):
-            self._thread = threading.Thread(target=self._try, daemon=True)
-            self._thread.start()
-            self._thread.join(0.5)
-        else:
-            self._try()
-
-    def _try(self) -> None:
-        try:
-            self._thin.pwrite(self._offset, self._data)
-            self._errno = 0
-        except OutOfDataSpace as error:
-            self._errno = None if error.may_queue else error.errno
-        except OSError as error:
-            self._errno = error.errno
+        self.waiting()
 
     def waiting(self) -> bool:
-        if self._thread is None and self._errno is None:
-            self._try()
+        if self._errno is None:
+            try:
+                self._thin.pwrite(self._offset, self._data)
+                self._errno = 0
+            except OutOfDataSpace as error:
+                self._errno = None if error.may_queue else error.errno
+            except OSError as error:
+                self._errno = error.errno
         return self._errno is None
 
     def result(self) -> int:
         """0, or the errno it ended with. Raises AssertionError when it still waits."""
-        if self._thread is not None:
-            self._thread.join(_WAIT_LIMIT_SECONDS)
         if self.waiting():
             raise AssertionError("the write still waits for space")
         assert self._errno is not None
-        if not self._errno:
-            self._thin.flush()  # by whoever let it go on: a device that is about to be resumed takes none
         return self._errno
 
 

@@ -66,7 +66,7 @@ def a_write_that_runs_out_halfway_keeps_what_fits(lab: Lab) -> None:
 @behaviour("1.8-4")
 def queued_writes_complete_when_the_pool_grows(lab: Lab) -> None:
     pool, thin = _full(lab)
-    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
     expect_equal(write.waiting(), True, "the write waits")
     status = status_of(pool, flush=False)
     expect_equal((status.mode, status.no_space), (PoolMode.OUT_OF_DATA_SPACE, NoSpacePolicy.QUEUE), "mode and policy")
@@ -79,7 +79,7 @@ def queued_writes_complete_when_the_pool_grows(lab: Lab) -> None:
 @behaviour("1.8-5")
 def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
     pool, thin = _full(lab)
-    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
     expect_equal(write.waiting(), True, "the write waits")
     thin.discard(0, BLOCK)
     pool.commit()
@@ -92,7 +92,7 @@ def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
 def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
     pool, thin = _full(lab)
     before = pool.event_counter
-    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
     lab.pass_time(pool, NO_SPACE_TIMEOUT_SECONDS - 1)
     expect_equal(write.waiting(), True, "the write waits just before the end")
     events = pool.event_counter
@@ -114,7 +114,7 @@ def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
 def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
     lab.set_no_space_timeout(0)
     pool, thin = _full(lab)
-    write = PendingWrite(lab, thin, 4 * BLOCK, b"\x02" * BLOCK)
+    write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
     lab.pass_time(pool, 10 * NO_SPACE_TIMEOUT_SECONDS)
     expect_equal(write.waiting(), True, "the write waits")
     thin.discard(0, BLOCK)
@@ -122,10 +122,9 @@ def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
     expect_equal(write.result(), 0, "the write after a discard")
 
 
-@behaviour("1.8-8", unless=Capability.QUEUES_IN_DEVICE)
+@behaviour("1.8-8", means=Means.CLOCK)
 def the_time_left_to_wait_is_told(lab: Lab) -> None:
     pool, thin = _full(lab)
-    expect_equal(pool.extra_space_wait_seconds(), 0.0, "seconds before the pool is full")
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
     expect_equal(getattr(error, "may_queue", None), True, "may_queue")
     expect_equal(pool.extra_space_wait_seconds(), NO_SPACE_TIMEOUT_SECONDS, "seconds when it is")
@@ -196,6 +195,65 @@ def a_write_to_a_full_pool_may_fail_until_what_was_freed_is_committed(lab: Lab) 
     expect_equal(mode_word(pool), "rw", "mode after a commit")
     fill(thin, 4, 2, 2)
     expect_content(thin, 4, 2, 2)
+
+
+@behaviour("1.8-17")
+def while_a_write_waits_everything_else_goes_on(lab: Lab) -> None:
+    pool, thin = _full(lab)
+    other = lab.thin(pool, 1)
+    write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
+    fill(thin, 1, 1, 3)
+    thin.pwrite(2 * BLOCK + 512, b"\x04" * 512)
+    expect_equal(
+        thin.pread(2 * BLOCK, 1536), b"\x01" * 512 + b"\x04" * 512 + b"\x01" * 512, "a block overwritten in part"
+    )
+    expect_content(thin, 4, 1, 0)
+    expect_content(other, 0, 1, 0)
+    thin.flush()
+    other.flush()
+    thin.suspend()
+    pool.create_snap(2, 0)
+    thin.resume()
+    shared = PendingWrite(thin, 0, b"\x05")
+    other_write = PendingWrite(other, 0, b"\x06" * BLOCK)
+    expect_content(lab.thin(pool, 2), 0, 1, 1)
+    expect_equal([one.waiting() for one in (write, shared, other_write)], [True] * 3, "the writes wait")
+    lab.grow_data(pool, 8)
+    expect_equal([one.result() for one in (write, shared, other_write)], [0] * 3, "the writes after growing")
+    expect_content(thin, 4, 1, 2)
+    expect_content(other, 0, 1, 6)
+    expect_equal(thin.pread(0, 2), b"\x05\x01", "the block whose sharing was broken")
+    expect_content(lab.thin(pool, 2, name="again"), 0, 1, 1)
+    expect_equal(used(pool), 7, "used data blocks")
+
+
+@behaviour("1.8-18")
+def closing_a_thin_gives_up_the_write_that_waits(lab: Lab) -> None:
+    pool, thin = _full(lab)
+    for end in (thin.close, lambda: pool.message("create_thin 7")):
+        write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
+        expect_equal(write.waiting(), True, "the write waits")
+        end()
+        thin.close()
+        thin = lab.thin(pool, name="again" if end is not thin.close else "")
+    lab.grow_data(pool, 8)
+    expect_content(thin, 4, 1, 0)
+    expect_equal(used(pool), 4, "used data blocks")
+    fill(thin, 4, 1, 3)
+    expect_content(thin, 4, 1, 3)
+
+
+@behaviour("1.8-19")
+def a_discard_is_not_undone_by_a_write_that_waits(lab: Lab) -> None:
+    """What an abandoned write asked for must not come back over what was done after it."""
+    pool, thin = _full(lab)
+    pool.create_snap(1, 0)
+    expect_equal(PendingWrite(thin, 0, b"\x02" * BLOCK).waiting(), True, "the write waits")
+    thin.discard(0, 4 * BLOCK)
+    lab.grow_data(pool, 8)
+    expect_content(thin, 0, 8, 0)
+    expect_content(lab.thin(pool, 1), 0, 4, 1)
+    expect_equal((mapped_blocks(thin), used(pool)), (0, 4), "mapped and used blocks")
 
 
 @behaviour("1.8-11")
