@@ -15,6 +15,7 @@ from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
 from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.holders import describe_holders
+from cowfs_dmthin.laboratory import BreakableDevice, set_no_space_timeout
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.pool import DmPool, load_pool_table
 
@@ -107,6 +108,14 @@ class DmThinBackend:
             pool = DmPool(self._control, name, table, metadata, data, durable=durable, is_foreign=True)
             undo.pop_all()
         return pool
+
+    def breakable_device(self, name: str, path: str) -> BreakableDevice:
+        """A device for tests, which shows a file and can be made to fail."""
+        return BreakableDevice(self._control, name, path)
+
+    def set_no_space_timeout(self, seconds: float) -> float:
+        """For tests: see `laboratory`."""
+        return set_no_space_timeout(seconds)
 
     def _load(self, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
         """Give a pool device its first table."""

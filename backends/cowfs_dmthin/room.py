@@ -26,7 +26,7 @@ from typing import TypeGuard
 from cowfs.pool import NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
 
 _VALID_SECONDS = 0.1
-_PATIENCE_PATH = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
+PATIENCE_PATH = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 _DEFAULT_PATIENCE_SECONDS = 60.0  # of kernels before it was a parameter
 _LEAST_WAIT_SECONDS = 0.1
 
@@ -131,7 +131,7 @@ def _queues(status: PoolStatus | UnreadableStatus) -> TypeGuard[PoolStatus]:
 
 def _patience_seconds() -> float:
     try:
-        with open(_PATIENCE_PATH, encoding="ascii") as file:
+        with open(PATIENCE_PATH, encoding="ascii") as file:
             return float(file.read()) or float("inf")
     except FileNotFoundError:
         return _DEFAULT_PATIENCE_SECONDS

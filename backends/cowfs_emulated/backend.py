@@ -46,6 +46,7 @@ class EmulatedBackend:
             | Capability.FREED_SPACE_RETURNED
             | Capability.PROMPT_REUSE
             | Capability.GENTLE_METADATA_END
+            | Capability.EXACT_AFTER_ABORT
             | Capability.BOUNDED_TIME
         )
 

@@ -58,6 +58,7 @@ class Capability(enum.Flag):
     FREED_SPACE_RETURNED = enum.auto()  # freed data blocks are given back to the host's file system
     PROMPT_REUSE = enum.auto()  # a write to a full pool gets what was freed since the last commit
     GENTLE_METADATA_END = enum.auto()  # running out of metadata space loses nothing acknowledged, sets no needs_check
+    EXACT_AFTER_ABORT = enum.auto()  # after a failed commit, an active thin does not count blocks that it lost
     BOUNDED_TIME = enum.auto()  # refuses a snapshot whose time would spill into the block number of its mappings
     KERNEL_NODES = enum.auto()  # an active thin is a block device node of the kernel
 

@@ -27,7 +27,7 @@ from cowfs.units import METADATA_BLOCK_BYTES
 
 @behaviour("1.8-20", means=Means.FAULTS)
 def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     thin.flush()
@@ -38,7 +38,8 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     status = status_of(pool)
     expect_equal((status.mode, status.needs_check), (PoolMode.READ_ONLY, True), "mode and needs_check")
     expect_equal(pool.event_counter, before + 1, "events")
-    expect_equal((mapped_blocks(thin), used(pool)), (4, 4), "mapped and used blocks")
+    shown = 4 if lab.has(Capability.EXACT_AFTER_ABORT) else 8
+    expect_equal((mapped_blocks(thin), used(pool)), (shown, 4), "mapped and used blocks")
     expect_content(thin, 0, 4, 1)
     expect_content(thin, 4, 4, 0)
     fill(thin, 0, 1, 3)
@@ -47,11 +48,14 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     expect_error(errno.EOPNOTSUPP, lambda: pool.create_thin(9))
     thin.discard(0, BLOCK)
     expect_content(thin, 0, 1, 3)
+    lab.heal(pool)
+    pool = lab.reopen(pool)
+    expect_equal(mapped_blocks(lab.thin(pool)), 4, "mapped blocks after reopening")
 
 
 @behaviour("1.8-21", means=Means.FAULTS)
 def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     thin.flush()
@@ -78,7 +82,7 @@ def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
 
 @behaviour("1.8-22", means=Means.FAULTS)
 def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "metadata")
@@ -90,25 +94,26 @@ def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
 
 
 @behaviour("1.8-23", means=Means.FAULTS)
-def a_thin_that_lost_changes_fails_its_flushes_until_reactivated(lab: Lab) -> None:
-    pool = lab.pool()
+def a_thin_that_lost_changes_fails_its_flushes_until_the_pool_is_reopened(lab: Lab) -> None:
+    """Seen where the data device fails, which a commit flushes first: a kernel that got further forgets who lost."""
+    pool = lab.breakable_pool()
     loser, bystander = lab.thin(pool, 0), lab.thin(pool, 1)
     for thin in (loser, bystander):
         fill(thin, 0, 1, 1)
         thin.flush()
     fill(loser, 1, 1, 1)
-    lab.fail_writes(pool, "metadata")
+    lab.fail_writes(pool, "data")
     expect_error(errno.EIO, loser.flush)
     lab.heal(pool)
     expect_error(errno.EIO, loser.flush)
     bystander.flush()
-    loser.close()
+    pool = lab.reopen(pool)
     lab.thin(pool, 0).flush()
 
 
 @behaviour("1.8-24", means=Means.FAULTS)
 def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "data")
@@ -120,7 +125,7 @@ def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
 
 @behaviour("1.8-25", means=Means.FAULTS)
 def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     thin.flush()
@@ -147,7 +152,7 @@ def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
 @behaviour("1.8-26", means=Means.FAULTS)
 def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     lab.expect_leaks()
-    pool = lab.pool()
+    pool = lab.breakable_pool()
     thin = lab.thin(pool)
     fill(thin, 0, 4, 1)
     pool.create_snap(1, 0)

@@ -4,6 +4,7 @@ A backend is given; everything else is a directory for its files. What a laborat
 to put them into special situations, depends on what the backend offers:
 
     Adjustable    takes another clock, another patience of full pools, and devices that fail on request
+    Breakable     runs on devices of the machine's, and makes some that fail; its patience is the machine's
 
 `means_of` tells what that comes to; behaviours declare the means they need.
 """
@@ -29,6 +30,10 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
 NO_SPACE_TIMEOUT_SECONDS = 60.0
+_SHORT_PATIENCE_SECONDS = 3.0
+_COMMIT_SECONDS = 1.0
+_TRIES = 50
+_LIMIT_SECONDS = 30.0
 
 
 class NotApplicableError(Exception):
@@ -64,9 +69,38 @@ class Adjustable(Protocol):
         ...
 
 
+class FailingDevice(Protocol):
+    """A device that shows a file or disk, and can be made to fail. `path` is its node."""
+
+    path: str
+
+    def fail_writes(self) -> None: ...
+
+    def fail_everything(self) -> None: ...
+
+    def heal(self) -> None:
+        """Work, and be as large as what is below."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Breakable(Protocol):
+    """A backend on devices of the machine's."""
+
+    def breakable_device(self, name: str, path: str) -> FailingDevice: ...
+
+    def set_no_space_timeout(self, seconds: float) -> float:
+        """How long pools that fill up from now on let writes wait; what it was. 0 is for ever."""
+        ...
+
+
 def means_of(backend: Backend) -> Means:
     if isinstance(backend, Adjustable):
         return Means.CLOCK | Means.PATIENCE | Means.FAULTS | Means.NTH_FAULT
+    if isinstance(backend, Breakable):
+        return Means.PATIENCE | Means.FAULTS
     return Means(0)
 
 
@@ -82,6 +116,8 @@ class Lab:
         self._pools: dict[str, Pool] = {}
         self._tables: dict[str, PoolTable] = {}
         self._faulty: dict[tuple[str, str], FaultyDevice] = {}
+        self._breakable: dict[str, tuple[str, FailingDevice]] = {}  # by path: the file that it shows, and itself
+        self._patience_before: float | None = None
         self._opening = ""
         self._serial = 0
         self._may_leak = False
@@ -91,7 +127,8 @@ class Lab:
         self._plain = backend
         self._adjustable = isinstance(backend, Adjustable)
         self.backend = backend
-        self.set_no_space_timeout(NO_SPACE_TIMEOUT_SECONDS)
+        if self._adjustable:
+            self.set_no_space_timeout(NO_SPACE_TIMEOUT_SECONDS)
 
     @property
     def capabilities(self) -> Capability:
@@ -106,6 +143,15 @@ class Lab:
             self.backend = self._plain.for_tests(
                 clock=self.clock, no_space_timeout_seconds=seconds, wrap_device=self._wrap
             )
+        elif isinstance(self._plain, Breakable):
+            before = self._plain.set_no_space_timeout(seconds)
+            self._patience_before = before if self._patience_before is None else self._patience_before
+
+    def choose_patience(self) -> float:
+        """Set, and tell, a patience of full pools in seconds: one that may really have to go by is short."""
+        seconds = NO_SPACE_TIMEOUT_SECONDS if self._adjustable else _SHORT_PATIENCE_SECONDS
+        self.set_no_space_timeout(seconds)
+        return seconds
 
     # ------------------------------------------------------------------ pools
 
@@ -145,6 +191,29 @@ class Lab:
         self._tables[name] = table
         return pool
 
+    def breakable_pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
+        """A fresh pool whose devices can be made to fail, or given faults."""
+        table = self.new_table(data_blocks, metadata_blocks, **options)  # type: ignore[arg-type]
+        if isinstance(self._plain, Breakable):
+            devices = [self._make_breakable(path) for path in (table.metadata_device, table.data_device)]
+            table = table.replace(metadata_device=devices[0], data_device=devices[1])
+        return self.open(table)
+
+    def _make_breakable(self, file: str) -> str:
+        assert isinstance(self._plain, Breakable)
+        device = self._plain.breakable_device(f"cowfs-lab-{os.getpid()}-disk-{len(self._breakable)}", file)
+        self._breakable[device.path] = file, device
+        return device.path
+
+    def _file_of(self, path: str) -> str:
+        """The file that a device of a table is, or shows."""
+        return self._breakable[path][0] if path in self._breakable else path
+
+    def _enlarge(self, path: str, size_bytes: int) -> None:
+        os.truncate(self._file_of(path), size_bytes)
+        if path in self._breakable:
+            self._breakable[path][1].heal()
+
     def pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
         """A fresh pool; options as of `new_table`."""
         return self.open(self.new_table(data_blocks, metadata_blocks, **options))  # type: ignore[arg-type]
@@ -170,11 +239,11 @@ class Lab:
     def grow_data(self, pool: Pool, blocks: int) -> None:
         table = self.table(pool)
         length_sectors = blocks * table.block_sectors
-        os.truncate(table.data_device, length_sectors * SECTOR_BYTES)
+        self._enlarge(table.data_device, length_sectors * SECTOR_BYTES)
         self.reload(pool, length_sectors=Sectors(length_sectors))
 
     def grow_metadata(self, pool: Pool, blocks: int) -> None:
-        os.truncate(self.table(pool).metadata_device, blocks * METADATA_BLOCK_BYTES)
+        self._enlarge(self.table(pool).metadata_device, blocks * METADATA_BLOCK_BYTES)
         pool.suspend()
         pool.resume()
 
@@ -202,21 +271,67 @@ class Lab:
         else:
             time.sleep(seconds)
 
+    def now(self) -> float:
+        """Seconds on the pools' clock."""
+        return self.clock() if self._adjustable else time.monotonic()
+
+    def wait_until(self, holds: Callable[[], bool], what: str) -> None:
+        """Wait for what the machine does in its own time; on a clock that is moved by hand it is so already."""
+        deadline = time.monotonic() + (0 if self._adjustable else _LIMIT_SECONDS)
+        while not holds():
+            if time.monotonic() >= deadline:
+                raise AssertionError(f"it does not come about: {what}")
+            time.sleep(0.01)
+
+    def before_a_commit_is_due(self, commit: Callable[[], object], steps: Callable[[], None]) -> None:
+        """Carry out steps between a commit and the one that time alone makes due a second later.
+
+        Args:
+            commit: has the pool commit as it does at a flush.
+            steps: carried out again, after another commit, where they took longer than a second.
+        """
+        for _ in range(_TRIES):
+            begin = self.now()
+            commit()
+            failure = None
+            try:
+                steps()
+            except AssertionError as error:
+                failure = error
+            if self.now() - begin < _COMMIT_SECONDS:
+                if failure is not None:
+                    raise failure
+                return
+        raise AssertionError(f"none of {_TRIES} tries took less than a second")
+
     def fail_writes(self, pool: Pool, role: str) -> None:
-        """Make writes to one of a pool's devices (`metadata` or `data`) fail until it is healed, its flushes too."""
-        self.inject(pool, role, Fault({"write", "flush"}))
+        """Make writes to a device (`metadata` or `data`) of a breakable pool fail until it is healed, flushes too."""
+        if self._adjustable:
+            self.inject(pool, role, Fault({"write", "flush"}))
+        else:
+            self._breakable_of(pool, role).fail_writes()
 
     def fail_everything(self, pool: Pool, role: str) -> None:
-        """Make one of a pool's devices fail altogether until it is healed."""
-        self.inject(pool, role, Fault())
+        """Make a device of a breakable pool fail altogether until it is healed."""
+        if self._adjustable:
+            self.inject(pool, role, Fault())
+        else:
+            self._breakable_of(pool, role).fail_everything()
 
     def inject(self, pool: Pool, role: str, fault: Fault) -> Fault:
-        """Make chosen requests to one of a pool's devices fail."""
+        """Make chosen requests to a device of a pool fail."""
         return self._faulty[pool.name, role].fail(fault)
 
     def heal(self, pool: Pool) -> None:
         for role in ("metadata", "data"):
-            self._faulty[pool.name, role].heal()
+            if self._adjustable:
+                self._faulty[pool.name, role].heal()
+            else:
+                self._breakable_of(pool, role).heal()
+
+    def _breakable_of(self, pool: Pool, role: str) -> FailingDevice:
+        table = self.table(pool)
+        return self._breakable[table.metadata_device if role == "metadata" else table.data_device][1]
 
     def _wrap(self, role: str, device: BlockDevice) -> BlockDevice:
         device = FaultyDevice(device)
@@ -225,7 +340,7 @@ class Lab:
 
     def superblock(self, pool: Pool) -> bytes:
         """What is in the pool's metadata file now; every commit changes its roots."""
-        with open(self.table(pool).metadata_device, "rb") as file:
+        with open(self._file_of(self.table(pool).metadata_device), "rb") as file:
             return file.read(METADATA_BLOCK_BYTES)
 
     def edit_metadata(self, pool: Pool, edit: Callable[[FileDevice], None], *, damages: bool = True) -> PoolTable:
@@ -239,7 +354,7 @@ class Lab:
         self._pools.pop(pool.name, None)
         if damages:
             self._damaged.add(table.metadata_device)
-        device = FileDevice(table.metadata_device)
+        device = FileDevice(self._file_of(table.metadata_device))
         try:
             edit(device)
             device.flush()
@@ -278,10 +393,14 @@ class Lab:
             with contextlib.suppress(OSError) if not judge else contextlib.nullcontext():
                 pool.close()
         self._pools.clear()
+        for _, disk in self._breakable.values():
+            disk.close()
+        if self._patience_before is not None:
+            self.set_no_space_timeout(self._patience_before)
         if not judge or self._may_leak:
             return
         for path in {table.metadata_device for table in self._tables.values()} - self._damaged:
-            device = FileDevice(path, read_only=True)
+            device = FileDevice(self._file_of(path), read_only=True)
             try:
                 self._judge(device)
             finally:
