@@ -17,7 +17,7 @@ from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.laboratory import BreakableDevice, set_no_space_timeout
 from cowfs_dmthin.loop import Backing, open_backing
-from cowfs_dmthin.pool import DmPool, load_pool_table
+from cowfs_dmthin.pool import POOL_SUFFIX, DmPool, load_pool_table
 
 _IN_UML = "cowfs uml -- COMMAND"
 _BUSY_TRIES = 50
@@ -69,6 +69,7 @@ class DmThinBackend:
                     f"{table.metadata_device} and {table.data_device} are the same device; a pool needs two"
                 )
             data.lock_exclusive()
+            self._remove_unfinished(name)
             if self._take_over(name, metadata, data):
                 self._refresh(name, table, metadata, data)
             else:
@@ -174,6 +175,15 @@ class DmThinBackend:
         if not is_used:
             self._remove_leftover(name, info.device_number)
         return is_used
+
+    def _remove_unfinished(self, pool_name: str) -> None:
+        """Remove thin devices that a process was making when it died: named as ours, and without a table yet."""
+        prefix = f"{pool_name.removesuffix(POOL_SUFFIX)}-"
+        for other in self._control.devices():
+            if other.startswith(prefix) and other != pool_name:
+                info = self._control.info(other)
+                if info is not None and not info.has_live_table and not info.open_count:
+                    self._control.remove_if_there(other)
 
     def _remove_leftover(self, name: str, device_number: int) -> None:
         try:

@@ -47,7 +47,7 @@ from cowfs_dmthin.room import Room
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
-_POOL_SUFFIX = "-pool"
+POOL_SUFFIX = "-pool"
 _QUIET_READS = 3
 
 
@@ -597,7 +597,7 @@ def load_pool_table(control: Control, name: str, table: PoolTable, metadata: Bac
 
 def dm_name_of_thin(pool_name: str, name: str) -> str:
     """`<prefix>-<name>` where the pool is `<prefix>-pool`, as moby has it; a digest where that is no name."""
-    prefix = pool_name.removesuffix(_POOL_SUFFIX)
+    prefix = pool_name.removesuffix(POOL_SUFFIX)
     plain = name if name.startswith(f"{prefix}-") else f"{prefix}-{name}"
     if plain != pool_name and "/" not in plain and len(os.fsencode(plain)) <= MAX_DM_NAME_BYTES:
         return plain

@@ -69,17 +69,20 @@ class World:
     def contents(self) -> Contents:
         """Size and first page of each device, the pool's two sizes; all of the home is looked at on the way."""
         with self.open() as devices:
-            assert_whole(devices)
-            assert devices.problems == ()
-            found = {}
-            for record in devices.records():
-                thin = devices.activate(record.name, read_only=True)
-                found[record.name] = record.size_bytes, thin.pread(0, PAGE).rstrip(b"\0")
-                devices.deactivate(record.name)
-            assert sorted(found) == record_files(self.home)
-            assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
-            status = devices.status()
-            self.judge(devices)
+            return self.contents_of(devices)
+
+    def contents_of(self, devices: DeviceSet) -> Contents:
+        assert_whole(devices)
+        assert devices.problems == ()
+        found = {}
+        for record in devices.records():
+            thin = devices.activate(record.name, read_only=True)
+            found[record.name] = record.size_bytes, thin.pread(0, PAGE).rstrip(b"\0")
+            devices.deactivate(record.name)
+        assert sorted(found) == record_files(self.home)
+        assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
+        status = devices.status()
+        self.judge(devices)
         return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
 
     def judge(self, devices: DeviceSet) -> None:

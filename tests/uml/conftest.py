@@ -16,6 +16,8 @@ from cowfs.errors import MissingRequirement
 from cowfs.uml import UmlKernel, find_kernel, run_captured
 from tests.conftest import REPOSITORY
 
+LONG = {name: os.environ[name] for name in ("COWFS_TEST_LONG",) if name in os.environ}
+
 
 @pytest.fixture(scope="session")
 def uml_kernel() -> UmlKernel:
@@ -26,16 +28,16 @@ def uml_kernel() -> UmlKernel:
 
 
 @pytest.fixture(scope="session")
-def results_of(uml_kernel: UmlKernel) -> Callable[[str], dict[str, str]]:
+def results_of(uml_kernel: UmlKernel) -> Callable[..., dict[str, str]]:
     """Runs the checks of a module in a guest; by check: why it failed, if it did."""
 
-    def run(module: str) -> dict[str, str]:
+    def run(module: str, timeout_seconds: float = 250) -> dict[str, str]:
         done = run_captured(
             [sys.executable, "-m", module],
             kernel=uml_kernel,
             cwd=REPOSITORY,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-            timeout_seconds=250,
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"} | LONG,
+            timeout_seconds=timeout_seconds,
         )
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
