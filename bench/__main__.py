@@ -22,6 +22,7 @@ NAMES = (
     "raw",
     "home_view",
     "layers",
+    "many_layers",
     "docker",
     "control",
 )

@@ -3,8 +3,8 @@ runs it inside User-Mode Linux, and for cowfs also outside.
 
 python -m bench.guest_layers PHASE DRIVER DIRECTORY SIZES [PROGRAM]     prints the figures as JSON
 
-The phase `fill` makes a home, `measure` does one round on it. SIZES is JSON, see `Sizes`; the archives are in the
-directory above; PROGRAM serves devicemapper.
+The phase `fill` makes a home, `measure` does one round on it. SIZES is JSON, see `bench.archives.Sizes`; the archives
+are in the directory above; PROGRAM serves devicemapper.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import json
 import sys
 from pathlib import Path
 
-from bench.guest_docker import EDITS, OPTIONS, Sizes, edits, seconds
+from bench.archives import EDITS, Sizes, edits
+from bench.guest_docker import OPTIONS
+from bench.harness import timed
 from bench.plugin_client import Plugin
 
 LIVES = 10
@@ -44,9 +46,9 @@ class Layers:
         self.plugin.call("Get", ID="edited")
         self._life()
         taken = {
-            "life of a layer": [seconds(self._life) for _ in range(LIVES)],
-            "apply": [seconds(lambda: self._load("layer.tar", "layer"))],
-            "changes": [seconds(self._changes)],
+            "life of a layer": [timed(self._life) for _ in range(LIVES)],
+            "apply": [timed(lambda: self._load("layer.tar", "layer"))],
+            "changes": [timed(self._changes)],
         }
         self.plugin.call("Remove", ID="layer")
         self.plugin.call("Put", ID="edited")

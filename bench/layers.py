@@ -14,19 +14,12 @@ are compared. Opening reads one record for each layer on both sides.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections import defaultdict
-from dataclasses import asdict
-
 from bench import moby_driver
-from bench.guest_docker import Sizes, tree
+from bench.archives import Sizes, tree
+from bench.guests import Contender, rounds
 from bench.harness import Bench
 
 THEIRS, OURS, OUTSIDE = "devicemapper", "cowfs", "cowfs, outside"
-MEMORY = "3G"
 BOUNDS = {
     "life of a layer": 2.0,
     "apply": 2.0,
@@ -38,11 +31,8 @@ MEMORY_MIB = 200
 
 
 def run(bench: Bench) -> None:
-    if os.geteuid() != 0:
-        raise SystemExit("this benchmark needs root, for files of other owners")
     program = str(moby_driver.build())
-    # As an installed package is.
-    subprocess.run([sys.executable, "-m", "compileall", "-q", "cowfs", "backends", "bench"], check=True)
+    libraries = {"LD_LIBRARY_PATH": str(moby_driver.library_path())}
     sizes = Sizes(
         rounds=bench.size(3, 1),
         layer_files=bench.size(8000, 200),
@@ -53,33 +43,19 @@ def run(bench: Bench) -> None:
     tree(bench.directory, "small.tar", 10, 1 << 16)
     tree(bench.directory, "layer.tar", sizes.layer_files, sizes.layer_bytes)
     tree(bench.directory, "tree.tar", sizes.tree_files, sizes.tree_files * 16)
-
-    def work(phase: str, contender: str) -> dict[str, list[float]]:
-        place = [] if contender is OUTSIDE else [sys.executable, "-m", "cowfs", "uml", "--memory", MEMORY, "--"]
-        libraries = f"LD_LIBRARY_PATH={moby_driver.library_path()}"
-        directory = str(bench.directory / contender.replace(", ", "-"))
-        driver = THEIRS if contender is THEIRS else OURS
-        words = [phase, driver, directory, json.dumps(asdict(sizes)), program]
-        command = [*place, "env", libraries, sys.executable, "-m", "bench.guest_layers", *words]
-        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-        found: dict[str, list[float]] = json.loads(done.stdout)
-        return found
-
-    contenders = (THEIRS, OURS, OUTSIDE)
-    taken: dict[str, dict[str, list[float]]] = {contender: defaultdict(list) for contender in contenders}
-    for contender in contenders:
-        work("fill", contender)
-    for turn in range(sizes.rounds):
-        for contender in contenders if turn % 2 == 0 else reversed(contenders):
-            for question, values in work("measure", contender).items():
-                taken[contender][question] += values
-            print(f"    round {turn + 1}: {contender}, load {os.getloadavg()[0]:.1f}", flush=True)
+    module = "bench.guest_layers"
+    contenders = [
+        Contender(THEIRS, module, THEIRS, arguments=[program], environment=libraries),
+        Contender(OURS, module, OURS),
+        Contender(OUTSIDE, module, OURS, in_guest=False),
+    ]
+    taken = rounds(bench, sizes, contenders)
     for question, bound in BOUNDS.items():
-        theirs = bench.record(question, THEIRS, "s", taken[THEIRS][question])
+        theirs = bench.record(question, f"{question}: {THEIRS}", "s", taken[THEIRS][question])
         for contender in (OURS, OUTSIDE):
             ours = bench.record(question, contender, "s", taken[contender][question])
             bench.goal(f"{question}: {THEIRS} / {contender}", theirs.median / ours.median, at_least=bound)
-    for contender in contenders:
-        memory = bench.record("peak memory, 50 layers got", contender, "MiB", taken[contender]["memory"])
-        if contender is not THEIRS:
+    for contender in (THEIRS, OURS, OUTSIDE):
+        memory = bench.record("peak memory, 50 layers got", f"memory of {contender}", "MiB", taken[contender]["memory"])
+        if contender != THEIRS:
             bench.goal(f"peak memory of {contender}, MiB", memory.median, at_most=MEMORY_MIB)
