@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import errno
-import shutil
-import subprocess
 from typing import Final
 
-from cowfs.errors import HomeError, MissingRequirement
+from cowfs.errors import HomeError
+from cowfs.ext4 import tools
 
-_DIRECTORIES: Final = "/usr/sbin:/sbin:/usr/bin:/bin"
 _NOTHING_FOUND: Final = 2
 _SEVERAL_FOUND: Final = 8
 
@@ -21,7 +19,7 @@ def find(path: str) -> str:
         MissingRequirement: no blkid here.
         HomeError: the device cannot be read.
     """
-    status, text = _run("blkid", "-p", "-o", "export", path)
+    status, text = tools.run("blkid", ["-p", "-o", "export", path], "util-linux")
     if status == _SEVERAL_FOUND:
         return "several file systems or tables at once"
     if status == _NOTHING_FOUND:
@@ -38,21 +36,6 @@ def find(path: str) -> str:
 
 def wipe(path: str) -> None:
     """Take off a device what `find` finds, so that nothing takes it for what it was."""
-    status, text = _run("wipefs", "--all", "--quiet", path)
+    status, text = tools.run("wipefs", ["--all", "--quiet", path], "util-linux")
     if status != 0:
         raise HomeError(f"cannot take off {path} what is on it: wipefs says: {text.strip()}", errno=errno.EIO)
-
-
-def _run(tool: str, *arguments: str) -> tuple[int, str]:
-    command = shutil.which(tool, path=_DIRECTORIES)
-    if command is None:
-        raise MissingRequirement(f"{tool} is not installed", remedy="apt-get install util-linux")
-    done = subprocess.run(
-        [command, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={"PATH": _DIRECTORIES, "LC_ALL": "C"},
-        check=False,
-    )
-    return done.returncode, done.stdout.decode(errors="replace")

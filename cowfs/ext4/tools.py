@@ -6,20 +6,24 @@ temporary file of the same size, and back only what changed.
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Final
 
 from cowfs.blockdev import BlockDevice, FileDevice, data_ranges
-from cowfs.errors import MissingRequirement
+from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4.ranges import Range, difference, intersection
 from cowfs.pool.interface import ThinDevice
 
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
+PATIENCE_SECONDS: Final = 1800.0
+_ENDING_SECONDS: Final = 5.0
 _CHUNK_BYTES = 1 << 20
 _PAGE_BYTES = 4096
 _ZERO_PAGE = bytes(_PAGE_BYTES)
@@ -35,16 +39,35 @@ def find(command: str, package: str = "e2fsprogs") -> str:
 
 
 def run(command: str, arguments: Sequence[str], package: str = "e2fsprogs") -> tuple[int, str]:
-    """Run a command, in an environment of its own; returns its exit status and what it said."""
-    result = subprocess.run(
-        [find(command, package), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={"PATH": _DIRECTORIES, "LC_ALL": "C"},
-        check=False,
-    )
-    return result.returncode, result.stdout.decode("utf-8", "replace")
+    """Run a command, in an environment of its own; returns its exit status and what it said.
+
+    Raises:
+        MissingRequirement: it is not installed.
+        FilesystemError: it does not end (ETIMEDOUT); it is killed, and not waited for where the kernel holds it.
+    """
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            [find(command, package), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env={"PATH": _DIRECTORIES, "LC_ALL": "C"},
+        )
+        try:
+            status = process.wait(PATIENCE_SECONDS)
+        except BaseException as error:
+            process.kill()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_ENDING_SECONDS)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            raise FilesystemError(
+                f"{command} was stopped because it did not end within {PATIENCE_SECONDS / 60:g} minutes; "
+                "look for errors of the disk in the kernel's log (dmesg)",
+                errno=errno.ETIMEDOUT,
+            ) from None
+        said.seek(0)
+        return status, said.read().decode("utf-8", "replace")
 
 
 def one_line(output: str) -> str:
