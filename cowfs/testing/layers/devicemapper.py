@@ -149,3 +149,13 @@ def a_layer_whose_thin_is_gone_can_be_removed(lab: LayerLab) -> None:
     expect_equal(lab.driver.list_layers(), ["other"], "layers")
     lab.layer("gone", None, {"file": b"new"})
     expect_equal((lab.read("gone", "file"), lab.read("other", "file")), (b"new", b"kept"), "contents")
+
+
+@case("devicemapper-11", "LockReleasedDeviceDeletion")
+def a_search_for_nothing_to_delete_holds_nothing(lab: LayerLab) -> None:
+    lab.layer("kept", None, {"file": b"kept"})
+    for _ in range(2):
+        expect_equal(lab.home.retry_deletions(), 0, "what is left to delete")
+    lab.layer("child", "kept", {"more": b"made"})
+    lab.restart()
+    expect_equal(sorted(lab.tree("child")), ["file", "more"], "paths after a restart")

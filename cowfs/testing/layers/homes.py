@@ -32,6 +32,7 @@ from cowfs.layers import Change, ChangeKind, Driver, Steps
 from cowfs.layers.info import status_items
 from cowfs.layers.options import parse_storage_options
 from cowfs.layers.roots import ensure_root
+from cowfs.testing.conformance.lab import NotApplicableError
 from cowfs.testing.judges import require_clean_pool
 from cowfs.testing.layers.files import DirectoryFiles, Files, TreeFiles
 from cowfs.testing.layers.lab import Home, HomeFactory
@@ -82,6 +83,9 @@ class InProcessHome:
 
     def message(self, text: str) -> None:
         self._devices.pool.message(text)
+
+    def retry_deletions(self) -> int:
+        return self._devices.retry_deletions()
 
     def mapped_bytes(self, layer_id: str) -> int:
         return self._devices.figures(layer_id).mapped_bytes
@@ -156,6 +160,9 @@ class ServedHome:
     def message(self, text: str) -> None:
         with open_home(self._path, backend=self._backend) as home:
             home.message(text)
+
+    def retry_deletions(self) -> int:
+        raise NotApplicableError("the process that serves the home tries by itself")
 
     def mapped_bytes(self, layer_id: str) -> int:
         with open_home(self._path, backend=self._backend) as home:

@@ -46,6 +46,10 @@ class Home(Protocol):
         """Send the pool a message behind the driver's back."""
         ...
 
+    def retry_deletions(self) -> int:
+        """Try again to delete what is marked; how many layers are left."""
+        ...
+
     def mapped_bytes(self, layer_id: str) -> int:
         """What a layer maps in the pool, its own or shared."""
         ...

@@ -1,4 +1,8 @@
-"""Cases of containerd's snapshotter suite and of its devmapper snapshotter, as far as a graph driver has the notion."""
+"""Cases of containerd's snapshotter suite and of its devmapper snapshotter, as far as a graph driver has the notion.
+
+Left out are labels and walks, which no graph driver has; views, which are mounts with `--read-only` and tested as such;
+and what only xfs has to show (several mounts of one UUID), which takes the kernel.
+"""
 
 from __future__ import annotations
 
@@ -246,3 +250,17 @@ def a_directory_that_was_renamed_is_a_deletion_and_an_addition(lab: LayerLab) ->
         files.rename("somefiles/f1", "somefiles/f2")
     expected = ["D /dir1", "A /dir2", "C /somefiles", "D /somefiles/f1", "A /somefiles/f2"]
     expect_equal(lab.changes("l2", "l1"), expected, "changes")
+
+
+@case("snapshot-18", "MarkDeviceFaulty")
+def an_id_that_is_taken_in_the_pool_is_passed_over_and_kept(lab: LayerLab) -> None:
+    lab.layer("a", None, {"file": b"mine"})
+    taken = int(lab.driver.metadata("a")["DeviceId"]) + 1
+    lab.home.message(f"create_thin {taken}")
+    lab.create("b", "a")
+    lab.restart()
+    lab.create("c", "b")
+    ids = [int(lab.driver.metadata(layer_id)["DeviceId"]) for layer_id in ("a", "b", "c")]
+    expect_equal(taken in ids, False, f"layers have the ids {ids}; {taken} among them")
+    expect_equal(lab.read("c", "file"), b"mine", "content")
+    lab.home.message(f"delete {taken}")  # which fails where it was taken away

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from cowfs.errors import MissingRequirement
 from cowfs.layers import Change, ChangeKind, Steps, finish
 from cowfs.testing.layers import CASES, Case, HomeFactory, NotApplicableError, check
 from cowfs.testing.layers.homes import InProcessHome, in_process, served
+from tests.conftest import Account
 
 BY_NUMBER = {case.number: case for case in CASES}
 # Those in which it matters that files are at a path. A server for each case takes its time.
@@ -59,6 +61,26 @@ def test_served(case: Case, tmp_path: Path, needs_fuse: None) -> None:
     if case.number not in SERVED and "COWFS_TEST_LONG" not in os.environ:
         pytest.skip("takes long; set COWFS_TEST_LONG=1")
     try_out(case, served("emulated"), tmp_path)
+
+
+# Those in which it matters who one is; all of them run so where the tests do.
+OF_USERS = ["graph-1", "graph-2", "graph-5", "devicemapper-10", "snapshot-16", "rule-6", "rule-7", "rule-10"]
+
+
+@pytest.mark.parametrize("way", ["in-process", pytest.param("served", marks=pytest.mark.fuse)])
+def test_as_an_ordinary_user(ordinary_user: Account, way: str, request: pytest.FixtureRequest) -> None:
+    if os.geteuid() != 0 and way == "in-process":
+        pytest.skip("all cases run as an ordinary user already")
+    numbers = OF_USERS
+    if way == "served":
+        request.getfixturevalue("needs_fuse")
+        numbers = ["graph-7", "rule-4"]
+    words = [word for number in numbers for word in ("--only", number)] + ["--served"] * (way == "served")
+    done = ordinary_user.run(
+        [sys.executable, "-m", "cowfs.testing.layers", "--backend", "emulated", *words, str(ordinary_user.directory)]
+    )
+    assert done.stdout.splitlines()[-1].endswith("passed"), done.stdout
+    assert "failed" not in done.stdout
 
 
 # ---------------------------------------------------------------------------- drivers with one mistake each
