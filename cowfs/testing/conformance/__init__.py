@@ -8,10 +8,22 @@ on a capability that the backend does not declare. After each behaviour the judg
 
 Modules: `general` (the list every backend starts with), then the sections of the thin-pool's semantics: `tables`,
 `messages`, `status`, `data`, `discard`, `space`, `lifecycle`; `faults` (failing devices, damaged metadata); `suites`
-(cases of the kernel's own test suites, under their names).
+and `more_suites` (cases of the kernel's own test suites, under their names; others name theirs as `originals`).
 """
 
-from cowfs.testing.conformance import data, discard, faults, general, lifecycle, messages, space, status, suites, tables
+from cowfs.testing.conformance import (
+    data,
+    discard,
+    faults,
+    general,
+    lifecycle,
+    messages,
+    more_suites,
+    space,
+    status,
+    suites,
+    tables,
+)
 from cowfs.testing.conformance.lab import Adjustable, Lab, NotApplicableError
 from cowfs.testing.conformance.registry import BEHAVIOURS, Behaviour, check
 
@@ -28,6 +40,7 @@ __all__ = [
     "general",
     "lifecycle",
     "messages",
+    "more_suites",
     "space",
     "status",
     "suites",

@@ -25,7 +25,13 @@ from cowfs.thinmeta.check import clear_needs_check
 from cowfs.units import METADATA_BLOCK_BYTES
 
 
-@behaviour("1.8-20", means=Means.FAULTS)
+@behaviour(
+    "1.8-20",
+    "commit-failure-sets-needs-check",
+    "commit-failure-falls-back",
+    "abort-on-provisioned-thin",
+    means=Means.FAULTS,
+)
 def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     pool = lab.breakable_pool()
     thin = lab.thin(pool)
@@ -53,7 +59,7 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     expect_equal(mapped_blocks(lab.thin(pool)), 4, "mapped blocks after reopening")
 
 
-@behaviour("1.8-21", means=Means.FAULTS)
+@behaviour("1.8-21", "needs-check-survives-reactivation-until-cleared", means=Means.FAULTS)
 def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
     pool = lab.breakable_pool()
     thin = lab.thin(pool)
@@ -123,7 +129,7 @@ def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-25", means=Means.FAULTS)
+@behaviour("1.8-25", "metadata-on-an-error-target", means=Means.FAULTS)
 def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
     pool = lab.breakable_pool()
     thin = lab.thin(pool)
@@ -175,9 +181,7 @@ def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
 
 @behaviour("1.8-27", means=Means.NTH_FAULT)
 def a_full_host_file_system_is_an_error_of_the_write_alone(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 1, 1)
+    pool, thin = lab.pool_with_thin(1)
     lab.inject(pool, "data", Fault({"write"}, number=errno.ENOSPC))
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 1, 1, 1))
     expect_equal(getattr(error, "may_queue", False), False, "may_queue")
@@ -200,9 +204,7 @@ def _scramble(device: FileDevice, block: int) -> None:
 
 @behaviour("1.8-28")
 def a_damaged_mapping_leaf_fails_its_io_and_the_pool_stays(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     fill(lab.thin(pool, 1), 0, 2, 2)
 
     def damage(device: FileDevice) -> None:
@@ -213,6 +215,7 @@ def a_damaged_mapping_leaf_fails_its_io_and_the_pool_stays(lab: Lab) -> None:
 
     pool = lab.open(lab.edit_metadata(pool, damage))
     thin, other = lab.thin(pool, 0), lab.thin(pool, 1)
+    expect_equal(thin.status(), UnreadableStatus.ERROR, "status of the thin")
     expect_error(errno.EIO, lambda: thin.pread(0, 512))
     expect_error(errno.EIO, lambda: fill(thin, 0, 1, 1))
     expect_equal((status_of(pool).mode, status_of(pool).needs_check), (PoolMode.WRITE, False), "mode, needs_check")
@@ -260,9 +263,7 @@ def every_single_fault_of_the_metadata_device_leaves_a_commit(lab: Lab) -> None:
     """One write or flush fails, each in turn: what the pool shows then is a commit, and so is what is on the disk."""
     for operation in ("write", "flush"):
         for position in range(4):
-            pool = lab.pool()
-            thin = lab.thin(pool)
-            fill(thin, 0, 2, 1)
+            pool, thin = lab.pool_with_thin(2)
             thin.flush()
             fault = lab.inject(pool, "metadata", Fault({operation}, after=position, times=1))
             fill(thin, 2, 2, 2)

@@ -30,7 +30,7 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
 NO_SPACE_TIMEOUT_SECONDS = 60.0
-_SHORT_PATIENCE_SECONDS = 3.0
+_SHORT_PATIENCE_SECONDS = 2.0
 _COMMIT_SECONDS = 1.0
 _TRIES = 50
 _LIMIT_SECONDS = 30.0
@@ -193,11 +193,14 @@ class Lab:
 
     def breakable_pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
         """A fresh pool whose devices can be made to fail, or given faults."""
+        return self.open(self.breakable_table(data_blocks, metadata_blocks, **options))
+
+    def breakable_table(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> PoolTable:
         table = self.new_table(data_blocks, metadata_blocks, **options)  # type: ignore[arg-type]
         if isinstance(self._plain, Breakable):
             devices = [self._make_breakable(path) for path in (table.metadata_device, table.data_device)]
             table = table.replace(metadata_device=devices[0], data_device=devices[1])
-        return self.open(table)
+        return table
 
     def _make_breakable(self, file: str) -> str:
         assert isinstance(self._plain, Breakable)
@@ -254,6 +257,16 @@ class Lab:
         sectors = blocks * pool.block_bytes // SECTOR_BYTES
         return pool.activate(name or f"thin-{thin_id}", thin_id, sectors, **options)  # type: ignore[arg-type]
 
+    def pool_with_thin(
+        self, filled: int = 0, *, data_blocks: int = 64, metadata_blocks: int = 1024, blocks: int = 16, **features: int
+    ) -> tuple[Pool, ThinDevice]:
+        """A fresh pool with thin 0 active, of so many `blocks`, of which the first ones are `filled` with ones."""
+        pool = self.pool(data_blocks, metadata_blocks, **features)
+        thin = self.thin(pool, blocks=blocks)
+        if filled:
+            fill(thin, 0, filled, 1)
+        return pool, thin
+
     def origin(self, content: bytes) -> str:
         """A file to be an external origin."""
         path = self.file("origin", len(content))
@@ -282,6 +295,12 @@ class Lab:
             if time.monotonic() >= deadline:
                 raise AssertionError(f"it does not come about: {what}")
             time.sleep(0.01)
+
+    def wait_for_a_commit(self, pool: Pool, before: bytes) -> None:
+        """Let a second pass, after which the superblock must be another one than before."""
+        if self._adjustable:
+            self.pass_time(pool, 1.5)
+        self.wait_until(lambda: self.superblock(pool) != before, "a commit, although a second passed")
 
     def before_a_commit_is_due(self, commit: Callable[[], object], steps: Callable[[], None]) -> None:
         """Carry out steps between a commit and the one that time alone makes due a second later.
@@ -504,6 +523,11 @@ def expect_content(thin: ThinDevice, begin: int, blocks: int, stamp: int) -> Non
             f"block {begin + position // thin.block_bytes} of '{thin.name}' holds {found[position]:#04x} at byte "
             f"{position % thin.block_bytes}, expected {stamp:#04x}"
         )
+
+
+def allocated_bytes(path: str) -> int:
+    """What a file takes on its host."""
+    return os.stat(path).st_blocks * SECTOR_BYTES
 
 
 def _name(number: int | None) -> str:

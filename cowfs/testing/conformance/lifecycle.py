@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from cowfs.blockdev import BlockDevice
 from cowfs.pool import Capability, PoolMode
@@ -25,9 +26,7 @@ from cowfs.units import MAX_SNAPSHOT_TIME, METADATA_BLOCK_BYTES, Sectors
 
 @behaviour("1.10-1")
 def origin_and_snapshot_are_peers(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     pool.create_snap(1, 0)
     pool.create_snap(2, 1)
     pool.delete(1)
@@ -37,11 +36,9 @@ def origin_and_snapshot_are_peers(lab: Lab) -> None:
     expect_equal((pool.thin_ids(), used(pool)), ([2], 4), "ids and used data blocks")
 
 
-@behaviour("1.10-2")
+@behaviour("1.10-2", "resize-without-io")
 def growing_the_data_keeps_what_is_there(lab: Lab) -> None:
-    pool = lab.pool(8)
-    thin = lab.thin(pool, blocks=64)
-    fill(thin, 0, 8, 1)
+    pool, thin = lab.pool_with_thin(8, blocks=64, data_blocks=8)
     for blocks in (9, 16, 64):
         lab.grow_data(pool, blocks)
         expect_equal(status_of(pool).total_data_blocks, blocks, "total data blocks")
@@ -51,7 +48,7 @@ def growing_the_data_keeps_what_is_there(lab: Lab) -> None:
     expect_equal(used(lab.reopen(pool)), 64, "used data blocks")
 
 
-@behaviour("1.10-3")
+@behaviour("1.10-3", "data-smaller-than-pool-fails-on-reload")
 def shrinking_the_data_is_refused_by_the_resume_and_by_opening(lab: Lab) -> None:
     pool = lab.pool(8)
     table = lab.table(pool)
@@ -67,11 +64,9 @@ def shrinking_the_data_is_refused_by_the_resume_and_by_opening(lab: Lab) -> None
     lab.open(table)
 
 
-@behaviour("1.10-4")
+@behaviour("1.10-4", "metadata-resize-with-check-between")
 def growing_the_metadata_is_seen_at_the_resume(lab: Lab) -> None:
-    pool = lab.pool(16, 64)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=16, metadata_blocks=64)
     for blocks in (65, 128, 1024, 20_000):
         lab.grow_metadata(pool, blocks)
         expect_equal(status_of(pool).total_metadata_blocks, blocks, "total metadata blocks")
@@ -89,11 +84,9 @@ def growing_with_the_table_alone_needs_no_suspend_of_ours(lab: Lab) -> None:
     expect_equal(status_of(pool).total_data_blocks, 12, "total data blocks")
 
 
-@behaviour("1.10-6")
+@behaviour("1.10-6", "metadata-snapshot-differs-from-live-after-overwrite")
 def a_held_metadata_snapshot_keeps_the_old_mappings_readable(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     pool.reserve_metadata_snap()
     before = used(pool)
     fill(thin, 0, 8, 2)
@@ -128,8 +121,7 @@ def a_held_metadata_snapshot_survives_reopening(lab: Lab) -> None:
 
 @behaviour("1.10-8")
 def suspending_twice_and_resuming_twice_is_harmless(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin()
     thin.suspend()
     thin.suspend()
     pool.suspend()
@@ -144,9 +136,7 @@ def suspending_twice_and_resuming_twice_is_harmless(lab: Lab) -> None:
 
 @behaviour("1.10-9")
 def closing_a_suspended_pool_keeps_everything(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     thin.suspend()
     pool.suspend()
     pool.create_snap(1, 0)
@@ -157,9 +147,7 @@ def closing_a_suspended_pool_keeps_everything(lab: Lab) -> None:
 @behaviour("1.10-10")
 def metadata_is_read_as_of_now(lab: Lab) -> None:
     """Also with a metadata snapshot of another time; and nothing is held afterwards that was not before."""
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     pool.create_snap(1, 0)
 
     def changed() -> list[tuple[int, int]]:
@@ -183,6 +171,35 @@ def metadata_is_read_as_of_now(lab: Lab) -> None:
     expect_equal(status_of(pool).held_root, None, "held root after an error")
 
 
+@behaviour("1.10-11")
+def suspending_the_pool_commits(lab: Lab) -> None:
+    pool, thin = lab.pool_with_thin()
+    for vblock in range(4):
+        fill(thin, vblock, 1, 1)
+        pool.suspend()
+        device = pool.open_metadata()
+        try:
+            metadata = Metadata.open(device, read_only=True)
+            expect_equal(metadata.open_thin(0).mapped_blocks, vblock + 1, "committed mapped blocks")
+            metadata.close()
+        finally:
+            device.close()
+        pool.resume()
+
+
+@behaviour("1.10-12")
+def shrinking_the_metadata_is_refused_by_the_resume(lab: Lab) -> None:
+    pool, thin = lab.pool_with_thin(4)
+    pool.suspend()
+    os.truncate(lab.table(pool).metadata_device, 512 * METADATA_BLOCK_BYTES)
+    expect_error(errno.EINVAL, pool.resume)
+    os.truncate(lab.table(pool).metadata_device, 1024 * METADATA_BLOCK_BYTES)
+    pool.resume()
+    expect_equal(status_of(pool).total_metadata_blocks, 1024, "total metadata blocks")
+    expect_content(thin, 0, 4, 1)
+    fill(thin, 4, 1, 2)
+
+
 @behaviour("1.11-1", needs=Capability.BOUNDED_TIME)
 def the_last_snapshot_time_is_refused(lab: Lab) -> None:
     """A time of 2**24 would spill into the block number of a mapping."""
@@ -203,7 +220,7 @@ def the_last_snapshot_time_is_refused(lab: Lab) -> None:
     expect_equal(pool.thin_ids(), [0, 1], "ids")
 
 
-@behaviour("1.11-2")
+@behaviour("1.11-2", "too-small-a-metadata-dev-fails")
 def a_metadata_device_of_16_kib_is_too_small(lab: Lab) -> None:
     expect_error(errno.ENOSPC, lambda: lab.pool(16, 4))
 
@@ -211,17 +228,16 @@ def a_metadata_device_of_16_kib_is_too_small(lab: Lab) -> None:
 @behaviour("1.11-3")
 def many_bitmaps_and_three_level_trees_work(lab: Lab) -> None:
     lab.durable = False
-    pool = lab.pool(70_000, 4096, skip_block_zeroing=True)
-    thin = lab.thin(pool, blocks=70_000)
-    for vblock in range(66_000):
+    pool, thin = lab.pool_with_thin(blocks=36_000, data_blocks=36_000, metadata_blocks=4096, skip_block_zeroing=True)
+    for vblock in range(34_000):
         thin.pwrite(vblock * BLOCK, bytes(512))
-    expect_equal(used(pool), 66_000, "used data blocks")
+    expect_equal(used(pool), 34_000, "used data blocks")
     pool.create_snap(1, 0)
-    fill(thin, 33_000, 3, 1)
-    thin.discard(100 * BLOCK, 60_000 * BLOCK)
+    fill(thin, 17_000, 3, 1)
+    thin.discard(100 * BLOCK, 30_000 * BLOCK)
     lab.judge_now(pool)
-    snapshot = lab.thin(pool, 1, blocks=70_000)
-    expect_equal(snapshot.pread(33_000 * BLOCK, 512), bytes(512), "content of the snapshot")
+    snapshot = lab.thin(pool, 1, blocks=36_000)
+    expect_equal(snapshot.pread(17_000 * BLOCK, 512), bytes(512), "content of the snapshot")
     metadata = Metadata.open(pool.open_metadata(), read_only=True)
-    expect_equal(metadata.open_thin(1).mapped_blocks, 66_000, "mapped blocks of the snapshot")
-    expect_equal(metadata.open_thin(0).mapped_blocks, 6000, "mapped blocks of the origin")
+    expect_equal(metadata.open_thin(1).mapped_blocks, 34_000, "mapped blocks of the snapshot")
+    expect_equal(metadata.open_thin(0).mapped_blocks, 4000, "mapped blocks of the origin")

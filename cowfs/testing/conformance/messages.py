@@ -29,7 +29,7 @@ def create_snap_looks_at_the_new_id_first(lab: Lab) -> None:
     _expect_invalid(lab, "create_snap", ["", "1", "1 2 3", "a 0", "16777216 0", "1 16777216"])
 
 
-@behaviour("1.3-3")
+@behaviour("1.3-3", "delete-unknown-id-fails", "delete-active-id-fails")
 def delete_refuses_unknown_and_active_ids(lab: Lab) -> None:
     pool = lab.pool()
     thin = lab.thin(pool, 3)
@@ -51,7 +51,7 @@ def set_transaction_id_takes_any_u64(lab: Lab) -> None:
     _expect_invalid(lab, "set_transaction_id", ["", "0", "0 1 2", "0 18446744073709551616", "0 -1", "x 1"])
 
 
-@behaviour("1.3-5")
+@behaviour("1.3-5", "metadata-snapshot-cannot-be-held-or-released-twice")
 def a_metadata_snapshot_is_held_once_and_released_once(lab: Lab) -> None:
     pool = lab.pool()
     expect_equal(status_of(pool).held_root, None, "held root at the begin")
@@ -101,9 +101,7 @@ def messages_work_while_the_pool_is_suspended(lab: Lab) -> None:
 
 @behaviour("1.3-9")
 def messages_are_served_when_the_pool_is_out_of_data_space(lab: Lab) -> None:
-    pool = lab.pool(4, error_if_no_space=True)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=4, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 1))
     pool.create_thin(1)
     pool.create_snap(2, 0)
@@ -133,9 +131,7 @@ def a_message_that_fails_changes_nothing(lab: Lab) -> None:
 @behaviour("1.3-11")
 def a_message_is_durable_when_it_returns(lab: Lab) -> None:
     """Seen in the metadata that readers get, without any commit of ours."""
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 2, 1)
+    pool, _thin = lab.pool_with_thin(2)
     pool.create_thin(5)
     device = pool.open_metadata()
     try:

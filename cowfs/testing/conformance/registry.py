@@ -25,6 +25,7 @@ class Behaviour:
         title: the function's name, as words.
         needs, unless: capabilities that make it applicable, or not.
         means: what the laboratory must be able to do to the backend's pools.
+        originals: names of the cases of the kernel's suites that it stands for.
     """
 
     number: str
@@ -33,6 +34,7 @@ class Behaviour:
     needs: Capability = _NONE
     unless: Capability = _NONE
     means: Means = _NO_MEANS
+    originals: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -49,6 +51,7 @@ class Behaviour:
         return ""
 
 
+SUITE = "suite-"
 BEHAVIOURS: list[Behaviour] = []
 
 WITHOUT_MEANS = {
@@ -60,13 +63,19 @@ WITHOUT_MEANS = {
 
 
 def behaviour(
-    number: str, *, needs: Capability = _NONE, unless: Capability = _NONE, means: Means = _NO_MEANS
+    number: str,
+    *originals: str,
+    needs: Capability = _NONE,
+    unless: Capability = _NONE,
+    means: Means = _NO_MEANS,
 ) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
-    """Register a function from Lab as a behaviour; its name says what is so."""
+    """Register a function from Lab as a behaviour; its name says what is so. Arguments are those of `Behaviour`."""
+    if number.startswith(SUITE):
+        originals = (number.removeprefix(SUITE), *originals)
 
     def register(run: Callable[[Lab], None]) -> Callable[[Lab], None]:
         assert all(known.number != number for known in BEHAVIOURS), f"behaviour {number} is there twice"
-        BEHAVIOURS.append(Behaviour(number, run.__name__.replace("_", " "), run, needs, unless, means))
+        BEHAVIOURS.append(Behaviour(number, run.__name__.replace("_", " "), run, needs, unless, means, originals))
         return run
 
     return register

@@ -24,14 +24,12 @@ from cowfs.testing.conformance.registry import behaviour
 
 
 def _full(lab: Lab, *, error_if_no_space: bool = False) -> tuple[Pool, ThinDevice]:
-    pool = lab.pool(4, error_if_no_space=error_if_no_space)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=4, error_if_no_space=error_if_no_space)
     thin.flush()
     return pool, thin
 
 
-@behaviour("1.8-1")
+@behaviour("1.8-1", "out-of-space-errors-immediately-if-requested")
 def a_full_pool_still_reads_and_overwrites(lab: Lab) -> None:
     pool, thin = _full(lab, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
@@ -55,15 +53,14 @@ def a_shared_block_cannot_be_written_in_a_full_pool(lab: Lab) -> None:
 
 @behaviour("1.8-3")
 def a_write_that_runs_out_halfway_keeps_what_fits(lab: Lab) -> None:
-    pool = lab.pool(4, error_if_no_space=True)
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin(data_blocks=4, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 0, 6, 1))
     expect_equal((used(pool), mapped_blocks(thin)), (4, 4), "used and mapped blocks")
     expect_content(thin, 0, 4, 1)
     expect_content(thin, 4, 2, 0)
 
 
-@behaviour("1.8-4")
+@behaviour("1.8-4", "resize-after-out-of-space-with-held-io")
 def queued_writes_complete_when_the_pool_grows(lab: Lab) -> None:
     pool, thin = _full(lab)
     write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
@@ -88,12 +85,10 @@ def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-6", means=Means.PATIENCE)
+@behaviour("1.8-6", "out-of-space-times-out", "resize-after-out-of-space-timeout", means=Means.PATIENCE)
 def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
     patience = lab.choose_patience()
-    pool = lab.pool(4, low_water_blocks=4)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=4, low_water_blocks=4)
     before, begin = pool.event_counter, lab.now()
     write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
     lab.pass_time(pool, patience - 1)
@@ -263,11 +258,9 @@ def a_discard_is_not_undone_by_a_write_that_waits(lab: Lab) -> None:
     expect_equal((mapped_blocks(thin), used(pool)), (0, 4), "mapped and used blocks")
 
 
-@behaviour("1.8-11")
+@behaviour("1.8-11", "exhausting-metadata-makes-read-only")
 def exhausted_metadata_makes_the_pool_read_only_and_loses_nothing(lab: Lab) -> None:
-    pool = lab.pool(64, 64)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=64, metadata_blocks=64)
     count = _exhaust_metadata(pool)
     status = status_of(pool)
     expect_equal((mode_word(pool), status.needs_check), ("ro", False), "mode and needs_check")
@@ -281,10 +274,9 @@ def exhausted_metadata_makes_the_pool_read_only_and_loses_nothing(lab: Lab) -> N
     expect_equal(len(pool.thin_ids()), count + 1, "thins")
 
 
-@behaviour("1.8-12")
+@behaviour("1.8-12", "metadata-resize-after-exhaustion")
 def growing_exhausted_metadata_and_resuming_recovers(lab: Lab) -> None:
-    pool = lab.pool(64, 64)
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin(data_blocks=64, metadata_blocks=64)
     count = _exhaust_metadata(pool)
     thin.close()
     pool = lab.reopen(pool)
@@ -300,8 +292,7 @@ def growing_exhausted_metadata_and_resuming_recovers(lab: Lab) -> None:
 @behaviour("1.8-13", needs=Capability.GENTLE_METADATA_END)
 def provisioning_exhausts_metadata_gracefully(lab: Lab) -> None:
     lab.durable = False
-    pool = lab.pool(40_000, 64)
-    thin = lab.thin(pool, blocks=1 << 20)
+    pool, thin = lab.pool_with_thin(blocks=1 << 20, data_blocks=40_000, metadata_blocks=64)
     written = 0
     for number in range(10_000):
         try:
@@ -320,8 +311,7 @@ def provisioning_exhausts_metadata_gracefully(lab: Lab) -> None:
 @behaviour("1.8-14", needs=Capability.GENTLE_METADATA_END)
 def one_huge_write_exhausts_metadata_gracefully(lab: Lab) -> None:
     lab.durable = False
-    pool = lab.pool(12_000, 40)
-    thin = lab.thin(pool, blocks=12_000)
+    pool, thin = lab.pool_with_thin(blocks=12_000, data_blocks=12_000, metadata_blocks=40)
     begin = 0
     try:
         while begin < 12_000:

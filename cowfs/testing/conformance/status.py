@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import re
 
-from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus
-from cowfs.testing.conformance.lab import BLOCK, Lab, expect_equal, expect_error, fill, status_of, used
+from cowfs.pool import Capability, DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus
+from cowfs.testing.conformance.lab import BLOCK, Lab, Means, expect_equal, expect_error, fill, status_of, used
 from cowfs.testing.conformance.registry import behaviour
 from cowfs.units import Sectors
 
@@ -48,9 +49,7 @@ def metadata_over_the_formats_limit_is_not_counted(lab: Lab) -> None:
 @behaviour("1.4-5")
 def blocks_freed_in_a_transaction_are_not_used_any_more(lab: Lab) -> None:
     """Though they cannot be allocated before the commit."""
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 8, 1)
+    pool, thin = lab.pool_with_thin(8)
     pool.commit()
     thin.discard(0, 6 * BLOCK)
     expect_equal(used(pool, flush=False), 2, "used data blocks in the middle of a transaction")
@@ -74,8 +73,7 @@ def held_root_discard_and_space_fields_follow_the_pool(lab: Lab) -> None:
 
 @behaviour("1.4-7")
 def a_thin_status_shows_mapped_and_highest_sectors(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
+    _pool, thin = lab.pool_with_thin()
     expect_equal(thin.status(), ThinStatus(Sectors(0), None), "status")
     expect_equal(str(getattr(thin.status(), "format", str)()), "0 -", "line")
     fill(thin, 0, 2, 1)
@@ -86,8 +84,7 @@ def a_thin_status_shows_mapped_and_highest_sectors(lab: Lab) -> None:
 
 @behaviour("1.4-8")
 def a_status_without_flush_does_not_commit(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool, blocks=64)
+    pool, thin = lab.pool_with_thin(blocks=64)
     fresh = itertools.count()
 
     def provision_and_flush() -> None:
@@ -107,11 +104,26 @@ def a_status_without_flush_does_not_commit(lab: Lab) -> None:
     lab.before_a_commit_is_due(provision_and_flush, steps)
 
 
+@behaviour("1.4-9", needs=Capability.KERNEL_NODES, means=Means.FAULTS)
+def passdown_that_the_data_device_does_not_take_shows_as_none(lab: Lab) -> None:
+    """A device that takes discards only of less than a block is no better than one that takes none."""
+    table = lab.breakable_table()
+    queue = f"/sys/block/{os.path.basename(table.data_device)}/queue"
+    with open(f"{queue}/discard_max_bytes", "w", encoding="ascii") as file:
+        file.write("32768")
+    pool = lab.open(table)
+    expect_equal(status_of(pool).discard, DiscardMode.NO_PASSDOWN, "discard in force")
+    expect_equal(pool.table().no_discard_passdown, False, "no_discard_passdown asked for")
+    thin = lab.thin(pool)
+    fill(thin, 0, 4, 1)
+    thin.discard(0, 4 * BLOCK)
+    expect_equal(used(pool), 0, "used data blocks")
+
+
 @behaviour("1.5-1")
 def the_low_water_event_comes_at_or_below_the_mark(lab: Lab) -> None:
     for mark, silent in ((0, 4), (1, 3), (3, 1)):
-        pool = lab.pool(4, low_water_blocks=mark, error_if_no_space=True)
-        thin = lab.thin(pool)
+        pool, thin = lab.pool_with_thin(data_blocks=4, low_water_blocks=mark, error_if_no_space=True)
         before = pool.event_counter
         fill(thin, 0, silent, 1)
         expect_equal(pool.event_counter, before, f"events with mark {mark} after {silent} of 4 blocks")
@@ -122,9 +134,7 @@ def the_low_water_event_comes_at_or_below_the_mark(lab: Lab) -> None:
 
 @behaviour("1.5-2")
 def running_out_of_data_space_is_one_event_and_coming_back_another(lab: Lab) -> None:
-    pool = lab.pool(4, low_water_blocks=4, error_if_no_space=True)
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4, data_blocks=4, low_water_blocks=4, error_if_no_space=True)
     before = pool.event_counter
     expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 1))
     expect_equal(pool.event_counter, before + 1, "events after running out")

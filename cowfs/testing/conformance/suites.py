@@ -44,9 +44,7 @@ def lots_of_empty_snaps(lab: Lab) -> None:
 
 @behaviour("suite-lots-of-recursive-snaps")
 def lots_of_recursive_snaps(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, _thin = lab.pool_with_thin(4)
     for thin_id in range(1, _MANY):
         pool.create_snap(thin_id, thin_id - 1)
     expect_content(lab.thin(pool, _MANY - 1), 0, 4, 1)
@@ -88,9 +86,7 @@ def rolling_create_delete(lab: Lab) -> None:
 
 @behaviour("suite-delete-provisioned-thin")
 def delete_provisioned_thin(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool, blocks=64)
-    fill(thin, 0, 64, 1)
+    pool, thin = lab.pool_with_thin(64, blocks=64)
     expect_equal(used(pool), 64, "used data blocks")
     thin.close()
     pool.delete(0)
@@ -99,8 +95,7 @@ def delete_provisioned_thin(lab: Lab) -> None:
 
 @behaviour("suite-delete-after-out-of-space")
 def delete_after_out_of_space(lab: Lab) -> None:
-    pool = lab.pool(32, error_if_no_space=True)
-    thin = lab.thin(pool, blocks=64)
+    pool, thin = lab.pool_with_thin(blocks=64, data_blocks=32, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 0, 64, 1))
     expect_equal(status_of(pool).mode, PoolMode.OUT_OF_DATA_SPACE, "mode")
     thin.close()
@@ -111,9 +106,7 @@ def delete_after_out_of_space(lab: Lab) -> None:
 
 @behaviour("suite-discard-fragmented")
 def discard_alternate_blocks_then_everything(lab: Lab) -> None:
-    pool = lab.pool(128)
-    thin = lab.thin(pool, blocks=128)
-    fill(thin, 0, 128, 1)
+    pool, thin = lab.pool_with_thin(128, blocks=128, data_blocks=128)
     for vblock in range(0, 128, 2):
         thin.discard(vblock * BLOCK, BLOCK)
     expect_equal((used(pool), mapped_blocks(thin)), (64, 64), "used and mapped blocks")
@@ -125,8 +118,7 @@ def discard_alternate_blocks_then_everything(lab: Lab) -> None:
 
 @behaviour("suite-discard-same-blocks")
 def discard_same_blocks_many_times(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin()
     for number in range(100):
         fill(thin, 0, 4, number + 1)
         thin.discard(0, 4 * BLOCK)
@@ -135,9 +127,7 @@ def discard_same_blocks_many_times(lab: Lab) -> None:
 
 @behaviour("suite-discard-previously-shared")
 def discard_of_a_previously_shared_block_frees_it(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
+    pool, thin = lab.pool_with_thin(4)
     pool.create_snap(1, 0)
     pool.delete(1)
     thin.discard(0, 4 * BLOCK)
@@ -146,8 +136,7 @@ def discard_of_a_previously_shared_block_frees_it(lab: Lab) -> None:
 
 @behaviour("suite-discard-origin-leaves-snapshot")
 def discard_of_the_origin_does_not_affect_the_snapshot(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin()
     stamps = _stomp(thin, random.Random(1), 16, {})  # noqa: S311
     pool.create_snap(1, 0)
     thin.discard(0, 16 * BLOCK)
@@ -156,9 +145,7 @@ def discard_of_the_origin_does_not_affect_the_snapshot(lab: Lab) -> None:
 
 @behaviour("suite-snapshot-space-use")
 def snapshot_space_use(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 16, 1)
+    pool, _thin = lab.pool_with_thin(16)
     expect_equal(used(pool), 16, "used data blocks")
     pool.create_snap(1, 0)
     fill(lab.thin(pool, 1), 0, 16, 2)
@@ -167,9 +154,7 @@ def snapshot_space_use(lab: Lab) -> None:
 
 @behaviour("suite-many-snapshots-of-same-volume")
 def many_snapshots_of_the_same_volume(lab: Lab) -> None:
-    pool = lab.pool(64, 2048)
-    thin = lab.thin(pool)
-    fill(thin, 0, 16, 1)
+    pool, thin = lab.pool_with_thin(16, data_blocks=64, metadata_blocks=2048)
     for thin_id in range(1, _MANY):
         pool.create_snap(thin_id, 0)
     fill(thin, 0, 16, 2)
@@ -182,9 +167,7 @@ def many_snapshots_of_the_same_volume(lab: Lab) -> None:
 
 @behaviour("suite-ref-count-tree")
 def six_sharers_overwritten_in_turn(lab: Lab) -> None:
-    pool = lab.pool(128)
-    thin = lab.thin(pool)
-    fill(thin, 0, 16, 1)
+    pool, thin = lab.pool_with_thin(16, data_blocks=128)
     for thin_id in range(1, 6):
         pool.create_snap(thin_id, 0)
     for thin_id in range(6):
@@ -200,8 +183,7 @@ def pattern_stomper(lab: Lab) -> None:
     """Stamp, snapshot, stamp one side: the other shows the old pattern; in both directions."""
     rng = random.Random(42)  # noqa: S311
     for written in (0, 1):
-        pool = lab.pool(128)
-        thin = lab.thin(pool, blocks=32)
+        pool, thin = lab.pool_with_thin(blocks=32, data_blocks=128)
         before = _stomp(thin, rng, 20, {})
         pool.create_snap(1, 0)
         sides = (thin, lab.thin(pool, 1, blocks=32))
@@ -242,8 +224,7 @@ def external_origins_of_equal_smaller_and_larger_size(lab: Lab) -> None:
 
 @behaviour("suite-io-to-provisioned-region-after-out-of-space")
 def io_to_the_provisioned_region_goes_on(lab: Lab) -> None:
-    pool = lab.pool(16, error_if_no_space=True)
-    thin = lab.thin(pool, blocks=32)
+    _pool, thin = lab.pool_with_thin(blocks=32, data_blocks=16, error_if_no_space=True)
     expect_error(errno.ENOSPC, lambda: fill(thin, 0, 32, 1))
     for number in range(20):
         fill(thin, number % 16, 1, number + 1)
@@ -252,8 +233,7 @@ def io_to_the_provisioned_region_goes_on(lab: Lab) -> None:
 
 @behaviour("suite-resize-in-steps")
 def resize_in_eight_steps_while_writing(lab: Lab) -> None:
-    pool = lab.pool(8, error_if_no_space=True)
-    thin = lab.thin(pool, blocks=64)
+    pool, thin = lab.pool_with_thin(blocks=64, data_blocks=8, error_if_no_space=True)
     for step in range(1, 9):
         fill(thin, (step - 1) * 8, 8, step)
         if step < 8:
@@ -267,9 +247,7 @@ def resize_in_eight_steps_while_writing(lab: Lab) -> None:
 
 @behaviour("suite-metadata-resize-in-steps")
 def resize_metadata_in_steps(lab: Lab) -> None:
-    pool = lab.pool(64, 256)
-    thin = lab.thin(pool)
-    fill(thin, 0, 8, 1)
+    pool, thin = lab.pool_with_thin(8, data_blocks=64, metadata_blocks=256)
     blocks = 256
     for step_blocks in (1, 3, 7, 31, 67, 511, 1023):
         blocks += step_blocks
@@ -280,8 +258,7 @@ def resize_metadata_in_steps(lab: Lab) -> None:
 
 @behaviour("suite-hold-release-cycle")
 def hold_and_release_many_times_under_io(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.pool_with_thin()
     for number in range(100):
         pool.reserve_metadata_snap()
         fill(thin, number % 16, 1, number + 1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import InvalidRequest
-from cowfs.pool import Capability, PoolMode, PoolTable, ThinTable
+from cowfs.pool import Capability, NodeThin, PoolMode, PoolTable, ThinTable
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
@@ -36,13 +36,13 @@ def the_table_length_decides_the_size_and_a_tail_is_unused(lab: Lab) -> None:
     expect_equal(status_of(pool).total_data_blocks, 10, "total data blocks")
 
 
-@behaviour("1.1-2")
+@behaviour("1.1-2", "data-smaller-than-pool-fails-on-load")
 def a_pool_longer_than_its_data_device_is_refused(lab: Lab) -> None:
     table = lab.new_table(10)
     expect_error(errno.EINVAL, lambda: lab.open(table.replace(length_sectors=Sectors(11 * 128))))
 
 
-@behaviour("1.1-3")
+@behaviour("1.1-3", "extra-data-space-is-not-used")
 def data_space_beyond_the_table_is_not_used(lab: Lab) -> None:
     table = lab.new_table(10, error_if_no_space=True)
     pool = lab.open(table.replace(length_sectors=Sectors(4 * 128)))
@@ -55,7 +55,7 @@ def data_space_beyond_the_table_is_not_used(lab: Lab) -> None:
     expect_equal(status_of(pool).total_data_blocks, 4, "total data blocks after a resume")
 
 
-@behaviour("1.1-4")
+@behaviour("1.1-4", "non-power-of-2-block-size-fails", "too-small-block-size-fails", "too-large-block-size-fails")
 def impossible_block_sizes_are_refused(lab: Lab) -> None:
     table = lab.new_table(64)
     for sectors in (0, 64, 100, 192, 128 + 57, 2097152 + 128, 2097280):
@@ -65,8 +65,7 @@ def impossible_block_sizes_are_refused(lab: Lab) -> None:
 
 @behaviour("1.1-5")
 def a_block_need_not_be_a_power_of_two(lab: Lab) -> None:
-    pool = lab.pool(16, block_sectors=384)
-    thin = lab.thin(pool, blocks=8)
+    pool, thin = lab.pool_with_thin(blocks=8, data_blocks=16, block_sectors=384)
     expect_equal(pool.block_bytes, 384 * 512, "block size")
     fill(thin, 0, 2, 1)
     pool.create_snap(1, 0)
@@ -76,10 +75,9 @@ def a_block_need_not_be_a_power_of_two(lab: Lab) -> None:
     expect_equal(used(pool), 4, "used data blocks")
 
 
-@behaviour("1.1-6")
+@behaviour("1.1-6", "largest-block-size-succeeds")
 def the_largest_block_is_one_gibibyte(lab: Lab) -> None:
-    pool = lab.pool(2, block_sectors=2097152)
-    thin = lab.thin(pool, blocks=2)
+    pool, thin = lab.pool_with_thin(blocks=2, data_blocks=2, block_sectors=2097152, skip_block_zeroing=True)
     thin.pwrite((1 << 30) + 12345, b"here")
     expect_equal(thin.pread((1 << 30) + 12344, 6), b"\0here\0", "content")
     expect_equal(used(pool), 1, "used data blocks")
@@ -94,7 +92,7 @@ def metadata_and_data_on_one_device_are_refused(lab: Lab) -> None:
     expect_error(errno.EINVAL, lambda: lab.open(table.replace(metadata_device=link)))
 
 
-@behaviour("1.1-8")
+@behaviour("1.1-8", "two-pools-on-one-metadata-fail")
 def metadata_in_use_by_another_pool_is_refused(lab: Lab) -> None:
     pool = lab.pool()
     other = lab.new_table()
@@ -162,12 +160,12 @@ def zeroing_the_first_4_kib_makes_a_new_pool(lab: Lab) -> None:
     expect_equal(pool.thin_ids(), [], "ids")
 
 
-@behaviour("1.1-14")
+@behaviour("1.1-14", "read-only-pool-is-not-formatted")
 def a_read_only_pool_is_not_formatted(lab: Lab) -> None:
     expect_error(errno.EPERM, lambda: lab.open(lab.new_table(read_only=True)))
 
 
-@behaviour("1.1-15")
+@behaviour("1.1-15", "read-only-pool")
 def a_read_only_pool_serves_what_is_mapped_and_changes_nothing(lab: Lab) -> None:
     pool = lab.pool()
     fill(lab.thin(pool), 0, 4, 1)
@@ -216,7 +214,7 @@ def _expect_around_partial_write(lab: Lab, stamp: int, **features: bool) -> None
     )
 
 
-@behaviour("1.1-19")
+@behaviour("1.1-19", "change-discard-with-reload-fails")
 def a_reload_keeps_the_devices_and_discard_support(lab: Lab) -> None:
     pool = lab.pool()
     table = lab.table(pool)
@@ -255,7 +253,7 @@ def feature_words_are_counted_and_known(lab: Lab) -> None:
     lab.open(parsed)
 
 
-@behaviour("1.2-1")
+@behaviour("1.2-1", "activate-thin-while-pool-suspended-fails")
 def activation_checks_id_and_pool(lab: Lab) -> None:
     pool = lab.pool()
     pool.create_thin(1)
@@ -272,9 +270,7 @@ def activation_checks_id_and_pool(lab: Lab) -> None:
 
 @behaviour("1.2-2")
 def a_shorter_thin_hides_its_tail_which_stays_mapped(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool, blocks=16)
-    fill(thin, 0, 1, 1)
+    pool, thin = lab.pool_with_thin(1, blocks=16)
     fill(thin, 15, 1, 2)
     full = thin.status()
     thin.close()
@@ -332,11 +328,23 @@ def requests_outside_a_thin_are_refused(lab: Lab) -> None:
 
 @behaviour("1.2-6")
 def a_thin_activated_read_only_refuses_writes(lab: Lab) -> None:
-    pool = lab.pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 1, 1)
+    pool, thin = lab.pool_with_thin(1)
     reader = lab.thin(pool, name="reader", read_only=True)
     expect_content(reader, 0, 1, 1)
     expect_error(errno.EROFS, lambda: fill(reader, 0, 1, 2))
     expect_error(errno.EROFS, lambda: reader.discard(0, BLOCK))
     expect_content(thin, 0, 1, 1)
+
+
+@behaviour("1.2-7", "discard-granularity-is-the-block-size", needs=Capability.KERNEL_NODES)
+def a_nodes_limits_are_the_pools_blocks(lab: Lab) -> None:
+    for block_sectors in (128, 2048):
+        thin = lab.thin(lab.pool(block_sectors=block_sectors))
+        assert isinstance(thin, NodeThin)
+        queue = f"/sys/block/{os.path.basename(os.path.realpath(thin.node))}/queue"
+        for limit in ("minimum_io_size", "optimal_io_size", "discard_granularity"):
+            with open(f"{queue}/{limit}", encoding="ascii") as file:
+                expect_equal(int(file.read()), block_sectors * 512, limit)
+        with open(f"{queue}/write_zeroes_max_bytes", encoding="ascii") as file:
+            expect_equal(int(file.read()), 0, "write_zeroes_max_bytes")
+        thin.close()
