@@ -323,3 +323,26 @@ def one_huge_write_exhausts_metadata_gracefully(lab: Lab) -> None:
     expect_equal((mode_word(pool), status.needs_check), ("ro", False), "mode and needs_check")
     if mapped_blocks(thin) < begin:
         raise AssertionError(f"{begin} blocks were written and {mapped_blocks(thin)} are mapped")
+
+
+@behaviour("1.8-40", "metadata-exhausted-within-a-transaction", unless=Capability.GENTLE_METADATA_END)
+def provisioning_that_exhausts_metadata_keeps_what_was_flushed(lab: Lab) -> None:
+    lab.expect_leaks()
+    pool, thin = lab.pool_with_thin(data_blocks=20_000, metadata_blocks=32, blocks=1 << 20, skip_block_zeroing=True)
+    flushed = 0
+    for number in range(10_000):
+        try:
+            thin.pwrite((number * 7919 % (1 << 20)) * BLOCK, number.to_bytes(2, "big") * 2048)
+            if number % 200 == 199:
+                thin.flush()
+                flushed = number + 1
+        except OSError as error:
+            expect_equal(error.errno, errno.EIO, "errno of the request that found no metadata space")
+            break
+    expect_equal(mode_word(pool), "ro", "mode")
+    expect_error(errno.EOPNOTSUPP, lambda: pool.create_thin(99))
+    if mapped_blocks(thin) < flushed:
+        raise AssertionError(f"{flushed} blocks were flushed and {mapped_blocks(thin)} are mapped")
+    for number in range(flushed):
+        found = thin.pread((number * 7919 % (1 << 20)) * BLOCK, 4096)
+        expect_equal(found, number.to_bytes(2, "big") * 2048, f"write {number}, which was flushed")
