@@ -15,7 +15,7 @@ named by id, activated when first used, and have the geometry's length until the
     reserve_metadata_snap             release_metadata_snap
     status                            thin_ids         events           suspend_pool     resume_pool
     grow_data BLOCKS                  grow_metadata BLOCKS              reopen           commit
-    contents                          outcome: a digest of each thin that was used, whole
+    contents                          outcome: a digest of each thin, to a block after the last one that is mapped
 
 The kernel commits by its clock, too: after a change that comes more than a second after its worker's last commit. So
 that scripts do not depend on it, the first change of each transaction is flushed, which sets that clock back, and
@@ -35,6 +35,7 @@ import argparse
 import errno
 import hashlib
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,7 +46,17 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.errors import OutOfDataSpace, PoolModeError, UsageError
-from cowfs.pool import Backend, Pool, PoolMode, PoolStatus, PoolTable, ThinDevice, UnreadableStatus, load_backend
+from cowfs.pool import (
+    Backend,
+    Pool,
+    PoolMode,
+    PoolStatus,
+    PoolTable,
+    ThinDevice,
+    ThinStatus,
+    UnreadableStatus,
+    load_backend,
+)
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
 
 _READ_BYTES = 1 << 16
@@ -53,6 +64,8 @@ _WRITE_BYTES = 1 << 20  # what a kernel takes in one request, and asks for all b
 # What leaves a transaction open; everything else commits, if it is carried out.
 _LEAVING_OPEN = ("write", "discard", "exhaust", "read", "flush", "events", "deactivate", "suspend", "resume", "resize")
 _EXHAUST_COMMIT_BLOCKS = 8
+_NOISE = memoryview(random.Random("cowfs script").randbytes(4 << 20))  # noqa: S311
+_NOISE_STEP_BYTES = 4099
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +156,6 @@ class Player:
         data_blocks = (directory / "data").stat().st_size // (geometry.block * SECTOR_BYTES)
         self._table = geometry.table(directory).replace(length_sectors=Sectors(data_blocks * geometry.block))
         self._active: dict[int, ThinDevice] = {}
-        self._never_used: set[int] = set()  # thins that `exhaust_metadata` made
         self._suspended = False
         self._clock = clock
         self._set_back: float | None = None  # when the backend's clock was, in this transaction
@@ -188,7 +200,6 @@ class Player:
         self.pool.close()
 
     def _thin(self, thin_id: int) -> ThinDevice:
-        self._never_used.discard(thin_id)
         if thin_id not in self._active:
             self._active[thin_id] = self.pool.activate(f"thin-{thin_id}", thin_id, self._geometry.thin)
         return self._active[thin_id]
@@ -198,7 +209,7 @@ class Player:
     def _do_write(self, thin_id: int, offset: int, length: int, seed: int) -> None:
         self._write(self._thin(thin_id), offset, pattern(seed, length))
 
-    def _write(self, thin: ThinDevice, offset: int, data: bytes) -> None:
+    def _write(self, thin: ThinDevice, offset: int, data: memoryview) -> None:
         """In large pieces where there is room, else block by block with a commit before each: how much of a failed
         write is done is not specified, nor how soon a full pool finds freed blocks.
         """
@@ -334,7 +345,6 @@ class Player:
         for thin_id in count(first_id):
             try:
                 self.pool.create_thin(thin_id)
-                self._never_used.add(thin_id)
             except PoolModeError:
                 return f"{thin_id - first_id} thins"
         raise AssertionError
@@ -374,25 +384,31 @@ class Player:
 
     def _do_contents(self) -> str:
         self.pool.commit()
-        thin_ids = [thin_id for thin_id in self.pool.thin_ids() if thin_id not in self._never_used]
-        return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in thin_ids) or "none"
+        return " ".join(f"{thin_id}={self._whole(thin_id)}" for thin_id in self.pool.thin_ids()) or "none"
 
     def _whole(self, thin_id: int) -> str:
-        """Digest of a thin, read through an active device of its own length."""
+        """Digest of a thin, read through an active device of its own."""
+        status = self.pool.thin_status(thin_id)
+        highest = status.highest_mapped_sector if isinstance(status, ThinStatus) else self._geometry.thin
+        if highest is None:
+            return "unmapped"
         device = self.pool.activate(f"whole-{thin_id}", thin_id, self._geometry.thin, read_only=True)
         digest = hashlib.sha256()
         try:
-            for offset in range(0, device.size_bytes, _READ_BYTES):
-                digest.update(device.pread(offset, min(_READ_BYTES, device.size_bytes - offset)))
+            end = min((highest + 1 + self._geometry.block) * SECTOR_BYTES, device.size_bytes)
+            for offset in range(0, end, _READ_BYTES):
+                digest.update(device.pread(offset, min(_READ_BYTES, end - offset)))
         finally:
             device.close()
         return digest.hexdigest()[:16]
 
 
-def pattern(seed: int, length: int) -> bytes:
-    """`length` bytes that tell which write they come from."""
-    unit = hashlib.sha256(b"%d" % seed).digest()
-    return (unit * (length // len(unit) + 1))[:length]
+def pattern(seed: int, length: int) -> memoryview:
+    """`length` bytes that tell which write they come from: a stretch of noise, which repeats after some MiB."""
+    begin = seed * _NOISE_STEP_BYTES % (len(_NOISE) // 2)
+    if length <= len(_NOISE) - begin:
+        return _NOISE[begin : begin + length]  # fresh memory is dear in a guest
+    return memoryview(bytes(_NOISE[begin:]) * (length // (len(_NOISE) - begin) + 1))[:length]
 
 
 def _pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:

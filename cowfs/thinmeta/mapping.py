@@ -104,12 +104,18 @@ class ThinMapping:
         metadata.release_values(replaced)
 
     def remove(self, begin: int, end: int) -> int:
-        """Unmap [begin, end); returns how many blocks were mapped."""
+        """Unmap [begin, end); returns how many blocks were mapped.
+
+        The subtree leaves the device tree meanwhile, which may merge nodes there; the kernel does so, even when nothing
+        is mapped.
+        """
         metadata = self._metadata
+        metadata.check_writable()
         self.forget_leaf()
-        self._touch()
-        root, removed = metadata.subtrees.remove_range(self.root, begin, end)
-        self._move_to(root)
+        metadata.take_root(self.thin_id)
+        self.root, removed = metadata.subtrees.remove_range(self.root, begin, end)
+        self._store_root()
+        self._note_change()
         self.details.mapped_blocks -= len(removed)
         metadata.release_values(removed)
         return len(removed)
@@ -155,6 +161,9 @@ class ThinMapping:
             # From the top down: a device tree shared with a held snapshot must be copied, and so the subtree's root
             # counted twice, before the subtree itself is touched.
             self._store_root()
+        self._note_change()
+
+    def _note_change(self) -> None:
         self.changed = self.details_changed = True
         self._metadata.changed = True
 

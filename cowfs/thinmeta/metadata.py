@@ -333,7 +333,7 @@ class Metadata:
         superblock = self._superblock
         if self._details.get(superblock.details_root, thin_id) is not None:
             superblock.details_root = self._details.remove(superblock.details_root, thin_id)
-        superblock.mapping_root = self._devices.remove(superblock.mapping_root, thin_id)
+        self.take_root(thin_id)
         self.subtrees.destroy(thin.root)
         del self._thins[thin_id]
         thin.forget_leaf()
@@ -343,6 +343,11 @@ class Metadata:
         """Put a device's subtree root into the top level of the mapping tree."""
         superblock = self._superblock
         superblock.mapping_root = self._devices.insert(superblock.mapping_root, thin_id, root)
+
+    def take_root(self, thin_id: int) -> None:
+        """Take it out again."""
+        superblock = self._superblock
+        superblock.mapping_root = self._devices.remove(superblock.mapping_root, thin_id)
 
     # ------------------------------------------------------------------ pool-wide changes
 
