@@ -403,9 +403,17 @@ class DmThin:
         """End a petition that the kernel has not answered.
 
         A suspension that does not flush pushes back what waits, and an error target then refuses it.
+
+        Raises:
+            ThinBusy (EBUSY): the pool is suspended, which holds everything.
         """
         if not self.awaits_space():
             return
+        if self._pool.suspended:
+            raise ThinBusy(
+                f"a write to '{self._name}' (thin {self._thin_id}) waits for space in pool '{self._pool.name}', "
+                "which is suspended; resume it first"
+            )
         self._control.load(self.dm_name, TargetLine(0, self._length_sectors, "error", ""))
         self._control.suspend(self.dm_name, flush=False)
         self._control.resume(self.dm_name)

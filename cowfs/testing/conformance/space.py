@@ -241,8 +241,12 @@ def closing_a_thin_gives_up_the_write_that_waits(lab: Lab) -> None:
     lab.grow_data(pool, 8)
     expect_content(thin, 4, 1, 0)
     expect_equal(used(pool), 4, "used data blocks")
-    fill(thin, 4, 1, 3)
-    expect_content(thin, 4, 1, 3)
+    fill(thin, 4, 4, 3)
+    expect_content(thin, 4, 4, 3)
+    expect_equal(PendingWrite(thin, 8 * BLOCK, b"\x02" * BLOCK).waiting(), True, "the write waits")
+    pool.suspend()
+    pool = lab.reopen(pool)
+    expect_equal((used(pool), mapped_blocks(lab.thin(pool))), (8, 8), "used and mapped blocks after reopening")
 
 
 @behaviour("1.8-19")
