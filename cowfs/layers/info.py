@@ -28,9 +28,9 @@ _MODE_WORDS: Final = {
 class DriverInfo:
     """The figures behind the status items; zero and empty is what could not be read.
 
-    `data_file` and `metadata_file` are what the pool is made of, empty for a pool that somebody else made. The loop
-    files have names where loop devices of the kernel stand between. What is available is no more than the file system
-    under a pool file has left.
+    `data_file` and `metadata_file` are what the pool is made of, also of a pool that somebody else made. The loop files
+    have names where loop devices of the kernel stand between. What is available is no more than the file system under a
+    pool file has left.
     """
 
     pool_name: str = ""

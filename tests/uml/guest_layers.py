@@ -29,6 +29,9 @@ from cowfs.layers.driver import LayerDriver
 from cowfs.layers.mounted_tree import MountedTree
 from cowfs.layers.options import parse_storage_options
 from cowfs.layers.roots import find_root
+from cowfs.testing.layers import CASES
+from cowfs.testing.layers import check as check_case
+from cowfs.testing.layers.homes import served
 from tests.uml.guest_checks import Check, expected, run_checks, somebody_has_open, wait_until
 from tests.uml.guest_homes import Cowfs, loop_device, loops, shell
 
@@ -224,6 +227,12 @@ def a_pool_of_somebody_else_by_storage_options(folder: Path) -> None:
             assert home("layer", "list").out == ""
         finally:
             shell("dmsetup", "remove", "--retry", "theirs")
+
+
+@check
+def the_plugin_has_the_kernel_mount_layers(folder: Path) -> None:
+    (case,) = (case for case in CASES if case.number == "rule-4")
+    check_case(case, served("dmthin"), os.fspath(folder))
 
 
 # --- in process
