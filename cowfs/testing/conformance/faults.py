@@ -33,10 +33,7 @@ from cowfs.units import METADATA_BLOCK_BYTES
     means=Means.FAULTS,
 )
 def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
-    thin.flush()
+    pool, thin = lab.breakable_pool_with_thin(4)
     fill(thin, 4, 4, 2)
     before = pool.event_counter
     lab.fail_writes(pool, "metadata")
@@ -61,10 +58,7 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
 
 @behaviour("1.8-21", "needs-check-survives-reactivation-until-cleared", means=Means.FAULTS)
 def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
-    thin.flush()
+    pool, thin = lab.breakable_pool_with_thin(4)
     fill(thin, 4, 1, 2)
     lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -88,8 +82,7 @@ def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
 
 @behaviour("1.8-22", means=Means.FAULTS)
 def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.breakable_pool_with_thin()
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -119,8 +112,7 @@ def a_thin_that_lost_changes_fails_its_flushes_until_the_pool_is_reopened(lab: L
 
 @behaviour("1.8-24", means=Means.FAULTS)
 def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.breakable_pool_with_thin()
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "data")
     expect_error(errno.EIO, thin.flush)
@@ -131,10 +123,7 @@ def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
 
 @behaviour("1.8-25", "metadata-on-an-error-target", means=Means.FAULTS)
 def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
-    fill(thin, 0, 4, 1)
-    thin.flush()
+    pool, thin = lab.breakable_pool_with_thin(4)
     fill(thin, 4, 4, 2)
     lab.fail_everything(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -158,8 +147,7 @@ def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
 @behaviour("1.8-26", means=Means.FAULTS)
 def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     lab.expect_leaks()
-    pool = lab.breakable_pool()
-    thin = lab.thin(pool)
+    pool, thin = lab.breakable_pool_with_thin()
     fill(thin, 0, 4, 1)
     pool.create_snap(1, 0)
     before = list(thin.extents())

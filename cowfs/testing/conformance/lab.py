@@ -262,10 +262,20 @@ class Lab:
     ) -> tuple[Pool, ThinDevice]:
         """A fresh pool with thin 0 active, of so many `blocks`, of which the first ones are `filled` with ones."""
         pool = self.pool(data_blocks, metadata_blocks, **features)
+        return pool, self._filled(pool, filled, blocks)
+
+    def breakable_pool_with_thin(self, filled: int = 0) -> tuple[Pool, ThinDevice]:
+        """As `pool_with_thin`, on devices that can be made to fail; what was filled is flushed."""
+        pool = self.breakable_pool()
+        thin = self._filled(pool, filled, 16)
+        thin.flush()
+        return pool, thin
+
+    def _filled(self, pool: Pool, filled: int, blocks: int) -> ThinDevice:
         thin = self.thin(pool, blocks=blocks)
         if filled:
             fill(thin, 0, filled, 1)
-        return pool, thin
+        return thin
 
     def origin(self, content: bytes) -> str:
         """A file to be an external origin."""
