@@ -103,7 +103,10 @@ class Layers:
             return self._session.upload(ApplyLayer(layer_id), file)
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
-        """The path of a layer's files, there until as many `put`. Needs a process that serves the home."""
+        """The path of a layer's files, there until as many `put`.
+
+        Needs a process that serves the home; where the kernel mounts layers, this one will do until it closes the home.
+        """
         return self._session.call(GetLayer(layer_id, mount_label))
 
     def put(self, layer_id: str) -> None:

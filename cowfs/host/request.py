@@ -80,7 +80,7 @@ class Host:
         """Let the layers be driven by these settings (its defaults when None) from now on.
 
         Args:
-            mounter: who shows their files; the kernel when None, where it can.
+            mounter: who shows their files; the kernel when None, where it can, and always those of xfs.
         """
         from cowfs.layers.driver import LayerDriver
 
@@ -88,10 +88,10 @@ class Host:
         if self._driver is not None:
             self._driver.cleanup()
         kernel = self._kernel_layers(settings)
-        trees = kernel if mounter is None or self.devices.base_filesystem == "xfs" else None
-        self._driver = LayerDriver(
-            self.devices, self.volumes, mounter or kernel, trees=trees, settings=settings, maps=maps
-        )
+        trees = None
+        if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
+            mounter = trees = kernel
+        self._driver = LayerDriver(self.devices, self.volumes, mounter, trees=trees, settings=settings, maps=maps)
 
     def _kernel_layers(self, settings: Settings | None) -> KernelLayers | None:
         """What has the kernel mount layers, where that is possible and wanted."""

@@ -19,6 +19,7 @@ from unittest import mock
 import cowfs
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
+from cowfs.ext4 import acl
 from cowfs.fuse.mountinfo import Mount, mount_at
 from cowfs.host.driving import open_driven
 from cowfs.host.kernel_layers import KernelLayers
@@ -468,6 +469,9 @@ def a_mounted_tree_is_a_tree_as_the_engine_has_it(folder: Path) -> None:
         os.setxattr(path / "d/f", "user.key", b"\0value")
         os.setxattr(path / "d/s", "trusted.link", b"of a link", follow_symlinks=False)
         os.chown(path / "d/s", 1, 2, follow_symlinks=False)
+        # What is in a directory does not inherit from it when it comes from an archive.
+        inherited = acl.pack(acl.from_text("user::rwx,user:1:r-x,group::r-x,mask::r-x,other::---"))
+        os.setxattr(path / "d", acl.DEFAULT, inherited)
         tree = MountedTree(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
         with contextlib.closing(tree):
             through_kernel = b"".join(write_archive(find_root(tree), None))
@@ -476,6 +480,8 @@ def a_mounted_tree_is_a_tree_as_the_engine_has_it(folder: Path) -> None:
         assert isinstance(host.volumes, Volumes)
         target = Path(driver.get("again"))
         finish(driver.apply("again", None, io.BytesIO(through_kernel)))
+        assert os.getxattr(target / "d", acl.DEFAULT) == inherited
+        assert os.listxattr(target / "d/e") == []
         assert changes(driver, "again", "rich") == []
         assert os.stat(target / "d/f").st_mtime_ns == 1_500_000_000
 
