@@ -18,6 +18,7 @@ from cowfs.devices import DeviceSet
 from cowfs.pool import Backend, load_backend
 from cowfs.testing.judges import copy_sparse, recount_findings
 from tests.devices.home_fakes import (
+    MIB,
     PAGE,
     DyingOs,
     FakeBackend,
@@ -247,3 +248,39 @@ def _copy(source: str, target: str) -> None:
     with open(target, "wb") as file:
         copy_sparse(device, file.fileno())
     device.close()
+
+
+# Changes of a home that a world made: b is a snapshot of a, as it was when it was empty.
+
+
+def create(devices: DeviceSet) -> None:
+    devices.create("new", parent="a")
+
+
+def create_from_active(devices: DeviceSet) -> None:
+    devices.activate("a")
+    devices.create("new", parent="a")
+
+
+def remove(devices: DeviceSet) -> None:
+    devices.remove("b")
+
+
+def deferred_remove(devices: DeviceSet) -> None:
+    devices.activate("b")
+    devices.remove("b", deferred=True)
+    devices.deactivate("b")
+
+
+def replace(devices: DeviceSet) -> None:
+    with devices.replacing("a") as thin:
+        thin.pwrite(0, b"new content of a".ljust(36))
+        thin.pwrite(PAGE, b"more of it")
+
+
+def create_larger(devices: DeviceSet) -> None:
+    devices.create("new", parent="a", size_bytes=2 * MIB)
+
+
+def resize(devices: DeviceSet) -> None:
+    devices.resize("a", 3 * MIB)

@@ -11,7 +11,19 @@ import pytest
 
 from cowfs.devices import DeviceSet
 from cowfs.errors import NotAHome
-from tests.devices.crash_worlds import Change, EmulatedWorld, FakeWorld, World
+from tests.devices.crash_worlds import (
+    Change,
+    EmulatedWorld,
+    FakeWorld,
+    World,
+    create,
+    create_from_active,
+    create_larger,
+    deferred_remove,
+    remove,
+    replace,
+    resize,
+)
 from tests.devices.home_fakes import MIB, PAGE, DyingOs, Steps, assert_whole, make_home, names
 
 WORLDS = [FakeWorld, EmulatedWorld]
@@ -27,39 +39,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
 def require_deep(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--hypothesis-profile") != "deep":
         pytest.skip("takes long and finds little more; run it with --hypothesis-profile=deep")
-
-
-def create(devices: DeviceSet) -> None:
-    devices.create("new", parent="a")
-
-
-def create_from_active(devices: DeviceSet) -> None:
-    devices.activate("a")
-    devices.create("new", parent="a")
-
-
-def remove(devices: DeviceSet) -> None:
-    devices.remove("b")
-
-
-def deferred_remove(devices: DeviceSet) -> None:
-    devices.activate("b")
-    devices.remove("b", deferred=True)
-    devices.deactivate("b")
-
-
-def replace(devices: DeviceSet) -> None:
-    with devices.replacing("a") as thin:
-        thin.pwrite(0, b"new content of a".ljust(36))
-        thin.pwrite(PAGE, b"more of it")
-
-
-def create_larger(devices: DeviceSet) -> None:
-    devices.create("new", parent="a", size_bytes=2 * MIB)
-
-
-def resize(devices: DeviceSet) -> None:
-    devices.resize("a", 3 * MIB)
 
 
 def grow_base(devices: DeviceSet) -> None:

@@ -48,7 +48,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         [
             f"{HERE}::test_a_crash_after_the_discard_leaves_no_empty_device",
             f"{HERE}::test_a_device_that_could_not_be_deleted_after_its_discard_is_marked",
-            "tests/uml/guest_crash.py::remove",
+            "tests/uml/guest_crash.py::remove_full",
         ],
     ),
     4: (

@@ -24,8 +24,18 @@ from cowfs_dmthin import BACKEND, Control
 from cowfs_dmthin.abi import Command
 from cowfs_dmthin.backend import DmThinBackend
 from cowfs_dmthin.disk import DirectDisk
-from tests.devices.crash_worlds import Change, Contents, World
-from tests.devices.home_fakes import MIB, PAGE, DyingOs, Filesystem, Steps, assert_whole, open_home
+from tests.devices.crash_worlds import (
+    Change,
+    Contents,
+    World,
+    create,
+    create_from_active,
+    create_larger,
+    deferred_remove,
+    replace,
+    resize,
+)
+from tests.devices.home_fakes import PAGE, DyingOs, Filesystem, Steps, assert_whole, open_home
 from tests.uml.guest_checks import Check, run_checks
 
 CHECKS: list[Check] = []
@@ -230,38 +240,8 @@ def chosen(steps: Sequence[str]) -> list[int]:
     return sorted({0, *telling, telling[-1] + 1})
 
 
-def create(devices: DeviceSet) -> None:
-    devices.create("new", parent="a")
-
-
-def create_from_active(devices: DeviceSet) -> None:
-    devices.activate("a").pwrite(PAGE, b"not flushed yet")
-    devices.create("new", parent="a")
-    devices.deactivate("a")
-
-
-def create_larger(devices: DeviceSet) -> None:
-    devices.create("new", parent="a", size_bytes=2 * MIB)
-
-
-def remove(devices: DeviceSet) -> None:
+def remove_full(devices: DeviceSet) -> None:
     devices.remove("a")
-
-
-def deferred_remove(devices: DeviceSet) -> None:
-    devices.activate("b")
-    devices.remove("b", deferred=True)
-    devices.deactivate("b")
-
-
-def apply(devices: DeviceSet) -> None:
-    with devices.replacing("a") as thin:
-        thin.pwrite(0, b"new content of a".ljust(36))
-        thin.pwrite(PAGE, b"more of it")
-
-
-def grow(devices: DeviceSet) -> None:
-    devices.resize("a", 3 * MIB)
 
 
 def retry_deletion(devices: DeviceSet) -> None:
@@ -273,7 +253,7 @@ def mark(home: Path) -> None:
     record.write_text(record.read_text().replace('"deleted":false', '"deleted":true'))
 
 
-for _change in (create, remove, apply, grow):
+for _change in (create, remove_full, replace, resize):
     check_change(_change)
 if IS_LONG:
     for _change in (create_from_active, create_larger, deferred_remove):
