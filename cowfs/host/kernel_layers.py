@@ -107,8 +107,9 @@ class KernelLayers:
         unmount_now(target, lazy=True)
         self._remove_mount_point(target)
         nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.lent())
-        self._devices.came_back(layer_id)
-        if nodes.target_name(number) == name and not self._settings.deferred_removal:
+        if nodes.target_name(number) != name:
+            self._devices.came_back(layer_id)
+        elif not self._settings.deferred_removal:
             raise DeviceBusy(f"layer '{layer_id}' was unmounted, but its device is busy: something else uses it")
 
     def unmount_all(self) -> None:
@@ -116,7 +117,7 @@ class KernelLayers:
         prefix = self._directory + os.sep
         for layer_id, mount in nodes.kernel_mounts(self._devices):
             if mount.target == prefix + layer_id:
-                with suppress(DeviceBusy, MountError):
+                with suppress(OSError):
                     self.unmount(layer_id)
 
     def _mount_point(self, layer_id: str) -> str:
