@@ -8,6 +8,7 @@ import math
 from cowfs.pool import Capability, NoSpacePolicy, Pool, PoolMode, ThinDevice
 from cowfs.testing.conformance.lab import (
     BLOCK,
+    NO_SPACE_TIMEOUT_SECONDS,
     Lab,
     Means,
     PendingWrite,
@@ -123,7 +124,8 @@ def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
 
 @behaviour("1.8-8", means=Means.PATIENCE)
 def the_time_left_to_wait_is_told(lab: Lab) -> None:
-    patience = lab.choose_patience()
+    patience = NO_SPACE_TIMEOUT_SECONDS
+    lab.set_no_space_timeout(patience)
     pool, thin = _full(lab)
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
     expect_equal(getattr(error, "may_queue", None), True, "may_queue")
