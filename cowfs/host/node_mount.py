@@ -13,6 +13,9 @@ from cowfs.errors import FilesystemError, MountError, UsageError
 from cowfs.host import kernel_nodes as nodes
 
 _PROBED_BYTES: Final = 0x10040 + 8
+_LOG_BYTES: Final = 256
+_SYSLOG_ACTION_READ_ALL: Final = 3  # syslog(2)
+_LOG_LEVEL: Final = re.compile(r"^<\d+>")
 _WORD: Final = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _SYNCHRONOUS, _MANDLOCK, _DIRSYNC = 1, 2, 4, 8, 16, 64, 128
@@ -98,7 +101,10 @@ def mount_node(fd: int, name: str, target: str, options: str) -> str:
         data = ",".join(filter(None, ["nouuid", data]))
     number = _mount(node, target, filesystem, flags, data)
     if number:
-        raise MountError("mount", node, target, flags=flags, data=data, errno=number)
+        reason = os.strerror(number).lower()
+        if said := _end_of_kernel_log():
+            reason += f"; the kernel's log ends with: {said}"
+        raise MountError("mount", node, target, flags=flags, data=data, errno=number, reason=reason)
     return node
 
 
@@ -109,6 +115,15 @@ def _mount(source: str, target: str, filesystem: str, flags: int, data: str) -> 
     if libc.mount(*words, ctypes.c_ulong(flags), os.fsencode(data)) == 0:
         return 0
     return ctypes.get_errno()
+
+
+def _end_of_kernel_log() -> str:
+    """The last that the kernel said, in one line; empty for who may not read its log."""
+    buffer = ctypes.create_string_buffer(_LOG_BYTES)
+    length = ctypes.CDLL(None, use_errno=True).klogctl(_SYSLOG_ACTION_READ_ALL, buffer, _LOG_BYTES)
+    text = buffer.raw[: max(length, 0)].decode(errors="replace")
+    lines = (_LOG_LEVEL.sub("", line).strip() for line in text.splitlines())
+    return "; ".join(filter(None, lines))
 
 
 def _node_of(fd: int) -> str:

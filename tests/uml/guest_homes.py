@@ -248,7 +248,9 @@ def errors_of_mount_say_what_was_asked(folder: Path) -> None:
     assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)
     assert error.source.startswith("/dev/dm-")
     assert (error.flags, error.data) == (0x405, "nosuch=1")
-    assert str(error) == f"mount {error.source}:{mnt}, flags: 0x405, data: nosuch=1: invalid argument"
+    text, _, said = str(error).partition("; the kernel's log ends with: ")
+    assert text == f"mount {error.source}:{mnt}, flags: 0x405, data: nosuch=1: invalid argument"
+    assert "nosuch" in said
     wait_until(lambda: not CONTROL.devices() and not attached_loops())
     home.fails(2, "'bind'", words=("mount", "--kernel", "web", mnt, "--options", "bind"))
     home.fails(2, "--kernel", words=("mount", "--kernel", "--raw", "web", mnt))
