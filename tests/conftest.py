@@ -187,6 +187,14 @@ def ordinary_root() -> Iterator[Path]:
     remove_tree(path)
 
 
+@pytest.fixture(scope="module")
+def fast_directory() -> Iterator[Path]:
+    """In memory where that can be, for pools that are flushed thousands of times."""
+    path = Path(tempfile.mkdtemp(prefix=ordinary_prefix(), dir=fast_parent()))
+    yield path
+    remove_tree(path)
+
+
 @pytest.fixture
 def ordinary_user(ordinary_root: Path) -> Account:
     """An account without privileges: `nobody` when the tests run as root, else whoever runs them."""
@@ -262,10 +270,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if is_worker(config):
         return
     base = config._tmp_path_factory.getbasetemp().resolve()  # type: ignore[attr-defined]  # as xdist asks for it
-    ordinary = f"{tempfile.gettempdir()}/{ordinary_prefix()}"
-    left = sweep(f"{current_run()}/", [f"{base}/", ordinary])
-    for path in Path(ordinary).parent.glob(f"{ordinary_prefix()}*"):
-        remove_tree(path)
+    parents = {tempfile.gettempdir(), fast_parent()}
+    left = sweep(f"{current_run()}/", [f"{base}/", *(f"{parent}/{ordinary_prefix()}" for parent in parents)])
+    for parent in parents:
+        for path in Path(parent).glob(f"{ordinary_prefix()}*"):
+            remove_tree(path)
     if left:
         print("ended what was left behind:\n  " + "\n  ".join(left), file=sys.stderr)
 
@@ -280,8 +289,12 @@ def current_run() -> str:
 
 
 def ordinary_prefix() -> str:
-    """How the names of this run's `ordinary_root` begin; short, because sockets have short paths."""
+    """How the names of this run's directories begin; short, because sockets have short paths."""
     return f"cowfs-{current_run()}-"
+
+
+def fast_parent() -> str:
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
 
 
 def sweep(mark: str, roots: Sequence[str]) -> list[str]:

@@ -30,14 +30,14 @@ def test_careless(tmp_path):
 INTERRUPTS_ITS_RUN = """
 import os, signal, subprocess
 from pathlib import Path
-def test_interrupted(tmp_path, ordinary_root):
-    for parent in (tmp_path, ordinary_root):
+def test_interrupted(tmp_path, ordinary_root, fast_directory):
+    for parent in (tmp_path, ordinary_root, fast_directory):
         point = parent / "left mount"
         point.mkdir()
         if os.geteuid() == 0:
             subprocess.run(["mount", "-t", "tmpfs", "none", point], check=True)
     process = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    Path("{report}").write_text(f"{{process.pid}} {{ordinary_root}}")
+    Path("{report}").write_text(f"{{process.pid}} {{ordinary_root}} {{fast_directory}}")
     os.kill(os.getppid(), signal.SIGINT)
     os._exit(1)
 """
@@ -76,14 +76,15 @@ def test_a_mount_is_found_named_and_taken_away(tmp_path: Path) -> None:
 def test_an_interrupted_run_cleans_up_after_its_workers(tmp_path: Path) -> None:
     report = tmp_path / "report"
     result = run_session(tmp_path, INTERRUPTS_ITS_RUN.format(report=report), "-n", "1")
-    pid, ordinary_root = report.read_text().split()
+    pid, *directories = report.read_text().split()
     assert result.returncode == pytest.ExitCode.INTERRUPTED, result.stdout
     assert f"process {pid}: sleep 600" in result.stderr
     assert has_ended(int(pid))
     mounted = Path("/proc/self/mountinfo").read_text()
     assert str(tmp_path) not in mounted
-    assert ordinary_root not in mounted
-    assert not os.path.exists(ordinary_root)
+    for directory in directories:
+        assert directory not in mounted
+        assert not os.path.exists(directory)
 
 
 def has_ended(pid: int) -> bool:

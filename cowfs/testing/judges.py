@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 
-from cowfs.blockdev import BlockDevice, copy_sparse
+from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool
 from cowfs.thinmeta.check import Severity, check
@@ -32,6 +32,15 @@ def require_clean(device: BlockDevice, *, strict: bool = False) -> None:
     findings = recount_findings(device, strict=strict) or thin_check_findings(device)
     if findings:
         raise AssertionError("the metadata is not clean:\n  " + "\n  ".join(findings))
+
+
+def require_clean_file(path: str | os.PathLike[str]) -> None:
+    """`require_clean` on a metadata file."""
+    device = FileDevice(path, read_only=True)
+    try:
+        require_clean(device)
+    finally:
+        device.close()
 
 
 def require_clean_pool(pool: Pool, *, strict: bool = False) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -66,13 +64,3 @@ def run_suite(kernel: UmlKernel, module: str, *arguments: str, **options: Any) -
     found = {one["id"]: one for one in map(json.loads, done.stdout.splitlines())}
     assert found, done.stderr
     return found
-
-
-@pytest.fixture(scope="module")
-def fast_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """In memory where that can be: pools are flushed thousands of times."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path_factory.mktemp("fast")
-        return
-    with tempfile.TemporaryDirectory(prefix="cowfs-tests-", dir="/dev/shm") as name:
-        yield Path(name)

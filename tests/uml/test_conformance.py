@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.blockdev import FileDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import load_backend
 from cowfs.testing.conformance import BEHAVIOURS, Behaviour
-from cowfs.testing.judges import require_clean
+from cowfs.testing.judges import require_clean_file
 from cowfs.uml import UmlKernel
 from tests.uml.conftest import run_suite
 
@@ -53,13 +52,10 @@ def test_behaviour_of_the_kernel(
     assert result["result"] == "passed", result["reason"]
     counted("dmthin in User-Mode Linux", BACKEND.name)
     for path in fast_directory.glob(f"{behaviour.id}.*"):
-        device = FileDevice(str(path), read_only=True)
         try:
-            require_clean(device)
+            require_clean_file(path)
         except MissingRequirement as reason:
             pytest.skip(str(reason))
-        finally:
-            device.close()
 
 
 def test_the_guest_left_metadata_to_judge(results: dict[str, dict[str, str]], fast_directory: Path) -> None:

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.blockdev import FileDevice
 from cowfs.pool import load_backend
-from cowfs.testing.judges import require_clean
+from cowfs.testing.judges import require_clean_file
 from cowfs.testing.script import Geometry, make_files, pattern, play_directory
 from cowfs.uml import UmlKernel, run
 from tests.conftest import REPOSITORY, session_seed
@@ -135,14 +134,6 @@ def require_flushed(directory: Path, script: list[str], done: int) -> None:
         pool.close()
 
 
-def require_clean_file(directory: Path) -> None:
-    device = FileDevice(directory / "metadata", read_only=True)
-    try:
-        require_clean(device)
-    finally:
-        device.close()
-
-
 def play_until_killed(kernel: UmlKernel, directory: Path, script: list[str], moment: int) -> int:
     """How many operations were heard of when the guest was killed."""
     (directory / "script").write_text("\n".join([GEOMETRY.format(), *script]) + "\n")
@@ -176,7 +167,7 @@ def test_a_killed_kernel_loses_nothing_flushed(uml_kernel: UmlKernel, fast_direc
         script = random_script(rng)
         done = play_until_killed(uml_kernel, directory, script, rng.randrange(30, STEPS - 2 * MOST_AHEAD))
         print(f"seed {seed}: killed after {done} operations, the next was '{script[done]}'")
-        require_clean_file(directory)
+        require_clean_file(directory / "metadata")
         require_flushed(directory, script, done)
         pools.append(directory)
     # The kernel goes on with what is there, and nobody can tell it from the emulated backend.
@@ -189,5 +180,5 @@ def test_a_killed_kernel_loses_nothing_flushed(uml_kernel: UmlKernel, fast_direc
     for directory in pools:
         copy = directory.with_suffix(".emulated")
         assert play_directory(EMULATED, copy) == (directory / "outcomes").read_text().splitlines()
-        require_clean_file(directory)
-        require_clean_file(copy)
+        require_clean_file(directory / "metadata")
+        require_clean_file(copy / "metadata")
