@@ -83,7 +83,9 @@ class Room:
         return max(patience - (self._clock() - self._full_since), _LEAST_WAIT_SECONDS)
 
     def _count(self) -> int:
-        status = self._ask(self._must_commit)
+        status = self._ask(False)
+        if _queues(status) and self._must_commit:  # any other pool commits when its own time comes
+            status = self._ask(True)
         self._must_commit = False
         if not _queues(status):
             return sys.maxsize
