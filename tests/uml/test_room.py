@@ -61,7 +61,14 @@ def test_what_was_freed_is_asked_for_with_a_commit(pool: FakePool) -> None:
     assert pool.room.take(1)
     pool.room.look_again()
     assert pool.room.take(1)
-    assert pool.asked == [False, True, False]
+    assert pool.asked == [False, False, True, False]
+
+
+def test_a_pool_that_does_not_queue_is_left_to_commit_by_itself(pool: FakePool) -> None:
+    pool.line = line_of(64).replace("queue_if", "error_if")
+    pool.room.look_again(must_commit=True)
+    assert pool.room.take(1)
+    assert pool.asked == [False]
 
 
 @pytest.mark.parametrize(
