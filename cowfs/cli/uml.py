@@ -101,6 +101,7 @@ def run_in_uml(settings: Settings, command: str, words: list[str], timeout_secon
 
     The guest does not see the locks of this machine, so this process holds the home meanwhile.
     """
+    from cowfs.devices.lock import HELD_OUTSIDE
     from cowfs.uml import run
 
     if command in _MOUNTING:
@@ -115,7 +116,7 @@ def run_in_uml(settings: Settings, command: str, words: list[str], timeout_secon
             return run(
                 [sys.executable, "-m", "cowfs", *words],
                 kernel=_kernel(),
-                env=_environment(),
+                env=_environment() | {HELD_OUTSIDE: str(os.getpid())},
                 timeout_seconds=timeout_seconds,
                 stdin=sys.stdin.fileno(),
             )

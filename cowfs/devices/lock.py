@@ -16,6 +16,8 @@ from cowfs.devices.files import FILE_MODE
 from cowfs.errors import HomeBusy, HomeError
 
 LOCK_NAME: Final = "cowfs.lock"
+# In the environment of a guest: the process outside that holds the home for it, and has noted itself.
+HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
 _MAX_COMMAND_CHARACTERS: Final = 120
 
 
@@ -47,7 +49,7 @@ class HomeLock:
             if error.errno == errno.EWOULDBLOCK:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
-        lock = cls(home, fd, writable=writable)
+        lock = cls(home, fd, writable=writable and not os.environ.get(HELD_OUTSIDE))
         lock.note_holder()
         return lock
 
