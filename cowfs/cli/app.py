@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from cowfs.cli import output
-from cowfs.cli.settings import PATH, SECONDS, Settings
+from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
@@ -152,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(words: list[str]) -> int:
     """Run a command line; its exit status."""
     as_json = _asks_for_json(words)
+    if os.environ.get(HELD_OUTSIDE):
+        from cowfs.devices import HomeLock
+
+        HomeLock.notes_holder = False
     try:
         result: Any = cli.main(list(words), prog_name="cowfs", standalone_mode=False, obj=words)
     except click.exceptions.NoArgsIsHelpError as error:

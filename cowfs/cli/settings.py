@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
@@ -16,6 +16,9 @@ from cowfs.units import parse_size
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
     from cowfs.host.home import Home
+
+# In the environment of a guest: the process outside that holds the home for it, and has noted itself.
+HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import SECONDS, SIZE, Settings
+from cowfs.cli.settings import HELD_OUTSIDE, SECONDS, SIZE, Settings
 from cowfs.errors import UmlError, UsageError
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ def run_in_uml(settings: Settings, command: str, words: list[str], timeout_secon
 
     The guest does not see the locks of this machine, so this process holds the home meanwhile.
     """
-    from cowfs.devices.lock import HELD_OUTSIDE
     from cowfs.uml import run
 
     if command in _MOUNTING:

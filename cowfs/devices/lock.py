@@ -10,19 +10,22 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
-from typing import Final
+from typing import ClassVar, Final
 
 from cowfs.devices.files import FILE_MODE
 from cowfs.errors import HomeBusy, HomeError
 
 LOCK_NAME: Final = "cowfs.lock"
-# In the environment of a guest: the process outside that holds the home for it, and has noted itself.
-HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
 _MAX_COMMAND_CHARACTERS: Final = 120
 
 
 class HomeLock:
-    """A held lock. Not inherited by programs that this one starts; a forked child that goes on calls `note_holder`."""
+    """A held lock. Not inherited by programs that this one starts; a forked child that goes on calls `note_holder`.
+
+    `notes_holder` is False in a guest: a process outside holds the home for it, and has noted itself.
+    """
+
+    notes_holder: ClassVar[bool] = True
 
     def __init__(self, home: str, fd: int, *, writable: bool) -> None:
         self._home = home
@@ -49,7 +52,7 @@ class HomeLock:
             if error.errno == errno.EWOULDBLOCK:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
-        lock = cls(home, fd, writable=writable and not os.environ.get(HELD_OUTSIDE))
+        lock = cls(home, fd, writable=writable and cls.notes_holder)
         lock.note_holder()
         return lock
 
