@@ -8,7 +8,7 @@ on a capability that the backend does not declare. After each behaviour the judg
 
 Modules: `general` (the list every backend starts with), then the sections of the thin-pool's semantics: `tables`,
 `messages`, `status`, `data`, `discard`, `space`, `lifecycle`; `faults` (failing devices, damaged metadata); `suites`
-and `more_suites` (cases of the kernel's own test suites, under their names; others name theirs as `originals`).
+(cases of the kernel's own test suites, under their names; others name theirs as `originals`).
 """
 
 from cowfs.testing.conformance import (
@@ -18,7 +18,6 @@ from cowfs.testing.conformance import (
     general,
     lifecycle,
     messages,
-    more_suites,
     space,
     status,
     suites,
@@ -40,7 +39,6 @@ __all__ = [
     "general",
     "lifecycle",
     "messages",
-    "more_suites",
     "space",
     "status",
     "suites",
