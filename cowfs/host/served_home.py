@@ -151,7 +151,7 @@ class ServedHome:
             driver = self.host.driver
             if driver.has_gets or self._control.clients:
                 continue
-            if driver.was_got or trio.current_time() > patience_ends:
+            if driver.was_asked or trio.current_time() > patience_ends:
                 if self._view is None:
                     self._has_ended.set()
                 else:

@@ -99,7 +99,7 @@ class LayerDriver:
         self._owner = self._maps.root if self._maps.uids else (os.geteuid(), os.getegid())
         self._make_devices = make_devices
         self._got: dict[str, _Got] = {}
-        self.was_got = False  # whether a layer ever was
+        self.was_asked = False  # whether somebody ever tried to get a layer
         self._readers: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ making and removing
@@ -127,6 +127,7 @@ class LayerDriver:
     # ------------------------------------------------------------------ files at a path
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
+        self.was_asked = True
         if self._mounter is None:
             raise UsageError(
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
@@ -140,7 +141,6 @@ class LayerDriver:
                 sign=lambda tree: sign(tree, layer_id, self._owner),
             )
             self._got[layer_id] = _Got(path)
-            self.was_got = True
             return path
         got.count += 1
         return got.path

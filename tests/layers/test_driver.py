@@ -125,6 +125,18 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
         assert owner(made, "two") == b"two"
 
 
+def test_a_get_that_fails_keeps_no_server(home: Path) -> None:
+    """Who serves a home for layers that are got ends once somebody asked and nothing is in use."""
+    with opened(home) as made:
+        view = HomeView(ShownDevices(made.devices, made.volumes), str(home / "mnt"))
+        driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
+        assert not driver.was_asked
+        with pytest.raises(UnknownDevice):
+            driver.get("nobody")
+        assert driver.was_asked
+        assert not driver.has_gets
+
+
 def owner(made: Opened, layer_id: str) -> bytes:
     """Whose files they are, as a layer's volume says."""
     with made.volumes.opened(layer_id) as volume:
