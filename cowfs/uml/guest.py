@@ -29,6 +29,7 @@ from typing import IO, Final
 from cowfs.errors import UmlError
 from cowfs.uml import init
 from cowfs.uml.kernel import UmlKernel, find_kernel
+from cowfs.uml.processor import claimed_processor
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
 BOOT_TIMEOUT_SECONDS: Final = 60.0
@@ -245,9 +246,11 @@ def _booted(
         # The kernel splits its command line at blanks, so the interpreter goes by a name without any.
         (folder / "python").symlink_to(os.path.realpath(sys.executable))
         ours, theirs = socket.socketpair()
-        with ours, tempfile.TemporaryFile() as console:
+        with ours, tempfile.TemporaryFile() as console, claimed_processor() as processor:
             with theirs:
                 process = _start(kernel, folder, umid, theirs.fileno(), console, memory_bytes)
+            if processor is not None:
+                os.sched_setaffinity(process.pid, {processor})
             try:
                 yield _Guest(process, ours, console)
             finally:

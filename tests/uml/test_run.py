@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from cowfs.errors import MissingRequirement, UmlError
 from cowfs.uml import UmlKernel, find_kernel, init, run, run_captured
+from cowfs.uml.processor import claimed_processor
 from tests.conftest import Account
 
 CLIENT = """
@@ -153,6 +155,28 @@ def test_several_at_once(uml_kernel: UmlKernel, temporary: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(one, range(2))) == ["0 0\n", "1 0\n"]
     assert not guest_files(temporary)
+
+
+def test_a_guest_has_a_processor_alone(uml_kernel: UmlKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = max(os.sched_getaffinity(0))
+    monkeypatch.setattr("cowfs.uml.guest.claimed_processor", lambda: nullcontext(processor))
+    found: list[set[int]] = []
+
+    def look(_output: bytes) -> None:
+        found.extend(os.sched_getaffinity(guest) for guest in children_of(os.getpid()) if guest not in before)
+
+    before = children_of(os.getpid())
+    assert run(["echo", "up"], kernel=uml_kernel, stdout=look) == 0
+    assert found == [{processor}]
+
+
+def test_a_processor_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {-os.getpid(), -os.getpid() - (1 << 32)})
+    with claimed_processor() as first, claimed_processor() as second, claimed_processor() as third:
+        assert {first, second} == os.sched_getaffinity(0)
+        assert third is None
+    with claimed_processor() as again:
+        assert again == first
 
 
 def test_the_callers_rights_hold_inside(uml_kernel: UmlKernel, account: Account) -> None:
