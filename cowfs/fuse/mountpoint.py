@@ -98,10 +98,8 @@ def check_mount_point(source: str, target: str) -> str:
     def refuse(number: int, reason: str) -> MountError:
         return MountError("mount", source, path, errno=number, reason=reason)
 
+    detach_dead(path)
     mount = mount_at(path)
-    if mount is not None and mount.is_cowfs and is_dead(mount):
-        _detach(mount)
-        mount = mount_at(path)
     if mount is not None:
         raise refuse(errno.EBUSY, f"already a mount point ({mount.fstype} {mount.source}); unmount it first")
     try:
@@ -118,6 +116,20 @@ def check_mount_point(source: str, target: str) -> str:
     if os.geteuid() != 0 and not os.access(path, os.W_OK):
         raise refuse(errno.EACCES, f"uid {os.geteuid()} may not write to the mount point; use a directory of your own")
     return path
+
+
+def detach_dead(path: str) -> None:
+    """Detach a mount of cowfs whose server is gone; what else is there, or nothing, stays as it is.
+
+    Args:
+        path: absolute, without symbolic links.
+
+    Raises:
+        MountError, MissingRequirement: it cannot be detached.
+    """
+    mount = mount_at(path)
+    if mount is not None and mount.is_cowfs and is_dead(mount):
+        unmount_now(mount.target, source=mount.source, lazy=True)
 
 
 def is_dead(mount: Mount) -> bool:
@@ -244,10 +256,6 @@ def _run_fusermount(target: str, lazy: bool) -> int:
         if os.strerror(number) in said:
             return number
     return errno.EPERM
-
-
-def _detach(mount: Mount) -> None:
-    unmount_now(mount.target, source=mount.source, lazy=True)
 
 
 def _open_server(mount: Mount) -> int | None:

@@ -20,6 +20,7 @@ from typing import Final
 from cowfs.devices.files import HomeFiles
 from cowfs.fuse.mount import mount_in_background, start_in_background
 from cowfs.fuse.mountinfo import encode_source
+from cowfs.fuse.mountpoint import detach_dead
 
 LOG_NAME: Final = "cowfs.log"
 
@@ -73,8 +74,15 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
 
 
 def empty_mount_directory(home: Path) -> Path:
-    """The home's own directory for mounts, without the empty ones in it that moby makes for each layer."""
+    """The home's own directory for mounts, without the empty ones in it that moby makes for each layer.
+
+    A mount that a killed server left on it is detached: nothing can use it any more.
+
+    Raises:
+        HomeError, MountError, MissingRequirement: the directory cannot be made, or that mount not be detached.
+    """
     files = HomeFiles(os.path.abspath(home))
+    detach_dead(os.path.realpath(files.mounts))
     files.make_directory(files.mounts)
     for name in files.list_names(files.mounts):
         with suppress(OSError):  # whatever is in the way is named when something is mounted there

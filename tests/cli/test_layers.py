@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cli.mounted_home import SMALL, MountedHome
+from tests.cli.mounted_home import SMALL, MountedHome, kill_and_wait
 from tests.conftest import Account
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -60,6 +60,17 @@ def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
     assert not layers.is_mounted(layers.home / "mnt")
     assert layers.run("layer", "exists", "two", check=False).returncode == 1
     assert layers.run("layer", "changes", "three", "one").stdout == "D /b\nA /new\n"
+
+
+def test_a_layer_is_got_again_after_its_server_was_killed(layers: MountedHome) -> None:
+    path = layers.run("layer", "get", "two").stdout.strip()
+    layers.shell(f"echo kept > '{path}/new'; sync '{path}/new'")
+    kill_and_wait(layers.json("status")["holder_pid"])
+    assert layers.run("layer", "changes", "two", "one").stdout == "A /new\n"
+    assert layers.run("layer", "get", "two").stdout.strip() == path
+    assert layers.shell(f"cat '{path}/new'") == "kept\n"
+    layers.run("layer", "put", "two")
+    layers.wait_until(lambda: not layers.is_mounted(layers.home / "mnt"))
 
 
 def test_an_archive_reaches_a_layer_through_the_process_that_holds_the_home(layers: MountedHome) -> None:
