@@ -128,6 +128,7 @@ class LayerDriver:
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
         self.was_asked = True
+        _require_no_base(layer_id)
         if self._mounter is None:
             raise UsageError(
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
@@ -209,6 +210,7 @@ class LayerDriver:
             return (yield from archive_size(layer.root, changes))
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
+        _require_no_base(layer_id)
         with self._trees.writing(layer_id) as tree:
             root = ensure_root(tree, self._owner)
             sign(tree, layer_id, self._owner)
@@ -239,6 +241,11 @@ class LayerDriver:
             self._readers[layer_id] -= 1
             if not self._readers[layer_id]:
                 del self._readers[layer_id]
+
+
+def _require_no_base(layer_id: str) -> None:
+    if layer_id == BASE:
+        raise UsageError(f"{BASE!r} is no layer but what layers are made from, so it stays empty; create a layer")
 
 
 def _quietly(steps: Steps[list[Change]]) -> Generator[bytes, None, list[Change]]:

@@ -141,7 +141,11 @@ class Driver(Protocol):
         ...
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
-        """Make a layer's files reachable; the path of its root directory. Each call needs a `put`."""
+        """Make a layer's files reachable; the path of its root directory. Each call needs a `put`.
+
+        Raises:
+            UnknownDevice; UsageError for the base device, which is no layer.
+        """
         ...
 
     def put(self, layer_id: str) -> None:
@@ -165,7 +169,12 @@ class Driver(Protocol):
         ...
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:
-        """Unpack a diff, uncompressed; the sum of the sizes in it, which `diff_size` agrees with."""
+        """Unpack a diff, uncompressed; the sum of the sizes in it, which `diff_size` agrees with.
+
+        Raises:
+            UnknownDevice; UsageError for the base device, which is no layer.
+            ArchiveError, FilesystemError, PoolError: as `cowfs.layers.archive.apply_archive`.
+        """
         ...
 
     def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:

@@ -60,6 +60,17 @@ def test_a_diff_applied_elsewhere_gives_the_same_layer(home: Path, tmp_path: Pat
         assert members(other.diff("two")) == members(wanted)
 
 
+def test_the_base_device_stays_empty(home: Path) -> None:
+    with opened(home) as made:
+        with pytest.raises(UsageError, match="'base' is no layer"):
+            made.apply("base", archive(a=b"in every layer"))
+        with pytest.raises(UsageError, match="'base' is no layer"):
+            made.driver.get("base")
+        made.driver.create("three", None)
+        assert made.changes("three") == []
+        assert made.changes("three", "base") == []
+
+
 @pytest.mark.parametrize("cut", [0, 100, 600, 1500])
 def test_an_archive_that_breaks_off_leaves_the_layer_as_it_was(home: Path, cut: int) -> None:
     broken = archive(e=b"e" * 700, etc__a=b"half of this")[:cut] if cut else b"no archive at all" * 100
