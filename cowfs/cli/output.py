@@ -55,6 +55,17 @@ def print_line(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
+def print_warnings() -> None:
+    """Let what is logged meanwhile as a warning, or as worse, be a line on standard error."""
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print_line(f"cowfs: {record.getMessage()}")
+
+    logging.lastResort = Lines(logging.WARNING)  # not where a server writes a log
+
+
 def printable(text: str) -> str:
     """Text whose control characters, which a terminal would obey, are written as escapes; one line."""
     if text.isprintable():

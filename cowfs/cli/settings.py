@@ -38,8 +38,10 @@ class Settings:
         return Path(os.path.abspath(self.home))
 
     def open_home(self) -> Home:
+        from cowfs.cli.output import print_warnings
         from cowfs.host.home import open_home
 
+        print_warnings()
         return open_home(self.home_path, backend=self.backend, storage_options=self.storage_options)
 
 

@@ -218,6 +218,7 @@ class DeviceSet:
             if devices._health.can_read:
                 devices._recover()
                 devices._note_missing_thins()
+                devices._note_conflicts()
                 if verify:
                     devices._base.verify()
             if base_size_bytes is not None:
@@ -245,6 +246,17 @@ class DeviceSet:
         self._store.problems.extend(
             f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is gone"
             for name, record in missing
+        )
+
+    def _note_conflicts(self) -> None:
+        claims: dict[int, list[str]] = {}
+        for name, record in self._store.items():
+            claims.setdefault(record.device_id, []).append(name)
+        self._store.problems.extend(
+            f"thin {thin_id} is that of {' and '.join(map(repr, sorted(names)))}, so all but one of the records are "
+            "wrong; run 'recover' on the closed home"
+            for thin_id, names in claims.items()
+            if len(names) > 1
         )
 
     def _require_base_size(self, size_bytes: int) -> None:

@@ -29,7 +29,11 @@ _MAX_U64: Final = 2**64 - 1
 
 
 class DeviceFile(msgspec.Struct, frozen=True):
-    """`transaction_id` is the pool transaction that made the device; only the base is ever `initialized`."""
+    """`transaction_id` is the pool transaction that made the device; only the base is ever `initialized`.
+
+    moby writes down the size that was asked for, 1.3G say, and makes the device of the whole sectors in it: these are
+    `size`.
+    """
 
     device_id: int
     size: int
@@ -40,8 +44,9 @@ class DeviceFile(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not 0 <= self.device_id <= MAX_THIN_ID:
             raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
-        if not 0 < self.size <= MAX_DEVICE_BYTES or self.size % SECTOR_BYTES:
-            raise ValueError(f"size {self.size} is not a positive multiple of {SECTOR_BYTES}")
+        if not SECTOR_BYTES <= self.size <= MAX_DEVICE_BYTES:
+            raise ValueError(f"size {self.size} is not in {SECTOR_BYTES}..{MAX_DEVICE_BYTES}")
+        msgspec.structs.force_setattr(self, "size", self.size - self.size % SECTOR_BYTES)
         if not 0 <= self.transaction_id <= _MAX_U64:
             raise ValueError(f"transaction_id {self.transaction_id} is not in 0..{_MAX_U64}")
 

@@ -8,6 +8,7 @@ never keeps a home from opening.
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeVar
@@ -27,6 +28,7 @@ from cowfs.devices.records import (
 )
 from cowfs.errors import HomeError, UnknownDevice
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _MIN_SURPLUS_LINES: Final = 64
 
@@ -131,6 +133,7 @@ class DeviceStore:
         if not self.read_only:
             try:
                 where = action = f"set aside as {self.files.set_aside(path)}"
+                _log.warning("%s; %s", found, where)  # who opens the home next finds nothing any more
             except HomeError as failure:
                 where, action = f"left where it is ({failure})", ""
         self.problems.append(f"{found}; {where}")

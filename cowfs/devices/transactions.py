@@ -100,7 +100,7 @@ class Transactions:
         if others:
             raise HomeError(
                 f"device {name!r} cannot be removed: its thin {record.device_id} is also that of {others[0]!r}; "
-                "one of the two records is wrong"
+                "one of the two records is wrong; run 'recover' on the closed home"
             )
         with self._together():
             try:

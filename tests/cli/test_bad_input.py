@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -478,3 +479,19 @@ def test_errors_as_json(cowfs: Run, words: list[str], kind: str, number: int, st
     error = json.loads(line)["error"]
     assert (error["class"], error["errno"], error["exit_code"]) == (kind, number, status)
     assert error["message"]
+
+
+def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:
+    def lines(*words: str) -> list[str]:
+        command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", *words, "layer", "list"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        assert json.loads(done.stdout) == ["web", "web-1"]
+        return done.stderr.splitlines()
+
+    (home / "metadata" / "bro\nken").write_text("garbage")
+    (line,) = lines()
+    assert line.startswith("cowfs: the record of device 'bro\\nken' is damaged (")
+    assert lines() == []
+    assert lines("--storage-opt", "dm.blocksize=1M") == [
+        "cowfs: dm.blocksize is ignored: the pool's is 64 KiB, for its life"
+    ]

@@ -371,10 +371,12 @@ def test_links_in_place_of_pool_files_or_records_are_not_followed(home: Path, ba
 @pytest.mark.parametrize(
     "content",
     [b"", b"{", b"null", b"[]", b"\x80\xff", bytes(70000), b'{"device_id":1}', b'{"device_id":16777216,"size":512}',
-     b'{"device_id":-1,"size":512}', b'{"device_id":5,"size":0}', b'{"device_id":5,"size":513}',
+     b'{"device_id":-1,"size":512}', b'{"device_id":5,"size":0}', b'{"device_id":5,"size":511}',
      b'{"device_id":"5","size":512}', b'{"device_id":5,"size":1.5}', b'{"device_id":5,"size":99999999999999999999}'],
 )  # fmt: skip
-def test_a_damaged_record_is_set_aside_and_stops_nothing(home: Path, backend: FakeBackend, content: bytes) -> None:
+def test_a_damaged_record_is_set_aside_and_stops_nothing(
+    home: Path, backend: FakeBackend, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     (home / "metadata/broken").write_bytes(content)
     with open_home(home, backend, read_only=True) as devices:
         assert names(devices) == ["a", "base"]
@@ -383,8 +385,32 @@ def test_a_damaged_record_is_set_aside_and_stops_nothing(home: Path, backend: Fa
         assert names(devices) == ["a", "base"] == record_files(home)
         (problem,) = devices.problems
         assert problem.startswith("the record of device 'broken' is damaged (")
+        assert caplog.messages == [problem]  # the next opening finds nothing any more
         devices.create("broken")
     assert (home / "cowfs.damaged/broken").read_bytes() == content
+
+
+def test_a_size_that_is_no_whole_number_of_sectors_is_made_one(home: Path, backend: FakeBackend) -> None:
+    """As Docker records it for a size such as 1.3G; the kernel's table never had more than the whole sectors."""
+    with open_home(home, backend) as devices:
+        made = devices.create("web")
+    record = json.loads((home / "metadata/web").read_bytes())
+    (home / "metadata/web").write_text(json.dumps({**record, "size": made.size_bytes + 51}))
+    with open_home(home, backend) as devices:
+        assert devices.problems == ()
+        assert devices.record("web") == made
+        assert devices.create("web-1", parent="web").size_bytes == made.size_bytes
+
+
+def test_records_that_claim_one_thin_are_told(home: Path, backend: FakeBackend) -> None:
+    with open_home(home, backend) as devices:
+        thin_id = devices.create("web").device_id
+    (home / "metadata/other").write_bytes((home / "metadata/web").read_bytes())
+    with open_home(home, backend) as devices:
+        (problem,) = devices.status().problems
+        assert problem.startswith(f"thin {thin_id} is that of 'other' and 'web'")
+        with pytest.raises(HomeError, match="'recover'"):
+            devices.remove("other")
 
 
 def test_the_thin_of_a_damaged_record_is_kept_and_its_id_not_used(home: Path, backend: FakeBackend) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from cowfs.errors import UsageError
 from cowfs.layers.numbers import human_size
 from cowfs.layers.options import values
+from cowfs.units import SECTOR_BYTES
 
 
 def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
-    """The size in bytes that a layer shall have; None, also for a size of 0, is its parent's.
+    """The size in bytes that a layer shall have, whole sectors; None, also for a size of 0, is its parent's.
 
     Raises:
         UsageError: a key other than `size`, all of them named; a value that is no size.
@@ -20,7 +21,7 @@ def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
     if unknown:
         raise UsageError(f"Unknown option {', '.join(key.lower() for key in unknown)}")
     sizes = [values.parse_size(value) for value in options.values()]
-    return sizes[-1] or None if sizes else None
+    return sizes[-1] // SECTOR_BYTES * SECTOR_BYTES or None if sizes else None
 
 
 def check_layer_size(size_bytes: int, parent_bytes: int) -> None:

@@ -17,6 +17,7 @@ from cowfs.layers.options import check_layer_size, parse_layer_options
         ({}, None),
         ({"size": "120G"}, 120 << 30),
         ({"SIZE": "1.5 gib"}, 3 << 29),
+        ({"size": "1.3G"}, 1395864064),
         ({"size": "0"}, None),
         ({"size": "1G", "Size": "2G"}, 2 << 30),
     ],
