@@ -44,6 +44,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("default")
 
 
+def profile() -> hypothesis.settings:
+    """What was chosen on the command line: tests that need more than its examples take the larger number."""
+    assert hypothesis.settings.default is not None
+    return hypothesis.settings.default
+
+
 # Debian gives ordinary users no path to mkfs, thin_check and their like, and they may well run them.
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), SYSTEM_PATH])
@@ -122,7 +128,7 @@ class Account:
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(
-        self, arguments: Sequence[str | Path], *, check: bool = True, **options: Any
+        self, arguments: Sequence[object], *, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end; a failure raises with the command's output in the message."""
         options.setdefault("timeout", 240)
@@ -142,7 +148,7 @@ class Account:
             )
         return result
 
-    def start(self, arguments: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:
+    def start(self, arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
         """Start in the background; the caller ends it."""
         options.setdefault("stdin", subprocess.DEVNULL)
         return subprocess.Popen([str(argument) for argument in arguments], text=True, **self._options(options))
@@ -159,7 +165,7 @@ class Account:
         options.setdefault("cwd", self.directory)
         if self.uid != os.geteuid():
             options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
-        return options | {"env": self.environment | environment}
+        return options | {"env": {**self.environment, **environment}}
 
 
 def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:

@@ -214,8 +214,8 @@ def test_no_file_names_the_machine_it_was_made_on() -> None:
     )
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
-    places = {str(REPOSITORY), str(Path.home())} | {str(p) for p in REPOSITORY.parent.iterdir() if p.is_dir()}
-    places = {f"{place}/".encode() for place in places if place.count("/") > 1}
+    directories = {REPOSITORY, Path.home(), *filter(Path.is_dir, REPOSITORY.parent.iterdir())}
+    places = {f"{place}/".encode() for place in directories if str(place).count("/") > 1}
     assert f"{REPOSITORY}/".encode() in places or REPOSITORY.parent == Path("/")
     guilty = [
         name.decode()

@@ -47,8 +47,8 @@ def run_session(directory: Path, test: str, *more: str) -> subprocess.CompletedP
     """A pytest run of its own, with the real conftest and one test."""
     shutil.copy(REPOSITORY / "tests/conftest.py", directory)
     (directory / "test_one.py").write_text(test)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", directory]
-    options = ["-c", os.devnull, f"--basetemp={directory / 'base'}", *more, directory]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(directory)]
+    options = ["-c", os.devnull, f"--basetemp={directory / 'base'}", *more, str(directory)]
     environment = os.environ | {"COWFS_TEST_GRACE_SECONDS": "0.1"}
     return subprocess.run(
         [*command, *options], capture_output=True, text=True, timeout=120, check=False, env=environment

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -540,7 +541,7 @@ def test_a_progress_bar_shows_after_a_while(
     times = iter([0.0, 0.1, 5.0])
     monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has no bars
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(output.time, "monotonic", lambda: next(times, 6.0))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times, 6.0))
     with output.progress("counting sheep") as show:
         assert show is not None
         show(1, 100)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
 from cowfs.devices import DeviceSet
 from cowfs.pool import Backend, load_backend
-from cowfs.testing.judges import copy_sparse, recount_findings
+from cowfs.testing.judges import recount_findings
 from tests.devices.home_fakes import (
     MIB,
     PAGE,

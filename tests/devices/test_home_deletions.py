@@ -154,7 +154,7 @@ def test_who_serves_a_home_works_the_queue_off(home: Path, backend: FakeBackend)
         return gone
 
     with open_home(home, backend) as devices:
-        backend.fail = {"delete": [BUSY, BUSY, RuntimeError("a defect")]}  # type: ignore[list-item]
+        backend.fail = {"delete": [BUSY, BUSY, RuntimeError("a defect")]}
         devices.remove("a", deferred=True)
         (seconds,) = trio.run(serve, devices, clock=trio.testing.MockClock(autojump_threshold=0))
         assert 3 * RETRY_SECONDS <= seconds <= 3 * RETRY_SECONDS + 1

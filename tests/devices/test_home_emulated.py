@@ -110,7 +110,7 @@ def _die_at(step: int) -> None:
         opener = dying(real_open) if flags & os.O_CREAT else real_open
         return int(opener(path, flags, *arguments, **options))
 
-    os.open = dying_open  # type: ignore[assignment]
+    os.open = dying_open
 
 
 REAL_PWRITE = os.pwrite

@@ -8,10 +8,11 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions, check_name
+from cowfs.devices import HomeOptions, check_name
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.options import min_metadata_bytes
 from cowfs.devices.records import DeviceFile, SetFile, TransactionFile
@@ -137,7 +138,7 @@ def test_a_device_is_active_once_for_all_its_users(home: Path, backend: FakeBack
     ],
 )  # fmt: skip
 def test_sizes_that_cannot_be_are_refused_before_anything_is_made(
-    tmp_path: Path, backend: FakeBackend, change: dict[str, int], text: str
+    tmp_path: Path, backend: FakeBackend, change: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
         make_home(tmp_path / "home", backend, replace(SMALL, **change))
@@ -177,7 +178,7 @@ def test_a_device_whose_file_system_cannot_be_grown_is_not_kept(home: Path, back
         def grow(self, device: object) -> None:
             raise FilesystemError("no room for it")
 
-    with DeviceSet.open(home, backend, filesystem=TooSmall()) as devices:
+    with open_home(home, backend, filesystem=TooSmall()) as devices:
         with pytest.raises(FilesystemError, match="no room for it"):
             devices.create("b", size_bytes=2 * MIB)
         assert names(devices) == ["a", "base"]
@@ -274,7 +275,7 @@ def test_a_home_cut_short_is_not_opened_but_made_again(tmp_path: Path, backend: 
 
     home = tmp_path / "home"
     with pytest.raises(OSError, match="No space"):
-        DeviceSet.init(home, backend, SMALL, filesystem=NoSpace())
+        make_home(home, backend, filesystem=NoSpace())
     with pytest.raises(NotAHome, match="was not made to its end; run init again to finish it"):
         open_home(home, backend)
     with make_home(home, backend, replace(SMALL, base_size_bytes=2 * MIB)) as devices:

@@ -10,7 +10,7 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import MissingRequirement
-from cowfs.pool import PoolTable
+from cowfs.pool import PoolStatus, PoolTable, UnreadableStatus
 from cowfs.testing.blockdev import FaultyDevice, Journal, RecordingDevice, memory_device
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.judges import require_clean
@@ -19,6 +19,11 @@ from cowfs_emulated import EmulatedPool, EmulatedThin
 
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
+
+
+def readable(status: PoolStatus | UnreadableStatus) -> PoolStatus:
+    assert isinstance(status, PoolStatus)
+    return status
 
 
 @dataclass
@@ -51,6 +56,9 @@ class Bench:
         self.data.heal()
         self.pool = self.open()
         return self.pool
+
+    def status(self, *, flush: bool = True) -> PoolStatus:
+        return readable(self.pool.status(flush=flush))
 
     def thin(self, thin_id: int = 0, blocks: int = 32) -> EmulatedThin:
         if thin_id not in self.pool.thin_ids():

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
+from cowfs.pool import Extent
 from cowfs.testing.blockdev import Fault
 from tests.emulated.conftest import BLOCK, Bench
 
@@ -117,7 +119,7 @@ def test_a_failing_punch_costs_nothing_but_space(bench: Bench) -> None:
     bench.data.fail(Fault({"discard"}))
     thin.discard(0, 16 * BLOCK)
     bench.pool.commit()
-    status = bench.pool.status()
+    status = bench.status()
     assert status.format().split()[2:5] == ["0/64", "-", "rw"]
 
 
@@ -167,7 +169,7 @@ def test_a_failed_write_gives_its_blocks_back_and_they_can_be_used(make_bench: M
             thin.pwrite(0, b"a" * (8 * BLOCK))
         assert raised.value.errno == errno.EIO
         bench.data.heal()
-    assert bench.pool.status(flush=False).used_data_blocks == 0
+    assert bench.status(flush=False).used_data_blocks == 0
     thin.pwrite(0, b"a" * (8 * BLOCK))
 
 
@@ -187,7 +189,7 @@ def test_every_single_data_fault_leaves_old_or_new_content_and_no_leak(bench: Be
             snapshots += 1
         fault = bench.data.fail(Fault({"read", "write"}, after=rng.randrange(4), times=1))
         at = vblock * BLOCK + begin
-        number_of_error = outcome(lambda at=at, data=bytes([number]) * length: thin.pwrite(at, data))
+        number_of_error = outcome(partial(thin.pwrite, at, bytes([number]) * length))
         assert number_of_error == (errno.EIO if fault.failed else 0)
         if not number_of_error:
             expected[at : at + length] = bytes([number]) * length
@@ -196,7 +198,7 @@ def test_every_single_data_fault_leaves_old_or_new_content_and_no_leak(bench: Be
     blocks = {
         e.dblock + i for thin_id in bench.pool.thin_ids() for e in _extents(bench, thin_id) for i in range(e.length)
     }
-    assert bench.pool.status().used_data_blocks == len(blocks)
+    assert bench.status().used_data_blocks == len(blocks)
 
 
 def outcome(call: Callable[[], object]) -> int | None:
@@ -208,7 +210,7 @@ def outcome(call: Callable[[], object]) -> int | None:
     return 0
 
 
-def _extents(bench: Bench, thin_id: int) -> list:
+def _extents(bench: Bench, thin_id: int) -> list[Extent]:
     thin = bench.pool.activate(f"look-{thin_id}", thin_id, 12 * 128)
     found = list(thin.extents())
     thin.close()

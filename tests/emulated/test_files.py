@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,13 @@ def test_the_view_of_the_metadata_is_for_reading_and_does_not_close_it(table: Po
     pool = BACKEND.open_pool("pool", table)
     view = pool.open_metadata()
     assert view.size_bytes == 256 * 4096
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: view.pwrite(0, b"x"),
         lambda: view.zero(0, 1),
         lambda: view.discard(0, 1),
         lambda: view.copy(0, 4096, 1),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(InvalidRequest) as raised:
             call()
         assert raised.value.errno == errno.EROFS

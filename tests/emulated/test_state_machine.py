@@ -22,6 +22,8 @@ from cowfs.testing.judges import recount_findings, require_clean
 from cowfs.testing.model import PoolModel
 from cowfs.units import SECTOR_BYTES, Sectors
 from cowfs_emulated import EmulatedPool
+from tests.conftest import profile
+from tests.emulated.conftest import readable
 
 BLOCK_SECTORS = 128
 BLOCK_BYTES = BLOCK_SECTORS * SECTOR_BYTES
@@ -300,7 +302,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.suspend()
         self.pool.resume()
         self.model.commit()
-        assert self.pool.status().total_metadata_blocks == self.metadata.size_bytes // 4096
+        assert readable(self.pool.status()).total_metadata_blocks == self.metadata.size_bytes // 4096
 
     @rule(thin_id=thin_ids, blocks=st.integers(1, THIN_BLOCKS - 1))
     @recorded
@@ -320,7 +322,7 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool"):
             return
         state = self.model.state
-        status = self.pool.status(flush=False)
+        status = readable(self.pool.status(flush=False))
         assert status.used_data_blocks == self.model.used_blocks()
         assert status.total_data_blocks == state.data_blocks
         assert status.transaction_id == state.transaction_id
@@ -360,8 +362,8 @@ def outcome(call: Callable[[], object]) -> int:
 # Without shrinking: a step is cheap, but a minute of them is more than a failing test should take. Add Phase.shrink to
 # look into a failure.
 PoolMachine.TestCase.settings = settings(
-    max_examples=max(100, settings.default.max_examples),
-    stateful_step_count=max(60, settings.default.stateful_step_count),
+    max_examples=max(100, profile().max_examples),
+    stateful_step_count=max(60, profile().stateful_step_count),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )

@@ -212,7 +212,7 @@ class TestBlock:
                     model[name] = entry
             assert {entry.name: entry for entry in block.entries()} == model
             again = DirectoryBlock(block.checksummed(7), has_tail=has_tail)
-            assert not has_tail or checksum_fits(again.data, 7)
+            assert not has_tail or checksum_fits(bytes(again.data), 7)
             assert sorted(again.entries()) == sorted(model.values())
 
     @pytest.mark.parametrize(
@@ -224,4 +224,4 @@ class TestBlock:
         )
         good[offset : offset + len(data)] = data
         with contextlib.suppress(DamagedBlock):
-            assert not checksum_fits(DirectoryBlock(good, has_tail=True).data, 1)
+            assert not checksum_fits(bytes(DirectoryBlock(good, has_tail=True).data), 1)

@@ -328,7 +328,7 @@ class Tree(RuleBasedStateMachine):
             self.volume.open_inode(node.inode)
             node.pins += 1
 
-    @precondition(lambda self: getattr(self, "orphans", None))
+    @precondition(lambda self: bool(getattr(self, "orphans", None)))
     @rule(which=st.integers(0, 9))
     def release(self, which: int) -> None:
         node = self.orphans[which % len(self.orphans)]

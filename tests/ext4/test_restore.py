@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def ranges(volume: Volume, inode: int) -> list[tuple[int, int]]:
 def test_every_kind_is_restored_as_given(any_image: Image) -> None:
     volume = any_image.volume
     seconds_only = volume.lookup(ROOT_INODE, b".").crtime_ns == 0  # inodes of 128 bytes
-    kinds = {
+    kinds: dict[bytes, tuple[int, dict[str, Any]]] = {
         b"file": (stat.S_IFREG | 0o4640, {"content": b"content" * 1000}),
         b"empty": (stat.S_IFREG | 0o444, {}),
         b"dir": (stat.S_IFDIR | 0o1777, {}),
@@ -42,7 +43,7 @@ def test_every_kind_is_restored_as_given(any_image: Image) -> None:
         b"block": (stat.S_IFBLK | 0o660, {"rdev": os.makedev(259, 70000)}),
     }
     for name, (mode, rest) in kinds.items():
-        inode = volume.restore(ROOT_INODE, name, mode, 70000, 5, mtime_ns=TIME_NS, **rest)  # type: ignore[arg-type]
+        inode = volume.restore(ROOT_INODE, name, mode, 70000, 5, mtime_ns=TIME_NS, **rest)
         assert volume.lookup(ROOT_INODE, name).inode == inode
     volume = any_image.reopen()
     for name, (mode, rest) in kinds.items():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cowfs.fuse.mountinfo import encode_source, mount_at
+from cowfs.fuse.mountinfo import Mount, encode_source, mount_at
 
 if TYPE_CHECKING:
     from tests.conftest import Account
@@ -74,6 +74,12 @@ def serve(needs_fuse: None, tmp_path: Path, ordinary_root: Path) -> Iterator[Ser
     yield start
     for served in running:
         stop(served)
+
+
+def mounted_at(target: Path) -> Mount:
+    mount = mount_at(target)
+    assert mount is not None, target
+    return mount
 
 
 def stop(served: Served) -> None:

@@ -13,8 +13,8 @@ import sys
 import time
 
 import trio
-from home_service import HomeService
-from memory_tree import ScriptedTree
+from home_service import HomeService  # type: ignore[import-not-found]  # beside this program
+from memory_tree import ScriptedTree  # type: ignore[import-not-found]
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import HomeBusy
@@ -81,8 +81,8 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         volume = Volume.open(FileDevice(arguments.file), read_only=arguments.read_only)
         view = TreeView(volume, read_only=arguments.read_only, space=space)
     else:
-        device = FileDevice(arguments.file, read_only=arguments.read_only)
-        view = RawView(device, "disk", read_only=arguments.read_only, space=space)
+        disk = FileDevice(arguments.file, read_only=arguments.read_only)
+        view = RawView(disk, "disk", read_only=arguments.read_only, space=space)
 
     ready = trio.Event()
 

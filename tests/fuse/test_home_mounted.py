@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Account
+from tests.fuse.conftest import Serve, Served
+
 pytestmark = pytest.mark.fuse
 
 
 @pytest.fixture
-def home(account, serve):
+def home(account: Account, serve: Serve) -> Served:
     return serve(account, "home", account.mkdir("state"))
 
 
-def ask(home, *words: str) -> str:
+def ask(home: Served, *words: str) -> str:
     """Have the server do something, and its answer."""
     directory: Path = home.account.directory / "state"
     request, answer = directory / "request", directory / "answer"
@@ -34,7 +37,7 @@ def ask(home, *words: str) -> str:
     return text
 
 
-def test_what_changes_in_the_process_is_seen_at_once(home) -> None:
+def test_what_changes_in_the_process_is_seen_at_once(home: Served) -> None:
     """Names that were there and names that were not, sizes and contents; also of a file that is open."""
     read = (
         "import os, sys\n"
@@ -50,6 +53,7 @@ def test_what_changes_in_the_process_is_seen_at_once(home) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     reader = home.account.start([sys.executable, "-c", read, home.target / "a"], **pipes)
     try:
+        assert reader.stdout is not None
         assert reader.stdout.readline() == "False 6 b'first\\n'\n"
         ask(home, "write", "a", "f", "second,longer")
         ask(home, "write", "a", "new", "text")
@@ -62,7 +66,7 @@ def test_what_changes_in_the_process_is_seen_at_once(home) -> None:
     assert "left open: []" in home.logged()
 
 
-def test_a_held_device_is_not_let_go(home) -> None:
+def test_a_held_device_is_not_let_go(home: Served) -> None:
     assert ask(home, "let-go", "a") == "True False"
     assert ask(home, "hold", "a") == str(home.target / "a")
     home.account.run(["ls", home.target / "a", home.target / "b"])
@@ -75,7 +79,7 @@ def test_a_held_device_is_not_let_go(home) -> None:
     assert home.end() == 0
 
 
-def test_what_is_mounted_inside_a_device_is_not_taken_away(root_user, serve) -> None:
+def test_what_is_mounted_inside_a_device_is_not_taken_away(root_user: Account, serve: Serve) -> None:
     """Bind mounts are in use too: one of a directory in a device, and one on top of such a directory."""
     home = serve(root_user, "home", root_user.mkdir("state"))
     outside = root_user.mkdir("outside")

@@ -9,11 +9,13 @@ import sys
 import pytest
 
 from cowfs.testing import posix
+from tests.conftest import Account
+from tests.fuse.conftest import Serve, Served
 
 pytestmark = pytest.mark.fuse
 
 
-def run_cases(account, served, leave_out: frozenset[str] = frozenset()) -> None:
+def run_cases(account: Account, served: Served, leave_out: frozenset[str] = frozenset()) -> None:
     expected = set(posix.CASES) - leave_out - (posix.PRIVILEGED if account.uid else set())
     done = account.run([sys.executable, "-m", "cowfs.testing.posix", served.target, *sorted(expected)], check=False)
     failures = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
@@ -25,11 +27,11 @@ def run_cases(account, served, leave_out: frozenset[str] = frozenset()) -> None:
     assert "closed cleanly" in served.logged()
 
 
-def test_cases_over_memory(account, serve) -> None:
+def test_cases_over_memory(account: Account, serve: Serve) -> None:
     run_cases(account, serve(account, "memory"), frozenset({"access_control_lists"}))  # those are the volume's
 
 
-def test_cases_over_ext4(account, serve) -> None:
+def test_cases_over_ext4(account: Account, serve: Serve) -> None:
     image = account.directory / "image"
     with open(image, "wb") as file:
         file.truncate(1 << 30)

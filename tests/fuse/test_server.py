@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import mmap
 import os
 import signal
@@ -19,13 +20,15 @@ from cowfs.fuse import mountpoint
 from cowfs.fuse.mount import mount_in_background
 from cowfs.fuse.mountinfo import encode_source, mount_at
 from cowfs.fuse.mountpoint import find_server, unmount
+from tests.conftest import Account
+from tests.fuse.conftest import Serve, mounted_at
 
 pytestmark = pytest.mark.fuse
 
 SERVE = str(Path(__file__).with_name("serve.py"))
 
 
-def run_python(account, code: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+def run_python(account: Account, code: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run code as the account; `Path`, `os`, and the functions under test are imported."""
     prelude = "import os, sys, errno, time\nfrom pathlib import Path\nfrom cowfs.fuse.mountpoint import *\n"
     return account.run([sys.executable, "-c", prelude + code, *arguments], check=check)
@@ -34,9 +37,9 @@ def run_python(account, code: str, *arguments: object, check: bool = True) -> su
 # The mount table, and the way back out.
 
 
-def test_mount_table_shows_what_it_is(account, serve) -> None:
+def test_mount_table_shows_what_it_is(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
-    mount = mount_at(served.target)
+    mount = mounted_at(served.target)
     assert mount.fstype == "fuse.cowfs"
     assert mount.source == encode_source(account.directory, "disk")
     assert ("allow_other" in mount.super_options) == (account.uid == 0)
@@ -47,7 +50,7 @@ def test_mount_table_shows_what_it_is(account, serve) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_unmount_and_close(account, serve, number: int) -> None:
+def test_signals_unmount_and_close(account: Account, serve: Serve, number: int) -> None:
     served = serve(account, "memory")
     served.process.send_signal(number)
     assert served.process.wait(30) == 0
@@ -55,7 +58,7 @@ def test_signals_unmount_and_close(account, serve, number: int) -> None:
     assert "closed cleanly" in served.logged()
 
 
-def test_signal_while_files_are_in_use(root_user, serve) -> None:
+def test_signal_while_files_are_in_use(root_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory")
     fd = os.open(served.target / "f", os.O_CREAT | os.O_WRONLY)
     try:
@@ -69,26 +72,27 @@ def test_signal_while_files_are_in_use(root_user, serve) -> None:
     assert "closed cleanly" in served.logged()
 
 
-def test_umount_returns_when_the_server_is_gone(account, serve) -> None:
+def test_umount_returns_when_the_server_is_gone(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     run_python(account, "unmount(sys.argv[1])", served.target)
     assert served.process.wait(0.5) == 0
     assert mount_at(served.target) is None
 
 
-def test_root_unmounts_for_a_user(root_user, ordinary_user, serve) -> None:
+def test_root_unmounts_for_a_user(root_user: Account, ordinary_user: Account, serve: Serve) -> None:
     served = serve(ordinary_user, "memory")
     unmount(str(served.target))
     assert served.process.wait(0.5) == 0
 
 
-def test_busy(account, serve) -> None:
+def test_busy(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     holder = account.start(["sh", "-c", 'cd "$1" && echo in && exec sleep 600', "sh", served.target], stdout=-1)
     try:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == "in\n"
         done = run_python(account, "unmount(sys.argv[1])", served.target, check=False)
-        assert f"umount {mount_at(served.target).source}:{served.target}: files in it are in use" in done.stderr
+        assert f"umount {mounted_at(served.target).source}:{served.target}: files in it are in use" in done.stderr
         assert f"fuser -vm {served.target}" in done.stderr
         run_python(account, "unmount(sys.argv[1], lazy=True)", served.target)
         assert mount_at(served.target) is None
@@ -109,7 +113,7 @@ def test_unmounting_what_is_not_mounted(tmp_path: Path) -> None:
         unmount("/proc")
 
 
-def test_unmounting_the_mount_of_another_user(root_user, ordinary_user, serve) -> None:
+def test_unmounting_the_mount_of_another_user(root_user: Account, ordinary_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory", target=ordinary_user.mkdir("of-root"))
     done = run_python(ordinary_user, "unmount(sys.argv[1])", served.target, check=False)
     assert "MountError" in done.stderr
@@ -119,20 +123,20 @@ def test_unmounting_the_mount_of_another_user(root_user, ordinary_user, serve) -
 # A server that was killed.
 
 
-def test_killed_server_leaves_a_mount_that_goes_away(account, serve) -> None:
+def test_killed_server_leaves_a_mount_that_goes_away(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     served.process.kill()
     served.process.wait()
-    assert find_server(mount_at(served.target)) is None
+    assert find_server(mounted_at(served.target)) is None
     run_python(account, "assert is_dead(mount_at(sys.argv[1])); unmount(sys.argv[1])", served.target)
     assert mount_at(served.target) is None
 
 
-def test_mounting_over_a_dead_mount_cleans_it(account, serve) -> None:
+def test_mounting_over_a_dead_mount_cleans_it(account: Account, serve: Serve) -> None:
     first = serve(account, "memory")
     first.process.kill()  # and not waited for: it may still be on its way out, and stays a zombie
     second = serve(account, "memory", target=first.target)
-    assert find_server(mount_at(second.target)) == second.process.pid
+    assert find_server(mounted_at(second.target)) == second.process.pid
     assert second.end() == 0
     assert mount_at(first.target) is None
 
@@ -140,13 +144,13 @@ def test_mounting_over_a_dead_mount_cleans_it(account, serve) -> None:
 # Mount points that cannot be used.
 
 
-def refused(account, target: object) -> str:
+def refused(account: Account, target: object) -> str:
     done = run_python(account, "check_mount_point('cowfs:/h:disk', sys.argv[1])", target, check=False)
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1].removeprefix("cowfs.errors.")
 
 
-def test_bad_mount_points(account, serve) -> None:
+def test_bad_mount_points(account: Account, serve: Serve) -> None:
     home = account.directory
     (home / "file").touch()
     full = account.mkdir("full")
@@ -161,12 +165,12 @@ def test_bad_mount_points(account, serve) -> None:
     assert refused(account, full).endswith("not empty: it holds a and 1 more; use an empty directory")
     served = serve(account, "memory")
     assert refused(account, served.target).endswith(
-        f"already a mount point (fuse.cowfs {mount_at(served.target).source}); unmount it first"
+        f"already a mount point (fuse.cowfs {mounted_at(served.target).source}); unmount it first"
     )
     assert served.end() == 0
 
 
-def test_mount_points_of_others(ordinary_user, ordinary_root) -> None:
+def test_mount_points_of_others(ordinary_user: Account, ordinary_root: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to make a directory of another user; run: sudo make test")
     closed, open_ = ordinary_root / "closed-mount-point", ordinary_root / "open-mount-point"
@@ -182,20 +186,20 @@ def test_missing_requirements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(MissingRequirement, match=r"fuse does not exist; try: modprobe fuse"):
         mountpoint.check_requirements()
     monkeypatch.undo()
-    monkeypatch.setattr(mountpoint.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingRequirement, match=r"pyfuse3 is not installed; try: pip install 'cowfs\[fuse\]'"):
         mountpoint.check_requirements()
 
 
 def test_all_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(mountpoint, "_DEVICE", str(tmp_path))
-    monkeypatch.setattr(mountpoint.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     texts = [str(missing) for missing in mountpoint.missing_requirements()]
     assert len(texts) == 2
     assert texts[0] == f"{tmp_path} cannot be opened: Is a directory; try: modprobe fuse"
 
 
-def test_requirements_of_a_user(ordinary_user, tmp_path: Path, needs_fuse: None) -> None:
+def test_requirements_of_a_user(ordinary_user: Account, tmp_path: Path, needs_fuse: None) -> None:
     device = ordinary_user.directory / "fuse"
     device.touch(0o600)
     code = "import cowfs.fuse.mountpoint as m; m._DEVICE = sys.argv[1]; m.check_requirements()"
@@ -208,7 +212,7 @@ def test_requirements_of_a_user(ordinary_user, tmp_path: Path, needs_fuse: None)
     assert "fusermount3 is not installed, and only root mounts without it; try: apt-get install fuse3" in done.stderr
 
 
-def test_unmounting_needs_the_table_of_mounts(ordinary_user, serve) -> None:
+def test_unmounting_needs_the_table_of_mounts(ordinary_user: Account, serve: Serve) -> None:
     """The kernel's own answer would be about a file that the user never named."""
     served = serve(ordinary_user, "memory")
     code = "import cowfs.fuse.mountpoint as m; m._MTAB = sys.argv[1]; "
@@ -219,7 +223,7 @@ def test_unmounting_needs_the_table_of_mounts(ordinary_user, serve) -> None:
     assert served.end() == 0
 
 
-def test_options_a_user_may_not_have(ordinary_user, serve) -> None:
+def test_options_a_user_may_not_have(ordinary_user: Account, serve: Serve) -> None:
     if os.geteuid() == 0 and "\nuser_allow_other" in Path("/etc/fuse.conf").read_text():
         pytest.skip("/etc/fuse.conf allows allow_other here")
     for option, reason in (
@@ -251,7 +255,7 @@ def background(tmp_path: Path, *arguments: str, timeout_seconds: float = 60.0) -
 def test_background_mount(tmp_path: Path, needs_fuse: None) -> None:
     pid, target = background(tmp_path, "memory")
     (target / "f").write_text("at once")
-    assert pid == find_server(mount_at(target))
+    assert pid == find_server(mounted_at(target))
     assert os.getsid(pid) == pid
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert (tmp_path / "log").stat().st_mode & 0o777 == 0o600
@@ -279,7 +283,7 @@ def test_a_service_that_fails_before_readiness(tmp_path: Path, needs_fuse: None)
     assert mount_at(tmp_path / "mnt") is None
 
 
-def test_a_service_that_fails_later_does_not_take_the_mount_away(root_user, serve) -> None:
+def test_a_service_that_fails_later_does_not_take_the_mount_away(root_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory", "--fault", "late-service")
     (served.target / "f").write_text("still here")
     assert served.end() == 0
@@ -301,7 +305,7 @@ def test_a_server_that_hangs_is_stopped(tmp_path: Path, needs_fuse: None) -> Non
     assert time.monotonic() - began < 30
 
 
-def test_a_close_that_fails_is_told(root_user, serve) -> None:
+def test_a_close_that_fails_is_told(root_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory", "--fault", "close")
     root_user.run(["fusermount3", "-u", served.target])
     assert served.process.wait(30) != 0
@@ -311,7 +315,7 @@ def test_a_close_that_fails_is_told(root_user, serve) -> None:
 # Faults behind the mount.
 
 
-def test_a_bug_does_not_end_the_mount(account, serve) -> None:
+def test_a_bug_does_not_end_the_mount(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     code = """
 root = Path(sys.argv[1])
@@ -332,7 +336,7 @@ assert os.listdir(root) == ["f"]
     assert "Traceback" in served.logged()
 
 
-def test_full_pool_fails_writes(account, serve) -> None:
+def test_full_pool_fails_writes(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     code = """
 root = Path(sys.argv[1])
@@ -348,7 +352,7 @@ os.setxattr(root, "user.full", b"0")
     assert served.end() == 0
 
 
-def test_writes_queue_while_others_go_on(account, serve) -> None:
+def test_writes_queue_while_others_go_on(account: Account, serve: Serve) -> None:
     served = serve(account, "memory", "--queue-seconds", "100")
     code = """
 import threading
@@ -370,7 +374,7 @@ assert all((root / f"f{n}").read_bytes() == b"y" * 100_000 for n in range(20))
     assert served.end() == 0
 
 
-def test_queued_writes_fail_in_the_end(root_user, serve) -> None:
+def test_queued_writes_fail_in_the_end(root_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory", "--queue-seconds", "3")
     os.setxattr(served.target, "user.full", b"2")
     with pytest.raises(OSError, match=r"No space left") as caught:
@@ -387,7 +391,7 @@ for block in range(16):
 """
 
 
-def test_a_full_pool_makes_writes_wait_and_then_fail(account, serve) -> None:
+def test_a_full_pool_makes_writes_wait_and_then_fail(account: Account, serve: Serve) -> None:
     served = serve(account, "thin", "--queue-seconds", "3")
     code = """
 import threading
@@ -414,7 +418,7 @@ assert os.pread(fd, 65536, 0) == b"y" * 65536
     assert served.end() == 0
 
 
-def test_a_full_pool_that_grows_lets_waiting_writes_through(account, serve) -> None:
+def test_a_full_pool_that_grows_lets_waiting_writes_through(account: Account, serve: Serve) -> None:
     served = serve(account, "thin", "--queue-seconds", "60", "--grow")
     code = """
 os.pwrite(fd, b"x" * 65536, 20 * 65536)
@@ -425,9 +429,9 @@ assert os.pread(fd, 65536, 20 * 65536) == b"x" * 65536
     assert served.end() == 0
 
 
-def test_read_only(account, serve) -> None:
+def test_read_only(account: Account, serve: Serve) -> None:
     served = serve(account, "memory", "--read-only")
-    assert "ro" in mount_at(served.target).options
+    assert "ro" in mounted_at(served.target).options
     code = """
 root = Path(sys.argv[1])
 try: (root / "f").touch()
@@ -439,7 +443,7 @@ fd = os.open(root, os.O_RDONLY); os.fsync(fd); os.close(fd)
     assert served.end() == 0
 
 
-def test_what_was_written_a_while_ago_survives_a_kill(root_user, serve, tmp_path: Path) -> None:
+def test_what_was_written_a_while_ago_survives_a_kill(root_user: Account, serve: Serve, tmp_path: Path) -> None:
     image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(64 << 20)
@@ -455,7 +459,7 @@ def test_what_was_written_a_while_ago_survives_a_kill(root_user, serve, tmp_path
     assert b"Filesystem state:         clean" in debugfs(image, "stats -h")
 
 
-def test_a_quiesced_volume_holds_all_that_was_written(root_user, serve, tmp_path: Path) -> None:
+def test_a_quiesced_volume_holds_all_that_was_written(root_user: Account, serve: Serve, tmp_path: Path) -> None:
     image, request = tmp_path / "image", tmp_path / "request"
     with open(image, "wb") as file:
         file.truncate(64 << 20)
@@ -489,14 +493,14 @@ def debugfs(image: Path, command: str) -> bytes:
 
 
 @pytest.fixture
-def image(account) -> Path:
+def image(account: Account) -> Path:
     path = account.directory / "image"
     path.write_bytes(os.urandom(3 << 20))
     os.chown(path, account.uid, account.gid)
     return path
 
 
-def test_raw_is_the_disk(account, serve, image: Path) -> None:
+def test_raw_is_the_disk(account: Account, serve: Serve, image: Path) -> None:
     served = serve(account, "raw", image)
     code = """
 import mmap
@@ -523,7 +527,7 @@ assert disk.read_bytes()[5000:5005] == b"hello"
     assert served.end() == 0
 
 
-def test_raw_behaves_like_a_disk_at_its_end(account, serve, image: Path) -> None:
+def test_raw_behaves_like_a_disk_at_its_end(account: Account, serve: Serve, image: Path) -> None:
     served = serve(account, "raw", image)
     code = """
 def fails(number, action, *arguments):
@@ -553,7 +557,7 @@ assert disk.read_bytes()[:5] == b"begin" and len(disk.read_bytes()) == size
     assert served.end() == 0
 
 
-def test_raw_read_only(account, serve, image: Path) -> None:
+def test_raw_read_only(account: Account, serve: Serve, image: Path) -> None:
     served = serve(account, "raw", image, "--read-only")
     code = """
 disk = Path(sys.argv[1], "disk")
@@ -567,7 +571,7 @@ else: raise AssertionError
     assert served.end() == 0
 
 
-def test_raw_under_a_loop_device(root_user, serve, tmp_path: Path) -> None:
+def test_raw_under_a_loop_device(root_user: Account, serve: Serve, tmp_path: Path) -> None:
     image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(32 << 20)
@@ -587,7 +591,7 @@ def test_raw_under_a_loop_device(root_user, serve, tmp_path: Path) -> None:
     subprocess.run(["debugfs", "-R", "stat /f", image], check=True, capture_output=True)
 
 
-def test_shared_mmap_is_written_back_before_the_end(root_user, serve, tmp_path: Path) -> None:
+def test_shared_mmap_is_written_back_before_the_end(root_user: Account, serve: Serve, tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(1 << 20))
     served = serve(root_user, "raw", image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -28,14 +29,14 @@ class Failing(View):
         return "changed"
 
     @changing
-    def write(self, attempts: list[Exception | None]) -> int:
+    def attempt(self, attempts: list[Exception | None]) -> int:
         error = attempts.pop(0)
         if error is not None:
             raise error
         return 7
 
 
-def answer_of(handler, *arguments: object) -> int:
+def answer_of(handler: Callable[..., Awaitable[object]], *arguments: object) -> int:
     with pytest.raises(FUSEError) as caught:
         trio.run(handler, *arguments)
     return caught.value.errno
@@ -59,19 +60,19 @@ def test_errors_keep_their_meaning(error: Exception, number: int) -> None:
     view = Failing()
     assert answer_of(view.look, error) == number
     assert answer_of(view.change, error) == number
-    assert answer_of(view.write, [error]) == number
+    assert answer_of(view.attempt, [error]) == number
     assert view.failure == ""
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), AssertionError(), OSError("no errno"), MemoryError()])
-@pytest.mark.parametrize("name", ["look", "change", "write"])
+@pytest.mark.parametrize("name", ["look", "change", "attempt"])
 def test_a_bug_turns_the_view_read_only(error: Exception, name: str, caplog: pytest.LogCaptureFixture) -> None:
     view = Failing()
-    assert answer_of(getattr(view, name), [error] if name == "write" else error) == errno.EIO
+    assert answer_of(getattr(view, name), [error] if name == "attempt" else error) == errno.EIO
     assert view.failure == name
     assert "Traceback" in caplog.text
     assert answer_of(view.change, None) == errno.EROFS
-    assert answer_of(view.write, [None]) == errno.EROFS
+    assert answer_of(view.attempt, [None]) == errno.EROFS
     assert answer_of(view.look, FileNotFoundError(2, "")) == errno.ENOENT
 
 
@@ -101,7 +102,7 @@ class Pool:
         return self.until - trio.current_time()
 
 
-def full() -> OutOfDataSpace:
+def full() -> Exception:
     return OutOfDataSpace("full", may_queue=True)
 
 
@@ -109,7 +110,7 @@ def test_a_queued_write_waits_for_space() -> None:
     async def main() -> None:
         pool = Pool(trio.current_time() + 60)
         view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
-        assert await view.write([full(), full(), full(), None]) == 7
+        assert await view.attempt([full(), full(), full(), None]) == 7
         assert pool.ticks == 3
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
@@ -121,7 +122,7 @@ def test_a_queued_write_fails_when_the_time_is_over() -> None:
         pool = Pool(began + 60)
         view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
         with pytest.raises(FUSEError) as caught:
-            await view.write([full() for _ in range(1000)])
+            await view.attempt([full() for _ in range(1000)])
         assert caught.value.errno == errno.ENOSPC
         assert trio.current_time() - began == pytest.approx(60, abs=0.5)
 
@@ -135,7 +136,7 @@ def test_space_wakes_all_waiters_at_once() -> None:
         view = Failing(space=space)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(view.write, [full(), None])
+                nursery.start_soon(view.attempt, [full(), None])
             await trio.testing.wait_all_tasks_blocked()
             assert space.waiting == 5
             began = trio.current_time()
@@ -153,17 +154,17 @@ def test_too_many_waiters_fail_instead_of_blocking_the_mount() -> None:
         view = Failing(space=space)
         async with trio.open_nursery() as nursery:
             for _ in range(MAX_WAITING):
-                nursery.start_soon(view.write, [full(), None])
+                nursery.start_soon(view.attempt, [full(), None])
             await trio.testing.wait_all_tasks_blocked()
             with pytest.raises(FUSEError) as caught:
-                await view.write([full(), None])
+                await view.attempt([full(), None])
             assert caught.value.errno == errno.ENOSPC
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
 
 
 def test_no_queue_no_waiting() -> None:
-    assert answer_of(Failing().write, [full(), None]) == errno.ENOSPC
+    assert answer_of(Failing().attempt, [full(), None]) == errno.ENOSPC
 
 
 def test_a_pool_that_breaks_while_one_waits() -> None:
@@ -173,7 +174,7 @@ def test_a_pool_that_breaks_while_one_waits() -> None:
     async def main() -> None:
         view = Failing(space=SpaceQueue(tick, lambda: 60.0))
         with pytest.raises(FUSEError) as caught:
-            await view.write([full(), None])
+            await view.attempt([full(), None])
         assert caught.value.errno == errno.EIO
         assert view.failure
 

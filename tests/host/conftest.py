@@ -71,7 +71,7 @@ def serving(
         token.run_sync_soon(scope.cancel)
         thread.join(PATIENCE_SECONDS)
         ended = outcome.get(timeout=PATIENCE_SECONDS)
-        if ended is not None:
+        if isinstance(ended, BaseException):
             raise AssertionError("the server failed") from ended
 
 

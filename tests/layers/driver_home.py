@@ -78,7 +78,7 @@ def archive(**files: bytes | None) -> bytes:
 def members(tar: bytes) -> list[tuple[object, ...]]:
     """Everything about every member but the root directory, whose times no diff tells."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened_tar:
-        found = []
+        found: list[tuple[object, ...]] = []
         for item in opened_tar:
             file = opened_tar.extractfile(item) if item.isreg() else None
             fields = (item.name, item.type, item.mode, item.uid, item.gid, item.mtime, item.linkname, item.pax_headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -23,7 +24,7 @@ def fails(call: Callable[[], object]) -> int | None:
 def test_the_nth_write_fails_and_writes_nothing() -> None:
     device = FaultyDevice(MemoryDevice(8192))
     fault = device.fail(Fault({"write"}, after=2, times=1, number=errno.ENOSPC))
-    assert [fails(lambda n=n: device.pwrite(n, b"x")) for n in range(5)] == [0, 0, errno.ENOSPC, 0, 0]
+    assert [fails(partial(device.pwrite, n, b"x")) for n in range(5)] == [0, 0, errno.ENOSPC, 0, 0]
     assert device.pread(0, 5) == b"xx\0xx"
     assert (fault.seen, fault.failed) == (5, 1)
 
@@ -56,7 +57,7 @@ def test_each_kind_of_operation_fails_alone(operation: str, expected: list[int])
 def test_only_the_range_fails() -> None:
     device = FaultyDevice(MemoryDevice(3 * 4096))
     device.fail(Fault({"read"}, begin=4096, end=8192))
-    assert [fails(lambda o=o: device.pread(o, 2)) for o in (0, 4094, 4095, 8191, 8192)] == [0, 0, 5, 5, 0]
+    assert [fails(partial(device.pread, o, 2)) for o in (0, 4094, 4095, 8191, 8192)] == [0, 0, 5, 5, 0]
 
 
 def record(work: Callable[[BlockDevice], object], size: int = 4 * 4096) -> tuple[Journal, MemoryDevice]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def mappings_of(device: MemoryDevice, *, held: bool = False) -> Mappings:
     return found
 
 
-def repaired(source: MemoryDevice, size_bytes: int = 2 << 20, **known: int) -> tuple[MemoryDevice, RepairReport]:
+def repaired(source: MemoryDevice, size_bytes: int = 2 << 20, **known: Any) -> tuple[MemoryDevice, RepairReport]:
     before = copy_of(source)
     target = MemoryDevice(size_bytes)
     report = repair(source, target, **known)
@@ -248,7 +249,7 @@ def test_docker_metadata(name: str, docker: MemoryDevice, old_tools: Tools) -> N
 def test_random_damage_is_repaired_or_refused(seed: int, sample_content: bytes) -> None:
     """Whatever happened to the metadata: an honest error, or clean metadata that ET and the thin tools can read."""
     rng = random.Random(seed)
-    outcomes = set()
+    outcomes = set[type]()
     for _ in range(25):
         device = MemoryDevice(len(sample_content))
         device.pwrite(0, sample_content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ RANGE = '<range_mapping origin_begin="10" data_begin="20" length="4" time="2"/>'
 GOOD = f"{SUPERBLOCK}\n{DEVICE}\n{RANGE}\n</device>\n</superblock>\n"
 
 
-def restored(text: str | bytes, size_bytes: int = 1 << 20, **options: int) -> MemoryDevice:
+def restored(text: str | bytes, size_bytes: int = 1 << 20, **options: Any) -> MemoryDevice:
     device = MemoryDevice(size_bytes)
     restore(io.BytesIO(text.encode() if isinstance(text, str) else text), device, **options)
     report = check(device)

@@ -18,7 +18,7 @@ from cowfs.layers.interface import Change, finish
 from cowfs.layers.roots import find_root
 from cowfs.pool import PoolTable
 from cowfs.units import Sectors
-from cowfs_dmthin import BACKEND, DmPool
+from cowfs_dmthin import BACKEND, DmPool, DmThin
 from tests.layers.changes.conftest import kinds, oracle
 from tests.uml.guest_checks import Check, run_checks
 
@@ -50,6 +50,7 @@ def mounted(pool: DmPool, thin_id: int, folder: Path) -> Iterator[Path]:
     point = folder / f"mnt-{thin_id}"
     point.mkdir(exist_ok=True)
     with closing(pool.activate(f"kernel-{thin_id}", thin_id, THIN_SECTORS)) as thin:
+        assert isinstance(thin, DmThin)
         subprocess.run(["mount", "-t", "ext4", "-o", "strictatime", thin.node, point], check=True)
         try:
             (point / "rootfs").mkdir(exist_ok=True)
@@ -67,7 +68,7 @@ def compared(pool: DmPool, layer_id: int, parent_id: int) -> list[Change]:
     try:
         roots = [find_root(volume) for volume, _ in volumes]
         assert find._can_be_told_by_blocks(*roots)
-        found = finish(find_changes(*roots, ThinPair(pool, layer_id, parent_id)))
+        found = finish(find_changes(roots[0], roots[1], ThinPair(pool, layer_id, parent_id)))
         walked = finish(walk_changes(*roots))
         assert found == walked, f"by blocks alone: {set(found) - set(walked)}, walked: {set(walked) - set(found)}"
         assert found == oracle(*roots)

@@ -53,12 +53,12 @@ class Recorder:
         source = io.TextIOWrapper(io.BytesIO((stdin or "").encode()))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stdin(source):
             status = run(["--home", str(self.home), "--backend", self.backend, *self.options, *map(str, words)])
-        text = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        text = out.buffer.getvalue().decode()
         self.tell(" ".join(map(str, words)), status, text, err.getvalue())
         return text
 
     def tell(self, words: str, status: int, out: str, err: str = "") -> None:
-        record = {"words": words, "status": status, "out": out, "err": err}
+        record: dict[str, str | int] = {"words": words, "status": status, "out": out, "err": err}
         print(json.dumps({key: self._plain(value) for key, value in record.items()}), flush=True)
 
     def _plain(self, value: str | int) -> str | int:

@@ -246,7 +246,7 @@ def the_lowest_free_block_is_always_next(pool: Any) -> None:
     counts = pool._engine.metadata._data
 
     @around(counts, "allocate")
-    def allocate(inner: Any, wanted: int) -> tuple[int, int]:
+    def allocate(inner: Callable[[int], tuple[int, int]], wanted: int) -> tuple[int, int]:
         counts.cursor = 0
         return inner(wanted)
 

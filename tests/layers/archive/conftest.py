@@ -72,7 +72,7 @@ class LayerVolume:
 
 @pytest.fixture
 def make_volume(tmp_path: Path) -> Iterator[Callable[[int], LayerVolume]]:
-    volumes = []
+    volumes: list[LayerVolume] = []
 
     def make(size_bytes: int) -> LayerVolume:
         volumes.append(LayerVolume(tmp_path / f"volume-{len(volumes)}.img", size_bytes))

@@ -20,6 +20,7 @@ from cowfs.errors import ArchiveError, CowfsError, FilesystemError
 from cowfs.layers import LayerRoot, finish
 from cowfs.layers.archive import apply_archive
 from cowfs.layers.archive.reader import ArchiveReader
+from tests.conftest import profile
 from tests.ext4.conftest import MIB
 from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import apply, archive_of, directory, entry, file, look, padded, pax, symlink, write
@@ -329,7 +330,7 @@ def sample(layers: LayerVolume) -> bytes:
 
 
 @settings(
-    max_examples=max(150, settings.default.max_examples // 2),
+    max_examples=max(150, profile().max_examples // 2),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())

@@ -9,6 +9,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def on_disk(root: Path, tree: Tree) -> None:
 
 def rich_tree(rng: random.Random) -> Tree:
     """Everything that both sides can hold."""
-    times = {"mtime_ns": TIME_NS}
+    times: Any = {"mtime_ns": TIME_NS}
     tree: Tree = {
         b"": directory(0o711, uid=7, gid=8, **times),
         b"d": directory(0o2775, uid=1, gid=2, xattrs={acl.DEFAULT: NAMED}, **times),

@@ -177,7 +177,7 @@ def test_large_numbers(layers: LayerVolume) -> None:
     size = finish(archive_size(layer, None))
     assert size == 9 << 30
     header = b"".join(itertools.islice(write_archive(layer, None), 1))
-    found = {}
+    found: dict[str, tarfile.TarInfo] = {}
     position = 0
     with io.BytesIO(header) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:
         while len(found) < 6:

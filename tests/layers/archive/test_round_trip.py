@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from cowfs.layers import IdMaps, IdRange, finish
 from cowfs.layers.archive import archive_size
+from tests.conftest import profile
 from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import (
     Node,
@@ -96,7 +97,7 @@ def same_root(tree: Tree, root: Node) -> Tree:
     return {**tree, b"": root}
 
 
-@settings(max_examples=max(60, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(60, profile().max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(tree=trees(), sparse=st.booleans())
 def test_a_whole_layer(layers: LayerVolume, tree: Tree, sparse: bool) -> None:
     layers.clear()
@@ -110,7 +111,7 @@ def test_a_whole_layer(layers: LayerVolume, tree: Tree, sparse: bool) -> None:
     assert write(copy, sparse=False) == write(layer, sparse=False)
 
 
-@settings(max_examples=max(80, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(80, profile().max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(data=st.data(), tree=trees())
 def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, tree: Tree) -> None:
     """The parent with the diff is the layer; but for the root's own attributes, which no change tells of."""
@@ -129,7 +130,7 @@ def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, t
     assert same_root(look(copy), expected[b""]) == expected
 
 
-@settings(max_examples=max(15, settings.default.max_examples // 2), suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(15, profile().max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(tree=trees())
 def test_ids_come_back(layers: LayerVolume, tree: Tree) -> None:
     halves = [IdRange(0, 2**31, 2**31), IdRange(2**31, 0, 2**31)]

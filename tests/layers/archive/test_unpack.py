@@ -370,7 +370,7 @@ def test_ids_are_mapped_and_unmapped_ones_refused(layer: LayerRoot) -> None:
     )
     for fields in ({"uid": 1000}, {"gid": 1000}, {"records": {b"SCHILY.xattr.system.posix_acl_access": NAMED}}):
         with pytest.raises(ArchiveError, match=r"entry 'b'.*id (1000|70000)"):
-            apply(layer, archive_of(entry(b"b", **fields)), maps=maps)  # type: ignore[arg-type]
+            apply(layer, archive_of(entry(b"b", **fields)), maps=maps)
 
 
 def test_large_files_and_zeros(layers: LayerVolume, rng: random.Random) -> None:

@@ -175,7 +175,7 @@ def oracle(layer: LayerRoot, parent: LayerRoot) -> list[Change]:
             found[path] = ChangeKind.MODIFY
     for path in old.keys() - new.keys():
         above = path.rpartition(b"/")[0]
-        if not above or (above in new and stat.S_ISDIR(int(new[above][0]))):
+        if not above or (above in new and stat.S_ISDIR(new[above][0])):
             found[path] = ChangeKind.DELETE
     for path in list(found):
         while path := path.rpartition(b"/")[0]:
@@ -183,8 +183,9 @@ def oracle(layer: LayerRoot, parent: LayerRoot) -> list[Change]:
     return [Change(path, kind) for path, kind in sorted(found.items())]
 
 
-def facts(root: LayerRoot) -> dict[bytes, tuple[object, ...]]:
-    tree, found = root.tree, dict[bytes, tuple[object, ...]]()
+def facts(root: LayerRoot) -> dict[bytes, tuple[int, object]]:
+    """By path: the mode, and all else."""
+    tree, found = root.tree, dict[bytes, tuple[int, object]]()
     pending = [(b"", root.inode)] if root.inode else []
     while pending:
         above, directory = pending.pop()
@@ -199,7 +200,7 @@ def facts(root: LayerRoot) -> dict[bytes, tuple[object, ...]]:
             elif stat.S_ISLNK(about.mode):
                 content = tree.read_symlink(entry.inode)
             beside = None if stat.S_ISDIR(about.mode) else (about.size_bytes, about.mtime_ns, content)
-            found[path] = (about.mode, about.uid, about.gid, about.rdev, xattrs, beside)
+            found[path] = about.mode, (about.uid, about.gid, about.rdev, xattrs, beside)
             if stat.S_ISDIR(about.mode):
                 pending.append((path, entry.inode))
     return found

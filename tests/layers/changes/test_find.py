@@ -143,7 +143,7 @@ def test_volumes_that_are_open_for_reading(parent: Layer, lab: Lab, ways: list[s
     parent.volume.quiesce()
     volumes = [Volume.open(lab.activate(one.thin.thin_id, read_only=True), read_only=True) for one in (layer, parent)]
     roots = [find_root(volume) for volume in volumes]
-    assert kinds(finish(find_changes(*roots, thins(layer, parent)))) == {b"/d": "C", b"/d/f": "C"}
+    assert kinds(finish(find_changes(roots[0], roots[1], thins(layer, parent)))) == {b"/d": "C", b"/d/f": "C"}
     assert ways == ["block_changes"]
     for volume in volumes:
         volume.close()

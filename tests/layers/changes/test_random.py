@@ -6,6 +6,7 @@ import errno
 import stat
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 from hypothesis import strategies as st
@@ -39,7 +40,8 @@ class Histories(RuleBasedStateMachine):
     @initialize(features=st.sampled_from(sorted(FEATURES)), chunk=st.sampled_from([4, 256]))
     def start(self, features: str, chunk: int) -> None:
         self.directory = tempfile.TemporaryDirectory(prefix="cowfs-changes-")
-        self.chunk_before, names_module._CHUNK_INODES = names_module._CHUNK_INODES, chunk
+        self.chunk = mock.patch.object(names_module, "_CHUNK_INODES", chunk)
+        self.chunk.start()
         self.lab = Lab(make_pool(Path(self.directory.name)))
         self.parent = self.lab.base(FEATURES[features])
         for path in (b"/a", b"/a/a", b"/b", b"/b/a", b"/b/b"):
@@ -51,7 +53,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "directory"):
             return
-        names_module._CHUNK_INODES = self.chunk_before
+        self.chunk.stop()
         try:
             if hasattr(self, "layer"):
                 self.compare()

@@ -106,7 +106,7 @@ class Mistaken:
 def mistaken(method: str, replacement: Callable[..., Any]) -> HomeFactory:
     def make(directory: str, options: Sequence[str]) -> InProcessHome:
         home = InProcessHome(directory, "emulated", options)
-        home.driver = Mistaken(home.driver, method, replacement)  # type: ignore[assignment]
+        home.driver = Mistaken(home.driver, method, replacement)
         return home
 
     return make
@@ -137,7 +137,7 @@ def changed(edit: Callable[[list[Change]], list[Change]]) -> Callable[..., Steps
 
 def off_by_one(original: Any, *arguments: Any) -> Steps[int]:
     yield
-    return finish(original(*arguments)) + 1
+    return int(finish(original(*arguments))) + 1
 
 
 def without_whiteouts(original: Any, layer_id: str, parent: str | None) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -120,13 +121,13 @@ def test_there_are_23_options() -> None:
 
 
 @pytest.mark.parametrize(("option", "value", "field", "result"), GOOD)
-def test_good_values(option: str, value: str, field: str, result: object) -> None:
+def test_good_values(option: str, value: str, field: str, result: Any) -> None:
     """Only the field of the option changes; the rest is as if nobody had said a word."""
     assert parse_storage_options([f"{option}={value}"]) == dataclasses.replace(DriverOptions(), **{field: result})
 
 
 @pytest.mark.parametrize(("option", "value", "field", "result"), GOOD_WITH_LVM)
-def test_good_values_beside_a_device(option: str, value: str, field: str, result: object) -> None:
+def test_good_values_beside_a_device(option: str, value: str, field: str, result: Any) -> None:
     expected = dataclasses.replace(DriverOptions(directlvm_device="/dev/xvdf"), **{field: result})
     assert parse_storage_options([LVM, f"{option}={value}"]) == expected
 
