@@ -15,6 +15,7 @@ import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
+from cowfs.errors import HomeBusy
 from cowfs.host.request import Host, Listing, OpenFile, Request, Upload, Work
 from cowfs.layers.info import DriverInfo
 
@@ -144,6 +145,12 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
     mount_label: str = ""
 
     def run(self, host: Host) -> str:
+        if host.views and not host.driver.can_show_files:
+            view = host.views[0]
+            raise HomeBusy(
+                f"the files of layer {self.id!r} cannot be shown: the mount at {view.mount_point} has '{view.device}' "
+                f"alone; first run: cowfs umount {view.mount_point}"
+            )
         return host.driver.get(self.id, self.mount_label)
 
 

@@ -156,6 +156,11 @@ class LayerDriver:
             self._mounter.unmount(layer_id)
 
     @property
+    def can_show_files(self) -> bool:
+        """Whether `get` has somebody who mounts."""
+        return self._mounter is not None
+
+    @property
     def has_gets(self) -> bool:
         """Whether a layer was got and not put yet."""
         return bool(self._got)

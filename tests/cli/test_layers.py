@@ -102,6 +102,17 @@ def test_what_info_says(layers: MountedHome) -> None:
     assert "Base device size cannot be smaller than" in refused.stderr
 
 
+def test_a_mount_of_one_device_shows_no_layers(layers: MountedHome) -> None:
+    point = layers.account.mkdir("one")
+    layers.run("mount", "one", point)
+    assert f"the mount at {point} has 'one' alone; first run: cowfs umount" in layers.refused(5, "layer", "get", "two")
+    assert layers.run("layer", "changes", "two", "one").stdout == ""
+    layers.run("umount", point)
+    layers.run("layer", "get", "two")
+    layers.run("layer", "put", "two")
+    layers.wait_until(lambda: not layers.is_mounted(layers.home / "mnt"))
+
+
 def test_bad_requests(layers: MountedHome) -> None:
     assert "exists already" in layers.refused(5, "layer", "create", "one")
     assert "no device 'nobody'" in layers.refused(5, "layer", "create", "x", "nobody")
