@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, TypeAlias
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import h11
 import trio
@@ -19,6 +19,15 @@ _log = logging.getLogger(__name__)
 _READ_BYTES: Final = 256 << 10
 _SEND_SECONDS: Final = 300.0  # for one piece; who reads a diff may have to wait for a disk
 MAX_MESSAGE_BYTES: Final = 1 << 20
+
+
+# What reading a request's body and sending an answer raise when it is the client's doing.
+CLIENT_FAILURES: Final = (
+    trio.BrokenResourceError,
+    trio.ClosedResourceError,
+    trio.TooSlowError,
+    h11.RemoteProtocolError,
+)
 
 
 class TooLarge(Exception):
@@ -31,9 +40,8 @@ class _BodyFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`body` can be iterated once; what is left of it is thrown away before the next request."""
+    """A POST. `body` can be iterated once; what is left of it is thrown away before the next request."""
 
-    method: str
     path: str
     query: dict[str, str]
     body: AsyncIterator[bytes]
@@ -58,6 +66,8 @@ class Response:
     body: bytes | AsyncGenerator[bytes, None]
 
 
+_NOT_ALLOWED: Final = Response(405, "text/plain", b"")
+
 Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 
 
@@ -68,12 +78,12 @@ async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
             connection = _Connection(stream)
             while await connection.serve_one(handler):
                 pass
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-        _log.info("a client is gone: %s", str(error) or "too slow")
-    except h11.RemoteProtocolError as error:
-        _log.info("a client does not speak HTTP: %s", error)
+    except CLIENT_FAILURES as error:
+        _log.info("a client is gone, or does not speak HTTP: %s", str(error) or "too slow")
     except _BodyFailed as error:
         _log.error("an answer breaks off: %s", error.__cause__)
+    except Exception:
+        _log.exception("a connection ends by a defect of cowfs")  # and the others go on
 
 
 class _Connection:
@@ -86,11 +96,12 @@ class _Connection:
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return False
-        target = urlsplit(event.target.decode("ascii", "replace"))
-        query = {key: values[-1] for key, values in parse_qs(target.query, keep_blank_values=True).items()}
+        path, _, arguments = event.target.decode("ascii", "replace").partition("?")
+        query = {key: values[-1] for key, values in parse_qs(arguments, keep_blank_values=True).items()}
         body = self._read_body()
-        response = await handler(Request(event.method.decode("ascii"), target.path, query, body))
-        await self._send_response(response)
+        # Nothing else is asked for here, and an answer to HEAD or CONNECT would have rules of its own.
+        is_served = event.method == b"POST"
+        await self._send_response(await handler(Request(path, query, body)) if is_served else _NOT_ALLOWED)
         async for _ in body:
             pass
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:

@@ -18,15 +18,16 @@ import logging
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import IO, Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 import trio
 
-from cowfs.docker.http import Request, Response, TooLarge, serve_connection
+from cowfs.docker.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
 from cowfs.error_record import plain_text
 from cowfs.errors import CowfsError, UsageError
 from cowfs.layers import Driver, IdMaps, IdRange, Steps
+from cowfs.layers.options.values import MAX_UINT32
 
 _log = logging.getLogger(__name__)
 JSON_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
@@ -45,10 +46,13 @@ class Call(msgspec.Struct, frozen=True):
     storage_options: dict[str, str] | None = msgspec.field(name="StorageOpt", default=None)
 
 
+_Id: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_UINT32)]
+
+
 class IdMapping(msgspec.Struct, frozen=True):
-    container_id: int
-    host_id: int
-    size: int
+    container_id: _Id
+    host_id: _Id
+    size: _Id
 
 
 class Init(msgspec.Struct, frozen=True):
@@ -138,6 +142,8 @@ class GraphDriverPlugin:
             if method is None:
                 return _json({"Err": f"no such request: {request.path}"}, status=404)
             return _json(await method(self, await _decoded(request, Call)))
+        except CLIENT_FAILURES:
+            raise
         except Exception as error:
             return _json({"Err": _explain(name, error)}, status=500 if name == "Diff" else 200)
 

@@ -206,6 +206,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_diff_frees_the_layer(tmp_path: 
     [
         ("/GraphDriver.Nonsense", b"{}", 404, "no such request"),
         ("/", b"", 404, "no such request"),
+        ("//[", b"{}", 404, "no such request"),
+        ("/GraphDriver.Init", b'{"UIDMaps": [{"container_id": -1, "host_id": 0, "size": 1}]}', 200, "not a request"),
         ("/GraphDriver.Create", b"{", 200, "not a request of the protocol"),
         ("/GraphDriver.Create", b'{"ID": 7}', 200, "not a request of the protocol"),
         ("/GraphDriver.Create", b'{"ID": "' + b"x" * (2 << 20) + b'"}', 200, "longer than a request can be"),
@@ -235,3 +237,28 @@ def test_what_is_no_http_ends_with_its_connection(tmp_path: Path) -> None:
         assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
 
     with_client(tmp_path, use)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET", "CONNECT", "DELETE", "OPTIONS"])
+def test_what_is_no_post_is_refused(tmp_path: Path, method: str) -> None:
+    def use(client: UnixClient) -> None:
+        client.request(method, "/GraphDriver.Status")
+        response = client.getresponse()
+        assert (response.status, response.read()) == (405, b"")
+        assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+
+    with_client(tmp_path, use)
+
+
+def test_a_client_that_leaves_before_its_request_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def use(client: UnixClient) -> None:
+        for request in ("Create", "ApplyDiff?id=a"):
+            client.connect()
+            client.sock.sendall(
+                b"POST /GraphDriver.%b HTTP/1.1\r\nHost: x\r\nContent-Length: 500\r\n\r\n{" % request.encode()
+            )
+            client.close()
+        assert client.call("GraphDriver.Exists", ID="a") == {"Exists": False}
+
+    assert with_client(tmp_path, use).driver.applied == {}
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
