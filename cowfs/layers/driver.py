@@ -114,7 +114,7 @@ class LayerDriver:
     def remove(self, layer_id: str) -> None:
         if layer_id not in self._devices:
             return
-        if self._readers[layer_id]:
+        if self._readers[layer_id] and not self._settings.deferred_deletion:
             raise DeviceBusy(f"layer {layer_id!r} is being read; remove it when that is done")
         self._devices.remove(layer_id, deferred=self._settings.deferred_deletion)
 

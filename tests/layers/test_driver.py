@@ -82,6 +82,39 @@ def test_an_archive_that_breaks_off_leaves_the_layer_as_it_was(home: Path, cut: 
         assert made.devices.status().orphan_thin_ids == ()
 
 
+@pytest.mark.parametrize("is_in_use", [False, True])
+def test_a_layer_that_is_being_read_goes_when_that_is_done(home: Path, is_in_use: bool) -> None:
+    with opened(home) as made:
+        wanted = made.diff("two", "one")
+        if is_in_use:
+            made.volumes.open("two")
+        pieces = made.driver.diff("two", "one")
+        read = next(pieces)
+        made.driver.remove("two")
+        made.driver.remove("one")
+        assert made.driver.list_layers() == []
+        read += b"".join(pieces)
+        assert read == wanted
+        if is_in_use:
+            made.volumes.close("two")
+        made.devices.retry_deletions()
+        assert not made.driver.exists("two")
+        assert not made.driver.exists("one")
+        require_clean_pool(made.devices.pool)
+
+
+def test_a_layer_that_is_being_read_stays_where_nothing_is_put_off(home: Path) -> None:
+    options = ["dm.use_deferred_removal=false", "dm.use_deferred_deletion=false"]
+    with opened(home, *options) as made:
+        pieces = made.driver.diff("two", None)
+        next(pieces)
+        with pytest.raises(DeviceBusy, match="being read"):
+            made.driver.remove("two")
+        pieces.close()
+        made.driver.remove("two")
+        assert not made.driver.exists("two")
+
+
 def test_an_apply_that_is_given_up_leaves_the_layer_as_it_was(home: Path) -> None:
     with opened(home) as made:
         steps = made.driver.apply("two", None, io.BytesIO(archive(e=b"e", f=b"f")))
