@@ -34,6 +34,7 @@ from cowfs.layers.archive.names import (
 from cowfs.layers.archive.reader import ArchiveReader, Entry
 from cowfs.layers.archive.target import Target
 from cowfs.layers.interface import IdMaps, LayerRoot, Steps
+from cowfs.units import format_size
 
 _ZEROS_BYTES_MIN: Final = 4096
 _NO_MAPS: Final = IdMaps()
@@ -75,6 +76,10 @@ def apply_archive(
     return _Unpacker(layer, ArchiveReader(archive), maps, make_devices=make_devices).run()
 
 
+class _BadAttribute(OSError):
+    """An attribute that its inode cannot take; what is asked of the layer as a whole may fit."""
+
+
 class _Unpacker:
     def __init__(self, layer: LayerRoot, reader: ArchiveReader, maps: IdMaps, *, make_devices: bool) -> None:
         self._target = Target(layer, maps.root)
@@ -97,8 +102,11 @@ class _Unpacker:
             except (ArchiveError, PoolError):
                 raise
             except OSError as error:
+                is_full = error.errno == errno.ENOSPC and not isinstance(error, _BadAttribute)
                 raise FilesystemError(
-                    f"cannot unpack '{show(entry.name)}' of the layer archive: {error.strerror}", errno=error.errno
+                    f"cannot unpack '{show(entry.name)}' of the layer archive: "
+                    f"{self._no_room() if is_full else error.strerror}",
+                    errno=error.errno,
                 ) from error
             yield from self._reader.pass_over()
             yield
@@ -106,6 +114,13 @@ class _Unpacker:
         yield from self._remove_link_sources()
         yield from self._target.set_times()
         return Applied(self._size_bytes, self._entries, self._skipped_devices, self._skipped_xattrs)
+
+    def _no_room(self) -> str:
+        figures = self._tree.statistics()
+        if not figures.inodes_free:
+            return f"the layer has no inode left of its {figures.inodes}; make it larger"
+        free, whole = (format_size(count * figures.block_bytes) for count in (figures.blocks_available, figures.blocks))
+        return f"{os.strerror(errno.ENOSPC)}: {free} of the layer's {whole} are left; make it larger"
 
     def _unpack(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
         if not parts:
@@ -254,7 +269,8 @@ class _Unpacker:
                 self._tree.set_xattr(inode, name, self._ids.xattr(name, value))
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
-                    raise
+                    text = f"attribute '{show(name)}' of {len(value)} bytes: {error.strerror}"
+                    raise _BadAttribute(error.errno, text) from error
                 self._skipped_xattrs += 1
         if acl.ACCESS in values:
             self._tree.set_attributes(inode, mode=entry.permissions)  # the list's mode gives way to the header's

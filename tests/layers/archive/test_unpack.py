@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import random
+import re
 import stat
 import tarfile
 from collections.abc import Callable
@@ -352,7 +353,9 @@ def test_a_bad_attribute_is_an_error(layer: LayerRoot) -> None:
         {b"SCHILY.xattr.user.large": b"x" * 60_000},
         {b"SCHILY.xattr.user.": b"x"},
     ):
-        with pytest.raises(FilesystemError, match="'bad'"):
+        with pytest.raises(
+            FilesystemError, match=r"'bad' of the layer archive: attribute '(user|system)\..*' of \d+ b"
+        ):
             apply(layer, archive_of(entry(b"bad", records=records)))
 
 
@@ -409,6 +412,13 @@ def test_a_full_layer_is_the_file_systems_error(make_volume: Callable[[int], Lay
         with pytest.raises(FilesystemError, match=r"cannot unpack '(large|f\d+)' of the layer archive: No space") as e:
             apply(layer, archive)
         assert e.value.errno == errno.ENOSPC
+        assert re.search(
+            r"left on device: [\d.]+ .*B of the layer's 1[0-9.]+ MiB are left; make it larger", str(e.value)
+        )
+    count = layer.tree.statistics().inodes
+    with pytest.raises(FilesystemError, match=f"no inode left of its {count}; make it larger") as e:
+        apply(make_volume(16 * MIB).new_layer(), archive_of(*(entry(b"f%d" % number) for number in range(count))))
+    assert e.value.errno == errno.ENOSPC
 
 
 class Trickle(io.BytesIO):
