@@ -130,6 +130,8 @@ def _put(settings: Settings, layer_id: str) -> None:
     """End one 'layer get'."""
     with _layers(settings) as layers:
         layers.put(layer_id)
+    if settings.as_json:
+        output.print_json({"id": layer_id})
 
 
 @layer_command.command("changes")

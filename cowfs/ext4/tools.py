@@ -20,6 +20,7 @@ from cowfs.blockdev import BlockDevice, FileDevice, data_ranges
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4.ranges import Range, difference, intersection
 from cowfs.pool.interface import ThinDevice
+from cowfs.units import format_size
 
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 PATIENCE_SECONDS: Final = 1800.0
@@ -83,7 +84,15 @@ def temporary_image(size_bytes: int, *, holds_little: bool = False) -> Iterator[
         holds_little: a few megabytes; they may be kept in memory, where holes are known whatever `/tmp` is on.
     """
     with _temporary_file(holds_little) as path:
-        os.truncate(path, size_bytes)
+        try:
+            os.truncate(path, size_bytes)
+        except OSError as error:
+            raise FilesystemError(
+                f"cannot make a sparse file of {size_bytes} bytes ({format_size(size_bytes)}) for e2fsprogs in "
+                f"{os.path.dirname(path)}: {error.strerror}; name a file system that can hold one with TMPDIR, or take "
+                "a smaller size",
+                errno=error.errno,
+            ) from error
         image = FileDevice(path)
         try:
             yield image

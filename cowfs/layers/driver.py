@@ -9,12 +9,13 @@ whose files are in use is written in place.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices import BASE, DeviceSet
 from cowfs.devices.names import pool_prefix
@@ -30,6 +31,9 @@ from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.version import VERSION
+
+_log = logging.getLogger(__name__)
+_WHY: Final = "ext4 has no place for them, or they are access lists of names without numbers"
 
 Prepare: TypeAlias = Callable[[FileTree], object]
 
@@ -220,7 +224,13 @@ class LayerDriver:
             root = ensure_root(tree, self._owner)
             sign(tree, layer_id, self._owner)
             applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
-            return applied.size_bytes
+        if applied.skipped_xattrs:
+            _log.warning(
+                "layer %r is without %d extended attributes of its archive: %s", layer_id, applied.skipped_xattrs, _WHY
+            )
+        if applied.skipped_devices:
+            _log.warning("layer %r is without %d device nodes of its archive", layer_id, applied.skipped_devices)
+        return applied.size_bytes
 
     def _find(self, layer: _Source, parent: _Source | None) -> Steps[list[Change]]:
         if parent is None:

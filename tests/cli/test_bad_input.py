@@ -23,7 +23,7 @@ from tests.cli.conftest import SMALL, Outcome, Run
 if TYPE_CHECKING:
     from tests.conftest import Account
 
-USAGE, MISSING, POOL, HOME, MOUNT = 2, 3, 4, 5, 6
+USAGE, MISSING, POOL, HOME, MOUNT, FILESYSTEM = 2, 3, 4, 5, 6, 7
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -479,6 +479,14 @@ def test_errors_as_json(cowfs: Run, words: list[str], kind: str, number: int, st
     error = json.loads(line)["error"]
     assert (error["class"], error["errno"], error["exit_code"]) == (kind, number, status)
     assert error["message"]
+
+
+@pytest.mark.parametrize("words", [["resize", "web", "100P"], ["layer", "create", "x", "web", "--size", "100P"]])
+def test_a_size_beyond_what_a_file_can_have(cowfs: Run, words: list[str]) -> None:
+    outcome = cowfs(*words)
+    assert outcome.status == FILESYSTEM
+    assert "112589990684262400 bytes (100 PiB)" in outcome.error
+    assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
 
 
 def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:

@@ -55,7 +55,7 @@ def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
 
     layers.run("layer", "put", "two")
     assert layers.shell(f"cat '{path}/new'") == "new\n"
-    layers.run("layer", "put", "two")
+    assert layers.json("layer", "put", "two") == {"id": "two"}
     layers.wait_until(lambda: not os.path.isdir(f"/proc/{holder}"))
     assert not layers.is_mounted(layers.home / "mnt")
     assert layers.run("layer", "exists", "two", check=False).returncode == 1

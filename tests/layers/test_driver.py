@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import stat
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,18 @@ def test_a_layer_that_is_being_read_stays_where_nothing_is_put_off(home: Path) -
         pieces.close()
         made.driver.remove("two")
         assert not made.driver.exists("two")
+
+
+def test_what_a_layer_is_without_is_told(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    info = tarfile.TarInfo("named")
+    info.pax_headers = {"SCHILY.acl.access": "user::rw-,user:nobody:r--,group::r--,mask::r--,other::---"}
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    with opened(home) as made:
+        made.apply("two", data.getvalue())
+    (message,) = caplog.messages
+    assert message.startswith("layer 'two' is without 1 extended attributes of its archive: ")
 
 
 def test_an_apply_that_is_given_up_leaves_the_layer_as_it_was(home: Path) -> None:
