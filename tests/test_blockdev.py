@@ -13,7 +13,7 @@ import trio
 from cowfs.blockdev import FLUSH_AHEAD_BYTES, FileDevice, FlushAhead, MemoryDevice
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
-from cowfs.fuse.raw import RawView
+from cowfs.fuse.raw_view import RawView
 from tests.ext4.conftest import MIB, make_file
 
 WRITES = FLUSH_AHEAD_BYTES // MIB

@@ -13,8 +13,8 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
-    from cowfs.host.operations import Created, DeviceRow, HomeReport
-    from cowfs.host.request import MountedView
+    from cowfs.host.host import MountedView
+    from cowfs.host.requests.devices import Created, DeviceRow, HomeReport
 
 
 @click.command("init")
@@ -57,7 +57,7 @@ def init_command(
     """
     from cowfs.devices import DeviceSet, HomeOptions, PoolSource
     from cowfs.devices.base import filesystem_named
-    from cowfs.host.driving import settle_for
+    from cowfs.host.driven_home import settle_for
     from cowfs.layers.options import home_options, parse_storage_options
     from cowfs.pool import load_backend
 

@@ -16,7 +16,7 @@ from cowfs.errors import HomeError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.host.home import Home
-    from cowfs.host.mounting import MountRequest
+    from cowfs.host.serving.mounting import MountRequest
 
 _START_ATTEMPTS: Final = 2
 
@@ -69,7 +69,7 @@ def mount_command(
         return
     if options:
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
-    from cowfs.host.mounting import MountRequest, mount
+    from cowfs.host.serving.mounting import MountRequest, mount
 
     request = MountRequest(
         settings.home_path,
@@ -84,7 +84,7 @@ def mount_command(
         settings.storage_options,
     )
     if foreground:
-        from cowfs.host.mount_server import serve_mount
+        from cowfs.host.serving.mount_server import serve_mount
 
         _log_to_stderr()
         serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
@@ -95,7 +95,7 @@ def mount_command(
 
 
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
-    from cowfs.host.kernel_mount import mount_by_kernel
+    from cowfs.host.kernel.devices import mount_by_kernel
     from cowfs.host.session import connect
 
     with connect(settings.home_path, settings.backend) as session:
@@ -107,8 +107,8 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.host.driving import are_mounted_by_kernel
-    from cowfs.host.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.host.driven_home import are_mounted_by_kernel
+    from cowfs.host.serving.mounting import MountRequest, empty_mount_directory, mount
 
     for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
         with settings.open_home() as home:
@@ -147,7 +147,7 @@ def _say_ready(settings: Settings, request: MountRequest) -> None:
 
 def _server_command(settings: Settings, request: MountRequest) -> Callable[[int], Sequence[str]]:
     """The command line of the server: this program again, in the foreground."""
-    from cowfs.host.mounting import python_module
+    from cowfs.host.serving.mounting import python_module
 
     flags = [flag for flag in ("raw", "read_only", "repair", "until_put", "by_kernel") if getattr(request, flag)]
     options = [f"--{flag.replace('_', '-')}" for flag in flags]
@@ -186,7 +186,7 @@ def umount_command(settings: Settings, mountpoint: str, lazy: bool) -> None:
     """Unmount MNT. Everything is written down and the home is free when this returns."""
     from cowfs.fuse.mountinfo import mount_at
     from cowfs.fuse.mountpoint import unmount
-    from cowfs.host.kernel_mount import is_mount_of_home, unmount_by_kernel
+    from cowfs.host.kernel.devices import is_mount_of_home, unmount_by_kernel
 
     target = os.path.realpath(mountpoint)
     mount = mount_at(target)

@@ -12,7 +12,7 @@ from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.host.space import TrimmedDevice, UsageReport
+    from cowfs.host.requests.space import TrimmedDevice, UsageReport
 
 
 @click.command("usage")

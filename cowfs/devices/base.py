@@ -9,12 +9,12 @@ from typing import Protocol
 import msgspec
 
 from cowfs.blockdev import BlockDevice
-from cowfs.devices.ext4_base import Ext4
+from cowfs.devices.base_ext4 import Ext4
+from cowfs.devices.base_xfs import Xfs
 from cowfs.devices.names import BASE
 from cowfs.devices.records import DeviceFile, Identity, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
-from cowfs.devices.xfs_base import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 

@@ -27,9 +27,9 @@ import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError
-from cowfs.host.driving import Driven, apply_options, open_driven, settle_for
-from cowfs.host.mounting import MountRequest, empty_mount_directory
-from cowfs.host.served_home import ServedHome
+from cowfs.host.driven_home import Driven, apply_options, open_driven, settle_for
+from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
+from cowfs.host.serving.served_home import ServedHome
 from cowfs.layers import Driver
 from cowfs.layers.options import parse_storage_options
 

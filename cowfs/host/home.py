@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Self
 from cowfs.devices import DeviceSet, HomeOptions, making
 from cowfs.devices.files import HomeFiles
 from cowfs.errors import HomeBusy
-from cowfs.host.operations import (
+from cowfs.host.host import Host
+from cowfs.host.requests.devices import (
     Create,
     Created,
     DeviceReport,
@@ -28,9 +29,7 @@ from cowfs.host.operations import (
     TargetLine,
     TargetStatus,
 )
-from cowfs.host.request import Host
-from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
-from cowfs.host.space import (
+from cowfs.host.requests.space import (
     Resize,
     Resized,
     ResizedPool,
@@ -41,6 +40,7 @@ from cowfs.host.space import (
     UsageReport,
     UsageTotals,
 )
+from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
 from cowfs.pool import ThinDevice, load_backend
 
 if TYPE_CHECKING:

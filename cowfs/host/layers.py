@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import IO
 
-from cowfs.host.layer_operations import (
+from cowfs.host.requests.layers import (
     ApplyLayer,
     CreateLayer,
     GetLayer,

@@ -15,7 +15,7 @@ import msgspec
 
 from cowfs.errors import CowfsError, MissingRequirement
 from cowfs.fuse.mountpoint import missing_requirements
-from cowfs.host.mounting import python_module
+from cowfs.host.serving.mounting import python_module
 from cowfs.layers.options import Facts
 from cowfs.pool import Backend, Capability, backend_names, load_backend
 

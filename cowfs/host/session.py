@@ -24,10 +24,11 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import read_settings, require_home
 from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
-from cowfs.host.client import Client
-from cowfs.host.driving import open_driven
-from cowfs.host.operations import CopyMetadata, Status
-from cowfs.host.request import Host, Listing, Request, Upload, Work
+from cowfs.host.control.client import Client
+from cowfs.host.driven_home import open_driven
+from cowfs.host.host import Host
+from cowfs.host.requests.devices import CopyMetadata, Status
+from cowfs.host.requests.request import Listing, Request, Upload, Work
 from cowfs.layers.interface import finish
 from cowfs.layers.options import parse_storage_options
 from cowfs.pool import load_backend

@@ -9,7 +9,7 @@ import sys
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError
 from cowfs.fuse.mountinfo import encode_source
-from cowfs.fuse.raw import RawView
+from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, run_server
 
 

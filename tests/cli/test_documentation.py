@@ -11,12 +11,12 @@ import pytest
 from cowfs import errors
 from cowfs.devices.records import Finding
 from cowfs.error_record import ErrorRecord
+from cowfs.host.host import MountedView
 from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
-from cowfs.host.operations import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
 from cowfs.host.recovery import RecoveryReport
-from cowfs.host.request import MountedView
-from cowfs.host.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
+from cowfs.host.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
+from cowfs.host.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cowfs.fuse.home import OPEN_MAX
+from cowfs.fuse.home_view import OPEN_MAX
 from cowfs.testing import posix
 from tests.cli.mounted_home import MountedHome, has_ended, kill_and_wait
 

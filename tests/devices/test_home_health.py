@@ -19,9 +19,9 @@ from cowfs.errors import (
     PoolModeError,
     UsageError,
 )
+from cowfs.host.host import Host
 from cowfs.host.maintenance import repair_home
-from cowfs.host.operations import ListDevices, Status
-from cowfs.host.request import Host
+from cowfs.host.requests.devices import ListDevices, Status
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend
 from cowfs.testing.judges import require_clean_pool
 from cowfs.thinmeta import Metadata

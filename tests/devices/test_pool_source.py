@@ -13,9 +13,9 @@ import pytest
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeOptions, PoolSource
-from cowfs.devices.ext4_base import Ext4
+from cowfs.devices.base_ext4 import Ext4
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
-from cowfs.host.driving import open_driven
+from cowfs.host.driven_home import open_driven
 from cowfs.host.maintenance import check_home, repair_home, restore_home
 from cowfs.host.session import metadata_of
 from cowfs.layers.options import parse_storage_options

@@ -17,8 +17,8 @@ from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import CowfsError
 from cowfs.ext4.interface import ROOT_INODE
-from cowfs.fuse.home import HomeView
-from cowfs.host.shown_devices import ShownDevices
+from cowfs.fuse.home_view import HomeView
+from cowfs.host.serving.shown_devices import ShownDevices
 from cowfs_emulated.backend import EmulatedBackend
 
 OPTIONS = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)

@@ -19,11 +19,11 @@ from memory_tree import ScriptedTree  # type: ignore[import-not-found]
 from cowfs.blockdev import FileDevice
 from cowfs.errors import HomeBusy
 from cowfs.ext4.volume import Volume
-from cowfs.fuse.mount import Readiness
-from cowfs.fuse.raw import RawView
+from cowfs.fuse.background import Readiness
+from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, run_server
 from cowfs.fuse.translate import SpaceQueue, View
-from cowfs.fuse.tree import TreeView
+from cowfs.fuse.tree_view import TreeView
 from cowfs.pool import Pool, PoolTable, ThinDevice
 from cowfs.units import Sectors
 from cowfs_emulated.backend import EmulatedBackend

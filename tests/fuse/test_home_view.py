@@ -13,7 +13,7 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, RequestContext, Stat
 
 from cowfs.errors import FilesystemError, MissingRequirement, OutOfDataSpace, UnknownDevice, UsageError
 from cowfs.ext4.interface import TreeStatistics
-from cowfs.fuse.home import HomeView
+from cowfs.fuse.home_view import HomeView
 from tests.fuse.memory_tree import MemoryTree
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from cowfs.errors import HomeBusy, MissingRequirement, MountError
 from cowfs.fuse import mountpoint
-from cowfs.fuse.mount import mount_in_background
+from cowfs.fuse.background import mount_in_background
 from cowfs.fuse.mountinfo import encode_source, mount_at
 from cowfs.fuse.mountpoint import find_server, unmount
 from tests.conftest import Account

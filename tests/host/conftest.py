@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.host.request import Host
-from cowfs.host.server import ControlServer, Limits
+from cowfs.host.control.server import ControlServer, Limits
+from cowfs.host.host import Host
 from cowfs.pool import load_backend
 
 SMALL = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)

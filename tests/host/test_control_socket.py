@@ -25,12 +25,14 @@ import cowfs
 from cowfs.devices import HomeLock
 from cowfs.error_record import HolderBug
 from cowfs.errors import CowfsError, HomeBusy, HomeError, HomeVersionError, UsageError
-from cowfs.host import control_socket, session
-from cowfs.host.client import Client
-from cowfs.host.operations import CopyMetadata, Create, DeviceRow, ListDevices, Status
-from cowfs.host.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
-from cowfs.host.request import Host, OpenFile
-from cowfs.host.server import Limits
+from cowfs.host import session
+from cowfs.host.control import socket as control_socket
+from cowfs.host.control.client import Client
+from cowfs.host.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
+from cowfs.host.control.server import Limits
+from cowfs.host.host import Host
+from cowfs.host.requests.devices import CopyMetadata, Create, DeviceRow, ListDevices, Status
+from cowfs.host.requests.request import OpenFile
 from tests.host.conftest import PATIENCE_SECONDS, serving
 
 STATUS = b'{"op":"status"}\n'

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.host.events import event_service, wait_for_event
+from cowfs.host.serving.events import event_service, wait_for_event
 from cowfs.pool import Pool, PoolTable, load_backend
 from cowfs.units import Sectors
 

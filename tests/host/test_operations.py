@@ -15,8 +15,8 @@ from cowfs import errors
 from cowfs.devices import DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.error_record import record_error, restore_error
-from cowfs.host.client import Client
-from cowfs.host.operations import HomeReport, Status
+from cowfs.host.control.client import Client
+from cowfs.host.requests.devices import HomeReport, Status
 from cowfs.host.session import LocalSession, connect, metadata_of
 from cowfs.pool import load_backend
 from cowfs.thinmeta.check import check

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices import xfs_base
-from cowfs.devices.xfs_base import Xfs
+from cowfs.devices import base_xfs
+from cowfs.devices.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
 from cowfs.ext4 import tools
-from cowfs.host.driving import open_driven
-from cowfs.host.request import Host
+from cowfs.host.driven_home import open_driven
+from cowfs.host.host import Host
 from cowfs.layers.info import driver_info, status_items
 from cowfs.layers.options import parse_storage_options
 from cowfs.pool import NodePool, NodeThin, ThinStatus, UnreadableStatus
@@ -315,8 +315,8 @@ def test_two_file_systems_may_be_grown_at_once(tmp_path: Path, monkeypatch: pyte
             grown.append(arguments[-1])
 
     grown: list[str] = []
-    monkeypatch.setattr(xfs_base, "_run", run)
-    monkeypatch.setattr(xfs_base, "_node", lambda device: device.node)
+    monkeypatch.setattr(base_xfs, "_run", run)
+    monkeypatch.setattr(base_xfs, "_node", lambda device: device.node)
     Xfs().grow(Node())  # type: ignore[arg-type]
     assert len(set(mounts)) == 2
     assert grown == mounts[::-1]

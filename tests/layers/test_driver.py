@@ -14,9 +14,9 @@ import trio
 from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, UsageError
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
-from cowfs.fuse.home import HomeView
-from cowfs.host.served_home import ViewMounter
-from cowfs.host.shown_devices import ShownDevices
+from cowfs.fuse.home_view import HomeView
+from cowfs.host.serving.served_home import ViewMounter
+from cowfs.host.serving.shown_devices import ShownDevices
 from cowfs.layers import finish
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root

@@ -22,7 +22,7 @@ import cowfs
 from cowfs.cli.app import run
 from cowfs.devices import DeviceSet
 from cowfs.errors import CowfsError, MountError
-from cowfs.host.kernel_mount import mount_by_kernel
+from cowfs.host.kernel.devices import mount_by_kernel
 from cowfs.host.session import connect
 from cowfs.pool import load_backend
 from cowfs_dmthin import nodes
@@ -472,7 +472,7 @@ def making_a_home_in_somebody_elses_pool_is_repeated_after_a_crash(folder: Path)
     with foreign_pool(folder):
         words = ["--home", str(folder / "home"), "--backend", "dmthin", "init", "--base-size", "16M"]
         program = (
-            "import os, sys; from cowfs.devices.ext4_base import Ext4; from cowfs.cli import main\n"
+            "import os, sys; from cowfs.devices.base_ext4 import Ext4; from cowfs.cli import main\n"
             "Ext4.make = lambda self, device, uuid: os.kill(os.getpid(), 9)\n"
             "main(sys.argv[1:])\n"
         )

@@ -21,9 +21,9 @@ from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4 import acl
 from cowfs.fuse.mountinfo import Mount, mount_at
-from cowfs.host.driving import open_driven
-from cowfs.host.kernel_layers import KernelLayers
-from cowfs.host.request import Host
+from cowfs.host.driven_home import open_driven
+from cowfs.host.host import Host
+from cowfs.host.kernel.layers import KernelLayers
 from cowfs.layers import finish
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
@@ -343,7 +343,7 @@ def retries_of_an_xfs_are_limited(folder: Path) -> None:
         layers = KernelLayers(host.devices, host.volumes, settings)
         refusal = FilesystemError("not supported on this system", errno=errno.ENOENT)
         with (
-            mock.patch("cowfs.host.kernel_layers.limit_nospace_retries", side_effect=refusal),
+            mock.patch("cowfs.host.kernel.layers.limit_nospace_retries", side_effect=refusal),
             expected(FilesystemError, errno.ENOENT),
         ):
             layers.mount("one", "", prepare=lambda tree: None, sign=lambda tree: None)

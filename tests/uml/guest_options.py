@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cowfs.devices import DeviceSet, filesystem_named
+from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
 from cowfs.devices.files import HomeFiles
-from cowfs.devices.xfs_base import Xfs, limit_nospace_retries
 from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4 import tools
 from cowfs.ext4.mkfs import require_filesystem

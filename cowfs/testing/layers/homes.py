@@ -25,10 +25,10 @@ from typing import IO, TYPE_CHECKING, Final
 from cowfs.devices import BASE, DeviceSet
 from cowfs.ext4 import tools
 from cowfs.ext4.fsck import check_volume
-from cowfs.host.driving import open_driven
+from cowfs.host.driven_home import open_driven
 from cowfs.host.home import open_home
+from cowfs.host.host import Host
 from cowfs.host.layers import Layers
-from cowfs.host.request import Host
 from cowfs.layers import Change, ChangeKind, Driver, Steps
 from cowfs.layers.info import status_items
 from cowfs.layers.options import parse_storage_options

@@ -11,7 +11,7 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.devices import DeviceSet, filesystem_named
-from cowfs.devices.xfs_base import Xfs, limit_nospace_retries
+from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4 import layout
 from cowfs.ext4.mkfs import require_filesystem

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.devices.files import HomeFiles
-from cowfs.fuse.mount import mount_in_background, start_in_background
+from cowfs.fuse.background import mount_in_background, start_in_background
 from cowfs.fuse.mountinfo import encode_source
 from cowfs.fuse.mountpoint import detach_dead
 
@@ -100,6 +100,6 @@ def python_module(name: str) -> list[str]:
 
     Nothing is imported from the current directory, unless cowfs itself is found that way.
     """
-    is_in_current_directory = Path(__file__).resolve().parents[2] == Path.cwd()
+    is_in_current_directory = Path(__file__).resolve().parents[3] == Path.cwd()
     isolation = [] if is_in_current_directory else ["-P"]
     return [sys.executable, *isolation, "-m", name]

@@ -47,7 +47,7 @@ from cowfs.ext4.interface import ROOT_INODE as VOLUME_ROOT
 from cowfs.ext4.interface import FileTree, TreeStatistics
 from cowfs.fuse.mountinfo import mounts
 from cowfs.fuse.translate import SpaceQueue, View, answered, drop_caches
-from cowfs.fuse.tree import Numbers, TreeView, as_statvfs
+from cowfs.fuse.tree_view import Numbers, TreeView, as_statvfs
 
 OPEN_MAX: Final = 64
 

@@ -19,14 +19,14 @@ from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from cowfs.devices import DeviceSet
+from cowfs.devices.base_xfs import limit_nospace_retries
 from cowfs.devices.volumes import Volumes
-from cowfs.devices.xfs_base import limit_nospace_retries
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.ext4.interface import FileTree
 from cowfs.fuse.mountinfo import Mount, mount_at
 from cowfs.fuse.mountpoint import unmount_now
-from cowfs.host import kernel_nodes as nodes
-from cowfs.host.node_mount import mount_node
+from cowfs.host.kernel import nodes
+from cowfs.host.kernel.mount import mount_node
 from cowfs.layers.driver import Prepare
 from cowfs.layers.mounted_tree import MountedTree
 from cowfs.layers.options import Settings

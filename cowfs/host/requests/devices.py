@@ -18,8 +18,9 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
+from cowfs.host.host import Host, MountedView
 from cowfs.host.metadata_copy import copy_metadata
-from cowfs.host.request import Host, Listing, MountedView, OpenFile, Request, batched
+from cowfs.host.requests.request import Listing, OpenFile, Request, batched
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.error_record import plain_text
-from cowfs.host.request import Host, Listing, Request, Work, batched
+from cowfs.host.host import Host
+from cowfs.host.requests.request import Listing, Request, Work, batched
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceFigures

@@ -21,9 +21,8 @@ import trio
 
 from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
-from cowfs.host import control_socket as control
-from cowfs.host.decoding import decode_request
-from cowfs.host.protocol import (
+from cowfs.host.control import socket as control
+from cowfs.host.control.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
     PROTOCOL_VERSION,
@@ -31,7 +30,9 @@ from cowfs.host.protocol import (
     Greeting,
     Reply,
 )
-from cowfs.host.request import AnyRequest, Host, Listing, OpenFile, Request, Upload, Work
+from cowfs.host.host import Host
+from cowfs.host.requests.decoding import decode_request
+from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, Work
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from functools import partial
 import trio
 
 from cowfs.errors import HomeBusy
-from cowfs.fuse.mount import Readiness
-from cowfs.host.mounting import MountRequest
-from cowfs.host.operations import Status
-from cowfs.host.served_home import ServedHome
+from cowfs.fuse.background import Readiness
+from cowfs.host.requests.devices import Status
+from cowfs.host.serving.mounting import MountRequest
+from cowfs.host.serving.served_home import ServedHome
 from cowfs.host.session import LocalSession, connect
 
 

@@ -16,17 +16,17 @@ from cowfs.devices import DeviceSet
 from cowfs.devices.volumes import Volumes
 from cowfs.error_record import plain_text
 from cowfs.ext4 import libext2fs
-from cowfs.fuse.home import HomeView
-from cowfs.fuse.raw import RawView
+from cowfs.fuse.home_view import HomeView
+from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
 from cowfs.fuse.translate import SpaceQueue, View
-from cowfs.fuse.tree import TreeView
-from cowfs.host.deletions import deletion_service
-from cowfs.host.events import event_service
-from cowfs.host.mounting import MountRequest
-from cowfs.host.request import Host, MountedView
-from cowfs.host.server import ControlServer
-from cowfs.host.shown_devices import ShownDevices
+from cowfs.fuse.tree_view import TreeView
+from cowfs.host.control.server import ControlServer
+from cowfs.host.host import Host, MountedView
+from cowfs.host.serving.deletions import deletion_service
+from cowfs.host.serving.events import event_service
+from cowfs.host.serving.mounting import MountRequest
+from cowfs.host.serving.shown_devices import ShownDevices
 from cowfs.layers import IdMaps
 from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from cowfs.errors import HomeError
-from cowfs.host.protocol import SOCKET_NAME
+from cowfs.host.control.protocol import SOCKET_NAME
 
 _BACKLOG: Final = 16
 _UCRED: Final = struct.Struct("3i")

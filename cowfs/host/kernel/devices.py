@@ -18,9 +18,9 @@ from typing import Final
 
 from cowfs.fuse.mountinfo import Mount, encode_source, mounts
 from cowfs.fuse.mountpoint import check_mount_point, unmount_now
-from cowfs.host import kernel_nodes as nodes
-from cowfs.host.node_mount import mount_node, parse_mount_options
-from cowfs.host.operations import OpenNode
+from cowfs.host.kernel import nodes
+from cowfs.host.kernel.mount import mount_node, parse_mount_options
+from cowfs.host.requests.devices import OpenNode
 from cowfs.host.session import Session
 
 _NAME_PREFIX: Final = "docker-"  # of every device of a home, see cowfs.devices.names

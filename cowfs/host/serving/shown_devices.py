@@ -14,14 +14,14 @@ from cowfs.ext4.interface import FileTree, TreeStatistics
 from cowfs.pool import PoolStatus
 
 if TYPE_CHECKING:
-    from cowfs.fuse.home import Devices
+    from cowfs.fuse.home_view import Devices
 
 _UNIT_BYTES: Final = 4096
 _NAME_MAX: Final = 255
 
 
 class ShownDevices:
-    """What `cowfs.fuse.home.HomeView` asks of a device set and its open volumes."""
+    """What `cowfs.fuse.home_view.HomeView` asks of a device set and its open volumes."""
 
     def __init__(self, devices: DeviceSet, volumes: Volumes) -> None:
         self._devices = devices

@@ -13,9 +13,9 @@ import msgspec
 
 from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
-from cowfs.host import control_socket as control
-from cowfs.host.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
-from cowfs.host.request import AnyRequest, Listing, OpenFile, Request, Upload, Work, answer_type
+from cowfs.host.control import socket as control
+from cowfs.host.control.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
+from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, Work, answer_type
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10

@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 
 from cowfs.errors import UsageError
-from cowfs.host.layer_operations import LAYER_REQUESTS
-from cowfs.host.operations import REQUESTS
-from cowfs.host.request import AnyRequest
-from cowfs.host.space import SPACE_REQUESTS
+from cowfs.host.requests.devices import REQUESTS
+from cowfs.host.requests.layers import LAYER_REQUESTS
+from cowfs.host.requests.request import AnyRequest
+from cowfs.host.requests.space import SPACE_REQUESTS
 
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, *SPACE_REQUESTS)])
 

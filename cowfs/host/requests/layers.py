@@ -16,7 +16,8 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
-from cowfs.host.request import Host, Listing, OpenFile, Request, Upload, Work
+from cowfs.host.host import Host
+from cowfs.host.requests.request import Listing, OpenFile, Request, Upload, Work
 from cowfs.layers.info import DriverInfo
 
 if TYPE_CHECKING:

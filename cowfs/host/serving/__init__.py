@@ -1,0 +1,1 @@
+"""The process that serves a home: a mount of it, its control socket, and what goes on beside them."""
