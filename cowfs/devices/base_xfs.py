@@ -14,9 +14,9 @@ from cowfs.devices.records import Identity
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4 import tools
 from cowfs.pool import NodeThin
+from cowfs.units import SECTOR_BYTES
 
 _SUPERBLOCK: Final = struct.Struct(">4sIQ16x16s")  # magic, block size, blocks, UUID
-_SECTOR_BYTES: Final = 512
 
 
 class Xfs:
@@ -38,7 +38,7 @@ class Xfs:
 
     def identify(self, device: BlockDevice) -> Identity:
         """What is in it is not looked at; only the kernel can."""
-        magic, block_bytes, blocks, uuid = _SUPERBLOCK.unpack_from(device.pread(0, _SECTOR_BYTES))
+        magic, block_bytes, blocks, uuid = _SUPERBLOCK.unpack_from(device.pread(0, SECTOR_BYTES))
         if magic != b"XFSB":
             raise FilesystemError("there is no xfs on the device")
         return Identity(str(uuid_module.UUID(bytes=uuid)), block_bytes * blocks)

@@ -8,24 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
+from cowfs.devices.health import require_status
 from cowfs.devices.records import DeviceFigures
-from cowfs.errors import (
-    CowfsError,
-    MetadataCorrupt,
-    NoSuchThin,
-    PoolModeError,
-)
-from cowfs.pool import Pool, UnreadableStatus
-from cowfs.thinmeta.format import (
-    ENTRIES_PER_BITMAP,
-    DeviceDetails,
-    Superblock,
-    unpack_bitmap,
-    unpack_index,
-)
+from cowfs.errors import CowfsError, MetadataCorrupt, NoSuchThin
+from cowfs.pool import Pool
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, Superblock, unpack_bitmap, unpack_index
 from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
-    DEVICE_DETAILS,
     KEY_END,
     MAPPINGS,
     MAX_LEVELS,
@@ -34,6 +23,7 @@ from cowfs.thinmeta.walk import (
     ThinEntry,
     bisect_key,
     check_bounds,
+    check_level,
     children,
     mapping_runs,
 )
@@ -50,9 +40,7 @@ def reading(pool: Pool) -> Iterator[PoolFigures]:
         PoolModeError: the pool failed.
         MetadataCorrupt: its superblock or space maps cannot be read.
     """
-    status = pool.status()  # commits
-    if isinstance(status, UnreadableStatus):
-        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
+    require_status(pool)  # commits
     with closing(pool.open_metadata()) as device:
         yield PoolFigures(pool, MetadataReader(device))
 
@@ -79,7 +67,7 @@ class PoolFigures:
         if found is None:
             return None
         root, path = found
-        return ThinEntry(thin_id, root, _read_details(self._reader, self._superblock, thin_id), path)
+        return ThinEntry(thin_id, root, self._reader.thin_details(self._superblock, thin_id), path)
 
     def of(self, entry: ThinEntry, name: str) -> DeviceFigures:
         """What one thin occupies.
@@ -162,23 +150,6 @@ def backing_space(data_file: str) -> tuple[int, int]:
     return found.st_blocks * 512, system.f_bavail * system.f_frsize
 
 
-def _read_details(reader: MetadataReader, superblock: Superblock, thin_id: int) -> DeviceDetails:
-    path = f"details root {superblock.details_root}"
-    location, begin, end = superblock.details_root, 0, KEY_END
-    for _ in range(MAX_LEVELS):
-        node = reader.node(location, DEVICE_DETAILS, path)
-        check_bounds(node, location, begin, end, path)
-        i = bisect_key(node.keys, thin_id)
-        if i < 0:
-            break
-        if node.is_leaf:
-            if node.keys[i] != thin_id:
-                break
-            return DeviceDetails.from_words(*node.values[3 * i : 3 * i + 3])
-        location, begin, end = children(node, end)[i]
-    raise MetadataCorrupt(f"thin {thin_id} has no device details", block=superblock.details_root, path=path)
-
-
 class _ExclusiveBlocks:
     """Counting the data blocks that one thin alone maps.
 
@@ -214,9 +185,8 @@ class _ExclusiveBlocks:
             if node.is_leaf:
                 runs = mapping_runs(node.keys, node.values)
                 total += sum(self._data.counts(run.dblock, run.length).count(1) for run in runs)
-            elif level == MAX_LEVELS:
-                raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
             else:
+                check_level(level, location, path)
                 pending.extend((*child, level + 1) for child in children(node, end))
         return total, nodes
 

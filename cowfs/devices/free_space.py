@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace, PoolModeError, UsageError
+from cowfs.devices.health import require_status
+from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace, UsageError
 from cowfs.pool import NoSpacePolicy, Pool, PoolMode, PoolStatus, UnreadableStatus
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
 
@@ -46,12 +47,10 @@ class _Space:
 
 def require_minimum(pool: Pool, minimum: MinimumFree) -> None:
     """Raises OutOfDataSpace or OutOfMetadataSpace when less than the minimum is free."""
-    status = pool.status(flush=False)
+    status = require_status(pool, flush=False)
     # Blocks freed since the last commit count as used until a commit.
-    if isinstance(status, PoolStatus) and any(_lacking(status, pool.block_bytes, minimum)):
-        status = pool.status()
-    if isinstance(status, UnreadableStatus):
-        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
+    if any(_lacking(status, pool.block_bytes, minimum)):
+        status = require_status(pool)
     for space in _lacking(status, pool.block_bytes, minimum):
         error = OutOfDataSpace if space.what == "data" else OutOfMetadataSpace
         raise error(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cowfs.errors import CowfsError
-from cowfs.pool import Pool, PoolMode, UnreadableStatus
+from cowfs.errors import CowfsError, PoolModeError
+from cowfs.pool import Pool, PoolMode, PoolStatus, UnreadableStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,14 @@ class Health:
     can_change: bool = True
     problem: str = ""
     mode: PoolMode = PoolMode.WRITE
+
+
+def require_status(pool: Pool, *, flush: bool = True) -> PoolStatus:
+    """The figures of a pool. Raises PoolModeError for one that has none to tell."""
+    status = pool.status(flush=flush)
+    if isinstance(status, UnreadableStatus):
+        raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")
+    return status
 
 
 def examine(pool: Pool) -> Health:

@@ -16,6 +16,7 @@ SET_FILE: Final = "deviceset-metadata"
 TRANSACTION_FILE: Final = "transaction-metadata"
 MAX_NAME_BYTES: Final = 255
 MIGRATED_SUFFIX: Final = ".migrated"
+TARGET_PREFIX: Final = "docker-"  # of every target of a home
 
 
 def check_name(name: str) -> None:
@@ -70,4 +71,4 @@ def pool_prefix(home: str) -> str:
     status = os.stat(home)
     major = status.st_dev >> 8 & 0xFFF
     minor = status.st_dev & 0xFF | status.st_dev >> 12 & 0xFFF00
-    return f"docker-{major}:{minor}-{status.st_ino}"
+    return f"{TARGET_PREFIX}{major}:{minor}-{status.st_ino}"

@@ -8,6 +8,7 @@ from typing import Final
 from cowfs.devices.free_space import MinimumFree
 from cowfs.devices.records import MAX_DEVICE_BYTES
 from cowfs.errors import UsageError
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.units import (
     MAX_METADATA_BLOCKS,
     METADATA_BLOCK_BYTES,
@@ -19,7 +20,6 @@ from cowfs.units import (
 _GIB: Final = 1 << 30
 MIN_METADATA_BYTES: Final = 2 << 20  # the kernel's documented minimum
 MIN_BASE_BYTES: Final = 1 << 20  # the smallest that holds an ext4 with something in it
-_BITMAP_ENTRIES: Final = 16320
 _MAX_DATA_BLOCKS: Final = 1 << 40  # a mapping has 40 bits for the data block
 
 
@@ -121,14 +121,14 @@ def check_base_size(size_bytes: int) -> None:
 
 def data_bitmaps(data_blocks: int) -> int:
     """How many metadata blocks the reference counts of so many data blocks take."""
-    return -(-data_blocks // _BITMAP_ENTRIES)
+    return -(-data_blocks // ENTRIES_PER_BITMAP)
 
 
 def min_metadata_bytes(data_blocks: int) -> int:
     """The least metadata with which a pool over so many data blocks can be formatted and then written.
 
-    One bitmap per 16320 data blocks, their index tree, the few blocks of an empty pool, room for one transaction's
-    copies, and the tenth that the pool keeps in reserve.
+    Their bitmaps, the index tree of these, the few blocks of an empty pool, room for one transaction's copies, and the
+    tenth that the pool keeps in reserve.
     """
     bitmaps = data_bitmaps(data_blocks)
     blocks = bitmaps + bitmaps // 60 + 64

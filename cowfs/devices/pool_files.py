@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 
 from cowfs.blockdev import FileDevice
@@ -36,13 +37,10 @@ def read_geometry(files: HomeFiles) -> Geometry:
         MetadataCorrupt: it is damaged.
         HomeError: the metadata file is not there, too short, or holds no pool.
     """
-    device = _open(files.metadata)
-    try:
+    with closing(open_device(files.metadata)) as device:
         if device.size_bytes < METADATA_BLOCK_BYTES:
             raise HomeError(f"{files.metadata} is truncated: it is {device.size_bytes} bytes long and holds no pool")
         block = device.pread(0, METADATA_BLOCK_BYTES)
-    finally:
-        device.close()
     if not any(block):
         raise HomeError(f"{files.metadata} holds no pool: its superblock is all zeros; restore it from a backup")
     superblock = Superblock.unpack(block)
@@ -113,15 +111,13 @@ def _check_not_truncated(path: str, size_bytes: int, known_bytes: int) -> None:
 
 def device_size(path: str) -> int:
     """Bytes of a file or block device. Raises HomeError."""
-    device = _open(path)
-    try:
+    with closing(open_device(path)) as device:
         return device.size_bytes
-    finally:
-        device.close()
 
 
-def _open(path: str) -> FileDevice:
+def open_device(path: str, *, read_only: bool = True) -> FileDevice:
+    """One of a pool's two files or devices. Raises HomeError."""
     try:
-        return FileDevice(path, read_only=True)
+        return FileDevice(path, read_only=read_only)
     except OSError as error:
         raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error

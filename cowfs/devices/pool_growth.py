@@ -11,10 +11,11 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from cowfs.blockdev import FileDevice
 from cowfs.devices.files import HomeFiles
+from cowfs.devices.health import require_status
 from cowfs.devices.options import check_data_size, check_metadata_size, data_bitmaps
-from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, PoolModeError, UsageError
+from cowfs.devices.pool_files import device_size
+from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, UsageError
 from cowfs.pool import Pool, PoolStatus, PoolTable
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
 
@@ -31,8 +32,8 @@ def grow_pool(files: HomeFiles, pool: Pool, data_size_bytes: int | None, metadat
         PoolModeError, PoolError: the pool does not take it; its files are then as they were.
     """
     table = pool.table()
-    data_bytes = _size(table.data_device)
-    metadata_bytes = _size(table.metadata_device)
+    data_bytes = _whole_sectors(device_size(table.data_device))
+    metadata_bytes = _whole_sectors(device_size(table.metadata_device))
     if data_size_bytes is not None:
         check_data_size(data_size_bytes, pool.block_bytes)
         _check_growth("data", table.data_device, data_bytes, data_size_bytes)
@@ -91,9 +92,7 @@ def _check_growth(what: str, path: str, size_bytes: int, new_bytes: int) -> None
 
 
 def _check_room_for_bitmaps(pool: Pool, data_blocks: int, metadata_bytes: int) -> None:
-    status = pool.status()
-    if not isinstance(status, PoolStatus):
-        raise PoolModeError(f"pool {pool.name} answers '{status.value}', so it cannot grow")
+    status = require_status(pool)
     more = data_bitmaps(data_blocks) - data_bitmaps(status.total_data_blocks)
     free = metadata_bytes // METADATA_BLOCK_BYTES - status.used_metadata_blocks
     if more > 0 and free < more + _SPARE_METADATA_BLOCKS:
@@ -104,12 +103,5 @@ def _check_room_for_bitmaps(pool: Pool, data_blocks: int, metadata_bytes: int) -
         )
 
 
-def _size(path: str) -> int:
-    try:
-        device = FileDevice(path, read_only=True)
-    except OSError as error:
-        raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error
-    try:
-        return device.size_bytes // SECTOR_BYTES * SECTOR_BYTES
-    finally:
-        device.close()
+def _whole_sectors(size_bytes: int) -> int:
+    return size_bytes // SECTOR_BYTES * SECTOR_BYTES

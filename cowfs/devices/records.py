@@ -42,8 +42,7 @@ class DeviceFile(msgspec.Struct, frozen=True):
     deleted: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.device_id <= MAX_THIN_ID:
-            raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
+        _check_thin_id(self.device_id)
         if not SECTOR_BYTES <= self.size <= MAX_DEVICE_BYTES:
             raise ValueError(f"size {self.size} is not in {SECTOR_BYTES}..{MAX_DEVICE_BYTES}")
         msgspec.structs.force_setattr(self, "size", self.size - self.size % SECTOR_BYTES)
@@ -63,8 +62,7 @@ class TransactionFile(msgspec.Struct, frozen=True):
     device_id: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.device_id <= MAX_THIN_ID:
-            raise ValueError(f"device_id {self.device_id} is not in 0..{MAX_THIN_ID}")
+        _check_thin_id(self.device_id)
 
 
 class ReplacementFile(msgspec.Struct, frozen=True):
@@ -78,9 +76,8 @@ class ReplacementFile(msgspec.Struct, frozen=True):
     new_id: int
 
     def __post_init__(self) -> None:
-        for thin_id in (self.old_id, self.new_id):
-            if not 0 <= thin_id <= MAX_THIN_ID:
-                raise ValueError(f"thin id {thin_id} is not in 0..{MAX_THIN_ID}")
+        _check_thin_id(self.old_id)
+        _check_thin_id(self.new_id)
 
 
 class OldRecordsFile(msgspec.Struct, frozen=True):
@@ -221,3 +218,8 @@ class HomeStatus:
     read_only: bool
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+
+
+def _check_thin_id(thin_id: int) -> None:
+    if not 0 <= thin_id <= MAX_THIN_ID:
+        raise ValueError(f"device id {thin_id} is not in 0..{MAX_THIN_ID}")

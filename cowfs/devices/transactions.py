@@ -29,12 +29,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
+from cowfs.devices.health import require_status
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.names import hash_to_name, is_plain_file_name, name_to_hash
 from cowfs.devices.records import DeviceFile, Finding, TransactionFile
 from cowfs.devices.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
-from cowfs.pool import GroupingPool, Pool, UnreadableStatus
+from cowfs.pool import GroupingPool, Pool
 
 _log = logging.getLogger(__name__)
 _MAX_ID_ATTEMPTS: Final = 8
@@ -57,10 +58,7 @@ class Transactions:
         self._is_settled = False
 
     def current_id(self) -> int:
-        status = self._pool.status(flush=False)
-        if isinstance(status, UnreadableStatus):
-            raise PoolModeError(f"pool {self._pool.name} has failed and cannot be changed; close the home and check it")
-        return status.transaction_id
+        return require_status(self._pool, flush=False).transaction_id
 
     def settle(self) -> None:
         """Finish what an earlier failure left. Called before every change."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.health import require_status
 from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
@@ -196,10 +197,10 @@ class Volumes:
 
     def _occupied(self, thin: ThinDevice) -> tuple[int, int]:
         """Bytes that a device maps, and that its pool uses."""
-        pool = self._devices.pool.status()
+        pool = require_status(self._devices.pool)
         status = thin.status()
-        if isinstance(pool, UnreadableStatus) or isinstance(status, UnreadableStatus):
-            raise PoolModeError(f"pool {self._devices.pool.name} has failed; close the home and check it")
+        if isinstance(status, UnreadableStatus):
+            raise PoolModeError(f"thin {thin.thin_id} answers '{status.value}'; close the home and check it")
         return status.mapped_sectors * SECTOR_BYTES, pool.used_data_blocks * thin.block_bytes
 
     def is_open(self, name: str) -> bool:

@@ -61,11 +61,13 @@ class Host:
     def driver(self) -> LayerDriver:
         """The home as a storage driver has it."""
         if self._driver is None:
-            self.drive(None, None, None)
+            self.drive()
         assert self._driver is not None
         return self._driver
 
-    def drive(self, settings: Settings | None, maps: IdMaps | None, mounter: Mounter | None) -> None:
+    def drive(
+        self, settings: Settings | None = None, maps: IdMaps | None = None, mounter: Mounter | None = None
+    ) -> None:
         """Let the layers be driven by these settings (its defaults when None) from now on.
 
         Args:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +20,7 @@ import msgspec
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import read_settings
-from cowfs.devices.pool_files import device_size
+from cowfs.devices.pool_files import device_size, open_device
 from cowfs.devices.records import TransactionFile
 from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
 from cowfs.host.session import locked, metadata_of
@@ -121,12 +121,12 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
     from cowfs.thinmeta.check import check, clear_needs_check
 
     with _locked(home, "repairing metadata") as files:
-        with _opened(files.metadata, read_only=False) as device:
+        with closing(open_device(files.metadata, read_only=False)) as device:
             report = check(device, progress=progress)
             if report.ok:
                 clear_needs_check(device)
                 return msgspec.structs.replace(_result(report), repaired=report.needs_check, needs_check=False)
-        with _replacing_metadata(files) as new, _opened(files.metadata) as old:
+        with _replacing_metadata(files) as new, closing(open_device(files.metadata)) as old:
             made = _repair(files, old, new, block_bytes, progress)
     losses = [str(loss) for loss in made.losses]
     return msgspec.structs.replace(_result(report), clean=True, repaired=True, needs_check=False, losses=losses)
@@ -192,7 +192,7 @@ def _locked(home: Path, purpose: str) -> Iterator[HomeFiles]:
 
 def _check_block_size(files: HomeFiles, new: BlockDevice) -> None:
     """The data file keeps its content, so its blocks must stay as large as they were, where that is still known."""
-    with _opened(files.metadata) as device:
+    with closing(open_device(files.metadata)) as device:
         old = _superblock(device)
     given = _superblock(new)
     if old is None or given is None:
@@ -215,7 +215,7 @@ def _replacing_metadata(files: HomeFiles) -> Iterator[FileDevice]:
         os.unlink(path)
     files.make_sparse(path, device_size(files.metadata))
     try:
-        with _opened(path, read_only=False) as device:
+        with closing(open_device(path, read_only=False)) as device:
             yield device
             device.flush()
             report = check(device, data_size_blocks=_data_blocks(files, device))
@@ -249,7 +249,7 @@ def _link(path: str, replaced: str) -> None:
 
 def _copy(source: str, target: str) -> None:
     """Copy a metadata device. The superblock is written last: until then, the target is told to be damaged."""
-    with _opened(source) as old, _opened(target, read_only=False) as new:
+    with closing(open_device(source)) as old, closing(open_device(target, read_only=False)) as new:
         new.zero(0, METADATA_BLOCK_BYTES)
         new.flush()
         for offset in range(METADATA_BLOCK_BYTES, old.size_bytes, _COPY_BYTES):
@@ -279,18 +279,6 @@ def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int | None:
     if superblock is None:
         return None
     return device_size(files.data) // (superblock.data_block_sectors * SECTOR_BYTES)
-
-
-@contextmanager
-def _opened(path: str, *, read_only: bool = True) -> Iterator[FileDevice]:
-    try:
-        device = FileDevice(path, read_only=read_only)
-    except OSError as error:
-        raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error
-    try:
-        yield device
-    finally:
-        device.close()
 
 
 def _result(report: CheckReport) -> CheckResult:

@@ -22,6 +22,7 @@ from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeLock
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import read_settings, require_home
+from cowfs.devices.pool_files import open_device
 from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.control.client import Client
@@ -119,7 +120,7 @@ def connect(
         if parsed is not None:
             driven = open_driven(home, backend, parsed)
             host = Host(driven.devices, backend)
-            host.drive(driven.settings, None, None)
+            host.drive(driven.settings)
             return LocalSession(host)
         return _open_here(home, backend, read_only=read_only, durable=durable)
 
@@ -155,7 +156,7 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
     reached = _patiently(home, open_here, Client, wait_seconds)
     if isinstance(reached, HomeLock):
         try:
-            with _opened(files.metadata) as device:
+            with closing(open_device(files.metadata)) as device:
                 yield device
         finally:
             reached.release()
@@ -170,14 +171,12 @@ def metadata_of_session(session: Session) -> Iterator[BlockDevice]:
     if isinstance(session, LocalSession):
         pool = session.host.devices.pool
         pool.commit()
-        device = pool.open_metadata()
-        try:
+        with closing(pool.open_metadata()) as device:
             yield device
-        finally:
-            device.close()
         return
-    with _received(session.call(CopyMetadata()).fd) as device:
-        yield device
+    fd = session.call(CopyMetadata()).fd
+    with closing(FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)) as copy:
+        yield copy
 
 
 @contextmanager
@@ -244,21 +243,3 @@ def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Pat
                 if refusal.errno != errno.EAGAIN or time.monotonic() >= deadline:
                     raise
         time.sleep(_POLL_SECONDS)
-
-
-@contextmanager
-def _received(fd: int) -> Iterator[FileDevice]:
-    with closing(FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)) as device:
-        yield device
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[FileDevice]:
-    try:
-        device = FileDevice(path, read_only=True)
-    except OSError as error:
-        raise HomeError(f"cannot read {path}: {error.strerror}", errno=error.errno) from error
-    try:
-        yield device
-    finally:
-        device.close()

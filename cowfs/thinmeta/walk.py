@@ -183,19 +183,31 @@ class MetadataReader:
         root = self.find(superblock.mapping_root, TOP_LEVEL, thin_id, path)
         return None if root is None else (root, f"{path} -> thin {thin_id}")
 
+    def thin_details(self, superblock: Superblock, thin_id: int) -> DeviceDetails:
+        """Raises MetadataCorrupt when there are none of this thin."""
+        path = f"details root {superblock.details_root}"
+        words = self.find_words(superblock.details_root, DEVICE_DETAILS, thin_id, path)
+        if words is None:
+            raise MetadataCorrupt(f"thin {thin_id} has no device details", block=superblock.details_root, path=path)
+        return DeviceDetails.from_words(*words)
+
     def find(self, root: int, tree: TreeKind, key: int, path: str) -> int | None:
-        """The first word of a key's value."""
+        """The first word of a key's value; None where the key is not there."""
+        words = self.find_words(root, tree, key, path)
+        return None if words is None else words[0]
+
+    def find_words(self, root: int, tree: TreeKind, key: int, path: str) -> array[int] | None:
+        """All words of a key's value; None where the key is not there."""
         location, begin, end = root, 0, KEY_END
         for _ in range(MAX_LEVELS):
             node = self.node(location, tree, path)
             check_bounds(node, location, begin, end, path)
-            if node.is_leaf:
-                position = bisect_key(node.keys, key)
-                found = position >= 0 and node.keys[position] == key
-                return node.values[position * node.kind.stride] if found else None
             position = bisect_key(node.keys, key)
-            if position < 0:
+            if position < 0 or (node.is_leaf and node.keys[position] != key):
                 return None
+            if node.is_leaf:
+                stride = node.kind.stride
+                return node.values[position * stride : (position + 1) * stride]
             location, begin, end = children(node, end)[position]
             path = f"{path} -> node {location}"
         raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)

@@ -285,7 +285,7 @@ def test_a_get_that_fails_leaves_nothing_active(tmp_path: Path) -> None:
     with opened(tmp_path / "home") as home:
         home.driver.create("a", None)
         host = Host(home.devices, "emulated", volumes=home.volumes)
-        host.drive(None, None, Refusing())
+        host.drive(mounter=Refusing())
         with pytest.raises(FilesystemError):
             host.driver.get("a")
         assert not host.driver.has_gets

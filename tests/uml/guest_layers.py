@@ -86,7 +86,7 @@ def opened(folder: Path, filesystem: str, *options: str) -> Iterator[tuple[Host,
         durable=False,
     )
     host = Host(driven.devices, "dmthin")
-    host.drive(driven.settings, None, None)
+    host.drive(driven.settings)
     try:
         yield host, host.driver
     finally:

@@ -14,16 +14,14 @@ whoever opens it takes the pool over as it is.
 from __future__ import annotations
 
 import os
-from typing import Final
 
+from cowfs.devices.names import TARGET_PREFIX
 from cowfs.fuse.mountinfo import Mount, encode_source, mounts
 from cowfs.fuse.mountpoint import check_mount_point, unmount_now
 from cowfs.host.kernel import nodes
 from cowfs.host.kernel.mount import mount_node, parse_mount_options
 from cowfs.host.requests.devices import OpenNode
 from cowfs.host.session import Session
-
-_NAME_PREFIX: Final = "docker-"  # of every device of a home, see cowfs.devices.names
 
 
 def mount_by_kernel(session: Session, name: str, target: str, *, options: str = "", read_only: bool = False) -> str:
@@ -50,7 +48,7 @@ def mount_by_kernel(session: Session, name: str, target: str, *, options: str = 
 
 def is_mount_of_home(mount: Mount) -> bool:
     """Whether the kernel has a device of some home mounted here."""
-    return nodes.target_name(nodes.device_of(mount)).startswith(_NAME_PREFIX)
+    return nodes.target_name(nodes.device_of(mount)).startswith(TARGET_PREFIX)
 
 
 def unmount_by_kernel(mount: Mount, *, lazy: bool = False) -> None:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from cowfs.devices import DeviceSet
 from cowfs.devices.base_xfs import limit_nospace_retries
+from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.ext4.interface import FileTree
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from cowfs.layers.driver import Mounter
     from cowfs.layers.trees import Trees
 
-MOUNTS: Final = "mnt"
 _MOUNT_POINT_MODE: Final = 0o755
 _XFS: Final = "xfs"
 
@@ -54,7 +54,7 @@ class KernelLayers:
         self._devices = devices
         self._volumes = volumes
         self._settings = settings
-        self._directory = os.path.join(os.path.realpath(devices.home), MOUNTS)
+        self._directory = HomeFiles(os.path.realpath(devices.home)).mounts
 
     @property
     def _is_xfs(self) -> bool:

@@ -67,7 +67,7 @@ class InProcessHome:
         driven = open_driven(Path(directory), backend, options, make=True, durable=False)
         self.shows_paths = driven.settings.kernel_mounts
         self._host = Host(driven.devices, backend)
-        self._host.drive(driven.settings, None, None)
+        self._host.drive(driven.settings)
         self._devices = driven.devices
         self.driver: Driver = self._host.driver
 
