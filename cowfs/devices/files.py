@@ -149,6 +149,7 @@ class HomeFiles:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
             fd = self._system.open(path, flags, FILE_MODE)
             try:
+                give_to_owner(fd, self.home)
                 is_new = os.fstat(fd).st_size == 0
                 self._write_all(fd, data)
             finally:
@@ -197,6 +198,8 @@ class HomeFiles:
                 if not os.path.isdir(path):
                     raise
                 return
+            if path != self.home:
+                give_to_owner(path, self.home)
             self._sync_directory(os.path.dirname(os.path.abspath(path)))
 
     def make_sparse(self, path: str, size_bytes: int) -> None:
@@ -204,6 +207,7 @@ class HomeFiles:
         with _explained(f"make a file of {size_bytes} bytes at", path):
             fd = self._system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
             try:
+                give_to_owner(fd, self.home)
                 self._system.ftruncate(fd, size_bytes)
                 self._sync(fd)
             finally:
@@ -228,6 +232,7 @@ class HomeFiles:
             self._system.unlink(path)
             fd = self._system.open(path, flags, FILE_MODE)
         try:
+            give_to_owner(fd, self.home)
             self._write_all(fd, data)
         finally:
             os.close(fd)
@@ -249,6 +254,21 @@ class HomeFiles:
             self._system.fsync(fd)
         finally:
             os.close(fd)
+
+
+def give_to_owner(made: int | str, home: str) -> None:
+    """Give what root made in the home of somebody else to that one, who could not use the home any more else.
+
+    Args:
+        made: a file's descriptor, or the path of a directory.
+    """
+    if os.geteuid() != 0:
+        return
+    follows = isinstance(made, int)
+    with suppress(OSError):  # a root that may not do that, as in a user namespace
+        owner = os.stat(home)
+        if owner.st_uid != os.stat(made, follow_symlinks=follows).st_uid:
+            os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=follows)
 
 
 def _read_small(name: str, directory: int) -> bytes | None:

@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import ClassVar, Final
 
-from cowfs.devices.files import FILE_MODE
+from cowfs.devices.files import FILE_MODE, give_to_owner
 from cowfs.errors import HomeBusy, HomeError
 
 LOCK_NAME: Final = "cowfs.lock"
@@ -78,12 +78,15 @@ def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:
     path = os.path.join(home, LOCK_NAME)
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags | os.O_RDWR | os.O_CREAT, FILE_MODE), True
+        fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, FILE_MODE)
     except OSError as error:
         if not read_only or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             hint = "; open it read-only" if error.errno == errno.EROFS else ""
             message = f"cannot lock the home {home}: {path}: {error.strerror}{hint}"
             raise HomeError(message, errno=error.errno) from error
+    else:
+        give_to_owner(fd, home)
+        return fd, True
     try:
         return os.open(path, flags | os.O_RDONLY), False
     except FileNotFoundError:

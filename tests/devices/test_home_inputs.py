@@ -366,6 +366,21 @@ def test_links_in_place_of_pool_files_or_records_are_not_followed(home: Path, ba
     assert victim.read_text() == '{"device_id":9,"size":512}'
 
 
+def test_what_root_makes_in_a_home_is_its_owner_s(home: Path, backend: FakeBackend) -> None:
+    owner = 65534 if os.geteuid() == 0 else os.geteuid()
+    for path in [home, *home.rglob("*")]:
+        os.chown(path, owner, -1)
+    (home / "cowfs.lock").unlink(missing_ok=True)
+    (home / "metadata/broken").write_bytes(b"?")
+    os.chown(home / "metadata/broken", owner, -1)
+    with open_home(home, backend) as devices:
+        devices.create("b", parent="a")
+        with devices.replacing("b"):
+            pass
+    HomeFiles(str(home)).make_sparse(str(home / "sparse"), 4096)
+    assert {path.name for path in home.rglob("*") if path.lstat().st_uid != owner} == set()
+
+
 # --- records
 
 

@@ -92,7 +92,12 @@ def empty_mount_directory(home: Path) -> Path:
 
 def _log_path(home: Path) -> Path | None:
     """The server's log, in a home that can be written; nothing is put into a directory that is no home."""
-    return home / LOG_NAME if (home / "devicemapper").is_dir() and os.access(home, os.W_OK) else None
+    if not (home / "devicemapper").is_dir() or not os.access(home, os.W_OK):
+        return None
+    path = home / LOG_NAME
+    if not path.exists():
+        HomeFiles(os.path.abspath(home)).append(os.fspath(path), b"")
+    return path
 
 
 def python_module(name: str) -> list[str]:
