@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
-from cowfs.errors import UsageError
+from cowfs.errors import HomeError, UsageError
 from cowfs.units import parse_size
 
 if TYPE_CHECKING:
@@ -38,11 +40,18 @@ class Settings:
         return Path(os.path.abspath(self.home))
 
     def open_home(self) -> Home:
+        """The home; for reading only where it cannot be written: on a read-only disk, or somebody else's."""
         from cowfs.cli.output import print_warnings
         from cowfs.host.home import open_home
 
         print_warnings()
-        return open_home(self.home_path, backend=self.backend, storage_options=self.storage_options)
+        open_as = partial(open_home, self.home_path, backend=self.backend, storage_options=self.storage_options)
+        try:
+            return open_as()
+        except HomeError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            return open_as(read_only=True)
 
 
 class SizeType(click.ParamType[int]):

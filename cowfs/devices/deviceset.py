@@ -375,7 +375,7 @@ class DeviceSet:
             DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
         """
-        self._check_writable()
+        self.check_writable()
         check_name(name)
         self._check_unused(name)
         if size_bytes is not None:
@@ -421,7 +421,7 @@ class DeviceSet:
             FilesystemError: there is no file system in it that can be grown.
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
         """
-        self._check_writable()
+        self.check_writable()
         record = self._usable(name)
         check_device_size(size_bytes, f"size of device {name!r}")
         if size_bytes < record.size:
@@ -444,7 +444,7 @@ class DeviceSet:
             OutOfMetadataSpace: so much data needs more metadata.
             HomeError, PoolError: a file cannot grow, or the pool does not take it.
         """
-        self._check_writable(to_make_room=True)
+        self.check_writable(to_make_room=True)
         if self._settings.thin_pool:
             raise UsageError(f"pool {self.pool.name} was not made by this home; it grows by the tools that made it")
         self._transactions.settle()
@@ -465,7 +465,7 @@ class DeviceSet:
             DeviceBusy: it is in use.
             UsageError: the base device.
         """
-        self._check_writable(to_make_room=True)
+        self.check_writable(to_make_room=True)
         record = self._store.require(name)
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
@@ -606,7 +606,7 @@ class DeviceSet:
         Raises:
             OutOfDataSpace, OutOfMetadataSpace: there is none, and less than the minimum is free.
         """
-        self._check_writable()
+        self.check_writable()
         if not self._base.is_there():
             self._require_free_space()
             self._base.ensure(self._settings.base_size_bytes)
@@ -687,7 +687,7 @@ class DeviceSet:
         Raises:
             UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
         """
-        self._check_writable()
+        self.check_writable()
         record = self._usable(name)
         self._check_idle(name, record, "write it anew")
         self._transactions.settle()
@@ -704,7 +704,7 @@ class DeviceSet:
         Raises:
             UnknownDevice, DeviceBusy: it is not there, or marked for deletion.
         """
-        self._check_writable()
+        self.check_writable()
         self._usable(name)
         self._transactions.settle()
         with self._replacements.copied(name, read_only=read_only) as thin:
@@ -731,11 +731,17 @@ class DeviceSet:
 
     # ------------------------------------------------------------------ helpers
 
-    def _check_writable(self, *, to_make_room: bool = False) -> None:
-        """Args: to_make_room: what is done works, and helps, when the metadata is full."""
+    def check_writable(self, *, to_make_room: bool = False) -> None:
+        """Raises HomeError or PoolModeError (EROFS) when nothing can be changed.
+
+        Args:
+            to_make_room: what is done works, and helps, when the metadata is full.
+        """
         if self.read_only and self._health.can_change:
             raise HomeError(
-                f"the home {self.home} is open read-only; open it for writing to change it", errno=errno.EROFS
+                f"the home {self.home} is open read-only, because that was asked for or it cannot be written here; "
+                "to change it, open it for writing",
+                errno=errno.EROFS,
             )
         now = health.examine(self.pool)
         if not now.can_change or (now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room):

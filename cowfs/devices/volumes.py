@@ -180,6 +180,7 @@ class Volumes:
         Raises:
             DeviceBusy: something else than files is in use of it: its disk, or a mount by the kernel.
         """
+        self._devices.check_writable(to_make_room=True)
         if name in self._devices.active() and not self.is_open(name):
             raise DeviceBusy(f"device {name!r} is in use as a disk; trim it from where it is used")
         unmapped = freed = 0

@@ -36,12 +36,19 @@ class Driven:
 
 
 def open_driven(
-    home: Path, backend_name: str, options: DriverOptions, *, make: bool = False, durable: bool = True
+    home: Path,
+    backend_name: str,
+    options: DriverOptions,
+    *,
+    make: bool = False,
+    read_only: bool = False,
+    durable: bool = True,
 ) -> Driven:
     """Open a home, which grows to what the options ask for.
 
     Args:
         make: make the home where there is none.
+        read_only: change nothing, so that it does not grow either.
         durable: False gives up flushes, for homes that live no longer than a test.
 
     Raises:
@@ -63,7 +70,9 @@ def open_driven(
         _apply_discards(devices, options)
         return Driven(devices, settings)
     percent, source = options.min_free_space_percent, pool_source(options)
-    devices = DeviceSet.open(home, backend, durable=durable, min_free_percent=percent, source=source)
+    devices = DeviceSet.open(
+        home, backend, read_only=read_only, durable=durable, min_free_percent=percent, source=source
+    )
     try:
         apply_options(devices, options)
     except BaseException:

@@ -7,9 +7,10 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO
 
+from cowfs.errors import HomeError
 from cowfs.host.requests.layers import (
     ApplyLayer,
     CreateLayer,
@@ -127,7 +128,14 @@ def _as_file(archive: IO[bytes], directory: os.PathLike[str]) -> Iterator[IO[byt
     if is_file:
         yield archive
         return
-    with tempfile.TemporaryFile(dir=directory) as copy:
-        shutil.copyfileobj(archive, copy, 1 << 20)
-        copy.seek(0)
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            shutil.copyfileobj(archive, copy, 1 << 20)
+            copy.seek(0)
+        except OSError as error:
+            raise HomeError(
+                f"cannot keep a copy of the archive in the home {os.fspath(directory)}: {error.strerror or error}",
+                errno=error.errno,
+            ) from error
         yield copy

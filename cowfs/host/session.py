@@ -118,7 +118,7 @@ def connect(
 
     def open_here() -> Session:
         if parsed is not None:
-            driven = open_driven(home, backend, parsed)
+            driven = open_driven(home, backend, parsed, read_only=read_only)
             host = Host(driven.devices, backend)
             host.drive(driven.settings)
             return LocalSession(host)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -487,6 +488,26 @@ def test_a_size_beyond_what_a_file_can_have(cowfs: Run, words: list[str]) -> Non
     assert outcome.status == FILESYSTEM
     assert "112589990684262400 bytes (100 PiB)" in outcome.error
     assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
+
+
+def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def read_only_open(path: object, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if str(path).startswith(str(home)) and flags & (os.O_RDWR | os.O_WRONLY | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real_open(path, flags, mode, dir_fd=dir_fd)  # type: ignore[arg-type]
+
+    before = contents(home)
+    monkeypatch.setattr(os, "open", read_only_open)
+    assert cowfs("layer", "list").out == "web\nweb-1\n"
+    assert cowfs("--storage-opt", "dm.basesize=1G", "layer", "changes", "web-1", "web").status == 0
+    assert cowfs("--json", "layer", "size", "web").json["size_bytes"] == 0
+    for words in (["create", "x"], ["layer", "remove", "web"], ["resize", "web", "32M"], ["trim", "web"]):
+        outcome = cowfs(*words)
+        assert outcome.status == HOME, words
+        assert "is open read-only" in outcome.error
+    assert contents(home) == before
 
 
 def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:

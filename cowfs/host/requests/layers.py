@@ -103,7 +103,8 @@ class LayerDiff(Work[OpenFile], frozen=True, tag="layer_diff"):
         return self.id
 
     def run(self, host: Host) -> Steps[OpenFile]:
-        with tempfile.TemporaryFile(dir=host.home) as file, closing(host.driver.diff(self.id, self.parent)) as pieces:
+        directory = None if host.devices.read_only else host.home
+        with tempfile.TemporaryFile(dir=directory) as file, closing(host.driver.diff(self.id, self.parent)) as pieces:
             for piece in pieces:
                 file.write(piece)
                 yield
