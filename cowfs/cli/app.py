@@ -4,13 +4,15 @@ Commands are loaded when they run, and what they need when they need it: `cowfs 
 This package is the only place that reads the environment.
 
 Exit status: 0; 2 for a request that is malformed; 3 where the machine lacks something; 4 pool, 5 home or device,
-6 mount, 7 file system; 1 for anything else the system refused; 130 after Ctrl-C. A traceback is a defect of cowfs.
+6 mount, 7 file system; 1 for anything else the system refused; 130 after Ctrl-C, 143 after SIGTERM. A traceback is a
+defect of cowfs.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -57,6 +59,7 @@ _COMMANDS: Final = {
 _GLOBAL_OPTIONS: Final = ("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit")
 _WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit")
 _INTERRUPTED: Final = 130
+_ENDED: Final = 143
 _BROKEN_PIPE: Final = 141
 
 
@@ -141,6 +144,7 @@ def _for_the_guest(words: list[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _end)
     status = run(words)
     try:
         sys.stdout.flush()
@@ -163,9 +167,9 @@ def run(words: list[str]) -> int:
         return UsageError.exit_code
     except click.ClickException as error:
         return output.print_error(UsageError(_one_line(error)), as_json=as_json)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         output.print_line("cowfs: interrupted")
-        return _INTERRUPTED
+        return _ENDED if isinstance(error.__cause__ or error, _Ended) else _INTERRUPTED
     except CowfsError as error:
         return output.print_error(error, as_json=as_json)
     except BrokenPipeError:
@@ -175,6 +179,19 @@ def run(words: list[str]) -> int:
             raise
         return output.print_error(error, as_json=as_json)
     return result if isinstance(result, int) else 0
+
+
+class _Ended(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: temporary files and guests go with it."""
+
+
+def _end(number: int, _frame: object) -> None:
+    trio = sys.modules.get("trio")
+    if trio is None or not trio.lowlevel.in_trio_run():
+        raise _Ended
+    # Trio would not stand an error out of nowhere. Servers listen to the signal by themselves, but for a moment.
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _asks_for_json(words: list[str]) -> bool:

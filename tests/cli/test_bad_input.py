@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -524,3 +525,28 @@ def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:
     assert lines("--storage-opt", "dm.blocksize=1M") == [
         "cowfs: dm.blocksize is ignored: the pool's is 64 KiB, for its life"
     ]
+
+
+def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, cowfs: Run, tmp_path: Path) -> None:
+    tool, started, temporary = tmp_path / "resize2fs", tmp_path / "started", tmp_path / "temporary"
+    tool.write_text(f"#!/bin/sh\necho > '{started}'\nexec sleep 60\n")
+    tool.chmod(0o755)
+    os.mkfifo(started)
+    temporary.mkdir()
+    words = ["--home", str(home), "layer", "create", "larger", "web", "--size", "32M"]
+    script = f"from cowfs.ext4 import tools; tools.find = lambda *_: {str(tool)!r}; from cowfs.cli.app import main; "
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{script} main({words!r})"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    )
+    try:
+        started.read_text()
+        assert list(temporary.iterdir())
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, error.strip()) == (143, b"cowfs: interrupted")
+    assert list(temporary.iterdir()) == []
+    assert cowfs("layer", "list").out == "web\nweb-1\n"
