@@ -223,7 +223,6 @@ def parse_device_number(text: str) -> int:
 
 # --- loop devices
 
-LOOP_CLR_FD: Final = 0x4C01
 LOOP_GET_STATUS64: Final = 0x4C05
 LOOP_SET_CAPACITY: Final = 0x4C07
 LOOP_CONFIGURE: Final = 0x4C0A

@@ -58,7 +58,6 @@ class DeviceInfo:
     suspended: bool
     read_only: bool
     has_live_table: bool
-    has_inactive_table: bool
     deferred_remove: bool
 
 
@@ -130,7 +129,6 @@ class Control:
             suspended=Flag.SUSPEND in header.flags,
             read_only=Flag.READ_ONLY in header.flags,
             has_live_table=Flag.ACTIVE_PRESENT in header.flags,
-            has_inactive_table=Flag.INACTIVE_PRESENT in header.flags,
             deferred_remove=Flag.DEFERRED_REMOVE in header.flags,
         )
 

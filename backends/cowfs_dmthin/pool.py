@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
 
@@ -33,11 +33,14 @@ from cowfs.pool import (
     ThinStatus,
     ThinTable,
     UnreadableStatus,
+    check_data_device,
+    check_reload,
+    check_thin_length,
     refusal_by_mode,
 )
 from cowfs.thinmeta import Metadata, Superblock
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, unpack_index
-from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
@@ -291,9 +294,7 @@ class DmPool:
             return mapping.mapped_blocks, mapping.highest()
 
         mapped, highest = self._read_committed(read)
-        sectors = self._table.block_sectors
-        end = None if highest is None else Sectors((highest + 1) * sectors - 1)
-        return ThinStatus(Sectors(mapped * sectors), end)
+        return ThinStatus.of_blocks(mapped, highest, self._table.block_sectors)
 
     def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]:
         return self._read_committed(
@@ -347,11 +348,8 @@ class DmPool:
         self.commit()
 
         def read_metadata(device: BlockDevice) -> _T:
-            metadata = Metadata.open(device, read_only=True)
-            try:
+            with closing(Metadata.open(device, read_only=True)) as metadata:
                 return read(metadata)
-            finally:
-                metadata.close()
 
         return self._read_quietly(read_metadata)
 
@@ -373,11 +371,8 @@ class DmPool:
             return self._read_once(read)
 
     def _read_once(self, read: Callable[[BlockDevice], _T]) -> _T:
-        device = self._metadata.open_for_reading()
-        try:
+        with closing(self._metadata.open_for_reading()) as device:
             return read(device)
-        finally:
-            device.close()
 
     @contextmanager
     def _paused(self) -> Iterator[None]:
@@ -402,8 +397,7 @@ class DmPool:
         external_origin: str | None = None,
     ) -> ThinDevice:
         self._require_open()
-        if length_sectors <= 0:
-            raise InvalidRequest(f"'{name}' cannot be {length_sectors} sectors long; give at least 1")
+        check_thin_length(name, length_sectors)
         if any(thin.name == name for thin in self._thins):
             raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
         dm_name = name if self._is_foreign else dm_name_of_thin(self._name, name)
@@ -476,20 +470,9 @@ class DmPool:
 
     def reload(self, table: PoolTable) -> None:
         self._require_open()
-        table.check()
         if self._is_foreign:
             raise InvalidRequest(f"pool '{self._name}' belongs to somebody else, so its table cannot be changed here")
-        live = self._table
-        if (table.metadata_device, table.data_device) != (live.metadata_device, live.data_device):
-            raise InvalidRequest(
-                f"pool '{self._name}' is on {live.metadata_device} and {live.data_device}; a reload cannot move it"
-            )
-        if table.block_sectors != live.block_sectors:
-            raise InvalidRequest(
-                f"pool '{self._name}' has data blocks of {live.block_sectors} sectors, not {table.block_sectors}"
-            )
-        if table.ignore_discard != live.ignore_discard:
-            raise InvalidRequest(f"pool '{self._name}': a reload cannot turn discard support on or off")
+        check_reload(self._name, self._table, table)
         load_pool_table(self._control, self._name, table, self._metadata, self._data)
         self._loaded = table
 
@@ -585,12 +568,7 @@ class DmPool:
 def load_pool_table(control: Control, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
     """Load a pool's table into the inactive slot, devices by number; both devices take the size they have now."""
     metadata.refresh_size()
-    have_sectors = data.refresh_size() // SECTOR_BYTES
-    if table.length_sectors > have_sectors:
-        raise InvalidRequest(
-            f"pool '{name}' of {table.length_sectors} sectors does not fit {table.data_device}, which has "
-            f"{have_sectors}; enlarge it or give a shorter table"
-        )
+    check_data_device(name, table, data.refresh_size())
     words = table.replace(metadata_device=metadata.table_name, data_device=data.table_name).format().split()
     control.load(name, TargetLine(0, table.length_sectors, "thin-pool", " ".join(islice(words, 3, None))))
 

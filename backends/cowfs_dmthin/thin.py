@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from cowfs.blockdev import Buffer
 from cowfs.errors import InvalidRequest, NoSuchThin, OutOfDataSpace, PoolError, PoolIoError, PoolModeError, ThinBusy
-from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.units import SECTOR_BYTES, Sectors, ThinId
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import TargetLine
@@ -173,10 +173,6 @@ class DmThin:
         """Path of the device's node, for mount(2) and for tools."""
         return nodes.node_path(self.device_number)
 
-    @property
-    def is_suspended(self) -> bool:
-        return self._suspended
-
     def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
         self._require_open()
         return ThinStatus.parse(only_line(self._control.status(self.dm_name, flush=flush), self.dm_name).parameters)
@@ -198,8 +194,7 @@ class DmThin:
 
     def resize(self, length_sectors: int) -> None:
         self._require_open()
-        if length_sectors <= 0:
-            raise InvalidRequest(f"'{self._name}' cannot be {length_sectors} sectors long; give at least 1")
+        check_thin_length(self._name, length_sectors)
         self._load(length_sectors)
         if self.awaits_space():
             self._control.suspend(self.dm_name, flush=False)

@@ -19,18 +19,14 @@ from cowfs.pool import (
     ThinDevice,
     ThinStatus,
     UnreadableStatus,
+    check_data_device,
+    check_reload,
+    check_thin_length,
 )
 from cowfs.thinmeta import Metadata
-from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, SECTOR_BYTES, DataBlocks, MetaBlocks
+from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, DataBlocks, MetaBlocks
 from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS, Engine
-from cowfs_emulated.thin import (
-    EmulatedThin,
-    OpenThin,
-    mapping_status,
-    open_origin,
-    require_length,
-    require_thin_id,
-)
+from cowfs_emulated.thin import EmulatedThin, OpenThin, mapping_status, open_origin, require_thin_id
 
 _T = TypeVar("_T")
 
@@ -76,7 +72,7 @@ class EmulatedPool:
         self._closed = False
         self._is_grouping = False
         self._open_thins: dict[int, OpenThin] = {}
-        self._require_data_device_holds(table)
+        check_data_device(name, table, _current_size(data))
         opened = _load_metadata(metadata if durable else Unflushed(metadata), table)
         try:
             self._engine = Engine(
@@ -276,7 +272,7 @@ class EmulatedPool:
         self._require_open()
         engine = self._engine
         require_thin_id(thin_id)
-        require_length(length_sectors, name)
+        check_thin_length(name, length_sectors)
         if engine.mode is PoolMode.FAIL:
             raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' has failed")
         if any(device.name == name for device in self.active()):
@@ -307,19 +303,8 @@ class EmulatedPool:
 
     def reload(self, table: PoolTable) -> None:
         self._require_open()
-        table.check()
-        live = self._engine.table
-        if (table.metadata_device, table.data_device) != (live.metadata_device, live.data_device):
-            raise InvalidRequest(
-                f"pool '{self._name}' is on {live.metadata_device} and {live.data_device}; a reload cannot move it"
-            )
-        if table.block_sectors != live.block_sectors:
-            raise InvalidRequest(
-                f"pool '{self._name}' has data blocks of {live.block_sectors} sectors, not {table.block_sectors}"
-            )
-        if table.ignore_discard != live.ignore_discard:
-            raise InvalidRequest(f"pool '{self._name}': a reload cannot turn discard support on or off")
-        self._require_data_device_holds(table)
+        check_reload(self._name, self._engine.table, table)
+        check_data_device(self._name, table, _current_size(self._data_device))
         self._loaded = table
 
     def suspend(self) -> None:
@@ -348,14 +333,6 @@ class EmulatedPool:
         for shared in self._open_thins.values():
             for device in shared.devices:
                 device.set_pool_suspended(self._suspended)
-
-    def _require_data_device_holds(self, table: PoolTable) -> None:
-        have_bytes = _current_size(self._data_device)
-        if table.length_sectors * SECTOR_BYTES > have_bytes:
-            raise InvalidRequest(
-                f"pool '{self._name}' of {table.length_sectors} sectors does not fit {table.data_device}, which has "
-                f"{have_bytes // SECTOR_BYTES}; enlarge it or give a shorter table"
-            )
 
     def _require_sizes(self, table: PoolTable) -> None:
         """Raise where the metadata knows more blocks than the devices or the table have."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from cowfs.blockdev import BlockDevice, Buffer, FileDevice
 from cowfs.errors import InvalidRequest, PoolError, PoolIoError, PoolModeError
-from cowfs.pool import Extent, PoolMode, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.pool import Extent, PoolMode, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.thinmeta import ThinMapping
 from cowfs.units import MAX_THIN_ID, SECTOR_BYTES, Sectors, ThinId
 from cowfs_emulated.engine import Engine
@@ -133,7 +133,7 @@ class EmulatedThin:
 
     def resize(self, length_sectors: int) -> None:
         self._require_open()
-        require_length(length_sectors, self._name)
+        check_thin_length(self._name, length_sectors)
         if self._pool_suspended:
             raise InvalidRequest(
                 f"'{self._name}' cannot be resized: pool '{self._engine.name}' is suspended; resume it"
@@ -400,18 +400,10 @@ class EmulatedThin:
 def mapping_status(engine: Engine, mapping: ThinMapping) -> ThinStatus | UnreadableStatus:
     if engine.mode is PoolMode.FAIL:
         return UnreadableStatus.FAIL
-    block_sectors = engine.table.block_sectors
     try:
-        mapped, highest = mapping.mapped_blocks, mapping.highest()
+        return ThinStatus.of_blocks(mapping.mapped_blocks, mapping.highest(), engine.table.block_sectors)
     except OSError:
         return UnreadableStatus.ERROR
-    end = None if highest is None else Sectors((highest + 1) * block_sectors - 1)
-    return ThinStatus(Sectors(mapped * block_sectors), end)
-
-
-def require_length(length_sectors: int, name: str) -> None:
-    if length_sectors <= 0:
-        raise InvalidRequest(f"'{name}' cannot be {length_sectors} sectors long; give at least 1")
 
 
 def require_thin_id(thin_id: int) -> None:

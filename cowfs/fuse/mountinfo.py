@@ -60,10 +60,6 @@ def mounts() -> list[Mount]:
         return parse_mountinfo(file.read())
 
 
-def cowfs_mounts() -> list[Mount]:
-    return [mount for mount in mounts() if mount.is_cowfs]
-
-
 def mount_at(target: str | os.PathLike[str]) -> Mount | None:
     """The topmost mount whose mount point is exactly this path, or None."""
     wanted = os.path.realpath(target)

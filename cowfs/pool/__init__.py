@@ -12,6 +12,7 @@ from cowfs.pool.interface import (
     ThinDevice,
 )
 from cowfs.pool.message import Message
+from cowfs.pool.refusals import check_data_device, check_reload, check_thin_length, refusal_by_mode
 from cowfs.pool.registry import backend_names, load_backend
 from cowfs.pool.status import (
     DiscardMode,
@@ -20,7 +21,6 @@ from cowfs.pool.status import (
     PoolStatus,
     ThinStatus,
     UnreadableStatus,
-    refusal_by_mode,
 )
 from cowfs.pool.table import PoolTable, ThinTable
 from cowfs.units import Extent
@@ -46,6 +46,9 @@ __all__ = [
     "ThinTable",
     "UnreadableStatus",
     "backend_names",
+    "check_data_device",
+    "check_reload",
+    "check_thin_length",
     "load_backend",
     "refusal_by_mode",
 ]

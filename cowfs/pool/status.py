@@ -15,7 +15,7 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.errors import InvalidRequest, PoolModeError
+from cowfs.errors import InvalidRequest
 from cowfs.units import DataBlocks, MetaBlocks, Sectors
 
 
@@ -27,19 +27,6 @@ class PoolMode(enum.IntEnum):
     OUT_OF_METADATA_SPACE = 2
     READ_ONLY = 3
     FAIL = 4
-
-
-def refusal_by_mode(request: str, pool: str, mode: PoolMode, *, needs_check: bool, errno: int) -> PoolModeError:
-    """The error of a request that a pool's mode does not allow."""
-    if mode is PoolMode.FAIL:
-        state, remedy = "failed", "close it"
-    elif mode is PoolMode.OUT_OF_METADATA_SPACE:
-        state, remedy = "out of metadata space", "grow its metadata device and resume it"
-    elif needs_check:
-        state, remedy = "read-only and needs a check", "close it and repair its metadata"
-    else:
-        state, remedy = "read-only", "open it without read_only"
-    return PoolModeError(f"{request} is refused: pool '{pool}' is {state}; {remedy}", errno=errno)
 
 
 class DiscardMode(enum.Enum):
@@ -139,6 +126,12 @@ class ThinStatus:
 
     mapped_sectors: Sectors
     highest_mapped_sector: Sectors | None
+
+    @classmethod
+    def of_blocks(cls, mapped: int, highest: int | None, block_sectors: int) -> ThinStatus:
+        """From counts of data blocks: how many are mapped, and the last virtual block that is."""
+        end = None if highest is None else Sectors((highest + 1) * block_sectors - 1)
+        return cls(Sectors(mapped * block_sectors), end)
 
     def format(self) -> str:
         highest = "-" if self.highest_mapped_sector is None else str(self.highest_mapped_sector)

@@ -409,7 +409,6 @@ class FakeThin:
     def __init__(self, pool: FakePool, name: str, thin_id: int, size_bytes: int) -> None:
         self.pool, self.name, self.thin_id, self.size_bytes = pool, name, thin_id, size_bytes
         self.block_bytes = pool.block_bytes
-        self.is_suspended = False
 
     def pwrite(self, offset: int, data: Any) -> None:
         assert offset % PAGE == 0
@@ -427,11 +426,9 @@ class FakeThin:
 
     def suspend(self) -> None:
         self.pool.backend.events.append(f"suspend {self.thin_id}")
-        self.is_suspended = True
 
     def resume(self) -> None:
         self.pool.backend.events.append(f"resume {self.thin_id}")
-        self.is_suspended = False
 
     def close(self) -> None:
         self.pool.backend.meet("close")

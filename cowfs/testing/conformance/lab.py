@@ -395,9 +395,6 @@ class Lab:
         """What this behaviour does leaves blocks allocated and unmapped, on backends that do not promise otherwise."""
         self._may_leak = not self.has(Capability.NO_LEAKS)
 
-    def expect_damage(self, pool: Pool) -> None:
-        self._damaged.add(self.table(pool).metadata_device)
-
     # ------------------------------------------------------------------ the end
 
     def judge_now(self, pool: Pool) -> None:

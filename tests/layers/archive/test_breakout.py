@@ -10,12 +10,11 @@ import pytest
 
 from cowfs.errors import ArchiveError, BreakoutError, UsageError
 from cowfs.layers import LayerRoot
-from tests.layers.archive.conftest import BESIDE, LayerVolume
+from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import apply, archive_of, directory, entry, file, look, paths, symlink
 
 LINK, SYMLINK, DIRECTORY = tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE
 CHARACTER, FIFO = tarfile.CHRTYPE, tarfile.FIFOTYPE
-SECRET = BESIDE[b"victim/hello"].content
 
 
 def raw(name: bytes, kind: bytes = tarfile.REGTYPE, target: bytes = b"", content: bytes = b"") -> bytes:
