@@ -144,13 +144,33 @@ def _for_the_guest(words: list[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_standard_streams()
     signal.signal(signal.SIGTERM, _end)
     status = run(words)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         status = _silence_stdout()
+    except OSError as error:
+        _silence_stdout()
+        if not status:
+            told = OSError(error.errno, error.strerror, "standard output")
+            status = output.print_error(told, as_json=_asks_for_json(words))
     sys.exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Have something at the three descriptors, on which using it fails, where whoever started this closed them.
+
+    Else the next file to be opened, the pool's data perhaps, would be there, and take messages.
+    """
+    for fd, name, flags in ((0, "stdin", os.O_WRONLY), (1, "stdout", os.O_RDONLY), (2, "stderr", os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, flags)  # the lowest that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
 
 
 def run(words: list[str]) -> int:
@@ -173,6 +193,8 @@ def run(words: list[str]) -> int:
     except CowfsError as error:
         return output.print_error(error, as_json=as_json)
     except BrokenPipeError:
+        return _silence_stdout()
+    except SystemExit:  # click's answer to a pipe that nobody reads, and to nothing else
         return _silence_stdout()
     except OSError as error:
         if os.environ.get("COWFS_DEBUG"):

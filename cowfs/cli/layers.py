@@ -160,8 +160,13 @@ def _diff(settings: Settings, layer_id: str, parent: str | None) -> None:
             "a tar archive is nothing for a terminal; say where it goes, as in 'cowfs layer diff ID > FILE'"
         )
     with _layers(settings) as layers, layers.diff(layer_id, parent) as archive:
-        shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
-    sys.stdout.buffer.flush()
+        try:
+            shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 @layer_command.command("apply")

@@ -550,3 +550,38 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
     assert (process.returncode, error.strip()) == (143, b"cowfs: interrupted")
     assert list(temporary.iterdir()) == []
     assert cowfs("layer", "list").out == "web\nweb-1\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "error"),
+    [
+        ("layer list > /dev/full", 1, "cowfs: standard output: No space left on device"),
+        ("layer list >&-", 1, "cowfs: standard output: Bad file descriptor"),
+        ("layer diff web > /dev/full", 1, "cowfs: standard output: No space left on device"),
+        ("layer diff web >&-", 1, "cowfs: standard output: Bad file descriptor"),
+        ("layer apply web <&-", HOME, "Bad file descriptor"),
+        ("layer list <&- >&- 2>&-", 1, ""),
+        ("layer create third <&- 2>&-", 0, ""),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full(home: Path, command: str, status: int, error: str) -> None:
+    before = (home / "devicemapper/data").read_bytes()
+    script = f"exec '{sys.executable}' -m cowfs --home '{home}' {command}"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        ["sh", "-c", script], stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=buffered
+    )
+    assert done.returncode == status
+    lines = done.stderr.splitlines()
+    assert len(lines) == bool(error), lines
+    assert error in done.stderr
+    assert (home / "devicemapper/data").read_bytes() == before
+
+
+def test_a_reader_that_leaves_ends_a_diff(home: Path) -> None:
+    script = f"'{sys.executable}' -m cowfs --home '{home}' layer diff web; echo $? >&2"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, error = process.communicate(timeout=60)
+    assert error == "141\n"
