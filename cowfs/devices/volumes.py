@@ -154,7 +154,7 @@ class Volumes:
         """
         with self._devices.replacing(name) as thin, _named(name):
             self._prepare(thin, repair=False)
-            volume = Volume.open(thin)
+            volume = Volume.open(thin, journaled=False)  # as long as it is not whole, nobody gets to see it
             try:
                 yield volume
             except BaseException:

@@ -2,13 +2,14 @@
 
 Freed blocks stay marked as used until the next sync. So nothing overwrites them before the metadata that frees them
 is durable, and a crash finds the old tree with its data. After that sync they are discarded into the device, which
-gives the space back to the pool. When space runs out, what waits is given back early, by a sync.
+gives the space back to the pool. Who finds no space while some waits can sync and try again: between two operations,
+since a sync in the middle of one would write half of it.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from cowfs.ext4 import layout, libext2fs
@@ -17,15 +18,10 @@ from cowfs.ext4.filesystem import Filesystem, os_error
 
 
 class Allocator:
-    """Blocks and inode numbers of one volume.
+    """Blocks and inode numbers of one volume."""
 
-    Args:
-        reclaim: makes freed blocks free, by a sync; called when there is nothing else left.
-    """
-
-    def __init__(self, fs: Filesystem, reclaim: Callable[[], None]) -> None:
+    def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
-        self._reclaim = reclaim
         self._freed: list[Run] = []
         self._freed_blocks = 0
         self._cursor = 0  # where the last run ended: files written one after the other lie one after the other
@@ -40,9 +36,24 @@ class Allocator:
 
     @property
     def free_blocks(self) -> int:
-        """What a writer can still use, the blocks reserved for root included."""
+        """What a writer can still use, the blocks reserved for root included, and what waits for a sync."""
+        return self._free_now + self._freed_blocks
+
+    @property
+    def _free_now(self) -> int:
         free: int = self._fs.c.ext2fs_free_blocks_count(self._fs.super)
-        return free + self._freed_blocks
+        return free
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether blocks wait for a sync to become free."""
+        return bool(self._freed)
+
+    @property
+    def changed_bitmaps(self) -> int:
+        """How many bitmaps the next sync will write, at most."""
+        freed = min(len(self._freed), self._fs.groups)
+        return len(self._block_groups) + len(self._inode_groups) + freed
 
     def allocate(self, count: int, goal: int = -1) -> list[Run]:
         """`count` blocks in as few runs as can be had, near `goal`.
@@ -50,19 +61,13 @@ class Allocator:
         Raises:
             OSError (ENOSPC): fewer are free; nothing was taken.
         """
-        if count > self.free_blocks:
+        if count > self._free_now:
             raise os_error(errno.ENOSPC)
-        self.make_room(count)
         runs = self._find(count, self._cursor if goal < 0 else goal)
         for run in runs:
             self._mark(run, used=True)
         self._cursor = runs[-1].physical + runs[-1].length
         return runs
-
-    def make_room(self, count: int) -> None:
-        """Let waiting blocks become free if fewer than `count` are."""
-        if self._freed_blocks and count > self.free_blocks - self._freed_blocks:
-            self._reclaim()
 
     def free(self, run: Run) -> None:
         """Give blocks back, at the next sync. Cached content is forgotten at once."""
@@ -148,7 +153,9 @@ class Allocator:
     def _library_changed(self, _fs: Any, block: int, change: int) -> None:
         self._note(Run(block, 1))
         if change < 0:
-            self._fs.cache.forget(block, 1)
+            run = Run(block, 1)
+            self._mark(run, used=True)
+            self.free(run)
 
     def _note(self, run: Run) -> None:
         """Remember whose bitmaps changed."""
@@ -170,6 +177,13 @@ class Allocator:
         self._freed.clear()
         self._freed_blocks = 0
         return merged
+
+    def take_back(self, runs: list[Run]) -> None:
+        """Let blocks that were made free wait again: the sync failed."""
+        for run in runs:
+            self._mark(run, used=True)
+            self._freed.append(run)
+            self._freed_blocks += run.length
 
     def write_bitmaps(self) -> None:
         """Put the changed bitmaps into the cache, instead of all of them as the library would."""

@@ -2,7 +2,8 @@
 
 File data does not pass through libext2fs. A request is cut where the block map is cut, and each physical run is one
 `pread` or `pwrite` of the device. The order of a write that needs new blocks keeps a failure harmless: blocks are
-allocated, data is written into them, and only then does the file refer to them.
+allocated, data is written into them, and only then does the file refer to them. The filesystem is told of data that a
+commit makes visible, which must be durable before it.
 
 Bytes after the end of a file, in its last block, are zeros: so that a file can grow without looking back.
 """
@@ -91,6 +92,7 @@ class FileData:
                 self._write_fresh(inode, segments, offset, view)
         if end > old_size:
             inode.size = end
+            self._fs.has_unflushed_data = True
         inode.changed()
         self._wrote(len(view))
 
@@ -106,6 +108,7 @@ class FileData:
         for run in self._allocator.allocate(count):
             segments.append(Segment(logical, run.length, run.physical, True))
             logical += run.length
+        self._fs.has_unflushed_data = True
         try:
             for segment in segments:
                 piece: Buffer = view[segment.logical * size : (segment.logical + segment.length) * size]
@@ -142,6 +145,7 @@ class FileData:
             physical = self._maps.load(inode).block(inode.size // size)
             if physical >= 0:
                 self._device.pwrite(physical * size + used, bytes(size - used))
+                self._fs.has_unflushed_data = True
 
     def _write_fresh(self, inode: Inode, segments: list[Segment], offset: int, view: memoryview) -> None:
         """A write of which some blocks are holes or unwritten."""
@@ -149,6 +153,7 @@ class FileData:
         fresh = [target._replace(written=True) for target, was in zip(targets, taken, strict=True) if was]
         unwritten = [segment for segment in segments if segment.physical >= 0 and not segment.written]
         added = False
+        self._fs.has_unflushed_data = True
         try:
             self._put(targets, offset, view)
             if fresh:

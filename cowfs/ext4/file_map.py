@@ -46,7 +46,6 @@ class FileMaps:
             OSError (ENOSPC): no room for the tree. The map is as it was; the blocks are still the caller's.
         """
         map_ = self.load(inode)
-        self._make_room(segments)
         for segment in segments:
             map_.insert(segment.logical, segment.length, segment.physical, written=segment.written)
         try:
@@ -68,7 +67,6 @@ class FileMaps:
     def set_written(self, inode: Inode, segments: Sequence[Segment]) -> None:
         """Mark allocated segments as written. Raises like `add`."""
         map_ = self.load(inode)
-        self._make_room(segments)
         for segment in segments:
             map_.set_written(segment.logical, segment.length)
         try:
@@ -112,12 +110,6 @@ class FileMaps:
         if inode.flags & layout.INODE_FLAG_EXTENTS:
             return extents.nodes_needed(self._fs, map_)
         return indirect.nodes_needed(self._fs, map_)
-
-    def _make_room(self, segments: Sequence[Segment]) -> None:
-        """Reclaim waiting blocks now if the tree may need them: a sync in mid-change would store half of the map."""
-        pointers_per_block = self._fs.block_bytes // 4
-        blocks = sum(segment.length for segment in segments) // pointers_per_block + 4 * len(segments) + 8
-        self._allocator.make_room(blocks)
 
     def _reserve_nodes(self, inode: Inode, map_: BlockMap) -> None:
         missing = self._nodes_needed(inode, map_) - len(inode.nodes)

@@ -2,12 +2,14 @@
 
 This is the layer that talks to the library. Above it stand the allocator, the inode table, directories and data.
 
-Marking. Before the first metadata block reaches the device, the superblock there is marked as not cleanly
-unmounted, and the mark is durable before anything else is written. `mark_clean` takes it away again.
+Marking. Before the first metadata block reaches the device, the superblock there is marked: with a journal as one whose
+journal must be replayed, else as not cleanly unmounted. The mark is durable before anything else is written.
+`mark_clean` takes it away again.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 from collections.abc import Callable
@@ -23,25 +25,42 @@ from cowfs.ext4.metadata_cache import MetadataCache
 _NANOSECONDS = 1_000_000_000
 
 
-class Filesystem:
-    """One open ext2_filsys, its cache and its geometry. Not safe for several threads."""
+class _Mark(enum.Enum):
+    """What the superblock on the device says."""
 
-    def __init__(self, device: BlockDevice, *, read_only: bool, now_ns: Callable[[], int]) -> None:
+    NONE = enum.auto()
+    REPLAY = enum.auto()
+    CHECK = enum.auto()
+
+
+class Filesystem:
+    """One open ext2_filsys, its cache and its geometry. Not safe for several threads.
+
+    Args:
+        before_recovery: the volume may have a journal to replay, and is opened to find that.
+    """
+
+    def __init__(
+        self, device: BlockDevice, *, read_only: bool, now_ns: Callable[[], int], before_recovery: bool = False
+    ) -> None:
         self.device = device
         self.read_only = read_only
         self.now_ns = now_ns
         superblock = layout.read_superblock(device)
-        _check_openable(superblock, device, read_only=read_only)
+        _check_openable(superblock, device, read_only=read_only, before_recovery=before_recovery)
         self.uuid = superblock.uuid
         self.block_bytes = superblock.block_bytes
         self.library = libext2fs.load()
         self.ffi = self.library.ffi
         self.c = self.library.c
-        self.cache = MetadataCache(device, self.block_bytes, self._mark_in_use)
-        self._marked = False
+        self.cache = MetadataCache(device, self.block_bytes, self.mark_in_use)
+        self.is_journaled = False
+        self.has_unflushed_data = False  # which the next commit makes visible
+        self.touched_inode_blocks: set[int] = set()  # that have changed inodes: how much a commit will have to write
+        self._mark = _Mark.NONE
         self.closed = False  # what the library allocated is gone then, and must not be touched
         self._channel = Channel(self.library, self.cache)
-        self.fs = self._open()
+        self.fs = self._open(libext2fs.OPEN_IGNORE_CSUM_ERRORS if before_recovery else 0)
         try:
             self._check_layout(superblock)
             self.super = self.fs.super
@@ -53,8 +72,8 @@ class Filesystem:
             self.free()
             raise
 
-    def _open(self) -> Any:
-        flags = libext2fs.OPEN_64BITS | libext2fs.OPEN_MASTER_SB_ONLY
+    def _open(self, flags: int) -> Any:
+        flags |= libext2fs.OPEN_64BITS | libext2fs.OPEN_MASTER_SB_ONLY
         if not self.read_only:
             flags |= libext2fs.OPEN_RW
         result = self.ffi.new("ext2_filsys *")
@@ -94,6 +113,7 @@ class Filesystem:
         dynamic = sb.s_rev_level >= 1
         self.first_inode: int = sb.s_first_ino if dynamic else 11
         self.inode_bytes: int = sb.s_inode_size if dynamic else layout.GOOD_OLD_INODE_BYTES
+        self.inodes_per_block = self.block_bytes // self.inode_bytes
         self.has_extents = bool(sb.s_feature_incompat & layout.INCOMPAT_EXTENTS)
         self.has_file_types = bool(sb.s_feature_incompat & layout.INCOMPAT_FILETYPE)
         self.has_huge_file = bool(sb.s_feature_ro_compat & layout.RO_COMPAT_HUGE_FILE)
@@ -149,36 +169,70 @@ class Filesystem:
     def superblock_changed(self) -> None:
         self.fs.flags |= libext2fs.FS_DIRTY
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is metadata that is not written down."""
+        return bool(self.cache.dirty or self.fs.flags & libext2fs.FS_DIRTY)
+
+    def flush_device(self) -> None:
+        self.device.flush()
+        self.has_unflushed_data = False
+
+    def set_journaled(self, is_journaled: bool) -> None:
+        """Whether metadata is committed to the journal from now on. A volume that does so stays valid meanwhile."""
+        self.is_journaled = is_journaled
+        if is_journaled:
+            self.super.s_state |= layout.STATE_VALID
+        else:
+            self.super.s_state &= ~layout.STATE_VALID
+
+    def distrust(self) -> None:
+        """What is written from now on needs a check."""
+        self.super.s_state &= ~layout.STATE_VALID
+        self.superblock_changed()
+
     def mark_clean(self) -> None:
         """Say on the device that the volume is cleanly unmounted. Everything else must be durable before."""
-        if not self._marked:
+        if self._mark is _Mark.NONE:
             return
-        self.super.s_state |= layout.STATE_VALID
+        sb = self.super
+        sb.s_state |= layout.STATE_VALID
+        sb.s_feature_incompat &= ~layout.INCOMPAT_RECOVER
         self.superblock_changed()
         try:
             self.flush_superblock()
         finally:
-            self.super.s_state &= ~layout.STATE_VALID
-        self.cache.write_out()
-        self.device.flush()
-        self._marked = False
+            self.set_journaled(self.is_journaled)
+        try:
+            self.cache.write_out()
+            self.flush_device()
+        finally:
+            self._mark = _Mark.NONE  # after a failure nobody knows, and it has to be said again
 
-    def _mark_in_use(self) -> None:
-        if self._marked:
+    def mark_in_use(self) -> None:
+        """Say on the device that something is being written; nothing happens when it says so."""
+        mark = _Mark.REPLAY if self.is_journaled else _Mark.CHECK
+        if self._mark is mark:
             return
         sb = self.super
-        sb.s_mtime = self.now_ns() // _NANOSECONDS & 0xFFFFFFFF
-        sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
-        self.superblock_changed()
+        if self._mark is _Mark.NONE:
+            sb.s_mtime = self.now_ns() // _NANOSECONDS & 0xFFFFFFFF
+            sb.s_mnt_count = (sb.s_mnt_count + 1) & 0xFFFF
         # The superblock as it is on the device, with the mark: what is being written now must not slip in.
         raw = bytearray(self.device.pread(layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_BYTES))
         on_device = self.ffi.cast("struct ext2_super_block *", self.ffi.from_buffer(raw))
-        on_device.s_state &= ~layout.STATE_VALID
+        for one in (sb, on_device):
+            if mark is _Mark.REPLAY:
+                one.s_feature_incompat |= layout.INCOMPAT_RECOVER
+            else:
+                one.s_feature_incompat &= ~layout.INCOMPAT_RECOVER
+                one.s_state &= ~layout.STATE_VALID
+        self.superblock_changed()
         if self.has_metadata_csum:
             self.c.ext2fs_superblock_csum_set(self.fs, on_device)
         self.device.pwrite(layout.SUPERBLOCK_OFFSET, raw)
-        self.device.flush()
-        self._marked = True
+        self.flush_device()
+        self._mark = mark
 
     def free(self) -> None:
         """Give back the library's memory. Nothing is written."""
@@ -188,12 +242,12 @@ class Filesystem:
             self.fs = self.super = None
 
 
-def _check_openable(superblock: Superblock, device: BlockDevice, *, read_only: bool) -> None:
+def _check_openable(superblock: Superblock, device: BlockDevice, *, read_only: bool, before_recovery: bool) -> None:
     unknown = superblock.incompat & ~layout.INCOMPAT_SUPPORTED & ~layout.INCOMPAT_RECOVER
     if unknown:
         names = layout.feature_names(unknown, layout.INCOMPAT_NAMES)
         raise FilesystemError(f"ext4 uses features that cowfs does not support: {names}", errno=errno.EOPNOTSUPP)
-    if superblock.incompat & layout.INCOMPAT_RECOVER:
+    if superblock.incompat & layout.INCOMPAT_RECOVER and not before_recovery:
         raise FilesystemError("ext4's journal must be replayed first; run a check", errno=errno.EUCLEAN)
     if superblock.blocks * superblock.block_bytes > device.size_bytes:
         raise FilesystemError(

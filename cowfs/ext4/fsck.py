@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import enum
 import errno
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import layout, tools
+from cowfs.ext4.recovery import recover, recovered, without_recovery
 
 
 class CheckStatus(enum.Flag):
@@ -74,21 +76,28 @@ def check_volume(device: BlockDevice, *, repair: bool = False) -> CheckResult:
 def prepare_for_mount(device: BlockDevice, *, read_only: bool = False, repair: bool = False) -> CheckResult | None:
     """Make a volume fit to be mounted; reads only the superblock when it is.
 
-    A volume that needs a check gets what e2fsck does without asking (`-p`: replay the journal, harmless repairs),
-    and with `repair` whatever it takes.
+    A journal is replayed, which takes no check. A volume that needs one gets what e2fsck does without asking (`-p`:
+    harmless repairs), and with `repair` whatever it takes. Nothing is written with `read_only`: then the volume that is
+    opened shows what is in its journal.
 
     Returns:
         None when no check was needed.
 
     Raises:
-        FilesystemError: no ext4 (EINVAL); damage that nobody allowed to repair (EUCLEAN); a journal to replay on a
-            device that is only to be read (EROFS).
+        FilesystemError: no ext4 (EINVAL); damage that nobody allowed to repair (EUCLEAN); a journal that cannot be
+            replayed, on a device that is only to be read (EROFS).
     """
     if not needs_check(device):
         return None
     if read_only:
-        if layout.read_superblock(device).incompat & layout.INCOMPAT_RECOVER:
-            raise FilesystemError("ext4's journal must be replayed before a read-only mount", errno=errno.EROFS)
+        try:
+            recovered(device)
+        except FilesystemError as error:
+            raise without_recovery(error) from error
+        return None
+    with suppress(FilesystemError):
+        recover(device)
+    if not needs_check(device):
         return None
     result = _run(device, "-p", write=True)
     if not result.usable and repair:

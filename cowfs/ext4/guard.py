@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cowfs.errors import FilesystemError
@@ -11,10 +11,15 @@ from cowfs.ext4.filesystem import Filesystem, os_error
 
 
 class Guard:
-    """Asked before every change, and told of the error that ended all writing."""
+    """Asked before every change, and told of the error that ended all writing.
 
-    def __init__(self, fs: Filesystem) -> None:
+    Args:
+        make_room: has the cache written, or committed, where it is time to.
+    """
+
+    def __init__(self, fs: Filesystem, make_room: Callable[[], None]) -> None:
         self._fs = fs
+        self._make_room = make_room
         self._failure: BaseException | None = None
         self.has_changes = False
 
@@ -28,8 +33,7 @@ class Guard:
             raise os_error(errno.EROFS)
         self.check_usable()
         self.has_changes = True
-        if self._fs.cache.overfull:
-            self._fs.cache.write_out()
+        self._make_room()
 
     def check_usable(self) -> None:
         """Raises OSError: ESHUTDOWN when the volume is closed, EROFS after an error."""

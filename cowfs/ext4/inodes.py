@@ -75,7 +75,9 @@ class Inode:
         self.dirty = False
 
     def touch(self) -> None:
-        self.dirty = True
+        if not self.dirty:
+            self.dirty = True
+            self._fs.touched_inode_blocks.add(self.number // self._fs.inodes_per_block)
         self._attributes = None
 
     @property
@@ -396,6 +398,7 @@ class InodeTable:
         """In order of number, so that the library reads every block of the table once."""
         for inode in sorted((inode for inode in self._cache.values() if inode.dirty), key=lambda inode: inode.number):
             self.flush(inode)
+        self._fs.touched_inode_blocks.clear()
 
     def limit(self, share: float) -> None:
         """Keep no more than this part of what a volume may keep that is open alone. Between two operations only."""

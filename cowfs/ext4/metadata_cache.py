@@ -1,18 +1,20 @@
 """A write-back cache of metadata blocks, between the device and libext2fs or the engine's directory and extent code.
 
 Dirty blocks stay in memory until `write_out`, which writes them in ascending order, neighbours in one go; so a
-block changed a thousand times between two syncs is written once. Clean blocks are kept up to a bound. File data
-never comes here, and a block that is freed must be forgotten before it may carry data.
+block changed a thousand times between two syncs is written once. With a journal they are committed first: then they
+are durable, in the journal, and come to their places by `write_committed`, whatever was changed since. Clean blocks are
+kept up to a bound. File data never comes here, and a block that is freed must be forgotten before it may carry data.
 """
 
 from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
+from cowfs.ext4.block_map import Run, blocks_within
 
 _CLEAN_BYTES_MAX = 64 << 20
 _DIRTY_BYTES_MAX = 64 << 20
@@ -33,7 +35,8 @@ class MetadataCache:
         self._blocks = device.size_bytes // block_bytes
         self._before_write = before_write
         self._clean: OrderedDict[int, bytes] = OrderedDict()
-        self._dirty: dict[int, bytes] = {}
+        self.dirty: dict[int, bytes] = {}
+        self.committed: dict[int, bytes] = {}
         self.limit(1)
 
     def limit(self, share: float) -> None:
@@ -45,11 +48,19 @@ class MetadataCache:
 
     @property
     def overfull(self) -> bool:
-        """Whether it is time to write out, at the next moment when that is convenient."""
-        return len(self._dirty) > self._dirty_max
+        """Whether it is time to write out or to commit, at the next moment when that is convenient."""
+        return len(self.dirty) > self._dirty_max
+
+    @property
+    def is_much_committed(self) -> bool:
+        """Whether it is time to write what is committed."""
+        return len(self.committed) > self._dirty_max
 
     def read(self, block: int) -> bytes:
-        data = self._dirty.get(block)
+        data = self.dirty.get(block)
+        if data is not None:
+            return data
+        data = self.committed.get(block)
         if data is not None:
             return data
         clean = self._clean
@@ -65,12 +76,12 @@ class MetadataCache:
     def write(self, block: int, data: bytes) -> None:
         """`data` is one whole block; writing what is there already changes nothing."""
         assert len(data) == self.block_bytes
-        if self._dirty.get(block) is None:
-            if self._clean.get(block) == data:
+        if self.dirty.get(block) is None:
+            if data in (self.committed.get(block), self._clean.get(block)):
                 return
             self._check(block)
             self._clean.pop(block, None)
-        self._dirty[block] = data
+        self.dirty[block] = data
 
     def read_bytes(self, offset: int, length: int) -> bytes:
         """Any byte range, through the cache."""
@@ -92,36 +103,49 @@ class MetadataCache:
             position += len(piece)
 
     def forget(self, block: int, count: int) -> None:
-        """Drop freed blocks, dirty or not."""
-        if not self._dirty and not self._clean:
-            return
-        if count < len(self._dirty) + len(self._clean):
-            for number in range(block, block + count):
-                self._dirty.pop(number, None)
-                self._clean.pop(number, None)
-            return
-        for known in (self._dirty, self._clean):
-            for number in [number for number in known if block <= number < block + count]:
-                del known[number]
+        """Drop freed blocks, dirty or not. What is committed of them stays, until a commit has freed them."""
+        for known in (self.dirty, self._clean):
+            if count < len(known):
+                for number in range(block, block + count):
+                    known.pop(number, None)
+            elif known:
+                for number in [number for number in known if block <= number < block + count]:
+                    del known[number]
 
     def write_out(self) -> None:
         """Write all dirty blocks. After a failure the unwritten ones are still dirty, and it may be tried again."""
-        if not self._dirty:
+        if not self.dirty:
             return
         self._before_write()
+        self._write(self.dirty)
+
+    def note_commit(self, freed: Iterable[Run]) -> None:
+        """All dirty blocks are in the journal, and durable; what is free now is written no more."""
+        self.committed.update(self.dirty)
+        self.dirty.clear()
+        for block in blocks_within(self.committed, freed):
+            del self.committed[block]
+
+    def write_committed(self) -> None:
+        """Write to their places all blocks that are in the journal. Fails and is repeated like `write_out`."""
+        self._write(self.committed)
+
+    def _write(self, blocks: dict[int, bytes]) -> None:
         run: list[int] = []
-        for block in sorted(self._dirty):
+        for block in sorted(blocks):
             if run and (block != run[-1] + 1 or len(run) * self.block_bytes >= _RUN_BYTES_MAX):
-                self._write_run(run)
+                self._write_run(blocks, run)
                 run = []
             run.append(block)
-        self._write_run(run)
+        if run:
+            self._write_run(blocks, run)
 
-    def _write_run(self, run: list[int]) -> None:
-        dirty = self._dirty
-        self.device.pwrite(run[0] * self.block_bytes, b"".join([dirty[block] for block in run]))
+    def _write_run(self, blocks: dict[int, bytes], run: list[int]) -> None:
+        self.device.pwrite(run[0] * self.block_bytes, b"".join([blocks[block] for block in run]))
         for block in run:
-            self._keep(block, dirty.pop(block))
+            data = blocks.pop(block)
+            if block not in self.dirty:
+                self._keep(block, data)
 
     def _check(self, block: int) -> None:
         if not 0 <= block < self._blocks:

@@ -93,7 +93,7 @@ class Record(NamedTuple):
 
 
 class InodeTables:
-    """The inode tables of one volume, which must not change while this is used; sync one that is open for writing."""
+    """The inode tables of one volume, which must not change while this is used; quiesce one that is open to write."""
 
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs

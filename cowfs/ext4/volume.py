@@ -12,9 +12,11 @@ What holds what:
     ├── Allocator           free blocks and inode numbers
     └── Filesystem          libext2fs: superblock, groups, bitmaps, inode table, over a MetadataCache
 
-Durability. All metadata stays in memory until `sync` (or until the cache is full), file data goes to the device at
-once, and the device is a disk with a volatile cache. There is no journal of our own: while a volume has unsynced
-changes on the device it is marked as not cleanly unmounted, and after a crash it needs a check before it mounts.
+Durability. All metadata stays in memory until `sync` (or until there is much of it), file data goes to the device at
+once, and the device is a disk with a volatile cache. A sync commits the metadata to ext4's journal, as one transaction:
+so whatever the moment of a crash, the next to open the volume, be it we, the kernel or e2fsck, finds each operation
+done or not done, and everything that was synced. Transactions end between operations. Without a journal a volume is
+marked as not cleanly unmounted while it has changes on the device, and after a crash it needs a check before it mounts.
 
 Failure. An operation that cannot be done leaves everything as it was. When an error strikes in the middle of a
 change (the device cannot be read any more), the volume turns read-only, and nothing more is written to it: the
@@ -26,15 +28,16 @@ Access times are not kept up (as with noatime). Blocks reserved for root are giv
 from __future__ import annotations
 
 import errno
+import functools
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Segment
+from cowfs.ext4.block_map import Run, Segment
 from cowfs.ext4.data import FileData
 from cowfs.ext4.directory_block import Entry
 from cowfs.ext4.file_map import FileMaps
@@ -48,7 +51,10 @@ from cowfs.ext4.interface import (
     FileTree,
     TreeStatistics,
 )
+from cowfs.ext4.journal import Journal
+from cowfs.ext4.journal_file import JournalFile
 from cowfs.ext4.names import Names
+from cowfs.ext4.recovery import recover, recovered
 from cowfs.ext4.renames import Renames
 from cowfs.ext4.tables import InodeTables
 from cowfs.ext4.xattrs import ExtendedAttributes
@@ -56,35 +62,79 @@ from cowfs.ext4.xattrs import ExtendedAttributes
 _PATH_MAX = 4096
 
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _changing(
+    operation: Callable[Concatenate[Volume, _P], _R],
+) -> Callable[Concatenate[Volume, _P], _R]:
+    """An operation that changes the volume. When it finds no space, it is tried again with what waits for a sync."""
+
+    @functools.wraps(operation)
+    def change(self: Volume, /, *arguments: _P.args, **names: _P.kwargs) -> _R:
+        self._guard.begin_change()
+        try:
+            return operation(self, *arguments, **names)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not self._allocator.is_waiting or self.read_only:
+                raise
+        self.sync()
+        return operation(self, *arguments, **names)
+
+    return change
+
+
 class Volume:
     """An open volume. Not safe for use from several threads. The device stays the caller's."""
 
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
-        self._allocator = Allocator(fs, self.sync)
+        self._allocator = Allocator(fs)
         self._maps = FileMaps(fs, self._allocator)
         self._inodes = InodeTable(fs, self._allocator, self._maps.store)
         self._data = FileData(fs, self._allocator, self._maps)
         self._xattrs = ExtendedAttributes(fs, self._inodes)
-        self._guard = Guard(fs)
+        self._guard = Guard(fs, self._make_room)
         self._names = Names(fs, self._guard, self._allocator, self._maps, self._inodes, self._xattrs)
         self._renames = Renames(fs, self._guard, self._inodes, self._names)
+        self._journal: Journal | None = None
         self._closed = False
         self._is_trusted = True
         self._overhead_blocks = self._count_overhead()
 
     @classmethod
-    def open(cls, device: BlockDevice, *, read_only: bool = False, now_ns: Callable[[], int] = time.time_ns) -> Volume:
-        """Open the ext4 on a device, and work off the orphans of the last mount.
+    def open(
+        cls,
+        device: BlockDevice,
+        *,
+        read_only: bool = False,
+        journaled: bool = True,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> Volume:
+        """Open the ext4 on a device: replay its journal, and work off the orphans of the last mount.
+
+        With `read_only` nothing is written: what is in the journal shows all the same.
+
+        Args:
+            journaled: commit changes to the journal, where there is one. Without, all that is written is written once:
+                for making a volume that nobody will want if it is not finished.
 
         Raises:
             FilesystemError: no ext4 (EINVAL), features that are not supported (EOPNOTSUPP, or EROFS for writing),
                 not cleanly unmounted or damaged (EUCLEAN); see `cowfs.ext4.fsck.prepare_for_mount`.
             MissingRequirement: libext2fs is not usable here.
         """
+        if read_only:
+            device = recovered(device)
+        else:
+            recover(device)
         fs = Filesystem(device, read_only=read_only, now_ns=now_ns)
         try:
             volume = cls(fs)
+            if journaled and not read_only and JournalFile.is_in(fs):
+                volume._journal = Journal(fs)
+                fs.set_journaled(True)
             if not read_only:
                 volume._names.orphans.process(volume._finish_orphan)
             volume.attributes(ROOT_INODE)
@@ -171,7 +221,7 @@ class Volume:
     # Looking closer, at how things lie on the device.
 
     def inode_tables(self) -> InodeTables:
-        """The inode tables as they are at this moment; what was not synced is not in them."""
+        """The inode tables as they are on the device, as when it was quiesced last."""
         return InodeTables(self._fs)
 
     def name_blocks(self, directory: int) -> Iterator[bytes]:
@@ -189,14 +239,17 @@ class Volume:
 
     # Names.
 
+    @_changing
     def make_node(self, parent: int, name: bytes, mode: int, uid: int, gid: int, rdev: int = 0) -> Attributes:
         if stat.S_IFMT(mode) in (stat.S_IFDIR, stat.S_IFLNK):
             raise os_error(errno.EINVAL)
         return self._create(parent, name, mode, uid, gid, rdev=rdev)
 
+    @_changing
     def make_directory(self, parent: int, name: bytes, mode: int, uid: int, gid: int) -> Attributes:
         return self._create(parent, name, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
 
+    @_changing
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int) -> Attributes:
         return self._create(parent, name, stat.S_IFLNK | 0o777, uid, gid, target=target)
 
@@ -206,6 +259,7 @@ class Volume:
         fill = self._filler(parent, mode, rdev, target)
         return self._names.create(self._to_change(parent), name, mode, uid, gid, fill).attributes
 
+    @_changing
     def restore(
         self,
         parent: int,
@@ -249,35 +303,40 @@ class Volume:
             raise os_error(errno.EINVAL)
         return lambda _inode: None
 
+    @_changing
     def link(self, inode: int, parent: int, name: bytes) -> Attributes:
         directory, target = self._to_change(parent), self._inodes.get(inode)
         self._names.link(target, directory, name)
         return target.attributes
 
+    @_changing
     def unlink(self, parent: int, name: bytes) -> None:
         self._names.unlink(self._to_change(parent), name)
 
+    @_changing
     def remove_directory(self, parent: int, name: bytes) -> None:
         self._names.remove_directory(self._to_change(parent), name)
 
+    @_changing
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
         source, target = self._to_change(parent), self._to_change(new_parent)
         self._renames.rename(source, name, target, new_name, flags)
 
     def _to_change(self, directory: int) -> Inode:
-        self._guard.begin_change()
         return self._names.directory_to_change(directory)
 
     def open_inode(self, inode: int) -> None:
         self._inodes.pin(inode)
 
     def release_inode(self, inode: int) -> None:
-        if not self._inodes.unpin(inode) or self.read_only:
+        if not self._inodes.unpin(inode) or self.read_only or self._names.orphans.find(inode) is None:
             return
+        self._guard.begin_change()
         self._names.release_orphan(inode)
 
     # Attributes and contents.
 
+    @_changing
     def set_attributes(
         self,
         inode: int,
@@ -290,7 +349,6 @@ class Volume:
         mtime_ns: int | None = None,
         ctime_ns: int | None = None,
     ) -> Attributes:
-        self._guard.begin_change()
         target = self._inodes.get(inode)
         if target.flags & layout.INODE_FLAG_IMMUTABLE:
             raise os_error(errno.EPERM)
@@ -316,8 +374,8 @@ class Volume:
             raise os_error(errno.EPERM)
         self._data.resize(inode, size)
 
+    @_changing
     def write(self, inode: int, offset: int, data: Buffer) -> int:
-        self._guard.begin_change()
         target = self._regular(inode)
         appending = target.flags & layout.INODE_FLAG_APPEND
         if target.flags & layout.INODE_FLAG_IMMUTABLE or (appending and offset < target.size):
@@ -337,12 +395,12 @@ class Volume:
     def list_xattrs(self, inode: int) -> list[bytes]:
         return self._xattrs.names(self._inodes.get(inode))
 
+    @_changing
     def set_xattr(self, inode: int, name: bytes, value: bytes, flags: int = 0) -> None:
-        self._guard.begin_change()
         self._xattrs.set(self._mutable(inode), name, value, flags)
 
+    @_changing
     def remove_xattr(self, inode: int, name: bytes) -> None:
-        self._guard.begin_change()
         self._xattrs.remove(self._mutable(inode), name)
 
     def has_default_acl(self, inode: int) -> bool:
@@ -357,23 +415,61 @@ class Volume:
         self._guard.check_usable()
         self._inodes.flush_all()
         freed = self._allocator.release_freed()
-        self._allocator.write_bitmaps()
-        self._fs.flush_superblock()
-        self._fs.cache.write_out()
-        self._fs.device.flush()
+        try:
+            self._allocator.write_bitmaps()
+            self._write_down(freed)
+        except BaseException:
+            self._allocator.take_back(freed)
+            raise
         self._allocator.discard(freed)
+
+    def _write_down(self, freed: list[Run]) -> None:
+        """Make all metadata durable, in the journal or in its place."""
+        fs = self._fs
+        if self._journal is not None and fs.is_journaled and fs.is_changed:
+            self._journal.prepare()
+            fs.mark_in_use()
+            fs.flush_superblock()
+            if self._journal.commit(freed):
+                return
+            self._journal.finish()
+            fs.set_journaled(False)
+            fs.mark_in_use()
+        fs.flush_superblock()
+        fs.cache.write_out()
+        fs.flush_device()
+
+    def _make_room(self) -> None:
+        """Write what has gathered in memory, between two operations, when that is much, or much for the journal."""
+        cache = self._fs.cache
+        if self._journal is None or not self._fs.is_journaled:
+            if cache.overfull:
+                cache.write_out()
+            return
+        if cache.is_much_committed:
+            cache.write_committed()
+        blocks = len(cache.dirty) + len(self._fs.touched_inode_blocks) + 2 * self._allocator.changed_bitmaps
+        if cache.overfull or blocks > self._journal.transaction_blocks_max:
+            self.sync()
 
     def quiesce(self) -> None:
         """Sync, and mark the device as cleanly unmounted until the next change: for a snapshot taken now."""
         if self._fs.read_only:
             return
         self.sync()
+        if self._journal is not None:
+            self._journal.finish()
         if self._is_trusted:
             self._fs.mark_clean()
+            self._fs.set_journaled(self._journal is not None)
+        if self._journal is not None:
+            self._allocator.discard(self._journal.take_used())
 
     def distrust(self) -> None:
         """Something failed halfway in whoever uses it: what is written from now on stays marked for a check."""
         self._is_trusted = False
+        if not self._fs.read_only and not self._fs.closed:
+            self._fs.distrust()
 
     def has_orphans(self) -> bool:
         return bool(self._names.orphans.all())

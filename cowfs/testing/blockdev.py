@@ -179,21 +179,36 @@ class Journal:
                 return index + 1
         return 0
 
-    def torn_image(self, device: str, position: int, rng: random.Random, *, tear: bool = True) -> bytearray:
+    def torn_image(
+        self,
+        device: str,
+        position: int,
+        rng: random.Random,
+        *,
+        tear: bool = True,
+        whole: range = range(0),
+        base: bytes | bytearray | None = None,
+    ) -> bytearray:
         """A device that has what was flushed before `position`, and a random part of the rest.
 
         Args:
             tear: also keep only some sectors of a write.
+            whole: sectors of the device of which a write that covers several keeps all or none.
+            base: the device as it was at `durable_position`, where that is known.
         """
         durable = self.durable_position(device, position)
-        image = self.image(device, durable)
+        image = self.image(device, durable) if base is None else bytearray(base)
         for entry in self.entries[durable:position]:
             if entry.device != device or rng.random() < 0.5:
                 continue
             sectors = None
             if tear and entry.length > SECTOR_BYTES and rng.random() < 0.5:
+                first = entry.offset // SECTOR_BYTES
                 count = -(-entry.length // SECTOR_BYTES)
-                sectors = [sector for sector in range(count) if rng.random() < 0.5]
+                kept = {first + sector for sector in range(count) if rng.random() < 0.5}
+                if kept.intersection(whole):
+                    kept.update(whole)
+                sectors = [sector for sector in range(count) if first + sector in kept]
             self._apply(entry, image, sectors)
         return image
 

@@ -220,7 +220,7 @@ def test_open_volumes_share_what_one_may_cache(
     for volume in opened:
         for number in range(200):
             write_file(volume, b"%d" % number, b"content")
-        volume.sync()
+        volume.quiesce()
         use(volume)
     volumes.rebalance()
     for volume in opened:

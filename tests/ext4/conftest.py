@@ -72,11 +72,17 @@ class Image:
         assert self.volume_or_none is not None
         return self.volume_or_none
 
-    def open(self, *, read_only: bool = False, wrap: Callable[[BlockDevice], BlockDevice] | None = None) -> Volume:
+    def open(
+        self,
+        *,
+        read_only: bool = False,
+        journaled: bool = True,
+        wrap: Callable[[BlockDevice], BlockDevice] | None = None,
+    ) -> Volume:
         assert self.volume_or_none is None
         self.device = FileDevice(self.path, read_only=read_only)
         device = wrap(self.device) if wrap else self.device
-        self.volume_or_none = Volume.open(device, read_only=read_only, now_ns=self.clock)
+        self.volume_or_none = Volume.open(device, read_only=read_only, journaled=journaled, now_ns=self.clock)
         return self.volume_or_none
 
     def close(self) -> None:

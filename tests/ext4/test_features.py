@@ -111,16 +111,18 @@ def test_an_unclean_volume_is_refused(image: Image) -> None:
     tools.run("debugfs", ["-w", "-R", "set_super_value state 1", str(image.path)])
 
 
-def test_a_journal_to_replay_is_refused(image: Image) -> None:
+def test_a_journal_that_cannot_be_replayed_is_refused(image: Image) -> None:
     image.close()
+    good = image.path.read_bytes()
     assert tools.run("debugfs", ["-w", "-R", "feature needs_recovery", str(image.path)])[0] == 0
+    assert tools.run("debugfs", ["-w", "-R", "set_inode_field <8> links_count 0", str(image.path)])[0] == 0
     for read_only in (False, True):
         with pytest.raises(FilesystemError) as caught:
             image.open(read_only=read_only)
         assert caught.value.errno == errno.EUCLEAN
         assert "journal" in str(caught.value)
         image.close()
-    tools.run("debugfs", ["-w", "-R", "feature -needs_recovery", str(image.path)])
+    image.path.write_bytes(good)
 
 
 def test_no_ext4_and_a_short_device(image: Image) -> None:

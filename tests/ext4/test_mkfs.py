@@ -136,11 +136,12 @@ def test_the_mark_is_durable_before_anything_else() -> None:
 
 
 class TestPrepare:
-    def crashed(self, image: Image) -> FileDevice:
+    def crashed(self, image: Image, *, journaled: bool = False) -> FileDevice:
         """A volume whose process died after a sync; its device."""
-        make_file(image.volume, b"f", b"x" * 5000)
-        image.volume.sync()
-        image.volume._fs.free()
+        volume = image.open(journaled=journaled)
+        make_file(volume, b"f", b"x" * 5000)
+        volume.sync()
+        volume._fs.free()
         image.volume_or_none = None
         assert image.device is not None
         return image.device
@@ -164,6 +165,27 @@ class TestPrepare:
         device.close()
         assert names(image.reopen()) == {b"f"}
 
+    def test_after_a_crash_with_a_journal(self, image: Image) -> None:
+        device = self.crashed(image, journaled=True)
+        assert fsck.needs_check(device)
+        assert fsck.prepare_for_mount(device) is None
+        assert not fsck.needs_check(device)
+        device.close()
+        image.require_clean()
+        assert names(image.reopen()) == {b"f"}
+
+    def test_a_damaged_journal_is_left_to_e2fsck(self, image: Image) -> None:
+        device = self.crashed(image, journaled=True)
+        journal = int(image.debugfs("blocks <8>").split()[0])
+        device.pwrite(journal * 4096, b"\xff" * 4096)
+        with pytest.raises(FilesystemError) as caught:
+            fsck.prepare_for_mount(device, read_only=True)
+        assert caught.value.errno == errno.EROFS
+        result = fsck.prepare_for_mount(device, repair=True)
+        assert result is not None
+        assert result.usable
+        assert fsck.check_volume(device).clean
+
     def test_damage_needs_leave_to_repair(self, image: Image) -> None:
         device = self.crashed(image)
         inode_table = int(image.debugfs("imap f").split("at block ")[1].split(",")[0])
@@ -184,9 +206,9 @@ class TestPrepare:
         assert fsck.prepare_for_mount(device, read_only=True) is None
         assert image.path.read_bytes() == before
         tools.run("debugfs", ["-w", "-R", "feature needs_recovery", str(image.path)])
-        with pytest.raises(FilesystemError) as caught:
-            fsck.prepare_for_mount(device, read_only=True)
-        assert caught.value.errno == errno.EROFS
+        before = image.path.read_bytes()
+        assert fsck.prepare_for_mount(device, read_only=True) is None
+        assert image.path.read_bytes() == before
         result = fsck.prepare_for_mount(device)
         assert result is not None
         assert result.usable

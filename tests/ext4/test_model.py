@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -342,6 +342,27 @@ class Tree(RuleBasedStateMachine):
     @rule()
     def sync(self) -> None:
         self.volume.sync()
+
+    @rule()
+    def crash(self) -> None:
+        """The process is gone just after a sync: the journal has everything, and nobody is left to hold orphans."""
+        self.volume.sync()
+        self.volume._fs.free()
+        self.image.volume_or_none = None
+        self.image.close()
+        self.volume = self.image.open()
+        for node in self.nodes():
+            node.pins = 0
+        self.orphans.clear()
+        self.check_everything()
+
+    def nodes(self) -> Iterator[Node]:
+        """Everything with a name; what has several comes several times."""
+        todo = [self.root]
+        while todo:
+            node = todo.pop()
+            yield node
+            todo += node.entries.values()
 
     @rule()
     def quiesce_and_check(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import fsck, tools
+from cowfs.ext4 import tools
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
 from tests.ext4.conftest import FEATURE_SETS, Image, make_file
@@ -95,7 +95,8 @@ def test_e2fsck_frees_them_too(make_image: Callable[..., Image]) -> None:
     snapshot = make_image()
     snapshot.path.write_bytes(image.path.read_bytes())
     status, output = tools.run("e2fsck", ["-p", str(snapshot.path)])
-    assert status == fsck.CheckStatus.CORRECTED.value
+    assert status == 0
+    assert "recovering journal" in output
     assert "Clearing orphaned inode" in output
 
 

@@ -97,7 +97,7 @@ def test_the_last_block_of_a_restored_file_shows_nothing_of_the_past(image: Imag
 
     volume = image.open(wrap=keeping)
     make_file(volume, b"old", b"\xff" * 40 * MIB)
-    volume.sync()
+    volume.quiesce()
     used = set(image.debugfs("blocks old").split())
     volume.unlink(ROOT_INODE, b"old")
     volume.sync()

@@ -58,7 +58,7 @@ def test_records_are_those_of_the_library(make_image: Callable[..., Image], feat
     files = [make_file(volume, b"%d" % number, parent=directories[1]) for number in range(40)]
     gone = files.pop()
     volume.unlink(directories[1], b"39")
-    volume.sync()
+    volume.quiesce()
     tables = volume.inode_tables()
     for number in (*directories, *files):
         record = tables.record(number, tables.read(InodeRange(number, 1)))

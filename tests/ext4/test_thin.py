@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -86,8 +87,22 @@ def test_a_snapshot_of_a_quiesced_volume(pool: Pool, thin: ThinDevice) -> None:
     assert fsck.check_volume(thin).clean
 
 
-def test_a_snapshot_of_a_busy_volume_needs_a_check(pool: Pool, thin: ThinDevice) -> None:
+def test_a_snapshot_of_a_busy_volume_needs_a_replay(pool: Pool, thin: ThinDevice) -> None:
     volume = Volume.open(thin)
+    make_file(volume, b"f", b"x" * 5000)
+    volume.sync()
+    pool.create_snap(2, 1)
+    with closing(pool.activate("snapshot", 2, THIN_SECTORS)) as snapshot:
+        assert fsck.needs_check(snapshot)
+        assert fsck.prepare_for_mount(snapshot) is None
+        with closing(Volume.open(snapshot)) as copy:
+            assert names(copy) == {b"f"}
+        assert fsck.check_volume(snapshot).clean
+    volume.close()
+
+
+def test_a_snapshot_of_a_busy_volume_without_a_journal_needs_a_check(pool: Pool, thin: ThinDevice) -> None:
+    volume = Volume.open(thin, journaled=False)
     make_file(volume, b"f", b"x" * 5000)
     volume.sync()
     pool.create_snap(2, 1)

@@ -27,7 +27,7 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
     A walk is taken without `thins`, and when the volumes are no ext4 opened here, have no common origin, are of
     different sizes, keep no nanoseconds, or when e2fsck has gone over one of them since they parted.
 
-    Both volumes are synced first. They should then hold still: take a snapshot of a layer that is in use.
+    Both volumes are quiesced first. They should then hold still: take a snapshot of a layer that is in use.
 
     Raises:
         OSError: a volume cannot be read or synced.
@@ -44,8 +44,8 @@ def _can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
         return False
     if not (isinstance(layer.tree, Volume) and isinstance(parent.tree, Volume)):
         return False
-    layer.tree.sync()
-    parent.tree.sync()
+    layer.tree.quiesce()
+    parent.tree.quiesce()
     geometry = layer.tree.inode_tables().geometry
     return geometry.has_nanoseconds and geometry == parent.tree.inode_tables().geometry
 

@@ -139,8 +139,8 @@ class Lab:
 
     def compare(self, layer: Layer, parent: Layer) -> Kinds:
         """What changed, as the oracle and both ways say."""
-        layer.volume.sync()
-        parent.volume.sync()
+        layer.volume.quiesce()
+        parent.volume.quiesce()
         ranges = self.ranges(layer.thin.thin_id, parent.thin.thin_id)
         expected = oracle(layer.layer_root, parent.layer_root)
         walked = finish(walk_changes(layer.layer_root, parent.layer_root))

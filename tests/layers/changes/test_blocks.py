@@ -68,8 +68,8 @@ def looked_into(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def by_blocks(lab: Lab, layer: Layer, parent: Layer) -> Kinds:
-    layer.volume.sync()
-    parent.volume.sync()
+    layer.volume.quiesce()
+    parent.volume.quiesce()
     ranges = lab.ranges(layer.thin.thin_id, parent.thin.thin_id)
     return kinds(finish(block_changes(layer.layer_root, parent.layer_root, ranges, layer.thin.block_bytes)))
 
@@ -251,7 +251,7 @@ def test_what_inodes_not_in_use_hold_does_not_matter(any_parent: Layer, lab: Lab
     """Where the pool does not zero its blocks, anything may be there: here, directories and files of another time."""
     layer = any_parent.branch()
     layer.write(b"/3/3", b"X")
-    layer.volume.sync()
+    layer.volume.quiesce()
     tables = layer.volume.inode_tables()
     geometry = tables.geometry
     records = [tables.read(InodeRange(layer.inode(path), 1)) for path in (b"/3", b"/3/3", b"/4/0")]

@@ -122,7 +122,7 @@ def test_a_repaired_layer_is_walked(parent: Layer, lab: Lab, ways: list[str]) ->
     parent.volume._fs.superblock_changed()
     layer = parent.branch()
     number = layer.inode(b"/d/f")
-    layer.volume.sync()
+    layer.volume.quiesce()
     geometry = layer.volume.inode_tables().geometry
     lab.layers.remove(layer)
     layer.volume.close()

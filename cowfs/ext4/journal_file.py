@@ -1,0 +1,93 @@
+"""The journal's blocks: a file of the volume, and where its blocks are on the device."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+
+from cowfs.blockdev import Buffer
+from cowfs.ext4 import extents, indirect, journal_format, layout
+from cowfs.ext4.block_map import Run
+from cowfs.ext4.filesystem import Filesystem
+from cowfs.ext4.inodes import Inode
+from cowfs.ext4.journal_format import DamagedJournal, JournalSuperblock
+
+
+class JournalFile:
+    """The journal of one volume, by its own block numbers; straight on the device.
+
+    Raises:
+        DamagedJournal: its file or its superblock is not as it must be, or of another kind than we know.
+    """
+
+    def __init__(self, fs: Filesystem) -> None:
+        self._device = fs.device
+        self._block_bytes = fs.block_bytes
+        self._runs = _runs(fs)
+        self._begins = [begin for begin, _ in self._runs]
+        self.superblock = JournalSuperblock.unpack(self._superblock_bytes())
+        if self.superblock.block_bytes != fs.block_bytes:
+            raise DamagedJournal(f"has blocks of {self.superblock.block_bytes} bytes")
+        last_begin, last = self._runs[-1]
+        if self.superblock.blocks > last_begin + last.length:
+            raise DamagedJournal(f"has {self.superblock.blocks} blocks, and its file {last_begin + last.length}")
+
+    @staticmethod
+    def is_in(fs: Filesystem) -> bool:
+        """Whether a volume has a journal, in itself."""
+        sb = fs.super
+        return bool(sb.s_feature_compat & layout.COMPAT_HAS_JOURNAL and sb.s_journal_inum and not sb.s_journal_dev)
+
+    def _superblock_bytes(self) -> bytes:
+        return self._device.pread(self._runs[0][1].physical * self._block_bytes, journal_format.SUPERBLOCK_BYTES)
+
+    def read(self, block: int) -> bytes:
+        return self._device.pread(self._place(block)[0] * self._block_bytes, self._block_bytes)
+
+    def write(self, block: int, data: Buffer) -> None:
+        """Whole blocks, one after the other."""
+        view = memoryview(data)
+        while view:
+            physical, room = self._place(block)
+            piece = view[: room * self._block_bytes]
+            self._device.pwrite(physical * self._block_bytes, piece)
+            block += room
+            view = view[len(piece) :]
+
+    def write_superblock(self, raw: bytes) -> None:
+        self._device.pwrite(self._runs[0][1].physical * self._block_bytes, raw)
+
+    def places(self, begin: int, end: int) -> Iterator[Run]:
+        """Where the blocks from `begin` up to `end` are."""
+        while begin < end:
+            physical, room = self._place(begin)
+            yield Run(physical, min(room, end - begin))
+            begin += room
+
+    def holds(self, physical: int) -> bool:
+        """Whether a block of the volume is one of the journal's."""
+        return any(run.physical <= physical < run.physical + run.length for _, run in self._runs)
+
+    def _place(self, block: int) -> tuple[int, int]:
+        """(block of the volume, how many follow it on the device, itself included)."""
+        begin, run = self._runs[bisect_right(self._begins, block) - 1]
+        skip = block - begin
+        return run.physical + skip, run.length - skip
+
+
+def _runs(fs: Filesystem) -> list[tuple[int, Run]]:
+    """(first block, where it is) of the journal's pieces; together they are without a hole."""
+    inode = Inode(fs, fs.super.s_journal_inum)
+    inode.load()
+    if not inode.is_regular or not inode.links:
+        raise DamagedJournal(f"should be inode {inode.number}, which is no file")
+    if inode.flags & layout.INODE_FLAG_EXTENTS:
+        map_, _ = extents.load(fs, inode.number, inode.checksum_seed, inode.pointers)
+    else:
+        map_, _ = indirect.load(fs, inode.number, inode.pointers)
+    runs = [(segment.logical, Run(segment.physical, segment.length)) for segment in map_ if segment.written]
+    is_whole = runs and not runs[0][0] and all(a + run.length == b for (a, run), (b, _) in pairwise(runs))
+    if not is_whole:
+        raise DamagedJournal(f"has holes in its file, inode {inode.number}")
+    return runs

@@ -1,0 +1,57 @@
+"""Power cuts at every moment of random operations: each is there or not, what was synced is there, e2fsck agrees."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from cowfs.ext4 import journal
+from cowfs.ext4.volume import Volume
+from cowfs.testing.blockdev import memory_device
+from tests.conftest import session_seed
+from tests.ext4.conftest import FEATURE_SETS, MIB
+from tests.ext4.crash_world import CrashWorld, fsck, make_image, read_state
+
+WIDTH = int(os.environ.get("COWFS_TEST_CRASHES", "1"))  # how many times as many seeds and crash points
+
+SMALL_BLOCKS = ["-b", "1024"]
+
+
+@pytest.mark.parametrize("features", ["1k-blocks", "no-checksums", "no-extents-1k", "default"])
+@pytest.mark.parametrize("number", range(WIDTH))
+def test_power_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str, number: int) -> None:
+    monkeypatch.setattr(journal, "_LOG_BYTES", 128 << 10)  # so that the log begins anew now and then
+    options = FEATURE_SETS[features]
+    size = 4 * MIB if "1024" in options else 16 * MIB
+    blocks = [] if "-b" in options else ["-b", "4096"]
+    image = make_image(tmp_path / "volume.img", [*blocks, *options], size)
+    world = CrashWorld(image, f"{session_seed()} {features} {number}")
+    world.run(200)
+    every = max(len(world.journal.entries) // (150 * WIDTH), 1)
+    for index, (what, position, crashed) in enumerate(world.crashes(every=every)):
+        judge(world, what, position, crashed, tmp_path, thoroughly=index % 9 == 0)
+
+
+def judge(
+    world: CrashWorld, what: str, position: int, crashed: bytearray, directory: Path, *, thoroughly: bool
+) -> None:
+    disk = memory_device(crashed)
+    if thoroughly:
+        with closing(Volume.open(disk, read_only=True)) as volume:
+            shown = read_state(volume)
+        assert disk.pread(0, disk.size_bytes) == crashed
+    with closing(Volume.open(disk)) as volume:
+        found = read_state(volume)
+        world.judge(what, position, found)
+    if not thoroughly:
+        return
+    assert shown == found
+    status, output, _ = fsck(disk.pread(0, disk.size_bytes), "-fn", directory)
+    assert status == 0, f"{world.seed} {what}: {output}"
+    status, output, repaired = fsck(crashed, "-fy", directory)
+    assert status in (0, 1), f"{world.seed} {what}: {output}"
+    with closing(Volume.open(repaired, read_only=True)) as volume:
+        assert read_state(volume) == found
