@@ -29,6 +29,16 @@ with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
         devices.deactivate(record.name)
 """
 
+_NEEDS_REPLAY = """
+import sys
+from cowfs.devices import DeviceSet
+from cowfs.ext4.recovery import needs_recovery
+from cowfs.pool import load_backend
+with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
+    print(needs_recovery(devices.activate(sys.argv[2], read_only=True)))
+    devices.deactivate(sys.argv[2])
+"""
+
 SMALL = ("--data-size", "1G", "--metadata-size", "8M", "--base-size", "64M")
 
 
@@ -72,6 +82,10 @@ class MountedHome:
         """Recount the pool, and ask e2fsck about every volume."""
         assert self.json("check")["clean"]
         self.account.run([sys.executable, "-c", _JUDGE, self.home])
+
+    def needs_replay(self, name: str) -> bool:
+        """Whether the file system of a device, which is not mounted, has something in its journal."""
+        return self.account.run([sys.executable, "-c", _NEEDS_REPLAY, self.home, name]).stdout == "True\n"
 
     def clear(self) -> None:
         """Leave no mount behind, whatever a test did."""

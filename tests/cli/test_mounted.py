@@ -204,6 +204,57 @@ def test_a_server_that_is_killed_loses_nothing_that_was_synced(mounted: MountedH
     mounted.run("umount", mounted.target)
 
 
+WRITER = """
+import os, sys
+os.chdir(sys.argv[1])
+directory = os.open(".", os.O_RDONLY)
+for number in range(100_000):
+    with open(f"new-{number}", "w") as file:
+        file.write(f"{number}\\n" * 1000)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"new-{number}", f"file-{number}")
+    if number >= 20:
+        os.unlink(f"file-{number - 20}")
+    os.mkdir(f"dir-{number}")
+    os.fsync(directory)
+    print(number, flush=True)
+"""
+
+
+def test_a_server_that_is_killed_at_work_mounts_again_by_its_journal(mounted: MountedHome) -> None:
+    """Each operation was done or not, all that was synced was, and nothing has to be checked, nor found lost."""
+    done = -1
+    for count in (7, 30):
+        pid = mounted.json("mount", "web", mounted.target)["holder_pid"]
+        base = mounted.target / f"of-{count}"
+        mounted.shell(f"mkdir 'mount point/{base.name}' && sync 'mount point/{base.name}'")
+        writer = mounted.account.start(
+            [sys.executable, "-c", WRITER, base], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        assert writer.stdout is not None
+        for _ in range(count):
+            done = int(writer.stdout.readline())
+        kill_and_wait(pid)
+        done = max([done, *map(int, writer.stdout.read().split())])
+        writer.wait(60)
+        assert mounted.needs_replay("web")
+        mounted.run("mount", "web", mounted.target)
+        names = set(mounted.shell(f"ls 'mount point/{base.name}'").split())
+        for number in range(done + 1):
+            assert f"dir-{number}" in names
+            assert (f"file-{number}" in names) == (number > done - 20) or number == done - 19
+            assert f"new-{number}" not in names
+        for name in names:
+            if name.startswith("file-"):
+                content = mounted.shell(f"cat 'mount point/{base.name}/{name}'")
+                assert content == f"{name.removeprefix('file-')}\n" * 1000
+        if not mounted.account.uid:  # others may not look
+            assert mounted.shell("ls 'mount point/lost+found'") == ""
+        mounted.run("umount", mounted.target)
+        mounted.judge()
+
+
 def test_the_foreground_server_ends_with_ctrl_c(mounted: MountedHome) -> None:
     command = ["cowfs", "--home", mounted.home, "mount", "--foreground", "web", mounted.target]
     server = mounted.account.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

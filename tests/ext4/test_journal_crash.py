@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from cowfs.ext4 import journal
+from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
-from tests.ext4.conftest import FEATURE_SETS, MIB
+from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names
 from tests.ext4.crash_world import CrashWorld, fsck, make_image, read_state
 
 WIDTH = int(os.environ.get("COWFS_TEST_CRASHES", "1"))  # how many times as many seeds and crash points
@@ -33,6 +34,34 @@ def test_power_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: s
     every = max(len(world.journal.entries) // (150 * WIDTH), 1)
     for index, (what, position, crashed) in enumerate(world.crashes(every=every)):
         judge(world, what, position, crashed, tmp_path, thoroughly=index % 9 == 0)
+
+
+def test_blocks_that_the_library_frees_are_not_used_before_the_commit(image: Image) -> None:
+    """The attribute block of a file that is removed, and the next write, which would take the first free block."""
+    volume = image.volume
+    inode = make_file(volume, b"f")
+    volume.set_xattr(inode, b"user.x", b"v" * 3000)
+    volume.sync()
+    block = volume._inodes.get(inode).raw.i_file_acl
+    assert block
+    volume.unlink(ROOT_INODE, b"f")
+    for name in (b"g", b"h"):
+        volume._allocator._cursor = block
+        other = make_file(volume, name, b"x" * 4096)
+        assert volume.data_segments(other)[0].physical != block
+        assert crashed(image).get_xattr(inode, b"user.x") == b"v" * 3000
+    volume.sync()
+    volume._allocator._cursor = block
+    other = make_file(volume, b"i", b"y" * 4096)
+    assert volume.data_segments(other)[0].physical == block
+    volume.sync()
+    assert crashed(image).read(other, 0, 4096) == b"y" * 4096
+    assert names(crashed(image)) == {b"g", b"h", b"i"}
+
+
+def crashed(image: Image) -> Volume:
+    """What opens after a crash at this moment."""
+    return Volume.open(memory_device(image.path.read_bytes()), read_only=True)
 
 
 def judge(

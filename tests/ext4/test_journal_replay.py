@@ -198,10 +198,9 @@ def test_made_up_logs(
     is_copy_lost = lost < len(log) and log[lost][:4] != MAGIC_BYTES
     if is_copy_lost and not checked:
         return  # nothing tells
-    for (copies, _), revoked in zip(transactions[:whole], revokes[:whole], strict=True):
+    for (copies, _), gone in zip(transactions[:whole], revokes[:whole], strict=True):
         model |= {block + high: content.ljust(SIZE, b"-") for block, content in copies.items()}
-        for block in revoked:
-            model.pop(block, None)
+        model = {number: content for number, content in model.items() if number not in gone}
     raw = JournalSuperblock(SIZE, 90, 1, sequence, start, 0, compat, incompat, b"u" * 16, bytes(1024))
     if is_copy_lost and whole + 1 < len(transactions):
         with pytest.raises(FilesystemError):  # what follows says that it was whole once
