@@ -67,6 +67,16 @@ def format_size(size_bytes: int) -> str:
     return f"{value:.3g} {unit}"
 
 
+def format_decimal_size(size_bytes: int) -> str:
+    """A size as Docker shows it, in powers of 1000 with four significant figures: `65.54kB`, `10.74GB`, `0B`."""
+    value = float(size_bytes)
+    units = iter(("B", "kB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"))
+    unit = next(units)
+    while value >= 1000 and (larger := next(units, "")):
+        value, unit = value / 1000, larger
+    return f"{value:.4g}{unit}"
+
+
 def is_data_block_size(block_sectors: int) -> bool:
     """Whether the kernel takes this data block size: 64 KiB..1 GiB, a multiple of 64 KiB."""
     return (

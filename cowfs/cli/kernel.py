@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import Settings
+
+if TYPE_CHECKING:
+    from cowfs.host.requests.devices import TargetLine
 
 
 @click.command("message")
@@ -35,12 +40,7 @@ def message_command(settings: Settings, words: tuple[str, ...]) -> None:
 def table_command(settings: Settings) -> None:
     """Print the table lines of the pool and of every device, as 'dmsetup table' does."""
     with settings.open_home() as home:
-        lines = home.table()
-    if settings.as_json:
-        output.print_json(lines)
-        return
-    for line in lines:
-        print(line.format())
+        _print_lines(settings, home.table())
 
 
 @click.command("dmstatus")
@@ -48,7 +48,10 @@ def table_command(settings: Settings) -> None:
 def dmstatus_command(settings: Settings) -> None:
     """Print the status lines of the pool and of every device, as 'dmsetup status' does."""
     with settings.open_home() as home:
-        lines = home.target_status()
+        _print_lines(settings, home.target_status())
+
+
+def _print_lines(settings: Settings, lines: list[TargetLine]) -> None:
     if settings.as_json:
         output.print_json(lines)
         return

@@ -27,8 +27,7 @@ class HomeLock:
 
     notes_holder: ClassVar[bool] = True
 
-    def __init__(self, home: str, fd: int, *, writable: bool) -> None:
-        self._home = home
+    def __init__(self, fd: int, *, writable: bool) -> None:
         self._fd = fd
         self._writable = writable
 
@@ -52,7 +51,7 @@ class HomeLock:
             if error.errno == errno.EWOULDBLOCK:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
-        lock = cls(home, fd, writable=writable and cls.notes_holder)
+        lock = cls(fd, writable=writable and cls.notes_holder)
         lock.note_holder()
         return lock
 

@@ -56,8 +56,6 @@ CACHE_SECONDS: Final = 86400.0
 _PREFERRED_IO_BYTES: Final = 1 << 16
 
 _CAPABILITY: Final = b"security.capability"
-_XATTR_CREATE: Final = 1
-_XATTR_REPLACE: Final = 2
 
 
 class Numbers(NamedTuple):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from cowfs.devices import DeviceRecord, HomeStatus
-from cowfs.layers.numbers import human_size
 from cowfs.layers.options.settings import Settings
 from cowfs.pool import PoolMode, PoolStatus
+from cowfs.units import format_decimal_size
 
 _MODE_WORDS: Final = {
     PoolMode.WRITE: "rw",
@@ -113,8 +113,8 @@ def status_items(info: DriverInfo) -> list[tuple[str, str]]:
     """(name, value) in order."""
     items = [
         ("Pool Name", info.pool_name),
-        ("Pool Blocksize", human_size(info.pool_block_bytes)),
-        ("Base Device Size", human_size(info.base_size_bytes)),
+        ("Pool Blocksize", format_decimal_size(info.pool_block_bytes)),
+        ("Base Device Size", format_decimal_size(info.base_size_bytes)),
         ("Backing Filesystem", info.backing_filesystem),
         ("Udev Sync Supported", _word(info.udev_sync)),
     ]
@@ -126,13 +126,13 @@ def status_items(info: DriverInfo) -> list[tuple[str, str]]:
     ]
     items += [(name, path) for name, path in files if path]
     items += [
-        ("Data Space Used", human_size(info.data_used_bytes)),
-        ("Data Space Total", human_size(info.data_total_bytes)),
-        ("Data Space Available", human_size(info.data_available_bytes)),
-        ("Metadata Space Used", human_size(info.metadata_used_bytes)),
-        ("Metadata Space Total", human_size(info.metadata_total_bytes)),
-        ("Metadata Space Available", human_size(info.metadata_available_bytes)),
-        ("Thin Pool Minimum Free Space", human_size(info.min_free_bytes)),
+        ("Data Space Used", format_decimal_size(info.data_used_bytes)),
+        ("Data Space Total", format_decimal_size(info.data_total_bytes)),
+        ("Data Space Available", format_decimal_size(info.data_available_bytes)),
+        ("Metadata Space Used", format_decimal_size(info.metadata_used_bytes)),
+        ("Metadata Space Total", format_decimal_size(info.metadata_total_bytes)),
+        ("Metadata Space Available", format_decimal_size(info.metadata_available_bytes)),
+        ("Thin Pool Minimum Free Space", format_decimal_size(info.min_free_bytes)),
         ("Deferred Removal Enabled", _word(info.deferred_removal)),
         ("Deferred Deletion Enabled", _word(info.deferred_deletion)),
         ("Deferred Deleted Device Count", str(info.deferred_deleted_count)),

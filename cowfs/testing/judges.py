@@ -9,15 +9,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import closing
 
 from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool
+from cowfs.testing.thin_tools import SYSTEM_PATH
 from cowfs.thinmeta.check import Severity, check
 
-_TOOL_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _TOOL_TIMEOUT_SECONDS = 120
-_COPY_CHUNK_BYTES = 1 << 20
 
 
 def require_clean(device: BlockDevice, *, strict: bool = False) -> None:
@@ -36,20 +36,14 @@ def require_clean(device: BlockDevice, *, strict: bool = False) -> None:
 
 def require_clean_file(path: str | os.PathLike[str]) -> None:
     """`require_clean` on a metadata file."""
-    device = FileDevice(path, read_only=True)
-    try:
+    with closing(FileDevice(path, read_only=True)) as device:
         require_clean(device)
-    finally:
-        device.close()
 
 
 def require_clean_pool(pool: Pool, *, strict: bool = False) -> None:
     """`require_clean` on the committed metadata of an open pool."""
-    device = pool.open_metadata()
-    try:
+    with closing(pool.open_metadata()) as device:
         require_clean(device, strict=strict)
-    finally:
-        device.close()
 
 
 def recount_findings(device: BlockDevice, *, strict: bool = False) -> list[str]:
@@ -59,12 +53,12 @@ def recount_findings(device: BlockDevice, *, strict: bool = False) -> list[str]:
 
 
 def has_thin_check() -> bool:
-    return shutil.which("thin_check", path=_TOOL_PATH) is not None
+    return shutil.which("thin_check", path=SYSTEM_PATH) is not None
 
 
 def thin_check_findings(device: BlockDevice) -> list[str]:
     """What `thin_check` says about a copy of the metadata, which may be in use."""
-    tool = shutil.which("thin_check", path=_TOOL_PATH)
+    tool = shutil.which("thin_check", path=SYSTEM_PATH)
     if tool is None:
         raise MissingRequirement("thin_check is not installed", remedy="apt-get install thin-provisioning-tools")
     with tempfile.NamedTemporaryFile(prefix="cowfs-judge-") as file:

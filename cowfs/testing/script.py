@@ -150,7 +150,6 @@ class Player:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
-        self._directory = directory
         self._geometry = geometry
         self._name = name
         data_blocks = (directory / "data").stat().st_size // (geometry.block * SECTOR_BYTES)

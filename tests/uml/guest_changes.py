@@ -20,17 +20,12 @@ from cowfs.pool import PoolTable
 from cowfs.units import Sectors
 from cowfs_dmthin import BACKEND, DmPool, DmThin
 from tests.layers.changes.conftest import kinds, oracle
-from tests.uml.guest_checks import Check, run_checks
+from tests.uml.guest_checks import Checks, run_checks
 
-CHECKS: list[Check] = []
+check = Checks()
 MIB = 1 << 20
 THIN_SECTORS = 256 * MIB // 512
 ROUNDS = 4
-
-
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
 
 
 @contextlib.contextmanager
@@ -183,4 +178,4 @@ def reading_is_no_change(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS)
+    run_checks(check)

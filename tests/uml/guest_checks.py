@@ -20,6 +20,15 @@ from cowfs_dmthin import BACKEND, Control
 
 Check: TypeAlias = Callable[[Path], None]
 
+
+class Checks(list[Check]):
+    """The checks of one program, in order; called as a decorator, it takes one in."""
+
+    def __call__(self, check: Check) -> Check:
+        self.append(check)
+        return check
+
+
 CONTROL = Control()
 
 

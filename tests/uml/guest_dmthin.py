@@ -24,7 +24,7 @@ from cowfs_dmthin.abi import Command
 from cowfs_dmthin.loop import loop_devices_of
 from tests.uml.guest_checks import (
     CONTROL,
-    Check,
+    Checks,
     attached_loops,
     expected,
     run_checks,
@@ -32,13 +32,8 @@ from tests.uml.guest_checks import (
     wait_until,
 )
 
-CHECKS: list[Check] = []
+check = Checks()
 BLOCK = 65536
-
-
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
 
 
 def make_table(folder: Path, *, metadata: str = "metadata", data: str = "data", blocks: int = 64) -> PoolTable:
@@ -437,4 +432,4 @@ def a_process_that_dies_at_a_request_leaves_what_the_next_one_clears(folder: Pat
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS, sys.argv[1:])
+    run_checks(check, sys.argv[1:])

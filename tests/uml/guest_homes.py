@@ -29,7 +29,7 @@ from cowfs_dmthin import nodes
 from cowfs_dmthin.loop import loop_devices_of
 from tests.uml.guest_checks import (
     CONTROL,
-    Check,
+    Checks,
     attached_loops,
     expected,
     run_checks,
@@ -37,14 +37,9 @@ from tests.uml.guest_checks import (
     wait_until,
 )
 
-CHECKS: list[Check] = []
+check = Checks()
 MIB = 1 << 20
 SMALL = ("--data-size", "128M", "--metadata-size", "4M", "--base-size", "16M")
-
-
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
 
 
 @dataclass(frozen=True)
@@ -619,4 +614,4 @@ def a_lent_device_is_lent_once(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS, sys.argv[1:])
+    run_checks(check, sys.argv[1:])

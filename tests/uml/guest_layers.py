@@ -33,18 +33,13 @@ from cowfs.layers.roots import find_root
 from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
 from cowfs.testing.layers.homes import served
-from tests.uml.guest_checks import Check, expected, run_checks, somebody_has_open, wait_until
+from tests.uml.guest_checks import Checks, expected, run_checks, somebody_has_open, wait_until
 from tests.uml.guest_homes import Cowfs, loop_device, loops, shell
 
-CHECKS: list[Check] = []
+check = Checks()
 MIB = 1 << 20
 SIZES = {"ext4": "64M", "xfs": "320M"}
 FILESYSTEMS = tuple(SIZES)
-
-
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
 
 
 class Commands(Cowfs):
@@ -487,4 +482,4 @@ def a_mounted_tree_is_a_tree_as_the_engine_has_it(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS, sys.argv[1:])
+    run_checks(check, sys.argv[1:])

@@ -21,7 +21,7 @@ from cowfs.host.machine import driver_facts
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
 from cowfs.layers.options import home_options, parse_storage_options
 from cowfs.pool import NodeThin, load_backend
-from tests.uml.guest_checks import Check, run_checks
+from tests.uml.guest_checks import Checks, run_checks
 
 DISK_BYTES = 2 << 30
 # No udev runs in the guest, and its LVM has a configuration of its own.
@@ -30,12 +30,7 @@ devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }
 """
 BACKEND = load_backend("dmthin")
-CHECKS: list[Check] = []
-
-
-def check(function: Check) -> Check:
-    CHECKS.append(function)
-    return function
+check = Checks()
 
 
 def check_on_disk(function: Callable[[Path, str], None]) -> None:
@@ -240,4 +235,4 @@ def another_xfs_is_found_out(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run_checks(CHECKS, sys.argv[1:])
+    run_checks(check, sys.argv[1:])

@@ -17,7 +17,7 @@ from cowfs.units import Sectors
 from cowfs_dmthin import abi
 from cowfs_dmthin.pool import dm_name_of_thin
 from tests.conftest import Account
-from tests.uml.guest_dmthin import CHECKS
+from tests.uml.guest_dmthin import check
 
 TABLE = PoolTable(Sectors(1280), "/nowhere/metadata", "/nowhere/data", Sectors(128))
 
@@ -27,7 +27,7 @@ def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
     return results_of("tests.uml.guest_dmthin")
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("name", [case.__name__ for case in check])
 def test_in_the_guest(results: dict[str, str], name: str) -> None:
     assert not results[name], results[name]
 

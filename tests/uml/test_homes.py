@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.uml.guest_homes import CHECKS
+from tests.uml.guest_homes import check
 
 
 @pytest.fixture(scope="module")
@@ -14,6 +14,6 @@ def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
     return results_of("tests.uml.guest_homes")
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("name", [case.__name__ for case in check])
 def test_in_the_guest(results: dict[str, str], name: str) -> None:
     assert not results[name], results[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.conftest import SYSTEM_PATH
-from tests.uml.guest_layers import CHECKS
+from tests.uml.guest_layers import check
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +18,6 @@ def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
     return results_of("tests.uml.guest_layers")
 
 
-@pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
+@pytest.mark.parametrize("name", [case.__name__ for case in check])
 def test_in_the_guest(results: dict[str, str], name: str) -> None:
     assert not results[name], results[name]

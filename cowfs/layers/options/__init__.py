@@ -10,13 +10,13 @@ Nothing is kept between two calls, and what the user did not say stays None (or 
 Source of names, defaults and texts: moby's devicemapper driver.
 """
 
-from cowfs.layers.options.driver import OPTION_NAMES, DriverOptions, parse_storage_options
+from cowfs.layers.options.driver import DOCKER_OPTIONS, DriverOptions, parse_storage_options
 from cowfs.layers.options.homes import HomeChanges, changes_to_home, home_options, pool_source
 from cowfs.layers.options.layer import check_layer_size, parse_layer_options
 from cowfs.layers.options.settings import Facts, Settings, settle
 
 __all__ = [
-    "OPTION_NAMES",
+    "DOCKER_OPTIONS",
     "DriverOptions",
     "Facts",
     "HomeChanges",

@@ -1,4 +1,4 @@
-"""The 23 options of a driver, as the user gave them."""
+"""The options of a driver, Docker's 23 and one of our own, as the user gave them."""
 
 from __future__ import annotations
 
@@ -187,6 +187,6 @@ _SINGLE: Final[dict[str, tuple[str, Callable[[str, str], object]]]] = {
     "dm.min_free_space": ("min_free_space_percent", _min_free_space),
     "dm.xfs_nospace_max_retries": ("xfs_nospace_max_retries", _uint),
     "dm.libdm_log_level": ("libdm_log_level", _log_level),
+    "cowfs.mount": ("mount", _mounter),
 }
-OPTION_NAMES: Final = tuple(sorted([*_SINGLE, *_REPEATABLE]))
-_SINGLE["cowfs.mount"] = ("mount", _mounter)
+DOCKER_OPTIONS: Final = tuple(sorted(key for key in (*_SINGLE, *_REPEATABLE) if key.startswith("dm.")))

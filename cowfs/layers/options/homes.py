@@ -8,9 +8,8 @@ from cowfs.devices import HomeOptions, HomeStatus
 from cowfs.devices.options import PoolSource, check_block_size
 from cowfs.errors import UsageError
 from cowfs.layers.direct_lvm import POOL_NAME
-from cowfs.layers.numbers import human_size
 from cowfs.layers.options.driver import DriverOptions
-from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_size
+from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_decimal_size, format_size
 
 
 def home_options(options: DriverOptions, defaults: HomeOptions | None = None) -> HomeOptions:
@@ -101,7 +100,7 @@ def _base_growth(wanted: int | None, present: int) -> int | None:
     if wanted is None or not present:
         return None
     if wanted < present:
-        raise UsageError(f"devmapper: Base device size cannot be smaller than {human_size(present)}")
+        raise UsageError(f"devmapper: Base device size cannot be smaller than {format_decimal_size(present)}")
     whole = _whole(wanted, SECTOR_BYTES)
     return whole if whole > present else None
 

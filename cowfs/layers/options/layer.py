@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cowfs.errors import UsageError
-from cowfs.layers.numbers import human_size
 from cowfs.layers.options import values
-from cowfs.units import SECTOR_BYTES
+from cowfs.units import SECTOR_BYTES, format_decimal_size
 
 
 def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
@@ -27,4 +26,4 @@ def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
 def check_layer_size(size_bytes: int, parent_bytes: int) -> None:
     """Raises UsageError when a layer would be smaller than what it is a snapshot of."""
     if size_bytes < parent_bytes:
-        raise UsageError(f"devmapper: Container size cannot be smaller than {human_size(parent_bytes)}")
+        raise UsageError(f"devmapper: Container size cannot be smaller than {format_decimal_size(parent_bytes)}")

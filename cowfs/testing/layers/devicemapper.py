@@ -7,10 +7,10 @@ import subprocess
 from typing import Final
 
 from cowfs.errors import UsageError
-from cowfs.layers.numbers import human_size
 from cowfs.testing.conformance.lab import NotApplicableError, expect_equal
 from cowfs.testing.layers.lab import MIB, LayerLab, content
 from cowfs.testing.layers.registry import case
+from cowfs.units import format_decimal_size
 
 _OTHER_PROGRAM_SECONDS: Final = 30.0
 
@@ -57,8 +57,8 @@ def pool_files_grow(lab: LayerLab) -> None:
 
 def _expect_totals(lab: LayerLab, data_mib: int, metadata_mib: int) -> None:
     status = lab.status()
-    expect_equal(status["Data Space Total"], human_size(data_mib * MIB), "data space")
-    expect_equal(status["Metadata Space Total"], human_size(metadata_mib * MIB), "metadata space")
+    expect_equal(status["Data Space Total"], format_decimal_size(data_mib * MIB), "data space")
+    expect_equal(status["Metadata Space Total"], format_decimal_size(metadata_mib * MIB), "metadata space")
 
 
 @case("devicemapper-4", "MountLeaks", needs_paths=True)
@@ -88,7 +88,9 @@ def a_mount_that_leaked_elsewhere_keeps_no_layer(lab: LayerLab) -> None:
 @case("devicemapper-5")
 def a_base_device_does_not_shrink(lab: LayerLab) -> None:
     lab.layer("a")
-    expect_refusal(f"devmapper: Base device size cannot be smaller than {human_size(48 * MIB)}", lab, "dm.basesize=47M")
+    expect_refusal(
+        f"devmapper: Base device size cannot be smaller than {format_decimal_size(48 * MIB)}", lab, "dm.basesize=47M"
+    )
     lab.restart()
     expect_equal(lab.driver.list_layers(), ["a"], "layers")
 
@@ -97,7 +99,7 @@ def a_base_device_does_not_shrink(lab: LayerLab) -> None:
 def a_base_device_grows_and_layers_that_are_there_stay(lab: LayerLab) -> None:
     lab.layer("before", None, {"file": b"kept"})
     lab.restart("dm.basesize=96M")
-    expect_equal(lab.status()["Base Device Size"], human_size(96 * MIB), "the size of the base device")
+    expect_equal(lab.status()["Base Device Size"], format_decimal_size(96 * MIB), "the size of the base device")
     lab.layer("after", None, {"large": content(1, 60 * MIB)})
     sizes = [int(lab.driver.metadata(layer_id)["DeviceSize"]) for layer_id in ("before", "after")]
     expect_equal(sizes, [48 * MIB, 96 * MIB], "the sizes of the layers")

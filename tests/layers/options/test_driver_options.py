@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cowfs.errors import UsageError
 from cowfs.layers.direct_lvm import LvmConfig
-from cowfs.layers.options import OPTION_NAMES, DriverOptions, parse_storage_options
+from cowfs.layers.options import DOCKER_OPTIONS, DriverOptions, parse_storage_options
 
 NOT_A_BOOL = 'strconv.ParseBool: parsing "maybe": invalid syntax'
 NOT_A_UINT = 'strconv.ParseUint: parsing "many": invalid syntax'
@@ -116,8 +116,8 @@ def refusal(*options: str) -> str:
 
 
 def test_there_are_23_options() -> None:
-    assert len(OPTION_NAMES) == 23
-    assert {option for option, *_ in GOOD + GOOD_WITH_LVM} == set(OPTION_NAMES)
+    assert len(DOCKER_OPTIONS) == 23
+    assert {option for option, *_ in GOOD + GOOD_WITH_LVM} == set(DOCKER_OPTIONS)
 
 
 @pytest.mark.parametrize(("option", "value", "field", "result"), GOOD)
@@ -139,10 +139,10 @@ def test_bad_values(option: str, value: str, text: str) -> None:
 
 def test_every_option_with_a_grammar_is_among_the_bad() -> None:
     any_text = {"dm.thinpooldev", "dm.directlvm_device", "dm.mkfsarg", "dm.mountopt", "dm.datadev", "dm.metadatadev"}
-    assert {option for option, *_ in BAD} == set(OPTION_NAMES) - any_text
+    assert {option for option, *_ in BAD} == set(DOCKER_OPTIONS) - any_text
 
 
-@pytest.mark.parametrize("option", OPTION_NAMES)
+@pytest.mark.parametrize("option", DOCKER_OPTIONS)
 def test_an_option_without_a_value(option: str) -> None:
     assert refusal(option) == f"Unable to parse key/value option: {option}"
 
@@ -229,7 +229,9 @@ def test_two_readings_know_nothing_of_each_other(options: list[str]) -> None:
     assert parse_storage_options([LVM, *options]) == first
 
 
-@given(st.lists(st.text(max_size=20) | st.sampled_from(OPTION_NAMES).flatmap(lambda o: st.text().map(f"{o}=".__add__))))
+@given(
+    st.lists(st.text(max_size=20) | st.sampled_from(DOCKER_OPTIONS).flatmap(lambda o: st.text().map(f"{o}=".__add__)))
+)
 def test_nothing_but_a_usage_error(options: list[str]) -> None:
     with suppress(UsageError):
         assert parse_storage_options(options) == parse_storage_options(options)

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from cowfs.devices import DeviceRecord, HomeStatus
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
-from cowfs.layers.numbers import human_size
 from cowfs.layers.options import DriverOptions, Facts, Settings, settle
 from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
-from cowfs.units import DataBlocks, MetaBlocks
+from cowfs.units import DataBlocks, MetaBlocks, format_decimal_size
 
 GIB = 1 << 30
 SETTINGS = settle(DriverOptions(), Facts())
@@ -208,12 +207,12 @@ def test_loop_devices(tmp_path: Path) -> None:
     ],
 )
 def test_sizes_for_people(size_bytes: int, text: str) -> None:
-    assert human_size(size_bytes) == text
+    assert format_decimal_size(size_bytes) == text
 
 
 @given(st.integers(0, 2**64))
 def test_sizes_for_people_are_near(size_bytes: int) -> None:
-    text = human_size(size_bytes)
+    text = format_decimal_size(size_bytes)
     number = text.rstrip("BkMGTPE")
     unit = "BkMGTPE".index(text[len(number)])
     assert len(number.replace(".", "")) <= 4
