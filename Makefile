@@ -24,7 +24,7 @@ demo: $(SETUP) packages-test
 test: packages-test lint
 	-$(BIN)/python -m cowfs.testing.thin_tools
 	-$(BIN)/python -m cowfs.testing.docker_engine
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(SETUP)
 	$(BIN)/ruff format --check

@@ -59,6 +59,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# --- the order of files
+
+
+LONG_ONES_ARE_IN = ("uml", "docker", "cli", "realuse", "fuse")  # guests and processes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first, so that workers with a file each come to their ends at about the same time."""
+
+    def rank(item: pytest.Item) -> int:
+        directory = item.path.parent.name
+        return LONG_ONES_ARE_IN.index(directory) if directory in LONG_ONES_ARE_IN else len(LONG_ONES_ARE_IN)
+
+    items.sort(key=rank)
+
+
 # --- seeds
 
 
@@ -201,13 +217,17 @@ def fast_directory() -> Iterator[Path]:
     remove_tree(path)
 
 
-@pytest.fixture
-def ordinary_user(ordinary_root: Path) -> Account:
-    """An account without privileges: `nobody` when the tests run as root, else whoever runs them."""
+@pytest.fixture(scope="session")
+def make_ordinary_account(ordinary_root: Path) -> Callable[[], Account]:
+    """Makes accounts without privileges: `nobody` when the tests run as root, else whoever runs them."""
     entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    directory = Path(tempfile.mkdtemp(prefix="user-", dir=ordinary_root))
-    os.chown(directory, entry.pw_uid, entry.pw_gid)
-    account = make_account(entry.pw_name, entry.pw_uid, entry.pw_gid, directory)
+
+    def make() -> Account:
+        directory = Path(tempfile.mkdtemp(prefix="user-", dir=ordinary_root))
+        os.chown(directory, entry.pw_uid, entry.pw_gid)
+        return make_account(entry.pw_name, entry.pw_uid, entry.pw_gid, directory)
+
+    account = make()
     try:
         seen = account.run([sys.executable, "-c", "import cowfs"], check=False)
     except PermissionError:
@@ -221,7 +241,14 @@ def ordinary_user(ordinary_root: Path) -> Account:
             f"user {account.name} cannot run {sys.executable} or read {REPOSITORY}; put the checkout where every user "
             f"can read it, and let /usr/bin/python3 make .venv\n{seen.stderr}"
         )
-    return account
+    return make
+
+
+@pytest.fixture
+def ordinary_user(make_ordinary_account: Callable[[], Account]) -> Iterator[Account]:
+    account = make_ordinary_account()
+    yield account
+    remove_tree(account.directory)
 
 
 @pytest.fixture
@@ -270,6 +297,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root:
         pytest.fail("left behind by tests:\n  " + "\n  ".join(left), pytrace=False)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest asks for its base directory
 def pytest_configure(config: pytest.Config) -> None:
     if is_worker(config):
         run = current_run()
@@ -277,6 +305,9 @@ def pytest_configure(config: pytest.Config) -> None:
         run = os.urandom(4).hex()
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     os.environ[MARK] = f"{run}/{os.getpid()}/"
+    if not is_worker(config) and config.option.basetemp is None and memory_is_fit_for_all():
+        os.environ["TMPDIR"] = tempfile.tempdir = fast_parent()
+        config.option.basetemp = os.path.join(fast_parent(), f"{ordinary_prefix()}base")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -308,6 +339,19 @@ def ordinary_prefix() -> str:
 
 def fast_parent() -> str:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()
+
+
+def memory_is_fit_for_all() -> bool:
+    """Whether all files of tests may be there: disks take most of a run's time. `--basetemp` says otherwise."""
+    found = os.statvfs(fast_parent())
+    if found.f_bavail * found.f_frsize < 6 << 30 or found.f_flag & os.ST_NOEXEC:
+        return False
+    with tempfile.NamedTemporaryFile(dir=fast_parent()) as file:
+        try:
+            os.setxattr(file.name, "user.x", b"")  # since Linux 6.6
+        except OSError:
+            return False
+    return True
 
 
 def sweep(mark: str, roots: Sequence[str]) -> list[str]:

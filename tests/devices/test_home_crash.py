@@ -36,11 +36,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     return world
 
 
-def require_deep(request: pytest.FixtureRequest) -> None:
-    if request.config.getoption("--hypothesis-profile") != "deep":
-        pytest.skip("takes long and finds little more; run it with --hypothesis-profile=deep")
-
-
 def grow_base(devices: DeviceSet) -> None:
     devices.resize("base", 2 * MIB)
 
@@ -55,10 +50,8 @@ CHANGES = [create, create_from_active, create_larger, remove, deferred_remove, r
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_wholly_there_or_wholly_absent(
-    world: World, tmp_path: Path, change: Change, power_cut: bool, request: pytest.FixtureRequest
+    world: World, tmp_path: Path, change: Change, power_cut: bool
 ) -> None:
-    if isinstance(world, EmulatedWorld) and not power_cut and change not in (create, remove, resize):
-        require_deep(request)
     before = world.contents()
     saved = world.save(tmp_path / "saved")
     with world.open() as devices:
@@ -90,11 +83,7 @@ def test_a_change_is_wholly_there_or_wholly_absent(
 
 
 @pytest.mark.parametrize("change", [create, create_larger, remove, resize])
-def test_recovery_may_be_cut_short_at_every_step_too(
-    world: World, tmp_path: Path, change: Change, request: pytest.FixtureRequest
-) -> None:
-    if isinstance(world, EmulatedWorld):
-        require_deep(request)
+def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Path, change: Change) -> None:
     before = world.contents()
     saved = world.save(tmp_path / "saved")
     with world.open() as devices:

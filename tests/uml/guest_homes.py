@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import random
@@ -12,14 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cowfs
-from cowfs.cli.app import run
 from cowfs.devices import DeviceSet
 from cowfs.errors import CowfsError, MountError
 from cowfs.host.kernel.devices import mount_by_kernel
@@ -36,53 +33,11 @@ from tests.uml.guest_checks import (
     somebody_has_open,
     wait_until,
 )
+from tests.uml.guest_commands import Cowfs
 
 check = Checks()
 MIB = 1 << 20
 SMALL = ("--data-size", "128M", "--metadata-size", "4M", "--base-size", "16M")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Cowfs:
-    """`cowfs("list")`: a command on a home, in this process."""
-
-    home: Path
-    backend: str = "dmthin"
-
-    def try_(self, *words: object) -> Outcome:
-        out, err = io.StringIO(), io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = run(["--home", str(self.home), "--backend", self.backend, *map(str, words)])
-        return Outcome(status, out.getvalue(), err.getvalue())
-
-    def __call__(self, *words: object) -> Outcome:
-        outcome = self.try_(*words)
-        assert (outcome.status, outcome.err) == (0, ""), outcome
-        return outcome
-
-    def fails(self, status: int, *texts: str, words: tuple[object, ...]) -> str:
-        outcome = self.try_(*words)
-        assert outcome.status == status, outcome
-        assert outcome.err.count("\n") == 1, outcome
-        assert all(text in outcome.err for text in texts), outcome
-        return outcome.err
-
-    def rows(self) -> dict[str, dict[str, Any]]:
-        return {row["name"]: row for row in self("--json", "list").json}
-
-    def on(self, backend: str) -> Cowfs:
-        return Cowfs(self.home, backend)
 
 
 def make_home(folder: Path, *options: object, backend: str = "dmthin") -> Cowfs:

@@ -34,7 +34,8 @@ from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
 from cowfs.testing.layers.homes import served
 from tests.uml.guest_checks import Checks, expected, run_checks, somebody_has_open, wait_until
-from tests.uml.guest_homes import Cowfs, loop_device, loops, shell
+from tests.uml.guest_commands import Cowfs
+from tests.uml.guest_homes import loop_device, loops, shell
 
 check = Checks()
 MIB = 1 << 20

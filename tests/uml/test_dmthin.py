@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from cowfs.uml import UmlKernel
 from cowfs.units import Sectors
 from cowfs_dmthin import abi
 from cowfs_dmthin.pool import dm_name_of_thin
-from tests.conftest import Account
+from tests.conftest import REPOSITORY, Account
 from tests.uml.guest_dmthin import check
+from tests.uml.test_command_line import CLIENT
 
 TABLE = PoolTable(Sectors(1280), "/nowhere/metadata", "/nowhere/data", Sectors(128))
 
@@ -40,37 +42,16 @@ def test_a_home_is_used_by_both_backends(uml_kernel: UmlKernel, account: Account
     cowfs = ["cowfs", "--home", home]
     account.run([*cowfs, "init", "--data-size", "256M", "--metadata-size", "4M", "--base-size", "64M"])
     account.run([*cowfs, "create", "ours"])
-    script = f"""
-        set -e
-        cd {account.directory}
-        kernel="cowfs --backend dmthin --home home" ours="cowfs --home home"
-        $kernel snapshot ours theirs
-        $kernel mount theirs {point}
-        echo written through the kernel >{point}/file
-        $kernel snapshot theirs frozen
-        echo and more >>{point}/file
-        cowfs umount {point}
-        $ours mount theirs {point}; cat {point}/file; cowfs umount {point}
-        $kernel mount frozen {point}; cat {point}/file; cowfs umount {point}
-        test -z "$(losetup --all)"
-        for what in list dmstatus dump; do
-            $ours $what >ours-$what; $kernel $what >kernel-$what
-        done
-        $ours check
-        """
-    code = f"""if True:
-        from cowfs.uml import UmlKernel, run
-        from pathlib import Path
-        import os, sys
-        kernel = UmlKernel(Path({str(uml_kernel.executable)!r}), Path({str(uml_kernel.modules)!r}))
-        sys.exit(run(["sh", "-c", {script!r}], kernel=kernel, env=dict(os.environ), timeout_seconds=200))
-        """
-    result = account.run([sys.executable, "-c", code])
-    seen = [line for line in result.stdout.splitlines() if line in ("written through the kernel", "and more")]
-    assert seen == ["written through the kernel", "and more", "written through the kernel"]
-    for what in ("list", "dump"):
-        ours, kernels = ((account.directory / f"{who}-{what}").read_text() for who in ("ours", "kernel"))
-        assert ours == kernels
+    boot = [sys.executable, "-c", CLIENT, uml_kernel.executable, uml_kernel.modules]
+    guest = [*boot, sys.executable, "-m", "tests.uml.guest_both_backends", home, point]
+    seen = json.loads(account.run(guest, cwd=REPOSITORY).stdout.splitlines()[-1])
+    assert seen["read"] == {
+        "theirs": "written through the kernel\nand more\n",
+        "frozen": "written through the kernel\n",
+    }
+    ours, kernels = seen["told"].values()
+    assert ours == kernels
+    assert [account.run([*cowfs, what]).stdout for what in ("list", "dump")] == ours
 
 
 def test_where_it_cannot_work_it_says_so() -> None:

@@ -76,6 +76,8 @@ class Histories(RuleBasedStateMachine):
                 for entry in volume.list_directory(directory)
                 if stat.S_ISDIR(entry.mode) and entry.name not in (b".", b"..")
             ]
+            if len(found) > index:
+                break
         return found[index % len(found)]
 
     def an_entry(self, layer: Layer, where: int, index: int) -> tuple[int, bytes, int] | None:

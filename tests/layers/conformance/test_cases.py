@@ -18,31 +18,6 @@ from cowfs.testing.layers.homes import InProcessHome, in_process, served
 from tests.conftest import Account
 
 BY_NUMBER = {case.number: case for case in CASES}
-# Those in which it matters that files are at a path. A server for each case takes its time.
-SERVED = [
-    "graph-1",
-    "graph-2",
-    "graph-3",
-    "graph-4",
-    "graph-5",
-    "graph-6",
-    "graph-7",
-    "graph-8",
-    "store-1",
-    "devicemapper-1",
-    "devicemapper-4",
-    "devicemapper-10",
-    "snapshot-3",
-    "snapshot-6",
-    "snapshot-8",
-    "snapshot-12",
-    "rule-1",
-    "rule-4",
-    "rule-5",
-    "rule-6",
-    "rule-7",
-    "rule-8",
-]
 
 
 def try_out(case: Case, factory: HomeFactory, directory: Path) -> None:
@@ -60,8 +35,6 @@ def test_in_process(case: Case, tmp_path: Path) -> None:
 @pytest.mark.fuse
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_served(case: Case, tmp_path: Path, needs_fuse: None) -> None:
-    if case.number not in SERVED and "COWFS_TEST_LONG" not in os.environ:
-        pytest.skip("takes long; set COWFS_TEST_LONG=1")
     try_out(case, served("emulated"), tmp_path)
 
 
