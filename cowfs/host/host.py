@@ -139,7 +139,9 @@ class Host:
             return
         where = views[0].mount_point
         how, remedy = "mounted", f"first run: cowfs umount {where}"
-        if views[0].view == "home":
+        if self._driver is not None and self._driver.is_got(record.name):
+            how, remedy = "in use", f"it was got as a layer, so first run: cowfs layer put {record.name}"
+        elif views[0].view == "home":
             how, remedy = "in use", f"see by whom with: fuser -vm {where}"
         raise DeviceBusy(
             f"device '{record.name}' is {how} at {where}, so it cannot be {purpose}; {remedy}{alternative}"

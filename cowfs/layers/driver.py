@@ -169,6 +169,9 @@ class LayerDriver:
         """Whether a layer was got and not put yet."""
         return bool(self._got)
 
+    def is_got(self, layer_id: str) -> bool:
+        return layer_id in self._got
+
     def cleanup(self) -> None:
         with ExitStack() as last:
             for layer_id, got in self._got.items():
