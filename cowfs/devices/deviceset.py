@@ -47,6 +47,7 @@ from cowfs.errors import (
     DeviceBusy,
     DeviceExists,
     HomeError,
+    MetadataCorrupt,
     MissingRequirement,
     NoSuchThin,
     PoolModeError,
@@ -201,7 +202,7 @@ class DeviceSet:
         files = HomeFiles(os.path.abspath(home), durable=durable, system=system)
         making.require_home(files)
         settings = making.read_settings(files)
-        with ExitStack() as undo:
+        with ExitStack() as undo, _damage_of(files):
             lock = HomeLock.acquire(files.home, read_only=read_only)
             undo.callback(lock.release)
             making.require_home(files)
@@ -287,6 +288,8 @@ class DeviceSet:
         """
         if self._health.problem:
             raise PoolModeError(self._health.problem)
+        if not self.read_only:
+            self._files.make_directory(self._files.records)
         recovery = Recovery(
             self.pool,
             self._store,
@@ -770,3 +773,13 @@ class DeviceSet:
             raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
         self._replacements.check_idle(name)
         return record
+
+
+@contextmanager
+def _damage_of(files: HomeFiles) -> Iterator[None]:
+    """Say of damaged metadata where it is, and what tells more."""
+    try:
+        yield
+    except MetadataCorrupt as error:
+        text = f"{error.detail}; this is in {files.metadata}, and 'check' says what else is wrong there"
+        raise MetadataCorrupt(text, block=error.block, path=error.path, errno=error.errno) from error

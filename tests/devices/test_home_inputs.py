@@ -351,8 +351,9 @@ def test_a_damaged_superblock(home: Path, backend: FakeBackend) -> None:
     with (home / "devicemapper/metadata").open("r+b") as file:
         file.seek(100)
         file.write(b"\xff")
-    with pytest.raises(MetadataCorrupt, match="metadata block 0"):
+    with pytest.raises(MetadataCorrupt, match="metadata block 0") as caught:
         open_home(home, backend)
+    assert f"this is in {home}/devicemapper/metadata, and 'check' says" in str(caught.value)
 
 
 def test_links_in_place_of_pool_files_or_records_are_not_followed(home: Path, backend: FakeBackend) -> None:

@@ -284,6 +284,17 @@ def test_the_base_comes_back_from_its_thin(home: Path) -> None:
     assert records(home)["base"][0] == 1
 
 
+def test_all_records_come_back_but_the_base_s_which_had_nothing_but_its_uuid(home: Path) -> None:
+    before = records(home)
+    shutil.rmtree(home / "metadata")
+    actions = {f"recorded as {name!r}" for name in before if name != "base"} | {"adopted as 'recovered-1'", "made anew"}
+    assert {action for _, _, action in recover_twice(home)} == actions
+    after = records(home)
+    assert {name: after[name][:2] for name in before if name != "base"} == {
+        name: row[:2] for name, row in before.items() if name != "base"
+    }
+
+
 def test_a_base_without_its_thin_is_made_anew(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
         devices.pool.delete(1)
