@@ -233,10 +233,7 @@ class FileDevice:
             if count == 0:
                 break
             done += count
-        while done < length:
-            chunk = min(_COPY_CHUNK_BYTES, length - done)
-            self.pwrite(target_offset + done, self.pread(source_offset + done, chunk))
-            done += chunk
+        copy_by_reading(self, source_offset + done, target_offset + done, length - done)
 
     def flush(self) -> None:
         if self.read_only or (self._is_flushed and not self.is_block_node):  # a node has other writers
@@ -255,6 +252,13 @@ class FileDevice:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def copy_by_reading(device: BlockDevice, source_offset: int, target_offset: int, length: int) -> None:
+    """`BlockDevice.copy` where there is no quicker way, in pieces."""
+    for done in range(0, length, _COPY_CHUNK_BYTES):
+        chunk = min(_COPY_CHUNK_BYTES, length - done)
+        device.pwrite(target_offset + done, device.pread(source_offset + done, chunk))
 
 
 def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,9 @@
 """The dependency graph, asserted from the source text, and the rules that keep the engine deterministic.
 
-                 cli        testing      uml   a kernel with dm-thin, in a process
-                  └────┬───────┘
+                  cli
+                   │
+                docker     testing      uml   a kernel with dm-thin, in a process
+                   └───┬──────┘
                      host          one home, many processes
                    ┌───┴───┐
                 layers     │       the graph driver: create, get, put, diff, apply

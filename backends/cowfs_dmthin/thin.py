@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
-from cowfs.blockdev import Buffer
+from cowfs.blockdev import Buffer, copy_by_reading
 from cowfs.errors import InvalidRequest, NoSuchThin, OutOfDataSpace, PoolError, PoolIoError, PoolModeError, ThinBusy
 from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.units import SECTOR_BYTES, Sectors, ThinId
@@ -317,9 +317,7 @@ class DmThin:
                 self.pwrite(offset, bytes(chunk))
 
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
-        for done in range(0, length, _COPY_CHUNK_BYTES):
-            chunk = min(_COPY_CHUNK_BYTES, length - done)
-            self.pwrite(target_offset + done, self.pread(source_offset + done, chunk))
+        copy_by_reading(self, source_offset, target_offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         if self._pool.ignores_discards:

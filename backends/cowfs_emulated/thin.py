@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from cowfs.blockdev import BlockDevice, Buffer, FileDevice
+from cowfs.blockdev import BlockDevice, Buffer, FileDevice, copy_by_reading
 from cowfs.errors import InvalidRequest, PoolError, PoolIoError, PoolModeError
 from cowfs.pool import Extent, PoolMode, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.thinmeta import ThinMapping
@@ -324,9 +324,7 @@ class EmulatedThin:
                 begin = run_end
 
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
-        for done in range(0, length, _COPY_CHUNK_BYTES):
-            chunk = min(_COPY_CHUNK_BYTES, length - done)
-            self.pwrite(target_offset + done, self.pread(source_offset + done, chunk))
+        copy_by_reading(self, source_offset, target_offset, length)
 
     # ------------------------------------------------------------------------------------------ discard, flush
 

@@ -152,22 +152,13 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     flags = [flag for flag in ("raw", "read_only", "repair", "until_put", "by_kernel") if getattr(request, flag)]
     options = [f"--{flag.replace('_', '-')}" for flag in flags]
 
+    program = [*python_module("cowfs"), "--home", str(request.home), "--backend", settings.backend]
+    program += [word for option in settings.storage_options for word in ("--storage-opt", option)]
+    device = [request.device] if request.device else []
+    where = ["--", *device, os.path.realpath(request.target)]
+
     def command(report_fd: int) -> list[str]:
-        program = python_module("cowfs")
-        where = ["--home", str(request.home), "--backend", settings.backend]
-        where += [word for option in settings.storage_options for word in ("--storage-opt", option)]
-        report = ["--foreground", "--report-fd", str(report_fd)]
-        target = os.path.realpath(request.target)
-        return [
-            *program,
-            *where,
-            "mount",
-            *options,
-            *report,
-            "--",
-            *([request.device] if request.device else []),
-            target,
-        ]
+        return [*program, "mount", *options, "--foreground", "--report-fd", str(report_fd), *where]
 
     return command
 

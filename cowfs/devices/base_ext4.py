@@ -7,17 +7,14 @@ import stat
 import uuid as uuid_module
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from typing import Final
 
 from cowfs.blockdev import BlockDevice
-from cowfs.devices.names import MAX_NAME_BYTES
+from cowfs.devices.names import ID_FILE, MAX_NAME_BYTES
 from cowfs.devices.records import Identity
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import growth, layout, mkfs, tools
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
-
-_ID_FILE: Final = b"id"  # the layer driver writes it into a layer that is used
 
 
 class Ext4:
@@ -43,7 +40,7 @@ class Ext4:
             return identity
         with suppress(FilesystemError, OSError), _readable(device) as volume:
             names = {entry.name for entry in volume.list_directory(ROOT_INODE)} - {b".", b"..", b"lost+found"}
-            return identity._replace(name=_read_name(volume) if _ID_FILE in names else None, is_empty=not names)
+            return identity._replace(name=_read_name(volume) if ID_FILE in names else None, is_empty=not names)
         return identity
 
     def grow(self, device: BlockDevice) -> None:
@@ -68,7 +65,7 @@ def _readable(device: BlockDevice) -> Iterator[Volume]:
 
 def _read_name(volume: Volume) -> str | None:
     """What the file `id` holds, where that is a name."""
-    attributes = volume.lookup(ROOT_INODE, _ID_FILE)
+    attributes = volume.lookup(ROOT_INODE, ID_FILE)
     if not stat.S_ISREG(attributes.mode):
         return None
     return volume.read(attributes.inode, 0, MAX_NAME_BYTES + 1).decode(errors="replace").strip()

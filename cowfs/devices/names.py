@@ -16,6 +16,7 @@ SET_FILE: Final = "deviceset-metadata"
 TRANSACTION_FILE: Final = "transaction-metadata"
 MAX_NAME_BYTES: Final = 255
 MIGRATED_SUFFIX: Final = ".migrated"
+ID_FILE: Final = b"id"  # in the root of a layer that is used: the device's name
 TARGET_PREFIX: Final = "docker-"  # of every target of a home
 
 

@@ -6,12 +6,12 @@ import errno
 import stat
 from typing import Final
 
+from cowfs.devices.names import ID_FILE
 from cowfs.errors import FilesystemError
 from cowfs.ext4.interface import ROOT_INODE, FileTree
 from cowfs.layers.interface import LayerRoot
 
 ROOTFS: Final = b"rootfs"
-ID_FILE: Final = b"id"
 _ROOTFS_MODE: Final = 0o755
 _ID_MODE: Final = 0o600
 

@@ -29,6 +29,7 @@ from cowfs.thinmeta.format import (
     DETAILS,
     ENTRIES_PER_BITMAP,
     INDEX_ENTRY,
+    NEXT_BLOCK,
     TIME_BITS,
     U32,
     U64,
@@ -43,7 +44,7 @@ from cowfs.thinmeta.format import (
     pack_mapping,
 )
 from cowfs.thinmeta.recount import RefCounts, data_blocks
-from cowfs.thinmeta.walk import MAPPINGS, NEXT_BLOCK, MetadataReader, Run, is_one_run
+from cowfs.thinmeta.walk import MAPPINGS, MetadataReader, Run, is_one_run
 from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, is_data_block_size
 
 _NO_SUPERBLOCK: Final = b"\xff" * METADATA_BLOCK_BYTES

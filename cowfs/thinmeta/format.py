@@ -48,6 +48,7 @@ MAX_DATA_BLOCK: Final = 2**40 - 1
 _BITMAP_BYTES: Final = ENTRIES_PER_BITMAP // 4
 TIME_BITS: Final = 24
 TIME_MASK: Final = (1 << TIME_BITS) - 1
+NEXT_BLOCK: Final = 1 << TIME_BITS  # what the mapping value of the next data block is higher by
 
 _BLOCK_HEADER: Final = struct.Struct("<IIQ")
 _NODE_HEADER: Final = struct.Struct("<IIQIIII")

@@ -5,16 +5,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cowfs.thinmeta.btree import END_OF_KEYS
-from cowfs.thinmeta.format import TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
+from cowfs.thinmeta.format import NEXT_BLOCK, TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from cowfs.units import Extent
 
 if TYPE_CHECKING:
     from cowfs.thinmeta.metadata import Metadata
-
-_NEXT_BLOCK: Final = 1 << TIME_BITS  # the step of a mapping value from one data block to the next
 
 
 class ThinMapping:
@@ -87,7 +85,7 @@ class ThinMapping:
                 while i < total and vblock < stop and keys[i] == vblock and values[i] == expected:
                     i += 1
                     vblock += 1
-                    expected += _NEXT_BLOCK
+                    expected += NEXT_BLOCK
                 runs.append((i - first, value >> TIME_BITS, (value & TIME_MASK) < snapshotted))
         return runs
 
@@ -96,7 +94,7 @@ class ThinMapping:
         metadata = self._metadata
         self.forget_leaf()
         start = pack_mapping(dblock, metadata.time)
-        values = array("Q", range(start, start + length * _NEXT_BLOCK, _NEXT_BLOCK))
+        values = array("Q", range(start, start + length * NEXT_BLOCK, NEXT_BLOCK))
         self._touch()
         root, replaced = metadata.subtrees.insert_run(self.root, vblock, values)
         self._move_to(root)

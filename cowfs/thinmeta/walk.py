@@ -20,6 +20,7 @@ from cowfs.errors import MetadataCorrupt
 from cowfs.thinmeta.format import (
     DETAILS,
     INDEX_ENTRY,
+    NEXT_BLOCK,
     SUPERBLOCK_LOCATION,
     TIME_BITS,
     TIME_MASK,
@@ -34,7 +35,6 @@ from cowfs.units import METADATA_BLOCK_BYTES
 
 MAX_LEVELS: Final = 32  # the kernel's own trees need 5 for the largest pool
 KEY_END: Final = 2**64
-NEXT_BLOCK: Final = 1 << TIME_BITS  # what the mapping value of the next data block is higher by
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with (blocks done, blocks in all)."""

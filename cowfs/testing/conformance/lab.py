@@ -17,7 +17,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import ParamSpec, Protocol, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import MissingRequirement, OutOfDataSpace
@@ -26,6 +26,8 @@ from cowfs.testing.blockdev import Fault, FaultyDevice
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.judges import require_clean
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
+
+P = ParamSpec("P")
 
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
@@ -463,10 +465,10 @@ class PendingWrite:
 # --------------------------------------------------------------------------------- small things behaviours share
 
 
-def expect_error(number: int, call: Callable[[], object]) -> OSError:
+def expect_error(number: int, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> OSError:
     """Carry out a call that must fail with this errno; the error."""
     try:
-        result = call()
+        result = call(*args, **kwargs)
     except OSError as error:
         if error.errno != number:
             raise AssertionError(f"expected {_name(number)}, got {_name(error.errno)}: {error}") from error

@@ -40,7 +40,7 @@ def a_layer_that_is_not_there_is_no_layer(lab: LayerLab) -> None:
 def an_id_that_cannot_be_is_refused(lab: LayerLab) -> None:
     for layer_id in ("", ".", "..", "a/b", "/a", ".hidden", "base", "deviceset-metadata", "transaction-metadata",
                      "x.migrated", "line\nbreak", "x" * 256):  # fmt: skip
-        error = expect_error(errno.EINVAL, lambda layer_id=layer_id: lab.create(layer_id))  # type: ignore[misc]
+        error = expect_error(errno.EINVAL, lab.create, layer_id)
         expect_equal(type(error), UsageError, f"error for {layer_id!r}")
         expect_equal(lab.driver.exists(layer_id), False, f"{layer_id!r} exists")
     for layer_id in ("a", "A.b-c_d", _LONG_ID, "ü", "with space"):
@@ -56,7 +56,7 @@ def an_option_that_is_not_known_is_refused(lab: LayerLab) -> None:
         ({"foo": "1", "size": "64M"}, "Unknown option foo"),
         ({"size": "large"}, "invalid size: 'large'"),
     ):
-        error = expect_error(errno.EINVAL, lambda options=options: lab.create("a", None, options))  # type: ignore[misc]
+        error = expect_error(errno.EINVAL, lab.create, "a", None, options)
         expect_equal(text in str(error), True, f"'{text}' in '{error}'")
     expect_equal(lab.driver.list_layers(), [], "layers")
 

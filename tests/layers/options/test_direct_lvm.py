@@ -211,7 +211,9 @@ def test_a_disk_with_a_filesystem_taken_all_the_same(setup: Setup) -> None:
 
 @pytest.mark.parametrize("text", [f'{DISK}: PTUUID="1" PTTYPE="dos"\n', f'{DISK}: TYPE=""\n'])
 def test_a_disk_without_a_filesystem(setup: Setup, text: str) -> None:
-    setup.prepare(Played(ANSWERS | {"blkid": text}))
+    commands = Played(ANSWERS | {"blkid": text})
+    setup.prepare(commands)
+    assert commands.ran == CHECKS + STEPS
 
 
 @pytest.mark.parametrize("silent", ["lvmdiskscan", "pvdisplay", "blkid"])
