@@ -37,6 +37,7 @@ class MetadataCache:
         self._clean: OrderedDict[int, bytes] = OrderedDict()
         self.dirty: dict[int, bytes] = {}
         self.committed: dict[int, bytes] = {}
+        self._forgotten: set[int] = set()  # of the committed: freed since the last commit
         self.limit(1)
 
     def limit(self, share: float) -> None:
@@ -105,12 +106,9 @@ class MetadataCache:
     def forget(self, block: int, count: int) -> None:
         """Drop freed blocks, dirty or not. What is committed of them stays, until a commit has freed them."""
         for known in (self.dirty, self._clean):
-            if count < len(known):
-                for number in range(block, block + count):
-                    known.pop(number, None)
-            elif known:
-                for number in [number for number in known if block <= number < block + count]:
-                    del known[number]
+            for number in _within(known, block, count):
+                del known[number]
+        self._forgotten.update(_within(self.committed, block, count))
 
     def write_out(self) -> None:
         """Write all dirty blocks. After a failure the unwritten ones are still dirty, and it may be tried again."""
@@ -125,6 +123,7 @@ class MetadataCache:
         self.dirty.clear()
         for block in blocks_within(self.committed, freed):
             del self.committed[block]
+        self._forgotten.clear()
 
     def write_committed(self) -> None:
         """Write to their places all blocks that are in the journal. Fails and is repeated like `write_out`."""
@@ -144,7 +143,7 @@ class MetadataCache:
         self.device.pwrite(run[0] * self.block_bytes, b"".join([blocks[block] for block in run]))
         for block in run:
             data = blocks.pop(block)
-            if block not in self.dirty:
+            if block not in self.dirty and block not in self._forgotten:
                 self._keep(block, data)
 
     def _check(self, block: int) -> None:
@@ -159,3 +158,10 @@ class MetadataCache:
         clean[block] = data
         if len(clean) > self._clean_max:
             clean.popitem(last=False)
+
+
+def _within(known: dict[int, bytes], block: int, count: int) -> list[int]:
+    """The known blocks among `count` from `block`."""
+    if count < len(known):
+        return [number for number in range(block, block + count) if number in known]
+    return [number for number in known if block <= number < block + count]

@@ -6,6 +6,7 @@ free blocks hold what must never show in a file.
 
 from __future__ import annotations
 
+import errno
 import random
 import stat
 from bisect import bisect_left, bisect_right
@@ -18,7 +19,7 @@ from cowfs.blockdev import FileDevice, MemoryDevice
 from cowfs.ext4 import tools
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
-from cowfs.testing.blockdev import Journal, RecordingDevice, memory_device
+from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
 from cowfs.units import SECTOR_BYTES
 
 DISK = "disk"
@@ -56,9 +57,10 @@ class CrashWorld:
 
     Args:
         image: a file with an ext4, which is not changed.
+        has_faults: some syncs fail, at any write or flush, and are repeated later.
     """
 
-    def __init__(self, image: Path, seed: str) -> None:
+    def __init__(self, image: Path, seed: str, *, has_faults: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.journal = Journal()
@@ -67,7 +69,10 @@ class CrashWorld:
             for run in volume._allocator.free_runs():
                 size = volume._fs.block_bytes
                 disk.pwrite(run.physical * size, JUNK * (run.length * size))
-        self.volume = Volume.open(RecordingDevice(disk, self.journal, DISK), now_ns=_clock())
+        self.disk = FaultyDevice(disk)
+        self.has_faults = has_faults
+        self.failed = 0
+        self.volume = Volume.open(RecordingDevice(self.disk, self.journal, DISK), now_ns=_clock())
         self.state: State = {b"lost+found": File(0, stat.S_IFDIR)}
         self.steps = [Step("open", len(self.journal.entries), dict(self.state), is_sync=True)]
         self._block_bytes = self.volume.statistics().block_bytes
@@ -94,13 +99,14 @@ class CrashWorld:
             self.release: 1,
             self.sync: 6,
             self.quiesce: 1,
+            self.fail: 6 * self.has_faults,
         }
         while len(self.steps) <= count:
             operation = self.rng.choices(list(operations), list(operations.values()))[0]
             self.volume._allocator._cursor = 0
             what = operation()
             if what is not None:
-                is_sync = operation in (self.sync, self.quiesce)
+                is_sync = what in ("sync", "quiesce")
                 self.steps.append(Step(what, len(self.journal.entries), dict(self.state), is_sync))
         self.volume.close()
         self.steps.append(Step("close", len(self.journal.entries), dict(self.state), is_sync=True))
@@ -313,6 +319,23 @@ class CrashWorld:
     def quiesce(self) -> str:
         self.volume.quiesce()
         return "quiesce"
+
+    def fail(self) -> str:
+        fault = Fault(
+            self.rng.choice([{"write"}, {"flush"}, {"write", "flush"}]),
+            after=self.rng.randrange(5),
+            times=1,
+            number=self.rng.choice([errno.EIO, errno.ENOSPC]),
+        )
+        self.disk.fail(fault)
+        operation = self.rng.choice([self.sync, self.sync, self.quiesce])
+        try:
+            return operation()
+        except OSError:
+            self.failed += 1
+            return "a sync that fails"
+        finally:
+            self.disk.heal()
 
     # Crashes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,15 +22,19 @@ WIDTH = int(os.environ.get("COWFS_TEST_CRASHES", "1"))  # how many times as many
 SMALL_BLOCKS = ["-b", "1024"]
 
 
+@pytest.mark.parametrize("case", ["", "small transactions", "faults"])
 @pytest.mark.parametrize("features", ["1k-blocks", "no-checksums", "no-extents-1k", "default"])
 @pytest.mark.parametrize("number", range(WIDTH))
-def test_power_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str, number: int) -> None:
+def test_power_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str, number: int, case: str) -> None:
+    """Also where operations are committed before anybody asks, and where the disk fails now and then."""
     monkeypatch.setattr(journal, "_LOG_BYTES", 128 << 10)  # so that the log begins anew now and then
+    if case == "small transactions":
+        monkeypatch.setattr(journal, "_TRANSACTION_BYTES", 20 << 10)
     options = FEATURE_SETS[features]
     size = 4 * MIB if "1024" in options else 16 * MIB
     blocks = [] if "-b" in options else ["-b", "4096"]
     image = make_image(tmp_path / "volume.img", [*blocks, *options], size)
-    world = CrashWorld(image, f"{session_seed()} {features} {number}")
+    world = CrashWorld(image, f"{session_seed()} {features} {number} {case}", has_faults=case == "faults")
     world.run(200)
     every = max(len(world.journal.entries) // (150 * WIDTH), 1)
     for index, (what, position, crashed) in enumerate(world.crashes(every=every)):
@@ -57,6 +62,25 @@ def test_blocks_that_the_library_frees_are_not_used_before_the_commit(image: Ima
     volume.sync()
     assert crashed(image).read(other, 0, 4096) == b"y" * 4096
     assert names(crashed(image)) == {b"g", b"h", b"i"}
+
+
+def test_a_freed_block_that_gets_the_same_content_again(
+    make_image: Callable[..., Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of pointers comes to its place in the commit that frees it, is discarded, and is needed as it was."""
+    monkeypatch.setattr(journal, "_LOG_BYTES", 16 << 10)
+    image = make_image(options=FEATURE_SETS["no-extents-1k"])
+    volume = image.volume
+    pointers = []
+    for content in (b"1", b"2", b"3"):
+        volume._allocator._cursor = 0
+        inode = make_file(volume, b"f", content * 20_000)
+        pointers.append((volume.data_segments(inode), volume._inodes.get(inode).nodes))
+        volume.sync()
+        assert crashed(image).read(inode, 0, 20_000) == content * 20_000
+        volume.unlink(ROOT_INODE, b"f")
+        volume.sync()
+    assert pointers[0] == pointers[1]
 
 
 def crashed(image: Image) -> Volume:
