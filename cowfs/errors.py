@@ -250,3 +250,11 @@ class MountError(CowfsError):
         self.target = target
         self.flags = flags
         self.data = data
+
+
+def error_in(group: BaseExceptionGroup[BaseException]) -> CowfsError | None:
+    """The first error of ours in what trio has grouped, which prints as one line; None when there is none."""
+    error: BaseException | None = group.subgroup(CowfsError)
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error if isinstance(error, CowfsError) else None

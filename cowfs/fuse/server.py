@@ -28,7 +28,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from cowfs.errors import CowfsError, MountError
+from cowfs.errors import MountError, error_in
 from cowfs.fuse import request_wait
 from cowfs.fuse.mountinfo import SUBTYPE
 from cowfs.fuse.mountpoint import (
@@ -216,12 +216,9 @@ async def _unpacked_errors() -> AsyncIterator[None]:
     try:
         yield
     except BaseExceptionGroup as group:
-        ours = group.subgroup(CowfsError)
-        if ours is None:
+        error = error_in(group)
+        if error is None:
             raise
-        error: BaseException = ours
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
         raise error from group
 
 

@@ -58,6 +58,7 @@ class Plugin:
         words = ["cowfs", "--home", self.home, *options, "docker-plugin", "--socket", self.socket]
         result = self.account.run(words, check=False)
         assert result.returncode in (2, 5), result
+        assert "Traceback" not in result.stderr
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("cowfs: ")]
         return line
 
@@ -129,6 +130,20 @@ def test_either_side_may_be_restarted(plugin: Plugin) -> None:
     assert answer == {"Exists": True}
     assert client.call("GraphDriver.Changes", ID="image") == {"Changes": [{"Path": "/a", "Kind": 1}]}
     assert plugin.stop() == 0, plugin.log()
+
+
+def test_a_home_that_it_cannot_have(plugin: Plugin) -> None:
+    plugin.account.run(
+        ["cowfs", "--home", plugin.home, "init", "--data-size", "256M", "--metadata-size", "4M", "--base-size", "32M"]
+    )
+    plugin.account.run(["cowfs", "--home", plugin.home, "layer", "create", "image"])
+    plugin.account.run(["cowfs", "--home", plugin.home, "layer", "get", "image"])
+    try:
+        assert "is held by process" in plugin.refused()
+    finally:
+        plugin.account.run(["cowfs", "--home", plugin.home, "layer", "put", "image"])
+    plugin.account.run(["sh", "-c", f"echo garbage > {plugin.home}/cowfs.json"])
+    assert "cowfs.json is damaged" in plugin.refused()
 
 
 def test_what_it_does_not_start_with(plugin: Plugin) -> None:
