@@ -199,8 +199,15 @@ class HomeFiles:
                     raise
                 return
             if path != self.home:
-                give_to_owner(path, self.home)
+                self._give_directory(path)
             self._sync_directory(os.path.dirname(os.path.abspath(path)))
+
+    def _give_directory(self, path: str) -> None:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give_to_owner(fd, self.home)
+        finally:
+            os.close(fd)
 
     def make_sparse(self, path: str, size_bytes: int) -> None:
         """Make a new file of zeros that occupies nothing yet."""
@@ -256,19 +263,18 @@ class HomeFiles:
             os.close(fd)
 
 
-def give_to_owner(made: int | str, home: str) -> None:
-    """Give what root made in the home of somebody else to that one, who could not use the home any more else.
+def give_to_owner(fd: int, home: str) -> None:
+    """Give what root has just made in the home of somebody else to that one, who could not use the home any more else.
 
-    Args:
-        made: a file's descriptor, or the path of a directory.
+    Only what can have been made just now is given away: a directory, or a file without content and with no other name.
     """
     if os.geteuid() != 0:
         return
-    follows = isinstance(made, int)
     with suppress(OSError):  # a root that may not do that, as in a user namespace
-        owner = os.stat(home)
-        if owner.st_uid != os.stat(made, follow_symlinks=follows).st_uid:
-            os.chown(made, owner.st_uid, owner.st_gid, follow_symlinks=follows)
+        owner, made = os.stat(home), os.fstat(fd)
+        is_new = stat.S_ISDIR(made.st_mode) or (made.st_nlink, made.st_size) == (1, 0)
+        if is_new and owner.st_uid != made.st_uid:
+            os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def _read_small(name: str, directory: int) -> bytes | None:

@@ -379,6 +379,11 @@ def test_what_root_makes_in_a_home_is_its_owner_s(home: Path, backend: FakeBacke
         with devices.replacing("b"):
             pass
     HomeFiles(str(home)).make_sparse(str(home / "sparse"), 4096)
+    (home.parent / "root's").touch()
+    (home / "cowfs.other").hardlink_to(home.parent / "root's")
+    HomeFiles(str(home)).append(str(home / "cowfs.other"), b"")
+    assert (home.parent / "root's").stat().st_uid == os.geteuid()
+    (home / "cowfs.other").unlink()
     assert {path.name for path in home.rglob("*") if path.lstat().st_uid != owner} == set()
 
 
