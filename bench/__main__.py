@@ -8,7 +8,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from bench.harness import Bench, scratch, write_result
+from bench.rig.harness import Bench, scratch, write_result
 
 NAMES = (
     "startup",

@@ -16,8 +16,8 @@ import tarfile
 from functools import partial
 from pathlib import Path
 
-from bench.harness import Bench, timed
-from bench.pools import make_files, open_pool
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import make_files, open_pool
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume

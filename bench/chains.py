@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from bench.harness import Bench, timed
-from bench.pools import BLOCK_BYTES, BLOCK_SECTORS, make_files, open_pool
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import BLOCK_BYTES, BLOCK_SECTORS, make_files, open_pool
 from cowfs.pool import Pool, ThinDevice
 
 PAGE = 4096

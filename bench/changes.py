@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from bench.harness import Bench, timed
-from bench.pools import make_files, open_pool
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import make_files, open_pool
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find_changes, walk_changes

@@ -13,14 +13,14 @@ import json
 import subprocess
 import sys
 
-from bench.guest_control import OURS, THEIRS
-from bench.harness import Bench
+from bench.rig.guest_control import OURS, THEIRS
+from bench.rig.harness import Bench
 
 
 def run(bench: Bench) -> None:
     command = [
         *(sys.executable, "-m", "cowfs", "uml", "--"),
-        *(sys.executable, "-m", "bench.guest_control", json.dumps(bench.quick)),
+        *(sys.executable, "-m", "bench.rig.guest_control", json.dumps(bench.quick)),
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     rates: dict[str, dict[str, list[float]]] = json.loads(done.stdout)

@@ -10,9 +10,9 @@ daemon alone, as a restart is, it finds the plugin running, whereas its own driv
 
 from __future__ import annotations
 
-from bench.archives import Sizes, tree
-from bench.guests import Contender, rounds
-from bench.harness import Bench
+from bench.rig.archives import Sizes, tree
+from bench.rig.guests import Contender, rounds
+from bench.rig.harness import Bench
 from cowfs.testing import docker_engine
 
 THEIRS, OURS = "devicemapper", "cowfs"
@@ -31,7 +31,7 @@ def run(bench: Bench) -> None:
     )
     tree(bench.directory, "small.tar", 10, 1 << 16)
     tree(bench.directory, "layer.tar", sizes.layer_files, sizes.layer_bytes)
-    taken = rounds(bench, sizes, [Contender(driver, "bench.guest_docker", driver) for driver in DRIVERS])
+    taken = rounds(bench, sizes, [Contender(driver, "bench.rig.guest_docker", driver) for driver in DRIVERS])
     for question in QUESTIONS:
         for driver in DRIVERS:
             bench.record(question, f"{question}: {driver}", "s", taken[driver][question])

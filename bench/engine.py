@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.harness import Bench, timed
-from bench.pools import BLOCK_SECTORS, make_files, open_pool, random_order
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import BLOCK_SECTORS, make_files, open_pool, random_order
 from cowfs.pool import Pool, ThinDevice
 
 MIB = 1 << 20

@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import cowfs
-from bench.harness import Bench, timed
+from bench.rig.harness import Bench, timed
 
 LAYERS = 50
 LIMIT_MIB = 200

@@ -15,9 +15,9 @@ are compared. Opening reads one record for each layer on both sides.
 from __future__ import annotations
 
 from bench import moby_driver
-from bench.archives import Sizes, tree
-from bench.guests import Contender, rounds
-from bench.harness import Bench
+from bench.rig.archives import Sizes, tree
+from bench.rig.guests import Contender, rounds
+from bench.rig.harness import Bench
 
 THEIRS, OURS, OUTSIDE = "devicemapper", "cowfs", "cowfs, outside"
 BOUNDS = {
@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
     tree(bench.directory, "small.tar", 10, 1 << 16)
     tree(bench.directory, "layer.tar", sizes.layer_files, sizes.layer_bytes)
     tree(bench.directory, "tree.tar", sizes.tree_files, sizes.tree_files * 16)
-    module = "bench.guest_layers"
+    module = "bench.rig.guest_layers"
     contenders = [
         Contender(THEIRS, module, THEIRS, arguments=[program], environment=libraries),
         Contender(OURS, module, OURS),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 
-from bench.harness import Bench, timed
+from bench.rig.harness import Bench, timed
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.pool import load_backend
 

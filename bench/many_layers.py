@@ -13,7 +13,7 @@ import statistics
 import tarfile
 from contextlib import closing
 
-from bench.harness import Bench, timed
+from bench.rig.harness import Bench, timed
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
 from cowfs.layers import finish

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.harness import Bench
-from bench.pools import BLOCK_BYTES, BLOCK_SECTORS, build_pool, open_pool, random_order
+from bench.rig.harness import Bench
+from bench.rig.pools import BLOCK_BYTES, BLOCK_SECTORS, build_pool, open_pool, random_order
 from cowfs.pool import PoolTable
 
 LIMIT_MIB = 512

@@ -24,8 +24,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bench.harness import Bench, timed
-from bench.pools import random_order
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import random_order
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def bare_handler(directory: Path, size_bytes: int) -> Iterator[Path]:
     backing = directory / "backing"
     with backing.open("wb") as file:
         file.truncate(size_bytes)
-    with served([sys.executable, "-m", "bench.bare_handler", str(backing), str(target)], target):
+    with served([sys.executable, "-m", "bench.rig.bare_handler", str(backing), str(target)], target):
         yield target / "disk"
 
 

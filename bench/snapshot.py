@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
-from bench.harness import Bench, timed
-from bench.pools import build_pool, open_pool
+from bench.rig.harness import Bench, timed
+from bench.rig.pools import build_pool, open_pool
 from cowfs.pool import Pool
 
 SNAPSHOTS_PER_ROUND = 20

@@ -12,7 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench.harness import Bench, timed
+from bench.rig.harness import Bench, timed
 
 LIMIT_SECONDS = 1.0
 

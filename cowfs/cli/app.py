@@ -4,8 +4,8 @@ Commands are loaded when they run, and what they need when they need it: `cowfs 
 This package is the only place that reads the environment.
 
 Exit status: 0; 2 for a request that is malformed; 3 where the machine lacks something; 4 pool, 5 home or device,
-6 mount, 7 file system; 1 for anything else the system refused; 130 after Ctrl-C, 143 after SIGTERM. A traceback is a
-defect of cowfs.
+6 mount, 7 file system, 8 User-Mode Linux; 1 for anything else the system refused; 130 after Ctrl-C, 143 after SIGTERM.
+A traceback is a defect of cowfs.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from typing import Final
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import InvalidRequest, MetadataCorrupt
+from cowfs.thinmeta.check_space_maps import StoredMap, compare_map
+from cowfs.thinmeta.check_trees import TreeChecker
 from cowfs.thinmeta.findings import CheckReport, Finding, Severity
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
@@ -29,9 +31,7 @@ from cowfs.thinmeta.format import (
     seal,
     unpack_index,
 )
-from cowfs.thinmeta.mapcheck import StoredMap, compare_map
 from cowfs.thinmeta.recount import RefCounts
-from cowfs.thinmeta.treecheck import TreeChecker
 from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
     DEVICE_DETAILS,

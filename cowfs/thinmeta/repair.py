@@ -23,10 +23,10 @@ from cowfs.blockdev import BlockDevice
 from cowfs.errors import InvalidRequest, MetadataCorrupt
 from cowfs.thinmeta.builder import MetadataBuilder, SubTree, TreeBuilder
 from cowfs.thinmeta.check import check, clear_needs_check
+from cowfs.thinmeta.check_trees import TreeChecker
 from cowfs.thinmeta.findings import CheckReport
 from cowfs.thinmeta.format import TIME_BITS, TIME_MASK, DeviceDetails, Node, SpaceMapRoot, Superblock
-from cowfs.thinmeta.rootsearch import Origin, find_origin
-from cowfs.thinmeta.treecheck import TreeChecker
+from cowfs.thinmeta.repair_roots import Origin, find_origin
 from cowfs.thinmeta.walk import (
     DEVICE_DETAILS,
     KEY_END,

@@ -8,6 +8,7 @@ from typing import Final
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MetadataCorrupt, NoSuchThin
+from cowfs.thinmeta.check_trees import TreeChecker
 from cowfs.thinmeta.findings import CheckReport
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
@@ -22,7 +23,6 @@ from cowfs.thinmeta.format import (
     unpack_index,
 )
 from cowfs.thinmeta.recount import RefCounts
-from cowfs.thinmeta.treecheck import TreeChecker
 from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
     KEY_END,

@@ -1,6 +1,6 @@
 """Docker 20.10's own devicemapper driver without its daemon: a plugin's process, built from Debian's sources.
 
-python -m bench.moby_driver      fetches the sources, builds it below the virtual environment, prints where
+python -m bench.rig.moby_driver      fetches the sources, builds it below the virtual environment, prints where
 """
 
 from __future__ import annotations

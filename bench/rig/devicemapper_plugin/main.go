@@ -1,7 +1,7 @@
 // Docker's own devicemapper driver, served by the protocol of graph-driver plugins, so that it can be measured without
 // the daemon: devicemapper-plugin SOCKET
 //
-// Built by bench.moby_driver against Debian's sources of Docker 20.10; it runs as root where device mapper is.
+// Built by bench.rig.moby_driver against Debian's sources of Docker 20.10; it runs as root where device mapper is.
 package main
 
 import (

@@ -1,9 +1,9 @@
 """What Docker's daemon takes for the work of its storage driver; run inside User-Mode Linux, for bench.docker.
 
-python -m bench.guest_docker PHASE DRIVER DIRECTORY SIZES      prints the seconds as JSON
+python -m bench.rig.guest_docker PHASE DRIVER DIRECTORY SIZES      prints the seconds as JSON
 
 The phase `fill` makes images and containers, `measure` does one round among them. SIZES is JSON, see
-`bench.archives.Sizes`; the archives are in the directory above.
+`bench.rig.archives.Sizes`; the archives are in the directory above.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench.archives import Sizes
-from bench.harness import timed
+from bench.rig.archives import Sizes
+from bench.rig.harness import timed
 from cowfs.testing.docker_engine import DockerEngine, storage_driver
 
 OPTIONS = ["dm.loopdatasize=40G", "dm.loopmetadatasize=512M", "dm.basesize=10G"]

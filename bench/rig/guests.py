@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from bench.archives import Sizes
-from bench.harness import Bench
+from bench.rig.archives import Sizes
+from bench.rig.harness import Bench
 
 MEMORY = "3G"
 

@@ -1,6 +1,6 @@
 """Rates of control operations, by ioctls and by dmsetup; run inside User-Mode Linux, for bench.control.
 
-python -m bench.guest_control QUICK      QUICK is true or false; prints operations a second as JSON
+python -m bench.rig.guest_control QUICK      QUICK is true or false; prints operations a second as JSON
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Final, Protocol
 
-from bench.harness import Bench, scratch, timed
-from bench.pools import BLOCK_SECTORS, make_files
+from bench.rig.harness import Bench, scratch, timed
+from bench.rig.pools import BLOCK_SECTORS, make_files
 from cowfs.pool import load_backend
 
 OURS: Final = "ioctls"

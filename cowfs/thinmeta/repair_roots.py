@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from cowfs.errors import MetadataCorrupt
+from cowfs.thinmeta.check_trees import TreeChecker
 from cowfs.thinmeta.findings import CheckReport
 from cowfs.thinmeta.format import (
     MAX_DATA_BLOCK,
@@ -23,7 +24,6 @@ from cowfs.thinmeta.format import (
     Superblock,
     seal,
 )
-from cowfs.thinmeta.treecheck import TreeChecker
 from cowfs.thinmeta.walk import (
     DEVICE_DETAILS,
     MAPPINGS,

@@ -1,10 +1,10 @@
 """What a storage driver takes for its work, asked by one client and without Docker's daemon; for bench.layers, which
 runs it inside User-Mode Linux, and for cowfs also outside.
 
-python -m bench.guest_layers PHASE DRIVER DIRECTORY SIZES [PROGRAM]     prints the figures as JSON
+python -m bench.rig.guest_layers PHASE DRIVER DIRECTORY SIZES [PROGRAM]     prints the figures as JSON
 
-The phase `fill` makes a home, `measure` does one round on it. SIZES is JSON, see `bench.archives.Sizes`; the archives
-are in the directory above; PROGRAM serves devicemapper.
+The phase `fill` makes a home, `measure` does one round on it. SIZES is JSON, see `bench.rig.archives.Sizes`; the
+archives are in the directory above; PROGRAM serves devicemapper.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import json
 import sys
 from pathlib import Path
 
-from bench.archives import EDITS, Sizes, edits
-from bench.guest_docker import OPTIONS
-from bench.harness import timed
-from bench.plugin_client import Plugin
+from bench.rig.archives import EDITS, Sizes, edits
+from bench.rig.guest_docker import OPTIONS
+from bench.rig.harness import timed
+from bench.rig.plugin_client import Plugin
 
 LIVES = 10
 HELD_LAYERS = 50
