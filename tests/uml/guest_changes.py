@@ -62,7 +62,7 @@ def compared(pool: DmPool, layer_id: int, parent_id: int) -> list[Change]:
         volumes.append((Volume.open(thin, read_only=True), thin))
     try:
         roots = [find_root(volume) for volume, _ in volumes]
-        assert find._can_be_told_by_blocks(*roots)
+        assert find.can_be_told_by_blocks(*roots)
         found = finish(find_changes(roots[0], roots[1], ThinPair(pool, layer_id, parent_id)))
         walked = finish(walk_changes(*roots))
         assert found == walked, f"by blocks alone: {set(found) - set(walked)}, walked: {set(walked) - set(found)}"

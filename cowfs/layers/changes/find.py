@@ -33,13 +33,14 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
         OSError: a volume cannot be read or synced.
         NoSuchThin, MetadataCorrupt: of `thins`.
     """
-    if parent is None or thins is None or not _can_be_told_by_blocks(layer, parent):
+    if parent is None or thins is None or not can_be_told_by_blocks(layer, parent):
         return (yield from walk_changes(layer, parent))
     ranges = _differing_ranges(thins)
     return (yield from block_changes(layer, parent, ranges, thins.pool.block_bytes))
 
 
-def _can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
+def can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
+    """Whether the inode tables of the two volumes stand in the same places; quiesces both."""
     if not (layer.inode and parent.inode):
         return False
     if not (isinstance(layer.tree, Volume) and isinstance(parent.tree, Volume)):

@@ -87,7 +87,7 @@ def a_layer_in_use_that_is_removed_goes_when_it_is_put(lab: LayerLab) -> None:
     expect_equal(sorted(lab.tree("a")), ["other"], "paths of a new layer of that name")
 
 
-def _fill_richly(files: Files) -> None:
+def fill_richly(files: Files) -> None:
     """All that an archive can hold and any user may make."""
     files.make_directory("dir", 0o2750)
     files.write("dir/plain", content(1, 5000), 0o640)
@@ -119,7 +119,7 @@ def _fill_richly(files: Files) -> None:
 def all_of_a_layer_comes_back_from_its_archive(lab: LayerLab) -> None:
     lab.create("source")
     with lab.files("source") as files:
-        _fill_richly(files)
+        fill_richly(files)
     archive = lab.diff("source", None)
     lab.create("target")
     size_bytes = lab.apply("target", None, archive)

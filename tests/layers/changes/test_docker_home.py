@@ -36,7 +36,7 @@ def changes(devices: DeviceSet, layer: str, parent: str) -> Kinds:
     volumes = Volumes(devices, read_only=True)
     with volumes.opened(layer) as one, volumes.opened(parent) as other:
         roots = find_root(one), find_root(other)
-        assert find._can_be_told_by_blocks(*roots) or not roots[1].inode
+        assert find.can_be_told_by_blocks(*roots) or not roots[1].inode
         ids = {record.name: record.device_id for record in devices.records()}
         found = finish(find_changes(*roots, ThinPair(devices.pool, ids[layer], ids[parent])))
         assert found == finish(walk_changes(*roots)) == oracle(*roots)

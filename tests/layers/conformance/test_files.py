@@ -16,7 +16,7 @@ from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers import LayerRoot
 from cowfs.testing.layers import DirectoryFiles, FileProcess, Files, TreeFiles
-from cowfs.testing.layers.rules import _fill_richly as fill_richly
+from cowfs.testing.layers.rules import fill_richly
 
 
 @pytest.fixture(params=["directory", "process", "tree"])
