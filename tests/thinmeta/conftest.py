@@ -14,6 +14,7 @@ import pytest
 from cowfs.blockdev import BlockDevice, MemoryDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.testing import thin_tools
+from cowfs.testing.blockdev import memory_device
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.xml import dump
 
@@ -78,12 +79,6 @@ def old_tools(tmp_path: Path) -> Tools:
 def new_tools(tmp_path: Path) -> Tools:
     """thin-provisioning-tools 1.x."""
     return Tools(thin_tools.find_new, tmp_path)
-
-
-def memory_device(content: bytes) -> MemoryDevice:
-    device = MemoryDevice(len(content))
-    device.pwrite(0, content)
-    return device
 
 
 def copy_of(device: BlockDevice) -> MemoryDevice:

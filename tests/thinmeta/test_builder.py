@@ -13,8 +13,7 @@ from cowfs.thinmeta.builder import MetadataBuilder, SubTree, TreeBuilder
 from cowfs.thinmeta.check import check
 from cowfs.thinmeta.recount import RefCounts
 from cowfs.thinmeta.walk import MetadataReader, Run
-
-from .conftest import Tools, map_blocks
+from tests.thinmeta.conftest import Tools, map_blocks
 
 
 def add(builder: MetadataBuilder, thin_id: int, tree: TreeBuilder | SubTree) -> SubTree:

@@ -18,8 +18,7 @@ from cowfs.thinmeta.findings import MAX_FINDINGS
 from cowfs.thinmeta.format import pack_bitmap
 from cowfs.thinmeta.walk import MAPPINGS, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
-
-from .conftest import Tools, copy_of, map_blocks, xml_of
+from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 ERROR, LEAK, WARNING = Severity.ERROR, Severity.LEAK, Severity.WARNING
 

@@ -14,8 +14,7 @@ from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.delta import DeltaKind, DeltaRange, changed_ranges, delta
 from cowfs.thinmeta.usage import usage
 from cowfs.thinmeta.walk import MetadataReader
-
-from .conftest import Tools, copy_of, map_blocks
+from tests.thinmeta.conftest import Tools, copy_of, map_blocks
 
 Mapping = dict[int, int]
 

@@ -18,8 +18,7 @@ from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.thinmeta.repair import RepairReport, repair
 from cowfs.thinmeta.walk import TOP_LEVEL, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
-
-from .conftest import Tools, copy_of, map_blocks, xml_of
+from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 Mappings = dict[int, dict[int, int]]
 

@@ -16,8 +16,7 @@ from cowfs.testing.damage import DAMAGES
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.check import check
 from cowfs.thinmeta.xml import dump, restore
-
-from .conftest import Tools, map_blocks, xml_of
+from tests.thinmeta.conftest import Tools, map_blocks, xml_of
 
 SUPERBLOCK = (
     '<superblock uuid="" time="3" transaction="7" flags="0" version="2" data_block_size="128" nr_data_blocks="500">'
