@@ -261,6 +261,15 @@ def copy_by_reading(device: BlockDevice, source_offset: int, target_offset: int,
         device.pwrite(target_offset + done, device.pread(source_offset + done, chunk))
 
 
+def may_be_link(path: str) -> bool:
+    """Whether the last part of a path to a device or file may be a symbolic link.
+
+    Nodes are reached through links (/dev/mapper, /dev/disk). A link among a home's files is a trap, as is one in
+    /dev/shm, where everybody may put it.
+    """
+    return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
+
+
 def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
     """(offset, length) of what a device may hold other than zeros, in order; of a file, what is not a hole."""
     end, size = 0, device.size_bytes

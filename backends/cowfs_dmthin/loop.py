@@ -15,7 +15,7 @@ import stat
 import struct
 from contextlib import ExitStack
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, may_be_link
 from cowfs.errors import InvalidRequest
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import (
@@ -121,8 +121,7 @@ def open_backing(path: str, role: str, *, read_only: bool = False) -> Backing:
         InvalidRequest: the path cannot be opened (its errno), or is neither a regular file nor a block device.
     """
     access = os.O_RDONLY if read_only else os.O_RDWR
-    # Nodes are reached through links (/dev/mapper, /dev/disk); a link among a home's files is a trap.
-    nofollow = 0 if path.startswith("/dev/") else os.O_NOFOLLOW
+    nofollow = 0 if may_be_link(path) else os.O_NOFOLLOW
     try:
         fd = os.open(path, access | nofollow | os.O_CLOEXEC)
     except OSError as error:

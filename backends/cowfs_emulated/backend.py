@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, may_be_link
 from cowfs.errors import InvalidRequest
 from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
 from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS
@@ -96,10 +96,8 @@ class EmulatedBackend:
 
 
 def _open(path: str, role: str, *, read_only: bool = False) -> FileDevice:
-    # Nodes are reached through links (/dev/mapper, /dev/disk); a link among a home's files is a trap.
-    nofollow = not path.startswith("/dev/")
     try:
-        return FileDevice(path, read_only=read_only, nofollow=nofollow, exclusive=True)
+        return FileDevice(path, read_only=read_only, nofollow=not may_be_link(path), exclusive=True)
     except OSError as error:
         reason = os.strerror(error.errno or errno.EIO).lower()
         if error.errno == errno.ELOOP:

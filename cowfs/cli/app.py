@@ -199,8 +199,8 @@ def run(words: list[str]) -> int:
         return output.print_error(grouped, as_json=as_json)
     except BrokenPipeError:
         return _silence_stdout()
-    except SystemExit:  # click's answer to a pipe that nobody reads, and to nothing else
-        return _silence_stdout()
+    except SystemExit as error:  # click's end of a completion, and its answer to a pipe that nobody reads
+        return _silence_stdout() if error.code else 0
     except OSError as error:
         if os.environ.get("COWFS_DEBUG"):
             raise

@@ -56,8 +56,9 @@ def test_another_process_that_holds_the_metadata_is_respected(table: PoolTable) 
     BACKEND.open_pool("pool", table).close()
 
 
-def test_a_symbolic_link_is_not_followed(table: PoolTable, tmp_path: Path) -> None:
-    link = tmp_path / "link"
+@pytest.mark.parametrize("where", ["directory", "shared memory"])
+def test_a_symbolic_link_is_not_followed(table: PoolTable, tmp_path: Path, fast_directory: Path, where: str) -> None:
+    link = (tmp_path if where == "directory" else fast_directory) / "link"
     link.symlink_to(table.data_device)
     with pytest.raises(InvalidRequest, match="symbolic link"):
         BACKEND.open_pool("pool", table.replace(data_device=str(link)))
