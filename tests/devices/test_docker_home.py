@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,8 @@ from cowfs.devices import DeviceSet
 from cowfs.errors import HomeError
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
-from tests.conftest import REPOSITORY, Account
-
-LAYERS = {
-    "base": 1,
-    "24c83653a1c70b91eb9dec6a7548ce22c3252fe1c2b36218b4c5b4f1047ecb08": 2,
-    "024658c994ece2802602c35db717b3000e9cadcbd98b86c93e367996b4471ca0": 4,
-    "2075416a65d6de41d0b8ca356081c465747776be6c53a63d4137ffde98a019a8": 6,
-}
-UUID = "5064d607-c3f4-4272-a3ac-54226cce1172"
-LAYER_3 = "2075416a65d6de41d0b8ca356081c465747776be6c53a63d4137ffde98a019a8"
-
-
-def unpack(directory: Path) -> Path:
-    archive = REPOSITORY / "tests/data/moby-home-20.10.tar.xz"
-    subprocess.run(["tar", "-S", "-xJf", archive, "-C", directory, "--no-same-owner"], check=True)
-    return directory / "devicemapper"
+from tests.conftest import Account
+from tests.docker_home import BASE_UUID, DEVICE_IDS, LAYER_3, unpack
 
 
 @pytest.fixture
@@ -42,16 +27,16 @@ def home(tmp_path: Path) -> Path:
 def test_it_lists_and_activates_every_device(home: Path) -> None:
     before = {path.name: path.read_bytes() for path in (home / "metadata").iterdir()}
     with DeviceSet.open(home, load_backend("emulated")) as devices:
-        assert {record.name: record.device_id for record in devices.records()} == LAYERS
+        assert {record.name: record.device_id for record in devices.records()} == DEVICE_IDS
         assert {record.size_bytes for record in devices.records()} == {1 << 30}
         assert {record.parent for record in devices.records()} == {None}
-        for name in LAYERS:
+        for name in DEVICE_IDS:
             thin = devices.activate(name)
             assert thin.pread(1024 + 56, 2) == b"\x53\xef"  # ext4's magic
             devices.deactivate(name)
-        assert [devices.figures(name).mapped_bytes >> 16 for name in LAYERS] == [783, 815, 816, 817]
+        assert [devices.figures(name).mapped_bytes >> 16 for name in DEVICE_IDS] == [783, 815, 816, 817]
         status = devices.status()
-        assert (status.base_uuid, status.base_filesystem, status.transaction_id) == (UUID, "ext4", 12)
+        assert (status.base_uuid, status.base_filesystem, status.transaction_id) == (BASE_UUID, "ext4", 12)
         assert (status.orphan_thin_ids, devices.problems) == ((), ())
         require_clean_pool(devices.pool)
     after = {path.name: path.read_bytes() for path in (home / "metadata").iterdir()}
@@ -75,7 +60,7 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
         devices.deactivate("mine")
         devices.remove("mine")
         devices.remove("empty")
-        assert {record.name: record.device_id for record in devices.records()} == LAYERS
+        assert {record.name: record.device_id for record in devices.records()} == DEVICE_IDS
         require_clean_pool(devices.pool)
     keys = {name: list(json.loads((home / "metadata" / name).read_bytes())) for name in os.listdir(home / "metadata")}
     assert keys.pop("deviceset-metadata") == ["next_device_id", "BaseDeviceUUID", "BaseDeviceFilesystem"]
@@ -100,7 +85,7 @@ def test_a_user_without_privileges_can_do_all_of_that(ordinary_user: Account) ->
     for path in [home.parent, *home.parent.rglob("*")]:
         os.chown(path, ordinary_user.uid, ordinary_user.gid)
     result = ordinary_user.run([sys.executable, "-c", SESSION, home])
-    assert result.stdout.split() == sorted([*LAYERS, "mine"])
+    assert result.stdout.split() == sorted([*DEVICE_IDS, "mine"])
 
 
 def test_what_may_not_be_read_is_named(ordinary_user: Account) -> None:

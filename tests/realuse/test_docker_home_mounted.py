@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.docker_home import BUSYBOX_BYTES, DEVICE_IDS, DIRECTORY, LAYER_1, LAYER_2, LAYER_3, UNPACK
+
 if TYPE_CHECKING:
     from tests.conftest import Account
 
 pytestmark = pytest.mark.fuse
 
-ARCHIVE = Path(__file__).resolve().parent.parent / "data" / "moby-home-20.10.tar.xz"
-LAYER_1 = "24c83653a1c70b91eb9dec6a7548ce22c3252fe1c2b36218b4c5b4f1047ecb08"
-LAYER_2 = "024658c994ece2802602c35db717b3000e9cadcbd98b86c93e367996b4471ca0"
-LAYER_3 = "2075416a65d6de41d0b8ca356081c465747776be6c53a63d4137ffde98a019a8"
-BUSYBOX_BYTES = 1982256
-
 
 class DockerHome:
     def __init__(self, account: Account) -> None:
         self.account = account
-        account.run(["tar", "-S", "-xJf", ARCHIVE, "--no-same-owner"], cwd=account.directory)
-        self.home = account.directory / "devicemapper"
+        account.run(UNPACK, cwd=account.directory)
+        self.home = account.directory / DIRECTORY
         self.target = account.mkdir("mnt")
 
     def cowfs(self, *words: str | Path) -> str:
@@ -61,7 +57,7 @@ def docker_home(account: Account, needs_fuse: None) -> DockerHome:
 
 def test_listed(docker_home: DockerHome) -> None:
     rows = docker_home.devices()
-    assert {name: row["id"] for name, row in rows.items()} == {"base": 1, LAYER_1: 2, LAYER_2: 4, LAYER_3: 6}
+    assert {name: row["id"] for name, row in rows.items()} == DEVICE_IDS
     assert {row["size_bytes"] for row in rows.values()} == {1 << 30}
     assert {row["id"]: row["mapped_bytes"] >> 16 for row in rows.values()} == {1: 783, 2: 815, 4: 816, 6: 817}
 

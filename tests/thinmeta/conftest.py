@@ -17,9 +17,7 @@ from cowfs.testing import thin_tools
 from cowfs.testing.blockdev import memory_device
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.xml import dump
-
-DOCKER_HOME = Path(__file__).resolve().parent.parent / "data" / "moby-home-20.10.tar.xz"
-DOCKER_METADATA = "devicemapper/devicemapper/metadata"
+from tests import docker_home
 
 Finder = Callable[[str], str]
 
@@ -148,8 +146,12 @@ def sample(sample_content: bytes) -> MemoryDevice:
 @pytest.fixture(scope="session")
 def docker_content() -> bytes:
     """The metadata that Docker's devicemapper driver left."""
-    with tarfile.open(DOCKER_HOME) as archive:
-        member = next(entry for entry in archive if entry.name.removeprefix("./") == DOCKER_METADATA)
+    with tarfile.open(docker_home.ARCHIVE) as archive:
+        member = next(
+            entry
+            for entry in archive
+            if entry.name.removeprefix("./") == f"{docker_home.DIRECTORY}/devicemapper/metadata"
+        )
         file = archive.extractfile(member)
         assert file is not None
         return file.read()

@@ -10,11 +10,9 @@ import pytest
 
 from cowfs.uml import UmlKernel
 from tests.conftest import REPOSITORY, Account
+from tests.docker_home import DIRECTORY, LAYER_1, LAYER_2, LAYER_3, UNPACK
 from tests.uml.guest_docker_home import CLOSED
 from tests.uml.test_command_line import CLIENT
-
-ARCHIVE = REPOSITORY / "tests/data/moby-home-20.10.tar.xz"
-LAYERS = 3
 
 
 def plain(text: str) -> str:
@@ -25,8 +23,8 @@ def plain(text: str) -> str:
 def test_both_backends_show_the_same_trees(uml_kernel: UmlKernel, account: Account, needs_fuse: None) -> None:
     if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:
         pytest.skip(f"{account.name} cannot reach {uml_kernel.executable}; run: sudo apt-get install user-mode-linux")
-    account.run(["tar", "-S", "-xJf", ARCHIVE, "--no-same-owner"])
-    home, point = account.directory / "devicemapper", account.mkdir("point")
+    account.run(UNPACK)
+    home, point = account.directory / DIRECTORY, account.mkdir("point")
     cowfs = ["cowfs", "--home", home]
     account.run([*cowfs, "mount", "--read-only", point])
     try:
@@ -39,7 +37,7 @@ def test_both_backends_show_the_same_trees(uml_kernel: UmlKernel, account: Accou
     finally:
         account.run(["cowfs", "umount", point])
     told = {what: account.run([*cowfs, what]).stdout for what in ("list", "dmstatus", "dump")}
-    assert len(trees) == LAYERS
+    assert trees.keys() == {LAYER_1, LAYER_2, LAYER_3}
 
     boot = [sys.executable, "-c", CLIENT, uml_kernel.executable, uml_kernel.modules]
     guest = [*boot, sys.executable, "-m", "tests.uml.guest_docker_home", home, point]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,20 +12,14 @@ from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
 from cowfs.layers.interface import finish
 from cowfs.layers.roots import find_root
 from cowfs.pool import load_backend
-from tests.conftest import REPOSITORY
+from tests.docker_home import LAYER_1, LAYER_2, LAYER_3, unpack
 from tests.layers.changes.conftest import Kinds, kinds, oracle
-
-LAYER_1 = "24c83653a1c70b91eb9dec6a7548ce22c3252fe1c2b36218b4c5b4f1047ecb08"
-LAYER_2 = "024658c994ece2802602c35db717b3000e9cadcbd98b86c93e367996b4471ca0"
-LAYER_3 = "2075416a65d6de41d0b8ca356081c465747776be6c53a63d4137ffde98a019a8"
 
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSet]:
-    directory = tmp_path_factory.mktemp("home")
-    archive = REPOSITORY / "tests/data/moby-home-20.10.tar.xz"
-    subprocess.run(["tar", "-S", "-xJf", archive, "-C", directory, "--no-same-owner"], check=True)
-    with DeviceSet.open(Path(directory) / "devicemapper", load_backend("emulated")) as devices:
+    home = unpack(tmp_path_factory.mktemp("home"))
+    with DeviceSet.open(home, load_backend("emulated")) as devices:
         yield devices
 
 
