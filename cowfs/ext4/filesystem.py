@@ -56,7 +56,8 @@ class Filesystem:
         self.cache = MetadataCache(device, self.block_bytes, self.mark_in_use)
         self.is_journaled = False
         self.has_unflushed_data = False  # which the next commit makes visible
-        self.touched_inode_blocks: set[int] = set()  # that have changed inodes: how much a commit will have to write
+        self.touched_inodes: set[int] = set()  # in memory, by number
+        self.touched_inode_blocks: set[int] = set()  # where they lie: how much a commit will have to write
         self._mark = _Mark.NONE
         self.closed = False  # what the library allocated is gone then, and must not be touched
         self._channel = Channel(self.library, self.cache)

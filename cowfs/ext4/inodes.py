@@ -77,6 +77,7 @@ class Inode:
     def touch(self) -> None:
         if not self.dirty:
             self.dirty = True
+            self._fs.touched_inodes.add(self.number)
             self._fs.touched_inode_blocks.add(self.number // self._fs.inodes_per_block)
         self._attributes = None
 
@@ -396,8 +397,11 @@ class InodeTable:
 
     def flush_all(self) -> None:
         """In order of number, so that the library reads every block of the table once."""
-        for inode in sorted((inode for inode in self._cache.values() if inode.dirty), key=lambda inode: inode.number):
-            self.flush(inode)
+        for number in sorted(self._fs.touched_inodes):
+            inode = self._cache.get(number)
+            if inode is not None and inode.dirty:
+                self.flush(inode)
+        self._fs.touched_inodes.clear()
         self._fs.touched_inode_blocks.clear()
 
     def limit(self, share: float) -> None:

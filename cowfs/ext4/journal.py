@@ -67,6 +67,8 @@ class Journal:
         self._first = self._superblock.first
         self._sequence = self._superblock.sequence
         self._head = self._first
+        # When it is time to commit: one operation more fits, but for very large ones.
+        self.transaction_blocks_max = min(self._capacity // 2, _TRANSACTION_BYTES // fs.block_bytes)
         self._logged: set[int] = set()  # of what the log has copies
         self._on_device = _OnDevice.EMPTY
         self._may_be_there = False  # a commit failed: some of it may be on the device
@@ -85,11 +87,6 @@ class Journal:
     @property
     def _capacity(self) -> int:
         return self._superblock.blocks - self._first
-
-    @property
-    def transaction_blocks_max(self) -> int:
-        """When it is time to commit; one operation more than that always fits, or nearly so."""
-        return min(self._capacity // 2, _TRANSACTION_BYTES // self._fs.block_bytes)
 
     def commit(self, freed: Sequence[Run]) -> bool:
         """Make durable what changed, as one transaction.

@@ -441,15 +441,16 @@ class Volume:
 
     def _make_room(self) -> None:
         """Write what has gathered in memory, between two operations, when that is much, or much for the journal."""
-        cache = self._fs.cache
-        if self._journal is None or not self._fs.is_journaled:
+        fs, journal = self._fs, self._journal
+        cache = fs.cache
+        if journal is None or not fs.is_journaled:
             if cache.overfull:
                 cache.write_out()
             return
         if cache.is_much_committed:
             cache.write_committed()
-        blocks = len(cache.dirty) + len(self._fs.touched_inode_blocks) + 2 * self._allocator.changed_bitmaps
-        if cache.overfull or blocks > self._journal.transaction_blocks_max:
+        blocks = len(cache.dirty) + len(fs.touched_inode_blocks) + 2 * self._allocator.changed_bitmaps
+        if blocks > journal.transaction_blocks_max or cache.overfull:
             self.sync()
 
     def quiesce(self) -> None:

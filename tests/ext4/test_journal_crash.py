@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.ext4 import journal
+from cowfs.ext4.fsck import needs_check
 from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.recovery import needs_recovery
 from cowfs.ext4.volume import Volume
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
@@ -81,6 +83,52 @@ def test_a_freed_block_that_gets_the_same_content_again(
         volume.unlink(ROOT_INODE, b"f")
         volume.sync()
     assert pointers[0] == pointers[1]
+
+
+def test_a_transaction_that_does_not_fit_is_written_without_the_journal(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the volume is marked for a check, as one without a journal is, until it is clean the next time."""
+    volume = image.volume
+    make_file(volume, b"first", b"1" * 5000)
+    volume.sync()
+    assert crashed(image).lookup(ROOT_INODE, b"first")
+    with monkeypatch.context() as small:
+        small.setattr(journal.Journal, "_capacity", 5)
+        for number in range(3):
+            make_file(volume, b"large-%d" % number, b"2" * 5000)
+            volume.sync()
+            left = memory_device(image.path.read_bytes())
+            assert needs_check(left)
+            assert not needs_recovery(left)
+            assert len(names(Volume.open(left, read_only=True))) == 2 + number
+    make_file(volume, b"still")
+    volume.sync()
+    assert not needs_recovery(memory_device(image.path.read_bytes()))
+    volume.quiesce()
+    image.require_clean()
+    make_file(volume, b"again", b"3" * 5000)
+    volume.sync()
+    left = memory_device(image.path.read_bytes())
+    assert needs_recovery(left)
+    with closing(Volume.open(left)) as recovered:
+        assert names(recovered) == {b"first", b"large-0", b"large-1", b"large-2", b"still", b"again"}
+
+
+def test_space_that_waits_is_used_when_nothing_else_is_left(image: Image) -> None:
+    """By a commit between two operations; a crash just after it finds either of them."""
+    volume = image.volume
+    size = volume.statistics().blocks_available * 4096 - (2 << 20)
+    make_file(volume, b"old", b"o" * size)
+    volume.sync()
+    volume.unlink(ROOT_INODE, b"old")
+    new = make_file(volume, b"new")
+    assert volume.write(new, 0, b"n" * size) == size
+    left = crashed(image)
+    assert names(left) == {b"new"}
+    assert left.attributes(new).size_bytes == 0
+    volume.sync()
+    assert crashed(image).read(new, size - 10, 20) == b"n" * 10
 
 
 def crashed(image: Image) -> Volume:
