@@ -253,8 +253,13 @@ class CrashRun:
         """
         done = Explored(len(self.steps), len(self.boundaries), len(self.journal.entries))
         begin = self.boundaries[0].durable  # before the first commit there is nothing to come back to
-        data_images = self.journal.images(DATA, begin)
-        for (position, metadata), (_, data) in zip(self.journal.images(METADATA, begin), data_images, strict=True):
+        journal = self.journal
+        flushed = {name: journal.image(name, journal.durable_position(name, begin)) for name in (METADATA, DATA)}
+        data_images = journal.images(DATA, begin)
+        for (position, metadata), (_, data) in zip(journal.images(METADATA, begin), data_images, strict=True):
+            for name, image in ((METADATA, metadata), (DATA, data)):
+                if journal.durable_position(name, position) == position:
+                    flushed[name] = bytearray(image)
             if (position - begin) % every:
                 continue
             reuse = done.prefixes % reuse_every == 0
@@ -263,8 +268,8 @@ class CrashRun:
             done.reused += reuse
             for number in range(subsets):
                 rng = random.Random(f"{self.seed} {position} {number}")  # noqa: S311
-                torn_metadata = self.journal.torn_image(METADATA, position, rng)
-                torn_data = self.journal.torn_image(DATA, position, rng)
+                torn_metadata = journal.torn_image(METADATA, position, rng, base=flushed[METADATA])
+                torn_data = journal.torn_image(DATA, position, rng, base=flushed[DATA])
                 self._judge(f"subset {number} at {position}", position, torn_metadata, torn_data, reuse=False)
                 done.subsets += 1
         return done

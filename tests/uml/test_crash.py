@@ -21,7 +21,7 @@ from tests.uml.guest_crash import CHECKS
 from tests.uml.guest_power_cut import DONE, Model, changes, expect
 
 IS_LONG = "COWFS_TEST_LONG" in os.environ
-SEEDS = range(1, 13 if IS_LONG else 3)
+SEEDS = range(1, 13 if IS_LONG else 5)
 MOST_LINES = 300
 UNHEARD_CHANGES = 8
 
