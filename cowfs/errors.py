@@ -34,6 +34,8 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -252,9 +254,15 @@ class MountError(CowfsError):
         self.data = data
 
 
-def error_in(group: BaseExceptionGroup[BaseException]) -> CowfsError | None:
-    """The first error of ours in what trio has grouped, which prints as one line; None when there is none."""
-    error: BaseException | None = group.subgroup(CowfsError)
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error if isinstance(error, CowfsError) else None
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """trio groups errors; the first one of ours in a group is raised as itself, so that it prints as one line."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException | None = group.subgroup(CowfsError)
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        if error is None:
+            raise
+        raise error from group

@@ -22,7 +22,7 @@ from click.core import ParameterSource
 
 from cowfs.cli import output
 from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, Settings
-from cowfs.errors import CowfsError, UsageError, error_in
+from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
 # Command -> module beside this one, in the order of the help; the second word is its line there.
@@ -192,11 +192,6 @@ def run(words: list[str]) -> int:
         return _ENDED if isinstance(error.__cause__ or error, _Ended) else _INTERRUPTED
     except CowfsError as error:
         return output.print_error(error, as_json=as_json)
-    except BaseExceptionGroup as group:
-        grouped = error_in(group)
-        if grouped is None:
-            raise
-        return output.print_error(grouped, as_json=as_json)
     except BrokenPipeError:
         return _silence_stdout()
     except SystemExit as error:  # click's end of a completion, and its answer to a pipe that nobody reads

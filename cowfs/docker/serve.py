@@ -26,7 +26,7 @@ from typing import Final
 import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
-from cowfs.errors import HomeError, UsageError
+from cowfs.errors import HomeError, UsageError, ungrouped
 from cowfs.host.driven_home import Driven, apply_options, open_driven, settle_for
 from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.host.serving.served_home import ServedHome
@@ -58,7 +58,7 @@ def serve_plugin(request: PluginRequest) -> None:
         CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
     """
     parse_storage_options(request.options)
-    with _listening(request.socket) as listener:
+    with _listening(request.socket) as listener, ungrouped():
         trio.run(partial(_Plugin(request).run, listener))
 
 

@@ -28,7 +28,7 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from cowfs.errors import MountError, error_in
+from cowfs.errors import MountError, ungrouped
 from cowfs.fuse import request_wait
 from cowfs.fuse.mountinfo import SUBTYPE
 from cowfs.fuse.mountpoint import (
@@ -110,7 +110,8 @@ def run_server(
         MountError, MissingRequirement: it could not be mounted.
         OSError: what closing the view raised.
     """
-    trio.run(partial(serve_view, view, target, options, services=services, tick=tick, on_ready=on_ready))
+    with ungrouped():
+        trio.run(partial(serve_view, view, target, options, services=services, tick=tick, on_ready=on_ready))
 
 
 async def serve_view(
@@ -197,7 +198,7 @@ async def _serve(
     tick: Callable[[], None] | None,
     on_ready: Callable[[], None] | None,
 ) -> None:
-    async with _unpacked_errors(), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         ready = trio.Event()
         await nursery.start(_handle_signals, view, path)
         for service in services:
@@ -210,18 +211,6 @@ async def _serve(
         nursery.cancel_scope.cancel()
 
 
-@contextlib.asynccontextmanager
-async def _unpacked_errors() -> AsyncIterator[None]:
-    """trio groups errors; one error of ours in a group is raised as itself, so that it prints as one line."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error = error_in(group)
-        if error is None:
-            raise
-        raise error from group
-
-
 async def serve_services(
     services: Sequence[Service],
     ended: trio.Event,
@@ -230,7 +219,7 @@ async def serve_services(
     on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Run services without a mount until `ended`, or a signal; the main task of the process."""
-    async with _unpacked_errors(), trio.open_nursery() as nursery:
+    async with trio.open_nursery() as nursery:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
             nursery.start_soon(_end_on_signal, received, ended)
             ready = trio.Event()

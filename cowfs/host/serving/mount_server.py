@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from cowfs.errors import HomeBusy
+from cowfs.errors import HomeBusy, ungrouped
 from cowfs.fuse.background import Readiness
 from cowfs.host.requests.devices import Status
 from cowfs.host.serving.mounting import MountRequest
@@ -41,7 +41,8 @@ def serve_mount(
             if on_ready is not None:
                 on_ready()
 
-        trio.run(partial(served.serve, on_ready=ready))
+        with ungrouped():
+            trio.run(partial(served.serve, on_ready=ready))
 
 
 def _open_here(request: MountRequest) -> LocalSession:
