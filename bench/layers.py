@@ -14,7 +14,7 @@ are compared. Opening reads one record for each layer on both sides.
 
 from __future__ import annotations
 
-from bench import moby_driver
+from bench.rig import moby_driver
 from bench.rig.archives import Sizes, tree
 from bench.rig.guests import Contender, rounds
 from bench.rig.harness import Bench

@@ -12,6 +12,7 @@ import resource
 import statistics
 import tarfile
 from contextlib import closing
+from functools import partial
 
 from bench.rig.harness import Bench, timed
 from cowfs.devices import DeviceSet, HomeOptions
@@ -48,10 +49,7 @@ def stack_layers(bench: Bench, driver: LayerDriver, volumes: Volumes, depth: int
         driver.create(name, parent)
         finish(driver.apply(name, parent, io.BytesIO(one_file(name))))
 
-    taken = [
-        timed(lambda name=name, parent=parent: stack(name, parent))
-        for name, parent in zip(names, [None, *names[:-1]], strict=True)
-    ]
+    taken = [timed(partial(stack, name, parent)) for name, parent in zip(names, [None, *names[:-1]], strict=True)]
     part = depth // 4
     bench.record("create and apply", f"create and apply, the first {part}", "s", taken[:part])
     bench.record("create and apply", f"create and apply, the last {part} of {depth}", "s", taken[-part:])
@@ -63,7 +61,7 @@ def stack_layers(bench: Bench, driver: LayerDriver, volumes: Volumes, depth: int
             file = volume.lookup(root, name.encode()).inode
             assert volume.read(file, 0, FILE_BYTES) == name.encode().ljust(FILE_BYTES)
     for name, parent in ((names[1], names[0]), (names[-1], names[-2])):
-        values = [timed(lambda name=name, parent=parent: changed(driver, name, parent)) for _ in range(EDGE)]
+        values = [timed(partial(changed, driver, name, parent)) for _ in range(EDGE)]
         bench.record("changes", f"changes of {name}", "s", values)
 
 
@@ -73,11 +71,11 @@ def changed(driver: LayerDriver, name: str, parent: str) -> None:
 
 def add_layers(bench: Bench, driver: LayerDriver, count: int) -> None:
     names = [f"layer{number:04}" for number in range(count)]
-    made = [timed(lambda name=name: driver.create(name, "chain000")) for name in names]
+    made = [timed(partial(driver.create, name, "chain000")) for name in names]
     bench.record("create", f"create, the first {EDGE}", "s", made[:EDGE])
     bench.record("create", f"create, the last {EDGE} of {count}", "s", made[-EDGE:])
     at_most(bench, f"create, last / first of {count}", made[-EDGE:], made[:EDGE])
-    removed = [timed(lambda name=name: driver.remove(name)) for name in names[:EDGE]]
+    removed = [timed(partial(driver.remove, name)) for name in names[:EDGE]]
     bench.record("remove", f"remove, of {count}", "s", removed)
 
 
