@@ -72,7 +72,7 @@ def unpack(layers: Layers, archive: bytes) -> float:
     thin_id, device = layers.create()
 
     def work() -> None:
-        volume = Volume.open(device)
+        volume = Volume.open(device, journaled=False)  # as layers are that an archive is applied to
         root = volume.make_directory(ROOT_INODE, b"rootfs", 0o755, 0, 0).inode
         finish(apply_archive(LayerRoot(volume, root), io.BytesIO(archive)))
         volume.close()

@@ -32,6 +32,7 @@ import functools
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs.blockdev import BlockDevice, Buffer
@@ -53,6 +54,7 @@ from cowfs.ext4.interface import (
 )
 from cowfs.ext4.journal import Journal
 from cowfs.ext4.journal_file import JournalFile
+from cowfs.ext4.journal_format import DamagedJournal
 from cowfs.ext4.names import Names
 from cowfs.ext4.recovery import recover, recovered
 from cowfs.ext4.renames import Renames
@@ -133,8 +135,9 @@ class Volume:
         try:
             volume = cls(fs)
             if journaled and not read_only and JournalFile.is_in(fs):
-                volume._journal = Journal(fs)
-                fs.set_journaled(True)
+                with suppress(DamagedJournal):  # or of a kind that we do not write: then as without one
+                    volume._journal = Journal(fs)
+                    fs.set_journaled(True)
             if not read_only:
                 volume._names.orphans.process(volume._finish_orphan)
             volume.attributes(ROOT_INODE)
