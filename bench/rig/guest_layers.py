@@ -35,8 +35,8 @@ class Layers:
         self.plugin = Plugin(command, Path("/run/cowfs-bench-plugin.sock"), home, options, directory / "plugin.log")
 
     def fill(self) -> None:
-        self._load("small.tar", "small")
-        self._load("tree.tar", "large")
+        self._load(self._archive("small.tar"), "small")
+        self._load(self._archive("tree.tar"), "large")
         self.plugin.call("CreateReadWrite", ID="edited", Parent="large")
         self.plugin.apply("edited", "large", edits(self._sizes))
         for number in range(self._sizes.layers):
@@ -45,9 +45,10 @@ class Layers:
     def round(self) -> dict[str, list[float]]:
         self.plugin.call("Get", ID="edited")
         self._life()
+        archive = self._archive("layer.tar")
         taken = {
             "life of a layer": [timed(self._life) for _ in range(LIVES)],
-            "apply": [timed(lambda: self._load("layer.tar", "layer"))],
+            "apply": [timed(lambda: self._load(archive, "layer"))],
             "changes": [timed(self._changes)],
         }
         self.plugin.call("Remove", ID="layer")
@@ -61,9 +62,12 @@ class Layers:
             self.plugin.call("Put", ID=layer_id)
         return taken
 
-    def _load(self, archive: str, layer_id: str) -> None:
+    def _archive(self, name: str) -> bytes:
+        return (self._archives / name).read_bytes()
+
+    def _load(self, archive: bytes, layer_id: str) -> None:
         self.plugin.call("Create", ID=layer_id)
-        self.plugin.apply(layer_id, "", (self._archives / archive).read_bytes())
+        self.plugin.apply(layer_id, "", archive)
 
     def _life(self) -> None:
         self.plugin.call("CreateReadWrite", ID="box", Parent="small")

@@ -25,6 +25,7 @@ from cowfs.host.control.server import ControlServer
 from cowfs.host.host import Host, MountedView
 from cowfs.host.serving.deletions import deletion_service
 from cowfs.host.serving.events import event_service
+from cowfs.host.serving.memory import keep_freed_memory
 from cowfs.host.serving.mounting import MountRequest
 from cowfs.host.serving.shown_devices import ShownDevices
 from cowfs.layers import IdMaps
@@ -105,6 +106,7 @@ class ServedHome:
 
     async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, and serve until it is unmounted; without a view, until a signal. In the main task."""
+        keep_freed_memory()
         devices = self.host.devices
         services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
         if isinstance(self._view, HomeView):
