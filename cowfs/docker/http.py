@@ -76,8 +76,12 @@ async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
     try:
         async with stream:
             connection = _Connection(stream)
-            while await connection.serve_one(handler):
-                pass
+            try:
+                while await connection.serve_one(handler):
+                    pass
+            except h11.RemoteProtocolError as error:
+                await connection.refuse(error)
+                raise
     except CLIENT_FAILURES as error:
         _log.info("a client is gone, or does not speak HTTP: %s", str(error) or "too slow")
     except _BodyFailed as error:
@@ -108,6 +112,14 @@ class _Connection:
             return False
         self._http.start_next_cycle()
         return True
+
+    async def refuse(self, error: h11.RemoteProtocolError) -> None:
+        """Answer what breaks the rules of HTTP, unless an answer has begun; nothing after it can be understood."""
+        if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            text = f"not a request of HTTP/1.1: {error}\n".encode()
+            headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(text))), ("Connection", "close")]
+            head = h11.Response(status_code=error.error_status_hint, headers=headers)
+            await self._send(head, h11.Data(data=text), h11.EndOfMessage())
 
     async def _read_body(self) -> AsyncIterator[bytes]:
         if self._http.they_are_waiting_for_100_continue:

@@ -228,13 +228,42 @@ def test_bad_requests_are_answered_with_one_line(
     with_client(tmp_path, use)
 
 
-def test_what_is_no_http_ends_with_its_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "words"),
+    [
+        (b"\x16\x03\x01 hello?\r\n\r\n", 400, b"not a request of HTTP/1.1"),
+        (b"POST /Plugin.Activate HTTP/1.1\r\n\r\n", 400, b"Host"),
+        (b"POST /Plugin.Activate HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400, b"Host"),
+        (b"POST /Plugin.Activate HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n", 400, b"Content-Length"),
+        (b"POST /Plugin.Activate HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501, b"chunked"),
+        (b"POST /Plugin.Activate HTTP/1.1\r\nHost: " + b"x" * 64_000, 431, b""),
+        (b"POST /GraphDriver.Create HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, b"chunk"),
+    ],
+    ids=["not HTTP", "no Host", "two Hosts", "length", "encoding", "endless head", "broken body"],
+)
+def test_what_breaks_the_rules_of_http_is_answered_and_ends_the_connection(
+    tmp_path: Path, request_bytes: bytes, status: int, words: bytes
+) -> None:
     def use(client: UnixClient) -> None:
         client.connect()
-        client.sock.sendall(b"\x16\x03\x01 hello?\r\n\r\n")
-        assert client.sock.recv(10) == b""
+        client.sock.sendall(request_bytes)
+        with client.sock.makefile("rb") as file:
+            head, _, body = file.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"Connection: close" in head
+        assert words in body
         client.close()
         assert client.call("Plugin.Activate") == {"Implements": ["GraphDriver"]}
+
+    with_client(tmp_path, use)
+
+
+def test_a_request_of_http_1_0_needs_no_host(tmp_path: Path) -> None:
+    def use(client: UnixClient) -> None:
+        client.connect()
+        client.sock.sendall(b"POST /Plugin.Activate HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}")
+        with client.sock.makefile("rb") as file:
+            assert b"GraphDriver" in file.read()
 
     with_client(tmp_path, use)
 
