@@ -12,9 +12,10 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cowfs.host.control.client import Client
 from cowfs.host.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 from cowfs.host.control.server import Limits
 from cowfs.host.host import Host
-from cowfs.host.requests.devices import CopyMetadata, Create, DeviceRow, ListDevices, Status
+from cowfs.host.requests.devices import CopyMetadata, Create, DeviceRow, HomeReport, ListDevices, Status
 from cowfs.host.requests.request import OpenFile
 from tests.host.conftest import PATIENCE_SECONDS, serving
 
@@ -286,7 +287,7 @@ def test_a_client_that_was_dropped_for_being_idle_connects_again(home: Path) -> 
 
 
 def test_too_many_clients_are_turned_away(home: Path) -> None:
-    with serving(home, limits=Limits(clients=2)):
+    with serving(home, limits=Limits(clients_per_uid=2, grace_seconds=PATIENCE_SECONDS)):
         with raw_client(home), raw_client(home) as second:
             with pytest.raises(HomeError, match="too many clients") as caught:
                 Client(home)
@@ -294,6 +295,160 @@ def test_too_many_clients_are_turned_away(home: Path) -> None:
             second.socket.sendall(STATUS)
             assert second.read()["result"]["devices"] == 1
         assert_serves(home)
+
+
+def test_a_crowd_of_idle_clients_makes_room(home: Path) -> None:
+    """The one that has kept the server waiting longest loses its place."""
+    with serving(home, limits=Limits(clients_per_uid=3, grace_seconds=0.0)):
+        with ExitStack() as idle:
+            crowd = [idle.enter_context(raw_client(home)) for _ in range(3)]
+            crowd[0].socket.sendall(STATUS)  # now it has waited the least
+            assert "result" in crowd[0].read()
+            with Client(home) as client:
+                assert client.call(Status()).devices == 1
+                assert crowd[1].read() is None
+                for other in (crowd[0], crowd[2]):
+                    other.socket.sendall(STATUS)
+                    assert "result" in other.read()
+        assert_serves(home)
+
+
+def test_a_client_that_does_not_read_makes_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ListDevices, "run", lambda self, host: many_rows(host))
+    with serving(home, limits=Limits(clients_per_uid=1, grace_seconds=0.0)), raw_client(home) as deaf:
+        deaf.socket.sendall(b'{"op":"list"}\n')
+        with session.connect(home, "emulated", wait_seconds=PATIENCE_SECONDS) as opened:
+            assert opened.call(Status()).devices == 1
+
+
+def test_what_a_client_has_sent_keeps_its_place(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server was busy meanwhile, so it is not the client that was waited for."""
+    arrived, go_on = threading.Event(), threading.Event()
+    run = Status.run
+
+    def slow(self: Status, host: Host) -> HomeReport:
+        arrived.set()
+        assert go_on.wait(PATIENCE_SECONDS)
+        return run(self, host)
+
+    with (
+        serving(home, limits=Limits(clients_per_uid=2, grace_seconds=0.0)),
+        raw_client(home) as first,
+        raw_client(home) as second,
+    ):
+        monkeypatch.setattr(Status, "run", slow)
+        first.socket.sendall(STATUS)
+        assert arrived.wait(PATIENCE_SECONDS)
+        second.socket.sendall(STATUS)
+        third = control_socket.dial(home, PATIENCE_SECONDS)
+        go_on.set()
+        with third:
+            assert "result" in second.read()
+            assert "result" in first.read()
+
+
+def test_each_user_has_places_of_its_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uids = iter([1, 1, 0])
+    monkeypatch.setattr(control_socket, "peer_of", lambda _connection: (4711, next(uids)))
+    monkeypatch.setattr(os, "geteuid", lambda: 1)
+    with (
+        serving(home, limits=Limits(clients_per_uid=2, grace_seconds=PATIENCE_SECONDS)),
+        raw_client(home),
+        raw_client(home),
+        raw_client(home) as third,
+    ):
+        third.socket.sendall(STATUS)
+        assert "result" in third.read()
+
+
+def test_descriptors_of_one_client_are_bounded(served: Path) -> None:
+    with raw_client(served) as client, open(os.devnull, "rb") as file:
+        before = len(os.listdir("/proc/self/fd"))
+        with suppress(ConnectionError):
+            for _ in range(500):
+                client.socket.sendmsg([b" "], control_socket.file_message(file.fileno()))
+        with suppress(ConnectionError):
+            assert "more than 4 open files" in client.read()["error"]["message"]
+            assert client.read() is None
+        assert_serves(served)
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
+def test_being_out_of_descriptors_is_logged_once(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refusals = 5
+    wrap = trio.socket.from_stdlib_socket
+
+    def wrap_failing(listener: socket.socket) -> trio.socket.SocketType:
+        wrapped = wrap(listener)
+        accept = wrapped.accept
+
+        async def refuse() -> object:
+            nonlocal refusals
+            if refusals:
+                refusals -= 1
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return await accept()
+
+        monkeypatch.setattr(wrapped, "accept", refuse)
+        return wrapped
+
+    monkeypatch.setattr(trio.socket, "from_stdlib_socket", wrap_failing)
+    with serving(home):
+        assert_serves(home)
+    assert refusals == 0
+    assert [record.message.count("Too many open files") for record in caplog.records] == [1]
+
+
+# --------------------------------------------------------------------------------------------- a full backlog
+
+
+@contextmanager
+def full_backlog(home: Path) -> Iterator[socket.socket]:
+    """A holder that accepts nothing, and as many clients waiting as can; gives its listener."""
+    with ExitStack() as last:
+        lock = HomeLock.acquire(str(home))
+        last.callback(lock.release)
+        listener = control_socket.listen(home)
+        last.callback(control_socket.unlink, home)
+        last.enter_context(listener)
+        listener.listen(0)
+        last.enter_context(control_socket.dial(home, PATIENCE_SECONDS))
+        yield listener
+
+
+def test_a_full_backlog_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_backlog(home) as listener:
+        pauses: list[float] = []
+
+        def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                listener.accept()[0].close()
+
+        monkeypatch.setattr(time, "sleep", pause)
+        control_socket.dial(home, PATIENCE_SECONDS).close()
+    assert pauses == [0.01, 0.02, 0.04]
+
+
+def test_a_backlog_that_stays_full_is_one_clear_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_backlog(home):
+        monkeypatch.setattr(session, "Client", functools.partial(Client, greeting_seconds=0.1))
+        with pytest.raises(HomeBusy, match=f"held by process {os.getpid()} .*; it does not answer"):
+            session.connect(home, "emulated")
+
+
+def test_the_backlog_has_room_for_a_crowd(home: Path) -> None:
+    lock = HomeLock.acquire(str(home))
+    try:
+        with ExitStack() as crowd:
+            crowd.enter_context(control_socket.listen(home))
+            for _ in range(200):
+                crowd.enter_context(control_socket.dial(home, 0.0))
+    finally:
+        control_socket.unlink(home)
+        lock.release()
 
 
 def test_a_long_listing_arrives_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

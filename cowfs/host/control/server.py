@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
+import select
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from typing import IO, Final, TypeAlias
 
@@ -47,9 +49,10 @@ DeviceHook: TypeAlias = Callable[[str], Awaitable[None]]
 class Limits:
     """What one server grants its clients."""
 
-    clients: int = 64
+    clients_per_uid: int = 64
     idle_seconds: float = 60.0  # to complete the next request
     send_seconds: float = 30.0  # to take one piece of an answer
+    grace_seconds: float = 1.0  # of both, when its place is needed for another client
 
 
 class ControlServer:
@@ -64,7 +67,7 @@ class ControlServer:
         forget: lets the kernel drop what it has cached of a device's files. Awaited after an operation that may have
             changed them, before its answer is sent.
 
-    `clients` counts those that are connected now.
+    A client that keeps the server waiting loses its place to another one when there are too many of its user.
     """
 
     def __init__(
@@ -81,7 +84,12 @@ class ControlServer:
         self._let_go = let_go
         self._forget = forget
         self._limits = limits
-        self.clients = 0
+        self._connections: list[_Connection] = []
+
+    @property
+    def clients(self) -> int:
+        """How many are connected now."""
+        return len(self._connections)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; the socket is removed at the end.
@@ -91,23 +99,32 @@ class ControlServer:
         async with _listening(self._host) as listener, trio.open_nursery() as clients:
             task_status.started()
             while True:
-                try:
-                    connection, _ = await listener.accept()
-                except OSError as error:  # out of descriptors, or a client that is gone already
-                    _log.warning("control socket of %s: %s", self._host.home, error)
-                    await trio.sleep(_RETRY_SECONDS)
-                    continue
-                crowded = len(clients.child_tasks) >= self._limits.clients
-                clients.start_soon(self._serve_client, _Connection(connection, self._limits), crowded)
+                socket = await self._accept(listener)
+                clients.start_soon(self._serve_client, _Connection(socket, self._limits))
 
-    async def _serve_client(self, connection: _Connection, crowded: bool) -> None:
+    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
+        """The next client; waits, and logs so once, while this process is out of descriptors."""
+        failed = 0
+        while True:
+            try:
+                socket, _ = await listener.accept()
+            except OSError as error:  # also a client that is gone already
+                if error.errno != failed:
+                    _log.warning("control socket of %s: %s; trying again", self._host.home, error)
+                failed = error.errno or 0
+                self._drop_stalled(self._connections)
+                await trio.sleep(_RETRY_SECONDS)
+            else:
+                return socket
+
+    async def _serve_client(self, connection: _Connection) -> None:
         """Serve one client to its end. Whatever it does, or fails to do, ends here."""
         with connection.socket, ExitStack() as last:
             last.callback(connection.close_files)
-            self.clients += 1
-            last.callback(self._client_left)
+            self._connections.append(connection)
+            last.callback(self._connections.remove, connection)
             try:
-                self._admit(connection, crowded)
+                self._admit(connection)
                 await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), VERSION)))
                 while (line := await connection.read_line()) is not None:
                     await self._answer(line, connection)
@@ -117,22 +134,31 @@ class ControlServer:
             except (OSError, trio.TooSlowError) as error:
                 _log.info("a client of the control socket is gone: %s", str(error) or "too slow")
 
-    def _client_left(self) -> None:
-        self.clients -= 1
-
-    def _admit(self, connection: _Connection, crowded: bool) -> None:
+    def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
         home = self._host.home
-        pid, uid = control.peer_of(connection.socket)
+        pid, uid = connection.pid, connection.uid
         if uid not in (0, os.geteuid()):
             raise HomeError(
                 f"{home} is held by a process of uid {os.geteuid()}; process {pid} of uid {uid} may not use it",
                 errno=errno.EPERM,
             )
-        if crowded:
+        of_user = [other for other in self._connections if other.uid == uid and not other.is_dropped]
+        if len(of_user) > self._limits.clients_per_uid and not self._drop_stalled(of_user):
             raise HomeError(
                 f"too many clients at {home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
             )
+
+    def _drop_stalled(self, connections: Sequence[_Connection]) -> bool:
+        """End the connection that has kept the server waiting longest; False when none has for long enough."""
+        latest = trio.current_time() - self._limits.grace_seconds
+        for connection in sorted(connections, key=lambda connection: connection.waiting_since):
+            if connection.waiting_since > latest:
+                break
+            if connection.is_stalled():
+                connection.drop()
+                return True
+        return False
 
     async def _answer(self, line: bytes, connection: _Connection) -> None:
         """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
@@ -204,13 +230,42 @@ async def _call(hook: DeviceHook | None, name: str | None) -> None:
 
 
 class _Connection:
-    """A client's socket: bounded lines in, with the files that came beside them; bounded and timed lines out."""
+    """A client's socket: bounded lines in, with the files that came beside them; bounded and timed lines out.
+
+    `waiting_since` is when the wait for the client began, on trio's clock; infinity while it is the client who waits.
+    """
 
     def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
         self.socket = socket
+        self.pid, self.uid = control.peer_of(socket)
+        self.waiting_since = math.inf
+        self.is_dropped = False
+        self._wait = trio.CancelScope()
+        self._waits_for = 0
         self._limits = limits
         self._buffer = bytearray()
         self._files: list[int] = []
+
+    def is_stalled(self) -> bool:
+        """Whether it is the client that is waited for: nothing of it is there to read, or it does not read."""
+        poll = select.poll()
+        poll.register(self.socket, self._waits_for)
+        return not (self.is_dropped or poll.poll(0))
+
+    def drop(self) -> None:
+        """Let what the client is waited for with be too slow."""
+        self.is_dropped = True
+        self._wait.cancel()
+
+    @contextmanager
+    def _waiting(self, poll_events: int, seconds: float) -> Iterator[None]:
+        """Wait for the client in this block. Raises TooSlowError."""
+        with trio.fail_after(seconds) as self._wait:
+            self.waiting_since, self._waits_for = trio.current_time(), poll_events
+            try:
+                yield
+            finally:
+                self.waiting_since = math.inf
 
     def uploaded_file(self) -> IO[bytes]:
         """The file that came with the request; open until `close_files`. Raises UsageError."""
@@ -227,7 +282,7 @@ class _Connection:
 
     async def read_line(self) -> bytes | None:
         """The next line; None when the client left. Raises UsageError when it is too long, TooSlowError."""
-        with trio.fail_after(self._limits.idle_seconds):
+        with self._waiting(select.POLLIN, self._limits.idle_seconds):
             while (end := self._buffer.find(b"\n")) < 0:
                 if len(self._buffer) > MAX_REQUEST_BYTES:
                     raise UsageError(f"a request of more than {MAX_REQUEST_BYTES} bytes; send one JSON object a line")
@@ -235,6 +290,8 @@ class _Connection:
                     _READ_BYTES, control.ANCILLARY_BYTES, control.RECEIVE_FLAGS
                 )
                 self._files += control.files_in(ancillary, flags)
+                if len(self._files) > control.MAX_FILES:
+                    raise UsageError(f"more than {control.MAX_FILES} open files came with one request; send one")
                 if not data:
                     return None
                 self._buffer += data
@@ -245,7 +302,7 @@ class _Connection:
     async def send(self, data: bytes, fd: int | None = None) -> None:
         """Send all of it, with an open file beside the first byte. Raises OSError, TooSlowError."""
         view = memoryview(data)
-        with trio.fail_after(self._limits.send_seconds):
+        with self._waiting(select.POLLOUT, self._limits.send_seconds):
             if fd is not None:
                 sent = await self.socket.sendmsg([view], control.file_message(fd))
                 view = view[sent:]

@@ -12,6 +12,7 @@ import select
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Final, Protocol
 from cowfs.errors import HomeError
 from cowfs.host.control.protocol import SOCKET_NAME
 
-_BACKLOG: Final = 16
+_BACKLOG: Final = 512
+_FIRST_PAUSE_SECONDS: Final = 0.01
+_LONGEST_PAUSE_SECONDS: Final = 0.2
 _UCRED: Final = struct.Struct("3i")
-_MAX_FILES: Final = 4
-ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_MAX_FILES * array.array("i").itemsize)
+MAX_FILES: Final = 4
+ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_FILES * array.array("i").itemsize)
 RECEIVE_FLAGS: Final = socket.MSG_CMSG_CLOEXEC
 
 
@@ -74,16 +77,36 @@ def unlink(home: Path) -> None:
 
 
 def dial(home: Path, timeout_seconds: float) -> socket.socket:
-    """A connection to the control socket of a home. Raises OSError when nothing listens there."""
+    """A connection to the control socket of a home.
+
+    Raises:
+        OSError: nothing listens there; TimeoutError: as many clients as can wait did so all the time.
+    """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         client.settimeout(timeout_seconds)
         with _address(home) as address:
-            client.connect(address)
+            _connect(client, address, timeout_seconds)
     except BaseException:
         client.close()
         raise
     return client
+
+
+def _connect(client: socket.socket, address: str, timeout_seconds: float) -> None:
+    """Connect, and again while the backlog is full: a socket with a timeout gets EAGAIN at once then."""
+    deadline = time.monotonic() + timeout_seconds
+    pause_seconds = _FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            client.connect(address)
+        except BlockingIOError:
+            if time.monotonic() + pause_seconds > deadline:
+                raise TimeoutError(f"too many clients wait at {SOCKET_NAME} to be accepted") from None
+        else:
+            return
+        time.sleep(pause_seconds)
+        pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
 
 class _HasOptions(Protocol):
