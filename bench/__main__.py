@@ -16,6 +16,7 @@ NAMES = (
     "engine",
     "chains",
     "snapshot",
+    "library",
     "changes",
     "memory",
     "archive",
