@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import shutil
+import signal
 import sys
 import time
 
@@ -19,6 +21,7 @@ from memory_tree import ScriptedTree  # type: ignore[import-not-found]
 from cowfs.blockdev import FileDevice
 from cowfs.errors import HomeBusy
 from cowfs.ext4.volume import Volume
+from cowfs.fuse import request_wait
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, run_server
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--fault", choices=["start", "hang", "exit", "service", "late-service", "close"])
     parser.add_argument("--grow", action="store_true", help="give a thin's pool more space once a write waits for it")
     parser.add_argument("--copy-on", metavar="REQUEST", help="when this file appears, quiesce and copy the image")
+    parser.add_argument("--kill", metavar="FILE", help="kill the process with this number once its request is there")
     parser.add_argument("--queue-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -58,6 +62,9 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     if arguments.fault == "hang":
         time.sleep(600)
 
+    if arguments.kill:
+        KillingWait.file = arguments.kill
+        request_wait.RequestWait = KillingWait  # type: ignore[misc]
     tree = ScriptedTree()
     started = time.monotonic()
     space = SpaceQueue(lambda: None, lambda: started + arguments.queue_seconds - time.monotonic())
@@ -110,6 +117,10 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
             await view.quiesce()
             shutil.copyfile(arguments.file, arguments.copy_on + ".copying")
             os.rename(arguments.copy_on + ".copying", arguments.copy_on + ".copy")
+        while arguments.kill:  # beside the requests, for a test to see that the loop still runs
+            await trio.sleep(0.05)
+            if os.path.exists(arguments.kill + ".killed"):
+                os.rename(arguments.kill + ".killed", arguments.kill + ".answered")
         if home is not None:
             await home.serve()
         await trio.sleep_forever()
@@ -125,6 +136,21 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     if home is not None:
         home.close()
     print("closed cleanly")
+
+
+class KillingWait(request_wait.RequestWait):
+    """Has the kernel take a request back between the poll and the read: its process is killed there."""
+
+    file = ""
+
+    async def wait_readable(self, fd: int) -> None:
+        await super().wait_readable(fd)
+        if os.path.exists(self.file):
+            with open(self.file) as file:
+                os.kill(int(file.read()), signal.SIGKILL)
+            while select.select([fd], [], [], 0)[0]:
+                pass
+            os.rename(self.file, self.file + ".killed")
 
 
 def open_thin(arguments: argparse.Namespace) -> tuple[Pool, ThinDevice]:

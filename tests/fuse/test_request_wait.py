@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.fuse.request_wait import ROUND_SECONDS, RequestWait
+from cowfs.fuse.request_wait import EAGER_SECONDS, ROUND_SECONDS, BusyPolling, RequestWait
 
 STEP_SECONDS = 0.001
 
@@ -27,7 +27,29 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 def stepping_clock(step_seconds: float) -> RequestWait:
     """A wait for which each look at the clock is a step later than the one before."""
-    return RequestWait(clock=itertools.count(0.0, step_seconds).__next__)
+    return RequestWait(clock=itertools.count(0.0, step_seconds).__next__, busy_polling=polling(processors=1))
+
+
+class Preemptions:
+    """How often others took the processor, as a test says."""
+
+    count = 0
+
+    def __call__(self) -> int:
+        return self.count
+
+
+def polling(preemptions: Preemptions | None = None, processors: int = 2) -> BusyPolling:
+    return BusyPolling(processors=lambda: processors, preemptions=preemptions or Preemptions())
+
+
+def busy(polling: BusyPolling, now: float = 0.0) -> BusyPolling:
+    """Make it busy, as requests do that follow each other at once."""
+    for _ in range(BusyPolling.MAX_SCORE - BusyPolling.MIN_SCORE):
+        assert polling.is_worth_it(now) is (polling._score > 0)
+        polling.note(is_short=True)
+    assert polling.is_worth_it(now)
+    return polling
 
 
 async def serve(wait: RequestWait, fd: int, served: list[int], suspended: random.Random | None = None) -> None:
@@ -172,3 +194,120 @@ def test_an_idle_device_stops_the_loop_for_a_moment_only(pipe: tuple[int, int]) 
         return served
 
     assert trio.run(main) == [0, 1, 2]
+
+
+# Busy polling.
+
+
+def test_a_mount_that_was_idle_is_not_polled_busily() -> None:
+    assert not polling().is_worth_it(0.0)
+
+
+def test_requests_that_come_seldom_end_busy_polling() -> None:
+    """However fast they came before, after a few long waits polling sleeps, and some short waits do not change that."""
+    asked = busy(polling())
+    misses = 0
+    while asked.is_worth_it(0.0):
+        asked.note(is_short=False)
+        misses += 1
+    assert misses == BusyPolling.MAX_SCORE / BusyPolling.MISS_COST
+    for _ in range(100):  # pairs of requests with a pause between the pairs
+        asked.note(is_short=True)
+        asked.note(is_short=False)
+        assert not asked.is_worth_it(0.0)
+
+
+def test_no_busy_polling_with_one_processor() -> None:
+    asked = polling(processors=1)
+    for _ in range(100):
+        asked.note(is_short=True)
+    assert not asked.is_worth_it(0.0)
+
+
+def test_busy_polling_gives_way_to_others() -> None:
+    """A thread that waits for the processor preempts it; then polling sleeps for a while."""
+    preemptions = Preemptions()
+    asked = busy(polling(preemptions))
+    asked.look_around(1.0)
+    assert asked.is_worth_it(1.0), "nothing has happened"
+    preemptions.count += 1
+    asked.look_around(1.005)
+    assert not asked.is_worth_it(1.005)
+    assert not asked.is_worth_it(1.005 + BusyPolling.PAUSE_SECONDS * 0.99)
+    preemptions.count += 1  # while it slept: says nothing of what busy polling takes from others
+    asked.look_around(1.1)
+    assert asked.is_worth_it(1.005 + BusyPolling.PAUSE_SECONDS * 1.01)
+
+
+class ScriptedPoll:
+    """A device on which a request comes at given times, and the clock that goes with it; every look takes a while."""
+
+    LOOK_SECONDS = 1e-6
+    WAKE_SECONDS = 5e-5
+
+    def __init__(self, *gaps_seconds: float) -> None:
+        self.now = 0.0
+        self.slept = 0
+        self.looks = 0
+        self._gaps = iter(gaps_seconds)
+        self._due = next(self._gaps)
+
+    def clock(self) -> float:
+        return self.now
+
+    def poll(self, timeout_ms: float) -> bool:
+        self.now += self.LOOK_SECONDS
+        self.looks += 1
+        if timeout_ms and self._due > self.now:
+            self.slept += 1
+            self.now = min(self._due + self.WAKE_SECONDS, self.now + timeout_ms / 1000)
+        return self._due <= self.now
+
+    def read(self) -> None:
+        self._due = self.now + next(self._gaps, 1e9)
+
+
+def eager_waits(device: ScriptedPoll, count: int) -> None:
+    """Let a worker wait for so many requests, without the turns of the loop between."""
+    wait = RequestWait(clock=device.clock, busy_polling=polling())
+    for _ in range(count):
+        while not wait._wait_eagerly(device.poll, device.now):
+            pass
+        device.read()
+
+
+def test_requests_in_a_row_are_served_without_sleeping() -> None:
+    device = ScriptedPoll(*[2e-5] * 1000)
+    eager_waits(device, 1000)
+    assert device.slept == 1 - BusyPolling.MIN_SCORE
+
+
+def test_what_a_trickling_mount_costs() -> None:
+    """Requests 300 us apart, after a row that made polling busy: asked twice for each, but for the first few."""
+    row, trickle = 100, 1000
+    device = ScriptedPoll(*[2e-5] * row, *[3e-4] * trickle)
+    eager_waits(device, row)
+    device.looks = 0
+    eager_waits(device, trickle)
+    misses = BusyPolling.MAX_SCORE / BusyPolling.MISS_COST
+    assert device.looks <= trickle + misses * (BusyPolling.SECONDS / device.LOOK_SECONDS + 2)
+
+
+def test_an_eager_wait_is_bounded() -> None:
+    device = ScriptedPoll(1e9)
+    wait = RequestWait(clock=device.clock, busy_polling=busy(polling()))
+    assert not wait._wait_eagerly(device.poll, device.now)
+    assert device.now <= EAGER_SECONDS + 2 * BusyPolling.SECONDS
+
+
+def test_the_device_is_never_read_blocking(pipe: tuple[int, int]) -> None:
+    reader, _ = pipe
+
+    async def main() -> None:
+        wait = RequestWait()
+        with trio.move_on_after(0):
+            await wait.wait_readable(reader)
+
+    trio.run(main)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 1)

@@ -485,6 +485,27 @@ def test_a_quiesced_volume_holds_all_that_was_written(root_user: Account, serve:
     assert debugfs(image, "cat /mapped") == b"b" * (4 << 20)
 
 
+def test_a_request_that_the_kernel_takes_back(account: Account, serve: Serve) -> None:
+    """Its process is killed between the poll and the read: nothing in the server waits for another request."""
+    victim = account.directory / "victim"
+    served = serve(account, "memory", "--kill", victim)
+    look = "import os, sys; sys.stdin.readline(); os.stat(sys.argv[1])"
+    for number in range(3):
+        with account.start([sys.executable, "-c", look, served.target / f"missing{number}"], stdin=-1) as client:
+            (account.directory / "number").write_text(str(client.pid))
+            (account.directory / "number").rename(victim)
+            client.communicate("\n", timeout=60)
+        assert client.returncode == -signal.SIGKILL
+        answered = victim.with_suffix(".answered")
+        deadline = time.monotonic() + 30
+        while not answered.exists():
+            assert time.monotonic() < deadline, "the event loop stands still"
+            time.sleep(0.01)
+        answered.unlink()
+    account.run(["touch", served.target / "f"])
+    assert served.end() == 0
+
+
 def debugfs(image: Path, command: str) -> bytes:
     return subprocess.run(["debugfs", "-R", command, image], check=True, capture_output=True).stdout
 
