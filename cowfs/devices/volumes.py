@@ -94,7 +94,7 @@ class Volumes:
             thin = self._devices.activate(name, read_only=self._devices.read_only)
             undo.callback(self._devices.deactivate, name)
             self._prepare(thin, repair)
-            volume = Volume.open(thin, read_only=self.read_only)
+            volume = Volume.open(thin, read_only=self.read_only, name=f"device {name!r}")
             undo.callback(volume.close)
             undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
@@ -142,7 +142,7 @@ class Volumes:
         """A device as it is now, for reading, and the thin that it is on; see `DeviceSet.frozen`."""
         with self._devices.frozen(name, read_only=False) as thin, _named(name):
             self._prepare(thin, repair=False)
-            with closing(Volume.open(thin, read_only=True)) as volume:
+            with closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as volume:
                 yield volume, thin.thin_id
 
     @contextmanager
@@ -154,7 +154,9 @@ class Volumes:
         """
         with self._devices.replacing(name) as thin, _named(name):
             self._prepare(thin, repair=False)
-            volume = Volume.open(thin, journaled=False)  # as long as it is not whole, nobody gets to see it
+            volume = Volume.open(
+                thin, journaled=False, name=f"device {name!r}"
+            )  # as long as it is not whole, nobody gets to see it
             try:
                 yield volume
             except BaseException:

@@ -73,6 +73,11 @@ class BlockMap:
             yield Segment(start, count, physical, bool(written))
 
     @property
+    def runs(self) -> Iterator[Run]:
+        """Where the extents lie, in their order."""
+        return map(Run, self._physical, self._counts)
+
+    @property
     def end(self) -> int:
         """The first logical block after the last extent."""
         return self._starts[-1] + self._counts[-1] if self._starts else 0

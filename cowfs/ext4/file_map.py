@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from cowfs.ext4 import extents, indirect, layout
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import BlockMap, Segment
+from cowfs.ext4.block_map import BlockMap, Run, Segment
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.inodes import Inode
 
@@ -28,10 +28,23 @@ class FileMaps:
         if inode.map is None:
             assert inode.has_map
             if inode.flags & layout.INODE_FLAG_EXTENTS:
-                inode.map, inode.nodes = extents.load(self._fs, inode.number, inode.checksum_seed, inode.pointers)
+                map_, nodes = extents.load(self._fs, inode.number, inode.checksum_seed, inode.pointers)
             else:
-                inode.map, inode.nodes = indirect.load(self._fs, inode.number, inode.pointers)
+                map_, nodes = indirect.load(self._fs, inode.number, inode.pointers)
+            self._check_places(inode, map_, nodes)
+            inode.map, inode.nodes = map_, nodes
         return inode.map
+
+    def _check_places(self, inode: Inode, map_: BlockMap, nodes: list[int]) -> None:
+        """A file cannot be where the volume's own metadata is: writing to it would destroy that."""
+        overlap = self._fs.descriptors.system_blocks.overlap
+        if any(overlap(begin, length) for begin, length in map_.runs) or any(overlap(block, 1) for block in nodes):
+            raise self._fs.damaged(f"inode {inode.number} has blocks of the volume's own metadata")
+
+    def runs(self, inode: Inode) -> list[Run]:
+        """All blocks of an inode, those of its tree included."""
+        map_ = self.load(inode)
+        return [*map_.runs, *(Run(block, 1) for block in inode.nodes)]
 
     def max_blocks(self, inode: Inode) -> int:
         """How long the inode's file can get."""
@@ -84,6 +97,8 @@ class FileMaps:
         if map_.end <= blocks:
             return
         freed = 0
+        parts = map_.segments(blocks, map_.end - blocks)
+        self._allocator.prepare_to_free(Run(part.physical, part.length) for part in parts if part.physical >= 0)
         for run in map_.remove(blocks, map_.end - blocks):
             self._allocator.free(run)
             freed += run.length

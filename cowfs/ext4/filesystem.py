@@ -11,18 +11,25 @@ from __future__ import annotations
 
 import enum
 import errno
+import logging
 import os
+import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import checksums, layout, libext2fs
 from cowfs.ext4.channel import Channel
+from cowfs.ext4.descriptors import Descriptors
 from cowfs.ext4.layout import Superblock
 from cowfs.ext4.metadata_cache import MetadataCache
 
+_log = logging.getLogger(__name__)
+
 _NANOSECONDS = 1_000_000_000
+_NOTES_MAX = 100
 
 
 class _Mark(enum.Enum):
@@ -37,13 +44,21 @@ class Filesystem:
     """One open ext2_filsys, its cache and its geometry. Not safe for several threads.
 
     Args:
+        name: of the volume, in what is logged about it.
         before_recovery: the volume may have a journal to replay, and is opened to find that.
     """
 
     def __init__(
-        self, device: BlockDevice, *, read_only: bool, now_ns: Callable[[], int], before_recovery: bool = False
+        self,
+        device: BlockDevice,
+        *,
+        read_only: bool,
+        now_ns: Callable[[], int],
+        name: str = "a volume",
+        before_recovery: bool = False,
     ) -> None:
         self.device = device
+        self.name = name
         self.read_only = read_only
         self.now_ns = now_ns
         superblock = layout.read_superblock(device)
@@ -59,16 +74,21 @@ class Filesystem:
         self.touched_inodes: set[int] = set()  # in memory, by number
         self.touched_inode_blocks: set[int] = set()  # where they lie: how much a commit will have to write
         self._mark = _Mark.NONE
+        self._noted: set[str] = set()
         self.closed = False  # what the library allocated is gone then, and must not be touched
         self._channel = Channel(self.library, self.cache)
+        self._freeing = ExitStack()
         self.fs = self._open(libext2fs.OPEN_IGNORE_CSUM_ERRORS if before_recovery else 0)
+        self._freeing.callback(self.c.ext2fs_free, self.fs)
         try:
             self._check_layout(superblock)
             self.super = self.fs.super
             self._read_geometry()
+            self.descriptors = Descriptors(self)
+            self._freeing.callback(self.descriptors.forget)
             if not read_only:
                 self.super.s_state &= ~layout.STATE_VALID  # in memory: as it is written while mounted
-                self.call(self.c.ext2fs_read_bitmaps, self.fs, doing="read the bitmaps")
+                self.descriptors.check()
         except BaseException:
             self.free()
             raise
@@ -115,6 +135,7 @@ class Filesystem:
         self.first_inode: int = sb.s_first_ino if dynamic else 11
         self.inode_bytes: int = sb.s_inode_size if dynamic else layout.GOOD_OLD_INODE_BYTES
         self.inodes_per_block = self.block_bytes // self.inode_bytes
+        self.has_64bit = bool(sb.s_feature_incompat & layout.INCOMPAT_64BIT)
         self.has_extents = bool(sb.s_feature_incompat & layout.INCOMPAT_EXTENTS)
         self.has_file_types = bool(sb.s_feature_incompat & layout.INCOMPAT_FILETYPE)
         self.has_huge_file = bool(sb.s_feature_ro_compat & layout.RO_COMPAT_HUGE_FILE)
@@ -155,8 +176,25 @@ class Filesystem:
     def write_inode(self, number: int, raw: Any) -> None:
         self.call(self.c.ext2fs_write_inode_full, self.fs, number, raw, self.inode_bytes, doing=f"write inode {number}")
 
+    def is_linked(self, number: int) -> bool:
+        """Whether an inode has a mode and links where the inode table has it, whatever else is wrong with it."""
+        group, index = divmod(number - 1, self.inodes_per_group)
+        offset = self.descriptors.inode_table(group) * self.block_bytes + index * self.inode_bytes
+        mode, links = struct.unpack("<H24xH", self.cache.read_bytes(offset, 28))
+        return bool(mode and links)
+
     def damaged(self, what: str) -> FilesystemError:
         return FilesystemError(f"ext4 is damaged: {what}; run a check with repair", errno=errno.EUCLEAN)
+
+    def note_damage(self, what: str) -> None:
+        """Log once that something is damaged that the volume can do without, and have it checked at the next mount."""
+        if what in self._noted or len(self._noted) >= _NOTES_MAX:
+            return
+        self._noted.add(what)
+        _log.warning("%s: ext4 is damaged: %s", self.name, what)
+        if not self.read_only:
+            self.super.s_state |= layout.STATE_ERROR
+            self.superblock_changed()
 
     # Writing down.
 
@@ -239,7 +277,7 @@ class Filesystem:
         """Give back the library's memory. Nothing is written."""
         if not self.closed:
             self.closed = True
-            self.c.ext2fs_free(self.fs)
+            self._freeing.close()
             self.fs = self.super = None
 
 

@@ -7,8 +7,8 @@ reserved for them, which is enough for a thousand times the size, it moves no da
     bitmaps and inode tables                                             of every group
     the resize inode's double indirect block
 
-Then only these are copied, there and back. Otherwise, and for a volume that was not cleanly unmounted (which e2fsck has
-to see first), everything is.
+Then only these are copied, there and back. Otherwise, and for a volume that was not cleanly unmounted or has a damaged
+bitmap or group descriptor (which e2fsck has to see first), everything is.
 
 Source: e2fsprogs 1.47, resize/resize2fs.c.
 """
@@ -23,6 +23,7 @@ from typing import Final
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import layout, tools
+from cowfs.ext4.bitmaps import find_damage
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.fsck import CheckStatus, needs_check
 from cowfs.ext4.ranges import Range, merged
@@ -42,7 +43,7 @@ def grow_filesystem(device: BlockDevice) -> bool:
     superblock = layout.read_superblock(device)
     if superblock.size_bytes + superblock.block_bytes > device.size_bytes:
         return False
-    before = None if needs_check(device) else _metadata(device, device.size_bytes)
+    before = None if needs_check(device) else _metadata(device, device.size_bytes, check=True)
     with tools.temporary_image(device.size_bytes) as image:
         if before is None:
             tools.copy_mapped(device, image)
@@ -78,8 +79,8 @@ def _words(output: str, image: FileDevice) -> str:
     return "; ".join(lines).replace(image.path, "the volume")
 
 
-def _metadata(device: BlockDevice, grown_bytes: int) -> list[Range] | None:
-    """What resize2fs reads and writes to make a volume so large; None where that is more than metadata."""
+def _metadata(device: BlockDevice, grown_bytes: int, *, check: bool = False) -> list[Range] | None:
+    """What resize2fs reads and writes to make a volume so large; None where it takes more, or e2fsck before it."""
     superblock = layout.read_superblock(device)
     if (
         superblock.incompat & layout.INCOMPAT_META_BG
@@ -94,7 +95,7 @@ def _metadata(device: BlockDevice, grown_bytes: int) -> list[Range] | None:
             raise
         return None
     try:
-        if not _descriptors_fit(fs, grown_bytes):
+        if not _descriptors_fit(fs, grown_bytes) or (check and _is_damaged(fs)):
             return None
         return merged(_ranges(fs))
     finally:
@@ -107,6 +108,15 @@ def _descriptors_fit(fs: Filesystem, grown_bytes: int) -> bool:
     groups = -(-(grown_bytes // fs.block_bytes - fs.first_data_block) // fs.blocks_per_group)
     needed = -(-groups * descriptor_bytes // fs.block_bytes)
     return bool(needed <= fs.fs.desc_blocks + fs.super.s_reserved_gdt_blocks)
+
+
+def _is_damaged(fs: Filesystem) -> bool:
+    """Whether resize2fs would put new metadata, by what a damaged one says, where files are."""
+    try:
+        fs.descriptors.check()
+    except FilesystemError:
+        return True
+    return find_damage(fs) is not None
 
 
 def _ranges(fs: Filesystem) -> Iterator[Range]:

@@ -196,6 +196,14 @@ class Inode:
         self.touch()
 
     @property
+    def xattr_block(self) -> int:
+        """The block of its extended attributes; 0 without one."""
+        block: int = self.raw.i_file_acl
+        if self._fs.has_64bit:
+            block |= self.raw.i_file_acl_high << 32
+        return block
+
+    @property
     def pointers(self) -> bytes:
         """The 60 bytes of block pointers, extent root, short symlink or device number."""
         return bytes(self._fs.ffi.buffer(self.raw.i_block))
@@ -335,7 +343,7 @@ class InodeTable:
         fs = self._fs
         if len(self._cache) >= self._max:
             self._shrink()  # before anything is taken: it may fail
-        number = self._allocator.allocate_inode(parent.number, mode, is_directory=stat.S_ISDIR(mode))
+        number = self._allocator.allocate_inode(parent.number, is_directory=stat.S_ISDIR(mode))
         inode = Inode(fs, number)
         raw = inode.raw
         if fs.inode_bytes > layout.GOOD_OLD_INODE_BYTES:
@@ -366,6 +374,19 @@ class InodeTable:
         self._fs.write_inode(inode.number, inode.raw)
         self._allocator.free_inode(inode.number, is_directory=inode.is_directory)
         self._cache.pop(inode.number, None)
+
+    def prepare_values(self, numbers: Iterable[int]) -> None:
+        """The library is about to free these inodes by itself, or to take others, to keep large attributes in them.
+
+        Raises:
+            FilesystemError (EUCLEAN): it must not, since the inode bitmap is bad.
+        """
+        if not self._fs.has_ea_inodes:
+            return
+        for number in numbers:
+            if not 1 <= number <= self._fs.inodes or not self._allocator.is_allocated(number):
+                raise self._fs.damaged(f"inode {number}, which holds an attribute, cannot be freed")
+        self._allocator.show_free_inode()
 
     def note_use(self, numbers: Iterable[int]) -> None:
         """The library has taken or freed inodes by itself."""

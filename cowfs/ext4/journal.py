@@ -56,9 +56,9 @@ class Journal:
         DamagedJournal: the volume's journal cannot be used.
     """
 
-    def __init__(self, fs: Filesystem) -> None:
+    def __init__(self, fs: Filesystem, file: JournalFile) -> None:
         self._fs = fs
-        self._file = JournalFile(fs)
+        self._file = file
         self._superblock = self._file.superblock
         self._is_foreign = bool(self._superblock.start)
         wide = journal_format.INCOMPAT_64BIT if fs.blocks >= 1 << 32 else 0

@@ -65,6 +65,11 @@ class JournalFile:
             yield Run(physical, min(room, end - begin))
             begin += room
 
+    @property
+    def runs(self) -> list[Run]:
+        """Where all of it is."""
+        return [run for _, run in self._runs]
+
     def holds(self, physical: int) -> bool:
         """Whether a block of the volume is one of the journal's."""
         return any(run.physical <= physical < run.physical + run.length for _, run in self._runs)

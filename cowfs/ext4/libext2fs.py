@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import struct
 import sys
 from typing import Any, Final
 
 from cowfs.errors import FilesystemError, MissingRequirement
+
+_log = logging.getLogger(__name__)
 
 _REMEDY: Final = "apt-get install e2fsprogs"
 _OLDEST_VERSION: Final = (1, 45)
@@ -34,6 +37,8 @@ FS_INODE_BITMAP_DIRTY: Final = 0x10
 FS_BLOCK_BITMAP_DIRTY: Final = 0x20
 FLUSH_NO_SYNC: Final = 1
 XATTR_RAW: Final = 0x1
+
+_MESSAGE_BYTES_MAX: Final = 512
 
 _ERROR_BASE: Final = 2133571328
 MAGIC_FILSYS: Final = _ERROR_BASE + 1
@@ -181,9 +186,10 @@ struct struct_ext2_filsys {
 int ext2fs_get_library_version(const char **version, const char **date);
 void initialize_ext2_error_table(void);
 const char *error_message(long code);
+void *set_com_err_hook(void (*)(const char *, long, const char *, void *));
+int vsnprintf(char *, size_t, const char *, void *);
 
 errcode_t ext2fs_open2(const char *, const char *, int, int, unsigned int, io_manager, ext2_filsys *);
-errcode_t ext2fs_read_bitmaps(ext2_filsys);
 errcode_t ext2fs_flush2(ext2_filsys, int);
 void ext2fs_free(ext2_filsys);
 errcode_t ext2fs_superblock_csum_set(ext2_filsys, struct ext2_super_block *);
@@ -191,23 +197,32 @@ uint64_t ext2fs_blocks_count(struct ext2_super_block *);
 uint64_t ext2fs_r_blocks_count(struct ext2_super_block *);
 uint64_t ext2fs_free_blocks_count(struct ext2_super_block *);
 
-errcode_t ext2fs_new_inode(ext2_filsys, ext2_ino_t, int, ext2fs_bitmap, ext2_ino_t *);
 void ext2fs_inode_alloc_stats2(ext2_filsys, ext2_ino_t, int, int);
 void ext2fs_block_alloc_stats_range(ext2_filsys, blk64_t, blk_t, int);
 void ext2fs_set_block_alloc_stats_callback(ext2_filsys, void (*)(ext2_filsys, blk64_t, int), void *);
+void ext2fs_set_alloc_block_callback(ext2_filsys, errcode_t (*)(ext2_filsys, blk64_t, blk64_t *), void *);
 errcode_t ext2fs_find_first_zero_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
 errcode_t ext2fs_find_first_set_generic_bmap(ext2fs_bitmap, uint64_t, uint64_t, uint64_t *);
 
+errcode_t ext2fs_allocate_block_bitmap(ext2_filsys, const char *, ext2fs_bitmap *);
+errcode_t ext2fs_allocate_inode_bitmap(ext2_filsys, const char *, ext2fs_bitmap *);
+void ext2fs_mark_block_bitmap_range2(ext2fs_bitmap, blk64_t, unsigned int);
+errcode_t ext2fs_set_block_bitmap_range2(ext2fs_bitmap, blk64_t, size_t, void *);
+errcode_t ext2fs_set_inode_bitmap_range2(ext2fs_bitmap, uint64_t, size_t, void *);
 errcode_t ext2fs_get_block_bitmap_range2(ext2fs_bitmap, blk64_t, size_t, void *);
 errcode_t ext2fs_get_inode_bitmap_range2(ext2fs_bitmap, uint64_t, size_t, void *);
 errcode_t ext2fs_block_bitmap_csum_set(ext2_filsys, dgrp_t, char *, int);
 errcode_t ext2fs_inode_bitmap_csum_set(ext2_filsys, dgrp_t, char *, int);
+int ext2fs_block_bitmap_csum_verify(ext2_filsys, dgrp_t, char *, int);
+int ext2fs_inode_bitmap_csum_verify(ext2_filsys, dgrp_t, char *, int);
 void ext2fs_group_desc_csum_set(ext2_filsys, dgrp_t);
+int ext2fs_group_desc_csum_verify(ext2_filsys, dgrp_t);
+errcode_t ext2fs_super_and_bgd_loc2(ext2_filsys, dgrp_t, blk64_t *, blk64_t *, blk64_t *, blk_t *);
 blk64_t ext2fs_block_bitmap_loc(ext2_filsys, dgrp_t);
 blk64_t ext2fs_inode_bitmap_loc(ext2_filsys, dgrp_t);
 blk64_t ext2fs_inode_table_loc(ext2_filsys, dgrp_t);
 int ext2fs_bg_has_super(ext2_filsys, dgrp_t);
-int ext2fs_bg_flags_test(ext2_filsys, dgrp_t, uint16_t);
+void ext2fs_bg_flags_clear(ext2_filsys, dgrp_t, uint16_t);
 
 errcode_t ext2fs_read_inode_full(ext2_filsys, ext2_ino_t, struct ext2_inode_large *, int);
 errcode_t ext2fs_write_inode_full(ext2_filsys, ext2_ino_t, struct ext2_inode_large *, int);
@@ -229,10 +244,11 @@ errcode_t ext2fs_free_ext_attr(ext2_filsys, ext2_ino_t, struct ext2_inode_large 
 class Library:
     """The loaded library: `c` holds its functions, `ffi` its types."""
 
-    def __init__(self, ffi: Any, c: Any, version: str) -> None:
+    def __init__(self, ffi: Any, c: Any, version: str, message_hook: Any) -> None:
         self.ffi = ffi
         self.c = c
         self.version = version
+        self._message_hook = message_hook
 
     def error(self, code: int, doing: str) -> OSError:
         """The exception for an error code of the library."""
@@ -267,7 +283,24 @@ def load() -> Library:
     version = _version(ffi, c)
     _check_functions(c, version)
     c.initialize_ext2_error_table()
-    return Library(ffi, c, version)
+    return Library(ffi, c, version, _silence(ffi, c))
+
+
+def _silence(ffi: Any, c: Any) -> Any:
+    """Have what the library would print on standard error go to the log; returns what must live as long as it.
+
+    A `va_list` is an array, or passed by reference, on all 64-bit little-endian machines: for cffi a pointer.
+    """
+
+    def keep(_who: Any, code: int, form: Any, arguments: Any) -> None:
+        text = ffi.new("char[]", _MESSAGE_BYTES_MAX)
+        c.vsnprintf(text, _MESSAGE_BYTES_MAX, form, arguments)
+        reason = ffi.string(c.error_message(code)).decode("ascii", "replace") if code else ""
+        _log.debug("libext2fs: %s %s", reason, ffi.string(text).decode("utf-8", "replace"))
+
+    hook = ffi.callback("void(char *, long, char *, void *)", keep)
+    c.set_com_err_hook(hook)
+    return hook
 
 
 def _version(ffi: Any, c: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Segment
+from cowfs.ext4.block_map import Run, Segment
 from cowfs.ext4.directory import Directories
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
@@ -179,8 +179,12 @@ class Names:
 
     def prepare_to_drop(self, inode: Inode) -> None:
         """Read what freeing an inode will take, while an error does no harm yet."""
-        if inode.has_map and (inode.links == 1 or inode.is_directory):
-            self._maps.load(inode)
+        if inode.links > 1 and not inode.is_directory:
+            return
+        runs = self._maps.runs(inode) if inode.has_map else []
+        if inode.xattr_block:
+            runs.append(Run(inode.xattr_block, 1))
+        self._allocator.prepare_to_free(runs, inode.number)
 
     def drop_link(self, inode: Inode) -> None:
         """One name less; a directory has only one."""

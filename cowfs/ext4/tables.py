@@ -1,7 +1,8 @@
 """The inode tables of a volume as they are on its device: for finding out which inodes two volumes do not share.
 
 An inode's record is `inode_bytes` long and lies in the table of its group; the group's inode bitmap says whether it is
-in use, and records that are not may hold anything. The fields that are looked at here:
+in use, and records that are not may hold anything. Where the bitmap is damaged, all count that were ever used: nothing
+is missed then. The fields that are looked at here:
 
     0x00  2  mode          0x08  4  access time                      0x20  4  flags
     0x1A  2  link count    0x7C  2  checksum, low                    0x80  2  bytes in use beyond the first 128
@@ -23,7 +24,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from cowfs.errors import FilesystemError
 from cowfs.ext4 import layout
+from cowfs.ext4.bitmaps import DamagedBitmap, read_inode_bitmap
 from cowfs.ext4.filesystem import Filesystem
 
 _MODE_AND_LINKS: Final = struct.Struct("<H24xH4xI")
@@ -97,7 +100,7 @@ class InodeTables:
 
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
-        self._bitmaps: dict[int, bytes] = {}
+        self._bitmaps: dict[int, int] = {}
         self.geometry = Geometry(
             uuid=fs.uuid,
             blocks=fs.blocks,
@@ -122,12 +125,12 @@ class InodeTables:
 
     def is_used(self, inode: int) -> bool:
         group, index = divmod(inode - 1, self.geometry.inodes_per_group)
-        return bool(self._bitmap(group)[index >> 3] >> (index & 7) & 1)
+        return bool(self._bitmap(group) >> index & 1)
 
     def directories(self, inodes: InodeRange) -> list[int]:
         """The directories among some inodes, in order."""
         group, index = divmod(inodes.first - 1, self.geometry.inodes_per_group)
-        if not any(self._bitmap(group)[index >> 3 : (index + inodes.length + 7) >> 3]):
+        if not self._bitmap(group) >> index & ((1 << inodes.length) - 1):
             return []
         raw, size = self.read(inodes), self.geometry.inode_bytes
         modes = memoryview(raw).cast("H")[:: size // 2].tolist()
@@ -138,17 +141,16 @@ class InodeTables:
             if self.record(inodes.first + index, raw[index * size : (index + 1) * size])
         ]
 
-    def _bitmap(self, group: int) -> bytes:
-        bitmap = self._bitmaps.get(group)
-        if bitmap is None:
-            fs = self._fs
-            if fs.has_group_csum and fs.c.ext2fs_bg_flags_test(fs.fs, group, layout.GROUP_INODE_UNINIT):
-                bitmap = bytes(fs.block_bytes)
-            else:
-                location = fs.c.ext2fs_inode_bitmap_loc(fs.fs, group)
-                bitmap = fs.device.pread(location * fs.block_bytes, fs.block_bytes)
-            self._bitmaps[group] = bitmap
-        return bitmap
+    def _bitmap(self, group: int) -> int:
+        """The used inodes of a group, as bits."""
+        bits = self._bitmaps.get(group)
+        if bits is None:
+            try:
+                bits = read_inode_bitmap(self._fs, group)
+            except (DamagedBitmap, FilesystemError):
+                bits = (1 << self._fs.descriptors.initialized_inodes(group)) - 1
+            self._bitmaps[group] = bits
+        return bits
 
 
 def differ(one: bytes, other: bytes) -> bool:

@@ -112,6 +112,7 @@ class Volume:
         *,
         read_only: bool = False,
         journaled: bool = True,
+        name: str = "a volume",
         now_ns: Callable[[], int] = time.time_ns,
     ) -> Volume:
         """Open the ext4 on a device: replay its journal, and work off the orphans of the last mount.
@@ -121,6 +122,7 @@ class Volume:
         Args:
             journaled: commit changes to the journal, where there is one. Without, all that is written is written once:
                 for making a volume that nobody will want if it is not finished.
+            name: of the volume, in what is logged about damage.
 
         Raises:
             FilesystemError: no ext4 (EINVAL), features that are not supported (EOPNOTSUPP, or EROFS for writing),
@@ -131,20 +133,29 @@ class Volume:
             device = recovered(device)
         else:
             recover(device)
-        fs = Filesystem(device, read_only=read_only, now_ns=now_ns)
+        fs = Filesystem(device, read_only=read_only, now_ns=now_ns, name=name)
         try:
             volume = cls(fs)
-            if journaled and not read_only and JournalFile.is_in(fs):
-                with suppress(DamagedJournal):  # or of a kind that we do not write: then as without one
-                    volume._journal = Journal(fs)
-                    fs.set_journaled(True)
             if not read_only:
+                volume._protect_journal(use=journaled)
                 volume._names.orphans.process(volume._finish_orphan)
             volume.attributes(ROOT_INODE)
         except BaseException:
             fs.free()
             raise
         return volume
+
+    def _protect_journal(self, *, use: bool) -> None:
+        """Let nothing be written where the journal is, but for commits, if it is used."""
+        fs = self._fs
+        if not JournalFile.is_in(fs):
+            return
+        with suppress(DamagedJournal):  # or of a kind that we do not write: then as without one
+            file = JournalFile(fs)
+            fs.descriptors.protect(file.runs)
+            if use:
+                self._journal = Journal(fs, file)
+                fs.set_journaled(True)
 
     @property
     def read_only(self) -> bool:
@@ -217,7 +228,7 @@ class Volume:
             blocks_free=free,
             blocks_available=max(free - reserved, 0),
             inodes=fs.inodes,
-            inodes_free=fs.super.s_free_inodes_count,
+            inodes_free=self._allocator.free_inodes,
             name_max=layout.NAME_MAX,
         )
 

@@ -154,6 +154,7 @@ class ExtendedAttributes:
             return
         fs = self._fs
         before = self._value_inodes(inode)
+        self._inodes.prepare_values(before)
         try:
             with self._handle(inode) as handle:
                 if value is None:
