@@ -13,7 +13,7 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
-    from cowfs.host.host import MountedView
+    from cowfs.host.open_home import MountedView
     from cowfs.host.requests.devices import Created, DeviceRow, HomeReport
 
 
@@ -55,11 +55,9 @@ def init_command(
     The pool may be elsewhere: on one or two devices, which must be empty unless --force is given, or a pool that
     somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
     """
-    from cowfs.devices import DeviceSet, HomeOptions, PoolSource
-    from cowfs.devices.base import filesystem_named
-    from cowfs.host.driven_home import settle_for
-    from cowfs.layers.options import home_options, parse_storage_options
-    from cowfs.pool import load_backend
+    from cowfs.devices import HomeOptions, PoolSource
+    from cowfs.host.opening import open_here
+    from cowfs.host.spec import HomeSpec, Make
 
     options = HomeOptions(
         data_size_bytes=data_size,
@@ -71,21 +69,23 @@ def init_command(
         source=PoolSource(data_device, metadata_device, thin_pool),
         overwrite=force,
     )
-    storage = parse_storage_options(settings.storage_options)
-    driver = settle_for(settings.backend, storage)
-    filesystem = filesystem_named(driver.filesystem, driver.mkfs_args)
-    options = home_options(storage, options)
     home = settings.home_path
-    backend = load_backend(settings.backend)
-    with (
-        output.steps() as progress,
-        DeviceSet.init(home, backend, options, progress=progress, filesystem=filesystem) as devices,
-    ):
-        data_size = devices.status().data_total_bytes
+    with output.steps() as progress:
+        spec = HomeSpec(
+            home,
+            settings.backend,
+            storage_options=settings.storage_options,
+            make=Make.ALWAYS,
+            options=options,
+            progress=progress,
+        )
+        with open_here(spec) as made:
+            status = made.devices.status()
+    base_size, data_size = status.base_size_bytes, status.data_total_bytes
     if settings.as_json:
-        output.print_json({"home": str(home), "base_size_bytes": options.base_size_bytes, "data_size_bytes": data_size})
+        output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})
     else:
-        sizes = f"{format_size(data_size)} of data, base of {format_size(options.base_size_bytes)}"
+        sizes = f"{format_size(data_size)} of data, base of {format_size(base_size)}"
         print(f"made {output.printable(str(home))}: {sizes}")
 
 

@@ -97,8 +97,10 @@ def mount_command(
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
     from cowfs.host.kernel.devices import mount_by_kernel
     from cowfs.host.session import connect
+    from cowfs.host.spec import HomeSpec
 
-    with connect(settings.home_path, settings.backend) as session:
+    spec = HomeSpec(settings.home_path, settings.backend, storage_options=settings.storage_options)
+    with connect(spec) as session:
         node = mount_by_kernel(session, name, mountpoint, options=options, read_only=read_only)
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
@@ -107,8 +109,9 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.host.driven_home import are_mounted_by_kernel
+    from cowfs.host.opening import settle_for
     from cowfs.host.serving.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.layers.options import parse_storage_options
 
     for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
         with settings.open_home() as home:
@@ -116,7 +119,7 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
                 yield home
                 return
             target = empty_mount_directory(home.path)
-        by_kernel = are_mounted_by_kernel(settings.backend, settings.storage_options)
+        by_kernel = settle_for(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
         request = MountRequest(
             settings.home_path, settings.backend, None, str(target), until_put=True, by_kernel=by_kernel
         )

@@ -62,6 +62,11 @@ def _exists(path: str) -> bool:
     return True
 
 
+def is_home(files: HomeFiles) -> bool:
+    """Whether there is a finished home. Raises HomeError when the directory may not be read."""
+    return look_at(files) is HomeState.HOME
+
+
 def require_home(files: HomeFiles) -> None:
     """Raises NotAHome unless there is a finished home."""
     state = look_at(files)

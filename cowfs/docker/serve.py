@@ -17,7 +17,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,11 @@ import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ungrouped
-from cowfs.host.driven_home import Driven, apply_options, open_driven, settle_for
+from cowfs.host.open_home import OpenHome
+from cowfs.host.opening import apply_options, open_here, settle_for
 from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.host.serving.served_home import ServedHome
+from cowfs.host.spec import HomeSpec, Make
 from cowfs.layers import Driver
 from cowfs.layers.options import parse_storage_options
 
@@ -114,7 +116,7 @@ class _Plugin:
 
     def __init__(self, request: PluginRequest) -> None:
         self._request = request
-        self._driven: Driven | None = None
+        self._opened_home: OpenHome | None = None
         self._served: ServedHome | None = None
         self._opened = trio.Event()
         self._ready = trio.Event()
@@ -130,9 +132,9 @@ class _Plugin:
             elif not await self._wait_for_daemon():
                 nursery.cancel_scope.cancel()
                 return
-            assert self._driven is not None
-            with closing(self._driven.devices):
-                await self._serve(self._driven)
+            assert self._opened_home is not None
+            with self._opened_home as home:
+                await self._serve(home)
             nursery.cancel_scope.cancel()
 
     async def _wait_for_daemon(self) -> bool:
@@ -145,16 +147,22 @@ class _Plugin:
         return self._opened.is_set()
 
     def _open(self, options: Sequence[str]) -> None:
-        parsed = parse_storage_options([*self._request.options, *options])
-        self._driven = open_driven(self._request.home, self._request.backend, parsed, make=True)
+        request = self._request
+        spec = HomeSpec(
+            request.home,
+            request.backend,
+            storage_options=(*request.options, *options),
+            make=Make.WHERE_ABSENT,
+        )
+        self._opened_home = open_here(spec)
         self._opened.set()
 
-    async def _serve(self, driven: Driven) -> None:
+    async def _serve(self, home: OpenHome) -> None:
         point = empty_mount_directory(self._request.home)
         mount = MountRequest(
-            self._request.home, self._request.backend, None, os.fspath(point), by_kernel=driven.settings.kernel_mounts
+            self._request.home, self._request.backend, None, os.fspath(point), by_kernel=home.settings.kernel_mounts
         )
-        with ServedHome.opened(driven.devices, mount, settings=driven.settings) as served:
+        with ServedHome.opened(home, mount) as served:
             self._served = served
             is_root = os.geteuid() == 0
             await served.serve(suid_dev=is_root, on_ready=self._ready.set)
@@ -163,14 +171,14 @@ class _Plugin:
 
     async def initialise(self, init: Init) -> None:
         """A daemon has started: it holds nothing of what an earlier one may have got."""
-        is_first = self._driven is None
+        is_first = self._opened_home is None
         if is_first:
             self._open(init.options or ())
         await self._ready.wait()
         options = parse_storage_options([*self._request.options, *(init.options or ())])
         if not is_first:
-            apply_options(self._home().host.devices, options)
-        self._home().drive(settle_for(self._request.backend, options), init.maps())
+            apply_options(self._home().home.devices, options)
+        self._home().use_driver(settle_for(self._request.backend, options), init.maps())
 
     def _home(self) -> ServedHome:
         if self._served is None or not self._ready.is_set():
@@ -179,7 +187,7 @@ class _Plugin:
 
     @property
     def driver(self) -> Driver:
-        return self._home().host.driver
+        return self._home().home.driver
 
     async def quiesce(self, layer_id: str) -> None:
         await self._home().quiesce(layer_id)

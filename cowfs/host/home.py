@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cowfs.devices import DeviceSet, HomeOptions, making
-from cowfs.devices.files import HomeFiles
+from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.errors import HomeBusy
-from cowfs.host.host import Host
+from cowfs.host.executor import Executor
 from cowfs.host.requests.devices import (
     Create,
     Created,
@@ -40,8 +38,9 @@ from cowfs.host.requests.space import (
     UsageReport,
     UsageTotals,
 )
-from cowfs.host.session import LocalSession, Session, connect, metadata_of_session
-from cowfs.pool import ThinDevice, load_backend
+from cowfs.host.session import Session, connect, metadata_of_session
+from cowfs.host.spec import HomeSpec, Make
+from cowfs.pool import ThinDevice
 
 if TYPE_CHECKING:
     from cowfs.devices import Progress
@@ -83,7 +82,7 @@ class Home:
 
     @property
     def path(self) -> Path:
-        return self._session.home
+        return self._session.path
 
     @property
     def holder_pid(self) -> int | None:
@@ -240,13 +239,13 @@ class Home:
             devices.deactivate(name)
 
     def _local_devices(self, purpose: str) -> DeviceSet:
-        if not isinstance(self._session, LocalSession):
+        if not isinstance(self._session, Executor):
             raise HomeBusy(
                 f"{purpose} needs the home {self.path} in this process, and process {self.holder_pid} holds it; "
                 "unmount it first, or use the mount",
                 holder_pid=self.holder_pid or 0,
             )
-        return self._session.host.devices
+        return self._session.home.devices
 
     def close(self) -> None:
         """Release the home. A second close does nothing."""
@@ -275,11 +274,11 @@ def open_home(
     Args:
         path: the home's directory.
         backend: who runs the pool, a name of the entry-point group `cowfs.backends`.
-        create: make the home when the directory is new or empty, as `options` say.
+        create: make the home when the directory is new or empty, as `storage_options` and `options` say.
         read_only: change nothing, not even what a crash left.
         durable: False gives up flushes, for homes that live no longer than a test.
-        storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow. The process that holds a home
-            goes by its own.
+        storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow, and count before `options`.
+            The process that holds a home goes by its own.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
 
     Raises:
@@ -288,9 +287,14 @@ def open_home(
         UsageError: an unknown backend, or sizes that cannot be.
         MetadataCorrupt, HomeError: its files are damaged.
     """
-    home = Path(os.path.abspath(path))
-    if create and making.look_at(HomeFiles(str(home))) is not making.HomeState.HOME:
-        options = dataclasses.replace(options or HomeOptions(), durable=durable)
-        devices = DeviceSet.init(home, load_backend(backend), options, progress=progress)
-        return Home(LocalSession(Host(devices, backend)))
-    return Home(connect(home, backend, read_only=read_only, durable=durable, storage_options=storage_options))
+    spec = HomeSpec(
+        Path(os.path.abspath(path)),
+        backend,
+        read_only=read_only,
+        durable=durable,
+        storage_options=tuple(storage_options),
+        make=Make.WHERE_ABSENT if create else Make.NEVER,
+        options=options,
+        progress=progress,
+    )
+    return Home(connect(spec))

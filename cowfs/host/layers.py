@@ -100,7 +100,7 @@ class Layers:
         Raises:
             UsageError: an archive that is damaged, or reaches out of the layer.
         """
-        with _as_file(archive, self._session.home) as file:
+        with _as_file(archive, self._session.path) as file:
             return self._session.upload(ApplyLayer(layer_id), file)
 
     def get(self, layer_id: str, mount_label: str = "") -> str:

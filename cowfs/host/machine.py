@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -15,17 +13,11 @@ import msgspec
 
 from cowfs.errors import CowfsError, MissingRequirement
 from cowfs.fuse.mountpoint import missing_requirements
+from cowfs.host.backend_facts import TOOL_DIRECTORIES
 from cowfs.host.serving.mounting import python_module
-from cowfs.layers.options import Facts
-from cowfs.pool import Backend, Capability, backend_names, load_backend
+from cowfs.pool import backend_names, load_backend
 
-_CONTROL: Final = "/dev/mapper/control"
-_DM_VERSION: Final = 0xC138FD00
-_DM_HEADER: Final = struct.Struct("=10IQ128s129s7x")
-_TOOL_DIRECTORIES: Final = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin"
 _MOUNT_SECONDS: Final = 20.0
-
-assert _DM_HEADER.size == 312
 
 
 class Ability(msgspec.Struct, frozen=True):
@@ -105,44 +97,12 @@ def _libext2fs() -> str:
 
 def _tool(name: str, package: str) -> Callable[[], str]:
     def find() -> str:
-        path = shutil.which(name, path=_TOOL_DIRECTORIES)
+        path = shutil.which(name, path=TOOL_DIRECTORIES)
         if path is None:
             raise MissingRequirement(f"{name} is not installed", remedy=f"apt-get install {package}")
         return path
 
     return find
-
-
-def driver_facts(backend: Backend) -> Facts:
-    """What a layer driver's options can be, and their defaults, depend on.
-
-    Whoever may use a backend with nodes may mount too: both take CAP_SYS_ADMIN.
-    """
-    if Capability.KERNEL_NODES not in backend.capabilities:
-        return Facts()
-    try:
-        with open("/proc/filesystems") as file:
-            kernel_knows_xfs = "xfs" in file.read().split()
-    except OSError:
-        kernel_knows_xfs = False
-    return Facts(
-        kernel_mounts=True,
-        has_mkfs_xfs=shutil.which("mkfs.xfs", path=_TOOL_DIRECTORIES) is not None,
-        kernel_knows_xfs=kernel_knows_xfs,
-        dm_version=_device_mapper_version(),
-    )
-
-
-def _device_mapper_version() -> tuple[int, int, int] | None:
-    """The version of the kernel's device mapper; None where it does not tell."""
-    header = bytearray(_DM_HEADER.pack(4, 0, 0, _DM_HEADER.size, _DM_HEADER.size, *[0] * 6, b"", b""))
-    try:
-        with open(_CONTROL, "rb+", buffering=0) as control:
-            fcntl.ioctl(control, _DM_VERSION, header)
-    except OSError:
-        return None
-    major, minor, patch = _DM_HEADER.unpack(header)[:3]
-    return major, minor, patch
 
 
 def _backend(name: str) -> Callable[[], str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from cowfs.devices import DeviceSet
 from cowfs.devices.records import Finding
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
+from cowfs.host.opening import open_here
 from cowfs.host.session import WAIT_SECONDS, alone
-from cowfs.pool import Backend, load_backend
+from cowfs.host.spec import HomeSpec
 
 
 class RecoveryReport(msgspec.Struct, frozen=True):
@@ -29,7 +29,7 @@ class RecoveryReport(msgspec.Struct, frozen=True):
 
 def recover_home(
     home: Path,
-    backend: str | Backend,
+    backend: str,
     *,
     dry_run: bool = False,
     delete_orphans: bool = False,
@@ -49,12 +49,9 @@ def recover_home(
         CowfsError: what opening the home raises, or the pool; it can be run again.
     """
     path = Path(os.path.abspath(home))
-    loaded = load_backend(backend) if isinstance(backend, str) else backend
-
-    def open_here() -> DeviceSet:
-        return DeviceSet.open(path, loaded, read_only=dry_run, verify=False)
-
-    with alone(path, "recovering", open_here, wait_seconds=wait_seconds) as devices:
+    spec = HomeSpec(path, backend, read_only=dry_run, verify=False)
+    with alone(path, "recovering", lambda: open_here(spec), wait_seconds=wait_seconds) as opened:
+        devices = opened.devices
         lent = sorted(devices.lent())
         if lent:
             raise HomeBusy(

@@ -1,8 +1,8 @@
 """Reaching a home, whoever holds it.
 
-    connect(home, "emulated")      a Session: the home opened here, or the process that holds it asked over its socket
+    connect(spec)                  a Session: the home opened here, or the process that holds it asked over its socket
     metadata_of(home, "emulated")  the pool's metadata for reading, also when the pool itself cannot be opened
-    locked(home)                   nobody else has the home open, for what rewrites its metadata
+    locked(home)                   no other process has the home open, for what rewrites its metadata
 
 A home that is in use by a command for a moment is waited for; one that is mounted answers at once.
 """
@@ -12,27 +12,25 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.devices import DeviceSet, HomeLock
+from cowfs.devices import HomeLock
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import read_settings, require_home
 from cowfs.devices.pool_files import open_device
 from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.host.control.client import Client
-from cowfs.host.driven_home import open_driven
-from cowfs.host.host import Host
-from cowfs.host.requests.devices import CopyMetadata, Status
+from cowfs.host.executor import Executor
+from cowfs.host.opening import open_here
+from cowfs.host.requests.devices import CopyMetadata, HomeReport, Status
 from cowfs.host.requests.request import Listing, Request, Upload, Work
-from cowfs.layers.interface import finish
-from cowfs.layers.options import parse_storage_options
-from cowfs.pool import load_backend
+from cowfs.host.spec import HomeSpec
 
 WAIT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.02
@@ -45,7 +43,7 @@ class Session(Protocol):
     """A home that can be asked. `holder_pid` is None when this process opened it itself."""
 
     @property
-    def home(self) -> Path: ...
+    def path(self) -> Path: ...
 
     @property
     def holder_pid(self) -> int | None: ...
@@ -67,69 +65,14 @@ class Session(Protocol):
     ) -> None: ...
 
 
-class LocalSession:
-    """A home opened by this process."""
-
-    holder_pid: int | None = None
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-
-    @property
-    def home(self) -> Path:
-        return self.host.home
-
-    def call(self, request: Request[R] | Work[R]) -> R:
-        return finish(request.run(self.host)) if isinstance(request, Work) else request.run(self.host)
-
-    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
-        return finish(request.run(self.host, file))
-
-    def iterate(self, request: Listing[R]) -> Iterator[R]:
-        return (piece for piece in request.run(self.host) if piece is not None)
-
-    def close(self) -> None:
-        self.host.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-
-def connect(
-    home: Path,
-    backend: str,
-    *,
-    read_only: bool = False,
-    durable: bool = True,
-    storage_options: Sequence[str] = (),
-    wait_seconds: float = WAIT_SECONDS,
-) -> Session:
-    """Open a home, or reach the process that holds it.
+def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
+    """Open a home, or reach the process that holds it, which goes by its own options.
 
     Raises:
         HomeBusy: something holds it that does not answer, after `wait_seconds`.
-        CowfsError: what opening it raised.
+        CowfsError: as `open_here`.
     """
-
-    parsed = parse_storage_options(storage_options) if storage_options else None
-
-    def open_here() -> Session:
-        if parsed is not None:
-            driven = open_driven(home, backend, parsed, read_only=read_only)
-            host = Host(driven.devices, backend)
-            host.drive(driven.settings)
-            return LocalSession(host)
-        return _open_here(home, backend, read_only=read_only, durable=durable)
-
-    return _patiently(home, open_here, Client, wait_seconds)
-
-
-def _open_here(home: Path, backend: str, *, read_only: bool = False, durable: bool = True) -> LocalSession:
-    devices = DeviceSet.open(home, load_backend(backend), read_only=read_only, durable=durable)
-    return LocalSession(Host(devices, backend))
+    return _patiently(spec.path, lambda: Executor(open_here(spec)), Client, wait_seconds)
 
 
 @contextmanager
@@ -144,16 +87,16 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
     files = HomeFiles(os.path.abspath(home))
     require_home(files)
 
-    def open_here() -> HomeLock | Session:
+    def open_metadata() -> HomeLock | Session:
         lock = HomeLock.acquire(files.home, read_only=True)
         with ExitStack() as undo:
             undo.callback(lock.release)
             if not read_settings(files).thin_pool and not is_in_use(files):
                 undo.pop_all()
                 return lock
-        return _open_here(home, backend)
+        return Executor(open_here(HomeSpec(home, backend)))
 
-    reached = _patiently(home, open_here, Client, wait_seconds)
+    reached = _patiently(home, open_metadata, Client, wait_seconds)
     if isinstance(reached, HomeLock):
         try:
             with closing(open_device(files.metadata)) as device:
@@ -168,8 +111,8 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
 @contextmanager
 def metadata_of_session(session: Session) -> Iterator[BlockDevice]:
     """The metadata as it is committed when this is entered."""
-    if isinstance(session, LocalSession):
-        pool = session.host.devices.pool
+    if isinstance(session, Executor):
+        pool = session.home.devices.pool
         pool.commit()
         with closing(pool.open_metadata()) as device:
             yield device
@@ -211,12 +154,28 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
 def alone(home: Path, purpose: str, open_here: Callable[[], T], *, wait_seconds: float = WAIT_SECONDS) -> T:
     """Open something of a home that nobody else holds; as `locked`."""
 
+    def explain(report: HomeReport) -> str:
+        views = report.views
+        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
+        message = f"{purpose} needs the home {home} to itself, and process {report.holder_pid} serves a mount of it"
+        return f"{message}; {remedy}"
+
+    return open_unheld(home, open_here, explain, wait_seconds=wait_seconds)
+
+
+def open_unheld(
+    home: Path,
+    open_here: Callable[[], T],
+    explain: Callable[[HomeReport], str],
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+) -> T:
+    """Open something of a home in this process; raises HomeBusy that `explain` words when another one serves it."""
+
     def refuse(_home: Path) -> T:
         with Client(home) as client:
-            views = client.call(Status()).views
-        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
-        message = f"{purpose} needs the home {home} to itself, and process {client.holder_pid} serves a mount of it"
-        raise HomeBusy(f"{message}; {remedy}", holder_pid=client.holder_pid)
+            report = client.call(Status())
+        raise HomeBusy(explain(report), holder_pid=client.holder_pid)
 
     return _patiently(home, open_here, refuse, wait_seconds)
 

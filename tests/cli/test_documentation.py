@@ -11,9 +11,9 @@ import pytest
 from cowfs import errors
 from cowfs.devices.records import Finding
 from cowfs.error_record import ErrorRecord
-from cowfs.host.host import MountedView
 from cowfs.host.machine import Ability
 from cowfs.host.maintenance import CheckResult, FindingRecord
+from cowfs.host.open_home import MountedView
 from cowfs.host.recovery import RecoveryReport
 from cowfs.host.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
 from cowfs.host.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals

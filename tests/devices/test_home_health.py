@@ -19,9 +19,10 @@ from cowfs.errors import (
     PoolModeError,
     UsageError,
 )
-from cowfs.host.host import Host
 from cowfs.host.maintenance import repair_home
+from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.devices import ListDevices, Status
+from cowfs.layers.options import DriverOptions, Facts, settle
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend
 from cowfs.testing.judges import require_clean_pool
 from cowfs.thinmeta import Metadata
@@ -94,12 +95,14 @@ def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
         assert names(devices) == ["a", "base"]
         status = devices.status()
         assert (status.mode, status.data_total_bytes, status.orphan_thin_ids) == (PoolMode.FAIL, 0, ())
-        rows = list(ListDevices().run(Host(devices, "fake")))
+        rows = list(ListDevices().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts()))))
         assert [(row.name, row.mapped_bytes, row.exclusive_bytes) for row in rows] == [
             ("a", None, None),
             ("base", None, None),
         ]
-        assert Status().run(Host(devices, "fake")).problems == list(devices.problems)
+        assert Status().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts()))).problems == list(
+            devices.problems
+        )
         for change in changes(devices).values():
             with pytest.raises(PoolModeError, match="has failed"):
                 change()

@@ -15,10 +15,10 @@ from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeOptions, PoolSource
 from cowfs.devices.base_ext4 import Ext4
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
-from cowfs.host.driven_home import open_driven
 from cowfs.host.maintenance import check_home, repair_home, restore_home
+from cowfs.host.opening import open_here
 from cowfs.host.session import metadata_of
-from cowfs.layers.options import parse_storage_options
+from cowfs.host.spec import HomeSpec
 from cowfs.pool import PoolTable, load_backend
 from cowfs.testing import damage
 from cowfs.thinmeta.xml import dump
@@ -107,9 +107,8 @@ def test_removed_devices_are_discarded_where_the_data_is_in_the_home(
     mine = PoolSource(**{f"{role}_device": getattr(source, f"{role}_device")}) if role else PoolSource()
     init(home, mine)
     for words, wanted in (((), discards), (("dm.blkdiscard=true",), True), (("dm.blkdiscard=false",), False)):
-        driven = open_driven(home, "emulated", parse_storage_options(words), durable=False)
-        with driven.devices as devices:
-            assert devices.discards_removed is wanted
+        with open_here(HomeSpec(home, durable=False, storage_options=words)) as opened:
+            assert opened.devices.discards_removed is wanted
 
 
 def test_relative_paths_are_remembered_as_absolute_ones(

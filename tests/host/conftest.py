@@ -13,7 +13,9 @@ import trio
 
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.host.control.server import ControlServer, Limits
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
+from cowfs.host.opening import open_here
+from cowfs.host.spec import HomeSpec
 from cowfs.pool import load_backend
 
 SMALL = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)
@@ -36,16 +38,16 @@ def serving(
     *,
     limits: Limits = DEFAULT_LIMITS,
     quiesce: Callable[[str], Awaitable[None]] | None = None,
-    prepare: Callable[[Host], None] = lambda host: None,
+    prepare: Callable[[OpenHome], None] = lambda opened: None,
 ) -> Iterator[None]:
     """Hold a home in another thread and answer on its control socket, for the length of a `with` block."""
     outcome: queue.Queue[object] = queue.Queue()
 
     async def main() -> None:
-        with DeviceSet.open(home, load_backend("emulated"), durable=False) as devices:
-            host = Host(devices, "emulated", is_serving=True)
-            prepare(host)
-            server = ControlServer(host, quiesce=quiesce, limits=limits)
+        with open_here(HomeSpec(home, durable=False)) as opened:
+            opened.is_serving = True
+            prepare(opened)
+            server = ControlServer(opened, quiesce=quiesce, limits=limits)
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
                 outcome.put((trio.lowlevel.current_trio_token(), nursery.cancel_scope))

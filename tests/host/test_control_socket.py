@@ -31,9 +31,10 @@ from cowfs.host.control import socket as control_socket
 from cowfs.host.control.client import Client
 from cowfs.host.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 from cowfs.host.control.server import Limits
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.devices import CopyMetadata, Create, DeviceRow, HomeReport, ListDevices, Status
 from cowfs.host.requests.request import OpenFile
+from cowfs.host.spec import HomeSpec
 from tests.host.conftest import PATIENCE_SECONDS, serving
 
 STATUS = b'{"op":"status"}\n'
@@ -246,14 +247,14 @@ def test_no_descriptor_is_left(home: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def many_rows(host: Host) -> Iterator[DeviceRow]:
+def many_rows(home: OpenHome) -> Iterator[DeviceRow]:
     for number in range(100_000):
         yield DeviceRow(f"device-{number}", number, 1 << 30, 0, 0, None, False, [])
 
 
 def test_a_client_that_does_not_read_is_dropped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its answer is longer than any socket buffer; others are served meanwhile, and afterwards it is gone."""
-    monkeypatch.setattr(ListDevices, "run", lambda self, host: many_rows(host))
+    monkeypatch.setattr(ListDevices, "run", lambda self, home: many_rows(home))
     with serving(home, limits=Limits(send_seconds=0.5)), raw_client(home) as client:
         client.socket.sendall(b'{"op":"list"}\n')
         assert client.read()["piece"]["name"] == "device-0"
@@ -314,10 +315,10 @@ def test_a_crowd_of_idle_clients_makes_room(home: Path) -> None:
 
 
 def test_a_client_that_does_not_read_makes_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ListDevices, "run", lambda self, host: many_rows(host))
+    monkeypatch.setattr(ListDevices, "run", lambda self, home: many_rows(home))
     with serving(home, limits=Limits(clients_per_uid=1, grace_seconds=0.0)), raw_client(home) as deaf:
         deaf.socket.sendall(b'{"op":"list"}\n')
-        with session.connect(home, "emulated", wait_seconds=PATIENCE_SECONDS) as opened:
+        with session.connect(HomeSpec(home), wait_seconds=PATIENCE_SECONDS) as opened:
             assert opened.call(Status()).devices == 1
 
 
@@ -326,10 +327,10 @@ def test_what_a_client_has_sent_keeps_its_place(home: Path, monkeypatch: pytest.
     arrived, go_on = threading.Event(), threading.Event()
     run = Status.run
 
-    def slow(self: Status, host: Host) -> HomeReport:
+    def slow(self: Status, home: OpenHome) -> HomeReport:
         arrived.set()
         assert go_on.wait(PATIENCE_SECONDS)
-        return run(self, host)
+        return run(self, home)
 
     with (
         serving(home, limits=Limits(clients_per_uid=2, grace_seconds=0.0)),
@@ -436,7 +437,7 @@ def test_a_backlog_that_stays_full_is_one_clear_line(home: Path, monkeypatch: py
     with full_backlog(home):
         monkeypatch.setattr(session, "Client", functools.partial(Client, greeting_seconds=0.1))
         with pytest.raises(HomeBusy, match=f"held by process {os.getpid()} .*; it does not answer"):
-            session.connect(home, "emulated")
+            session.connect(HomeSpec(home))
 
 
 def test_the_backlog_has_room_for_a_crowd(home: Path) -> None:
@@ -452,7 +453,7 @@ def test_the_backlog_has_room_for_a_crowd(home: Path) -> None:
 
 
 def test_a_long_listing_arrives_whole(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ListDevices, "run", lambda self, host: many_rows(host))
+    monkeypatch.setattr(ListDevices, "run", lambda self, home: many_rows(home))
     with serving(home), Client(home) as client:
         ids = [row.id for row in client.iterate(ListDevices())]
         assert ids == list(range(100_000))
@@ -460,7 +461,7 @@ def test_a_long_listing_arrives_whole(home: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_listing_left_early_closes_the_connection(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ListDevices, "run", lambda self, host: many_rows(host))
+    monkeypatch.setattr(ListDevices, "run", lambda self, home: many_rows(home))
     with serving(home), Client(home) as client:
         rows = client.iterate(ListDevices())
         next(rows)
@@ -492,17 +493,17 @@ def test_clients_at_the_same_time(served: Path) -> None:
 def test_a_device_in_use_is_quiesced_before_its_snapshot(home: Path) -> None:
     """What the view still holds reaches the device first, and nothing runs in between."""
     events: list[str] = []
-    hosts: list[Host] = []
+    served: list[OpenHome] = []
 
     async def quiesce(name: str) -> None:
         await trio.lowlevel.checkpoint()
         events.append(f"quiesce {name}")
         if name == "web":
-            hosts[0].devices.active()["web"].pwrite(1 << 20, b"in the last moment")
+            served[0].devices.active()["web"].pwrite(1 << 20, b"in the last moment")
 
-    def prepare(host: Host) -> None:
-        hosts.append(host)
-        host.devices.activate("web")
+    def prepare(opened: OpenHome) -> None:
+        served.append(opened)
+        opened.devices.activate("web")
 
     with serving(home, quiesce=quiesce, prepare=prepare), cowfs.open_home(home) as opened:
         opened.snapshot("web", "web-1")
@@ -525,7 +526,7 @@ def test_a_snapshot_is_refused_when_quiescing_fails(home: Path) -> None:
 def test_a_defect_of_the_holder_reaches_the_client_with_its_traceback(
     served: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Status, host: Host) -> None:
+    def broken(self: Status, home: OpenHome) -> None:
         raise ZeroDivisionError("what a pity")
 
     with monkeypatch.context() as patch:
@@ -543,7 +544,7 @@ def test_a_home_held_in_silence_names_the_holder(home: Path) -> None:
     lock = HomeLock.acquire(str(home))
     try:
         with pytest.raises(HomeBusy, match=f"process {os.getpid()}") as caught:
-            session.connect(home, "emulated", wait_seconds=0)
+            session.connect(HomeSpec(home), wait_seconds=0)
         assert caught.value.holder_pid == os.getpid()
     finally:
         lock.release()
@@ -553,7 +554,7 @@ def test_a_home_held_for_a_moment_is_waited_for(home: Path) -> None:
     lock = HomeLock.acquire(str(home))
     timer = threading.Timer(0.1, lock.release)
     timer.start()
-    with session.connect(home, "emulated", wait_seconds=PATIENCE_SECONDS) as opened:
+    with session.connect(HomeSpec(home), wait_seconds=PATIENCE_SECONDS) as opened:
         assert opened.call(Status()).devices == 1
     timer.join()
 
@@ -629,7 +630,7 @@ def test_a_holder_that_does_not_greet_is_busy(home: Path, monkeypatch: pytest.Mo
     try:
         monkeypatch.setattr(session, "Client", functools.partial(Client, greeting_seconds=0.1))
         with pytest.raises(HomeBusy, match="does not answer") as caught:
-            session.connect(home, "emulated")
+            session.connect(HomeSpec(home))
         assert caught.value.holder_pid == os.getpid()
     finally:
         listener.close()

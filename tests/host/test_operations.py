@@ -16,8 +16,10 @@ from cowfs.devices import DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.error_record import record_error, restore_error
 from cowfs.host.control.client import Client
+from cowfs.host.executor import Executor
 from cowfs.host.requests.devices import HomeReport, Status
-from cowfs.host.session import LocalSession, connect, metadata_of
+from cowfs.host.session import connect, metadata_of
+from cowfs.host.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs.thinmeta.check import check
 from tests.host.conftest import SMALL, serving
@@ -153,7 +155,7 @@ def test_metadata_is_read_while_the_home_is_held(served: Path) -> None:
         report = check(metadata)
         assert report.ok
         assert report.thins == 2
-        with connect(served, "emulated") as session:
+        with connect(HomeSpec(served)) as session:
             assert session.call(Status()).devices == 1
         with cowfs.open_home(served) as home:
             home.create("later")
@@ -230,14 +232,14 @@ def test_a_record_cannot_name_what_is_no_error_of_ours(kind: str) -> None:
 
 
 def test_local_sessions_are_local(home: Path) -> None:
-    session = connect(home, "emulated")
+    session = connect(HomeSpec(home))
     try:
-        assert isinstance(session, LocalSession)
+        assert isinstance(session, Executor)
         with pytest.raises(errors.HomeBusy):
-            connect(home, "emulated", wait_seconds=0)
+            connect(HomeSpec(home), wait_seconds=0)
     finally:
         session.close()
     with serving(home):
-        session = connect(home, "emulated")
+        session = connect(HomeSpec(home))
         assert isinstance(session, Client)
         session.close()

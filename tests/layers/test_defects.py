@@ -19,10 +19,11 @@ from cowfs.devices import base_xfs
 from cowfs.devices.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
 from cowfs.ext4 import tools
-from cowfs.host.driven_home import open_driven
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
+from cowfs.host.opening import open_here
+from cowfs.host.spec import HomeSpec, Make
+from cowfs.layers.driver import LayerDriver
 from cowfs.layers.info import driver_info, status_items
-from cowfs.layers.options import parse_storage_options
 from cowfs.pool import NodePool, NodeThin, ThinStatus, UnreadableStatus
 from tests.conftest import REPOSITORY
 from tests.devices.home_fakes import FakeBackend, FakePool, FakeThin, Killed, Steps, assert_whole, make_home, open_home
@@ -284,13 +285,12 @@ def test_a_get_that_fails_leaves_nothing_active(tmp_path: Path) -> None:
 
     with opened(tmp_path / "home") as home:
         home.driver.create("a", None)
-        host = Host(home.devices, "emulated", volumes=home.volumes)
-        host.drive(mounter=Refusing())
+        driver = LayerDriver(home.devices, home.volumes, Refusing())
         with pytest.raises(FilesystemError):
-            host.driver.get("a")
-        assert not host.driver.has_gets
+            driver.get("a")
+        assert not driver.has_gets
         assert home.devices.active() == {}
-        host.driver.remove("a")
+        driver.remove("a")
         assert "a" not in home.devices
 
 
@@ -328,21 +328,22 @@ def test_two_file_systems_may_be_grown_at_once(tmp_path: Path, monkeypatch: pyte
 
 
 def test_options_are_those_of_one_driver(tmp_path: Path) -> None:
-    sizes = ["dm.loopdatasize=64M", "dm.loopmetadatasize=4M", "dm.basesize=16M"]
-    never = ["dm.use_deferred_removal=false", "dm.use_deferred_deletion=false", "dm.blkdiscard=false"]
-    for name, words in (("first", never), ("second", []), ("first", [])):
-        driven = open_driven(
-            tmp_path / name, "emulated", parse_storage_options([*sizes, *words]), make=True, durable=False
-        )
-        with driven.devices as devices:
-            found = driven.settings.deferred_removal, driven.settings.deferred_deletion, devices.discards_removed
+    sizes = ("dm.loopdatasize=64M", "dm.loopmetadatasize=4M", "dm.basesize=16M")
+    never = ("dm.use_deferred_removal=false", "dm.use_deferred_deletion=false", "dm.blkdiscard=false")
+
+    def opened(name: str, *words: str) -> OpenHome:
+        return open_here(HomeSpec(tmp_path / name, durable=False, storage_options=words, make=Make.WHERE_ABSENT))
+
+    for name, words in (("first", never), ("second", ()), ("first", ())):
+        with opened(name, *sizes, *words) as home:
+            settings = home.settings
+            found = settings.deferred_removal, settings.deferred_deletion, home.devices.discards_removed
             assert set(found) == {not words}
     # A larger base is asked for once; a home that is opened without that keeps what it has.
-    larger = parse_storage_options(["dm.basesize=24M"])
-    open_driven(tmp_path / "first", "emulated", larger, durable=False).devices.close()
+    opened("first", "dm.basesize=24M").close()
     for name, size_bytes in (("first", 24 << 20), ("second", 16 << 20)):
-        with open_driven(tmp_path / name, "emulated", parse_storage_options([]), durable=False).devices as devices:
-            assert devices.status().base_size_bytes == size_bytes
+        with opened(name) as home:
+            assert home.devices.status().base_size_bytes == size_bytes
 
 
 # --- 11: figures

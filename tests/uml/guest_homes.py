@@ -21,6 +21,7 @@ from cowfs.devices import DeviceSet
 from cowfs.errors import CowfsError, MountError
 from cowfs.host.kernel.devices import mount_by_kernel
 from cowfs.host.session import connect
+from cowfs.host.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs_dmthin import nodes
 from cowfs_dmthin.loop import loop_devices_of
@@ -192,7 +193,7 @@ def xfs_is_mounted_beside_its_snapshot(folder: Path) -> None:
 @check
 def errors_of_mount_say_what_was_asked(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
-    with connect(home.home, "dmthin") as session, pytest.raises(MountError) as caught:
+    with connect(HomeSpec(home.home, "dmthin")) as session, pytest.raises(MountError) as caught:
         mount_by_kernel(session, "web", str(mnt), options="nodev,nosuch=1,noatime", read_only=True)
     error = caught.value
     assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)

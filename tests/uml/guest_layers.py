@@ -21,14 +21,14 @@ from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4 import acl
 from cowfs.fuse.mountinfo import Mount, mount_at
-from cowfs.host.driven_home import open_driven
-from cowfs.host.host import Host
 from cowfs.host.kernel.layers import KernelLayers
+from cowfs.host.open_home import OpenHome
+from cowfs.host.opening import open_here
+from cowfs.host.spec import HomeSpec, Make
 from cowfs.layers import finish
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.mounted_tree import MountedTree
-from cowfs.layers.options import parse_storage_options
 from cowfs.layers.roots import find_root
 from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
@@ -73,20 +73,11 @@ def mounted(path: Path) -> Mount:
 
 
 @contextlib.contextmanager
-def opened(folder: Path, filesystem: str, *options: str) -> Iterator[tuple[Host, LayerDriver]]:
-    driven = open_driven(
-        folder / "home",
-        "dmthin",
-        parse_storage_options(storage_options(filesystem, *options)),
-        make=True,
-        durable=False,
-    )
-    host = Host(driven.devices, "dmthin")
-    host.drive(driven.settings)
-    try:
-        yield host, host.driver
-    finally:
-        host.close()
+def opened(folder: Path, filesystem: str, *options: str) -> Iterator[tuple[OpenHome, LayerDriver]]:
+    words = tuple(storage_options(filesystem, *options))
+    spec = HomeSpec(folder / "home", "dmthin", durable=False, storage_options=words, make=Make.WHERE_ABSENT)
+    with open_here(spec) as home:
+        yield home, home.driver
 
 
 def archive(**files: bytes) -> io.BytesIO:

@@ -36,7 +36,7 @@ class Client:
     """
 
     def __init__(self, home: Path, *, greeting_seconds: float = GREETING_SECONDS) -> None:
-        self.home = home
+        self.path = home
         self._greeting_seconds = greeting_seconds
         self._buffer = bytearray()
         self._files: list[int] = []
@@ -93,7 +93,7 @@ class Client:
 
     def _connect(self) -> int:
         """Dial, and read the greeting; the holder's process id."""
-        self._socket = control.dial(self.home, self._greeting_seconds)
+        self._socket = control.dial(self.path, self._greeting_seconds)
         try:
             pid = self._greeting().pid
             self._socket.settimeout(None)
@@ -113,7 +113,7 @@ class Client:
             raise
         if greeting.cowfs != PROTOCOL_VERSION:
             raise HomeVersionError(
-                f"{self.home} is held by process {greeting.pid}, which speaks version {greeting.cowfs} of the control "
+                f"{self.path} is held by process {greeting.pid}, which speaks version {greeting.cowfs} of the control "
                 f"protocol and this is version {PROTOCOL_VERSION}; use the cowfs of that process, version "
                 f"{greeting.version}, or unmount first"
             )
@@ -121,7 +121,7 @@ class Client:
 
     def _send(self, request: AnyRequest, fd: int | None) -> None:
         if self._socket is None:
-            raise HomeError(f"the connection to the holder of {self.home} is closed; open the home again")
+            raise HomeError(f"the connection to the holder of {self.path} is closed; open the home again")
         if self._listing:
             raise HomeError("an earlier listing of this connection is not read to its end")
         try:
@@ -178,6 +178,6 @@ class Client:
         """The connection is of no use any more."""
         self.close()
         return HomeError(
-            f"the process that holds {self.home} {what} before the answer was complete; "
-            f"see 'cowfs --home {self.home} status'"
+            f"the process that holds {self.path} {what} before the answer was complete; "
+            f"see 'cowfs --home {self.path} status'"
         )

@@ -32,7 +32,7 @@ from cowfs.host.control.protocol import (
     Greeting,
     Reply,
 )
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.decoding import decode_request
 from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, Work
 from cowfs.version import VERSION
@@ -59,7 +59,7 @@ class ControlServer:
     """Serves one home to other processes of the same user, and to root.
 
     Args:
-        host: a home whose lock this process holds.
+        home: a home whose lock this process holds.
         quiesce: brings everything that was written to the views of a device onto it. Awaited before the device is
             snapshotted; ends without a checkpoint, so that the snapshot sees just that.
         let_go: closes a device that is only open in case somebody uses it. Awaited before the device is removed; ends
@@ -72,14 +72,14 @@ class ControlServer:
 
     def __init__(
         self,
-        host: Host,
+        home: OpenHome,
         *,
         quiesce: DeviceHook | None = None,
         let_go: DeviceHook | None = None,
         forget: DeviceHook | None = None,
         limits: Limits = Limits(),
     ) -> None:
-        self._host = host
+        self._home = home
         self._quiesce = quiesce
         self._let_go = let_go
         self._forget = forget
@@ -96,7 +96,7 @@ class ControlServer:
 
         Clients are served at the same time, their operations one after the other.
         """
-        async with _listening(self._host) as listener, trio.open_nursery() as clients:
+        async with _listening(self._home) as listener, trio.open_nursery() as clients:
             task_status.started()
             while True:
                 socket = await self._accept(listener)
@@ -110,7 +110,7 @@ class ControlServer:
                 socket, _ = await listener.accept()
             except OSError as error:  # also a client that is gone already
                 if error.errno != failed:
-                    _log.warning("control socket of %s: %s; trying again", self._host.home, error)
+                    _log.warning("control socket of %s: %s; trying again", self._home.path, error)
                 failed = error.errno or 0
                 self._drop_stalled(self._connections)
                 await trio.sleep(_RETRY_SECONDS)
@@ -136,7 +136,7 @@ class ControlServer:
 
     def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
-        home = self._host.home
+        home = self._home.path
         pid, uid = connection.pid, connection.uid
         if uid not in (0, os.geteuid()):
             raise HomeError(
@@ -197,7 +197,7 @@ class ControlServer:
         """
         try:
             if isinstance(request, Listing):
-                for piece in request.run(self._host):
+                for piece in request.run(self._home):
                     yield b"" if piece is None else _line(Reply(piece=_raw(piece))), None
                 yield _line(Reply(result=_raw(None))), None
             else:
@@ -210,11 +210,11 @@ class ControlServer:
         self, request: Request[object] | Work[object] | Upload[object], connection: _Connection
     ) -> Generator[tuple[bytes, None], None, object]:
         if isinstance(request, Request):
-            return request.run(self._host)
+            return request.run(self._home)
         if isinstance(request, Upload):
-            steps = request.run(self._host, connection.uploaded_file())
+            steps = request.run(self._home, connection.uploaded_file())
         else:
-            steps = request.run(self._host)
+            steps = request.run(self._home)
         with closing(steps):
             while True:
                 try:
@@ -312,16 +312,16 @@ class _Connection:
 
 
 @asynccontextmanager
-async def _listening(host: Host) -> AsyncIterator[trio.socket.SocketType]:
-    listener = trio.socket.from_stdlib_socket(control.listen(host.home))
+async def _listening(home: OpenHome) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(home.path))
     try:
         yield listener
     finally:
         listener.close()
         try:
-            control.unlink(host.home)
+            control.unlink(home.path)
         except OSError as error:
-            _log.warning("control socket of %s: %s", host.home, error)
+            _log.warning("control socket of %s: %s", home.path, error)
 
 
 async def _last_words(connection: _Connection, error: CowfsError) -> None:

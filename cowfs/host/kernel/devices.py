@@ -38,7 +38,7 @@ def mount_by_kernel(session: Session, name: str, target: str, *, options: str = 
     """
     options = ",".join(filter(None, [options, "ro" if read_only else ""]))
     parse_mount_options(options)
-    target = check_mount_point(encode_source(session.home, name), target)
+    target = check_mount_point(encode_source(session.path, name), target)
     fd = session.call(OpenNode(name)).fd
     try:
         return mount_node(fd, name, target, options)

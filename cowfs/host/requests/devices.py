@@ -1,8 +1,8 @@
 """What can be asked of a home: each operation a typed request that runs on the process holding it.
 
-A request is a frozen struct; `run` does it on a `Host`. A local session calls `run`; a remote one sends the struct over
-the control socket and the holder calls the same `run`. So there is one implementation of each operation, and these
-classes are the protocol.
+A request is a frozen struct; `run` does it on an `OpenHome`. Where another process holds the home, the struct is sent
+over its control socket, and that process calls the same `run`. So there is one implementation of each operation, and
+these classes are the protocol.
 
 Sizes are in bytes, whatever the name; ids and transactions are the pool's own numbers.
 """
@@ -18,8 +18,8 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
-from cowfs.host.host import Host, MountedView
 from cowfs.host.metadata_copy import copy_metadata
+from cowfs.host.open_home import MountedView, OpenHome
 from cowfs.host.requests.request import Listing, OpenFile, Request, batched
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.units import Sectors, ThinId
@@ -121,14 +121,14 @@ class HomeReport(msgspec.Struct, frozen=True):
 class Status(Request[HomeReport], frozen=True, tag="status"):
     """The figures of the home."""
 
-    def run(self, host: Host) -> HomeReport:
-        status = host.devices.status()
+    def run(self, home: OpenHome) -> HomeReport:
+        status = home.devices.status()
         pool = status.pool
         return HomeReport(
-            home=plain_text(str(host.home)),
-            backend=host.backend,
-            holder_pid=os.getpid() if host.is_serving else None,
-            views=host.all_views(),
+            home=plain_text(str(home.path)),
+            backend=home.backend,
+            holder_pid=os.getpid() if home.is_serving else None,
+            views=home.all_views(),
             pool=status.pool_name,
             mode=status.mode.name.lower(),
             no_space="queue" if status.no_space is NoSpacePolicy.QUEUE else "error",
@@ -159,15 +159,15 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
 class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
     """Every device, by name. Devices removed while the list is read are left out."""
 
-    def run(self, host: Host) -> Iterator[DeviceRow]:
-        for records in batched(host.devices.records()):
-            views = host.all_views()
+    def run(self, home: OpenHome) -> Iterator[DeviceRow]:
+        for records in batched(home.devices.records()):
+            views = home.all_views()
             try:
-                figures = host.devices.figures_of([record.name for record in records])
+                figures = home.devices.figures_of([record.name for record in records])
             except (MetadataCorrupt, PoolModeError):  # among the problems that `status` tells
                 figures = None
             # The rows of a batch are of one moment.
-            yield from [_row(host, record, figures, views) for record in records if record.name in host.devices]
+            yield from [_row(home, record, figures, views) for record in records if record.name in home.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -175,9 +175,9 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
 
     name: str
 
-    def run(self, host: Host) -> DeviceReport:
-        record = host.devices.record(self.name)
-        figures = host.devices.figures(self.name)
+    def run(self, home: OpenHome) -> DeviceReport:
+        record = home.devices.record(self.name)
+        figures = home.devices.figures(self.name)
         thin_id = record.device_id
         return DeviceReport(
             name=plain_text(record.name),
@@ -187,14 +187,14 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
             exclusive_bytes=figures.exclusive_bytes,
             highest_mapped_byte=figures.highest_mapped_byte,
             parent=plain_text(record.parent) if record.parent is not None else None,
-            children=[plain_text(other.name) for other in host.devices.records() if other.parent == record.name],
+            children=[plain_text(other.name) for other in home.devices.records() if other.parent == record.name],
             created_transaction_id=figures.created_transaction_id,
             creation_time=figures.creation_time,
             snapshotted_time=figures.snapshotted_time,
-            active=any(thin.thin_id == thin_id for thin in host.devices.pool.active())
-            or self.name in host.devices.lent(),
+            active=any(thin.thin_id == thin_id for thin in home.devices.pool.active())
+            or self.name in home.devices.lent(),
             deleted=record.deleted,
-            views=host.views_of(record),
+            views=home.views_of(record),
         )
 
 
@@ -208,9 +208,9 @@ class Create(Request[Created], frozen=True, tag="create"):
     def device_to_quiesce(self) -> str:
         return BASE if self.parent is None else self.parent
 
-    def run(self, host: Host) -> Created:
-        record = host.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
-        return Created(record.name, record.device_id, record.size_bytes, record.parent, host.devices.warnings())
+    def run(self, home: OpenHome) -> Created:
+        record = home.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
+        return Created(record.name, record.device_id, record.size_bytes, record.parent, home.devices.warnings())
 
 
 class Remove(Request[bool], frozen=True, tag="remove"):
@@ -225,11 +225,11 @@ class Remove(Request[bool], frozen=True, tag="remove"):
     def device_to_forget(self) -> str | None:
         return self.name if self.deferred else None
 
-    def run(self, host: Host) -> bool:
-        record = host.devices.record(self.name)
+    def run(self, home: OpenHome) -> bool:
+        record = home.devices.record(self.name)
         if not self.deferred:
-            host.require_unused(record, "removed", " (or remove it with --deferred)")
-        return host.devices.remove(self.name, deferred=self.deferred)
+            home.require_unused(record, "removed", " (or remove it with --deferred)")
+        return home.devices.remove(self.name, deferred=self.deferred)
 
 
 class SendMessage(Request[None], frozen=True, tag="message"):
@@ -237,8 +237,8 @@ class SendMessage(Request[None], frozen=True, tag="message"):
 
     text: str
 
-    def run(self, host: Host) -> None:
-        host.devices.pool.message(self.text)
+    def run(self, home: OpenHome) -> None:
+        home.devices.pool.message(self.text)
 
 
 class TargetLine(msgspec.Struct, frozen=True):
@@ -254,27 +254,27 @@ class TargetLine(msgspec.Struct, frozen=True):
 class Table(Listing[TargetLine], frozen=True, tag="table"):
     """The table lines of the pool and of every device."""
 
-    def run(self, host: Host) -> Iterator[TargetLine]:
-        pool = host.devices.pool
+    def run(self, home: OpenHome) -> Iterator[TargetLine]:
+        pool = home.devices.pool
         yield TargetLine(pool.name, pool.table().format())
-        for record in host.devices.records():
+        for record in home.devices.records():
             table = ThinTable(Sectors(record.length_sectors), pool.name, ThinId(record.device_id))
-            yield TargetLine(plain_text(host.devices.target_name(record.name)), table.format())
+            yield TargetLine(plain_text(home.devices.target_name(record.name)), table.format())
 
 
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
     """The status lines of the pool and of every device."""
 
-    def run(self, host: Host) -> Iterator[TargetLine]:
-        pool = host.devices.pool
+    def run(self, home: OpenHome) -> Iterator[TargetLine]:
+        pool = home.devices.pool
         yield TargetLine(pool.name, f"0 {pool.table().length_sectors} thin-pool {_figures(pool.status())}")
-        for record in host.devices.records():
+        for record in home.devices.records():
             try:
                 figures = _figures(pool.thin_status(record.device_id))
             except NoSuchThin:  # a record whose thin is gone
                 continue
             yield TargetLine(
-                plain_text(host.devices.target_name(record.name)), f"0 {record.length_sectors} thin {figures}"
+                plain_text(home.devices.target_name(record.name)), f"0 {record.length_sectors} thin {figures}"
             )
 
 
@@ -284,11 +284,11 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
     What takes long to read (check, dump, delta) is read from the copy by whoever asked, while the home goes on.
     """
 
-    def run(self, host: Host) -> OpenFile:
-        host.devices.pool.commit()
-        source = host.devices.pool.open_metadata()
+    def run(self, home: OpenHome) -> OpenFile:
+        home.devices.pool.commit()
+        source = home.devices.pool.open_metadata()
         try:
-            return OpenFile(copy_metadata(source, host.home))
+            return OpenFile(copy_metadata(source, home.path))
         finally:
             source.close()
 
@@ -301,15 +301,15 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
     def device_to_let_go(self) -> str:
         return self.name
 
-    def run(self, host: Host) -> OpenFile:
-        return OpenFile(host.devices.lend(self.name))
+    def run(self, home: OpenHome) -> OpenFile:
+        return OpenFile(home.devices.lend(self.name))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
 def _row(
-    host: Host, record: DeviceRecord, figures: dict[str, DeviceFigures] | None, views: Sequence[MountedView]
+    home: OpenHome, record: DeviceRecord, figures: dict[str, DeviceFigures] | None, views: Sequence[MountedView]
 ) -> DeviceRow:
     found = figures.get(record.name) if figures is not None else None
     unknown = None if figures is None else 0  # a record whose thin is gone occupies nothing
@@ -321,7 +321,7 @@ def _row(
         exclusive_bytes=found.exclusive_bytes if found else unknown,
         parent=plain_text(record.parent) if record.parent is not None else None,
         deleted=record.deleted,
-        mounted=[view.mount_point for view in host.views_of(record, views)],
+        mounted=[view.mount_point for view in home.views_of(record, views)],
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.request import Listing, OpenFile, Request, Upload, Work
 from cowfs.layers.info import DriverInfo
 
@@ -41,8 +41,8 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
     def device_to_quiesce(self) -> str:
         return BASE if self.parent is None else self.parent
 
-    def run(self, host: Host) -> None:
-        host.driver.create(self.id, self.parent, self.options)
+    def run(self, home: OpenHome) -> None:
+        home.driver.create(self.id, self.parent, self.options)
 
 
 class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
@@ -53,29 +53,29 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
     def device_to_let_go(self) -> str:
         return self.id
 
-    def run(self, host: Host) -> None:
-        host.driver.remove(self.id)
+    def run(self, home: OpenHome) -> None:
+        home.driver.remove(self.id)
 
 
 class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
     id: str
 
-    def run(self, host: Host) -> bool:
-        return host.driver.exists(self.id)
+    def run(self, home: OpenHome) -> bool:
+        return home.driver.exists(self.id)
 
 
 class ListLayers(Listing[str], frozen=True, tag="layer_list"):
     """Ids in order."""
 
-    def run(self, host: Host) -> Iterator[str]:
-        yield from map(plain_text, host.driver.list_layers())
+    def run(self, home: OpenHome) -> Iterator[str]:
+        yield from map(plain_text, home.driver.list_layers())
 
 
 class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
     id: str
 
-    def run(self, host: Host) -> dict[str, str]:
-        return host.driver.metadata(self.id)
+    def run(self, home: OpenHome) -> dict[str, str]:
+        return home.driver.metadata(self.id)
 
 
 class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
@@ -87,8 +87,8 @@ class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
     def device_to_quiesce(self) -> str:
         return self.id
 
-    def run(self, host: Host) -> Iterator[LayerChange | None]:
-        changes = yield from host.driver.changes(self.id, self.parent)
+    def run(self, home: OpenHome) -> Iterator[LayerChange | None]:
+        changes = yield from home.driver.changes(self.id, self.parent)
         for change in changes:
             yield LayerChange(change.kind.letter, os.fsdecode(change.path))
 
@@ -102,9 +102,9 @@ class LayerDiff(Work[OpenFile], frozen=True, tag="layer_diff"):
     def device_to_quiesce(self) -> str:
         return self.id
 
-    def run(self, host: Host) -> Steps[OpenFile]:
-        directory = None if host.devices.read_only else host.home
-        with tempfile.TemporaryFile(dir=directory) as file, closing(host.driver.diff(self.id, self.parent)) as pieces:
+    def run(self, home: OpenHome) -> Steps[OpenFile]:
+        directory = None if home.devices.read_only else home.path
+        with tempfile.TemporaryFile(dir=directory) as file, closing(home.driver.diff(self.id, self.parent)) as pieces:
             for piece in pieces:
                 file.write(piece)
                 yield
@@ -121,8 +121,8 @@ class LayerSize(Work[int], frozen=True, tag="layer_size"):
     def device_to_quiesce(self) -> str:
         return self.id
 
-    def run(self, host: Host) -> Steps[int]:
-        return host.driver.diff_size(self.id, self.parent)
+    def run(self, home: OpenHome) -> Steps[int]:
+        return home.driver.diff_size(self.id, self.parent)
 
 
 class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
@@ -136,8 +136,8 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     def device_to_forget(self) -> str:
         return self.id
 
-    def run(self, host: Host, file: IO[bytes]) -> Steps[int]:
-        return host.driver.apply(self.id, None, file)
+    def run(self, home: OpenHome, file: IO[bytes]) -> Steps[int]:
+        return home.driver.apply(self.id, None, file)
 
 
 class GetLayer(Request[str], frozen=True, tag="layer_get"):
@@ -146,14 +146,14 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
     id: str
     mount_label: str = ""
 
-    def run(self, host: Host) -> str:
-        if host.views and not host.driver.can_show_files:
-            view = host.views[0]
+    def run(self, home: OpenHome) -> str:
+        if home.views and not home.driver.can_show_files:
+            view = home.views[0]
             raise HomeBusy(
                 f"the files of layer {self.id!r} cannot be shown: the mount at {view.mount_point} has '{view.device}' "
                 f"alone; first run: cowfs umount {view.mount_point}"
             )
-        return host.driver.get(self.id, self.mount_label)
+        return home.driver.get(self.id, self.mount_label)
 
 
 class PutLayer(Request[None], frozen=True, tag="layer_put"):
@@ -164,15 +164,15 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
     def device_to_forget(self) -> str:
         return self.id
 
-    def run(self, host: Host) -> None:
-        host.driver.put(self.id)
+    def run(self, home: OpenHome) -> None:
+        home.driver.put(self.id)
 
 
 class Info(Request[DriverInfo], frozen=True, tag="info"):
     """The figures behind what `docker info` shows of a driver."""
 
-    def run(self, host: Host) -> DriverInfo:
-        return host.driver.info()
+    def run(self, home: OpenHome) -> DriverInfo:
+        return home.driver.info()
 
 
 LAYER_REQUESTS: Final = (

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 import msgspec
 
 if TYPE_CHECKING:
-    from cowfs.host.host import Host
+    from cowfs.host.open_home import OpenHome
     from cowfs.layers import Steps
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
@@ -43,21 +43,21 @@ class Work(_Message, Generic[R], frozen=True):
     """A question with one answer that takes a while."""
 
     @abstractmethod
-    def run(self, host: Host) -> Steps[R]: ...
+    def run(self, home: OpenHome) -> Steps[R]: ...
 
 
 class Upload(_Message, Generic[R], frozen=True):
     """As `Work`, with a regular file to read, from its current position."""
 
     @abstractmethod
-    def run(self, host: Host, file: IO[bytes]) -> Steps[R]: ...
+    def run(self, home: OpenHome, file: IO[bytes]) -> Steps[R]: ...
 
 
 class Request(_Message, Generic[R], frozen=True):
     """A question with one answer."""
 
     @abstractmethod
-    def run(self, host: Host) -> R: ...
+    def run(self, home: OpenHome) -> R: ...
 
 
 class Listing(_Message, Generic[R], frozen=True):
@@ -67,7 +67,7 @@ class Listing(_Message, Generic[R], frozen=True):
     """
 
     @abstractmethod
-    def run(self, host: Host) -> Iterator[R | None]: ...
+    def run(self, home: OpenHome) -> Iterator[R | None]: ...
 
 
 def batched(values: Sequence[T], size: int = 256) -> Iterator[Sequence[T]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.error_record import plain_text
-from cowfs.host.host import Host
+from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.request import Listing, Request, Work, batched
 
 if TYPE_CHECKING:
@@ -83,11 +83,11 @@ class ResizedPool(msgspec.Struct, frozen=True):
 class Usage(Listing[UsageRow], frozen=True, tag="usage"):
     """What every device occupies, by name, then what every thin does that belongs to none."""
 
-    def run(self, host: Host) -> Iterator[UsageRow]:
-        for records in batched(host.devices.records()):
-            figures = host.devices.figures_of([record.name for record in records])
+    def run(self, home: OpenHome) -> Iterator[UsageRow]:
+        for records in batched(home.devices.records()):
+            figures = home.devices.figures_of([record.name for record in records])
             yield from [_usage(plain_text(name), found) for name, found in figures.items()]
-        yield from [_usage(None, found) for found in host.devices.orphan_figures()]
+        yield from [_usage(None, found) for found in home.devices.orphan_figures()]
 
 
 class Trim(Work[TrimmedDevice], frozen=True, tag="trim"):
@@ -95,8 +95,8 @@ class Trim(Work[TrimmedDevice], frozen=True, tag="trim"):
 
     name: str
 
-    def run(self, host: Host) -> Steps[TrimmedDevice]:
-        unmapped_bytes, freed_bytes = yield from host.volumes.trim(self.name)
+    def run(self, home: OpenHome) -> Steps[TrimmedDevice]:
+        unmapped_bytes, freed_bytes = yield from home.volumes.trim(self.name)
         return TrimmedDevice(plain_text(self.name), unmapped_bytes, freed_bytes)
 
 
@@ -109,10 +109,10 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
     def device_to_let_go(self) -> str:
         return self.name
 
-    def run(self, host: Host) -> Resized:
-        before = host.devices.record(self.name)
-        host.require_unused(before, "resized")
-        after = host.devices.resize(self.name, self.size_bytes)
+    def run(self, home: OpenHome) -> Resized:
+        before = home.devices.record(self.name)
+        home.require_unused(before, "resized")
+        after = home.devices.resize(self.name, self.size_bytes)
         return Resized(after.name, after.device_id, before.size_bytes, after.size_bytes)
 
 
@@ -122,9 +122,9 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
     data_size_bytes: int | None = None
     metadata_size_bytes: int | None = None
 
-    def run(self, host: Host) -> ResizedPool:
-        before = host.devices.status()
-        after = host.devices.resize_pool(
+    def run(self, home: OpenHome) -> ResizedPool:
+        before = home.devices.status()
+        after = home.devices.resize_pool(
             data_size_bytes=self.data_size_bytes, metadata_size_bytes=self.metadata_size_bytes
         )
         return ResizedPool(

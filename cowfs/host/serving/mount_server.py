@@ -11,12 +11,14 @@ from functools import partial
 
 import trio
 
-from cowfs.errors import HomeBusy, ungrouped
+from cowfs.errors import ungrouped
 from cowfs.fuse.background import Readiness
-from cowfs.host.requests.devices import Status
+from cowfs.host.opening import open_here
+from cowfs.host.requests.devices import HomeReport
 from cowfs.host.serving.mounting import MountRequest
 from cowfs.host.serving.served_home import ServedHome
-from cowfs.host.session import LocalSession, connect
+from cowfs.host.session import open_unheld
+from cowfs.host.spec import HomeSpec
 
 
 def serve_mount(
@@ -32,9 +34,10 @@ def serve_mount(
         CowfsError: as `mount`.
     """
     with Readiness(report_fd) as readiness, ExitStack() as stack:
-        session = _open_here(request)
-        stack.callback(session.close)
-        served = stack.enter_context(ServedHome.opened(session.host.devices, request, session.host.settings))
+        spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
+        home = open_unheld(request.home, lambda: open_here(spec), partial(_explain_busy, request))
+        stack.callback(home.close)
+        served = stack.enter_context(ServedHome.opened(home, request))
 
         def ready() -> None:
             readiness.ready()
@@ -45,15 +48,8 @@ def serve_mount(
             trio.run(partial(served.serve, on_ready=ready))
 
 
-def _open_here(request: MountRequest) -> LocalSession:
-    """The home, opened here. Raises HomeBusy that says where it is mounted, when it is."""
-    session = connect(request.home, request.backend, storage_options=request.storage_options)
-    if isinstance(session, LocalSession):
-        return session
-    try:
-        report = session.call(Status())
-    finally:
-        session.close()
+def _explain_busy(request: MountRequest, report: HomeReport) -> str:
+    """Why a home that another process serves cannot be mounted, and what to do."""
     what, remedy = "in use", ""
     if report.views:
         view = report.views[0]
@@ -62,4 +58,4 @@ def _open_here(request: MountRequest) -> LocalSession:
         remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}"
         if view.device is None and request.device is not None and not request.raw:
             remedy = f"; use {view.mount_point}/{request.device}, or first run: cowfs umount {view.mount_point}"
-    raise HomeBusy(f"cannot mount from the home {request.home}: {what}{remedy}", holder_pid=report.holder_pid or 0)
+    return f"cannot mount from the home {request.home}: {what}{remedy}"

@@ -22,7 +22,7 @@ from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, 
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree_view import TreeView
 from cowfs.host.control.server import ControlServer
-from cowfs.host.host import Host, MountedView
+from cowfs.host.open_home import MountedView, OpenHome
 from cowfs.host.serving.deletions import deletion_service
 from cowfs.host.serving.events import event_service
 from cowfs.host.serving.memory import keep_freed_memory
@@ -66,48 +66,42 @@ class ViewMounter:
 class ServedHome:
     """Made by `opened`; `serve` mounts it and answers until it is unmounted."""
 
-    def __init__(self, host: Host, view: View | None, request: MountRequest) -> None:
-        self.host = host
+    def __init__(self, home: OpenHome, view: View | None, request: MountRequest) -> None:
+        self.home = home
         self._view = view
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
-        self._control = ControlServer(host, quiesce=self.quiesce, let_go=self.let_go, forget=self.forget)
+        self._control = ControlServer(home, quiesce=self.quiesce, let_go=self.let_go, forget=self.forget)
         self._has_ended = trio.Event()
 
     @classmethod
     @contextmanager
-    def opened(
-        cls, devices: DeviceSet, request: MountRequest, settings: Settings | None = None
-    ) -> Iterator[ServedHome]:
-        """A view of what is asked for, which is given back at the end.
-
-        Args:
-            settings: of the layer driver; its defaults when None.
-        """
+    def opened(cls, home: OpenHome, request: MountRequest) -> Iterator[ServedHome]:
+        """A view of what is asked for over an open home, which stays its opener's."""
         with ExitStack() as stack:
-            volumes = Volumes(devices, read_only=request.read_only)
+            volumes = home.use_volumes(read_only=request.read_only)
             stack.callback(volumes.close_all)
-            host = Host(devices, request.backend, is_serving=True, volumes=volumes)
-            view = None if request.by_kernel else _make_view(devices, volumes, request, stack)
-            served = cls(host, view, request)
+            home.is_serving = True
+            view = None if request.by_kernel else _make_view(home.devices, volumes, request, stack)
+            served = cls(home, view, request)
             if view is not None:
                 kind = "raw" if request.raw else "tree" if request.device else "home"
-                host.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
-            served.drive(settings, None)
+                home.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
+            served.use_driver(home.settings)
             try:
                 yield served
             finally:
-                host.driver.unmount_all()
+                home.driver.unmount_all()
 
-    def drive(self, settings: Settings | None, maps: IdMaps | None) -> None:
-        """Let the layers be driven by these settings; what an earlier driver's users had got is put."""
-        mounter = ViewMounter(self._view, self.host.volumes) if isinstance(self._view, HomeView) else None
-        self.host.drive(settings, maps, mounter)
+    def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
+        """Have a layer driver with these settings; what an earlier one's users had got is put."""
+        mounter = ViewMounter(self._view, self.home.volumes) if isinstance(self._view, HomeView) else None
+        self.home.use_driver(settings, maps, mounter)
 
     async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, and serve until it is unmounted; without a view, until a signal. In the main task."""
         keep_freed_memory()
-        devices = self.host.devices
+        devices = self.home.devices
         services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
         if isinstance(self._view, HomeView):
             services.append(self._view.serve_deletions)
@@ -150,7 +144,7 @@ class ServedHome:
         patience_ends = trio.current_time() + _FIRST_CLIENT_SECONDS
         while True:
             await trio.sleep(_LOOK_SECONDS)
-            driver = self.host.driver
+            driver = self.home.driver
             if driver.has_gets or self._control.clients:
                 continue
             if driver.was_asked or trio.current_time() > patience_ends:

@@ -25,13 +25,12 @@ from typing import IO, TYPE_CHECKING, Final
 from cowfs.devices import BASE, DeviceSet
 from cowfs.ext4 import tools
 from cowfs.ext4.fsck import check_volume
-from cowfs.host.driven_home import open_driven
 from cowfs.host.home import open_home
-from cowfs.host.host import Host
 from cowfs.host.layers import Layers
+from cowfs.host.opening import open_here
+from cowfs.host.spec import HomeSpec, Make
 from cowfs.layers import Change, ChangeKind, Driver, Steps
 from cowfs.layers.info import status_items
-from cowfs.layers.options import parse_storage_options
 from cowfs.layers.roots import ensure_root
 from cowfs.pool import NodeThin, ThinDevice
 from cowfs.testing.conformance.lab import NotApplicableError
@@ -57,19 +56,20 @@ def served(backend: str) -> HomeFactory:
     return lambda directory, options: ServedHome(directory, backend, options)
 
 
+def _spec(path: Path, backend: str, storage_options: Sequence[str] = ()) -> HomeSpec:
+    return HomeSpec(path, backend, durable=False, storage_options=tuple(storage_options), make=Make.WHERE_ABSENT)
+
+
 class InProcessHome:
     """A `Home` without FUSE."""
 
     root_owner = (0, 0)
 
     def __init__(self, directory: str, backend: str, storage_options: Sequence[str]) -> None:
-        options = parse_storage_options(storage_options)
-        driven = open_driven(Path(directory), backend, options, make=True, durable=False)
-        self.shows_paths = driven.settings.kernel_mounts
-        self._host = Host(driven.devices, backend)
-        self._host.drive(driven.settings)
-        self._devices = driven.devices
-        self.driver: Driver = self._host.driver
+        self._home = open_here(_spec(Path(directory), backend, storage_options))
+        self.shows_paths = self._home.settings.kernel_mounts
+        self._devices = self._home.devices
+        self.driver: Driver = self._home.driver
 
     @contextmanager
     def files(self, layer_id: str) -> Iterator[Files]:
@@ -80,7 +80,7 @@ class InProcessHome:
             finally:
                 self.driver.put(layer_id)
             return
-        with self._host.volumes.opened(layer_id) as volume:
+        with self._home.volumes.opened(layer_id) as volume:
             yield TreeFiles(ensure_root(volume, self.root_owner))
 
     def message(self, text: str) -> None:
@@ -97,8 +97,8 @@ class InProcessHome:
 
     def close(self) -> None:
         with ExitStack() as last:
-            last.callback(self._host.close)
-            last.callback(self._host.volumes.close_all)
+            last.callback(self._home.close)
+            last.callback(self._home.volumes.close_all)
             self.driver.cleanup()
 
 
@@ -112,8 +112,7 @@ class ServedHome:
         self._path = Path(directory)
         self._backend = backend
         # Whatever is wrong with the options is told here, and not by the end of a process.
-        options = parse_storage_options(storage_options)
-        open_driven(self._path, backend, options, make=True, durable=False).devices.close()
+        open_here(_spec(self._path, backend, storage_options)).close()
         self._log = f"{directory}.log"
         self._socket_directory = tempfile.TemporaryDirectory(prefix="cowfs-")  # its path must be short
         address = os.path.join(self._socket_directory.name, "plugin")
@@ -172,11 +171,8 @@ class ServedHome:
 
     def judge(self) -> None:
         self.close()
-        driven = open_driven(self._path, self._backend, parse_storage_options([]), durable=False)
-        try:
-            judge_devices(driven.devices)
-        finally:
-            driven.devices.close()
+        with open_here(_spec(self._path, self._backend)) as home:
+            judge_devices(home.devices)
 
     def close(self) -> None:
         if self._process.returncode is None:

@@ -1,10 +1,11 @@
-"""A home that this process holds, with what it shows of it and drives on it: what requests run on."""
+"""A home that this process holds, with what it shows of it: what requests run on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -34,68 +35,70 @@ class MountedView(msgspec.Struct, frozen=True):
     read_only: bool
 
 
-class Host:
-    """A home held by this process: its device set, the views mounted from it, whether others are served."""
+class OpenHome:
+    """A home held by this process: its device set, its layers, the views mounted from it.
 
-    def __init__(
-        self, devices: DeviceSet, backend: str, *, is_serving: bool = False, volumes: Volumes | None = None
-    ) -> None:
+    Attributes:
+        settings: of the layer driver, as the storage options say.
+        is_serving: whether other processes are served.
+    """
+
+    def __init__(self, devices: DeviceSet, backend: str, settings: Settings) -> None:
         self.devices = devices
         self.backend = backend
-        self.is_serving = is_serving
+        self.settings = settings
+        self.is_serving = False
         self.views: list[MountedView] = []
-        self._volumes = volumes
+        self._volumes: Volumes | None = None
         self._driver: LayerDriver | None = None
-        self.settings: Settings | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.devices.home
 
     @property
     def volumes(self) -> Volumes:
         """The open volumes of the home, whoever uses them."""
+        return self._volumes or self.use_volumes()
+
+    def use_volumes(self, *, read_only: bool = False) -> Volumes:
+        """Make the volumes of the home; `read_only` ones change nothing. Before anything else needs them."""
         from cowfs.devices.volumes import Volumes
 
-        if self._volumes is None:
-            self._volumes = Volumes(self.devices)
+        assert self._volumes is None
+        self._volumes = Volumes(self.devices, read_only=read_only)
         return self._volumes
 
     @property
     def driver(self) -> LayerDriver:
         """The home as a storage driver has it."""
-        if self._driver is None:
-            self.drive()
-        assert self._driver is not None
-        return self._driver
+        return self._driver or self.use_driver(self.settings)
 
-    def drive(
-        self, settings: Settings | None = None, maps: IdMaps | None = None, mounter: Mounter | None = None
-    ) -> None:
-        """Let the layers be driven by these settings (its defaults when None) from now on.
+    def use_driver(self, settings: Settings, maps: IdMaps | None = None, mounter: Mounter | None = None) -> LayerDriver:
+        """Have a driver with these settings from now on; what users of an earlier one had got is put.
 
         Args:
-            mounter: who shows their files; the kernel when None, where it can, and always those of xfs.
+            mounter: shows the files of layers; the kernel when None, where it can, and always those of xfs.
         """
         from cowfs.layers.driver import LayerDriver
 
-        self.settings = settings
         if self._driver is not None:
             self._driver.cleanup()
-        kernel = self._kernel_layers(settings)
+        self.settings = settings
+        kernel = self._kernel_layers()
         trees = None
         if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
             mounter = trees = kernel
         self._driver = LayerDriver(self.devices, self.volumes, mounter, trees=trees, settings=settings, maps=maps)
+        return self._driver
 
-    def _kernel_layers(self, settings: Settings | None) -> KernelLayers | None:
+    def _kernel_layers(self) -> KernelLayers | None:
         """What has the kernel mount layers, where that is possible and wanted."""
-        from cowfs.pool import NodePool
-
-        if not isinstance(self.devices.pool, NodePool):
+        if not self.settings.kernel_mounts:
             return None
-        from cowfs.host.driven_home import settle_for
         from cowfs.host.kernel.layers import KernelLayers
-        from cowfs.layers.options import DriverOptions
 
-        settings = settings or settle_for(self.backend, DriverOptions())
-        return KernelLayers(self.devices, self.volumes, settings) if settings.kernel_mounts else None
+        return KernelLayers(self.devices, self.volumes, self.settings)
 
     def close(self) -> None:
         """Put what was got here, and close the home."""
@@ -105,9 +108,13 @@ class Host:
         finally:
             self.devices.close()
 
-    @property
-    def home(self) -> Path:
-        return self.devices.home
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ views
 
     def all_views(self) -> list[MountedView]:
         """What this process shows, and what the kernel does."""

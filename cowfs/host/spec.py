@@ -1,0 +1,46 @@
+"""Which home, and how it is to be opened or made: the one description that `opening.open_here` goes by."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cowfs.devices import HomeOptions, Progress
+
+
+class Make(enum.Enum):
+    """When a home is made."""
+
+    NEVER = "an absent home is an error"
+    WHERE_ABSENT = "in a new or empty directory; a home that is present is opened"
+    ALWAYS = "in a new or empty directory; a home that is present is an error"
+
+
+@dataclass(frozen=True, slots=True)
+class HomeSpec:
+    """Which home, and how it is to be opened or made.
+
+    Attributes:
+        path: the home's directory.
+        backend: the backend that implements the pool, a name of the entry-point group `cowfs.backends`.
+        read_only: change nothing, not even what a crash left.
+        durable: False gives up flushes, for homes that live no longer than a test.
+        storage_options: of the layer driver, `dm.KEY=VALUE`. They also say how a home is made, and make it grow.
+        make: whether a home is made.
+        options: how, where the storage options say nothing; `durable` counts in place of theirs.
+        progress: called with (what is done next, steps done, steps in all) while a home is made.
+        verify: False leaves out the check of the base device, to get at the devices of a damaged home.
+    """
+
+    path: Path
+    backend: str = "emulated"
+    read_only: bool = False
+    durable: bool = True
+    storage_options: tuple[str, ...] = ()
+    make: Make = Make.NEVER
+    options: HomeOptions | None = None
+    progress: Progress | None = None
+    verify: bool = True
