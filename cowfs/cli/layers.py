@@ -159,7 +159,9 @@ def _diff(settings: Settings, layer_id: str, parent: str | None) -> None:
         raise UsageError(
             "a tar archive is nothing for a terminal; say where it goes, as in 'cowfs layer diff ID > FILE'"
         )
-    with _layers(settings) as layers, layers.diff(layer_id, parent) as archive:
+    with _layers(settings) as layers:
+        archive = layers.diff(layer_id, parent)
+    with archive:  # the home is free by now: another command may be reading this
         try:
             shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
             sys.stdout.buffer.flush()
@@ -174,8 +176,14 @@ def _diff(settings: Settings, layer_id: str, parent: str | None) -> None:
 @click.pass_obj
 def _apply(settings: Settings, layer_id: str) -> None:
     """Unpack a tar archive from standard input into a layer: all of it or nothing."""
-    with _layers(settings) as layers:
-        size_bytes = layers.apply(layer_id, sys.stdin.buffer)
+    from cowfs.devices.files import HomeFiles
+    from cowfs.devices.making import require_home
+    from cowfs.host.layers import as_file
+
+    require_home(HomeFiles(os.path.abspath(settings.home_path)))
+    # The home stays free until the archive is here: the command that writes it may need it.
+    with as_file(sys.stdin.buffer, settings.home_path) as archive, _layers(settings) as layers:
+        size_bytes = layers.apply(layer_id, archive)
     if settings.as_json:
         output.print_json({"id": layer_id, "size_bytes": size_bytes})
     else:

@@ -214,7 +214,8 @@ class GraphDriverPlugin:
         return {"Size": size_bytes}
 
     def _apply_steps(self, layer_id: str, parent: str, archive: IO[bytes]) -> Steps[int]:
-        return self._driver.apply(layer_id, parent or None, archive)
+        # Docker takes layers without an end, and there are some; that the request is whole says HTTP.
+        return self._driver.apply(layer_id, parent or None, archive, end_required=False)
 
 
 _METHODS: Final[dict[str, Method]] = {

@@ -100,7 +100,7 @@ class Layers:
         Raises:
             UsageError: an archive that is damaged, or reaches out of the layer.
         """
-        with _as_file(archive, self._session.path) as file:
+        with as_file(archive, self._session.path) as file:
             return self._session.upload(ApplyLayer(layer_id), file)
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
@@ -119,8 +119,12 @@ class Layers:
 
 
 @contextmanager
-def _as_file(archive: IO[bytes], directory: os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """An archive as a regular file, which another process can read too; copied where it is something else."""
+def as_file(archive: IO[bytes], directory: os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """An archive as a regular file, which another process can read too; copied where it is something else.
+
+    Raises:
+        HomeError: it cannot be copied into `directory`, the home's.
+    """
     try:
         is_file = stat.S_ISREG(os.fstat(archive.fileno()).st_mode)
     except OSError:  # nothing with a descriptor

@@ -221,12 +221,21 @@ class LayerDriver:
                 changes = yield from self._find(layer, lower)
             return (yield from archive_size(layer.root, changes))
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:  # noqa: ARG002
+    def apply(
+        self,
+        layer_id: str,
+        parent: str | None,  # noqa: ARG002
+        archive: IO[bytes],
+        *,
+        end_required: bool = True,
+    ) -> Steps[int]:
         _require_no_base(layer_id)
         with self._trees.writing(layer_id) as tree:
             root = ensure_root(tree, self._owner)
             sign(tree, layer_id, self._owner)
-            applied = yield from apply_archive(root, archive, maps=self._maps, make_devices=self._make_devices)
+            applied = yield from apply_archive(
+                root, archive, maps=self._maps, make_devices=self._make_devices, end_required=end_required
+            )
         if applied.skipped_xattrs:
             _log.warning(
                 "layer %r is without %d extended attributes of its archive: %s", layer_id, applied.skipped_xattrs, _WHY

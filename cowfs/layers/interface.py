@@ -168,8 +168,11 @@ class Driver(Protocol):
         """The changes as a tar archive, in pieces."""
         ...
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes]) -> Steps[int]:
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
         """Unpack a diff, uncompressed; the sum of the sizes in it, which `diff_size` agrees with.
+
+        Args:
+            end_required: refuse an archive without its end: it may be cut off. False where it is known not to be.
 
         Raises:
             UnknownDevice; UsageError for the base device, which is no layer.

@@ -90,6 +90,26 @@ def test_an_archive_reaches_a_layer_through_the_process_that_holds_the_home(laye
     layers.wait_until(lambda: not layers.is_mounted(layers.home / "mnt"))
 
 
+def test_a_diff_is_applied_in_the_same_home_through_a_pipe(layers: MountedHome) -> None:
+    """Neither command keeps the home while it waits for the other."""
+    layers.run("layer", "create", "copy")
+    cowfs = f"cowfs --home '{layers.home}'"
+    layers.shell(f"{cowfs} layer diff one | {cowfs} layer apply copy")
+    assert layers.run("layer", "changes", "copy", "one").stdout == ""
+    assert layers.run("layer", "changes", "copy").stdout == "A /a\nA /b\n"
+
+
+def test_what_a_failed_diff_wrote_is_no_layer(layers: MountedHome) -> None:
+    layers.run("layer", "create", "copy", "one")
+    cowfs = f"cowfs --home '{layers.home}'"
+    piped = f"({cowfs} layer diff nobody | {cowfs} layer apply copy) 2>&1 || echo status $?"
+    assert "layer archive: it is empty, not even an archive of no files" in layers.shell(piped)
+    assert layers.shell(piped).endswith("status 2\n")
+    cut = f"{cowfs} layer diff one | head -c 1024 | ({cowfs} layer apply copy 2>&1 || echo status $?)"
+    assert "it was cut off" in layers.shell(cut) or "it ends in the middle" in layers.shell(cut)
+    assert layers.run("layer", "changes", "copy", "one").stdout == ""
+
+
 def test_what_info_says(layers: MountedHome) -> None:
     lines = layers.run("info").stdout.splitlines()
     assert lines[0].startswith("Pool Name: docker-")

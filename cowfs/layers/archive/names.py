@@ -1,5 +1,8 @@
 """Names in a layer archive: paths relative to the layer's root, whiteouts, and what leads out of the layer.
 
+The target of a symbolic link is no such name: it is text that a layer may hold whatever it says, and paths through it
+are resolved within the layer's root.
+
     dir/.wh.NAME          NAME is deleted, with everything below it
     dir/.wh..wh..opq      dir is opaque: nothing of it comes from the layers below
     .wh..wh.plnk/NAME     aufs's files with several names: sources of hard links, no files of the layer
@@ -19,7 +22,6 @@ OPAQUE: Final = b".wh..wh..opq"
 NOTE_PREFIX: Final = b".wh..wh."
 LINK_SOURCES: Final = b".wh..wh.plnk"
 
-PATH_MAX: Final = 4095  # bytes, as in the kernel
 _SHOWN_MAX: Final = 256
 
 
@@ -32,6 +34,8 @@ def show(name: bytes) -> str:
 def split(name: bytes, entry: bytes) -> list[bytes]:
     """The components of a name in an archive, cleaned; of the root there are none. Absolute names are made relative.
 
+    A name may be as long as its header: longer than a path of the kernel.
+
     Args:
         name: of an entry, or of the target of a hard link.
         entry: of the entry, for messages.
@@ -40,8 +44,8 @@ def split(name: bytes, entry: bytes) -> list[bytes]:
         BreakoutError: it leads out of the layer.
         ArchiveError: it cannot be a name.
     """
-    if len(name) > PATH_MAX or b"\0" in name:
-        raise ArchiveError(f"a name of {len(name)} bytes, or one with a zero byte in it", entry=show(entry))
+    if b"\0" in name:
+        raise ArchiveError("a name with a zero byte in it", entry=show(entry))
     parts: list[bytes] = []
     for part in name.split(b"/"):
         if part == b"..":
@@ -51,21 +55,6 @@ def split(name: bytes, entry: bytes) -> list[bytes]:
         elif part not in (b"", b"."):
             parts.append(part)
     return parts
-
-
-def check_symlink(parts: list[bytes], target: bytes) -> None:
-    """Refuse the symbolic links that moby refuses: whose target, taken from where the link is, climbs over the root.
-
-    Raises:
-        BreakoutError: it does.
-    """
-    depth = len(parts) - 1
-    for part in target.split(b"/"):
-        if part not in (b"", b"."):
-            depth += -1 if part == b".." else 1
-        if depth < 0:
-            name = show(b"/".join(parts))
-            raise BreakoutError(f"a symbolic link to '{show(target)}' leads out of the layer", entry=name)
 
 
 def hidden_by(whiteout: bytes, entry: bytes) -> bytes:

@@ -79,7 +79,8 @@ def write_archive(
     Raises:
         FilesystemError: something cannot be read, or is not there any more; the message names it.
         PoolError: what the pool says.
-        UsageError: a name that starts with `.wh.`, or an id that is not in the maps: no archive can hold it.
+        UsageError: no archive can hold it: a name that starts with `.wh.`, an id that is not in the maps, or a path and
+            attributes of more than a MiB. Names among `changes` are refused before anything is written.
     """
     return _Packer(layer, maps, sparse=sparse).run(changes)
 
@@ -124,7 +125,6 @@ def _all_items(layer: LayerRoot) -> Iterator[_Item]:
             trail.pop()
             continue
         path = directory + entry.name
-        _check_name(entry.name, path)
         with _naming(path):
             attributes = tree.attributes(entry.inode)
         yield _Item(path, attributes)
@@ -144,7 +144,6 @@ def _changed_items(layer: LayerRoot, changes: Sequence[Change]) -> Iterator[_Ite
     for change in sorted(changes, key=lambda change: change.path.replace(b"/", b"\0")):
         path = change.path.lstrip(b"/")
         *directories, name = path.split(b"/")
-        _check_name(name, path)
         if change.kind is ChangeKind.DELETE:
             yield _Item(path, None)
             continue
@@ -166,8 +165,8 @@ def _common_length(one: list[bytes], other: list[bytes]) -> int:
     return length
 
 
-def _check_name(name: bytes, path: bytes) -> None:
-    if is_reserved(name):
+def _check_name(path: bytes) -> None:
+    if is_reserved(path.rpartition(b"/")[2]):
         raise UsageError(
             f"a layer archive cannot hold '{show(path)}': names that start with '.wh.' mark deletions in it; rename it"
         )
@@ -215,7 +214,10 @@ class _Packer:
         return Written(self._entries, self._skipped_sockets)
 
     def _parts(self, changes: Sequence[Change] | None) -> Iterator[bytes]:
+        for change in changes or ():
+            _check_name(change.path.lstrip(b"/"))
         for path, attributes in _items(self._layer, changes):
+            _check_name(path)
             if attributes is not None and stat.S_ISSOCK(attributes.mode):
                 self._skipped_sockets += 1
                 continue
@@ -349,6 +351,11 @@ def _header(path: bytes, info: tarfile.TarInfo, extended: dict[bytes, bytes], *,
     if not extended:
         return block
     content = records.build(extended)
+    if len(content) > records.EXTENDED_BYTES_MAX:
+        raise UsageError(
+            f"a layer archive cannot hold '{show(path)}': its path and attributes take {len(content)} bytes, and the "
+            f"header of a file can hold {records.EXTENDED_BYTES_MAX}"
+        )
     about = tarfile.TarInfo("././@PaxHeader")
     about.type = tarfile.XHDTYPE
     about.size = len(content)

@@ -28,12 +28,11 @@ T = TypeVar("T")
 PIECE_BYTES: Final = 1 << 20
 _BLOCK: Final = tarfile.BLOCKSIZE
 _ZEROS: Final = bytes(_BLOCK)
-_EXTENDED_BYTES_MAX: Final = 1 << 20
 _EXTENDED_IN_A_ROW_MAX: Final = 16
 _TRAILER_BYTES_MAX: Final = 1 << 20  # archives are padded, by GNU tar to at most this
 _MAJOR_MAX: Final = (1 << 12) - 1
 _MINOR_MAX: Final = (1 << 20) - 1
-_ID_MAX: Final = 0xFFFFFFFE
+_ID_MAX: Final = 0xFFFFFFFF
 _SIZE_MAX: Final = (1 << 63) - 1
 _NANOSECONDS: Final = 10**9
 _GNU_MAGIC: Final = b"ustar  \0"
@@ -75,11 +74,16 @@ class Entry:
 class ArchiveReader:
     """The entries of one archive, in order. What is not read of one is passed over.
 
+    Args:
+        end_required: an archive without a block of zeros at its end was cut off, as far as one can know; False is for
+            a source that says by other means where it ends.
+
     Every method raises ArchiveError for what is not as it must be, or cannot be read.
     """
 
-    def __init__(self, archive: IO[bytes]) -> None:
+    def __init__(self, archive: IO[bytes], *, end_required: bool = True) -> None:
         self._input = _Input(archive)
+        self._end_required = end_required
         self._entry = b""  # for messages
         self._left_bytes = 0
         self._padding_bytes = 0
@@ -132,8 +136,10 @@ class ArchiveReader:
 
     def _next_header(self) -> tuple[bytes, tarfile.TarInfo] | None:
         block = self._input.take(_BLOCK)
+        if not block and self._end_required:
+            raise self._no_end()
         if not block:
-            return None  # archives without the two blocks of zeros are common enough
+            return None
         if block == _ZEROS:
             if self._input.take(_BLOCK) in (b"", _ZEROS):
                 return None
@@ -152,6 +158,14 @@ class ArchiveReader:
             raise ArchiveError(f"a size of {info.size} bytes", entry=show(name))
         return block, info
 
+    def _no_end(self) -> ArchiveError:
+        if self._at_start:
+            return ArchiveError("it is empty, not even an archive of no files; see what should have written it")
+        return ArchiveError(
+            f"it ends after '{show(self._entry)}' without the blocks of zeros that end an archive, so it was cut off; "
+            "if it is known to be whole, append 1024 zero bytes"
+        )
+
     def _no_header(self, block: bytes, reason: str) -> ArchiveError:
         if not self._at_start:
             return ArchiveError(f"no header follows '{show(self._entry)}': {reason}")
@@ -162,7 +176,7 @@ class ArchiveReader:
 
     def _extended(self, info: tarfile.TarInfo) -> bytes:
         """What an extended header holds."""
-        if info.size > _EXTENDED_BYTES_MAX:
+        if info.size > records.EXTENDED_BYTES_MAX:
             raise ArchiveError(f"an extended header of {info.size} bytes", entry=show(self._entry))
         return self._take(info.size + -info.size % _BLOCK, "an extended header")[: info.size]
 

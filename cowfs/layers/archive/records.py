@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+EXTENDED_BYTES_MAX: Final = 1 << 20  # of all records of an entry; what Go's archive/tar takes
+
 XATTR: Final = b"SCHILY.xattr."
 ACL_ACCESS: Final = b"SCHILY.acl.access"
 ACL_DEFAULT: Final = b"SCHILY.acl.default"

@@ -20,7 +20,9 @@ from cowfs.layers.interface import LayerRoot, Steps
 
 _SYMLINKS_MAX: Final = 40  # in one path, as in the kernel
 _PARENT_MODE: Final = 0o755
+_PARTS_PER_STEP: Final = 256
 _REMOVALS_PER_STEP: Final = 64
+_RESOLVED_BYTES_MAX: Final = 8 << 20
 
 
 class Target:
@@ -37,80 +39,89 @@ class Target:
         self._brought: dict[int, set[bytes]] = {}  # names, by directory
         self._fresh: set[int] = set()  # directories that were made here: all that is in them was brought
         self._resolved: dict[bytes, int] = {}  # directories, by path
+        self._resolved_bytes = 0
         self._times: dict[int, int] = {}
 
     # Finding.
 
     def find(self, directory: int, name: bytes) -> Attributes | None:
         """What is there under a name; a symbolic link is not followed."""
-        if directory in self._fresh and name not in self._brought.get(directory, ()):
+        if directory in self._fresh and not self.was_brought(directory, name):
             return None
         try:
             return self.tree.lookup(directory, name)
         except FileNotFoundError:
             return None
 
-    def directory(self, parts: list[bytes], entry: bytes) -> int | None:
-        """The directory at a path; None when it is not there.
+    def directory(self, parts: list[bytes]) -> Steps[int | None]:
+        """The directory at a path; None when none is there."""
+        return self._resolved.get(b"/".join(parts)) or (yield from self._resolve(parts))
 
-        Args:
-            entry: whose name or target the path is of, for messages.
-
-        Raises:
-            ArchiveError: something in the way is no directory, or links go in circles.
-        """
-        return self._resolved.get(b"/".join(parts)) or self._resolve(parts, entry, make=False)
-
-    def parent(self, parts: list[bytes], entry: bytes) -> int:
+    def parent(self, parts: list[bytes], entry: bytes) -> Steps[int]:
         """The directory at a path, made when it is not there, and kept from now on.
 
+        Args:
+            entry: whose path this is, for messages.
+
         Raises:
-            ArchiveError: as `directory`, and for a symbolic link to nowhere.
+            ArchiveError: something in the way is no directory, a symbolic link to nowhere, or links go in circles.
         """
         path = b"/".join(parts)
         found = self._resolved.get(path)
         if found is None:
-            found = self._resolve(parts, entry, make=True)
+            found = yield from self._resolve(parts, making_for=entry)
             assert found is not None
-            self._resolved[path] = found
+            self._keep_resolved(path, found)
         return found
 
-    def _resolve(self, parts: list[bytes], entry: bytes, *, make: bool) -> int | None:
-        trail = [self.root]
-        pending = parts[::-1]
+    def _keep_resolved(self, path: bytes, directory: int) -> None:
+        self._resolved_bytes += len(path)
+        if self._resolved_bytes > _RESOLVED_BYTES_MAX:
+            self._forget_resolved()
+        self._resolved[path] = directory
+
+    def _forget_resolved(self) -> None:
+        self._resolved.clear()
+        self._resolved_bytes = 0
+
+    def _resolve(self, parts: list[bytes], *, making_for: bytes | None = None) -> Steps[int | None]:
+        """Follow a path from the root. What is missing of it is made for the entry `making_for`, if there is one."""
+        above = self._resolved.get(b"/".join(parts[:-1]))
+        directory = above or self.root
+        pending = parts[:-2:-1] if above else parts[::-1]
         own = len(pending)  # this many of `pending` are of the path, those after them of links in it
-        links = 0
+        links = count = 0
         while pending:
+            count += 1
+            if count % _PARTS_PER_STEP == 0:
+                yield
             is_own = len(pending) <= own
             part = pending.pop()
             own = min(own, len(pending))
             if part in (b"", b"."):
                 continue
             if part == b"..":
-                del trail[max(len(trail) - 1, 1) :]
+                directory = self.root if directory == self.root else self.tree.lookup(directory, b"..").inode
                 continue
-            found = self.find(trail[-1], part)
-            if found is None and not make:
-                return None
-            if found is None and not is_own:
-                raise ArchiveError("a symbolic link in its path leads nowhere", entry=show(entry))
-            if make:
-                self.bring(trail[-1], part)
-            if found is None:
-                trail.append(self._make_parent(trail[-1], part))
-            elif stat.S_ISDIR(found.mode):
-                trail.append(found.inode)
-            elif stat.S_ISLNK(found.mode):
+            found = self.find(directory, part)
+            if found is not None and stat.S_ISDIR(found.mode):
+                if making_for is not None:
+                    self.bring(directory, part)
+                directory = found.inode
+            elif found is not None and stat.S_ISLNK(found.mode) and links < _SYMLINKS_MAX:
                 links += 1
-                if links > _SYMLINKS_MAX:
-                    raise ArchiveError("too many symbolic links in its path", entry=show(entry))
                 target = self.tree.read_symlink(found.inode)
                 if target.startswith(b"/"):
-                    del trail[1:]
+                    directory = self.root
                 pending += target.split(b"/")[::-1]
+            elif making_for is None:
+                return None
+            elif found is None and is_own:
+                self.bring(directory, part)
+                directory = self._make_parent(directory, part)
             else:
-                raise ArchiveError(f"'{show(part)}' in its path is no directory", entry=show(entry))
-        return trail[-1]
+                raise ArchiveError(_why_no_parent(found, part), entry=show(making_for))
+        return directory
 
     def _make_parent(self, parent: int, name: bytes) -> int:
         inode = self.tree.restore(parent, name, stat.S_IFDIR | _PARENT_MODE, *self._owner)
@@ -122,6 +133,9 @@ class Target:
     def bring(self, directory: int, name: bytes) -> None:
         """The archive has this name: whiteouts spare it."""
         self._brought.setdefault(directory, set()).add(name)
+
+    def was_brought(self, directory: int, name: bytes) -> bool:
+        return name in self._brought.get(directory, ())
 
     def has_made(self, directory: int) -> None:
         """A directory was made here."""
@@ -143,7 +157,7 @@ class Target:
         found = self.find(directory, name)
         if found is None:
             return
-        if name not in self._brought.get(directory, ()):
+        if not self.was_brought(directory, name):
             yield from self.remove(directory, name, found.inode, found.mode)
         elif stat.S_ISDIR(found.mode):
             yield from self.hide_all(found.inode)
@@ -165,7 +179,7 @@ class Target:
     def remove(self, parent: int, name: bytes, inode: int, mode: int) -> Steps[None]:
         """Remove a name that is there, and everything below it when it is a directory."""
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
-            self._resolved.clear()
+            self._forget_resolved()
         if not stat.S_ISDIR(mode):
             self.tree.unlink(parent, name)
             return
@@ -194,3 +208,11 @@ class Target:
         self._brought.pop(directory, None)
         self._times.pop(directory, None)
         self._fresh.discard(directory)
+
+
+def _why_no_parent(found: Attributes | None, part: bytes) -> str:
+    if found is None:
+        return "a symbolic link in its path leads nowhere"
+    if stat.S_ISLNK(found.mode):
+        return "too many symbolic links in its path"
+    return f"'{show(part)}' in its path is no directory"

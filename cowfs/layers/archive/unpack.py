@@ -25,7 +25,6 @@ from cowfs.layers.archive.names import (
     LINK_SOURCES,
     NOTE_PREFIX,
     OPAQUE,
-    check_symlink,
     hidden_by,
     is_reserved,
     show,
@@ -56,7 +55,12 @@ class Applied:
 
 
 def apply_archive(
-    layer: LayerRoot, archive: IO[bytes], *, maps: IdMaps = _NO_MAPS, make_devices: bool = True
+    layer: LayerRoot,
+    archive: IO[bytes],
+    *,
+    maps: IdMaps = _NO_MAPS,
+    make_devices: bool = True,
+    end_required: bool = True,
 ) -> Steps[Applied]:
     """Unpack an uncompressed tar archive of a layer's changes. A step is an entry, or a MiB of one.
 
@@ -64,6 +68,7 @@ def apply_archive(
         archive: read from where it is to its end; `read` may return less than it is asked for.
         maps: from the archive's ids to the host's.
         make_devices: else device nodes and fifos are passed over, and counted.
+        end_required: refuse an archive without its end, as `ArchiveReader`.
 
     Raises:
         ArchiveError, BreakoutError: the archive is damaged, or has something that a layer cannot have.
@@ -73,7 +78,7 @@ def apply_archive(
     After any error the layer holds a part of the archive: it must be thrown away, or the device put back.
     """
     assert layer.inode
-    return _Unpacker(layer, ArchiveReader(archive), maps, make_devices=make_devices).run()
+    return _Unpacker(layer, ArchiveReader(archive, end_required=end_required), maps, make_devices=make_devices).run()
 
 
 class _BadAttribute(OSError):
@@ -138,24 +143,34 @@ class _Unpacker:
             yield from self._make(entry, parts)
 
     def _hide(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
-        """What a whiteout says."""
+        """What a whiteout says; where no directory is yet, it has nothing to hide."""
         *above, last = parts
         name = hidden_by(last, entry.name)
-        directory = self._target.directory(above, entry.name)
-        if directory is not None:
-            yield from self._target.hide_all(directory) if last == OPAQUE else self._target.hide(directory, name)
+        target = self._target
+        directory = target.root if not above else (yield from target.directory(above))
+        if directory is None:
+            return
+        if last != OPAQUE:
+            yield from target.hide(directory, name)
+        elif not (yield from self._is_link(above)):
+            yield from target.hide_all(directory)
+
+    def _is_link(self, parts: list[bytes]) -> Steps[bool]:
+        """Whether a path to a directory ends in a symbolic link: what an entry of that name is going to replace."""
+        above = (yield from self._target.directory(parts[:-1])) if parts else None
+        found = self._target.find(above, parts[-1]) if above else None
+        return found is not None and stat.S_ISLNK(found.mode)
 
     def _remove_link_sources(self) -> Steps[None]:
+        """Those of this archive; a layer may hold a file of that name."""
         found = self._target.find(self._target.root, LINK_SOURCES)
-        if found is not None:
+        if found is not None and self._target.was_brought(self._target.root, LINK_SOURCES):
             yield from self._target.remove(self._target.root, LINK_SOURCES, found.inode, found.mode)
 
     def _make(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
         target, kind = self._target, entry.kind
-        if kind == stat.S_IFLNK:
-            check_symlink(parts, entry.target)
-        source = self._find_link_source(entry) if not kind else 0
-        parent, name = target.parent(parts[:-1], entry.name), parts[-1]
+        source = (yield from self._find_link_source(entry)) if not kind else 0
+        parent, name = (yield from target.parent(parts[:-1], entry.name)), parts[-1]
         existing = target.find(parent, name)
         if existing is not None and stat.S_ISDIR(kind) and stat.S_ISDIR(existing.mode):
             target.bring(parent, name)
@@ -184,14 +199,14 @@ class _Unpacker:
             return not source
         return not self._make_devices and entry.kind in (stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO)
 
-    def _find_link_source(self, entry: Entry) -> int:
+    def _find_link_source(self, entry: Entry) -> Steps[int]:
         """The inode that a hard link is to; 0 for a device that was passed over."""
         parts = split(entry.target, entry.name)
         if b"/".join(parts) in self._not_made:
             return 0
         found = None
         if parts:
-            directory = self._target.directory(parts[:-1], entry.name)
+            directory = yield from self._target.directory(parts[:-1])
             found = self._target.find(directory, parts[-1]) if directory else None
         if found is None or stat.S_ISDIR(found.mode):
             what = "is not there" if parts and found is None else "is a directory"

@@ -28,9 +28,9 @@ from tests.layers.archive.trees import apply, archive_of, directory, entry, file
 DIRECTORY, SYMLINK, LINK = tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
 
 
-def read_all(archive: bytes) -> list[tuple[bytes, bytes]]:
+def read_all(archive: bytes, *, end_required: bool = True) -> list[tuple[bytes, bytes]]:
     """(name, content) of everything, without a layer."""
-    reader = ArchiveReader(io.BytesIO(archive))
+    reader = ArchiveReader(io.BytesIO(archive), end_required=end_required)
     found = []
     while (item := reader.next()) is not None:
         content = bytearray()
@@ -59,20 +59,35 @@ def small_archive() -> bytes:
 
 
 def test_every_truncation(layers: LayerVolume) -> None:
-    """At the end of an entry it cannot be told from an archive without an end; anywhere else it is an error."""
+    """Up to the first of the two blocks of zeros, which is enough of an end."""
+    archive = small_archive()
+    ends = [0, 512, 512 * 6, 512 * 10, 512 * 11, 512 * 12, 512 * 13]
+    for length in range(0, len(archive) - 1024 + 1, 256):
+        expected = (
+            r"it is empty|it ends after '.*' without the blocks of zeros that end an archive"
+            if length in ends
+            else r"ends in the middle|without the blocks|no header follows|no tar"
+        )
+        with pytest.raises(ArchiveError, match=expected):
+            read_all(archive[:length])
+    assert read_all(archive[: len(archive) - 512]) == read_all(archive)
+    layer = layers.new_layer()
+    with pytest.raises(ArchiveError, match="entry 'dir/file': it ends in the middle of a file"):
+        apply(layer, archive[: 512 * 5])
+
+
+def test_every_truncation_where_the_end_is_known_otherwise() -> None:
+    """At the end of an entry it is taken for whole; anywhere else it is an error."""
     archive = small_archive()
     whole = read_all(archive)
     ends = [0, 512, 512 * 6, 512 * 10, 512 * 11, 512 * 12, 512 * 13]
     assert len(ends) == len(whole) + 1
     for length in range(0, len(archive) - 1024, 256):
         if length in ends:
-            assert read_all(archive[:length]) == whole[: ends.index(length)]
+            assert read_all(archive[:length], end_required=False) == whole[: ends.index(length)]
             continue
         with pytest.raises(ArchiveError, match=r"ends in the middle|ends after an extended|no header follows|no tar"):
-            read_all(archive[:length])
-    layer = layers.new_layer()
-    with pytest.raises(ArchiveError, match="entry 'dir/file': it ends in the middle of a file"):
-        apply(layer, archive[: 512 * 5])
+            read_all(archive[:length], end_required=False)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +147,7 @@ def field(name: bytes, offset: int, data: bytes, kind: bytes = tarfile.REGTYPE) 
         (entry(b"x", records={b"size": b"1e3"}), "'1e3' where a number belongs"),
         (entry(b"x", records={b"size": b"9" * 5000}), "where a number belongs"),
         (entry(b"x", records={b"uid": b"-1"}), "'-1' where a number belongs"),
-        (entry(b"x", records={b"uid": b"4294967295"}), "an owner of 4294967295:0"),
+        (entry(b"x", records={b"uid": b"4294967296"}), "an owner of 4294967296:0"),
         (entry(b"x", records={b"mtime": b"soon"}), "'soon' where a time belongs"),
         (entry(b"x", records={b"mtime": b"1" * 5000}), "where a time belongs"),
         (entry(b"x", records={b"size": b"9" * 19}), "ends in the middle of a file"),
@@ -187,7 +202,7 @@ def test_old_archives(layer: LayerRoot) -> None:
     assert found[b"olddir"].is_directory
 
 
-@pytest.mark.parametrize("end", [b"", bytes(512), bytes(1024), bytes(10240), bytes(1024) + b"junk" * 1000])
+@pytest.mark.parametrize("end", [bytes(512), bytes(1024), bytes(10240), bytes(1024) + b"junk" * 1000])
 def test_ends(layer: LayerRoot, end: bytes) -> None:
     apply(layer, entry(b"a") + end)
     assert set(look(layer)) == {b"", b"a"}
@@ -198,8 +213,11 @@ def test_nothing_but_what_means_nothing(layer: LayerRoot) -> None:
     assert apply(layer, archive).entries == 0
 
 
-def test_no_archive_at_all(layer: LayerRoot) -> None:
-    assert apply(layer, b"").entries == 0
+def test_an_empty_stream_is_no_layer(layer: LayerRoot) -> None:
+    with pytest.raises(ArchiveError, match="it is empty, not even an archive of no files"):
+        apply(layer, b"")
+    assert apply(layer, archive_of()).entries == 0
+    assert apply(layer, b"", end_required=False).entries == 0
 
 
 def sparse_records(**fields: bytes) -> dict[bytes, bytes]:

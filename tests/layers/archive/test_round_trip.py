@@ -27,10 +27,22 @@ from tests.layers.archive.trees import (
     write,
 )
 
-# A few names, so that trees meet; and some that are hard to write.
+# A few names, so that trees meet; some that are hard to write; and whatever else a directory can hold.
 NAMES = [b"a", b"a-", b"ab", b"b", b"c" * 101, b"\xff\xfe", "ü".encode(), b"d%=\n", b"n" * 255]
+TARGETS = [b"a", b"/a/b", b"x" * 150, b"\xff", b"..", b"../../../etc/hostname", b"/../x", b"a/", b"t" * 4095]
+DEEP = [b"n" * 255] * 17  # longer than a path of the kernel
 
-ids = st.sampled_from([0, 1, 1000, 2**21, 2**32 - 2])
+names = st.one_of(
+    st.sampled_from(NAMES),
+    st.sampled_from(NAMES),
+    st.binary(min_size=1, max_size=255).filter(
+        lambda name: not set(b"/\0") & set(name) and name not in (b".", b"..") and not name.startswith(b".wh.")
+    ),
+)
+targets = st.one_of(
+    st.sampled_from(TARGETS), st.binary(min_size=1, max_size=300).filter(lambda text: b"\0" not in text)
+)
+ids = st.one_of(st.sampled_from([0, 1, 1000, 2**21, 2**32 - 1]), st.integers(0, 2**32 - 1))
 times = st.one_of(
     st.sampled_from([0, 1, -1, 10**9, -(10**9), 2**33 * 10**9 + 1]), st.integers(-(2**31) * 10**9, 2**33 * 10**9)
 )
@@ -48,10 +60,14 @@ permissions = st.integers(0, 0o7777)
 common = {"uid": ids, "gid": ids, "mtime_ns": times}
 leaves = st.one_of(
     st.builds(file, contents, permissions, xattrs=xattrs, **common),
-    st.builds(symlink, st.sampled_from([b"a", b"/a/b", b"x" * 150, b"\xff"]), **common),
+    st.builds(symlink, targets, **common),
     st.builds(fifo, **common),
     st.builds(
-        device, st.sampled_from([stat.S_IFCHR, stat.S_IFBLK]), st.integers(0, 300), st.integers(0, 300), **common
+        device,
+        st.sampled_from([stat.S_IFCHR, stat.S_IFBLK]),
+        st.integers(0, 2**12 - 1),
+        st.integers(0, 2**20 - 1),
+        **common,
     ),
 )
 directories = st.builds(directory, permissions, xattrs=xattrs, **common)
@@ -60,11 +76,13 @@ directories = st.builds(directory, permissions, xattrs=xattrs, **common)
 @st.composite
 def trees(draw: st.DrawFn) -> Tree:
     tree: Tree = {b"": draw(directories)}
+    if draw(st.integers(0, 9)) == 0:
+        tree |= {b"/".join(DEEP[:length]): directory() for length in range(1, len(DEEP) + 1)}
     for _ in range(draw(st.integers(0, 12))):
         parent = draw(st.sampled_from([path for path, node in tree.items() if node.is_directory and not node.twin]))
-        name = draw(st.sampled_from(NAMES))
+        name = draw(names)
         path = parent + b"/" + name if parent else name
-        if path not in tree and len(path) < 1500:
+        if path not in tree:
             others = [other for other, node in tree.items() if not node.is_directory and not node.twin]
             others = [other for other in others if order(other) < order(path)]
             kinds = [leaves, directories, *([st.builds(twin, st.sampled_from(others))] if others else [])]
@@ -126,6 +144,7 @@ def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, t
     assert applied.size_bytes == finish(archive_size(child, changes))
     assert applied.entries == len(changes)
     assert compare(look(parent), found) == changes
+    assert write(copy, changes) == archive
     assert apply(copy, archive) == applied  # again changes nothing
     assert same_root(look(copy), expected[b""]) == expected
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
+import itertools
 import os
 import random
 import re
@@ -22,6 +24,7 @@ from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import (
     NO_ID,
     TIME_NS,
+    Tree,
     acl_value,
     apply,
     archive_of,
@@ -35,6 +38,10 @@ from tests.layers.archive.trees import (
 )
 
 LINK, SYMLINK, DIRECTORY, FIFO = tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE
+
+
+def raw_directory(name: bytes) -> bytes:
+    return entry(name, DIRECTORY)
 
 
 def test_every_kind(layer: LayerRoot) -> None:
@@ -193,6 +200,93 @@ def test_hard_link_sources_of_aufs(layer: LayerRoot) -> None:
     assert set(found) == {b"", b"a", b"dir", b"dir/b"}
     assert (found[b"a"].content, found[b"a"].mode) == (b"shared", stat.S_IFREG | 0o640)
     assert found[b"dir/b"].twin == b"a"
+
+
+def test_a_lower_file_with_the_name_of_those_sources_stays(layers: LayerVolume) -> None:
+    layer = layers.new_layer({b"": directory(), b".wh..wh.plnk": directory(), b".wh..wh.plnk/f": file(b"f")})
+    apply(layer, of_names("a"))
+    assert paths(layer) == {b".wh..wh.plnk", b".wh..wh.plnk/f", b"a"}
+
+
+LOWER: Tree = {
+    b"": directory(),
+    b"f": file(b"becomes a directory"),
+    b"d": directory(),
+    b"d/x": file(b"deleted"),
+    b"d/kept": file(b"kept"),
+    b"o": directory(),
+    b"o/old": file(b"hidden"),
+    b"l": symlink(b"d"),
+    b"t": directory(),
+    b"t/u": directory(),
+    b"t/u/v": file(b"hidden"),
+}
+
+
+def lower_without(*gone: bytes) -> set[bytes]:
+    return set(LOWER) - {b"", *gone}
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        (
+            [raw_directory(b"f"), entry(b"f/.wh..wh..opq"), entry(b"f/new"), entry(b"f/.wh.gone")],
+            lower_without() | {b"f/new"},
+        ),
+        (
+            [raw_directory(b"o"), entry(b"o/.wh..wh..opq"), entry(b"o/new"), raw_directory(b"o/s")],
+            lower_without(b"o/old") | {b"o/new", b"o/s"},
+        ),
+        ([entry(b"d/.wh.x"), entry(b"d/y"), raw_directory(b"d"), entry(b"d/.wh.z")], lower_without(b"d/x") | {b"d/y"}),
+        ([raw_directory(b"l"), entry(b"l/.wh..wh..opq"), entry(b".wh.l")], lower_without()),
+        ([entry(b".wh.t"), raw_directory(b"t"), entry(b"t/u"), entry(b"t/.wh..wh..opq")], lower_without(b"t/u/v")),
+        ([entry(b".wh.f"), entry(b"o/.wh..wh..opq"), entry(b".wh.l")], lower_without(b"f", b"o/old", b"l")),
+    ],
+)
+def test_the_order_of_markers_does_not_matter(layers: LayerVolume, entries: list[bytes], expected: set[bytes]) -> None:
+    """Every order comes to what the usual one does, or to an error where a file stands in the way of a path."""
+    usual: set[bytes] = set()
+    for number, order in enumerate(itertools.permutations(entries)):
+        layer = layers.new_layer(LOWER)
+        with contextlib.ExitStack() as may_fail:
+            if number:
+                may_fail.enter_context(contextlib.suppress(ArchiveError))
+            apply(layer, archive_of(*order))
+            usual = usual or paths(layer)
+            assert paths(layer) == usual
+    assert usual == expected
+
+
+def test_a_link_that_an_archive_only_passes_through_can_be_hidden(layers: LayerVolume) -> None:
+    layer = layers.new_layer(LOWER)
+    apply(layer, of_names("l/new", ".wh.l"))
+    assert {b"d/new", b"d/kept"} <= paths(layer)
+    assert b"l" not in paths(layer)
+
+
+def test_opaque_says_nothing_of_what_a_link_leads_to(layers: LayerVolume) -> None:
+    layer = layers.new_layer(LOWER)
+    apply(layer, of_names("l/.wh..wh..opq"))
+    assert paths(layer) == set(LOWER) - {b""}
+
+
+def test_a_path_may_be_longer_than_those_of_the_kernel(layer: LayerRoot) -> None:
+    """Each of its parts in the layer takes a step at most."""
+    name = b"/".join([b"n" * 100] * 300)
+    apply(layer, archive_of(entry(b"x", content=b"x", records={b"path": name})))
+    link = entry(b"y", LINK, records={b"linkpath": name})
+    apply(layer, archive_of(link, entry(b"x", records={b"path": name[:-100] + b".wh." + name[-100:]})))
+    found = look(layer)
+    assert found[b"y"].content == b"x"
+    assert len(found) == 301
+
+
+def test_very_long_paths_take_turns(layer: LayerRoot) -> None:
+    names = (b"/".join([b"d", *[b"%d" % number] * 600]) for number in range(2))
+    archive = archive_of(*(entry(b"x", records={b"path": name}) for name in names))
+    steps = sum(1 for _ in apply_archive(layer, io.BytesIO(archive)))
+    assert steps >= 2 * (600 // 256) + 2
 
 
 def test_links_in_the_middle_of_a_path_are_followed_within_the_layer(layers: LayerVolume) -> None:
