@@ -12,7 +12,7 @@ from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
 from cowfs.thinmeta import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES
 from cowfs_dmthin import nodes
-from cowfs_dmthin.abi import LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
+from cowfs_dmthin.abi import DM_CONTROL_PATH, LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
 from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.laboratory import BreakableDevice, set_no_space_timeout
@@ -208,17 +208,8 @@ class DmThinBackend:
         try:
             self._control.devices()
             version = self._control.target_version("thin-pool")
-        except FileNotFoundError:
-            raise _missing(
-                "this kernel has no device mapper (/dev/mapper/control is not there)",
-                f"sudo modprobe dm-thin-pool (or, without it: {_IN_UML})",
-            ) from None
-        except (PermissionError, ControlError) as error:
-            if error.errno not in (errno.EACCES, errno.EPERM):
-                raise
-            raise _missing(
-                "device mapper is for root (CAP_SYS_ADMIN)", f"sudo cowfs ... (or, without root: {_IN_UML})"
-            ) from None
+        except OSError as error:
+            raise _no_device_mapper(error) from None
         if version is None:
             raise _missing(
                 "this kernel has device mapper but not its thin-pool target",
@@ -241,6 +232,18 @@ class _Missing(MissingRequirement):
 
 def _missing(problem: str, remedy: str) -> _Missing:
     return _Missing(problem, remedy)
+
+
+def _no_device_mapper(error: OSError) -> _Missing:
+    """Why the control device cannot be used, whatever it answered."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return _missing("device mapper is for root (CAP_SYS_ADMIN)", f"sudo cowfs ... (or, without root: {_IN_UML})")
+    reason = os.strerror(error.errno or errno.EIO).lower()
+    what = "is not there" if error.errno == errno.ENOENT else f"is of no use: {reason}"
+    return _missing(
+        f"this kernel has no device mapper ({DM_CONTROL_PATH} {what})",
+        f"sudo modprobe dm-thin-pool (or, without it: {_IN_UML})",
+    )
 
 
 def _check_name(name: str) -> None:

@@ -5,12 +5,16 @@ A name below /dev is only a hint; what was opened is checked by its device numbe
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
 from contextlib import suppress
 
 from cowfs.errors import PoolIoError
+
+# A node without a driver behind it is as good as none.
+_NOTHING_THERE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
 
 def node_path(device_number: int) -> str:
@@ -30,25 +34,37 @@ def open_block(device_number: int, flags: int) -> int:
 
 
 def open_misc(path: str, name: str, flags: int) -> int:
-    """A descriptor of a misc device such as `device-mapper`, at its usual path or by the number /proc/misc tells.
+    """A descriptor of a misc device such as `device-mapper`, at its usual path or by its number in /proc/misc.
 
     Raises:
-        FileNotFoundError: the kernel has no such device (its module may have to be loaded).
+        OSError: ENOENT, ENODEV or ENXIO where the kernel has no such device (its module may have to be loaded).
     """
     try:
         return os.open(path, flags | os.O_CLOEXEC)
-    except FileNotFoundError:
-        with open("/proc/misc", encoding="ascii") as file:
-            minors = {word[1]: int(word[0]) for word in map(str.split, file)}
-        if name not in minors:
+    except OSError as error:
+        minor = _misc_minor(name) if error.errno in _NOTHING_THERE else None
+        if minor is None:
             raise
-        return _open_checked(path, stat.S_IFCHR, os.makedev(10, minors[name]), flags)
+        return _open_checked(path, stat.S_IFCHR, os.makedev(10, minor), flags)
+
+
+def _misc_minor(name: str) -> int | None:
+    """The minor number of a misc device, None where the kernel has none of this name."""
+    try:
+        with open("/proc/misc", encoding="ascii") as file:
+            return {word[1]: int(word[0]) for word in map(str.split, file)}.get(name)
+    except OSError:
+        return None
 
 
 def _open_checked(path: str, kind: int, device_number: int, flags: int) -> int:
     flags |= os.O_CLOEXEC
-    with suppress(FileNotFoundError):
+    try:
         fd = os.open(path, flags)
+    except OSError as error:
+        if error.errno not in _NOTHING_THERE:
+            raise
+    else:
         if _is_device(fd, kind, device_number):
             return fd
         os.close(fd)

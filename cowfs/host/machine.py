@@ -18,6 +18,7 @@ from cowfs.host.serving.mounting import python_module
 from cowfs.pool import backend_names, load_backend
 
 _MOUNT_SECONDS: Final = 20.0
+_TOOL_SECONDS: Final = 20.0
 
 
 class Ability(msgspec.Struct, frozen=True):
@@ -57,6 +58,8 @@ def _try(name: str, needed: bool, attempt: Callable[[], str]) -> Ability:
         return Ability(name, False, needed, detail, error.remedy)
     except CowfsError as error:
         return Ability(name, False, needed, error.message)
+    except Exception as error:  # whatever this machine answers, the others are tried too
+        return Ability(name, False, needed, f"trying it failed: {error or type(error).__name__}")
 
 
 def _user() -> str:
@@ -97,9 +100,16 @@ def _libext2fs() -> str:
 
 def _tool(name: str, package: str) -> Callable[[], str]:
     def find() -> str:
+        remedy = f"apt-get install {package}"
         path = shutil.which(name, path=TOOL_DIRECTORIES)
         if path is None:
-            raise MissingRequirement(f"{name} is not installed", remedy=f"apt-get install {package}")
+            raise MissingRequirement(f"{name} is not installed", remedy=remedy)
+        try:
+            done = subprocess.run([path, "-V"], capture_output=True, check=False, timeout=_TOOL_SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MissingRequirement(f"{path} does not run: {error}", remedy=remedy) from error
+        if done.returncode:
+            raise MissingRequirement(f"{path} -V ends with status {done.returncode}", remedy=remedy)
         return path
 
     return find

@@ -296,7 +296,9 @@ class Backend(Protocol):
     @property
     def capabilities(self) -> Capability: ...
 
-    def probe(self) -> ProbeResult: ...
+    def probe(self) -> ProbeResult:
+        """Whether pools can be opened here, found by trying. What the machine answers is in the result, not raised."""
+        ...
 
     def open_pool(self, name: str, table: PoolTable, *, durable: bool = True) -> Pool:
         """Load and resume a pool; its devices are the paths in the table.

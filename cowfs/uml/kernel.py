@@ -57,7 +57,7 @@ def find_kernel(cache: Path | None = None) -> UmlKernel:
         MissingRequirement: neither is there; the remedy says how to get it.
     """
     for root in (Path("/"), _unpacked(cache)):
-        kernel = _kernel_below(root)
+        kernel = kernel_below(root)
         if kernel is not None:
             return kernel
     raise MissingRequirement("User-Mode Linux is not installed", remedy=_REMEDY)
@@ -73,7 +73,7 @@ def install(cache: Path | None = None) -> UmlKernel:
         return find_kernel(cache)
     except MissingRequirement:
         pass
-    unpack([PACKAGE], _unpacked(cache), is_whole=lambda folder: _kernel_below(folder) is not None)
+    unpack([PACKAGE], _unpacked(cache), is_whole=lambda folder: kernel_below(folder) is not None)
     return find_kernel(cache)
 
 
@@ -81,10 +81,14 @@ def _unpacked(cache: Path | None) -> Path:
     return (default_cache() if cache is None else cache) / "uml"
 
 
-def _kernel_below(root: Path) -> UmlKernel | None:
+def kernel_below(root: Path) -> UmlKernel | None:
+    """The kernel unpacked in a folder. Raises MissingRequirement when it is there and cannot be run."""
     executable = root / "usr/bin/linux.uml"
     if not os.access(executable, os.X_OK):
         return None
-    result = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    try:
+        result = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise MissingRequirement(f"{executable} cannot be run: {error}", remedy=_REMEDY) from error
     modules = root / "usr/lib/uml/modules" / result.stdout.strip() / "kernel"
     return UmlKernel(executable, modules) if modules.is_dir() else None
