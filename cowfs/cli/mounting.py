@@ -51,7 +51,8 @@ def mount_command(
     Returns when the files can be used, and leaves a server behind that holds the home until 'cowfs umount MNT'. The
     other commands go on working through it. Its log is cowfs.log in the home.
 
-    A file system that was not cleanly unmounted is checked by e2fsck first.
+    A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on one
+    that has no journal or is marked as damaged, and repairs what takes no decision; --repair lets it repair the rest.
 
     With --kernel the kernel mounts the device's node, whatever file system it holds; the home is free meanwhile.
 

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cowfs.errors import HomeError, UsageError
-from cowfs.units import parse_size
+from cowfs.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
@@ -55,9 +55,16 @@ class Settings:
 
 
 class SizeType(click.ParamType[int]):
-    """A size such as 64K or 10G, more than zero."""
+    """A size such as 64K or 10G, more than zero.
+
+    Args:
+        least_bytes: what it must be at least, where the command line can know.
+    """
 
     name = "size"
+
+    def __init__(self, least_bytes: int = 1) -> None:
+        self._least_bytes = least_bytes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -68,6 +75,8 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
         if size_bytes == 0:
             self.fail(f"'{value}' is nothing; a size is more than 0", param, ctx)
+        if size_bytes < self._least_bytes:
+            self.fail(f"'{value}' is too small; take at least {format_size(self._least_bytes)}", param, ctx)
         return size_bytes
 
 

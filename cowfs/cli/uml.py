@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import HELD_OUTSIDE, SECONDS, SIZE, Settings
+from cowfs.cli.settings import HELD_OUTSIDE, SECONDS, Settings, SizeType
 from cowfs.errors import UmlError, UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MOUNTING: Final = ("mount", "umount")
 _TRIAL_SECONDS: Final = 60.0
 _BOOTING: Final = ("uml", "verify")
+_LEAST_MEMORY_BYTES: Final = 48 << 20  # found by trying: with less the kernel does not boot
 
 
 class _UmlCommand(click.Command):
@@ -32,8 +33,16 @@ class _UmlCommand(click.Command):
 
 
 @click.command("uml", cls=_UmlCommand, context_settings={"allow_interspersed_args": False})
-@click.option("--memory", "memory_bytes", type=SIZE, metavar="SIZE", default="512M", show_default=True)
-@click.option("--timeout", "timeout_seconds", type=SECONDS, metavar="SECONDS")
+@click.option(
+    "--memory",
+    "memory_bytes",
+    type=SizeType(least_bytes=_LEAST_MEMORY_BYTES),
+    metavar="SIZE",
+    default="512M",
+    show_default=True,
+    help="Memory of the guest, at least 48M.",
+)
+@click.option("--timeout", "timeout_seconds", type=SECONDS, metavar="SECONDS", help="End the command after that.")
 @click.argument("words", nargs=-1, required=True, metavar="install | -- COMMAND...", type=click.UNPROCESSED)
 @click.pass_context
 def uml_command(

@@ -12,6 +12,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.devices.base_ext4 import Ext4
 from cowfs.devices.base_xfs import Xfs
 from cowfs.devices.names import BASE
+from cowfs.devices.options import HomeOptions
 from cowfs.devices.records import DeviceFile, Identity, SetFile
 from cowfs.devices.store import DeviceStore
 from cowfs.devices.transactions import Transactions
@@ -26,6 +27,10 @@ class BaseFilesystem(Protocol):
     def name(self) -> str: ...
 
     def make(self, device: BlockDevice, uuid: str) -> None: ...
+
+    def empty_bytes(self, size_bytes: int, block_bytes: int) -> int:
+        """What an empty one of this size takes of a pool with blocks of `block_bytes`, found by making one."""
+        ...
 
     def read_uuid(self, device: BlockDevice) -> str: ...
 
@@ -157,6 +162,10 @@ class BaseDevice:
         self._save_set(uuid)
         # Last, because it is what says that all the rest is there.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
+
+    def empty_bytes(self, options: HomeOptions) -> int:
+        """How much of a pool the base takes that a new home has."""
+        return self._filesystem.empty_bytes(options.base_size_bytes, options.block_bytes)
 
     def grow_new(self, name: str, record: DeviceFile) -> None:
         """Make the file system of a thin that is becoming a device fill it."""

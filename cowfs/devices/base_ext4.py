@@ -30,6 +30,11 @@ class Ext4:
         owner = (os.geteuid(), os.getegid())
         mkfs.make_filesystem(device, uuid=uuid, root_owner=owner, extra_args=self._mkfs_args)
 
+    def empty_bytes(self, size_bytes: int, block_bytes: int) -> int:
+        with tools.temporary_image(size_bytes, holds_little=True) as image:
+            mkfs.make_filesystem(image, extra_args=self._mkfs_args)
+            return tools.touched_bytes(image, block_bytes)
+
     def read_uuid(self, device: BlockDevice) -> str:
         return str(mkfs.read_uuid(device))
 

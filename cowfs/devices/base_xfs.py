@@ -33,6 +33,11 @@ class Xfs:
         _run("mkfs.xfs", arguments, "xfsprogs")
         device.flush()
 
+    def empty_bytes(self, size_bytes: int, block_bytes: int) -> int:
+        with tools.temporary_image(size_bytes, holds_little=True) as image:
+            _run("mkfs.xfs", ["-q", "-f", *self._mkfs_args, image.path], "xfsprogs")
+            return tools.touched_bytes(image, block_bytes)
+
     def read_uuid(self, device: BlockDevice) -> str:
         return self.identify(device).uuid
 

@@ -50,6 +50,7 @@ from cowfs.errors import (
     MetadataCorrupt,
     MissingRequirement,
     NoSuchThin,
+    OutOfDataSpace,
     PoolModeError,
     ThinBusy,
     UsageError,
@@ -151,7 +152,13 @@ class DeviceSet:
             devices = cls(files, lock, pool, settings, filesystem, read_only=False, new_uuid=new_uuid)
             devices._recover()
             say("making the base device", 1, _INIT_STEPS)
-            devices.ensure_base()
+            try:
+                devices.ensure_base()
+                devices._require_free_space()
+            except OutOfDataSpace as error:
+                if options.source.thin_pool:
+                    raise
+                raise making.too_little_data(options, devices._base.empty_bytes(options)) from error
             say("finishing", 2, _INIT_STEPS)
             making.finish_home(files, options)
             say("done", _INIT_STEPS, _INIT_STEPS)

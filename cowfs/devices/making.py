@@ -18,7 +18,8 @@ from cowfs.devices.lock import LOCK_NAME
 from cowfs.devices.names import BASE
 from cowfs.devices.options import HomeOptions, PoolSource
 from cowfs.devices.records import HOME_FORMAT, HOME_VERSION, HomeFile
-from cowfs.errors import HomeError, HomeVersionError, NotAHome
+from cowfs.errors import HomeError, HomeVersionError, NotAHome, UsageError
+from cowfs.units import format_size
 
 _MOUNTS_MODE: Final = 0o755
 _MARKER: Final = b"This home is being made. If nothing is making it, run init again.\n"
@@ -143,6 +144,28 @@ def is_being_made_as(files: HomeFiles, source: PoolSource) -> bool:
         source.data_device,
         source.metadata_device,
         source.pool_name,
+    )
+
+
+def too_little_data(options: HomeOptions, base_bytes: int) -> UsageError:
+    """Why the base of a new home found no space, with the least size that has it.
+
+    Args:
+        base_bytes: what an empty base device takes of the pool.
+    """
+    free_bytes = options.min_free_bytes
+    if free_bytes is None:
+        least_bytes = -(-base_bytes * 100 // (100 - options.min_free_percent))
+        kept = f"{options.min_free_percent} % stay free"
+    else:
+        least_bytes = base_bytes + free_bytes
+        kept = f"{free_bytes} bytes ({format_size(free_bytes)}) stay free"
+    least_bytes = -(-least_bytes // options.block_bytes) * options.block_bytes
+    return UsageError(
+        f"data size {options.data_size_bytes} ({format_size(options.data_size_bytes)}) is too small: an empty base "
+        f"device of {format_size(options.base_size_bytes)} takes {base_bytes} bytes of it, and {kept}; "
+        f"take at least {least_bytes} ({format_size(least_bytes)}), or a smaller base or minimum",
+        errno=errno.ENOSPC,
     )
 
 

@@ -139,7 +139,7 @@ def check_data_size(size_bytes: int, block_bytes: int) -> None:
     """Raises UsageError unless a pool of such blocks can have so much data."""
     _check_positive(size_bytes, "data size")
     if size_bytes < block_bytes:
-        raise UsageError(f"data size {_show(size_bytes)} is less than one block of {_show(block_bytes)}")
+        raise UsageError(f"data size {_show(size_bytes)} is less than one block; take at least {_show(block_bytes)}")
     _check_multiple(size_bytes, block_bytes, "data size", "the block size")
     if size_bytes // block_bytes > _MAX_DATA_BLOCKS or size_bytes > MAX_DEVICE_BYTES:
         most = min(_MAX_DATA_BLOCKS * block_bytes, MAX_DEVICE_BYTES // block_bytes * block_bytes)

@@ -121,9 +121,25 @@ def _temporary_file(in_memory: bool) -> Iterator[str]:
         return
     fd = os.memfd_create("cowfs")
     try:
-        yield f"/proc/{os.getpid()}/fd/{fd}"
+        yield f"/proc/{_own_name_in_proc()}/fd/{fd}"
     finally:
         os.close(fd)
+
+
+def _own_name_in_proc() -> str:
+    """This process in /proc: its pid, unless /proc is that of an outer pid namespace.
+
+    Raises:
+        MissingRequirement: /proc is not mounted, or is that of a pid namespace without this process.
+    """
+    try:
+        return os.readlink("/proc/self")
+    except OSError as error:
+        raise MissingRequirement(
+            "/proc does not show this process, so that e2fsprogs cannot be given an image in memory",
+            remedy="mount -t proc proc /proc (or start the pid namespace with: unshare --pid --fork --mount-proc)",
+            errno=error.errno,
+        ) from error
 
 
 def mapped_ranges(device: BlockDevice) -> Iterator[Range]:
@@ -167,6 +183,15 @@ def _nonzero_runs(data: bytes) -> Iterator[tuple[int, int]]:
             start = begin
     if start is not None:
         yield start, len(data)
+
+
+def touched_bytes(image: BlockDevice, block_bytes: int) -> int:
+    """What a pool with blocks of `block_bytes` maps for what `copy_mapped` writes."""
+    touched: set[int] = set()
+    for offset, length in _pieces(mapped_ranges(image)):
+        for start, stop in _nonzero_runs(image.pread(offset, length)):
+            touched.update(range((offset + start) // block_bytes, (offset + stop - 1) // block_bytes + 1))
+    return len(touched) * block_bytes
 
 
 def copy_changes(image: BlockDevice, device: BlockDevice, *, within: Sequence[Range] | None = None) -> int:

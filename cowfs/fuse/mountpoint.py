@@ -165,19 +165,40 @@ def find_server(mount: Mount) -> int | None:
         try:
             comm = Path(entry.path, "comm").read_text(encoding="utf-8", errors="replace")
             if comm.rstrip("\n") == title and entry.stat().st_uid == mount.owner_uid:
-                alive, start_time = _life(int(entry.name))
-                found += [(start_time, int(entry.name))] if alive else []
+                alive, start_time = _life(entry.path)
+                found += [(start_time, _pid_here(entry.path))] if alive else []
         except OSError:
             continue  # it ended meanwhile
     # Device numbers are used again: one that has just lost its mount may not have dropped its title yet.
     return max(found)[1] if found else None
 
 
-def _life(pid: int) -> tuple[bool, int]:
+def _life(process: str) -> tuple[bool, int]:
     """Whether a process is not about to end, and when it started, in clock ticks since boot (see proc(5), stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    fields = Path(process, "stat").read_bytes().rpartition(b")")[2].split()
     state, flags, start_time = fields[0], int(fields[6]), int(fields[19])
     return state not in {b"Z", b"X"} and not flags & _PF_EXITING, start_time
+
+
+def _pid_here(process: str) -> int:
+    """The pid of a process in our pid namespace, which an inner one is to /proc when that was not mounted anew.
+
+    Raises:
+        ProcessLookupError: it is in an outer namespace, and has no pid here.
+    """
+    depth = len(_pids("/proc/self"))
+    pids = _pids(process)
+    if len(pids) < depth:
+        raise ProcessLookupError(errno.ESRCH, "no pid in this namespace", process)
+    return pids[depth - 1]
+
+
+def _pids(process: str) -> list[int]:
+    """Of a process in the pid namespace of /proc and in each one inside that it is in (proc(5), status, NSpid)."""
+    for line in Path(process, "status").read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("NSpid:"):
+            return [int(word) for word in line.split()[1:]]
+    return [int(os.path.basename(os.path.realpath(process)))]  # a kernel without namespaces
 
 
 # Unmounting.

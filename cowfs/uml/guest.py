@@ -37,6 +37,7 @@ BOOT_TIMEOUT_SECONDS: Final = 60.0
 ENDING_SECONDS: Final = 10.0
 
 _CHUNK_BYTES = 1 << 16
+_CONSOLE_LINES: Final = 12
 # Directories that the guest's own mounts hide, given back as they are on the host.
 _HIDDEN_DIRECTORIES = ("/dev/shm",)  # noqa: S108
 _DEFAULT_ENVIRONMENT: Final[Mapping[str, str]] = {
@@ -215,9 +216,9 @@ class _Guest:
 
     def _broken(self, what: str) -> UmlError:
         self._console.seek(0)
-        lines = self._console.read().decode(errors="replace").strip().splitlines()
-        said = "".join(f"\n  {line}" for line in lines[-12:])
-        return UmlError(f"User-Mode Linux {what}; its console said:{said or ' nothing'}")
+        lines = self._console.read().decode(errors="replace").split("\n")
+        said = " | ".join([line.strip() for line in lines if line.strip()][-_CONSOLE_LINES:])
+        return UmlError(f"User-Mode Linux {what}; its console said: {said or 'nothing'}")
 
 
 @contextlib.contextmanager

@@ -261,6 +261,10 @@ def end_processes() -> None:
                 return
 
 
+def _describe(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+
+
 def run_job(kernel: Kernel, job_path: str) -> None:
     line = os.open(_LINE, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     tty.setraw(line)
@@ -272,7 +276,7 @@ def run_job(kernel: Kernel, job_path: str) -> None:
         send(line, READY)
         status = Command(job, line).run()
     except OSError as error:
-        send(line, EXIT, b"!" + str(error).encode())
+        send(line, EXIT, b"!" + _describe(error).encode())
         return
     end_processes()
     # The first pass writes file systems on loop devices, the second their files on the host.

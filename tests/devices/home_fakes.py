@@ -180,6 +180,9 @@ class Filesystem:
         self.steps.step("mkfs")
         device.pwrite(0, uuid.encode())
 
+    def empty_bytes(self, size_bytes: int, block_bytes: int) -> int:
+        return block_bytes
+
     def grow(self, device: BlockDevice) -> None:
         self.steps.step("grow")
         device.pwrite(PAGE, b"new tables")

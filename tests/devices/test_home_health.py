@@ -250,7 +250,7 @@ def test_the_base_needs_room_too(home: Path, backend: FakeBackend) -> None:
         devices.create("new")
         assert_whole(devices)
     backend.condition = {"used_data_blocks": 60}
-    with pytest.raises(OutOfDataSpace):
+    with pytest.raises(UsageError, match="take at least"):
         make_home(home.parent / "other", backend, replace(SMALL, min_free_percent=10))
     backend.condition = {}
     make_home(home.parent / "other", backend, replace(SMALL, min_free_percent=10)).close()
