@@ -30,7 +30,7 @@ from cowfs.devices import figures, free_space, health, making, pool_source
 from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base import BaseDevice, BaseFilesystem, filesystem_named
 from cowfs.devices.deletions import Deletions
-from cowfs.devices.files import HomeFiles, System
+from cowfs.devices.files import HomeFiles, System, close_new_home
 from cowfs.devices.free_space import MinimumFree
 from cowfs.devices.ids import ThinIds
 from cowfs.devices.lock import HomeLock
@@ -131,7 +131,8 @@ class DeviceSet:
 
         Raises:
             UsageError: an option that cannot be.
-            HomeError: EEXIST for a home, ENOTEMPTY for another directory, or what the file system answers.
+            HomeError: EEXIST for a home, ENOTEMPTY for another directory, EPERM for one that others may write into, or
+                what the file system answers.
         """
         options = options or HomeOptions()
         options.check()
@@ -139,6 +140,7 @@ class DeviceSet:
         files = HomeFiles(os.path.abspath(home), durable=options.durable, system=system)
         making.require_room_for_home(files)
         files.make_directory(files.home)
+        close_new_home(files.home)
         with ExitStack() as undo:
             lock = HomeLock.acquire(files.home)
             undo.callback(lock.release)
@@ -195,7 +197,8 @@ class DeviceSet:
 
         Raises:
             NotAHome, HomeVersionError, HomeBusy: as they say.
-            HomeError: pool files missing, truncated, or not those of the records.
+            HomeError: pool files missing, truncated, or not those of the records; EPERM when others may write into
+                the home.
             UsageError: the base device is larger than `base_size_bytes`.
             MetadataCorrupt: the pool's metadata.
 

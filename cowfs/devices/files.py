@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,8 +30,10 @@ from cowfs.devices.names import SET_FILE, TRANSACTION_FILE
 from cowfs.errors import HomeError
 
 DIRECTORY_MODE: Final = 0o700
+GROUP_DIRECTORY_MODE: Final = 0o710
 FILE_MODE: Final = 0o600
 TEMPORARY_NAME: Final = ".tmp-cowfs"  # one is enough: one process, one write at a time
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _MAX_RECORD_BYTES: Final = 1 << 16
 _MAX_OWN_FILE_BYTES: Final = 1 << 28
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -202,6 +205,22 @@ class HomeFiles:
                 self._give_directory(path)
             self._sync_directory(os.path.dirname(os.path.abspath(path)))
 
+    def make_mounts(self, group: int | None = None) -> None:
+        """Make `mnt`, or mend its mode: layers have set-id files, so none but its owner may go below it.
+
+        Args:
+            group: of a container's root, which has to reach its files too.
+        """
+        self.make_directory(self.mounts)
+        with _explained("close to others the directory", self.mounts):
+            fd = os.open(self.mounts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if group is not None:
+                    os.fchown(fd, -1, group)
+                os.fchmod(fd, DIRECTORY_MODE if group is None else GROUP_DIRECTORY_MODE)
+            finally:
+                os.close(fd)
+
     def _give_directory(self, path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
@@ -261,6 +280,41 @@ class HomeFiles:
             self._system.fsync(fd)
         finally:
             os.close(fd)
+
+
+def close_new_home(home: str) -> None:
+    """Take the right to write into it from others, for a directory of this user's own that is becoming a home."""
+    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = os.fstat(fd)
+        if found.st_mode & _OTHERS_WRITE and found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
+            os.fchmod(fd, stat.S_IMODE(found.st_mode) & ~_OTHERS_WRITE)
+    finally:
+        os.close(fd)
+
+
+def require_private(home: str) -> None:
+    """Raises HomeError (EPERM) when others may put files of theirs in the place of the home's."""
+    with _explained("look at the home", home):
+        mode = stat.S_IMODE(os.stat(home).st_mode)
+    if mode & _OTHERS_WRITE:
+        raise HomeError(
+            f"others may write into the home {home} (mode {mode:04o}), so they can replace its files; if they have "
+            f"not, run: chmod go-w {shlex.quote(home)}",
+            errno=errno.EPERM,
+        )
+
+
+def require_owned(home: str) -> None:
+    """Raises HomeError (EPERM) when the home is of another user than this one and root, who could change its files."""
+    with _explained("look at the home", home):
+        owner = os.stat(home).st_uid
+    if owner not in (0, os.geteuid()):
+        raise HomeError(
+            f"the home {home} belongs to the user {owner}, who could make any file in a layer one of root's with its "
+            f"set-user-id bit; name another home, or run: chown -R {os.geteuid()} {shlex.quote(home)}",
+            errno=errno.EPERM,
+        )
 
 
 def give_to_owner(fd: int, home: str) -> None:

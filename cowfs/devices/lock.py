@@ -12,7 +12,7 @@ import os
 from contextlib import suppress
 from typing import ClassVar, Final
 
-from cowfs.devices.files import FILE_MODE, give_to_owner
+from cowfs.devices.files import FILE_MODE, give_to_owner, require_private
 from cowfs.errors import HomeBusy, HomeError
 
 LOCK_NAME: Final = "cowfs.lock"
@@ -40,8 +40,10 @@ class HomeLock:
 
         Raises:
             HomeBusy: another process has it.
-            HomeError: the lock file cannot be made.
+            HomeError: the lock file cannot be made; others may write into the home (EPERM).
         """
+        if not read_only:
+            require_private(home)
         fd, writable = _open_lock(home, read_only=read_only)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

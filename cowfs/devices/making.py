@@ -21,7 +21,6 @@ from cowfs.devices.records import HOME_FORMAT, HOME_VERSION, HomeFile
 from cowfs.errors import HomeError, HomeVersionError, NotAHome, UsageError
 from cowfs.units import format_size
 
-_MOUNTS_MODE: Final = 0o755
 _MARKER: Final = b"This home is being made. If nothing is making it, run init again.\n"
 
 
@@ -181,7 +180,7 @@ def begin_home(files: HomeFiles, options: HomeOptions) -> None:
     files.use_devices(options.source.data_device, options.source.metadata_device)
     files.make_directory(files.pool_directory)
     files.make_directory(files.records)
-    files.make_directory(files.mounts, _MOUNTS_MODE)
+    files.make_mounts()
     if options.source != PoolSource():
         # Tells the next attempt whose the content of these devices is.
         files.write(files.home_file, msgspec.json.encode(settings_of(options)))

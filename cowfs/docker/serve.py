@@ -25,6 +25,7 @@ from typing import Final
 
 import trio
 
+from cowfs.devices.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ungrouped
 from cowfs.host.open_home import OpenHome
@@ -148,6 +149,8 @@ class _Plugin:
 
     def _open(self, options: Sequence[str]) -> None:
         request = self._request
+        if request.home.exists():
+            require_owned(os.path.abspath(request.home))
         spec = HomeSpec(
             request.home,
             request.backend,

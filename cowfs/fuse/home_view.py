@@ -169,6 +169,7 @@ class HomeView(View):
         self._listed: list[tuple[int, str]] = []  # by the last who began to list; numbers are cookies, so any will do
         self._revealed: _Device | None = None  # shown for a moment although it is marked for deletion
         self._started_ns = time.time_ns()
+        self._root_mode, self._root_group = 0o755, os.getegid()
 
     # For the process that serves it. What is a coroutine here waits for the kernel, which may have requests for that:
     # never call it in a handler.
@@ -176,6 +177,13 @@ class HomeView(View):
     def path(self, name: str) -> str:
         """Where a device is reachable."""
         return os.path.join(self._mount_point, name)
+
+    def close_to_others(self, group: int | None = None) -> None:
+        """Let none but the owner in, whatever the directories above allow; and a group, where one is named."""
+        self._root_mode = 0o700 if group is None else 0o710
+        self._root_group = os.getegid() if group is None else group
+        with suppress(OSError):  # EINVAL: it is not mounted yet
+            pyfuse3.invalidate_inode(ROOT_INODE, attr_only=True)
 
     def hold(self, name: str) -> str:
         """Keep a device's volume open and its directory there, even if the device is marked for deletion meanwhile.
@@ -458,9 +466,9 @@ class HomeView(View):
         entry = EntryAttributes()
         entry.st_ino = ROOT_INODE
         entry.attr_timeout = _ROOT_SECONDS
-        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | self._root_mode)
         entry.st_nlink = 1  # says nothing of how many directories are in it
-        entry.st_uid, entry.st_gid = os.geteuid(), os.getegid()
+        entry.st_uid, entry.st_gid = os.geteuid(), self._root_group
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._started_ns
         return entry
 

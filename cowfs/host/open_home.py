@@ -85,20 +85,21 @@ class OpenHome:
         if self._driver is not None:
             self._driver.cleanup()
         self.settings = settings
-        kernel = self._kernel_layers()
+        kernel = self._kernel_layers(maps)
         trees = None
         if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
             mounter = trees = kernel
         self._driver = LayerDriver(self.devices, self.volumes, mounter, trees=trees, settings=settings, maps=maps)
         return self._driver
 
-    def _kernel_layers(self) -> KernelLayers | None:
+    def _kernel_layers(self, maps: IdMaps | None) -> KernelLayers | None:
         """What has the kernel mount layers, where that is possible and wanted."""
         if not self.settings.kernel_mounts:
             return None
         from cowfs.host.kernel.layers import KernelLayers
 
-        return KernelLayers(self.devices, self.volumes, self.settings)
+        group = maps.root_group if maps else None
+        return KernelLayers(self.devices, self.volumes, self.settings, group=group)
 
     def close(self) -> None:
         """Put what was got here, and close the home."""

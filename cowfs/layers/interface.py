@@ -100,6 +100,11 @@ class IdMaps:
         """The host's uid and gid for a container's root."""
         return _outside(0, self.uids), _outside(0, self.gids)
 
+    @property
+    def root_group(self) -> int | None:
+        """The host's gid for a container's root, None when it is root's own."""
+        return self.root[1] or None
+
 
 def _outside(inside: int, ranges: Sequence[IdRange]) -> int:
     for item in ranges:

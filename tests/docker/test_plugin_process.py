@@ -107,6 +107,39 @@ def test_a_daemon_makes_uses_and_leaves_a_home(plugin: Plugin) -> None:
     assert plugin.account.run(["cowfs", "--home", plugin.home, "check"]).stdout.startswith("clean")
 
 
+def test_none_but_its_user_reaches_the_files_of_layers(plugin: Plugin) -> None:
+    """Set-id files and devices in layers are honoured, so the mode that the home had must not matter."""
+    plugin.account.run(["sh", "-ec", f"umask 0; mkdir {plugin.home}; chmod 755 {plugin.home} {plugin.home.parent}"])
+    client = plugin.start()
+    assert init(client, *SIZES) == {}
+    client.call("GraphDriver.Create", ID="image")
+    client.call("GraphDriver.Get", ID="image")
+    mode = "stat -c %a"
+    assert plugin.account.run(["sh", "-c", f"{mode} {plugin.home}/mnt"]).stdout == "700\n"
+    if os.geteuid() == 0 and plugin.account.name == "root":
+        seen = subprocess.run(
+            ["ls", f"{plugin.home}/mnt/image"], user="nobody", capture_output=True, text=True, timeout=60, check=False
+        )
+        assert "Permission denied" in seen.stderr
+        identity = [{"container_id": 0, "host_id": 100_000, "size": 65_536}]
+        call = client.call("GraphDriver.Init", Home="/nowhere", Opts=[], UIDMaps=identity, GIDMaps=identity)
+        assert call == {}
+        assert plugin.account.run(["sh", "-c", f"{mode}%g {plugin.home}/mnt"]).stdout == "710100000\n"
+    client.call("GraphDriver.Put", ID="image")
+    assert plugin.stop() == 0, plugin.log()
+    assert plugin.account.run(["sh", "-c", f"{mode} {plugin.home}/mnt"]).stdout == "700\n"
+
+
+def test_a_home_that_others_may_change_is_refused(plugin: Plugin) -> None:
+    plugin.account.run(["cowfs", "--home", plugin.home, "init", "--data-size", "1G"])
+    plugin.account.run(["chmod", "g+w", plugin.home])
+    assert "others may write into the home" in plugin.refused()
+    plugin.account.run(["chmod", "g-w", plugin.home])
+    if os.geteuid() == 0 and plugin.account.name == "root":
+        os.chown(plugin.home, 4711, 4711)
+        assert "belongs to the user 4711" in plugin.refused()
+
+
 def test_either_side_may_be_restarted(plugin: Plugin) -> None:
     client = plugin.start(*(word for option in SIZES for word in ("--storage-opt", option)))
     assert init(client) == {}

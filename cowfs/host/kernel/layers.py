@@ -48,13 +48,16 @@ class KernelLayers:
 
     Args:
         volumes: the open ext4 volumes of `devices`.
+        group: of a container's root, which has to reach its files.
     """
 
-    def __init__(self, devices: DeviceSet, volumes: Volumes, settings: Settings) -> None:
+    def __init__(self, devices: DeviceSet, volumes: Volumes, settings: Settings, *, group: int | None = None) -> None:
         self._devices = devices
+        self._group = group
         self._volumes = volumes
         self._settings = settings
-        self._directory = HomeFiles(os.path.realpath(devices.home)).mounts
+        self._files = HomeFiles(os.path.realpath(devices.home))
+        self._directory = self._files.mounts
 
     @property
     def _is_xfs(self) -> bool:
@@ -133,9 +136,9 @@ class KernelLayers:
         raise MountError("mount", layer_id, target, reason=reason)
 
     def _make_mount_point(self, target: str) -> None:
-        for path in (self._directory, target):
-            with suppress(FileExistsError):
-                os.mkdir(path, _MOUNT_POINT_MODE)
+        self._files.make_mounts(self._group)
+        with suppress(FileExistsError):
+            os.mkdir(target, _MOUNT_POINT_MODE)
 
     def _remove_mount_point(self, target: str) -> None:
         with suppress(OSError):

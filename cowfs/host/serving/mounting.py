@@ -83,7 +83,7 @@ def empty_mount_directory(home: Path) -> Path:
     """
     files = HomeFiles(os.path.abspath(home))
     detach_dead(os.path.realpath(files.mounts))
-    files.make_directory(files.mounts)
+    files.make_mounts()
     for name in files.list_names(files.mounts):
         with suppress(OSError):  # whatever is in the way is named when something is mounted there
             os.rmdir(os.path.join(files.mounts, name))

@@ -13,6 +13,7 @@ from typing import Final
 import trio
 
 from cowfs.devices import DeviceSet
+from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.error_record import plain_text
 from cowfs.ext4 import libext2fs
@@ -71,6 +72,7 @@ class ServedHome:
         self._view = view
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
+        self._is_in_home = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
         self._control = ControlServer(home, quiesce=self.quiesce, let_go=self.let_go, forget=self.forget)
         self._has_ended = trio.Event()
 
@@ -95,7 +97,11 @@ class ServedHome:
 
     def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
         """Have a layer driver with these settings; what an earlier one's users had got is put."""
-        mounter = ViewMounter(self._view, self.home.volumes) if isinstance(self._view, HomeView) else None
+        mounter = None
+        if isinstance(self._view, HomeView):
+            mounter = ViewMounter(self._view, self.home.volumes)
+            if self._is_in_home:
+                self._view.close_to_others(maps.root_group if maps else None)
         self.home.use_driver(settings, maps, mounter)
 
     async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
