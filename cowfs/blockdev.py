@@ -271,7 +271,7 @@ def may_be_link(path: str) -> bool:
 
 
 def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
-    """(offset, length) of what a device may hold other than zeros, in order; of a file, what is not a hole."""
+    """(begin, end) of the bytes of a device that may be other than zeros, in order; of a file, what is not a hole."""
     end, size = 0, device.size_bytes
     if not isinstance(device, FileDevice) or device.is_block_node:
         yield 0, size
@@ -282,22 +282,22 @@ def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
-            yield end, size - end  # the file system cannot tell
+            yield end, size  # the file system cannot tell
             return
         end = min(os.lseek(device.fd, begin, os.SEEK_HOLE), size)
-        yield begin, end - begin
+        yield begin, end
 
 
 def copy_sparse(source: BlockDevice, fd: int, ranges: Iterable[tuple[int, int]] | None = None) -> None:
     """Copy a device into an empty file of its size, leaving holes for what is zero.
 
     Args:
-        ranges: (offset, length) of what to copy; what `data_ranges` tells when None.
+        ranges: (begin, end) of the bytes to copy; what `data_ranges` tells when None.
     """
     os.ftruncate(fd, source.size_bytes)
-    for begin, length in data_ranges(source) if ranges is None else ranges:
-        for offset in range(begin, begin + length, _COPY_CHUNK_BYTES):
-            data = source.pread(offset, min(_COPY_CHUNK_BYTES, begin + length - offset))
+    for begin, end in data_ranges(source) if ranges is None else ranges:
+        for offset in range(begin, end, _COPY_CHUNK_BYTES):
+            data = source.pread(offset, min(_COPY_CHUNK_BYTES, end - offset))
             if data.count(0) != len(data):
                 os.pwrite(fd, data, offset)
 

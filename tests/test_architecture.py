@@ -16,7 +16,7 @@
                 └───┬──┘
                  blockdev
                 ┌───┴───┐
-             errors   units
+             errors   units   ranges
 
 Arrows point down only. `cowfs` never imports a backend.
 """
@@ -44,13 +44,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "debian_packages": {"errors"},
     "version": set(),
+    "ranges": set(),
     "blockdev": FOUNDATION,
     "pool": FOUNDATION | {"blockdev"},
     "thinmeta": FOUNDATION | {"blockdev"},
-    "ext4": FOUNDATION | {"blockdev", "pool"},
+    "ext4": FOUNDATION | {"blockdev", "pool", "ranges"},
     "fuse": FOUNDATION | {"blockdev", "pool", "ext4"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4"},
-    "layers": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices"},
+    "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "ext4", "devices"},
     "uml": FOUNDATION | {"debian_packages"},
     "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
     "docker": FOUNDATION | {"blockdev", "pool", "ext4", "fuse", "devices", "layers", "host"},

@@ -26,7 +26,7 @@ from cowfs.ext4 import layout, tools
 from cowfs.ext4.bitmaps import find_damage
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.fsck import CheckStatus, needs_check
-from cowfs.ext4.ranges import Range, merged
+from cowfs.ranges import RangeSet
 
 _RESIZE_INODE: Final = 7
 _DOUBLE_INDIRECT_OFFSET: Final = 0x28 + 13 * 4  # in an inode
@@ -57,7 +57,7 @@ def grow_filesystem(device: BlockDevice) -> bool:
             after = _metadata(image, image.size_bytes)
             if after is None:
                 raise FilesystemError("resize2fs made an ext4 of another kind than it was")
-            tools.copy_changes(image, device, within=merged([*before, *after]))
+            tools.copy_changes(image, device, within=RangeSet([*before, *after]))
     device.flush()
     return True
 
@@ -79,7 +79,7 @@ def _words(output: str, image: FileDevice) -> str:
     return "; ".join(lines).replace(image.path, "the volume")
 
 
-def _metadata(device: BlockDevice, grown_bytes: int, *, check: bool = False) -> list[Range] | None:
+def _metadata(device: BlockDevice, grown_bytes: int, *, check: bool = False) -> RangeSet | None:
     """What resize2fs reads and writes to make a volume so large; None where it takes more, or e2fsck before it."""
     superblock = layout.read_superblock(device)
     if (
@@ -97,7 +97,7 @@ def _metadata(device: BlockDevice, grown_bytes: int, *, check: bool = False) -> 
     try:
         if not _descriptors_fit(fs, grown_bytes) or (check and _is_damaged(fs)):
             return None
-        return merged(_ranges(fs))
+        return RangeSet((offset, offset + length) for offset, length in _pieces(fs))
     finally:
         fs.free()
 
@@ -119,7 +119,8 @@ def _is_damaged(fs: Filesystem) -> bool:
     return find_damage(fs) is not None
 
 
-def _ranges(fs: Filesystem) -> Iterator[Range]:
+def _pieces(fs: Filesystem) -> Iterator[tuple[int, int]]:
+    """(offset, length), in bytes of the device."""
     block_bytes = fs.block_bytes
     descriptors = fs.fs.desc_blocks + fs.super.s_reserved_gdt_blocks
     yield 0, (fs.first_data_block + 1 + descriptors) * block_bytes

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
 
 from cowfs.blockdev import Buffer
 from cowfs.ext4 import extents, indirect, journal_format, layout
@@ -12,6 +10,7 @@ from cowfs.ext4.block_map import Run
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.inodes import Inode
 from cowfs.ext4.journal_format import DamagedJournal, JournalSuperblock
+from cowfs.ranges import RangeMap
 
 
 class JournalFile:
@@ -24,14 +23,13 @@ class JournalFile:
     def __init__(self, fs: Filesystem) -> None:
         self._device = fs.device
         self._block_bytes = fs.block_bytes
-        self._runs = _runs(fs)
-        self._begins = [begin for begin, _ in self._runs]
+        self._places = _places(fs)
+        self._blocks = sum(held.length for held, _ in self._places)
         self.superblock = JournalSuperblock.unpack(self._superblock_bytes())
         if self.superblock.block_bytes != fs.block_bytes:
             raise DamagedJournal(f"has blocks of {self.superblock.block_bytes} bytes")
-        last_begin, last = self._runs[-1]
-        if self.superblock.blocks > last_begin + last.length:
-            raise DamagedJournal(f"has {self.superblock.blocks} blocks, and its file {last_begin + last.length}")
+        if self.superblock.blocks > self._blocks:
+            raise DamagedJournal(f"has {self.superblock.blocks} blocks, and its file {self._blocks}")
 
     @staticmethod
     def is_in(fs: Filesystem) -> bool:
@@ -40,7 +38,7 @@ class JournalFile:
         return bool(sb.s_feature_compat & layout.COMPAT_HAS_JOURNAL and sb.s_journal_inum and not sb.s_journal_dev)
 
     def _superblock_bytes(self) -> bytes:
-        return self._device.pread(self._runs[0][1].physical * self._block_bytes, journal_format.SUPERBLOCK_BYTES)
+        return self._device.pread(self._place(0)[0] * self._block_bytes, journal_format.SUPERBLOCK_BYTES)
 
     def read(self, block: int) -> bytes:
         return self._device.pread(self._place(block)[0] * self._block_bytes, self._block_bytes)
@@ -56,7 +54,7 @@ class JournalFile:
             view = view[len(piece) :]
 
     def write_superblock(self, raw: bytes) -> None:
-        self._device.pwrite(self._runs[0][1].physical * self._block_bytes, raw)
+        self._device.pwrite(self._place(0)[0] * self._block_bytes, raw)
 
     def places(self, begin: int, end: int) -> Iterator[Run]:
         """Where the blocks from `begin` up to `end` are."""
@@ -72,17 +70,19 @@ class JournalFile:
 
     def holds(self, physical: int) -> bool:
         """Whether a block of the volume is one of the journal's."""
-        return any(run.physical <= physical < run.physical + run.length for _, run in self._runs)
+        return any(begin <= physical < begin + held.length for held, begin in self._places)
 
     def _place(self, block: int) -> tuple[int, int]:
         """(block of the volume, how many follow it on the device, itself included)."""
-        begin, run = self._runs[bisect_right(self._begins, block) - 1]
-        skip = block - begin
-        return run.physical + skip, run.length - skip
+        place = self._places.at(block)
+        if place is None:
+            raise DamagedJournal(f"has no block {block}")
+        held, physical = place
+        return physical + block - held.begin, held.end - block
 
 
-def _runs(fs: Filesystem) -> list[tuple[int, Run]]:
-    """(first block, where it is) of the journal's pieces; together they are without a hole."""
+def _places(fs: Filesystem) -> RangeMap[int]:
+    """Where the journal's pieces begin on the volume, by the journal's blocks; together they are without a hole."""
     inode = Inode(fs, fs.super.s_journal_inum)
     inode.load()
     if not inode.is_regular or not inode.links:
@@ -91,8 +91,13 @@ def _runs(fs: Filesystem) -> list[tuple[int, Run]]:
         map_, _ = extents.load(fs, inode.number, inode.checksum_seed, inode.pointers)
     else:
         map_, _ = indirect.load(fs, inode.number, inode.pointers)
-    runs = [(segment.logical, Run(segment.physical, segment.length)) for segment in map_ if segment.written]
-    is_whole = runs and not runs[0][0] and all(a + run.length == b for (a, run), (b, _) in pairwise(runs))
-    if not is_whole:
+    places = RangeMap[int]()
+    end = 0
+    for segment in map_:
+        if not segment.written or segment.logical != end:
+            break
+        end += segment.length
+        places.insert(segment.logical, end, segment.physical)
+    if not places or end != map_.end:
         raise DamagedJournal(f"has holes in its file, inode {inode.number}")
-    return runs
+    return places

@@ -55,8 +55,8 @@ def make_filesystem(
                 break
         if status:
             raise FilesystemError(f"mke2fs failed with status {status}: {tools.one_line(output)}", errno=errno.EINVAL)
-        for offset, length in list(tools.mapped_ranges(device)):
-            device.zero(offset, length)
+        for begin, end in list(tools.mapped_ranges(device)):
+            device.zero(begin, end - begin)
         tools.copy_mapped(image, device)
     device.flush()
 

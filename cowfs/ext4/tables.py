@@ -20,7 +20,7 @@ from __future__ import annotations
 import stat
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -69,7 +69,7 @@ class Geometry:
         group, index = divmod(inode - 1, self.inodes_per_group)
         return self.tables[group] + index * self.inode_bytes
 
-    def inodes_in(self, ranges: list[tuple[int, int]]) -> Iterator[InodeRange]:
+    def inodes_in(self, ranges: Iterable[tuple[int, int]]) -> Iterator[InodeRange]:
         """The inodes whose records lie in byte ranges (begin, end) of the device, bounded by whole blocks."""
         order = sorted(range(len(self.tables)), key=self.tables.__getitem__)
         begins = [self.tables[group] for group in order]

@@ -15,12 +15,13 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import starmap
 from typing import Final
 
 from cowfs.blockdev import BlockDevice, FileDevice, data_ranges
 from cowfs.errors import FilesystemError, MissingRequirement
-from cowfs.ext4.ranges import Range, difference, intersection
 from cowfs.pool.interface import ThinDevice
+from cowfs.ranges import Range, RangeSet, difference, intersection
 from cowfs.units import format_size
 
 _DIRECTORIES = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
@@ -143,22 +144,22 @@ def _own_name_in_proc() -> str:
 
 
 def mapped_ranges(device: BlockDevice) -> Iterator[Range]:
-    """(offset, length) of what a device may hold other than zeros, in order."""
+    """The bytes of a device that may be other than zeros, in order."""
     if isinstance(device, ThinDevice):
         for extent in device.extents():
-            offset = extent.vblock * device.block_bytes
-            length = min(extent.length * device.block_bytes, device.size_bytes - offset)
-            if length > 0:
-                yield offset, length
+            begin = extent.vblock * device.block_bytes
+            end = min(begin + extent.length * device.block_bytes, device.size_bytes)
+            if begin < end:
+                yield Range(begin, end)
     else:
-        yield from data_ranges(device)
+        yield from starmap(Range, data_ranges(device))
 
 
-def copy_mapped(source: BlockDevice, target: BlockDevice, *, within: Sequence[Range] | None = None) -> None:
+def copy_mapped(source: BlockDevice, target: BlockDevice, *, within: RangeSet | None = None) -> None:
     """Copy what `source` holds to `target`, which reads as zeros; zero pages are not written.
 
     Args:
-        within: copy only this, a set of ranges.
+        within: copy only these bytes.
     """
     mapped = mapped_ranges(source)
     for offset, length in _pieces(mapped if within is None else intersection(mapped, within)):
@@ -194,25 +195,26 @@ def touched_bytes(image: BlockDevice, block_bytes: int) -> int:
     return len(touched) * block_bytes
 
 
-def copy_changes(image: BlockDevice, device: BlockDevice, *, within: Sequence[Range] | None = None) -> int:
+def copy_changes(image: BlockDevice, device: BlockDevice, *, within: RangeSet | None = None) -> int:
     """Write what differs in `image` back to `device`; returns how many bytes that were.
 
     What `image` has no data for was not on the device either, or was zeroed and is made so.
 
     Args:
-        within: look only at this, a set of ranges.
+        within: look only at these bytes.
     """
-    wanted = [(0, device.size_bytes)] if within is None else within
+    wanted = RangeSet([(0, device.size_bytes)]) if within is None else within
     data = list(intersection(mapped_ranges(image), wanted))
-    gone = list(difference(intersection(mapped_ranges(device), wanted), data))
+    gone = list(difference(intersection(mapped_ranges(device), wanted), RangeSet(data)))
     written = sum(_copy_changed_pages(image, device, *piece) for piece in _pieces(data))
     return written + sum(_zero(device, *piece) for piece in _pieces(gone))
 
 
-def _pieces(ranges: Iterable[Range]) -> Iterator[Range]:
-    for offset, length in ranges:
-        for begin in range(offset, offset + length, _CHUNK_BYTES):
-            yield begin, min(_CHUNK_BYTES, offset + length - begin)
+def _pieces(ranges: Iterable[Range]) -> Iterator[tuple[int, int]]:
+    """(offset, length), bounded."""
+    for begin, end in ranges:
+        for offset in range(begin, end, _CHUNK_BYTES):
+            yield offset, min(_CHUNK_BYTES, end - offset)
 
 
 def _copy_changed_pages(image: BlockDevice, device: BlockDevice, offset: int, length: int) -> int:

@@ -23,8 +23,8 @@ def copy_metadata(source: BlockDevice, home: Path) -> int:
     try:
         with tempfile.TemporaryFile(dir=home / "devicemapper", buffering=0) as file:
             os.ftruncate(file.fileno(), source.size_bytes)
-            for begin, length in data_ranges(source):
-                _copy_range(source, file.fileno(), begin, begin + length)
+            for begin, end in data_ranges(source):
+                _copy_range(source, file.fileno(), begin, end)
             return os.dup(file.fileno())
     except OSError as error:
         raise HomeError(

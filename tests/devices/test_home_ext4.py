@@ -31,8 +31,8 @@ def judged(devices: DeviceSet, name: str) -> dict[str, str]:
     thin = devices.activate(name, read_only=True)
     with tempfile.NamedTemporaryFile() as file:
         os.ftruncate(file.fileno(), thin.size_bytes)
-        for offset, length in tools.mapped_ranges(thin):
-            os.pwrite(file.fileno(), thin.pread(offset, length), offset)
+        for begin, end in tools.mapped_ranges(thin):
+            os.pwrite(file.fileno(), thin.pread(begin, end - begin), begin)
         check = subprocess.run([tools.find("e2fsck"), "-fn", file.name], capture_output=True, text=True, check=False)
         assert check.returncode == 0, check.stdout
         shown = subprocess.run([tools.find("dumpe2fs"), "-h", file.name], capture_output=True, text=True, check=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,6 @@ from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import growth, layout
 from cowfs.ext4.growth import grow_filesystem
-from cowfs.ext4.ranges import difference, intersection, merged
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names
 
 FEATURES = FEATURE_SETS | {
@@ -139,23 +136,3 @@ def test_what_cannot_be_grown(image: Image, monkeypatch: pytest.MonkeyPatch) -> 
     os.truncate(image.path, 64 * MIB)
     image.path.write_bytes(b"")  # nothing to judge
     image.__init__(image.path, 64 * MIB)  # type: ignore[misc]
-
-
-# --- ranges
-
-
-def as_set(ranges: list[tuple[int, int]]) -> set[int]:
-    return {number for offset, length in ranges for number in range(offset, offset + length)}
-
-
-def test_ranges_are_sets() -> None:
-    rng = random.Random(7)
-    for _ in range(500):
-        left, right = ([(rng.randrange(60), rng.randrange(12)) for _ in range(rng.randrange(6))] for _ in range(2))
-        a, b = merged(left), merged(right)
-        assert as_set(a) == as_set(left)
-        assert as_set(list(intersection(a, b))) == as_set(a) & as_set(b)
-        assert as_set(list(difference(a, b))) == as_set(a) - as_set(b)
-        for ranges in (a, list(intersection(a, b)), list(difference(a, b))):
-            assert all(length > 0 for _, length in ranges)
-            assert all(x[0] + x[1] <= y[0] for x, y in itertools.pairwise(ranges))

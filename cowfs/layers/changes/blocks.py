@@ -15,7 +15,6 @@ The first step reads what is on the devices, and does all of 1 to 3 in one go; 4
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -26,6 +25,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.layers.changes.names import NameSearch, may_name
 from cowfs.layers.changes.walk import Child, Listing, Walk
 from cowfs.layers.interface import Change, LayerRoot, Steps
+from cowfs.ranges import RangeSet
 from cowfs.thinmeta.delta import DeltaRange
 
 _READ_INODES_MAX: Final = 4096
@@ -47,7 +47,7 @@ def block_changes(
     Cost: in proportion to the inode table blocks that differ and to what is in changed directories; for files that were
     written in place, also the search for their names, at worst of all directories.
     """
-    changed_bytes = [(item.vblock * block_bytes, (item.vblock + item.length) * block_bytes) for item in ranges]
+    changed_bytes = RangeSet((item.vblock * block_bytes, (item.vblock + item.length) * block_bytes) for item in ranges)
     return (yield from _BlockWalk(layer, parent, changed_bytes).run())
 
 
@@ -67,7 +67,7 @@ class _ChangedInodes:
 
 
 class _BlockWalk(Walk):
-    def __init__(self, layer: LayerRoot, parent: LayerRoot, changed_bytes: list[tuple[int, int]]) -> None:
+    def __init__(self, layer: LayerRoot, parent: LayerRoot, changed_bytes: RangeSet) -> None:
         super().__init__(layer, parent)
         assert isinstance(layer.tree, Volume)
         assert isinstance(parent.tree, Volume)
@@ -129,16 +129,9 @@ class _BlockWalk(Walk):
         size = self._block_bytes
         for segment in segments:
             shift = (segment.logical - segment.physical) * size
-            for begin, end in self._changed_within(segment.physical * size, segment.length * size):
+            begin_on_device = segment.physical * size
+            for begin, end in self._changed_bytes.within(begin_on_device, begin_on_device + segment.length * size):
                 yield begin + shift, end + shift
-
-    def _changed_within(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
-        """The parts of a range of the device that changed."""
-        changed, limit = self._changed_bytes, offset + length
-        index = bisect_right(changed, offset, key=lambda item: item[1])
-        while index < len(changed) and changed[index][0] < limit:
-            yield max(changed[index][0], offset), min(changed[index][1], limit)
-            index += 1
 
     def _wanted_names(self, blocks: Iterable[bytes]) -> Listing:
         """Of directory blocks that both sides have, the names that lead to changes."""
@@ -160,9 +153,7 @@ def _names(volume: Volume, blocks: Iterable[bytes], wanted: set[int] | None = No
     }
 
 
-def _compare_tables(
-    tables: InodeTables, parent_tables: InodeTables, changed_bytes: list[tuple[int, int]]
-) -> _ChangedInodes:
+def _compare_tables(tables: InodeTables, parent_tables: InodeTables, changed_bytes: RangeSet) -> _ChangedInodes:
     inodes = _ChangedInodes()
     geometry = tables.geometry
     for number, raw, old_raw in _unequal_records(tables, parent_tables, changed_bytes):
@@ -181,7 +172,7 @@ def _compare_tables(
 
 
 def _unequal_records(
-    tables: InodeTables, parent_tables: InodeTables, changed_bytes: list[tuple[int, int]]
+    tables: InodeTables, parent_tables: InodeTables, changed_bytes: RangeSet
 ) -> Iterator[tuple[int, bytes, bytes]]:
     """(inode, record, parent's record) where the bytes differ."""
     size = tables.geometry.inode_bytes
