@@ -20,6 +20,7 @@ from cowfs.ext4 import layout, libext2fs
 from cowfs.ext4.bitmaps import Bitmaps
 from cowfs.ext4.block_map import Run
 from cowfs.ext4.filesystem import Filesystem, os_error
+from cowfs.ranges import RangeSet
 
 
 class Allocator:
@@ -27,8 +28,7 @@ class Allocator:
 
     def __init__(self, fs: Filesystem) -> None:
         self._fs = fs
-        self._freed: list[Run] = []
-        self._freed_blocks = 0
+        self._freed = RangeSet()
         self._cursor = 0  # where the last run ended: files written one after the other lie one after the other
         self._block_groups: set[int] = set()
         self._inode_groups: set[int] = set()
@@ -49,7 +49,7 @@ class Allocator:
     @property
     def free_blocks(self) -> int:
         """What a writer can still use, the blocks reserved for root included, and what waits for a sync."""
-        return self._free_now + self._freed_blocks
+        return self._free_now + self._freed.length
 
     @property
     def free_inodes(self) -> int:
@@ -69,7 +69,8 @@ class Allocator:
     @property
     def changed_bitmaps(self) -> int:
         """How many bitmaps the next sync will write, at most."""
-        freed = min(len(self._freed), self._fs.groups)
+        ends_in = 2 * len(self._freed)
+        freed = min(ends_in + self._freed.length // self._fs.blocks_per_group, self._fs.groups)
         return len(self._block_groups) + len(self._inode_groups) + freed
 
     def allocate(self, count: int, goal: int = -1) -> list[Run]:
@@ -91,8 +92,7 @@ class Allocator:
         self._fs.cache.forget(run.physical, run.length)
         for group, piece in self._bitmaps.pieces(run):
             if self._can_free(group, piece):
-                self._freed.append(piece)
-                self._freed_blocks += piece.length
+                self._freed.add(piece.physical, piece.physical + piece.length)
 
     def _can_free(self, group: int, piece: Run) -> bool:
         if not self._bitmaps.has_blocks(group):
@@ -279,25 +279,20 @@ class Allocator:
 
     def release_freed(self) -> list[Run]:
         """Make the waiting blocks free; returns them, merged, to be discarded when that is durable."""
-        merged: list[Run] = []
-        for run in sorted(self._freed):
-            if not self._bitmaps.has_blocks(self._fs.descriptors.group_of(run.physical)):
-                continue
-            self._mark(run, used=False)
-            if merged and merged[-1].physical + merged[-1].length == run.physical:
-                merged[-1] = Run(merged[-1].physical, merged[-1].length + run.length)
-            else:
-                merged.append(run)
+        released = RangeSet()
+        for freed in self._freed:
+            for group, piece in self._bitmaps.pieces(Run(freed.begin, freed.length)):
+                if self._bitmaps.has_blocks(group):
+                    self._mark(piece, used=False)
+                    released.add(piece.physical, piece.physical + piece.length)
         self._freed.clear()
-        self._freed_blocks = 0
-        return merged
+        return [Run(item.begin, item.length) for item in released]
 
     def take_back(self, runs: list[Run]) -> None:
         """Let blocks that were made free wait again: the sync failed."""
         for run in runs:
             self._mark(run, used=True)
-            self._freed.append(run)
-            self._freed_blocks += run.length
+            self._freed.add(run.physical, run.physical + run.length)
 
     def write_bitmaps(self) -> None:
         """Put the changed bitmaps into the cache, instead of all of them as the library would."""

@@ -66,7 +66,7 @@ class JournalFile:
     @property
     def runs(self) -> list[Run]:
         """Where all of it is."""
-        return [run for _, run in self._runs]
+        return [Run(begin, held.length) for held, begin in self._places]
 
     def holds(self, physical: int) -> bool:
         """Whether a block of the volume is one of the journal's."""
