@@ -26,6 +26,8 @@ _START_ATTEMPTS: Final = 2
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
 @click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
+@click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
+@click.option("--dev", is_flag=True, help="Honour device nodes in the mount; for root only.")
 @click.option("--kernel", is_flag=True, help="Have the kernel mount it (backend dmthin); no process stays behind.")
 @click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
@@ -39,6 +41,8 @@ def mount_command(
     raw: bool,
     read_only: bool,
     repair: bool,
+    suid: bool,
+    dev: bool,
     kernel: bool,
     options: str,
     foreground: bool,
@@ -65,9 +69,17 @@ def mount_command(
     if kernel:
         if raw or repair or foreground:
             raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
+        if suid or dev:
+            raise UsageError(
+                "the kernel honours set-id bits and device nodes unless told --options nosuid,nodev; "
+                "leave out --suid and --dev"
+            )
         assert name is not None
         _mount_by_kernel(settings, name, mountpoint, options, read_only=read_only)
         return
+    for option, is_wanted in (("--suid", suid), ("--dev", dev)):
+        if is_wanted and os.geteuid() != 0:
+            raise UsageError(f"only root may mount with {option}; mount as root, or leave it out")
     if options:
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
     from cowfs.host.serving.mounting import MountRequest, mount
@@ -83,6 +95,8 @@ def mount_command(
         until_put,
         by_kernel,
         settings.storage_options,
+        suid,
+        dev,
     )
     if foreground:
         from cowfs.host.serving.mount_server import serve_mount
@@ -153,8 +167,8 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     """The command line of the server: this program again, in the foreground."""
     from cowfs.host.serving.mounting import python_module
 
-    flags = [flag for flag in ("raw", "read_only", "repair", "until_put", "by_kernel") if getattr(request, flag)]
-    options = [f"--{flag.replace('_', '-')}" for flag in flags]
+    flags = ("raw", "read_only", "repair", "suid", "dev", "until_put", "by_kernel")
+    options = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(request, flag)]
 
     program = [*python_module("cowfs"), "--home", str(request.home), "--backend", settings.backend]
     program += [word for option in settings.storage_options for word in ("--storage-opt", option)]

@@ -162,13 +162,19 @@ class _Plugin:
 
     async def _serve(self, home: OpenHome) -> None:
         point = empty_mount_directory(self._request.home)
+        is_root = os.geteuid() == 0
         mount = MountRequest(
-            self._request.home, self._request.backend, None, os.fspath(point), by_kernel=home.settings.kernel_mounts
+            self._request.home,
+            self._request.backend,
+            None,
+            os.fspath(point),
+            by_kernel=home.settings.kernel_mounts,
+            suid=is_root,
+            dev=is_root,
         )
         with ServedHome.opened(home, mount) as served:
             self._served = served
-            is_root = os.geteuid() == 0
-            await served.serve(suid_dev=is_root, on_ready=self._ready.set)
+            await served.serve(on_ready=self._ready.set)
 
     # --- what the protocol asks for
 

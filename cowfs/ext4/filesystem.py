@@ -126,6 +126,7 @@ class Filesystem:
     def _read_geometry(self) -> None:
         sb = self.super
         self.blocks: int = self.c.ext2fs_blocks_count(sb)
+        self.cluster_bytes: int = self.block_bytes << self.fs.cluster_ratio_bits  # more than a block with bigalloc
         self.first_data_block: int = sb.s_first_data_block
         self.blocks_per_group: int = sb.s_blocks_per_group
         self.inodes_per_group: int = sb.s_inodes_per_group

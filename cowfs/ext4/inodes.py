@@ -111,8 +111,8 @@ class Inode:
     def is_fast_symlink(self) -> bool:
         if self._fs.has_ea_inodes:
             return self.size < layout.FAST_SYMLINK_BYTES
-        attribute_sectors = self._fs.block_bytes // _SECTOR_BYTES if self.raw.i_file_acl else 0
-        return self.sectors == attribute_sectors
+        has_block = self.raw.i_file_acl or self.raw.i_file_acl_high
+        return self.sectors == (self._fs.cluster_bytes // _SECTOR_BYTES if has_block else 0)
 
     @property
     def flags(self) -> int:

@@ -20,6 +20,7 @@ ROOT_INODE: Final = 2
 
 RENAME_NOREPLACE: Final = 1
 RENAME_EXCHANGE: Final = 2
+RENAME_WHITEOUT: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,17 @@ class FileTree(Protocol):
 
     def remove_directory(self, parent: int, name: bytes) -> None: ...
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
-        """rename(2) with RENAME_NOREPLACE or RENAME_EXCHANGE; other flags EINVAL."""
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, uid: int = 0, gid: int = 0
+    ) -> None:
+        """renameat2(2) with its flags.
+
+        Args:
+            uid, gid: of the whiteout that RENAME_WHITEOUT leaves under the old name, a character device 0:0.
+
+        Raises:
+            OSError (EINVAL): flags that do not go together, or that the tree does not have.
+        """
         ...
 
     def list_directory(self, inode: int, cookie: int = 0) -> Iterator[DirectoryEntry]:

@@ -86,15 +86,28 @@ class Names:
         if directory.mode & stat.S_ISGID:
             gid = directory.gid
             mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
-        default = None if stat.S_ISLNK(mode) else self._xattrs.default_acl(directory)
-        if default is None:
-            return self.place(directory, name, mode, uid, gid, fill)
 
         def fill_and_inherit(inode: Inode) -> None:
             fill(inode)
-            self._xattrs.inherit(inode, default)
+            self._inherit_lists(directory, inode)
 
         return self.place(directory, name, mode, uid, gid, fill_and_inherit)
+
+    def make_nameless(self, directory: Inode, mode: int, uid: int, gid: int) -> Inode:
+        """A new inode for a name that is there, with what the directory hands down. Raises OSError (ENOSPC)."""
+        gid = directory.gid if directory.mode & stat.S_ISGID else gid
+        inode = self._inodes.create(directory, mode, uid, gid)
+        try:
+            self._inherit_lists(directory, inode)
+        except BaseException:
+            self.destroy(inode)
+            raise
+        return inode
+
+    def _inherit_lists(self, directory: Inode, inode: Inode) -> None:
+        default = None if stat.S_ISLNK(inode.mode) else self._xattrs.default_acl(directory)
+        if default is not None:
+            self._xattrs.inherit(inode, default)
 
     def place(
         self, directory: Inode, name: bytes, mode: int, uid: int, gid: int, fill: Callable[[Inode], None]

@@ -1,14 +1,20 @@
-"""rename(2) with its flags: a plain move, over something, or exchanging two things."""
+"""renameat2(2) with its flags: a plain move, over something, exchanging two things, or leaving a whiteout behind."""
 
 from __future__ import annotations
 
 import errno
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.guard import Guard
 from cowfs.ext4.inodes import Inode, InodeTable
-from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE
+from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, ROOT_INODE
 from cowfs.ext4.names import Names, check_name, check_removable
+
+_FLAGS: Final = (0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT, RENAME_NOREPLACE | RENAME_WHITEOUT)
 
 
 class Renames:
@@ -21,9 +27,11 @@ class Renames:
         self._names = names
         self._directories = names.directories
 
-    def rename(self, source: Inode, name: bytes, target: Inode, new_name: bytes, flags: int) -> None:
-        """As renameat2(2); the two directories may be changed."""
-        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+    def rename(
+        self, source: Inode, name: bytes, target: Inode, new_name: bytes, flags: int, uid: int, gid: int
+    ) -> None:
+        """As renameat2(2); the two directories may be changed. A whiteout is owned by `uid` and `gid`."""
+        if flags not in _FLAGS:
             raise os_error(errno.EINVAL)
         for one in (name, new_name):
             if one in (b".", b".."):
@@ -32,7 +40,7 @@ class Renames:
         moved = self._names.entry(source, name)
         there = self._directories.find(target, new_name)
         replaced = self._inodes.get(there.inode) if there else None
-        if flags == RENAME_NOREPLACE and replaced is not None:
+        if flags & RENAME_NOREPLACE and replaced is not None:
             raise os_error(errno.EEXIST)
         if flags == RENAME_EXCHANGE and replaced is None:
             raise os_error(errno.ENOENT)
@@ -46,22 +54,53 @@ class Renames:
         if flags == RENAME_EXCHANGE:
             assert replaced is not None
             self._exchange(source, name, moved, target, new_name, replaced)
-        elif replaced is not None:
-            self._move_over(source, name, moved, target, new_name, replaced)
-        else:
-            self._move(source, name, moved, target, new_name)
+            return
+        with self._left_behind(source, flags, uid, gid) as whiteout:
+            if replaced is not None:
+                self._move_over(source, name, moved, target, new_name, replaced, whiteout)
+            else:
+                self._move(source, name, moved, target, new_name, whiteout)
 
-    def _move(self, source: Inode, name: bytes, moved: Inode, target: Inode, new_name: bytes) -> None:
+    @contextmanager
+    def _left_behind(self, source: Inode, flags: int, uid: int, gid: int) -> Iterator[Inode | None]:
+        """The whiteout that takes the old name, where one is wanted. It is freed when the rename fails."""
+        if not flags & RENAME_WHITEOUT:
+            yield None
+            return
+        whiteout = self._names.make_nameless(source, stat.S_IFCHR, uid, gid)
+        try:
+            yield whiteout
+        except BaseException:
+            self._names.destroy(whiteout)
+            raise
+
+    def _free_name(self, source: Inode, name: bytes, whiteout: Inode | None) -> None:
+        if whiteout is None:
+            self._directories.remove(source, name)
+        else:
+            self._directories.replace(source, name, whiteout.number, whiteout.mode)
+            whiteout.links = 1
+
+    def _move(
+        self, source: Inode, name: bytes, moved: Inode, target: Inode, new_name: bytes, whiteout: Inode | None
+    ) -> None:
         if moved.is_directory and source is not target:
             self._names.check_subdirectory_fits(target)
         self._directories.add(target, new_name, moved.number, moved.mode)
         with self._guard.committing():
-            self._directories.remove(source, name)
+            self._free_name(source, name, whiteout)
             self._hang_over(moved, source, target)
             self._note_move(source, target, moved)
 
     def _move_over(
-        self, source: Inode, name: bytes, moved: Inode, target: Inode, new_name: bytes, replaced: Inode
+        self,
+        source: Inode,
+        name: bytes,
+        moved: Inode,
+        target: Inode,
+        new_name: bytes,
+        replaced: Inode,
+        whiteout: Inode | None,
     ) -> None:
         if moved.is_directory and not replaced.is_directory:
             raise os_error(errno.ENOTDIR)
@@ -73,7 +112,7 @@ class Renames:
         self._names.prepare_to_drop(replaced)
         with self._guard.committing():
             self._directories.replace(target, new_name, moved.number, moved.mode)
-            self._directories.remove(source, name)
+            self._free_name(source, name, whiteout)
             if replaced.is_directory:
                 self._names.uncount_subdirectory(target)
             self._hang_over(moved, source, target)

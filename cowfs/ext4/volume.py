@@ -332,9 +332,11 @@ class Volume:
         self._names.remove_directory(self._to_change(parent), name)
 
     @_changing
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, uid: int = 0, gid: int = 0
+    ) -> None:
         source, target = self._to_change(parent), self._to_change(new_parent)
-        self._renames.rename(source, name, target, new_name, flags)
+        self._renames.rename(source, name, target, new_name, flags, uid, gid)
 
     def _to_change(self, directory: int) -> Inode:
         return self._names.directory_to_change(directory)

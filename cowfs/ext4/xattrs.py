@@ -19,7 +19,7 @@ from cowfs.ext4.inodes import Inode, InodeTable
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
-_PREFIXES = (b"user.", b"trusted.", b"security.")
+_PREFIXES = (b"user.", b"trusted.", b"security.", b"gnu.")
 _NAME_MAX = 255
 _VALUE_MAX = 65536
 _MAGIC = 0xEA020000
@@ -43,7 +43,8 @@ class ExtendedAttributes:
         return acl.pack(acl.from_disk(value)) if name in (acl.ACCESS, acl.DEFAULT) else value
 
     def names(self, inode: Inode) -> list[bytes]:
-        return list(self._all(inode))
+        """Those that `get` answers for. The others are a file system's own, of fs-verity or Lustre, and are kept."""
+        return [name for name in self._all(inode) if name in (acl.ACCESS, acl.DEFAULT) or name.startswith(_PREFIXES)]
 
     def set(self, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:
         """As setxattr(2). Raises OSError: EEXIST, ENODATA, ENOSPC, E2BIG, ERANGE, EOPNOTSUPP."""
@@ -72,7 +73,7 @@ class ExtendedAttributes:
     def release(self, inode: Inode) -> None:
         """Free what the attributes of an inode take, before the inode itself is freed."""
         if self._fs.has_ea_inodes:
-            for name in self.names(inode):
+            for name in list(self._all(inode)):
                 self._store(inode, name, None)
         if not inode.raw.i_file_acl and not inode.raw.i_file_acl_high:
             return

@@ -510,7 +510,23 @@ class HomeView(View):
 
     # Requests.
 
-    lookup = _of_device("lookup", _lookup_device)
+    _lookup = _of_device("lookup", _lookup_device)
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if name in {b".", b".."} and parent_inode != ROOT_INODE:
+            self._recall(parent_inode >> _INODE_BITS)
+            if name == b".." and parent_inode & _INODE_MASK == VOLUME_ROOT:
+                return self._root_entry()
+        entry: EntryAttributes = await self._lookup(parent_inode, name, ctx)
+        return entry
+
+    def _recall(self, number: int) -> None:
+        """Know a device again that a handle is of, for open_by_handle_at(2), unless it is gone."""
+        if number not in self._known:
+            for shown, name in self._devices.shown():
+                if shown == number:
+                    self._device(number, name)
+
     getattr = _of_device("getattr", _getattr_root)
     setattr = _of_device("setattr")
     readlink = _of_device("readlink")

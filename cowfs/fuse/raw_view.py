@@ -93,11 +93,15 @@ class RawView(View):
 
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if name == b".":  # of a file too: so open_by_handle_at(2) asks
+            if parent_inode not in {pyfuse3.ROOT_INODE, FILE_INODE}:
+                raise FUSEError(errno.ESTALE)
+            return self._attributes(parent_inode)
         if parent_inode != pyfuse3.ROOT_INODE:
             raise FUSEError(errno.ENOTDIR)
         if name == self._name:
             return self._attributes(FILE_INODE)
-        if name in {b".", b".."}:
+        if name == b"..":
             return self._attributes(pyfuse3.ROOT_INODE)
         missing = EntryAttributes()
         missing.entry_timeout = _NAME_SECONDS

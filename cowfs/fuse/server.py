@@ -61,13 +61,15 @@ class MountOptions:
         read_only: the kernel refuses writes before they reach us.
         allow_other: let other users in, as far as the permission bits do; None means where that is possible at no
             risk: for root only. An ordinary user needs `user_allow_other` in /etc/fuse.conf.
-        suid_dev: honour set-id bits and device nodes in the mount; only root can.
+        suid: honour set-id bits in the mount; only root can have that.
+        dev: honour device nodes in the mount; only root can have that.
     """
 
     source: str
     read_only: bool = False
     allow_other: bool | None = None
-    suid_dev: bool = False
+    suid: bool = False
+    dev: bool = False
 
     def for_fuse(self) -> set[str]:
         """Mount options for libfuse. Raises MountError for what this user may not have."""
@@ -79,11 +81,10 @@ class MountOptions:
             if not may_allow_other():
                 raise self._not_allowed("allow_other", "put 'user_allow_other' into /etc/fuse.conf, or mount as root")
             options.add("allow_other")
-        if self.suid_dev:
-            if not is_root:
-                raise self._not_allowed("suid,dev", "only root may mount with them")
-            options |= {"suid", "dev"}
-        return options
+        honoured = {name for name in ("suid", "dev") if getattr(self, name)}
+        if honoured and not is_root:
+            raise self._not_allowed(",".join(sorted(honoured)), "only root may mount with that; mount as root")
+        return options | honoured
 
     def _not_allowed(self, data: str, reason: str) -> MountError:
         return MountError("mount", self.source, "", data=data, errno=errno.EPERM, reason=reason)

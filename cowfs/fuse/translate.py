@@ -93,7 +93,7 @@ class View(pyfuse3.Operations):
     A file handle is `inode << 1 | may be mapped writable`; the kernel keeps everything else a handle would know.
     """
 
-    supports_dot_lookup = False  # inode numbers the kernel has forgotten never come back
+    supports_dot_lookup = True  # for open_by_handle_at(2): `.` and `..` of an inode that the kernel has forgotten
     enable_writeback_cache = False
 
     def __init__(self, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:

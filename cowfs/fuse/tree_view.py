@@ -48,6 +48,7 @@ from pyfuse3 import (
 )
 
 from cowfs.ext4.interface import ROOT_INODE, Attributes, FileTree, TreeStatistics
+from cowfs.fuse.callers import may_keep_setgid
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
 CACHE_SECONDS: Final = 86400.0
@@ -56,6 +57,7 @@ CACHE_SECONDS: Final = 86400.0
 _PREFERRED_IO_BYTES: Final = 1 << 16
 
 _CAPABILITY: Final = b"security.capability"
+_ACCESS_LIST: Final = b"system.posix_acl_access"
 
 
 class Numbers(NamedTuple):
@@ -145,6 +147,8 @@ class TreeView(View):
 
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if name == b".":
+            return self._known(self._by_handle(self._inner(parent_inode)))
         try:
             attributes = self._tree.lookup(self._inner(parent_inode), name)
         except FileNotFoundError:
@@ -152,6 +156,18 @@ class TreeView(View):
             missing.entry_timeout = CACHE_SECONDS
             return missing
         return self._known(attributes)
+
+    def _by_handle(self, inode: int) -> Attributes:
+        """What open_by_handle_at(2) asks for, a file too; the kernel compares the generation.
+
+        The handle may be of an inode that is gone, or that never was.
+        """
+        try:
+            return self._tree.attributes(inode)
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.ESHUTDOWN):
+                raise
+            raise FUSEError(errno.ESTALE) from error
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
@@ -174,9 +190,7 @@ class TreeView(View):
 
     def root(self) -> EntryAttributes:
         """The volume's root, in a directory of another view."""
-        entry = self._entry(self._tree.attributes(ROOT_INODE))
-        entry.generation = 0  # as where the volume is not opened to answer: a root is never another one
-        return entry
+        return self._entry(self._tree.attributes(ROOT_INODE))
 
     def note_root(self) -> None:
         """Count a lookup of the root that another view has answered."""
@@ -239,7 +253,8 @@ class TreeView(View):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        self._tree.rename(self._inner(parent_inode_old), name_old, self._inner(parent_inode_new), name_new, flags)
+        old, new = self._inner(parent_inode_old), self._inner(parent_inode_new)
+        self._tree.rename(old, name_old, new, name_new, flags, ctx.uid, ctx.gid)
 
     @answered
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
@@ -376,6 +391,14 @@ class TreeView(View):
         inode = self._inner(inode)
         self._without_capability.discard(inode)
         self._tree.set_xattr(inode, name, value)
+        if name == _ACCESS_LIST:
+            self._clear_setgid(inode, ctx)
+
+    def _clear_setgid(self, inode: int, ctx: RequestContext) -> None:
+        """As the kernel does where it sets a list itself: for a caller outside the file's group and not privileged."""
+        attributes = self._tree.attributes(inode)
+        if attributes.mode & stat.S_ISGID and not may_keep_setgid(ctx, attributes.gid):
+            self._tree.set_attributes(inode, mode=stat.S_IMODE(attributes.mode) & ~stat.S_ISGID)
 
     @answered
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
@@ -391,7 +414,8 @@ class TreeView(View):
         entry.entry_timeout = CACHE_SECONDS
         entry.attr_timeout = CACHE_SECONDS
         entry.st_ino = self._outer(attributes.inode)
-        entry.generation = attributes.generation
+        if attributes.inode != ROOT_INODE:  # a root is never another one, and is known before its volume is opened
+            entry.generation = attributes.generation
         entry.st_mode = pyfuse3.ModeT(attributes.mode)
         entry.st_nlink = attributes.nlink
         entry.st_uid = attributes.uid

@@ -168,7 +168,16 @@ class MountedTree:
         with self._opened(parent) as directory:
             os.rmdir(name, dir_fd=directory)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self,
+        parent: int,
+        name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        uid: int = 0,  # noqa: ARG002
+        gid: int = 0,  # noqa: ARG002
+    ) -> None:
         if flags:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         with self._opened(parent) as directory, self._opened(new_parent) as new_directory:

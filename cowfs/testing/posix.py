@@ -38,6 +38,7 @@ PRIVILEGED: Final[set[str]] = set()
 
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
+_RENAME_WHITEOUT: Final = 4
 _OTHER_UID: Final = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -420,6 +421,27 @@ def rename_exchanges(root: Path) -> None:
 
 
 @_case
+def rename_leaves_a_whiteout(root: Path) -> None:
+    for name in ("f", "full", "replaced"):
+        (root / name).write_text(name)
+    (root / "d" / "inside").mkdir(parents=True)
+    _renameat2(root / "f", root / "d" / "moved", _RENAME_WHITEOUT)
+    _renameat2(root / "full", root / "replaced", _RENAME_WHITEOUT)
+    _renameat2(root / "d", root / "e", _RENAME_WHITEOUT | _RENAME_NOREPLACE)
+    for name in ("f", "full", "d"):
+        left = os.lstat(root / name)
+        assert (stat.S_IFMT(left.st_mode), left.st_rdev, left.st_nlink) == (stat.S_IFCHR, 0, 1)
+        assert (left.st_uid, left.st_gid) == (os.geteuid(), os.getegid())
+    assert (root / "e" / "moved").read_text() == "f"
+    assert (root / "replaced").read_text() == "full"
+    with _fails(errno.EEXIST):
+        _renameat2(root / "replaced", root / "e", _RENAME_WHITEOUT | _RENAME_NOREPLACE)
+    with _fails(errno.EINVAL):
+        _renameat2(root / "replaced", root / "e", _RENAME_WHITEOUT | _RENAME_EXCHANGE)
+    assert sorted(os.listdir(root)) == ["d", "e", "f", "full", "replaced"]
+
+
+@_case
 def rename_of_directories(root: Path) -> None:
     for name in ("a", "a/sub", "full", "full/x", "empty"):
         (root / name).mkdir()
@@ -782,14 +804,15 @@ def trusted_attributes_and_capabilities(root: Path) -> None:
         os.getxattr(path, "security.capability")
 
 
+def _acl(*entries: tuple[int, int, int]) -> bytes:
+    """The attribute of an access control list of (tag, permissions, id)."""
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
 @_privileged
 def access_control_lists(root: Path) -> None:
     """Somebody named in a list gets in; the mode follows the list, and the list the mode."""
-    everyone = 0xFFFFFFFF
-
-    def acl(*entries: tuple[int, int, int]) -> bytes:
-        return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
-
+    everyone, acl = 0xFFFFFFFF, _acl
     path = root / "f"
     path.write_text("secret")
     os.chmod(path, 0o600)
@@ -810,6 +833,36 @@ def access_control_lists(root: Path) -> None:
     (root / "d" / "f").touch()
     assert os.getxattr(root / "d" / "sub", "system.posix_acl_default") == default
     assert "system.posix_acl_access" in os.listxattr(root / "d" / "f")
+
+
+@_privileged
+def an_access_list_takes_setgid_away(root: Path) -> None:
+    """Where its setter is outside the file's group and is not root."""
+    everyone, foreign = 0xFFFFFFFF, 4711
+    minimal = _acl((1, 7, everyone), (4, 5, everyone), (32, 5, everyone))
+    named = _acl((1, 7, everyone), (2, 4, 1234), (4, 5, everyone), (16, 5, everyone), (32, 5, everyone))
+    os.chmod(root, 0o755)
+
+    def set_list(name: str, value: bytes) -> bool:
+        os.setxattr(name, "system.posix_acl_access", value)
+        return True
+
+    for value in (minimal, named):
+        for setter, gid, expected in (
+            (os.getuid(), foreign, 0o2755),
+            (_OTHER_UID, foreign, 0o755),
+            (_OTHER_UID, _OTHER_UID, 0o2755),
+        ):
+            path = root / "f"
+            path.touch()
+            os.chown(path, _OTHER_UID, gid)
+            os.chmod(path, 0o2755)
+            if setter == _OTHER_UID:
+                _as_other(root, lambda value=value: set_list("f", value))  # type: ignore[misc]
+            else:
+                set_list(os.fspath(path), value)
+            assert stat.S_IMODE(os.stat(path).st_mode) == expected, (setter, gid)
+            path.unlink()
 
 
 @_privileged

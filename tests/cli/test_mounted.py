@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -190,6 +191,30 @@ def test_a_read_only_mount_changes_nothing(mounted: MountedHome) -> None:
     assert "  <diff" in mounted.run("delta", "web", "web-1").stdout
     for word in ("different", "left_only", "right_only"):
         assert word not in mounted.run("delta", "web", "web-1").stdout
+
+
+def test_root_may_have_set_id_bits_and_device_nodes_honoured(mounted: MountedHome) -> None:
+    if mounted.account.uid:
+        for option in ("--suid", "--dev"):
+            refused = mounted.refused(2, "mount", option, "web", mounted.target)
+            assert refused == f"cowfs: only root may mount with {option}; mount as root, or leave it out"
+        return
+    mounted.run("mount", "--dev", "web", mounted.target)
+    os.mknod(mounted.target / "null", 0o20666, os.makedev(1, 3))
+    (mounted.target / "null").write_bytes(b"gone")
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "web", mounted.target)
+    with pytest.raises(PermissionError):
+        (mounted.target / "null").read_bytes()
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "--suid", mounted.target)
+    copy = mounted.target / "web" / "id"
+    copy.write_bytes(Path("/usr/bin/id").read_bytes())
+    copy.chmod(0o4755)
+    stranger = ["setpriv", "--reuid=12345", "--regid=12345", "--clear-groups"]
+    mounted.account.directory.chmod(0o755)
+    assert "euid=0(root)" in mounted.account.run([*stranger, copy]).stdout
+    mounted.run("umount", mounted.target)
 
 
 def test_a_server_that_is_killed_loses_nothing_that_was_synced(mounted: MountedHome) -> None:

@@ -98,6 +98,18 @@ def test_unsupported_features_are_named(
         assert image.open(read_only=True).lookup(ROOT_INODE, b"lost+found").nlink == 2
 
 
+def test_a_short_link_with_attributes_in_a_cluster(make_image: Callable[..., Image]) -> None:
+    """With bigalloc a block of attributes counts as a cluster; such a link has its target in its inode all the same."""
+    image = make_image(options=["-O", "bigalloc", "-I", "128"])
+    for request in ("symlink link target", "ea_set link user.name value", "set_inode_field link block[14] 0"):
+        tools.run("debugfs", ["-w", "-R", request, str(image.path)])
+    assert int(image.stat("link")["Blockcount"]) > 8
+    volume = image.open(read_only=True)
+    inode = volume.lookup(ROOT_INODE, b"link").inode
+    assert volume.read_symlink(inode) == b"target"
+    assert volume.get_xattr(inode, b"user.name") == b"value"
+
+
 def test_an_unclean_volume_is_refused(image: Image) -> None:
     image.close()
     assert tools.run("debugfs", ["-w", "-R", "dirty -clean", str(image.path)])[0] in (0, 1)

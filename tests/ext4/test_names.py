@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE
+from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, ROOT_INODE
 from cowfs.ext4.volume import Volume
 from tests.ext4.conftest import Image, make_file, names
 
@@ -174,7 +174,7 @@ class TestRename:
         assert names(volume, directory) == {b"c" * 200}
         fails(errno.ENOENT, volume.rename, ROOT_INODE, b"a", directory, b"x")
         fails(errno.EBUSY, volume.rename, ROOT_INODE, b".", directory, b"x")
-        fails(errno.EINVAL, volume.rename, ROOT_INODE, b"d", ROOT_INODE, b"e", 4)
+        fails(errno.EINVAL, volume.rename, ROOT_INODE, b"d", ROOT_INODE, b"e", 8)
         fails(errno.EINVAL, volume.rename, ROOT_INODE, b"d", ROOT_INODE, b"e", RENAME_EXCHANGE | RENAME_NOREPLACE)
 
     def test_over_a_file(self, volume: Volume) -> None:
@@ -223,6 +223,34 @@ class TestRename:
         fails(errno.EINVAL, volume.rename, ROOT_INODE, b"top", top, b"x")
         fails(errno.ENOTEMPTY, volume.rename, inner, b"deep", ROOT_INODE, b"top")
         fails(errno.EINVAL, volume.rename, inner, b"deep", ROOT_INODE, b"top", RENAME_EXCHANGE)
+
+    @pytest.mark.parametrize("over", [False, True])
+    def test_a_whiteout_is_left_behind(self, image: Image, over: bool) -> None:
+        volume = image.volume
+        top = volume.make_directory(ROOT_INODE, b"top", 0o2755, 3, 44).inode
+        inode = make_file(volume, b"a", b"moved", top)
+        if over:
+            make_file(volume, b"b", b"replaced")
+        volume.rename(top, b"a", ROOT_INODE, b"b", RENAME_WHITEOUT, 5, 6)
+        volume = image.reopen()
+        left = volume.lookup(top, b"a")
+        assert (left.mode, left.rdev, left.nlink, left.uid, left.gid) == (stat.S_IFCHR, 0, 1, 5, 44)
+        assert {entry.name: entry.mode for entry in volume.list_directory(top)}[b"a"] == stat.S_IFCHR
+        assert volume.lookup(ROOT_INODE, b"b").inode == inode
+        assert volume.read(inode, 0, 99) == b"moved"
+
+    def test_a_whiteout_is_freed_when_the_rename_fails(self, image: Image) -> None:
+        volume = image.volume
+        make_file(volume, b"a")
+        directory = make_directory(volume, b"full")
+        make_file(volume, b"x", b"", directory)
+        make_directory(volume, b"d")
+        before = volume.statistics()
+        fails(errno.ENOTEMPTY, volume.rename, ROOT_INODE, b"d", ROOT_INODE, b"full", RENAME_WHITEOUT)
+        fails(errno.EEXIST, volume.rename, ROOT_INODE, b"a", ROOT_INODE, b"d", RENAME_WHITEOUT | RENAME_NOREPLACE)
+        fails(errno.EINVAL, volume.rename, ROOT_INODE, b"a", ROOT_INODE, b"d", RENAME_WHITEOUT | RENAME_EXCHANGE)
+        assert volume.statistics() == before
+        assert names(volume) == {b"a", b"d", b"full"}
 
     def test_noreplace(self, volume: Volume) -> None:
         make_file(volume, b"a")

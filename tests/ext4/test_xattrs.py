@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import random
 import stat
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from cowfs.ext4 import acl
 from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.volume import Volume
 from cowfs.ext4.xattrs import XATTR_CREATE, XATTR_REPLACE
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file
 
@@ -100,6 +103,58 @@ def test_no_room(volume_of_blocks: Image) -> None:
     fails(errno.ENOSPC, volume.set_xattr, inode, b"user.c", b"c" * 2000)
     assert set(volume.list_xattrs(inode)) == {b"user.a", b"user.b"}
     assert volume.get_xattr(inode, b"user.a") == b"a" * 2000
+
+
+def test_attributes_of_other_name_spaces_are_kept_and_not_listed(make_image: Callable[..., Image]) -> None:
+    """Those of fs-verity (11) and Lustre (5), and an unused index: the kernel lists only what it can get."""
+    image = make_image(options=["-O", "^metadata_csum"])
+    inode = make_file(image.volume, b"f", b"content")
+    indexes = {b"verity-like": 11, b"lustre-like": 5, b"no-space": 0, b"hurd-like": 10}
+    for name in indexes:
+        image.volume.set_xattr(inode, b"user." + name, b"kept")
+    image.close()
+    raw = bytearray(image.path.read_bytes())
+    offsets = {name: raw.index(name) - 15 for name in indexes}  # e_name_index, 16 bytes before the name but one
+    for name, offset in offsets.items():
+        assert raw[offset] == 1
+        raw[offset] = indexes[name]
+    image.path.write_bytes(raw)
+    volume = image.open()
+    assert volume.list_xattrs(inode) == [b"gnu.hurd-like"]
+    for listed in volume.list_xattrs(inode):
+        assert volume.get_xattr(inode, listed) == b"kept"
+    fails(errno.EOPNOTSUPP, volume.get_xattr, inode, b"verity-like")
+    volume.set_xattr(inode, b"user.own", b"x" * 20)
+    image.close()
+    raw = bytearray(image.path.read_bytes())
+    assert {name: raw[raw.index(name) - 15] for name in indexes} == indexes
+    raw[raw.index(b"no-space") - 15] = 1  # with the index 0 e2fsck would take it for damage
+    image.path.write_bytes(raw)
+
+
+def test_what_fits_can_be_replaced(make_image: Callable[..., Image], rng: random.Random) -> None:
+    """A replacement finds room wherever the value would when the old one were removed before."""
+    for options in (["-b", "1024"], ["-I", "128"], ["-b", "4096"]):
+        image = make_image(options=options, size_bytes=16 * MIB)
+        volume = image.volume
+        for number in range(60):
+            inode = make_file(volume, b"f%d" % number)
+            for key in range(rng.randint(1, 6)):
+                with suppress(OSError):
+                    volume.set_xattr(inode, b"user.%d" % key, _value(rng, volume))
+            name, value = rng.choice(volume.list_xattrs(inode) or [b"user.x"]), _value(rng, volume)
+            try:
+                volume.set_xattr(inode, name, value)
+            except OSError:
+                with suppress(OSError):
+                    volume.remove_xattr(inode, name)
+                fails(errno.ENOSPC, volume.set_xattr, inode, name, value)
+
+
+def _value(rng: random.Random, volume: Volume) -> bytes:
+    """Of a few bytes, of any size that a block can hold, or hardly less than a block."""
+    capacity = volume.statistics().block_bytes - 32
+    return bytes(rng.choice([rng.randint(0, 40), rng.randint(0, capacity), capacity - rng.randint(0, 60)]))
 
 
 @pytest.fixture

@@ -217,7 +217,9 @@ class MemoryTree:
         node.nlink = 0
         self.drop(node)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0) -> None:
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, uid: int = 0, gid: int = 0
+    ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise fail(errno.EINVAL)
         node = self.child(parent, name)

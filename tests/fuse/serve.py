@@ -130,7 +130,8 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         arguments.source,
         read_only=arguments.read_only,
         allow_other=arguments.allow_other,
-        suid_dev=arguments.suid_dev,
+        suid=arguments.suid_dev,
+        dev=arguments.suid_dev,
     )
     run_server(view, arguments.target, options, services=[service], tick=tick, on_ready=on_ready)
     if home is not None:

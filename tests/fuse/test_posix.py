@@ -14,6 +14,8 @@ from tests.fuse.conftest import Serve, Served
 
 pytestmark = pytest.mark.fuse
 
+_OF_VOLUMES = {"access_control_lists", "an_access_list_takes_setgid_away", "rename_leaves_a_whiteout"}
+
 
 def run_cases(account: Account, served: Served, leave_out: frozenset[str] = frozenset()) -> None:
     expected = set(posix.CASES) - leave_out - (posix.PRIVILEGED if account.uid else set())
@@ -28,7 +30,7 @@ def run_cases(account: Account, served: Served, leave_out: frozenset[str] = froz
 
 
 def test_cases_over_memory(account: Account, serve: Serve) -> None:
-    run_cases(account, serve(account, "memory"), frozenset({"access_control_lists"}))  # those are the volume's
+    run_cases(account, serve(account, "memory"), frozenset(_OF_VOLUMES))
 
 
 def test_cases_over_ext4(account: Account, serve: Serve) -> None:

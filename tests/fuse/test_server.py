@@ -228,7 +228,7 @@ def test_options_a_user_may_not_have(ordinary_user: Account, serve: Serve) -> No
         pytest.skip("/etc/fuse.conf allows allow_other here")
     for option, reason in (
         ("--allow-other", "data: allow_other: put 'user_allow_other' into /etc/fuse.conf, or mount as root"),
-        ("--suid-dev", "data: suid,dev: only root may mount with them"),
+        ("--suid-dev", "data: dev,suid: only root may mount with that; mount as root"),
     ):
         target = ordinary_user.mkdir("mnt" + option)
         done = ordinary_user.run([sys.executable, SERVE, "-1", target, "cowfs:/h:d", "memory", option], check=False)

@@ -36,6 +36,7 @@ class MountRequest:
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
         until_put: end when nobody has got a layer any more.
+        suid, dev: honour set-id bits, and device nodes, in the mount; for root only.
         by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
         storage_options: of the layer driver.
     """
@@ -50,6 +51,8 @@ class MountRequest:
     until_put: bool = False
     by_kernel: bool = False
     storage_options: tuple[str, ...] = ()
+    suid: bool = False
+    dev: bool = False
 
     @property
     def source(self) -> str:

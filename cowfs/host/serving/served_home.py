@@ -104,7 +104,7 @@ class ServedHome:
                 self._view.close_to_others(maps.root_group if maps else None)
         self.home.use_driver(settings, maps, mounter)
 
-    async def serve(self, *, suid_dev: bool = False, on_ready: Callable[[], None] | None = None) -> None:
+    async def serve(self, *, on_ready: Callable[[], None] | None = None) -> None:
         """Mount, and serve until it is unmounted; without a view, until a signal. In the main task."""
         keep_freed_memory()
         devices = self.home.devices
@@ -119,11 +119,15 @@ class ServedHome:
         await serve_view(
             self._view,
             self._target,
-            MountOptions(source=self._request.source, read_only=self._request.read_only, suid_dev=suid_dev),
+            self._mount_options(),
             services=services,
             tick=devices.pool.tick,
             on_ready=on_ready,
         )
+
+    def _mount_options(self) -> MountOptions:
+        request = self._request
+        return MountOptions(request.source, read_only=request.read_only, suid=request.suid, dev=request.dev)
 
     # What waits for the kernel: never called in a handler of the view.
 

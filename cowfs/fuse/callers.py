@@ -1,0 +1,36 @@
+"""What the kernel does not say of who sends a request: groups and capabilities, read from /proc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pyfuse3 import RequestContext
+
+_CAP_FSETID: Final = 1 << 4
+
+
+def may_keep_setgid(ctx: RequestContext, gid: int) -> bool:
+    """Whether the set-group-id bit of a file of group `gid` outlives what this caller changes of its mode.
+
+    So it is for members of the group, and for root with CAP_FSETID. Other users do not count as privileged, whatever
+    capabilities they have: those may be of a user namespace of their own. Of a caller in another PID namespace nothing
+    can be read; then its user and group decide.
+    """
+    if ctx.gid == gid:
+        return True
+    fields = _status(ctx.pid)
+    if fields is None:
+        return ctx.uid == 0
+    if str(gid) in fields["Groups"].split():
+        return True
+    return ctx.uid == 0 and bool(int(fields["CapEff"], 16) & _CAP_FSETID)
+
+
+def _status(thread_id: int) -> dict[str, str] | None:
+    """The fields of a thread's status; None when there is nothing to read."""
+    try:
+        text = Path(f"/proc/{thread_id}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
