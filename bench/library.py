@@ -30,8 +30,10 @@ from cowfs.ext4.block_map import Segment
 from cowfs.ext4.directory import Directories
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem
+from cowfs.ext4.inline import InlineData
 from cowfs.ext4.inodes import InodeTable
 from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.xattrs import ExtendedAttributes
 
 VOLUME_BYTES = 1 << 30
 DIRECTORY_MODE = 0o40755
@@ -65,7 +67,8 @@ class _Volume:
         self.allocator = Allocator(self.fs)
         self.maps = FileMaps(self.fs, self.allocator)
         self.inodes = InodeTable(self.fs, self.allocator, self.maps.store)
-        self.directories = Directories(self.fs, self.allocator, self.maps)
+        inline = InlineData(self.fs, self.allocator, self.maps, ExtendedAttributes(self.fs, self.inodes))
+        self.directories = Directories(self.fs, self.allocator, self.maps, inline)
         root = self.inodes.get(ROOT_INODE)
         self.directory = self.inodes.create(root, DIRECTORY_MODE, 0, 0)
         self.directories.initialise(self.directory, ROOT_INODE)

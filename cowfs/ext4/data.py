@@ -18,24 +18,28 @@ from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Run, Segment
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
+from cowfs.ext4.inline import InlineData
 from cowfs.ext4.inodes import Inode
 
 
 class FileData:
     """The data of one volume's files."""
 
-    def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps) -> None:
+    def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps, inline: InlineData) -> None:
         self._fs = fs
         self._device = fs.device
         self._wrote = FlushAhead(fs.device).wrote
         self._allocator = allocator
         self._maps = maps
+        self._inline = inline
 
     def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """Up to `length` bytes, fewer only at the end of the file."""
         length = min(length, inode.size - offset)
         if length <= 0:
             return b""
+        if inode.is_inline:
+            return self._inline.content(inode)[offset : offset + length]
         size = self._fs.block_bytes
         map_ = self._maps.load(inode)
         first = offset // size
@@ -57,6 +61,8 @@ class FileData:
 
     def find(self, inode: Inode, offset: int) -> tuple[int, int] | None:
         """The first byte range at or after `offset` that is no hole, as (begin, end); None when there is none."""
+        if inode.is_inline:
+            return (offset, inode.size) if offset < inode.size else None
         size = self._fs.block_bytes
         run = self._maps.load(inode).next_written(offset // size)
         if run is None:
@@ -70,6 +76,8 @@ class FileData:
         Raises:
             OSError: EFBIG, ENOSPC, or what the device says. The size, and what was beyond it, are as before.
         """
+        if inode.is_inline:
+            self._inline.move_out(inode)
         view = memoryview(data).cast("B")
         end = offset + len(view)
         size = self._fs.block_bytes
@@ -122,6 +130,12 @@ class FileData:
 
     def resize(self, inode: Inode, size: int) -> None:
         """Cut off, or grow by a hole."""
+        if inode.is_inline:
+            if size <= inode.size:
+                self._inline.shrink(inode, size)
+                inode.changed()
+                return
+            self._inline.move_out(inode)
         if size > self._maps.max_blocks(inode) * self._fs.block_bytes:
             raise os_error(errno.EFBIG)
         if size > inode.size:

@@ -23,6 +23,7 @@ from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, chec
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.htree import DamagedIndex, Index, Node
+from cowfs.ext4.inline import InlineData
 from cowfs.ext4.inodes import Inode
 
 _PARSED_BLOCKS_MAX = 2048
@@ -33,10 +34,11 @@ _FIRST_COOKIE = 3
 class Directories:
     """All directories of one volume. Names are bytes; whether they are legal is the caller's business."""
 
-    def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps) -> None:
+    def __init__(self, fs: Filesystem, allocator: Allocator, maps: FileMaps, inline: InlineData) -> None:
         self._fs = fs
         self._allocator = allocator
         self._maps = maps
+        self._inline = inline
         self._parsed: OrderedDict[tuple[int, int], DirectoryBlock] = OrderedDict()
         self._max_levels = 3 if fs.has_large_directories else 2
         self._hash = fs.ffi.new("uint32_t[2]")
@@ -101,6 +103,8 @@ class Directories:
         Raises:
             OSError (ENOSPC): no block, or the index is full; the directory is as it was, but perhaps larger.
         """
+        if directory.is_inline:
+            self._inline.move_out(directory)
         entry = Entry(name, inode, layout.file_type_code(mode) if self._fs.has_file_types else 0)
         if directory.flags & layout.INODE_FLAG_INDEX and not self._fs.has_dir_index:
             directory.flags &= ~layout.INODE_FLAG_INDEX  # our insert will not keep the index right
@@ -112,6 +116,9 @@ class Directories:
 
     def remove(self, directory: Inode, name: bytes) -> None:
         """Remove a name that is there."""
+        if directory.is_inline:
+            self._set_inline_entry(directory, name, 0, 0)
+            return
         place = self._locate(directory, name)
         assert place is not None
         logical, block = place
@@ -120,14 +127,22 @@ class Directories:
 
     def replace(self, directory: Inode, name: bytes, inode: int, mode: int) -> None:
         """Let a name that is there lead to another inode."""
+        file_type = layout.file_type_code(mode) if self._fs.has_file_types else 0
+        if directory.is_inline:
+            self._set_inline_entry(directory, name, inode, file_type)
+            return
         place = self._locate(directory, name)
         assert place is not None
         logical, block = place
-        block.replace(name, inode, layout.file_type_code(mode) if self._fs.has_file_types else 0)
+        block.replace(name, inode, file_type)
         self._write(directory, logical, block)
 
     def set_parent(self, directory: Inode, parent: int) -> None:
         """Change `..`."""
+        if directory.is_inline:
+            self._inline.set_parent(directory, parent)
+            self.forget(directory)
+            return
         if self._is_indexed(directory):
             index = self._index(directory)
             index.parent = parent
@@ -142,6 +157,10 @@ class Directories:
         directory.index = None
         for logical in range(self._blocks(directory)):
             self._parsed.pop((directory.number, logical), None)
+
+    def _set_inline_entry(self, directory: Inode, name: bytes, inode: int, file_type: int) -> None:
+        self._inline.set_entry(directory, name, inode, file_type)
+        self.forget(directory)
 
     # Linear directories.
 
@@ -247,7 +266,8 @@ class Directories:
             self._write_node(directory, index, changed)
 
     def _is_indexed(self, directory: Inode) -> bool:
-        return bool(directory.flags & layout.INODE_FLAG_INDEX) and self._fs.has_dir_index
+        has_index = bool(directory.flags & layout.INODE_FLAG_INDEX) and not directory.is_inline
+        return has_index and self._fs.has_dir_index
 
     def _index(self, directory: Inode) -> Index:
         if directory.index is None:
@@ -340,7 +360,7 @@ class Directories:
         """The blocks with entries, checked but not parsed."""
         seed = directory.checksum_seed
         for logical in self._leaves(directory):
-            data = self._fs.cache.read(self._physical(directory, logical))
+            data = self._read(directory, logical)
             if self._has_tail and not checksum_fits(data, seed):
                 raise self._wrong_checksum(directory, logical)
             yield data
@@ -359,7 +379,8 @@ class Directories:
         return self._fs.has_metadata_csum
 
     def _blocks(self, directory: Inode) -> int:
-        return directory.size // self._fs.block_bytes
+        """How many there are; a directory in its inode counts as the one block that it would be."""
+        return 1 if directory.is_inline else directory.size // self._fs.block_bytes
 
     def _leaves(self, directory: Inode) -> Iterator[int]:
         """Blocks with entries."""
@@ -372,13 +393,18 @@ class Directories:
             raise self._fs.damaged(f"directory {directory.number} has a hole at block {logical}")
         return block
 
+    def _read(self, directory: Inode, logical: int) -> bytes:
+        if directory.is_inline:
+            return self._inline.directory_block(directory)
+        return self._fs.cache.read(self._physical(directory, logical))
+
     def _block(self, directory: Inode, logical: int) -> DirectoryBlock:
         key = (directory.number, logical)
         block = self._parsed.get(key)
         if block is not None:
             self._parsed.move_to_end(key)
             return block
-        data = self._fs.cache.read(self._physical(directory, logical))
+        data = self._read(directory, logical)
         try:
             block = DirectoryBlock(data, has_tail=self._has_tail)
         except DamagedBlock as error:

@@ -143,6 +143,7 @@ class Filesystem:
         self.has_dir_index = bool(sb.s_feature_compat & layout.COMPAT_DIR_INDEX)
         self.has_large_directories = bool(sb.s_feature_incompat & layout.INCOMPAT_LARGEDIR)
         self.has_dir_nlink = bool(sb.s_feature_ro_compat & layout.RO_COMPAT_DIR_NLINK)
+        self.has_inline_data = bool(sb.s_feature_incompat & layout.INCOMPAT_INLINE_DATA)
         self.has_ea_inodes = bool(sb.s_feature_incompat & layout.INCOMPAT_EA_INODE)
         self.has_metadata_csum = bool(sb.s_feature_ro_compat & layout.RO_COMPAT_METADATA_CSUM)
         seeded = sb.s_feature_incompat & layout.INCOMPAT_CSUM_SEED

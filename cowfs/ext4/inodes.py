@@ -100,8 +100,15 @@ class Inode:
         return stat.S_ISREG(self.raw.i_mode)
 
     @property
+    def is_inline(self) -> bool:
+        """Whether the content is in the inode itself, see `cowfs.ext4.inline`."""
+        return bool(self.raw.i_flags & layout.INODE_FLAG_INLINE_DATA)
+
+    @property
     def has_map(self) -> bool:
-        """Whether the block pointers are block pointers, and not a short symlink or a device number."""
+        """Whether the block pointers are block pointers, and not content, a short symlink or a device number."""
+        if self.is_inline:
+            return False
         kind = stat.S_IFMT(self.raw.i_mode)
         if kind == stat.S_IFLNK:
             return not self.is_fast_symlink
@@ -321,7 +328,7 @@ class InodeTable:
         inode = self.load(number)
         if inode.links == 0 or not inode.mode:
             raise os_error(errno.ESTALE)
-        if inode.flags & layout.INODE_FLAG_INLINE_DATA:
+        if inode.is_inline and not fs.has_inline_data:
             raise os_error(errno.EOPNOTSUPP)
         self.keep(inode)
         return inode

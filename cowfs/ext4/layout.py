@@ -48,6 +48,7 @@ INCOMPAT_FLEX_BG: Final = 0x0200
 INCOMPAT_EA_INODE: Final = 0x0400
 INCOMPAT_CSUM_SEED: Final = 0x2000
 INCOMPAT_LARGEDIR: Final = 0x4000
+INCOMPAT_INLINE_DATA: Final = 0x8000
 
 RO_COMPAT_LARGE_FILE: Final = 0x0002
 RO_COMPAT_HUGE_FILE: Final = 0x0008
@@ -96,7 +97,7 @@ RO_COMPAT_NAMES: Final = {
 }
 
 # What the engine understands. Bigalloc, quota and project would need bookkeeping of their own on every change.
-INCOMPAT_SUPPORTED: Final = 0x0002 | 0x0010 | 0x0040 | 0x0080 | 0x0200 | 0x0400 | 0x2000 | 0x4000
+INCOMPAT_SUPPORTED: Final = 0x0002 | 0x0010 | 0x0040 | 0x0080 | 0x0200 | 0x0400 | 0x2000 | 0x4000 | 0x8000
 RO_COMPAT_WRITABLE: Final = 0x0001 | 0x0002 | 0x0008 | 0x0010 | 0x0020 | 0x0040 | 0x0400
 
 INODE_FLAG_IMMUTABLE: Final = 0x00000010

@@ -18,6 +18,7 @@ from cowfs.ext4.directory import Directories
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.guard import Guard
+from cowfs.ext4.inline import InlineData
 from cowfs.ext4.inodes import Inode, InodeTable
 from cowfs.ext4.orphans import Orphans
 from cowfs.ext4.xattrs import ExtendedAttributes
@@ -34,6 +35,7 @@ class Names:
         maps: FileMaps,
         inodes: InodeTable,
         xattrs: ExtendedAttributes,
+        inline: InlineData,
     ) -> None:
         self._fs = fs
         self._guard = guard
@@ -41,7 +43,7 @@ class Names:
         self._maps = maps
         self._inodes = inodes
         self._xattrs = xattrs
-        self.directories = Directories(fs, allocator, maps)
+        self.directories = Directories(fs, allocator, maps, inline)
         self.orphans = Orphans(fs, inodes)
 
     # Looking.

@@ -7,6 +7,7 @@ What holds what:
     │   ├── Directories     blocks of entries and their hash index
     │   └── Orphans         what is open without a name
     ├── FileData            contents, straight to the device
+    ├── InlineData          contents and entries that are in their inode
     ├── ExtendedAttributes  also access control lists
     ├── InodeTable, FileMaps    inodes and block maps in memory
     ├── Allocator           free blocks and inode numbers
@@ -44,6 +45,7 @@ from cowfs.ext4.directory_block import Entry
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.guard import Guard
+from cowfs.ext4.inline import InlineData
 from cowfs.ext4.inodes import Inode, InodeTable
 from cowfs.ext4.interface import (
     ROOT_INODE,
@@ -95,10 +97,11 @@ class Volume:
         self._allocator = Allocator(fs)
         self._maps = FileMaps(fs, self._allocator)
         self._inodes = InodeTable(fs, self._allocator, self._maps.store)
-        self._data = FileData(fs, self._allocator, self._maps)
         self._xattrs = ExtendedAttributes(fs, self._inodes)
+        self._inline = InlineData(fs, self._allocator, self._maps, self._xattrs)
+        self._data = FileData(fs, self._allocator, self._maps, self._inline)
         self._guard = Guard(fs, self._make_room)
-        self._names = Names(fs, self._guard, self._allocator, self._maps, self._inodes, self._xattrs)
+        self._names = Names(fs, self._guard, self._allocator, self._maps, self._inodes, self._xattrs, self._inline)
         self._renames = Renames(fs, self._guard, self._inodes, self._names)
         self._journal: Journal | None = None
         self._closed = False
@@ -206,6 +209,8 @@ class Volume:
         link = self._inodes.get(inode)
         if not stat.S_ISLNK(link.mode):
             raise os_error(errno.EINVAL)
+        if link.is_inline:
+            return self._inline.content(link)
         if link.is_fast_symlink:
             return link.pointers[: link.size]
         block = self._maps.load(link).block(0)
@@ -248,8 +253,12 @@ class Volume:
         return self._names.directories.entries_of(block)
 
     def data_segments(self, inode: int) -> list[Segment]:
-        """Which blocks of the device hold which blocks of a regular file."""
+        """Which blocks of the device hold which blocks of a regular file that is not inline."""
         return list(self._maps.load(self._regular(inode)))
+
+    def is_inline(self, inode: int) -> bool:
+        """Whether the content is in the inode itself."""
+        return self._inodes.get(inode).is_inline
 
     # Names.
 

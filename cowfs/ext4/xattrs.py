@@ -20,6 +20,7 @@ XATTR_CREATE = 1
 XATTR_REPLACE = 2
 
 _PREFIXES = (b"user.", b"trusted.", b"security.", b"gnu.")
+_INLINE = b"system.data"
 _NAME_MAX = 255
 _VALUE_MAX = 65536
 _MAGIC = 0xEA020000
@@ -83,6 +84,20 @@ class ExtendedAttributes:
         )
         inode.xattrs = {}
         inode.touch()
+
+    # The part of inline data that does not fit into the block pointers, see `cowfs.ext4.inline`.
+
+    def inline(self, inode: Inode) -> bytes:
+        return self._all(inode).get(_INLINE, b"")
+
+    def set_inline(self, inode: Inode, value: bytes) -> None:
+        """Give it another value of the same length."""
+        if _INLINE in self._all(inode):
+            self._store(inode, _INLINE, value)
+
+    def remove_inline(self, inode: Inode) -> None:
+        if _INLINE in self._all(inode):
+            self._store(inode, _INLINE, None)
 
     # Access control lists.
 

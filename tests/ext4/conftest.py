@@ -36,6 +36,7 @@ FEATURE_SETS = {
     "orphan-file": ["-O", "orphan_file"],
     "ext2": ["-O", "none,filetype,sparse_super,large_file,ext_attr"],
     "meta-bg": ["-O", "meta_bg,^resize_inode"],
+    "inline-data": ["-O", "inline_data"],
 }
 
 

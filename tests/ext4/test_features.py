@@ -75,7 +75,6 @@ def test_the_same_story_everywhere(any_image: Image, tmp_path: Path, rng: random
 @pytest.mark.parametrize(
     ("options", "number", "word"),
     [
-        (["-O", "inline_data"], errno.EOPNOTSUPP, "inline_data"),
         (["-O", "casefold"], errno.EOPNOTSUPP, "casefold"),
         (["-O", "encrypt"], errno.EOPNOTSUPP, "encrypt"),
         (["-O", "bigalloc"], errno.EROFS, "bigalloc"),

@@ -122,8 +122,9 @@ class _BlockWalk(Walk):
 
     def data_to_compare(self, new: int, old: int) -> Iterator[tuple[int, int]]:
         """Of files in the same blocks, only what lies in changed ones."""
-        segments = self._volume.data_segments(new)
-        if segments != self._parent_volume.data_segments(old):
+        inline = self._volume.is_inline(new) or self._parent_volume.is_inline(old)
+        segments = [] if inline else self._volume.data_segments(new)
+        if inline or segments != self._parent_volume.data_segments(old):
             yield from super().data_to_compare(new, old)
             return
         size = self._block_bytes
