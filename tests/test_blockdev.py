@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import trio
 
 from cowfs.blockdev import FLUSH_AHEAD_BYTES, FileDevice, FlushAhead, MemoryDevice
 from cowfs.ext4.mkfs import make_filesystem
@@ -68,11 +67,11 @@ def test_files_can_begin(tmp_path: Path) -> None:
         device.start_flush()
 
 
-def test_writing_to_a_raw_view_counts() -> None:
+async def test_writing_to_a_raw_view_counts() -> None:
     disk = Disk()
     view = RawView(disk, "disk")
     for _ in range(WRITES):
-        assert trio.run(view.write, 5, 0, bytes(MIB)) == MIB
+        assert await view.write(5, 0, bytes(MIB)) == MIB
     assert disk.begun == 1
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock
 
-from cowfs.devices import DeviceSet
 from cowfs.errors import DeviceBusy, DeviceExists, PoolIoError, PoolModeError, ThinBusy
 from cowfs.host.serving.deletions import RETRY_SECONDS, deletion_service
 from tests.devices.home_fakes import FakeBackend, assert_whole, make_home, names, open_home
@@ -141,21 +140,18 @@ def test_new_content_does_not_unmark_a_device(home: Path, backend: FakeBackend) 
         assert_whole(devices)
 
 
-def test_who_serves_a_home_works_the_queue_off(home: Path, backend: FakeBackend) -> None:
-    async def serve(devices: DeviceSet) -> list[float]:
-        gone = []
+async def test_a_served_home_deletes_what_waits_for_it(
+    home: Path, backend: FakeBackend, autojump_clock: MockClock
+) -> None:
+    with open_home(home, backend) as devices:
+        backend.fail = {"delete": [BUSY, BUSY, RuntimeError("a defect")]}
+        devices.remove("a", deferred=True)
         async with trio.open_nursery() as nursery:
             await nursery.start(deletion_service(devices))
             begin = trio.current_time()
             while "a" in devices:
                 await trio.sleep(1)
-            gone.append(trio.current_time() - begin)
+            seconds = trio.current_time() - begin
             nursery.cancel_scope.cancel()
-        return gone
-
-    with open_home(home, backend) as devices:
-        backend.fail = {"delete": [BUSY, BUSY, RuntimeError("a defect")]}
-        devices.remove("a", deferred=True)
-        (seconds,) = trio.run(serve, devices, clock=trio.testing.MockClock(autojump_threshold=0))
         assert 3 * RETRY_SECONDS <= seconds <= 3 * RETRY_SECONDS + 1
         assert_whole(devices)

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-import trio.testing
 from pyfuse3 import FUSEError
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cowfs.errors import MetadataCorrupt, NoSuchThin, OutOfDataSpace, OutOfMetadataSpace
 from cowfs.fuse.translate import MAX_WAITING, SpaceQueue, View, answered, changing
@@ -36,9 +36,9 @@ class Failing(View):
         return 7
 
 
-def answer_of(handler: Callable[..., Awaitable[object]], *arguments: object) -> int:
+async def answer_of(handler: Callable[..., Awaitable[object]], *arguments: object) -> int:
     with pytest.raises(FUSEError) as caught:
-        trio.run(handler, *arguments)
+        await handler(*arguments)
     return caught.value.errno
 
 
@@ -56,35 +56,35 @@ def answer_of(handler: Callable[..., Awaitable[object]], *arguments: object) -> 
         (OSError(-5, "negative"), errno.EIO),
     ],
 )
-def test_errors_keep_their_meaning(error: Exception, number: int) -> None:
+async def test_errors_keep_their_meaning(error: Exception, number: int) -> None:
     view = Failing()
-    assert answer_of(view.look, error) == number
-    assert answer_of(view.change, error) == number
-    assert answer_of(view.attempt, [error]) == number
+    assert await answer_of(view.look, error) == number
+    assert await answer_of(view.change, error) == number
+    assert await answer_of(view.attempt, [error]) == number
     assert view.failure == ""
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("bug"), AssertionError(), OSError("no errno"), MemoryError()])
 @pytest.mark.parametrize("name", ["look", "change", "attempt"])
-def test_a_bug_turns_the_view_read_only(error: Exception, name: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_turns_the_view_read_only(error: Exception, name: str, caplog: pytest.LogCaptureFixture) -> None:
     view = Failing()
-    assert answer_of(getattr(view, name), [error] if name == "attempt" else error) == errno.EIO
+    assert await answer_of(getattr(view, name), [error] if name == "attempt" else error) == errno.EIO
     assert view.failure == name
     assert "Traceback" in caplog.text
-    assert answer_of(view.change, None) == errno.EROFS
-    assert answer_of(view.attempt, [None]) == errno.EROFS
-    assert answer_of(view.look, FileNotFoundError(2, "")) == errno.ENOENT
+    assert await answer_of(view.change, None) == errno.EROFS
+    assert await answer_of(view.attempt, [None]) == errno.EROFS
+    assert await answer_of(view.look, FileNotFoundError(2, "")) == errno.ENOENT
 
 
-def test_read_only_views_refuse_changes() -> None:
-    assert answer_of(Failing(read_only=True).change, None) == errno.EROFS
+async def test_read_only_views_refuse_changes() -> None:
+    assert await answer_of(Failing(read_only=True).change, None) == errno.EROFS
 
 
-def test_a_failing_disk_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failing_disk_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     view = Failing()
     for _ in range(100):
-        answer_of(view.look, OSError(errno.EIO, "bad sector"))
+        await answer_of(view.look, OSError(errno.EIO, "bad sector"))
     assert len(caplog.records) == 1
 
 
@@ -106,76 +106,61 @@ def full() -> Exception:
     return OutOfDataSpace("full", may_queue=True)
 
 
-def test_a_queued_write_waits_for_space() -> None:
-    async def main() -> None:
-        pool = Pool(trio.current_time() + 60)
-        view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
-        assert await view.attempt([full(), full(), full(), None]) == 7
-        assert pool.ticks == 3
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+async def test_a_queued_write_waits_for_space(autojump_clock: MockClock) -> None:
+    pool = Pool(trio.current_time() + 60)
+    view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
+    assert await view.attempt([full(), full(), full(), None]) == 7
+    assert pool.ticks == 3
 
 
-def test_a_queued_write_fails_when_the_time_is_over() -> None:
-    async def main() -> None:
+async def test_a_queued_write_fails_when_the_time_is_over(autojump_clock: MockClock) -> None:
+    began = trio.current_time()
+    pool = Pool(began + 60)
+    view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
+    with pytest.raises(FUSEError) as caught:
+        await view.attempt([full() for _ in range(1000)])
+    assert caught.value.errno == errno.ENOSPC
+    assert trio.current_time() - began == pytest.approx(60, abs=0.5)
+
+
+async def test_space_wakes_all_waiters_at_once(autojump_clock: MockClock) -> None:
+    pool = Pool(trio.current_time() + 60)
+    space = SpaceQueue(pool.tick, pool.wait_seconds)
+    view = Failing(space=space)
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(view.attempt, [full(), None])
+        await wait_all_tasks_blocked()
+        assert space.waiting == 5
         began = trio.current_time()
-        pool = Pool(began + 60)
-        view = Failing(space=SpaceQueue(pool.tick, pool.wait_seconds))
+        space.wake()
+    assert trio.current_time() == began
+    assert space.waiting == 0
+
+
+async def test_too_many_waiters_fail_instead_of_blocking_the_mount(autojump_clock: MockClock) -> None:
+    pool = Pool(trio.current_time() + 60)
+    space = SpaceQueue(pool.tick, pool.wait_seconds)
+    view = Failing(space=space)
+    async with trio.open_nursery() as nursery:
+        for _ in range(MAX_WAITING):
+            nursery.start_soon(view.attempt, [full(), None])
+        await wait_all_tasks_blocked()
         with pytest.raises(FUSEError) as caught:
-            await view.attempt([full() for _ in range(1000)])
+            await view.attempt([full(), None])
         assert caught.value.errno == errno.ENOSPC
-        assert trio.current_time() - began == pytest.approx(60, abs=0.5)
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_space_wakes_all_waiters_at_once() -> None:
-    async def main() -> None:
-        pool = Pool(trio.current_time() + 60)
-        space = SpaceQueue(pool.tick, pool.wait_seconds)
-        view = Failing(space=space)
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(view.attempt, [full(), None])
-            await trio.testing.wait_all_tasks_blocked()
-            assert space.waiting == 5
-            began = trio.current_time()
-            space.wake()
-        assert trio.current_time() == began
-        assert space.waiting == 0
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
+async def test_no_queue_no_waiting() -> None:
+    assert await answer_of(Failing().attempt, [full(), None]) == errno.ENOSPC
 
 
-def test_too_many_waiters_fail_instead_of_blocking_the_mount() -> None:
-    async def main() -> None:
-        pool = Pool(trio.current_time() + 60)
-        space = SpaceQueue(pool.tick, pool.wait_seconds)
-        view = Failing(space=space)
-        async with trio.open_nursery() as nursery:
-            for _ in range(MAX_WAITING):
-                nursery.start_soon(view.attempt, [full(), None])
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(FUSEError) as caught:
-                await view.attempt([full(), None])
-            assert caught.value.errno == errno.ENOSPC
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0.01))
-
-
-def test_no_queue_no_waiting() -> None:
-    assert answer_of(Failing().attempt, [full(), None]) == errno.ENOSPC
-
-
-def test_a_pool_that_breaks_while_one_waits() -> None:
+async def test_a_pool_that_breaks_while_one_waits(autojump_clock: MockClock) -> None:
     def tick() -> None:
         raise ZeroDivisionError("bug in tick")
 
-    async def main() -> None:
-        view = Failing(space=SpaceQueue(tick, lambda: 60.0))
-        with pytest.raises(FUSEError) as caught:
-            await view.attempt([full(), None])
-        assert caught.value.errno == errno.EIO
-        assert view.failure
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    view = Failing(space=SpaceQueue(tick, lambda: 60.0))
+    with pytest.raises(FUSEError) as caught:
+        await view.attempt([full(), None])
+    assert caught.value.errno == errno.EIO
+    assert view.failure

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import trio
-import trio.testing
+from trio.testing import MockClock
 
 from cowfs.host.serving.events import event_service, wait_for_event
 from cowfs.pool import Pool, PoolTable, load_backend
@@ -46,31 +46,25 @@ def fill(pool: Pool, blocks: int) -> None:
         thin.close()
 
 
-def run(main: object) -> None:
-    clock = trio.testing.MockClock(autojump_threshold=0)
-    trio.run(main, clock=clock)  # type: ignore[arg-type]
-
-
-def test_an_event_ends_the_wait_while_others_go_on(pool: Pool) -> None:
+async def test_an_event_ends_the_wait_while_others_go_on(pool: Pool, autojump_clock: MockClock) -> None:
     order: list[str] = []
     before = pool.event_counter
 
     async def wait() -> None:
         order.append(f"event {await wait_for_event(pool, before)}")
 
-    async def main() -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wait)
-            await trio.sleep(10)
-            order.append("written")
-            fill(pool, 13)
-
-    run(main)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(10)
+        order.append("written")
+        fill(pool, 13)
     assert order == ["written", f"event {before + 1}"]
 
 
-def test_the_log_tells_of_low_water_and_of_the_end(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
+async def test_the_log_tells_of_low_water_and_of_the_end(
+    pool: Pool, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    with caplog.at_level(logging.WARNING):
         async with trio.open_nursery() as nursery:
             await nursery.start(event_service(pool))
             await trio.sleep(10)
@@ -80,9 +74,6 @@ def test_the_log_tells_of_low_water_and_of_the_end(pool: Pool, caplog: pytest.Lo
             fill(pool, 17)
             await trio.sleep(10)
             nursery.cancel_scope.cancel()
-
-    with caplog.at_level(logging.WARNING):
-        run(main)
     assert [message.partition(";")[0] for message in caplog.messages] == [
         "pool tank: mode write",
         "pool tank: mode out of data space",
