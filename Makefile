@@ -3,18 +3,24 @@
 # make test    lint, then all tests
 # make bench   the benchmarks; QUICK=1 makes them small
 # make lint    formatting, lint rules, types
-# make clean   remove what was built
+# make clean   remove what was built, but not .cache, from which .venv is made again quickly
+# make distclean  remove that too
 
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/setup.stamp
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# pyfuse3 is compiled once for a version of it and of Python; both are in the names of wheels, so one directory does.
+WHEELS := .cache/wheels
+PYFUSE3 := $$($(BIN)/python -c 'import tomllib; print(next(need for need in tomllib.load(open("pyproject.toml", "rb")) \
+	["project"]["optional-dependencies"]["fuse"] if need.startswith("pyfuse3")))')
 # The system's Python first: an interpreter below somebody's home directory is closed to other users.
 FIND_PYTHON := for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test lint bench clean packages-run packages-test packages-bench
+.PHONY: setup demo test lint bench clean distclean packages-run packages-test packages-bench
 
 setup: $(SETUP)
 
@@ -38,12 +44,17 @@ clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+distclean: clean
+	rm -rf .cache
+
 $(SETUP): pyproject.toml | packages-run
 	@python=$$($(FIND_PYTHON)); \
 	test -n "$$python" || { echo "make: no Python 3.11 or newer was found" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || "$$python" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip 'setuptools>=77'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuse,docker,test,lint]'
+	$(PIP) install --upgrade pip 'setuptools>=77'
+	$(PIP) wheel --no-deps --prefer-binary --find-links $(WHEELS) --wheel-dir $(WHEELS) $(PYFUSE3)
+	$(PIP) install --prefer-binary --find-links $(WHEELS) $(PYFUSE3)
+	$(PIP) install --editable '.[fuse,docker,test,lint]'
 	touch $@
 
 packages-run packages-test packages-bench: packages-%:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.version import DISTRIBUTION, VERSION
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHIPPED = ("LICENSE", "README.md", "pyproject.toml", "cowfs", "backends")
 
@@ -61,6 +63,16 @@ def test_wheel_registers_the_command_and_the_backend(source_tree: Path) -> None:
     text = archive.read(entry_points).decode()
     assert "cowfs = cowfs.cli:main" in text
     assert "emulated = cowfs_emulated:BACKEND" in text
+
+
+def test_the_distribution_has_a_name_of_its_own(source_tree: Path) -> None:
+    """The package and the command are cowfs; on PyPI another project has that name."""
+    wheel = build(source_tree, "wheel")
+    assert wheel.name == f"cowfs_thin-{VERSION}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"cowfs_thin-{VERSION}.dist-info/METADATA").decode()
+    assert f"\nName: {DISTRIBUTION}\n" in metadata
+    assert f'Requires-Dist: {DISTRIBUTION}[fuse]; extra == "docker"' in metadata
 
 
 def test_wheel_works_away_from_the_checkout(source_tree: Path, tmp_path: Path) -> None:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import Settings
 from cowfs.errors import MissingRequirement
 
+if TYPE_CHECKING:
+    from cowfs.host.machine import Ability
+
 
 @click.command("doctor")
+@click.option(
+    "--need",
+    "needs",
+    type=click.Choice(["pool", "fuse", "dm"]),
+    multiple=True,
+    help="Try only what this takes: homes in user space (pool), mounting them (fuse), homes on dm-thin (dm).",
+)
 @click.pass_obj
-def doctor_command(settings: Settings) -> int:
+def doctor_command(settings: Settings, needs: tuple[str, ...]) -> int:
     """Try what this machine can do for this user, and say what helps where it cannot.
 
-    Exit status 3 when something is missing that making and mounting a home needs; what else is missing is only told.
+    Exit status 3 when something is missing that making and mounting a home needs, or what --need asks for; anything
+    else that is missing is shown and does not count. --need may be given more than once.
     """
     from cowfs.cli.uml import boot_uml
-    from cowfs.host.machine import examine
+    from cowfs.host.machine import Need, examine
 
-    abilities = examine(boot_uml)
+    wanted = Need(0)
+    for need in needs:
+        wanted |= Need[need.upper()]
+    abilities = list(_shown(examine(boot_uml, wanted or None), quiet=settings.as_json))
     if settings.as_json:
         output.print_json(abilities)
-    else:
-        for ability in abilities:
-            mark = "ok " if ability.works else "NO " if ability.needed else "-  "
-            help_text = f"; try: {ability.remedy}" if ability.remedy else ""
-            print(output.printable(f"{mark} {ability.name}: {ability.detail}{help_text}"))
     lacking = [ability for ability in abilities if ability.needed and not ability.works]
     return MissingRequirement.exit_code if lacking else 0
+
+
+def _shown(abilities: Iterator[Ability], *, quiet: bool) -> Iterator[Ability]:
+    """Each as soon as it was tried: some take seconds."""
+    for ability in abilities:
+        if not quiet:
+            mark = "ok " if ability.works else "NO " if ability.needed else "-  "
+            help_text = f"; try: {ability.remedy}" if ability.remedy else ""
+            print(output.printable(f"{mark} {ability.name}: {ability.detail}{help_text}"), flush=True)
+        yield ability

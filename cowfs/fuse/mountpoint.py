@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.errors import MissingRequirement, MountError
+from cowfs.fuse.build_needs import how_to_install
 from cowfs.fuse.mountinfo import Mount, mount_at
 
 _DEVICE: Final = "/dev/fuse"
@@ -50,7 +51,7 @@ def missing_requirements() -> list[MissingRequirement]:
         missing.append(_no_mtab())
     if importlib.util.find_spec("pyfuse3") is None:
         text = "the Python package pyfuse3 is not installed"
-        missing.append(MissingRequirement(text, remedy="pip install 'cowfs[fuse]'"))
+        missing.append(MissingRequirement(text, remedy=how_to_install()))
     return missing
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import enum
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 import msgspec
@@ -16,13 +18,14 @@ from cowfs.fuse.mountpoint import missing_requirements
 from cowfs.host.backend_facts import TOOL_DIRECTORIES
 from cowfs.host.serving.mounting import python_module
 from cowfs.pool import backend_names, load_backend
+from cowfs.version import DISTRIBUTION, VERSION
 
 _MOUNT_SECONDS: Final = 20.0
 _TOOL_SECONDS: Final = 20.0
 
 
 class Ability(msgspec.Struct, frozen=True):
-    """One thing that was tried. `needed` for the main job: a home on the emulated backend, mounted."""
+    """One thing that was tried. `needed` for what was asked about, else to make and mount a home without root."""
 
     name: str
     works: bool
@@ -31,23 +34,39 @@ class Ability(msgspec.Struct, frozen=True):
     remedy: str = ""
 
 
-def examine(boot_uml: Callable[[], str]) -> list[Ability]:
-    """Try everything; nothing is left behind.
+class Need(enum.Flag):
+    """What a machine may be wanted for."""
+
+    POOL = enum.auto()  # homes on the emulated backend
+    FUSE = enum.auto()  # to mount their devices
+    DM = enum.auto()  # homes on the kernel's device mapper
+
+
+def examine(boot_uml: Callable[[], str], needs: Need | None = None) -> Iterator[Ability]:
+    """Try one thing after the other; nothing is left behind.
 
     Args:
         boot_uml: boots User-Mode Linux and says what came up. Raises CowfsError.
+        needs: try only what this takes; everything when None.
     """
-    tries: list[tuple[str, bool, Callable[[], str]]] = [
-        ("user", False, _user),
-        ("fuse", True, _fuse),
-        ("mount", True, _mount),
-        ("libext2fs", True, _libext2fs),
-        *((tool, True, _tool(tool, "e2fsprogs")) for tool in ("mke2fs", "e2fsck")),
-        ("user-mode-linux", False, boot_uml),
-        *((tool, False, _tool(tool, "thin-provisioning-tools")) for tool in ("thin_check", "thin_dump")),
-        *((f"backend {name}", name == "emulated", _backend(name)) for name in backend_names()),
+    any_home = Need.POOL | Need.FUSE | Need.DM
+    tries: list[tuple[str, Need, Callable[[], str]]] = [
+        ("user", Need(0), _user),
+        ("package", any_home, _package),
+        ("fuse", Need.FUSE, _fuse),
+        ("mount", Need.FUSE, _mount),
+        ("libext2fs", Need.FUSE, _libext2fs),
+        *((tool, any_home, _tool(tool, "e2fsprogs")) for tool in ("mke2fs", "e2fsck")),
+        ("user-mode-linux", Need(0), boot_uml),
+        *((tool, Need(0), _tool(tool, "thin-provisioning-tools")) for tool in ("thin_check", "thin_dump")),
+        *((f"backend {name}", _NEED_OF_BACKEND.get(name, Need(0)), _backend(name)) for name in backend_names()),
     ]
-    return [_try(name, needed, attempt) for name, needed, attempt in tries]
+    for name, needed_for, attempt in tries:
+        if needs is None or needs & needed_for:
+            yield _try(name, bool(needed_for & (needs or Need.POOL | Need.FUSE)), attempt)
+
+
+_NEED_OF_BACKEND: Final = {"emulated": Need.POOL | Need.FUSE, "dmthin": Need.DM}
 
 
 def _try(name: str, needed: bool, attempt: Callable[[], str]) -> Ability:
@@ -65,6 +84,21 @@ def _try(name: str, needed: bool, attempt: Callable[[], str]) -> Ability:
 def _user() -> str:
     uid = os.geteuid()
     return "root: other users can use the mounts" if uid == 0 else f"uid {uid}: mounts are this user's alone"
+
+
+def _package() -> str:
+    """Whose the package `cowfs` is in this environment: another project has a distribution with one, too."""
+    from importlib.metadata import distributions
+
+    file = PurePosixPath("cowfs/__init__.py")
+    owners = {found.name for found in distributions() if file in (found.files or ())} - {DISTRIBUTION}
+    if owners:
+        others = ", ".join(sorted(owners))
+        raise MissingRequirement(
+            f"the distribution {others} has a package 'cowfs' in this environment, too, and one overwrites the other",
+            remedy=f"pip uninstall {others} and install {DISTRIBUTION} again, or an environment for each",
+        )
+    return f"{DISTRIBUTION} {VERSION} at {Path(__file__).resolve().parents[1]}"
 
 
 def _fuse() -> str:

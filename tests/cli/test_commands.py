@@ -420,6 +420,49 @@ def test_doctor(cowfs_anywhere: Run) -> None:
     assert all(ability["works"] or ability["detail"] for ability in abilities)
 
 
+@pytest.mark.parametrize("need", ["pool", "fuse", "dm"])
+def test_doctor_asked_for_one_thing_tries_no_other(cowfs_anywhere: Run, need: str) -> None:
+    outcome = cowfs_anywhere("--json", "doctor", "--need", need)
+    abilities = {ability["name"]: ability for ability in outcome.json}
+    assert all(ability["needed"] for ability in abilities.values())
+    works = all(ability["works"] for ability in abilities.values())
+    assert outcome.status == (0 if works else 3)
+    assert all(ability["works"] or ability["remedy"] for ability in abilities.values())
+    assert ("mount" in abilities) == (need == "fuse")
+    assert ("backend dmthin" in abilities) == (need == "dm")
+    assert "user-mode-linux" not in abilities
+
+
+def test_doctor_prints_what_it_has_tried_while_it_tries_the_next(
+    cowfs_anywhere: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before: list[str] = []
+
+    def boot() -> str:
+        before.append(capsys.readouterr().out)
+        return "booted"
+
+    monkeypatch.setattr("cowfs.cli.uml.boot_uml", boot)
+    after = cowfs_anywhere("doctor").out
+    assert "mke2fs: " in before[0]
+    assert after.startswith("ok  user-mode-linux: booted\n")
+
+
+def test_doctor_notices_another_package_of_this_name(
+    cowfs_anywhere: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "cowfs-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cowfs\nVersion: 1.0\n")
+    (metadata / "RECORD").write_text("cowfs/__init__.py,,\ncowfs-1.0.dist-info/METADATA,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = cowfs_anywhere("doctor", "--need", "pool")
+    assert outcome.status == 3
+    (line,) = (line for line in outcome.out.splitlines() if line.startswith("NO  package: "))
+    assert "the distribution cowfs has a package 'cowfs'" in line
+    assert "pip uninstall cowfs" in line
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts(cowfs_anywhere: Run, shell: str, tmp_path: Path) -> None:
     script = cowfs_anywhere("completion", shell).out

@@ -187,7 +187,7 @@ def test_missing_requirements(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         mountpoint.check_requirements()
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingRequirement, match=r"pyfuse3 is not installed; try: pip install 'cowfs\[fuse\]'"):
+    with pytest.raises(MissingRequirement, match=r"pyfuse3 is not installed; try: .*pip install 'cowfs-thin\[fuse\]'"):
         mountpoint.check_requirements()
 
 
