@@ -12,6 +12,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
+from cowfs.devices.names import BASE
 from cowfs.errors import HomeError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ _START_ATTEMPTS: Final = 2
 @click.argument("where", nargs=-1, metavar="[NAME] MNT", type=DEVICE)
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
+@click.option(
+    "--write-base", is_flag=True, help="Mount the base device for writing: every later device has what it has."
+)
 @click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
 @click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
 @click.option("--dev", is_flag=True, help="Honour device nodes in the mount; for root only.")
@@ -40,6 +44,7 @@ def mount_command(
     where: tuple[str, ...],
     raw: bool,
     read_only: bool,
+    write_base: bool,
     repair: bool,
     suid: bool,
     dev: bool,
@@ -61,11 +66,16 @@ def mount_command(
     With --kernel the kernel mounts the device's node, whatever file system it holds; the home is free meanwhile.
 
     Where all are mounted, devices that are made or removed come and go at once. The base device is not among them.
+
+    The base device is mounted for reading only, since every new device begins as a copy of it; see --write-base.
     """
     name, mountpoint = _name_and_target(where)
+    if write_base and (name != BASE or read_only):
+        raise UsageError(f"--write-base is for writing to the base device: mount --write-base {BASE} {mountpoint}")
     if name is None and (raw or repair or kernel):
         option = "--raw" if raw else "--repair" if repair else "--kernel"
         raise UsageError(f"{option} is about one device; name it: mount NAME {mountpoint}")
+    read_only = read_only or _spares_base(name, write_base=write_base)
     if kernel:
         if raw or repair or foreground:
             raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
@@ -97,6 +107,7 @@ def mount_command(
         settings.storage_options,
         suid,
         dev,
+        write_base,
     )
     if foreground:
         from cowfs.host.serving.mount_server import serve_mount
@@ -107,6 +118,16 @@ def mount_command(
     pid = mount(request, _server_command(settings, request))
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
+
+
+def _spares_base(name: str | None, *, write_base: bool) -> bool:
+    """Whether what is mounted is the base device and not asked for by --write-base; says so."""
+    if name != BASE or write_base:
+        return False
+    output.print_line(
+        f"cowfs: mounting {BASE} for reading only, as new devices begin as a copy of it; to change it: --write-base"
+    )
+    return True
 
 
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
@@ -167,7 +188,7 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     """The command line of the server: this program again, in the foreground."""
     from cowfs.host.serving.mounting import python_module
 
-    flags = ("raw", "read_only", "repair", "suid", "dev", "until_put", "by_kernel")
+    flags = ("raw", "read_only", "write_base", "repair", "suid", "dev", "until_put", "by_kernel")
     options = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(request, flag)]
 
     program = [*python_module("cowfs"), "--home", str(request.home), "--backend", settings.backend]

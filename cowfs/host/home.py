@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.names import BASE
 from cowfs.errors import HomeBusy
 from cowfs.host.executor import Executor
 from cowfs.host.requests.devices import (
@@ -224,15 +225,19 @@ class Home:
             delta_metadata(metadata, left_id, right_id, out)
 
     @contextmanager
-    def device(self, name: str, *, read_only: bool = False) -> Iterator[ThinDevice]:
+    def device(self, name: str, *, read_only: bool = False, write_base: bool = False) -> Iterator[ThinDevice]:
         """A device as a disk, for the length of a `with` block; flushed at its end.
+
+        Args:
+            write_base: allow writing to the base device, which is read-only otherwise: every later device begins as a
+                copy of it.
 
         Raises:
             UnknownDevice, DeviceBusy.
             HomeBusy: another process holds the home, and its disks are open there.
         """
         devices = self._local_devices(f"opening the device '{name}'")
-        disk = devices.activate(name, read_only=read_only)
+        disk = devices.activate(name, read_only=read_only or (name == BASE and not write_base))
         try:
             yield disk
         finally:

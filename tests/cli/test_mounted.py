@@ -193,6 +193,32 @@ def test_a_read_only_mount_changes_nothing(mounted: MountedHome) -> None:
         assert word not in mounted.run("delta", "web", "web-1").stdout
 
 
+def test_the_base_device_is_written_only_when_asked_for_in_so_many_words(mounted: MountedHome) -> None:
+    for view, write in (((), "echo p > '{0}/x'"), (("--raw",), "echo p | dd of='{0}/base' conv=notrunc")):
+        said = mounted.run("mount", "base", mounted.target, *view).stderr
+        assert said.startswith("cowfs: mounting base for reading only")
+        assert said.count("\n") == 1
+        assert mounted.json("status")["views"][0]["read_only"]
+        refused = mounted.shell(f"({write.format(mounted.target)}) 2>&1 || true")
+        assert "Read-only file system" in refused or "Permission denied" in refused
+        mounted.run("umount", mounted.target)
+    assert mounted.run("mount", "--read-only", "base", mounted.target).stderr == ""
+    mounted.run("umount", mounted.target)
+
+    assert mounted.run("mount", "--write-base", "base", mounted.target).stderr == ""
+    mounted.shell(f"echo p > '{mounted.target}/x'")
+    mounted.run("umount", mounted.target)
+    mounted.run("create", "later")
+    mounted.run("mount", "later", mounted.target)
+    assert mounted.shell(f"cat '{mounted.target}/x'") == "p\n"
+    mounted.run("umount", mounted.target)
+
+    for words in (("web",), (), ("base", "--read-only")):
+        assert "--write-base is for writing to the base device" in mounted.refused(
+            2, "mount", "--write-base", *words[:1], mounted.target, *words[1:]
+        )
+
+
 def test_root_may_have_set_id_bits_and_device_nodes_honoured(mounted: MountedHome) -> None:
     if mounted.account.uid:
         for option in ("--suid", "--dev"):

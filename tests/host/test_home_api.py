@@ -11,6 +11,7 @@ import pytest
 
 import cowfs
 from cowfs import errors
+from cowfs.errors import PoolError
 from cowfs.host import home as home_module
 from tests.host.conftest import SMALL
 
@@ -70,3 +71,18 @@ def test_the_package_has_nothing_else() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cowfs.nothing  # noqa: B018
     assert set(cowfs.__all__) == {"Home", "HomeOptions", "__version__", "open_home"}
+
+
+def test_the_base_device_is_written_only_when_asked_for_in_so_many_words(home: Path) -> None:
+    with cowfs.open_home(home) as opened:
+        with opened.device("base") as disk:
+            before = disk.pread(1 << 20, 4096)
+            with pytest.raises(PoolError, match="read-only"):
+                disk.pwrite(1 << 20, b"by mistake")
+        with opened.device("base", write_base=True) as disk:
+            disk.pwrite(1 << 20, before)
+        with (
+            pytest.raises(PoolError, match="read-only"),
+            opened.device("base", read_only=True, write_base=True) as disk,
+        ):
+            disk.pwrite(1 << 20, b"x")

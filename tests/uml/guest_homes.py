@@ -112,6 +112,19 @@ def the_kernel_mounts_a_device_and_the_home_is_free(folder: Path) -> None:
 
 
 @check
+def the_kernel_too_mounts_the_base_device_for_reading_only(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    for options in ((), ("--options", "rw,noatime")):
+        home.fails(0, "mounting base for reading only", words=("mount", "--kernel", "base", mnt, *options))
+        assert os.statvfs(mnt).f_flag & os.ST_RDONLY
+        home("umount", mnt)
+    home("mount", "--kernel", "--write-base", "base", mnt)
+    (mnt / "x").write_bytes(b"on purpose")
+    home("umount", mnt)
+    assert_free()
+
+
+@check
 def what_the_kernel_has_mounted_is_busy(folder: Path) -> None:
     home, mnt, other = make_home(folder), point(folder), point(folder, "other")
     home("mount", "--kernel", "web", mnt)
@@ -514,7 +527,7 @@ def a_full_pool_holds_a_write_and_not_who_serves_the_mount(folder: Path) -> None
 def a_server_that_is_told_to_end_does_though_a_write_waits_for_space(folder: Path) -> None:
     home, mount = Cowfs(folder / "home"), point(folder)
     home("init", "--data-size", "8M", "--metadata-size", "4M", "--base-size", "64M")
-    home("mount", "base", mount, "--raw")
+    home("mount", "base", mount, "--raw", "--write-base")
     with subprocess.Popen(
         ["dd", "if=/dev/zero", f"of={mount}/base", "bs=1M", "seek=40", "conv=notrunc"], stderr=-1
     ) as dd:

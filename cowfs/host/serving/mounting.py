@@ -39,6 +39,7 @@ class MountRequest:
         suid, dev: honour set-id bits, and device nodes, in the mount; for root only.
         by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
         storage_options: of the layer driver.
+        write_base: `device` is the base device and may be written to.
     """
 
     home: Path
@@ -53,6 +54,7 @@ class MountRequest:
     storage_options: tuple[str, ...] = ()
     suid: bool = False
     dev: bool = False
+    write_base: bool = False
 
     @property
     def source(self) -> str:
