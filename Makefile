@@ -28,8 +28,8 @@ demo: $(SETUP) packages-test
 	scripts/demo
 
 test: packages-test lint
-	-$(BIN)/python -m cowfs.testing.thin_tools
-	-$(BIN)/python -m cowfs.testing.docker_engine
+	-$(BIN)/python -m tests.kit.thin_tools
+	-$(BIN)/python -m tests.kit.docker_engine
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
 
 lint: $(SETUP)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from bench.rig.archives import Sizes, tree
 from bench.rig.guests import Contender, rounds
 from bench.rig.harness import Bench
-from cowfs.testing import docker_engine
+from tests.kit import docker_engine
 
 THEIRS, OURS = "devicemapper", "cowfs"
 DRIVERS = (THEIRS, OURS)

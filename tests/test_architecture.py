@@ -70,7 +70,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "layers",
         "host",
         "docker",
-        "testing",
         "uml",
     },
 }

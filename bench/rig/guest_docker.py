@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench.rig.archives import Sizes
 from bench.rig.harness import timed
-from cowfs.testing.docker_engine import DockerEngine, storage_driver
+from tests.kit.docker_engine import DockerEngine, storage_driver
 
 OPTIONS = ["dm.loopdatasize=40G", "dm.loopmetadatasize=512M", "dm.basesize=10G"]
 LIVES = 10

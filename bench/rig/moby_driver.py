@@ -15,7 +15,7 @@ from typing import Final
 
 from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
-from cowfs.testing import docker_engine
+from tests.kit import docker_engine
 
 SOURCES: Final = Path(__file__).with_name("devicemapper_plugin")
 UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "docker-sources"

@@ -53,7 +53,6 @@ _COMMANDS: Final = {
     "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
     "doctor": ("doctor", "Try what this machine can do, and say why not."),
     "uml": ("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
-    "verify": ("uml", "Compare the emulated pool with the kernel's."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
 _GLOBAL_OPTIONS: Final = ("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit")

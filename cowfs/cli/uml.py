@@ -1,4 +1,4 @@
-"""The commands that need a kernel with dm-thin, which User-Mode Linux brings: uml, verify."""
+"""The command that brings a kernel with dm-thin: uml; and other commands inside one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 _MOUNTING: Final = ("mount", "umount")
 _TRIAL_SECONDS: Final = 60.0
-_BOOTING: Final = ("uml", "verify")
 _LEAST_MEMORY_BYTES: Final = 48 << 20  # found by trying: with less the kernel does not boot
 
 
@@ -78,33 +77,6 @@ def uml_command(
     )
 
 
-@click.command("verify")
-@click.option("--seed", type=int, default=1, show_default=True, help="First seed.")
-@click.option("--count", type=click.IntRange(min=1), default=1, show_default=True, help="How many seeds.")
-@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="Operations for each seed.")
-@click.option("--guests", type=click.IntRange(min=1), help="How many at a time.  [default: one for each core]")
-@click.pass_obj
-def verify_command(settings: Settings, seed: int, count: int, steps: int, guests: int | None) -> int:
-    """Play random operations on the emulated and the kernel's pool side by side, and compare everything.
-
-    Stops at the first difference with exit status 1, after printing a short script that shows it. Runs in User-Mode
-    Linux, on pools of its own.
-    """
-    from cowfs.testing.verify import Summary, verify
-
-    summary = Summary()
-    guests = guests or len(os.sched_getaffinity(0))
-    for result in verify(seed, count, steps=steps, kernel=_kernel(), environment=_environment(), guests=guests):
-        summary.add(result)
-        if not settings.as_json:
-            print(f"seed {result.seed}: {'no difference' if result.difference is None else 'a difference'}", flush=True)
-    if settings.as_json:
-        output.print_json(summary.as_dict())
-    else:
-        print(summary.format())
-    return 1 if summary.difference else 0
-
-
 def run_in_uml(settings: Settings, command: str, words: list[str], timeout_seconds: float | None) -> int:
     """Run `cowfs WORDS`, whose command is `command`, in a guest; its exit status.
 
@@ -117,8 +89,8 @@ def run_in_uml(settings: Settings, command: str, words: list[str], timeout_secon
             f"'{command}' is of no use in User-Mode Linux: a mount there ends with its command, and this machine never "
             "sees it; the same home mounts here with --backend emulated, and 'cowfs uml -- sh' is for work inside"
         )
-    if command in _BOOTING:
-        raise UsageError(f"'{command}' boots User-Mode Linux by itself; leave out --uml")
+    if command == "uml":
+        raise UsageError("'uml' boots User-Mode Linux without --uml; leave it out")
     with _held(settings, is_new=command == "init"):
         try:
             return run(

@@ -2,9 +2,11 @@
 
 conformance/     what every pool does, on any backend
 layers/          what every layer driver does, on any kind of home
-posix            what every mounted file tree does
-model, script, generator, differential, verify      random pool operations against a model, or on two backends
-crash, blockdev, damage, clock                      crashes, failing devices, damaged metadata, a clock moved by hand
-judges, thin_tools, docker_engine                   outside opinions
+model, script, generator, differential      random pool operations against a model, or on two backends
+verify           the emulated pool beside the kernel's: `python -m cowfs.testing.verify`
+crash, blockdev, clock                      crashes, failing devices, a clock moved by hand
+judges           outside opinions
 running          cases as a command, where there is no test framework
+
+What only cowfs' own tests and benchmarks need is in `tests/kit`.
 """

@@ -10,14 +10,15 @@ import shutil
 import subprocess
 import tempfile
 from contextlib import closing
+from typing import Final
 
 from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Pool
-from cowfs.testing.thin_tools import SYSTEM_PATH
 from cowfs.thinmeta.check import Severity, check
 
-_TOOL_TIMEOUT_SECONDS = 120
+SYSTEM_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+_TOOL_TIMEOUT_SECONDS: Final = 120
 
 
 def require_clean(device: BlockDevice, *, strict: bool = False) -> None:

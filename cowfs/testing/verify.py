@@ -1,11 +1,15 @@
-"""The differential run in User-Mode Linux: several guests side by side, their results added up.
+"""The emulated pool beside the kernel's, by random operations, in several guests of User-Mode Linux at a time.
 
-`cowfs verify` is this as a command.
+    python -m cowfs.testing.verify [--seed N] [--count N] [--steps N] [--guests N] [--json]
+
+Stops at the first difference with exit status 1, after printing a short script that shows it. Its pools are its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import queue
 import sys
 import threading
@@ -13,9 +17,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from cowfs.errors import UmlError
+from cowfs.errors import CowfsError, UmlError
 from cowfs.testing.differential import Result
-from cowfs.uml import UmlKernel, run
+from cowfs.uml import UmlKernel, find_kernel, run
 
 _MEMORY_BYTES: Final = 1 << 30
 
@@ -154,3 +158,48 @@ class Summary:
             head += f"; {self.slow_plays} plays were too slow and played again"
         verdict = "no difference" if self.difference is None else self.difference
         return "\n".join([head, *lines, verdict])
+
+
+def main() -> int:
+    """An exit status: 1 when there is a difference."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cowfs.testing.verify",
+        description="Play random operations on the emulated and the kernel's pool side by side and compare.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--seed", type=int, default=1, help="first seed")
+    parser.add_argument("--count", type=_positive, default=1, help="how many seeds")
+    parser.add_argument("--steps", type=_positive, default=200, help="operations for each seed")
+    parser.add_argument("--guests", type=_positive, default=len(os.sched_getaffinity(0)), help="how many at a time")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="print the sums as JSON")
+    given = parser.parse_args()
+    environment = dict(os.environ) | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"}
+    summary = Summary()
+    try:
+        for result in verify(
+            given.seed,
+            given.count,
+            steps=given.steps,
+            kernel=find_kernel(),
+            environment=environment,
+            guests=given.guests,
+        ):
+            summary.add(result)
+            if not given.as_json:
+                verdict = "no difference" if result.difference is None else "a difference"
+                print(f"seed {result.seed}: {verdict}", flush=True)
+    except CowfsError as error:
+        parser.exit(error.exit_code, f"{parser.prog}: {error}\n")
+    print(json.dumps(summary.as_dict()) if given.as_json else summary.format())
+    return 1 if summary.difference else 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cowfs.fuse.home_view import OPEN_MAX
-from cowfs.testing import posix
 from tests.cli.mounted_home import MountedHome, has_ended, kill_and_wait
+from tests.kit import posix
 
 if TYPE_CHECKING:
     from tests.conftest import Account
@@ -100,7 +100,7 @@ def test_posix_in_two_devices_at_once(account: Account, needs_fuse: None) -> Non
     home.run("create", "web")
     home.run("create", "data")
     expected = sorted(set(posix.CASES) - (posix.PRIVILEGED if account.uid else set()))
-    command = [sys.executable, "-m", "cowfs.testing.posix"]
+    command = [sys.executable, "-m", "tests.kit.posix"]
     try:
         home.run("mount", home.target)
         processes = [

@@ -20,9 +20,9 @@ from cowfs.host.opening import open_here
 from cowfs.host.session import metadata_of
 from cowfs.host.spec import HomeSpec
 from cowfs.pool import PoolTable, load_backend
-from cowfs.testing import damage
 from cowfs.thinmeta.xml import dump
 from cowfs.units import METADATA_BLOCK_BYTES, Sectors
+from tests.kit import damage
 
 MIB = 1 << 20
 OPTIONS = HomeOptions(

@@ -17,7 +17,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from cowfs.testing.docker_engine import BUSYBOX, DockerEngine, storage_driver
+from tests.kit.docker_engine import BUSYBOX, DockerEngine, storage_driver
 
 SIZES = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G"]
 DOCKERFILE = """\

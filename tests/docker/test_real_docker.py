@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from cowfs.errors import MissingRequirement
-from cowfs.testing import docker_engine
 from cowfs.uml import UmlKernel, find_kernel, run_captured
 from tests.conftest import REPOSITORY
+from tests.kit import docker_engine
 
 DRIVERS = ("devicemapper", "cowfs")
 SECONDS = 1200

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from cowfs.testing import posix
 from tests.conftest import Account
 from tests.fuse.conftest import Serve, Served
+from tests.kit import posix
 
 pytestmark = pytest.mark.fuse
 
@@ -19,7 +19,7 @@ _OF_VOLUMES = {"access_control_lists", "an_access_list_takes_setgid_away", "rena
 
 def run_cases(account: Account, served: Served, leave_out: frozenset[str] = frozenset()) -> None:
     expected = set(posix.CASES) - leave_out - (posix.PRIVILEGED if account.uid else set())
-    done = account.run([sys.executable, "-m", "cowfs.testing.posix", served.target, *sorted(expected)], check=False)
+    done = account.run([sys.executable, "-m", "tests.kit.posix", served.target, *sorted(expected)], check=False)
     failures = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
     assert not failures, "\n".join([*failures, served.logged()])
     assert done.returncode == 0, done.stderr

@@ -13,11 +13,11 @@ import pytest
 
 from cowfs.blockdev import BlockDevice, MemoryDevice, copy_sparse
 from cowfs.errors import MissingRequirement
-from cowfs.testing import thin_tools
 from cowfs.testing.blockdev import memory_device
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.xml import dump
 from tests import docker_home
+from tests.kit import thin_tools
 
 Finder = Callable[[str], str]
 

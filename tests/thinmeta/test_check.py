@@ -11,13 +11,13 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError, InvalidRequest, MetadataCorrupt
-from cowfs.testing.damage import DAMAGES, Patient
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.check import Severity, check, clear_needs_check
 from cowfs.thinmeta.findings import MAX_FINDINGS
 from cowfs.thinmeta.format import pack_bitmap
 from cowfs.thinmeta.walk import MAPPINGS, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
+from tests.kit.damage import DAMAGES, Patient
 from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 ERROR, LEAK, WARNING = Severity.ERROR, Severity.LEAK, Severity.WARNING

@@ -9,11 +9,11 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError, NoSuchThin
-from cowfs.testing.damage import DAMAGES
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.delta import DeltaKind, DeltaRange, changed_ranges, delta
 from cowfs.thinmeta.usage import usage
 from cowfs.thinmeta.walk import MetadataReader
+from tests.kit.damage import DAMAGES
 from tests.thinmeta.conftest import Tools, copy_of, map_blocks
 
 Mapping = dict[int, int]

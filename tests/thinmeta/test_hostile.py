@@ -10,11 +10,11 @@ import pytest
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError
 from cowfs.testing.blockdev import memory_device
-from cowfs.testing.damage import DAMAGES, Patient
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.delta import changed_ranges
 from cowfs.thinmeta.usage import usage
 from cowfs.units import METADATA_BLOCK_BYTES
+from tests.kit.damage import DAMAGES, Patient
 from tests.thinmeta.conftest import copy_of, map_blocks
 
 HEADER_FIELDS = (4, 8, 16, 20, 24, 28, 32, 40, 64, 72, 80, 88, 192, 200, 208, 216, 320, 328, 336)

@@ -11,13 +11,13 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError, InvalidRequest, MetadataCorrupt, OutOfMetadataSpace
-from cowfs.testing.damage import DAMAGES, Patient
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.check import check
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.thinmeta.repair import RepairReport, repair
 from cowfs.thinmeta.walk import TOP_LEVEL, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
+from tests.kit.damage import DAMAGES, Patient
 from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 Mappings = dict[int, dict[int, int]]

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError, InvalidRequest, MetadataCorrupt, NoSuchThin, OutOfMetadataSpace
-from cowfs.testing.damage import DAMAGES
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.check import check
 from cowfs.thinmeta.xml import dump, restore
+from tests.kit.damage import DAMAGES
 from tests.thinmeta.conftest import Tools, map_blocks, xml_of
 
 SUPERBLOCK = (

@@ -32,7 +32,7 @@ EMULATED = load_backend("emulated")
 
 @pytest.mark.timeout(900)
 def test_no_difference_to_the_kernel(uml_kernel: UmlKernel) -> None:
-    """All 200 of them: cowfs verify --count 200"""
+    """All 200 of them: python -m cowfs.testing.verify --count 200"""
     summary = Summary()
     environment = dict(os.environ)
     first = session_seed() * 10_000
@@ -40,7 +40,8 @@ def test_no_difference_to_the_kernel(uml_kernel: UmlKernel) -> None:
         first, SEEDS, steps=STEPS, kernel=uml_kernel, environment=environment, guests=2, timeout_seconds=840
     ):
         summary.add(result)
-    print(f"repeat with: cowfs verify --seed {first} --count {SEEDS} --steps {STEPS}\n{summary.format()}")
+    again = f"python -m cowfs.testing.verify --seed {first} --count {SEEDS} --steps {STEPS}"
+    print(f"repeat with: {again}\n{summary.format()}")
     assert summary.difference is None
     assert summary.seeds == SEEDS
     assert summary.judges == ["recount", "thin_check"]

@@ -2,7 +2,7 @@
 
 Its packages are unpacked beside everything else, as any user:
 
-    python -m cowfs.testing.docker_engine      fetches and unpacks them below the virtual environment
+    python -m tests.kit.docker_engine      fetches and unpacks them below the virtual environment
 
 The daemon runs inside User-Mode Linux, as the guest's root, without networks:
 
@@ -29,7 +29,7 @@ from cowfs.errors import MissingRequirement
 
 UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "docker"
 PACKAGES: Final = ("docker.io", "containerd", "runc", "tini", "busybox-static", "libdevmapper1.02.1")
-FETCH_COMMAND: Final = "python -m cowfs.testing.docker_engine"
+FETCH_COMMAND: Final = "python -m tests.kit.docker_engine"
 BUSYBOX: Final = UNPACKED / "bin" / "busybox"
 PLUGIN_SOCKET: Final = Path("/run/docker/plugins/cowfs.sock")
 _API_SOCKET: Final = "/run/docker.sock"

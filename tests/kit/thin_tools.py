@@ -3,7 +3,7 @@
 0.9.0 (C++) is Debian 12's package and is looked for on the path. 1.1.0 (Rust) is Debian 13's; its programs run on
 Debian 12 too, unpacked beside everything else:
 
-    python -m cowfs.testing.thin_tools      fetches and unpacks it below the virtual environment, with apt, as any user
+    python -m tests.kit.thin_tools      fetches and unpacks it below the virtual environment, with apt, as any user
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Final
 
 from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
+from cowfs.testing.judges import SYSTEM_PATH
 
-SYSTEM_PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 UNPACKED: Final = Path(sys.prefix) / "share" / "cowfs" / "thin-tools"
 PACKAGE: Final = "thin-provisioning-tools"
-FETCH_COMMAND: Final = "python -m cowfs.testing.thin_tools"
+FETCH_COMMAND: Final = "python -m tests.kit.thin_tools"
 
 
 def find_old(tool: str) -> str:

@@ -4,12 +4,10 @@
         case(make_empty_directory(name))
 
 A case raises AssertionError (or the OSError it did not expect). `PRIVILEGED` names those that need root. Run them over
-any directory, for comparison also of another file system, with `python -m cowfs.testing.posix DIR [NAME...]`.
+any directory, for comparison also of another file system, with `python -m tests.kit.posix DIR [NAME...]`.
 
 Left out because FUSE through pyfuse3 has no request for it: fallocate, SEEK_HOLE, O_TMPFILE.
 """
-
-# ruff: noqa: S103, S311 - the modes and seeds are the subject here
 
 from __future__ import annotations
 
@@ -921,5 +919,5 @@ def run(directory: Path, names: list[str]) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit("usage: python -m cowfs.testing.posix DIR [NAME...]")
+        sys.exit("usage: python -m tests.kit.posix DIR [NAME...]")
     sys.exit(1 if run(Path(sys.argv[1]), sys.argv[2:]) else 0)
