@@ -21,9 +21,10 @@ from bench.rig.pools import make_files, open_pool
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
-from cowfs.layers import LayerRoot, finish
+from cowfs.layers import LayerRoot
 from cowfs.layers.archive import apply_archive, write_archive
 from cowfs.pool import Pool, ThinDevice
+from cowfs.steps import finish
 from cowfs.units import Sectors
 
 DIRECTORIES = 80

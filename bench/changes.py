@@ -22,9 +22,10 @@ from bench.rig.pools import make_files, open_pool
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find_changes, walk_changes
-from cowfs.layers.interface import Change, LayerRoot, Steps, finish
+from cowfs.layers.interface import Change, LayerRoot
 from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.pool import Pool
+from cowfs.steps import Steps, finish
 
 THIN_SECTORS = (10 << 30) // 512
 FILES_PER_DIRECTORY = 100

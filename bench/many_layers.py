@@ -17,10 +17,10 @@ from functools import partial
 from bench.rig.harness import Bench, timed
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
-from cowfs.layers import finish
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root
 from cowfs.pool import load_backend
+from cowfs.steps import finish
 
 EDGE = 50  # layers at either end that are compared
 FILE_BYTES = 1000

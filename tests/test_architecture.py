@@ -35,7 +35,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(REPOSITORY / "cowfs").rglob("*.py"), *(REPOSITORY / "backends").rglob("*.py")])
 
-FOUNDATION = {"errors", "error_record", "units", "version"}
+FOUNDATION = {"errors", "error_record", "steps", "units", "version"}
 BACKEND_MAY_IMPORT = {"pool", "thinmeta", "blockdev", "units", "errors"}
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "error_record": {"errors"},
     "units": set(),
     "debian_packages": {"errors"},
+    "steps": set(),
     "version": set(),
     "ranges": set(),
     "blockdev": FOUNDATION,

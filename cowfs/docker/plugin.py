@@ -1,12 +1,11 @@
-"""Docker's graph-driver plugin protocol: JSON requests over HTTP, answered by a `Driver`.
+"""Docker's graph-driver plugin protocol: JSON requests over HTTP, translated into requests to a home.
 
     POST /Plugin.Activate                              {"Implements": ["GraphDriver"]}
     POST /GraphDriver.Create {"ID", "Parent", ...}     {"Err": ""}
     POST /GraphDriver.Diff {"ID", "Parent"}            a tar archive
     POST /GraphDriver.ApplyDiff?id=..&parent=..        a tar archive in, {"Size": n} out
 
-Every failure is an answer with `Err`, one line; for a Diff, which is no JSON, the status says so. A driver's call is
-synchronous and so seen whole by every other client; long ones take turns between their steps.
+Every failure is an answer with `Err`, one line; for a Diff, which is no JSON, the status says so.
 
 Source: moby's `daemon/graphdriver/proxy.go` and its documentation of the protocol.
 """
@@ -15,10 +14,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import tempfile
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import trio
@@ -26,14 +27,33 @@ import trio
 from cowfs.docker.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
 from cowfs.error_record import plain_text
 from cowfs.errors import CowfsError, UsageError
-from cowfs.layers import Driver, IdMaps, IdRange, Steps
+from cowfs.host.executor import Executor
+from cowfs.host.requests.layers import (
+    ApplyLayer,
+    CreateLayer,
+    GetLayer,
+    Info,
+    LayerArchive,
+    LayerChange,
+    LayerChanges,
+    LayerExists,
+    LayerMetadata,
+    LayerSize,
+    PutAllLayers,
+    PutLayer,
+    RemoveLayer,
+)
+from cowfs.host.requests.request import Attachment
+from cowfs.host.requests.request import Request as HomeRequest
+from cowfs.layers import ChangeKind, IdMaps, IdRange
+from cowfs.layers.info import status_items
 from cowfs.layers.options.values import MAX_UINT32
 
 _log = logging.getLogger(__name__)
 JSON_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
 TAR_TYPE: Final = "application/x-tar"
 
-T = TypeVar("T")
+R = TypeVar("R")
 M = TypeVar("M", bound=msgspec.Struct)
 
 
@@ -70,58 +90,25 @@ class Init(msgspec.Struct, frozen=True):
         return IdMaps(ranges(self.uid_maps), ranges(self.gid_maps))
 
 
-class Served(Protocol):
-    """The driver with what belongs around it where waiting is allowed."""
-
-    async def initialise(self, init: Init) -> None:
-        """Make the driver ready, or check that it is what the daemon asks for now."""
-        ...
-
-    @property
-    def driver(self) -> Driver:
-        """Raises HomeError before `initialise`."""
-        ...
-
-    async def quiesce(self, layer_id: str) -> None:
-        """Bring what applications wrote to a layer's files into it; ends without a checkpoint."""
-        ...
-
-    async def let_go(self, layer_id: str) -> None:
-        """Close a layer's files if nobody uses them."""
-        ...
-
-    async def forget(self, layer_id: str) -> None:
-        """Let the kernel drop what it has cached of a layer's files, after they changed underneath or were put."""
-        ...
-
-    @property
-    def spool_directory(self) -> Path:
-        """Where archives wait on their way in."""
-        ...
-
-
 Answer: TypeAlias = dict[str, object]
 Method: TypeAlias = Callable[["GraphDriverPlugin", Call], Awaitable[Answer]]
 
 
-async def drive(steps: Steps[T]) -> T:
-    """Run a long operation, letting others have a turn after each step."""
-    try:
-        while True:
-            next(steps)
-            await trio.lowlevel.checkpoint()
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        steps.close()
-
-
 class GraphDriverPlugin:
-    """Answers the daemon's requests with a driver."""
+    """Answers the daemon's requests: each is translated into a request to the home, which its executor runs.
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    Args:
+        executor: of the home. Raises HomeError while there is none, before `initialise`.
+        initialise: a daemon has started, and says how it wants the home.
+        spool_directory: where archives wait on their way in.
+    """
+
+    def __init__(
+        self, executor: Callable[[], Executor], initialise: Callable[[Init], Awaitable[None]], spool_directory: Path
+    ) -> None:
+        self._executor = executor
+        self._initialise = initialise
+        self._spool_directory = spool_directory
 
     async def serve_client(self, stream: trio.SocketStream) -> None:
         await serve_connection(stream, self.answer)
@@ -136,7 +123,7 @@ class GraphDriverPlugin:
             if name == "ApplyDiff":
                 return _json(await self._apply(request))
             if name == "Init":
-                await self._served.initialise(await _decoded(request, Init))
+                await self._initialise(await _decoded(request, Init))
                 return _json({})
             method = _METHODS.get(name) if name != request.path else None
             if method is None:
@@ -147,75 +134,61 @@ class GraphDriverPlugin:
         except Exception as error:
             return _json({"Err": _explain(name, error)}, status=500 if name == "Diff" else 200)
 
-    @property
-    def _driver(self) -> Driver:
-        return self._served.driver
-
     async def _create(self, call: Call) -> Answer:
-        if call.parent:
-            await self._served.quiesce(call.parent)
-        self._driver.create(call.id, call.parent or None, call.storage_options)
+        await self._run(CreateLayer(call.id, call.parent or None, call.storage_options or {}))
         return {}
 
     async def _remove(self, call: Call) -> Answer:
-        await self._served.let_go(call.id)
-        self._driver.remove(call.id)
+        await self._run(RemoveLayer(call.id))
         return {}
 
     async def _get(self, call: Call) -> Answer:
-        return {"Dir": self._driver.get(call.id, call.mount_label)}
+        return {"Dir": await self._run(GetLayer(call.id, call.mount_label))}
 
     async def _put(self, call: Call) -> Answer:
-        self._driver.put(call.id)
-        await self._served.let_go(call.id)
+        await self._run(PutLayer(call.id))
         return {}
 
     async def _exists(self, call: Call) -> Answer:
-        return {"Exists": self._driver.exists(call.id)}
+        return {"Exists": await self._run(LayerExists(call.id))}
 
     async def _status(self, _call: Call) -> Answer:
-        return {"Status": [list(item) for item in self._driver.status()]}
+        return {"Status": status_items(await self._run(Info()))}
 
     async def _metadata(self, call: Call) -> Answer:
-        return {"Metadata": self._driver.metadata(call.id)}
+        return {"Metadata": await self._run(LayerMetadata(call.id))}
 
     async def _changes(self, call: Call) -> Answer:
-        await self._served.quiesce(call.id)
-        changes = await drive(self._driver.changes(call.id, call.parent or None))
-        return {"Changes": [{"Path": _text(change.path), "Kind": int(change.kind)} for change in changes]}
+        async with aclosing(self._executor().pieces(LayerChanges(call.id, call.parent or None))) as changes:
+            return {"Changes": [_change(change) async for change in changes]}
 
     async def _diff_size(self, call: Call) -> Answer:
-        await self._served.quiesce(call.id)
-        return {"Size": await drive(self._driver.diff_size(call.id, call.parent or None))}
+        return {"Size": await self._run(LayerSize(call.id, call.parent or None))}
 
     async def _cleanup(self, _call: Call) -> Answer:
-        self._driver.cleanup()
+        await self._run(PutAllLayers())
         return {}
 
     async def _capabilities(self, _call: Call) -> Answer:
         return {"Capabilities": {"ReproducesExactDiffs": False}}
 
     async def _diff(self, call: Call) -> Response:
-        await self._served.quiesce(call.id)
-        pieces = self._driver.diff(call.id, call.parent or None)
-        first = next(pieces, b"")  # what fails at once is said in the answer's status
-        return Response(200, TAR_TYPE, _pieces(first, pieces))
+        pieces = self._executor().pieces(LayerArchive(call.id, call.parent or None))
+        first = await anext(pieces, b"")  # what fails at once is said in the answer's status
+        return Response(200, TAR_TYPE, _with_first(first, pieces))
 
     async def _apply(self, request: Request) -> Answer:
-        layer_id, parent = request.query.get("id", ""), request.query.get("parent", "")
         # On disk, so that the home is not tied to the client's pace.
-        with tempfile.TemporaryFile(dir=self._served.spool_directory) as spool:
+        with tempfile.TemporaryFile(dir=self._spool_directory) as spool:
             async for part in request.body:
                 spool.write(part)
             spool.seek(0)
-            await self._served.let_go(layer_id)
-            size_bytes = await drive(self._apply_steps(layer_id, parent, spool))
-        await self._served.forget(layer_id)
-        return {"Size": size_bytes}
+            # Docker takes layers without an end, and there are some; that the request is whole says HTTP.
+            layer = ApplyLayer(request.query.get("id", ""), end_required=False, archive=Attachment(spool))
+            return {"Size": await self._run(layer)}
 
-    def _apply_steps(self, layer_id: str, parent: str, archive: IO[bytes]) -> Steps[int]:
-        # Docker takes layers without an end, and there are some; that the request is whole says HTTP.
-        return self._driver.apply(layer_id, parent or None, archive, end_required=False)
+    async def _run(self, request: HomeRequest[R]) -> R:
+        return await self._executor().answer(request)
 
 
 _METHODS: Final[dict[str, Method]] = {
@@ -234,15 +207,18 @@ _METHODS: Final[dict[str, Method]] = {
 }
 
 
-async def _pieces(first: bytes, rest: Generator[bytes, None, object]) -> AsyncGenerator[bytes, None]:
-    """An archive as the client takes it; the layers it reads are let go of at the end, also when the client leaves."""
-    try:
+async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """An archive as the client takes it; what it reads is closed at the end, also when the client leaves."""
+    async with aclosing(rest):
         yield first
-        for piece in rest:
+        async for piece in rest:
             yield piece
-            await trio.lowlevel.checkpoint()
-    finally:
-        rest.close()
+
+
+def _change(change: LayerChange) -> dict[str, object]:
+    """As Docker has it; in a path, bytes that are no UTF-8 are replaced, as Go's encoder does."""
+    path = os.fsencode(change.path).decode(errors="replace")
+    return {"Path": path, "Kind": int(ChangeKind.of_letter(change.kind))}
 
 
 async def _decoded(request: Request, kind: type[M]) -> M:
@@ -261,11 +237,6 @@ def _explain(name: str, error: Exception) -> str:
         return f"{name}: {error.strerror}"
     _log.exception("%s failed unexpectedly", name)
     return f"{name}: a defect of cowfs: {type(error).__name__}: {error}"
-
-
-def _text(path: bytes) -> str:
-    """A path in JSON: the bytes that are no UTF-8 are replaced, as Go's encoder does."""
-    return path.decode(errors="replace")
 
 
 def _json(answer: dict[str, Any], *, status: int = 200) -> Response:

@@ -28,12 +28,12 @@ import trio
 from cowfs.devices.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ungrouped
+from cowfs.host.executor import Executor
 from cowfs.host.open_home import OpenHome
 from cowfs.host.opening import apply_options, open_here, settle_for
 from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.host.serving.served_home import ServedHome
 from cowfs.host.spec import HomeSpec, Make
-from cowfs.layers import Driver
 from cowfs.layers.options import parse_storage_options
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class _Plugin:
 
     async def run(self, listener: socket.socket) -> None:
         """Serve the socket, and from the home's opening to the end of its mount, the home."""
-        protocol = GraphDriverPlugin(self)
+        protocol = GraphDriverPlugin(self._executor, self.initialise, self._request.home)
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, protocol.serve_client, listeners)
@@ -194,22 +194,8 @@ class _Plugin:
             raise HomeError(f"the home {self._request.home} is not open yet; send GraphDriver.Init first")
         return self._served
 
-    @property
-    def driver(self) -> Driver:
-        return self._home().home.driver
-
-    async def quiesce(self, layer_id: str) -> None:
-        await self._home().quiesce(layer_id)
-
-    async def let_go(self, layer_id: str) -> None:
-        await self._home().let_go(layer_id)
-
-    async def forget(self, layer_id: str) -> None:
-        await self._home().forget(layer_id)
-
-    @property
-    def spool_directory(self) -> Path:
-        return self._request.home
+    def _executor(self) -> Executor:
+        return self._home().executor
 
 
 async def _cancel_on_signal(scope: trio.CancelScope) -> None:

@@ -258,11 +258,11 @@ class HomeView(View):
                 if not device.holds and self._devices.number(device.name) is None:
                     await self.let_go(device.name)
 
-    async def quiesce_device(self, name: str) -> None:
-        """`quiesce` for what applications wrote to one device."""
+    async def write_back_device(self, name: str) -> None:
+        """`write_back` for one device."""
         device = self._by_name(name)
         if device is not None:
-            await device.view.quiesce()
+            await device.view.write_back()
 
     async def _have_forgotten(self, device: _Device) -> None:
         """Have the kernel forget all of a device that is not in use, and wait until it has said so."""

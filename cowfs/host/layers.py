@@ -26,6 +26,7 @@ from cowfs.host.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
+from cowfs.host.requests.request import Attachment
 from cowfs.host.session import Session
 from cowfs.layers.info import DriverInfo
 
@@ -101,7 +102,7 @@ class Layers:
             UsageError: an archive that is damaged, or reaches out of the layer.
         """
         with as_file(archive, self._session.path) as file:
-            return self._session.upload(ApplyLayer(layer_id), file)
+            return self._session.call(ApplyLayer(layer_id, archive=Attachment(file)))
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
         """The path of a layer's files, there until as many `put`.

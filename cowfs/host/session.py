@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import HomeLock
@@ -29,7 +29,7 @@ from cowfs.host.control.client import Client
 from cowfs.host.executor import Executor
 from cowfs.host.opening import open_here
 from cowfs.host.requests.devices import CopyMetadata, HomeReport, Status
-from cowfs.host.requests.request import Listing, Request, Upload, Work
+from cowfs.host.requests.request import Listing, Request
 from cowfs.host.spec import HomeSpec
 
 WAIT_SECONDS: Final = 3.0
@@ -48,11 +48,7 @@ class Session(Protocol):
     @property
     def holder_pid(self) -> int | None: ...
 
-    def call(self, request: Request[R] | Work[R]) -> R: ...
-
-    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
-        """`call` with a regular file that is read from its current position."""
-        ...
+    def call(self, request: Request[R]) -> R: ...
 
     def iterate(self, request: Listing[R]) -> Iterator[R]: ...
 

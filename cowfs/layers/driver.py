@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
@@ -25,11 +25,12 @@ from cowfs.ext4.interface import FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
-from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot, Steps
+from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
 from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
+from cowfs.steps import Pieces, Steps
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -207,12 +208,12 @@ class LayerDriver:
         with self._reading(layer_id) as layer, self._reading_parent(parent) as lower:
             return (yield from self._find(layer, lower))
 
-    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
+    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
         with self._reading(layer_id) as layer:
             changes = None
             if parent is not None:
                 with self._reading(parent) as lower:
-                    changes = yield from _quietly(self._find(layer, lower))
+                    changes = yield from self._find(layer, lower)
             yield from write_archive(layer.root, changes, maps=self._maps)
 
     def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
@@ -273,17 +274,6 @@ class LayerDriver:
 def _require_no_base(layer_id: str) -> None:
     if layer_id == BASE:
         raise UsageError(f"{BASE!r} is no layer but what layers are made from, so it stays empty; create a layer")
-
-
-def _quietly(steps: Steps[list[Change]]) -> Generator[bytes, None, list[Change]]:
-    """The steps of a search as empty pieces of an archive."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            changes: list[Change] = end.value
-            return changes
-        yield b""
 
 
 if TYPE_CHECKING:

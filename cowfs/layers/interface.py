@@ -12,12 +12,12 @@ Lifecycle.
       path = driver.get("l1")           its files, at a path; counted
       driver.put("l1")                  as many puts as gets
       finish(driver.changes("l1", None))
-      b"".join(driver.diff("l1", None))
+      b"".join(pieces_of(driver.diff("l1", None)))
     driver.remove("l1")
     driver.cleanup()
 
-Ids are those of `cowfs.devices.check_name`. Nothing here awaits. What takes long is a generator (`Steps`, or the pieces
-of a tar archive): whoever drives it may do other things between two of its steps, each of which leaves the home whole.
+Ids are those of `cowfs.devices.check_name`. Nothing here awaits. What takes long is a generator (`cowfs.steps`):
+between two of its steps, each of which leaves the home whole, its caller may do other things.
 
 Source of the semantics: moby's graph driver interface; errors are those of `cowfs.errors`.
 """
@@ -25,26 +25,12 @@ Source of the semantics: moby's graph driver interface; errors are those of `cow
 from __future__ import annotations
 
 import enum
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import IO, NamedTuple, Protocol
 
 from cowfs.ext4.interface import FileTree
-
-T = TypeVar("T")
-
-Steps: TypeAlias = Generator[None, None, T]
-"""A long operation in short pieces, with a result at the end."""
-
-
-def finish(steps: Steps[T]) -> T:
-    """Run a long operation to its end."""
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+from cowfs.steps import Pieces, Steps
 
 
 class ChangeKind(enum.IntEnum):
@@ -58,6 +44,10 @@ class ChangeKind(enum.IntEnum):
     def letter(self) -> str:
         """As `docker diff` prints it: C, A or D."""
         return "CAD"[self]
+
+    @classmethod
+    def of_letter(cls, letter: str) -> ChangeKind:
+        return cls("CAD".index(letter))
 
 
 class Change(NamedTuple):
@@ -169,8 +159,8 @@ class Driver(Protocol):
         """What differs from `parent` (None: from nothing), sorted by path."""
         ...
 
-    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, object]:
-        """The changes as a tar archive, in pieces."""
+    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
+        """The changes as a tar archive."""
         ...
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:

@@ -24,6 +24,7 @@ from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.devices import ListDevices, Status
 from cowfs.layers.options import DriverOptions, Facts, settle
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend
+from cowfs.steps import pieces_of
 from cowfs.testing.judges import require_clean_pool
 from cowfs.thinmeta import Metadata
 from tests.devices.home_fakes import (
@@ -95,7 +96,7 @@ def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
         assert names(devices) == ["a", "base"]
         status = devices.status()
         assert (status.mode, status.data_total_bytes, status.orphan_thin_ids) == (PoolMode.FAIL, 0, ())
-        rows = list(ListDevices().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts()))))
+        rows = list(pieces_of(ListDevices().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts())))))
         assert [(row.name, row.mapped_bytes, row.exclusive_bytes) for row in rows] == [
             ("a", None, None),
             ("base", None, None),

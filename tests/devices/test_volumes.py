@@ -17,8 +17,8 @@ from cowfs.ext4 import tools
 from cowfs.ext4.fsck import check_volume, needs_check
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
-from cowfs.layers import finish
 from cowfs.pool import load_backend
+from cowfs.steps import finish
 
 MIB = 1 << 20
 BACKEND = load_backend("emulated")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 import pytest
 import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
-from cowfs.layers import Change, ChangeKind, Steps
+from cowfs.host.executor import Executor
+from cowfs.host.open_home import OpenHome
+from cowfs.layers import Change, ChangeKind
+from cowfs.layers.info import DriverInfo, status_items
+from cowfs.steps import Pieces, Steps
 from tests.docker.unix_client import UnixClient
 
+INFO = DriverInfo(pool_name="p", pool_block_bytes=65536)
 PIECES = [b"a" * 70_000, b"", b"b" * 30_000]
 
 
@@ -53,14 +58,16 @@ class DictDriver:
     def metadata(self, layer_id: str) -> dict[str, str]:
         return {"DeviceId": "7"}
 
-    def status(self) -> list[tuple[str, str]]:
-        return [("Pool Name", "p"), ("Pool Blocksize", "65.54kB")]
+    can_show_files = True
+
+    def info(self) -> DriverInfo:
+        return INFO
 
     def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
         yield
         return [Change(b"/a", ChangeKind.ADD), Change(b"/b\xff", ChangeKind.DELETE)]
 
-    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
+    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
         if layer_id == "bad":
             raise HomeError("it cannot be read")
         try:
@@ -90,35 +97,39 @@ class DictDriver:
 
 
 class Served:
-    def __init__(self, spool_directory: Path) -> None:
-        self.spool_directory = spool_directory
+    """A home with that driver alone, and a note of what its views were asked for."""
+
+    def __init__(self) -> None:
         self.driver = DictDriver()
         self.init: Init | None = None
         self.calls: list[tuple[str, str]] = []
+        self.views: list[object] = []
 
     async def initialise(self, init: Init) -> None:
         self.init = init
 
-    async def quiesce(self, layer_id: str) -> None:
-        self.calls.append(("quiesce", layer_id))
+    async def write_back(self, device: str) -> None:
+        self.calls.append(("write back", device))
 
-    async def let_go(self, layer_id: str) -> None:
-        self.calls.append(("let go", layer_id))
+    async def close_if_idle(self, device: str) -> bool:
+        self.calls.append(("close", device))
+        return False
 
-    async def forget(self, layer_id: str) -> None:
-        self.calls.append(("forget", layer_id))
+    async def invalidate(self, device: str) -> None:
+        self.calls.append(("invalidate", device))
 
 
 def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:
     """Serve, and run a client in a thread beside it."""
-    served = Served(tmp_path)
+    served = Served()
+    executor = Executor(cast(OpenHome, served), served)
 
     async def main() -> None:
         path = tmp_path / "s"
         listening = trio.socket.socket(trio.socket.AF_UNIX)
         await listening.bind(str(path))
         listening.listen(5)
-        plugin = GraphDriverPlugin(served)
+        plugin = GraphDriverPlugin(lambda: executor, served.initialise, tmp_path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, plugin.serve_client, [trio.SocketListener(listening)])
             client = UnixClient(path)
@@ -143,7 +154,7 @@ def test_the_calls_of_a_layer_s_life(tmp_path: Path) -> None:
         assert client.call("GraphDriver.Exists", ID="b") == {"Exists": True}
         assert client.call("GraphDriver.Get", ID="b", MountLabel="") == {"Dir": "/mnt/b/rootfs"}
         assert client.call("GraphDriver.Put", ID="b") == {}
-        assert client.call("GraphDriver.Status") == {"Status": [["Pool Name", "p"], ["Pool Blocksize", "65.54kB"]]}
+        assert client.call("GraphDriver.Status") == {"Status": [list(item) for item in status_items(INFO)]}
         assert client.call("GraphDriver.GetMetadata", ID="b") == {"Metadata": {"DeviceId": "7"}}
         changes = client.call("GraphDriver.Changes", ID="b", Parent="a")["Changes"]
         assert changes == [{"Path": "/a", "Kind": 1}, {"Path": "/b�", "Kind": 2}]
@@ -157,7 +168,17 @@ def test_the_calls_of_a_layer_s_life(tmp_path: Path) -> None:
     assert served.init is not None
     assert served.init.maps().root == (0, 100000)
     assert served.driver.options["b"] == {"size": "20G"}
-    assert served.calls[0] == ("quiesce", "a")
+    assert served.calls == [
+        ("write back", "base"),
+        ("write back", "a"),
+        ("write back", "base"),
+        ("close", "b"),
+        ("write back", "a"),
+        ("write back", "b"),
+        ("write back", "a"),
+        ("write back", "b"),
+        ("close", "b"),
+    ]
 
 
 def test_a_diff_is_streamed_and_an_archive_taken(tmp_path: Path) -> None:

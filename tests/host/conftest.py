@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import trio
 
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.host.control.server import ControlServer, Limits
+from cowfs.host.executor import NO_VIEWS, Executor, Views
 from cowfs.host.open_home import OpenHome
 from cowfs.host.opening import open_here
 from cowfs.host.spec import HomeSpec
@@ -37,7 +38,7 @@ def serving(
     home: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
-    quiesce: Callable[[str], Awaitable[None]] | None = None,
+    views: Views = NO_VIEWS,
     prepare: Callable[[OpenHome], None] = lambda opened: None,
 ) -> Iterator[None]:
     """Hold a home in another thread and answer on its control socket, for the length of a `with` block."""
@@ -47,7 +48,7 @@ def serving(
         with open_here(HomeSpec(home, durable=False)) as opened:
             opened.is_serving = True
             prepare(opened)
-            server = ControlServer(opened, quiesce=quiesce, limits=limits)
+            server = ControlServer(Executor(opened, views), limits=limits)
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
                 outcome.put((trio.lowlevel.current_trio_token(), nursery.cancel_scope))

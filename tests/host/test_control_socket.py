@@ -31,6 +31,7 @@ from cowfs.host.control import socket as control_socket
 from cowfs.host.control.client import Client
 from cowfs.host.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 from cowfs.host.control.server import Limits
+from cowfs.host.executor import NoViews
 from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.devices import CopyMetadata, Create, DeviceRow, HomeReport, ListDevices, Status
 from cowfs.host.requests.request import OpenFile
@@ -495,29 +496,31 @@ def test_a_device_in_use_is_quiesced_before_its_snapshot(home: Path) -> None:
     events: list[str] = []
     served: list[OpenHome] = []
 
-    async def quiesce(name: str) -> None:
-        await trio.lowlevel.checkpoint()
-        events.append(f"quiesce {name}")
-        if name == "web":
-            served[0].devices.active()["web"].pwrite(1 << 20, b"in the last moment")
+    class LateViews(NoViews):
+        async def write_back(self, device: str) -> None:
+            await trio.lowlevel.checkpoint()
+            events.append(f"write back {device}")
+            if device == "web":
+                served[0].devices.active()["web"].pwrite(1 << 20, b"in the last moment")
 
     def prepare(opened: OpenHome) -> None:
         served.append(opened)
         opened.devices.activate("web")
 
-    with serving(home, quiesce=quiesce, prepare=prepare), cowfs.open_home(home) as opened:
+    with serving(home, views=LateViews(), prepare=prepare), cowfs.open_home(home) as opened:
         opened.snapshot("web", "web-1")
         opened.create("fresh")
-    assert events == ["quiesce web", "quiesce base"]
+    assert events == ["write back web", "write back base"]
     with cowfs.open_home(home) as opened, opened.device("web-1") as disk:
         assert disk.pread(1 << 20, 18) == b"in the last moment"
 
 
 def test_a_snapshot_is_refused_when_quiescing_fails(home: Path) -> None:
-    async def quiesce(name: str) -> None:
-        raise OSError(errno.EIO, "the kernel keeps its pages")
+    class StuckViews(NoViews):
+        async def write_back(self, device: str) -> None:
+            raise OSError(errno.EIO, "the kernel keeps its pages")
 
-    with serving(home, quiesce=quiesce), cowfs.open_home(home) as opened:
+    with serving(home, views=StuckViews()), cowfs.open_home(home) as opened:
         with pytest.raises(CowfsError, match="the kernel keeps its pages"):
             opened.snapshot("web", "web-1")
         assert [row.name for row in opened.devices()] == ["base", "web"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
-from cowfs.layers import finish
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.options import Facts, parse_storage_options, settle
 from cowfs.pool import load_backend
+from cowfs.steps import finish, pieces_of
 
 MIB = 1 << 20
 SMALL = HomeOptions(
@@ -38,7 +38,7 @@ class Opened:
         return [(change.kind.letter, change.path.decode()) for change in found]
 
     def diff(self, layer_id: str, parent: str | None = None) -> bytes:
-        return b"".join(self.driver.diff(layer_id, parent))
+        return b"".join(pieces_of(self.driver.diff(layer_id, parent)))
 
     def size(self, layer_id: str, parent: str | None = None) -> int:
         return finish(self.driver.diff_size(layer_id, parent))

@@ -17,9 +17,9 @@ from cowfs.ext4.volume import Volume
 from cowfs.fuse.home_view import HomeView
 from cowfs.host.serving.served_home import ViewMounter
 from cowfs.host.serving.shown_devices import ShownDevices
-from cowfs.layers import finish
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root
+from cowfs.steps import finish, pieces_of
 from cowfs.testing.judges import require_clean_pool
 from tests.layers.driver_home import Opened, archive, members, names, opened
 
@@ -89,7 +89,7 @@ def test_a_layer_that_is_being_read_goes_when_that_is_done(home: Path, is_in_use
         wanted = made.diff("two", "one")
         if is_in_use:
             made.volumes.open("two")
-        pieces = made.driver.diff("two", "one")
+        pieces = pieces_of(made.driver.diff("two", "one"))
         read = next(pieces)
         made.driver.remove("two")
         made.driver.remove("one")
@@ -107,7 +107,7 @@ def test_a_layer_that_is_being_read_goes_when_that_is_done(home: Path, is_in_use
 def test_a_layer_that_is_being_read_stays_where_nothing_is_put_off(home: Path) -> None:
     options = ["dm.use_deferred_removal=false", "dm.use_deferred_deletion=false"]
     with opened(home, *options) as made:
-        pieces = made.driver.diff("two", None)
+        pieces = pieces_of(made.driver.diff("two", None))
         next(pieces)
         with pytest.raises(DeviceBusy, match="being read"):
             made.driver.remove("two")
@@ -144,7 +144,7 @@ def test_layers_are_read_while_their_files_are_in_use(home: Path) -> None:
     with opened(home) as made, made.volumes.opened("two") as volume:
         rootfs = volume.lookup(ROOT_INODE, b"rootfs").inode
         volume.make_node(rootfs, b"before", stat.S_IFREG | 0o644, 0, 0)
-        pieces = made.driver.diff("two", "one")
+        pieces = pieces_of(made.driver.diff("two", "one"))
         first = next(pieces)
         volume.make_node(rootfs, b"after", stat.S_IFREG | 0o644, 0, 0)
         assert names(first + b"".join(pieces)) == ["before", "d", "etc", "etc/a", "etc/.wh.b"]

@@ -14,9 +14,10 @@ from pathlib import Path
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
-from cowfs.layers.interface import Change, finish
+from cowfs.layers.interface import Change
 from cowfs.layers.roots import find_root
 from cowfs.pool import PoolTable
+from cowfs.steps import finish
 from cowfs.units import Sectors
 from cowfs_dmthin import BACKEND, DmPool, DmThin
 from tests.layers.changes.conftest import kinds, oracle

@@ -25,11 +25,11 @@ from cowfs.host.kernel.layers import KernelLayers
 from cowfs.host.open_home import OpenHome
 from cowfs.host.opening import open_here
 from cowfs.host.spec import HomeSpec, Make
-from cowfs.layers import finish
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.mounted_tree import MountedTree
 from cowfs.layers.roots import find_root
+from cowfs.steps import finish, pieces_of
 from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
 from cowfs.testing.layers.homes import served
@@ -239,7 +239,7 @@ def files_come_and_go(folder: Path, filesystem: str) -> None:
             assert changes(driver, layer_id, "low") == ["D /a", "C /b", "A /d"]
             assert finish(driver.diff_size(layer_id, "low")) == 10
         assert sorted(os.listdir(path)) == ["b", "c", "d"]
-        assert b"".join(driver.diff("idle", "low")) == b"".join(driver.diff("used", "low"))
+        assert b"".join(pieces_of(driver.diff("idle", "low"))) == b"".join(pieces_of(driver.diff("used", "low")))
         assert changes(driver, "idle", "used") == []
         # All or nothing, while idle.
         broken = archive(e=b"new").getvalue()[:700]
@@ -248,7 +248,7 @@ def files_come_and_go(folder: Path, filesystem: str) -> None:
             raise AssertionError("an archive that breaks off was applied")
         assert changes(driver, "idle", "used") == []
         # What is written while it is read does not matter: a snapshot is read.
-        pieces = driver.diff("used", "low")
+        pieces = pieces_of(driver.diff("used", "low"))
         first = next(pieces)
         (path / "late").write_text("too late")
         rest = first + b"".join(pieces)
@@ -462,7 +462,7 @@ def a_mounted_tree_is_a_tree_as_the_engine_has_it(folder: Path) -> None:
         tree = MountedTree(os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY))
         with contextlib.closing(tree):
             through_kernel = b"".join(write_archive(find_root(tree), None))
-        assert through_kernel == b"".join(driver.diff("rich", None))
+        assert through_kernel == b"".join(pieces_of(driver.diff("rich", None)))
         driver.create("again", None)
         assert isinstance(host.volumes, Volumes)
         target = Path(driver.get("again"))

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 
@@ -15,7 +15,7 @@ from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.host.control import socket as control
 from cowfs.host.control.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
-from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, Work, answer_type
+from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, answer_type
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10
@@ -44,16 +44,12 @@ class Client:
         self._socket: socket.socket | None = None
         self.holder_pid = self._connect()
 
-    def call(self, request: Request[R] | Work[R]) -> R:
+    def call(self, request: Request[R]) -> R:
         """Send a request and wait for its answer. Raises what the operation raised, as the same class."""
-        return self._ask(request, None)
-
-    def upload(self, request: Upload[R], file: IO[bytes]) -> R:
-        """`call` with a file, a regular one, which the holder reads from its current position."""
-        return self._ask(request, file.fileno())
-
-    def _ask(self, request: Request[R] | Work[R] | Upload[R], fd: int | None) -> R:
-        self._send(request, fd)
+        file = None
+        if isinstance(request, Upload):
+            file, request = request.file, msgspec.structs.replace(request, archive=None)
+        self._send(request, file.fileno() if file else None)
         reply = self._reply()
         if not bytes(reply.result):
             raise self._broken("answered a single question with a sequence")

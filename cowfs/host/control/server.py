@@ -13,10 +13,11 @@ import math
 import os
 import select
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import IO, Final, TypeAlias
+from pathlib import Path
+from typing import IO, Final
 
 import msgspec
 import trio
@@ -32,17 +33,15 @@ from cowfs.host.control.protocol import (
     Greeting,
     Reply,
 )
-from cowfs.host.open_home import OpenHome
+from cowfs.host.executor import Executor
 from cowfs.host.requests.decoding import decode_request
-from cowfs.host.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, Work
+from cowfs.host.requests.request import Attachment, Listing, OpenFile, Upload
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)
 _READ_BYTES: Final = 16 << 10
 _BATCH_BYTES: Final = 64 << 10
 _RETRY_SECONDS: Final = 0.1
-
-DeviceHook: TypeAlias = Callable[[str], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,30 +58,18 @@ class ControlServer:
     """Serves one home to other processes of the same user, and to root.
 
     Args:
-        home: a home whose lock this process holds.
-        quiesce: brings everything that was written to the views of a device onto it. Awaited before the device is
-            snapshotted; ends without a checkpoint, so that the snapshot sees just that.
-        let_go: closes a device that is only open in case somebody uses it. Awaited before the device is removed; ends
-            without a checkpoint.
-        forget: lets the kernel drop what it has cached of a device's files. Awaited after an operation that may have
-            changed them, before its answer is sent.
+        executor: of a home whose lock this process holds.
 
     A client that keeps the server waiting loses its place to another one when there are too many of its user.
     """
 
     def __init__(
         self,
-        home: OpenHome,
+        executor: Executor,
         *,
-        quiesce: DeviceHook | None = None,
-        let_go: DeviceHook | None = None,
-        forget: DeviceHook | None = None,
         limits: Limits = Limits(),
     ) -> None:
-        self._home = home
-        self._quiesce = quiesce
-        self._let_go = let_go
-        self._forget = forget
+        self._executor = executor
         self._limits = limits
         self._connections: list[_Connection] = []
 
@@ -96,7 +83,7 @@ class ControlServer:
 
         Clients are served at the same time, their operations one after the other.
         """
-        async with _listening(self._home) as listener, trio.open_nursery() as clients:
+        async with _listening(self._executor.path) as listener, trio.open_nursery() as clients:
             task_status.started()
             while True:
                 socket = await self._accept(listener)
@@ -110,7 +97,7 @@ class ControlServer:
                 socket, _ = await listener.accept()
             except OSError as error:  # also a client that is gone already
                 if error.errno != failed:
-                    _log.warning("control socket of %s: %s; trying again", self._home.path, error)
+                    _log.warning("control socket of %s: %s; trying again", self._executor.path, error)
                 failed = error.errno or 0
                 self._drop_stalled(self._connections)
                 await trio.sleep(_RETRY_SECONDS)
@@ -136,7 +123,7 @@ class ControlServer:
 
     def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
-        home = self._home.path
+        home = self._executor.path
         pid, uid = connection.pid, connection.uid
         if uid not in (0, os.geteuid()):
             raise HomeError(
@@ -162,71 +149,39 @@ class ControlServer:
 
     async def _answer(self, line: bytes, connection: _Connection) -> None:
         """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
-        try:
-            request = decode_request(line)
-            await self._await_first(request)
-        except Exception as error:
-            await connection.send(_error_line(line, error))
-            return
         batch = bytearray()
-        for reply, file in self._run(line, request, connection):
-            batch += reply
-            if file is None and len(batch) < _BATCH_BYTES:
-                await trio.lowlevel.checkpoint()
-                continue
-            try:
-                await connection.send(bytes(batch), file.fd if file else None)
-            finally:
-                if file:
-                    os.close(file.fd)
-            batch.clear()
-        await _call(self._forget, request.device_to_forget())
+        async with aclosing(self._replies(line, connection)) as replies:
+            async for reply, file in replies:
+                batch += reply
+                if file is None and len(batch) < _BATCH_BYTES:
+                    continue
+                try:
+                    await connection.send(bytes(batch), file.fd if file else None)
+                finally:
+                    if file:
+                        os.close(file.fd)
+                batch.clear()
         await connection.send(bytes(batch))
 
-    async def _await_first(self, request: AnyRequest) -> None:
-        """Do what must be awaited before a request runs. It runs, at once, when its answer is iterated."""
-        await _call(self._quiesce, request.device_to_quiesce())
-        await _call(self._let_go, request.device_to_let_go())
-
-    def _run(
-        self, line: bytes, request: AnyRequest, connection: _Connection
-    ) -> Iterator[tuple[bytes, OpenFile | None]]:
-        """The lines of a request's answer, one of which may carry a file. An error, of any kind, is the last line.
-
-        An empty line is a step of something long.
-        """
+    async def _replies(
+        self, line: bytes, connection: _Connection
+    ) -> AsyncGenerator[tuple[bytes, OpenFile | None], None]:
+        """The lines of the answer to one request, the last with a file perhaps. An error, of any kind, is a line."""
         try:
+            request = decode_request(line)
+            answer = None
             if isinstance(request, Listing):
-                for piece in request.run(self._home):
-                    yield b"" if piece is None else _line(Reply(piece=_raw(piece))), None
-                yield _line(Reply(result=_raw(None))), None
+                async with aclosing(self._executor.pieces(request)) as pieces:
+                    async for piece in pieces:
+                        yield _line(Reply(piece=_raw(piece))), None
             else:
-                answer = yield from self._result(request, connection)
-                yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
+                if isinstance(request, Upload):
+                    archive = Attachment(connection.uploaded_file())
+                    request = msgspec.structs.replace(request, archive=archive)
+                answer = await self._executor.answer(request)
+            yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
         except Exception as error:
             yield _error_line(line, error), None
-
-    def _result(
-        self, request: Request[object] | Work[object] | Upload[object], connection: _Connection
-    ) -> Generator[tuple[bytes, None], None, object]:
-        if isinstance(request, Request):
-            return request.run(self._home)
-        if isinstance(request, Upload):
-            steps = request.run(self._home, connection.uploaded_file())
-        else:
-            steps = request.run(self._home)
-        with closing(steps):
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    return end.value
-                yield b"", None
-
-
-async def _call(hook: DeviceHook | None, name: str | None) -> None:
-    if hook is not None and name is not None:
-        await hook(name)
 
 
 class _Connection:
@@ -312,16 +267,16 @@ class _Connection:
 
 
 @asynccontextmanager
-async def _listening(home: OpenHome) -> AsyncIterator[trio.socket.SocketType]:
-    listener = trio.socket.from_stdlib_socket(control.listen(home.path))
+async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(home))
     try:
         yield listener
     finally:
         listener.close()
         try:
-            control.unlink(home.path)
+            control.unlink(home)
         except OSError as error:
-            _log.warning("control socket of %s: %s", home.path, error)
+            _log.warning("control socket of %s: %s", home, error)
 
 
 async def _last_words(connection: _Connection, error: CowfsError) -> None:

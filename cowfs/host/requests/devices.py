@@ -10,7 +10,7 @@ Sizes are in bytes, whatever the name; ids and transactions are the pool's own n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,6 +22,7 @@ from cowfs.host.metadata_copy import copy_metadata
 from cowfs.host.open_home import MountedView, OpenHome
 from cowfs.host.requests.request import Listing, OpenFile, Request, batched
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
 class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
     """Every device, by name. Devices removed while the list is read are left out."""
 
-    def run(self, home: OpenHome) -> Iterator[DeviceRow]:
+    def run(self, home: OpenHome) -> Pieces[DeviceRow]:
         for records in batched(home.devices.records()):
             views = home.all_views()
             try:
@@ -205,8 +206,8 @@ class Create(Request[Created], frozen=True, tag="create"):
     parent: str | None = None
     size_bytes: int | None = None
 
-    def device_to_quiesce(self) -> str:
-        return BASE if self.parent is None else self.parent
+    def devices_read(self) -> tuple[str, ...]:
+        return (BASE if self.parent is None else self.parent,)
 
     def run(self, home: OpenHome) -> Created:
         record = home.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
@@ -219,10 +220,10 @@ class Remove(Request[bool], frozen=True, tag="remove"):
     name: str
     deferred: bool = False
 
-    def device_to_let_go(self) -> str:
+    def device_needed_idle(self) -> str:
         return self.name
 
-    def device_to_forget(self) -> str | None:
+    def device_given_up(self) -> str | None:
         return self.name if self.deferred else None
 
     def run(self, home: OpenHome) -> bool:
@@ -254,7 +255,7 @@ class TargetLine(msgspec.Struct, frozen=True):
 class Table(Listing[TargetLine], frozen=True, tag="table"):
     """The table lines of the pool and of every device."""
 
-    def run(self, home: OpenHome) -> Iterator[TargetLine]:
+    def run(self, home: OpenHome) -> Pieces[TargetLine]:
         pool = home.devices.pool
         yield TargetLine(pool.name, pool.table().format())
         for record in home.devices.records():
@@ -265,7 +266,7 @@ class Table(Listing[TargetLine], frozen=True, tag="table"):
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
     """The status lines of the pool and of every device."""
 
-    def run(self, home: OpenHome) -> Iterator[TargetLine]:
+    def run(self, home: OpenHome) -> Pieces[TargetLine]:
         pool = home.devices.pool
         yield TargetLine(pool.name, f"0 {pool.table().length_sectors} thin-pool {_figures(pool.status())}")
         for record in home.devices.records():
@@ -298,7 +299,7 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
     name: str
 
-    def device_to_let_go(self) -> str:
+    def device_needed_idle(self) -> str:
         return self.name
 
     def run(self, home: OpenHome) -> OpenFile:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
 from contextlib import closing
-from typing import IO, TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
@@ -17,11 +16,9 @@ from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.host.open_home import OpenHome
-from cowfs.host.requests.request import Listing, OpenFile, Request, Upload, Work
+from cowfs.host.requests.request import Listing, OpenFile, Request, Upload
 from cowfs.layers.info import DriverInfo
-
-if TYPE_CHECKING:
-    from cowfs.layers import Steps
+from cowfs.steps import Pieces, Steps
 
 
 class LayerChange(msgspec.Struct, frozen=True):
@@ -38,8 +35,8 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
     parent: str | None = None
     options: dict[str, str] = msgspec.field(default_factory=dict)
 
-    def device_to_quiesce(self) -> str:
-        return BASE if self.parent is None else self.parent
+    def devices_read(self) -> tuple[str, ...]:
+        return (BASE if self.parent is None else self.parent,)
 
     def run(self, home: OpenHome) -> None:
         home.driver.create(self.id, self.parent, self.options)
@@ -50,7 +47,7 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
 
     id: str
 
-    def device_to_let_go(self) -> str:
+    def device_needed_idle(self) -> str:
         return self.id
 
     def run(self, home: OpenHome) -> None:
@@ -67,7 +64,7 @@ class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
 class ListLayers(Listing[str], frozen=True, tag="layer_list"):
     """Ids in order."""
 
-    def run(self, home: OpenHome) -> Iterator[str]:
+    def run(self, home: OpenHome) -> Pieces[str]:
         yield from map(plain_text, home.driver.list_layers())
 
 
@@ -84,60 +81,78 @@ class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
     id: str
     parent: str | None = None
 
-    def device_to_quiesce(self) -> str:
-        return self.id
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
 
-    def run(self, home: OpenHome) -> Iterator[LayerChange | None]:
+    def run(self, home: OpenHome) -> Pieces[LayerChange]:
         changes = yield from home.driver.changes(self.id, self.parent)
         for change in changes:
             yield LayerChange(change.kind.letter, os.fsdecode(change.path))
 
 
-class LayerDiff(Work[OpenFile], frozen=True, tag="layer_diff"):
+class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
+    """The changes as a tar archive, in pieces: for this process alone, since JSON has no bytes."""
+
+    id: str
+    parent: str | None = None
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Pieces[bytes]:
+        return home.driver.diff(self.id, self.parent)
+
+
+class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
     """The changes as a tar archive, in a file without a name."""
 
     id: str
     parent: str | None = None
 
-    def device_to_quiesce(self) -> str:
-        return self.id
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
 
     def run(self, home: OpenHome) -> Steps[OpenFile]:
         directory = None if home.devices.read_only else home.path
         with tempfile.TemporaryFile(dir=directory) as file, closing(home.driver.diff(self.id, self.parent)) as pieces:
             for piece in pieces:
-                file.write(piece)
+                if piece is not None:
+                    file.write(piece)
                 yield
             file.seek(0)
             return OpenFile(os.dup(file.fileno()))
 
 
-class LayerSize(Work[int], frozen=True, tag="layer_size"):
+class LayerSize(Request[int], frozen=True, tag="layer_size"):
     """Bytes of the files that a layer added or modified."""
 
     id: str
     parent: str | None = None
 
-    def device_to_quiesce(self) -> str:
-        return self.id
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
 
     def run(self, home: OpenHome) -> Steps[int]:
         return home.driver.diff_size(self.id, self.parent)
 
 
 class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
-    """Unpack a tar archive into a layer; the sum of the sizes in it."""
+    """Unpack a tar archive into a layer; the sum of the sizes in it.
+
+    `end_required`: an archive without its end is refused, since it may be cut off.
+    """
 
     id: str
+    end_required: bool = True
 
-    def device_to_let_go(self) -> str:
+    def device_needed_idle(self) -> str:
         return self.id
 
-    def device_to_forget(self) -> str:
+    def device_rewritten(self) -> str:
         return self.id
 
-    def run(self, home: OpenHome, file: IO[bytes]) -> Steps[int]:
-        return home.driver.apply(self.id, None, file)
+    def run(self, home: OpenHome) -> Steps[int]:
+        return home.driver.apply(self.id, None, self.file, end_required=self.end_required)
 
 
 class GetLayer(Request[str], frozen=True, tag="layer_get"):
@@ -161,7 +176,7 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
 
     id: str
 
-    def device_to_forget(self) -> str:
+    def device_given_up(self) -> str:
         return self.id
 
     def run(self, home: OpenHome) -> None:
@@ -175,6 +190,18 @@ class Info(Request[DriverInfo], frozen=True, tag="info"):
         return home.driver.info()
 
 
+class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
+    """End every get: for Docker's daemon, which holds nothing any more."""
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.cleanup()
+
+
+def _layers_read(layer_id: str, parent: str | None) -> tuple[str, ...]:
+    return (layer_id,) if parent is None else (parent, layer_id)
+
+
+# What other processes can ask.
 LAYER_REQUESTS: Final = (
     CreateLayer,
     RemoveLayer,

@@ -1,9 +1,11 @@
 """What a request to a home is; the requests themselves are in the modules beside this one.
 
-Request[R]   answers one R
-Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
-Work[R]      answers one R after a while, in steps between which the home serves others
-Upload[R]    the same, reading a file that comes with it
+    Request[R]   answers one R, at once or in steps
+    Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+    Upload[R]    a request that reads a file which comes with it
+
+Each declares what it needs of the content of devices, and what it does to it (`devices_read` and the methods after it).
+The process that runs it sees to the mounted views of these devices: `cowfs.host.executor`.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from cowfs.errors import UsageError
+
 if TYPE_CHECKING:
     from cowfs.host.open_home import OpenHome
-    from cowfs.layers import Steps
+    from cowfs.steps import Pieces, Steps
 
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 T = TypeVar("T")
@@ -26,48 +30,57 @@ T = TypeVar("T")
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Base of everything that can be sent."""
 
-    def device_to_quiesce(self) -> str | None:
-        """A device whose mounted views must be written back before this runs."""
+    def devices_read(self) -> tuple[str, ...]:
+        """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
+        return ()
+
+    def device_needed_idle(self) -> str | None:
+        """A device that may not be in use: one that is open only because it was used lately is closed before."""
         return None
 
-    def device_to_let_go(self) -> str | None:
-        """A device that nobody may use while this runs: the home view closes it, if it can."""
+    def device_given_up(self) -> str | None:
+        """A device that may be idle after this: it is closed then."""
         return None
 
-    def device_to_forget(self) -> str | None:
-        """A device whose files the kernel may have cached and that may differ after this."""
+    def device_rewritten(self) -> str | None:
+        """A device whose files may be others after this: what the kernel has cached of them counts no more."""
         return None
-
-
-class Work(_Message, Generic[R], frozen=True):
-    """A question with one answer that takes a while."""
-
-    @abstractmethod
-    def run(self, home: OpenHome) -> Steps[R]: ...
-
-
-class Upload(_Message, Generic[R], frozen=True):
-    """As `Work`, with a regular file to read, from its current position."""
-
-    @abstractmethod
-    def run(self, home: OpenHome, file: IO[bytes]) -> Steps[R]: ...
 
 
 class Request(_Message, Generic[R], frozen=True):
     """A question with one answer."""
 
     @abstractmethod
-    def run(self, home: OpenHome) -> R: ...
+    def run(self, home: OpenHome) -> R | Steps[R]: ...
 
 
 class Listing(_Message, Generic[R], frozen=True):
-    """A question whose answer is a sequence. The home may change between two pieces of it.
-
-    A piece that is None is a step on the way to the next one, and no part of the answer.
-    """
+    """A question whose answer is a sequence. The home may change between two pieces of it."""
 
     @abstractmethod
-    def run(self, home: OpenHome) -> Iterator[R | None]: ...
+    def run(self, home: OpenHome) -> Pieces[R]: ...
+
+
+class Attachment:
+    """A regular file beside a request, read from its current position. It is no part of the request's JSON."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+
+class Upload(Request[R], Generic[R], frozen=True, kw_only=True, omit_defaults=True):
+    """A request that reads a file."""
+
+    archive: Attachment | None = None
+
+    @property
+    def file(self) -> IO[bytes]:
+        """Raises UsageError when none came."""
+        if self.archive is None:
+            raise UsageError("no open file came with a request that reads one")
+        return self.archive.file
 
 
 def batched(values: Sequence[T], size: int = 256) -> Iterator[Sequence[T]]:
@@ -76,12 +89,12 @@ def batched(values: Sequence[T], size: int = 256) -> Iterator[Sequence[T]]:
 
 
 class OpenFile(msgspec.Struct, frozen=True):
-    """An open file of this process, number `fd`; whoever receives it closes it."""
+    """An open file of this process, number `fd`; its receiver closes it."""
 
     fd: int
 
 
-AnyRequest: TypeAlias = Request[Any] | Listing[Any] | Work[Any] | Upload[Any]
+AnyRequest: TypeAlias = Request[Any] | Listing[Any]
 
 
 def answer_type(kind: type[AnyRequest]) -> Any:

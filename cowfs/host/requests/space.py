@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cowfs.error_record import plain_text
 from cowfs.host.open_home import OpenHome
-from cowfs.host.requests.request import Listing, Request, Work, batched
+from cowfs.host.requests.request import Listing, Request, batched
+from cowfs.steps import Pieces, Steps
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceFigures
-    from cowfs.layers import Steps
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -83,14 +82,14 @@ class ResizedPool(msgspec.Struct, frozen=True):
 class Usage(Listing[UsageRow], frozen=True, tag="usage"):
     """What every device occupies, by name, then what every thin does that belongs to none."""
 
-    def run(self, home: OpenHome) -> Iterator[UsageRow]:
+    def run(self, home: OpenHome) -> Pieces[UsageRow]:
         for records in batched(home.devices.records()):
             figures = home.devices.figures_of([record.name for record in records])
             yield from [_usage(plain_text(name), found) for name, found in figures.items()]
         yield from [_usage(None, found) for found in home.devices.orphan_figures()]
 
 
-class Trim(Work[TrimmedDevice], frozen=True, tag="trim"):
+class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
     """Give back to the pool what the file system of a device does not use, mounted or not."""
 
     name: str
@@ -106,7 +105,7 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
     name: str
     size_bytes: int
 
-    def device_to_let_go(self) -> str:
+    def device_needed_idle(self) -> str:
         return self.name
 
     def run(self, home: OpenHome) -> Resized:

@@ -23,6 +23,7 @@ from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, 
 from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree_view import TreeView
 from cowfs.host.control.server import ControlServer
+from cowfs.host.executor import Executor
 from cowfs.host.open_home import MountedView, OpenHome
 from cowfs.host.serving.deletions import deletion_service
 from cowfs.host.serving.events import event_service
@@ -73,7 +74,8 @@ class ServedHome:
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
         self._is_in_home = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
-        self._control = ControlServer(home, quiesce=self.quiesce, let_go=self.let_go, forget=self.forget)
+        self.executor = Executor(home, self)
+        self._control = ControlServer(self.executor)
         self._has_ended = trio.Event()
 
     @classmethod
@@ -129,24 +131,20 @@ class ServedHome:
         request = self._request
         return MountOptions(request.source, read_only=request.read_only, suid=request.suid, dev=request.dev)
 
-    # What waits for the kernel: never called in a handler of the view.
+    # The executor's `Views`: what waits for the kernel, so never called in a handler of the view.
 
-    async def quiesce(self, name: str) -> None:
-        """Bring what applications wrote to a device's files into it; ends without a checkpoint."""
+    async def write_back(self, device: str) -> None:
         if isinstance(self._view, HomeView):
-            await self._view.quiesce_device(name)
-        elif self._view is not None and name == self._request.device:
-            await self._view.quiesce()
+            await self._view.write_back_device(device)
+        elif self._view is not None and device == self._request.device:
+            await self._view.write_back()
 
-    async def let_go(self, name: str) -> None:
-        """Close a device's volume if nobody uses it; ends without a checkpoint."""
+    async def close_if_idle(self, device: str) -> bool:
+        return not isinstance(self._view, HomeView) or await self._view.let_go(device)
+
+    async def invalidate(self, device: str) -> None:
         if isinstance(self._view, HomeView):
-            await self._view.let_go(name)
-
-    async def forget(self, name: str) -> None:
-        """Have the kernel drop what it has cached of a device that may have changed underneath."""
-        if isinstance(self._view, HomeView) and not await self._view.let_go(name):
-            await self._view.invalidate(name)
+            await self._view.invalidate(device)
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when nobody has got a layer any more, nor is about to."""

@@ -27,7 +27,8 @@ from cowfs.layers.archive.ids import IdShift, UnmappedId
 from cowfs.layers.archive.names import WHITEOUT_PREFIX, is_reserved, show
 from cowfs.layers.archive.reader import PIECE_BYTES
 from cowfs.layers.archive.sparse import build as build_sparse_map
-from cowfs.layers.interface import Change, ChangeKind, IdMaps, LayerRoot, Steps
+from cowfs.layers.interface import Change, ChangeKind, IdMaps, LayerRoot
+from cowfs.steps import Steps
 
 _BLOCK: Final = tarfile.BLOCKSIZE
 _END: Final = bytes(2 * _BLOCK)

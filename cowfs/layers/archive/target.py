@@ -16,7 +16,8 @@ from typing import Final
 from cowfs.errors import ArchiveError
 from cowfs.ext4.interface import Attributes
 from cowfs.layers.archive.names import show
-from cowfs.layers.interface import LayerRoot, Steps
+from cowfs.layers.interface import LayerRoot
+from cowfs.steps import Steps
 
 _SYMLINKS_MAX: Final = 40  # in one path, as in the kernel
 _PARENT_MODE: Final = 0o755

@@ -32,7 +32,8 @@ from cowfs.layers.archive.names import (
 )
 from cowfs.layers.archive.reader import ArchiveReader, Entry
 from cowfs.layers.archive.target import Target
-from cowfs.layers.interface import IdMaps, LayerRoot, Steps
+from cowfs.layers.interface import IdMaps, LayerRoot
+from cowfs.steps import Steps
 from cowfs.units import format_size
 
 _ZEROS_BYTES_MIN: Final = 4096

@@ -24,8 +24,9 @@ from cowfs.ext4.tables import InodeRange, InodeTables, differ
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes.names import NameSearch, may_name
 from cowfs.layers.changes.walk import Child, Listing, Walk
-from cowfs.layers.interface import Change, LayerRoot, Steps
+from cowfs.layers.interface import Change, LayerRoot
 from cowfs.ranges import RangeSet
+from cowfs.steps import Steps
 from cowfs.thinmeta.delta import DeltaRange
 
 _READ_INODES_MAX: Final = 4096

@@ -8,8 +8,9 @@ from cowfs.blockdev import BlockDevice
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes.blocks import block_changes
 from cowfs.layers.changes.walk import walk_changes
-from cowfs.layers.interface import Change, LayerRoot, Steps
+from cowfs.layers.interface import Change, LayerRoot
 from cowfs.pool import Pool
+from cowfs.steps import Steps
 from cowfs.thinmeta.delta import DeltaRange, changed_ranges
 
 

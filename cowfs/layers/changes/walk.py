@@ -24,7 +24,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
 from cowfs.ext4.interface import Attributes, FileTree
-from cowfs.layers.interface import Change, ChangeKind, LayerRoot, Steps
+from cowfs.layers.interface import Change, ChangeKind, LayerRoot
+from cowfs.steps import Steps
 
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _NAMES_PER_STEP: Final = 256

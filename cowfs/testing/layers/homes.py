@@ -29,10 +29,11 @@ from cowfs.host.home import open_home
 from cowfs.host.layers import Layers
 from cowfs.host.opening import open_here
 from cowfs.host.spec import HomeSpec, Make
-from cowfs.layers import Change, ChangeKind, Driver, Steps
+from cowfs.layers import Change, ChangeKind, Driver
 from cowfs.layers.info import status_items
 from cowfs.layers.roots import ensure_root
 from cowfs.pool import NodeThin, ThinDevice
+from cowfs.steps import Steps
 from cowfs.testing.conformance.lab import NotApplicableError
 from cowfs.testing.judges import require_clean_pool
 from cowfs.testing.layers.files import DirectoryFiles, Files, TreeFiles
@@ -43,7 +44,6 @@ _MOST_JUDGED: Final = 8
 _PIECE_BYTES: Final = 1 << 16
 _PATIENCE_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.02
-_KINDS: Final = {kind.letter: kind for kind in ChangeKind}
 
 
 def in_process(backend: str) -> HomeFactory:
@@ -280,7 +280,7 @@ class LayersDriver:
         yield
         with self._layers() as layers:
             found = layers.changes(layer_id, parent)
-            return [Change(os.fsencode(change.path), _KINDS[change.kind]) for change in found]
+            return [Change(os.fsencode(change.path), ChangeKind.of_letter(change.kind)) for change in found]
 
     def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
         with self._layers() as layers, layers.diff(layer_id, parent) as file:

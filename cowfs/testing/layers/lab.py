@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final, Protocol, TypeAlias
 
-from cowfs.layers import Driver, finish
+from cowfs.layers import Driver
+from cowfs.steps import finish, pieces_of
 from cowfs.testing.conformance.lab import NotApplicableError
 from cowfs.testing.layers.files import Entry, Files
 
@@ -142,7 +143,7 @@ class LayerLab:
         return [f"{change.kind.letter} {os.fsdecode(change.path)}" for change in found]
 
     def diff(self, layer_id: str, parent: str | None) -> bytes:
-        return b"".join(self.driver.diff(layer_id, parent))
+        return b"".join(pieces_of(self.driver.diff(layer_id, parent)))
 
     def diff_size(self, layer_id: str, parent: str | None) -> int:
         return finish(self.driver.diff_size(layer_id, parent))

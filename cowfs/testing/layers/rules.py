@@ -9,7 +9,7 @@ import tarfile
 from typing import Final
 
 from cowfs.errors import UnknownDevice, UsageError
-from cowfs.layers import finish
+from cowfs.steps import finish
 from cowfs.testing.conformance.lab import expect_equal, expect_error
 from cowfs.testing.layers.files import Files
 from cowfs.testing.layers.lab import LayerLab, content, give_away

@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cowfs.errors import ArchiveError, CowfsError, FilesystemError
-from cowfs.layers import LayerRoot, finish
+from cowfs.layers import LayerRoot
 from cowfs.layers.archive import apply_archive
 from cowfs.layers.archive.reader import ArchiveReader
+from cowfs.steps import finish
 from tests.conftest import profile
 from tests.ext4.conftest import MIB
 from tests.layers.archive.conftest import LayerVolume

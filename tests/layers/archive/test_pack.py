@@ -15,8 +15,9 @@ import pytest
 
 from cowfs.errors import FilesystemError, UsageError
 from cowfs.ext4 import acl
-from cowfs.layers import Change, ChangeKind, IdMaps, IdRange, LayerRoot, finish
+from cowfs.layers import Change, ChangeKind, IdMaps, IdRange, LayerRoot
 from cowfs.layers.archive import archive_size, write_archive
+from cowfs.steps import finish
 from tests.ext4.conftest import MIB
 from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import (

@@ -7,8 +7,9 @@ import stat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cowfs.layers import IdMaps, IdRange, finish
+from cowfs.layers import IdMaps, IdRange
 from cowfs.layers.archive import archive_size
+from cowfs.steps import finish
 from tests.conftest import profile
 from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import (

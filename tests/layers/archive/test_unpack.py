@@ -17,8 +17,9 @@ import pytest
 
 from cowfs.errors import ArchiveError, FilesystemError
 from cowfs.ext4 import acl
-from cowfs.layers import IdMaps, IdRange, LayerRoot, finish
+from cowfs.layers import IdMaps, IdRange, LayerRoot
 from cowfs.layers.archive import apply_archive
+from cowfs.steps import finish
 from tests.ext4.conftest import MIB
 from tests.layers.archive.conftest import LayerVolume
 from tests.layers.archive.trees import (

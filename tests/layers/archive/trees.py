@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cowfs.layers import Change, ChangeKind, LayerRoot, finish
+from cowfs.layers import Change, ChangeKind, LayerRoot
 from cowfs.layers.archive import Applied, apply_archive, write_archive
+from cowfs.steps import finish
 
 TIME_NS = 1_600_000_000_123_456_789
 NO_ID = 0xFFFFFFFF

@@ -14,9 +14,10 @@ from cowfs.ext4 import fsck
 from cowfs.ext4.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes, walk_changes
-from cowfs.layers.interface import Change, ChangeKind, LayerRoot, finish
+from cowfs.layers.interface import Change, ChangeKind, LayerRoot
 from cowfs.layers.roots import ensure_root, find_root, sign
 from cowfs.pool import Pool, PoolTable, ThinDevice
+from cowfs.steps import finish
 from cowfs.thinmeta.delta import DeltaRange, changed_ranges
 from cowfs.units import SECTOR_BYTES, Sectors
 from cowfs_emulated import BACKEND

@@ -14,8 +14,8 @@ from cowfs.ext4.tables import InodeRange
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes
 from cowfs.layers.changes import names as names_module
-from cowfs.layers.interface import finish
 from cowfs.layers.roots import find_root
+from cowfs.steps import finish
 from tests.ext4.conftest import MIB
 from tests.layers.changes.conftest import FEATURES, Kinds, Lab, Layer, kinds, make_pool
 

@@ -13,8 +13,9 @@ from cowfs.ext4 import fsck
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, block_changes, find, find_changes
-from cowfs.layers.interface import Change, LayerRoot, Steps, finish
+from cowfs.layers.interface import Change, LayerRoot
 from cowfs.layers.roots import find_root
+from cowfs.steps import Steps, finish
 from cowfs.units import SECTOR_BYTES
 from tests.layers.changes.conftest import SMALL_GROUPS, Kinds, Lab, Layer, kinds
 

@@ -13,7 +13,8 @@ import pytest
 from cowfs.ext4.interface import RENAME_EXCHANGE, ROOT_INODE, DirectoryEntry
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import walk_changes
-from cowfs.layers.interface import Change, ChangeKind, LayerRoot, finish
+from cowfs.layers.interface import Change, ChangeKind, LayerRoot
+from cowfs.steps import finish
 from tests.layers.changes.conftest import Kinds, Lab, Layer
 
 Compare = Callable[[], Kinds]

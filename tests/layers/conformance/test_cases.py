@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from cowfs.errors import MissingRequirement
-from cowfs.layers import Change, ChangeKind, Steps, finish
+from cowfs.layers import Change, ChangeKind
+from cowfs.steps import Steps, finish
 from cowfs.testing.layers import CASES, Case, HomeFactory, NotApplicableError, check
 from cowfs.testing.layers.homes import InProcessHome, in_process, served
 from tests.conftest import Account

@@ -1,0 +1,38 @@
+"""Long operations in short steps: generators, between two steps of which others have their turn.
+
+    Steps[T]      yields None after each step, and returns a T
+    Pieces[P]     yields pieces of its answer, too, as soon as each is made
+
+Each step leaves the home whole. Here they are run at once; `cowfs.host.executor` runs them beside other tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import TypeAlias, TypeVar
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[None, None, T]
+Pieces: TypeAlias = Generator[P | None, None, None]
+
+
+def finish(steps: Steps[T]) -> T:
+    """Run a long operation to its end."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def pieces_of(steps: Pieces[P]) -> Generator[P, None, None]:
+    """The pieces alone. Left early, the operation ends there."""
+    try:
+        for piece in steps:
+            if piece is not None:
+                yield piece
+    finally:
+        steps.close()
