@@ -115,6 +115,7 @@ def mount_command(
         _log_to_stderr()
         serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
         return
+    output.print_warnings()
     pid = mount(request, _server_command(settings, request))
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})

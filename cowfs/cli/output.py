@@ -59,9 +59,14 @@ def print_warnings() -> None:
     """Let what is logged meanwhile as a warning, or as worse, be a line on standard error."""
     import logging
 
+    said = set[str]()
+
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print_line(f"cowfs: {record.getMessage()}")
+            text = record.getMessage()
+            if text not in said:  # a server that is started may have found the same
+                said.add(text)
+                print_line(f"cowfs: {text}")
 
     logging.lastResort = Lines(logging.WARNING)  # not where a server writes a log
 

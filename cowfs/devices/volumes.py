@@ -30,6 +30,7 @@ from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.units import SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
+_REPAIR: Final = "'mount --repair' lets e2fsck try"
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 
@@ -65,18 +66,20 @@ class Volumes:
     """Open volumes by device name. One thread at a time.
 
     Args:
-        read_only: volumes are opened for reading only, as they always are in a home that is open read-only.
+        read_only: volumes are opened for reading only, as they always are in a home that is open read-only, and nothing
+            is written to their devices; also damaged ones, to read of them what can be read.
     """
 
     def __init__(self, devices: DeviceSet, *, read_only: bool = False) -> None:
         self._devices = devices
         self._open: dict[str, _Open] = {}
         self.read_only = read_only or devices.read_only
+        self._rescue = read_only
 
     def open(self, name: str, *, repair: bool = False) -> Volume:
         """The volume of a device; each call needs a `close`.
 
-        A file system that was not cleanly unmounted is checked first, also for reading only, as the kernel does.
+        A file system that was not cleanly unmounted is checked first, unless volumes are for reading only.
 
         Args:
             repair: let e2fsck repair whatever is damaged, even where that loses something.
@@ -90,12 +93,16 @@ class Volumes:
         if known is not None:
             known.users += 1
             return known.volume
-        with ExitStack() as undo, _named(name):
-            thin = self._devices.activate(name, read_only=self._devices.read_only)
+        with ExitStack() as undo, _named(name, read_only=self.read_only):
+            thin = self._devices.activate(name, read_only=self.read_only and not repair)
             undo.callback(self._devices.deactivate, name)
-            self._prepare(thin, repair)
-            volume = Volume.open(thin, read_only=self.read_only, name=f"device {name!r}")
+            if repair or not self._rescue:
+                self._prepare(thin, repair)
+            volume = Volume.open(thin, read_only=self.read_only, rescue=self._rescue, name=f"device {name!r}")
             undo.callback(volume.close)
+            if volume.problems:
+                problems = "; ".join(volume.problems)
+                _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, _REPAIR)
             undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
             opened.closing.callback(opened.finish)
@@ -228,12 +235,13 @@ def _settled(volume: Volume) -> Iterator[None]:
 
 
 @contextmanager
-def _named(device: str) -> Iterator[None]:
+def _named(device: str, *, read_only: bool = True) -> Iterator[None]:
     """Say whose file system it is that an error is about."""
     try:
         yield
     except FilesystemError as error:
         message = f"device '{device}': {error.message}"
         if error.errno == errno.EUCLEAN:
-            message = f"{message.removesuffix('; run a check with repair')}; 'mount --repair' lets e2fsck try"
+            message = f"{message.removesuffix('; run a check with repair')}; {_REPAIR}"
+            message += "" if read_only else ", 'mount --read-only' shows what can be read"
         raise FilesystemError(message, errno=error.errno) from error

@@ -46,6 +46,7 @@ class Filesystem:
     Args:
         name: of the volume, in what is logged about it.
         before_recovery: the volume may have a journal to replay, and is opened to find that.
+        rescue: for reading only: whatever can be read, a journal that is not replayed notwithstanding.
     """
 
     def __init__(
@@ -56,13 +57,14 @@ class Filesystem:
         now_ns: Callable[[], int],
         name: str = "a volume",
         before_recovery: bool = False,
+        rescue: bool = False,
     ) -> None:
         self.device = device
         self.name = name
         self.read_only = read_only
         self.now_ns = now_ns
         superblock = layout.read_superblock(device)
-        _check_openable(superblock, device, read_only=read_only, before_recovery=before_recovery)
+        _check_openable(superblock, device, read_only=read_only, before_recovery=before_recovery, rescue=rescue)
         self.uuid = superblock.uuid
         self.block_bytes = superblock.block_bytes
         self.library = libext2fs.load()
@@ -78,8 +80,10 @@ class Filesystem:
         self.closed = False  # what the library allocated is gone then, and must not be touched
         self._channel = Channel(self.library, self.cache)
         self._freeing = ExitStack()
-        self.fs = self._open(libext2fs.OPEN_IGNORE_CSUM_ERRORS if before_recovery else 0)
+        self.fs = self._open(libext2fs.OPEN_IGNORE_CSUM_ERRORS if before_recovery or rescue else 0)
         self._freeing.callback(self.c.ext2fs_free, self.fs)
+        if rescue:
+            self.fs.flags &= ~libext2fs.OPEN_IGNORE_CSUM_ERRORS  # those of inodes count
         try:
             self._check_layout(superblock)
             self.super = self.fs.super
@@ -283,11 +287,15 @@ class Filesystem:
             self.fs = self.super = None
 
 
-def _check_openable(superblock: Superblock, device: BlockDevice, *, read_only: bool, before_recovery: bool) -> None:
+def _check_openable(
+    superblock: Superblock, device: BlockDevice, *, read_only: bool, before_recovery: bool, rescue: bool
+) -> None:
     unknown = superblock.incompat & ~layout.INCOMPAT_SUPPORTED & ~layout.INCOMPAT_RECOVER
     if unknown:
         names = layout.feature_names(unknown, layout.INCOMPAT_NAMES)
         raise FilesystemError(f"ext4 uses features that cowfs does not support: {names}", errno=errno.EOPNOTSUPP)
+    if rescue:
+        return
     if superblock.incompat & layout.INCOMPAT_RECOVER and not before_recovery:
         raise FilesystemError("ext4's journal must be replayed first; run a check", errno=errno.EUCLEAN)
     if superblock.blocks * superblock.block_bytes > device.size_bytes:

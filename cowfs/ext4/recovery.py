@@ -2,6 +2,7 @@
 
     recover(device)      writes it: afterwards nobody has to
     recovered(device)    a view of the device with it, for reading only; nothing is written
+    readable(device)     the same if that is possible, and otherwise the device as it is
 
 Both leave a volume alone that has nothing to replay. What the journal cannot tell is e2fsck's business.
 """
@@ -67,6 +68,34 @@ def recovered(device: BlockDevice) -> BlockDevice:
     return RecoveredDevice(device, _Found(device)) if needs_recovery(device) else device
 
 
+def readable(device: BlockDevice) -> tuple[BlockDevice, list[str]]:
+    """The device with its journal where that can be replayed, else as it is; and what is wrong with the volume.
+
+    Raises:
+        FilesystemError (EINVAL): no ext4 there.
+    """
+    superblock = layout.read_superblock(device)
+    problems = _problems(superblock, device.pread(layout.SUPERBLOCK_OFFSET, layout.SUPERBLOCK_BYTES))
+    if superblock.size_bytes > device.size_bytes:
+        problems.append(f"it has {superblock.size_bytes} bytes, and its device only {device.size_bytes}")
+    try:
+        return recovered(device), problems
+    except FilesystemError as error:
+        problem = f"its journal cannot be replayed, so the last changes may be missing or half done: {error.message}"
+        return device, [problem, *problems]
+
+
+def _problems(superblock: layout.Superblock, raw: bytes) -> list[str]:
+    problems = []
+    if superblock.ro_compat & layout.RO_COMPAT_METADATA_CSUM and raw[_CHECKSUM_OFFSET:] != _superblock_checksum(raw):
+        problems.append("its superblock has a wrong checksum")
+    if superblock.state & layout.STATE_ERROR:
+        problems.append("it is marked as damaged")
+    if not superblock.state & layout.STATE_VALID and not superblock.incompat & layout.INCOMPAT_RECOVER:
+        problems.append("it was not cleanly unmounted")
+    return problems
+
+
 class _Found:
     """What is to be replayed."""
 
@@ -107,9 +136,12 @@ def _without_mark(raw: bytes, *, has_error: bool) -> bytes:
         struct.pack_into("<H", changed, _STATE_OFFSET, state | layout.STATE_ERROR)
     struct.pack_into("<I", changed, _INCOMPAT_OFFSET, incompat & ~layout.INCOMPAT_RECOVER)
     if ro_compat & layout.RO_COMPAT_METADATA_CSUM:
-        checksum = checksums.crc32c(0xFFFFFFFF, changed[:_CHECKSUM_OFFSET])
-        struct.pack_into("<I", changed, _CHECKSUM_OFFSET, checksum)
+        changed[_CHECKSUM_OFFSET:] = _superblock_checksum(changed)
     return bytes(changed)
+
+
+def _superblock_checksum(raw: bytes | bytearray) -> bytes:
+    return checksums.crc32c(0xFFFFFFFF, raw[:_CHECKSUM_OFFSET]).to_bytes(4, "little")
 
 
 class RecoveredDevice:

@@ -32,11 +32,12 @@ import errno
 import functools
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs.blockdev import BlockDevice, Buffer
+from cowfs.errors import FilesystemError
 from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Run, Segment
@@ -58,12 +59,13 @@ from cowfs.ext4.journal import Journal
 from cowfs.ext4.journal_file import JournalFile
 from cowfs.ext4.journal_format import DamagedJournal
 from cowfs.ext4.names import Names
-from cowfs.ext4.recovery import recover, recovered
+from cowfs.ext4.recovery import readable, recover, recovered
 from cowfs.ext4.renames import Renames
 from cowfs.ext4.tables import InodeTables
 from cowfs.ext4.xattrs import ExtendedAttributes
 
 _PATH_MAX = 4096
+_DAMAGED_INODE = (errno.ESTALE, errno.EUCLEAN, errno.EOPNOTSUPP)
 
 
 _P = ParamSpec("_P")
@@ -90,9 +92,13 @@ def _changing(
 
 
 class Volume:
-    """An open volume. Not safe for use from several threads. The device stays the caller's."""
+    """An open volume. Not safe for use from several threads. The device stays the caller's.
 
-    def __init__(self, fs: Filesystem) -> None:
+    `problems`: what is wrong with a volume that is open to rescue what can be read.
+    """
+
+    def __init__(self, fs: Filesystem, problems: Sequence[str] = ()) -> None:
+        self.problems = problems
         self._fs = fs
         self._allocator = Allocator(fs)
         self._maps = FileMaps(fs, self._allocator)
@@ -115,6 +121,7 @@ class Volume:
         *,
         read_only: bool = False,
         journaled: bool = True,
+        rescue: bool = False,
         name: str = "a volume",
         now_ns: Callable[[], int] = time.time_ns,
     ) -> Volume:
@@ -125,6 +132,7 @@ class Volume:
         Args:
             journaled: commit changes to the journal, where there is one. Without, all that is written is written once:
                 for making a volume that nobody will want if it is not finished.
+            rescue: with `read_only`: open what is damaged too, to read what can be read; `problems` says what is wrong.
             name: of the volume, in what is logged about damage.
 
         Raises:
@@ -132,21 +140,36 @@ class Volume:
                 not cleanly unmounted or damaged (EUCLEAN); see `cowfs.ext4.fsck.prepare_for_mount`.
             MissingRequirement: libext2fs is not usable here.
         """
-        if read_only:
+        assert read_only or not rescue
+        problems: list[str] = []
+        if rescue:
+            device, problems = readable(device)
+        elif read_only:
             device = recovered(device)
         else:
             recover(device)
-        fs = Filesystem(device, read_only=read_only, now_ns=now_ns, name=name)
+        fs = Filesystem(device, read_only=read_only, now_ns=now_ns, name=name, rescue=rescue)
         try:
-            volume = cls(fs)
+            volume = cls(fs, problems)
             if not read_only:
                 volume._protect_journal(use=journaled)
                 volume._names.orphans.process(volume._finish_orphan)
-            volume.attributes(ROOT_INODE)
+            volume._check_root()
         except BaseException:
             fs.free()
             raise
         return volume
+
+    def _check_root(self) -> None:
+        try:
+            is_directory = self._inodes.get(ROOT_INODE).is_directory
+        except OSError as error:
+            if error.errno not in _DAMAGED_INODE:
+                raise
+            reason = error.message if isinstance(error, FilesystemError) else "it is marked as not in use"
+            raise self._fs.damaged(f"the root directory, inode {ROOT_INODE}, cannot be read: {reason}") from error
+        if not is_directory:
+            raise self._fs.damaged(f"the root, inode {ROOT_INODE}, is not a directory")
 
     def _protect_journal(self, *, use: bool) -> None:
         """Let nothing be written where the journal is, but for commits, if it is used."""

@@ -2,11 +2,11 @@
 
 The two processes speak over a pipe. The server writes one JSON line when it knows how things went:
 
-    {"pid": 4711}
+    {"pid": 4711, "warnings": ["device 'web': ..."]}
     {"error": {"class": "MountError", "message": "mount cowfs:/h:a:/mnt: ...", "errno": 16, ...}}
 
-and the parent raises that error as if it had happened here. The server is a fresh process (never a fork of this one,
-which may have threads) in a session of its own, its standard streams on a log file.
+and the parent logs those warnings, and raises that error, as if they had happened here. The server is a fresh process
+(never a fork of this one, which may have threads) in a session of its own, its standard streams on a log file.
 
     parent                                              server
     pid = mount_in_background(argv_for, ...)            with Readiness(fd) as readiness:
@@ -43,6 +43,9 @@ START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 5.0
 _MAX_LINE_BYTES: Final = 1 << 16
 _LOG_TAIL_BYTES: Final = 4096
+_WARNINGS_MAX: Final = 20
+_WARNING_CHARACTERS_MAX: Final = 400
+_PACKAGE: Final = "cowfs"  # whose loggers are listened to
 
 _servers: list[subprocess.Popen[bytes]] = []
 """Servers this process started; ended ones are reaped when the next one starts."""
@@ -160,6 +163,8 @@ def _judge(
         how = "closed its pipe" if server.returncode is None else f"ended with status {server.returncode}"
         reason = f"the server {how} before it was ready{_log_tail(log_path)}"
         raise MountError("mount", source, target, reason=reason) from None
+    for warning in report.warnings:
+        log.warning("%s", warning)
     if report.error is not None:
         raise restore_error(report.error)
     return report.pid
@@ -191,32 +196,49 @@ def _stop(server: subprocess.Popen[bytes], target: str) -> None:
 
 
 class Report(msgspec.Struct, omit_defaults=True):
-    """The line a server writes: its pid once it is ready, or why it never will be."""
+    """The line a server writes: its pid once it is ready, or why it never will be; and what it warned of until then."""
 
     pid: int = 0
     error: ErrorRecord | None = None
+    warnings: list[str] = []
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is logged as a warning, up to what a line of the pipe has room for."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if len(self.said) < _WARNINGS_MAX:
+            self.said.append(record.getMessage()[:_WARNING_CHARACTERS_MAX])
 
 
 class Readiness:
     """The server's end of the pipe: reports readiness once, or the error that a `with` block ends with.
+
+    What is logged as a warning until then is reported too.
 
     Without a descriptor (a server in the foreground) it reports nothing. The error goes on either way.
     """
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
+        self._warnings = _Warnings()
         if fd is not None:
+            logging.getLogger(_PACKAGE).addHandler(self._warnings)
             os.set_inheritable(fd, False)  # tools that the server runs must not hold the pipe open
 
     def ready(self) -> None:
         """Report, and let go of the directory the server was started in."""
         if self._fd is not None:
-            self._write(Report(pid=os.getpid()))
+            self._write(Report(pid=os.getpid(), warnings=self._warnings.said))
             os.chdir("/")
 
     def failed(self, error: BaseException) -> None:
         if self._fd is not None:
-            self._write(Report(error=record_error(error)))
+            self._write(Report(error=record_error(error), warnings=self._warnings.said))
 
     def __enter__(self) -> Self:
         return self
@@ -229,6 +251,7 @@ class Readiness:
 
     def _write(self, report: Report) -> None:
         assert self._fd is not None
+        logging.getLogger(_PACKAGE).removeHandler(self._warnings)
         try:
             os.write(self._fd, msgspec.json.encode(report) + b"\n")
         except BrokenPipeError:

@@ -337,6 +337,59 @@ def test_a_damaged_file_system_is_not_mounted_until_it_is_repaired(mounted: Moun
     mounted.run("umount", mounted.target)
 
 
+def test_what_can_be_read_of_a_damaged_file_system(mounted: MountedHome) -> None:
+    """Where e2fsck gives up without being told, a mount for reading only shows the rest, and writes nothing."""
+    mounted.run("mount", "web", mounted.target)
+    mounted.shell("cd 'mount point' && echo kept > kept && echo lost > lost && mkdir dir && echo deep > dir/deep")
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "--raw", "web", mounted.target)
+    for request in ("sif lost block[5] 1", "ssv state 2"):
+        mounted.shell(f"debugfs -w -R '{request}' 'mount point/web' 2>&1")
+    mounted.run("umount", mounted.target)
+    refused = mounted.refused(7, "mount", "web", mounted.target)
+    assert "mount --repair" in refused
+    assert "mount --read-only" in refused
+    before = {path: path.read_bytes() for path in pool_files(mounted)}
+    for where in (["web"], []):
+        done = mounted.run("mount", "--read-only", *where, mounted.target)
+        if where:
+            (line,) = done.stderr.splitlines()
+            assert line.startswith(
+                "cowfs: device 'web': its file system shows what can be read: it is marked as damaged"
+            )
+            assert "mount --repair" in line
+        found = mounted.shell(f"cd 'mount point/{'' if where else 'web'}' && cat kept dir/deep && ls")
+        assert found.split() == ["kept", "deep", "dir", "kept", "lost", "lost+found"]
+        with pytest.raises(AssertionError, match="Read-only file system"):
+            mounted.shell("touch 'mount point/new'")
+        mounted.run("umount", mounted.target)
+    assert {path: path.read_bytes() for path in pool_files(mounted)} == before
+    mounted.run("mount", "--repair", "web", mounted.target)
+    assert mounted.shell("cat 'mount point/kept'") == "kept\n"
+    mounted.run("umount", mounted.target)
+
+
+def pool_files(mounted: MountedHome) -> list[Path]:
+    return [mounted.home / "devicemapper" / name for name in ("data", "metadata")]
+
+
+def test_a_damaged_root_is_one_line(mounted: MountedHome) -> None:
+    """Of a file system that says that it is clean, for reading only too, and where all devices are shown."""
+    mounted.run("mount", "--raw", "web", mounted.target)
+    mounted.shell("debugfs -w -R 'clri <2>' 'mount point/web' 2>&1")
+    mounted.run("umount", mounted.target)
+    for options in ([], ["--read-only"]):
+        line = mounted.refused(7, "mount", *options, "web", mounted.target)
+        assert line.startswith("cowfs: device 'web': ext4 is damaged: the root directory, inode 2, cannot be read: ")
+        assert "'mount --repair' lets e2fsck try" in line
+    mounted.run("mount", mounted.target)
+    refused = mounted.account.run(["ls", mounted.target / "web"], check=False)
+    assert "Structure needs cleaning" in refused.stderr
+    mounted.run("umount", mounted.target)
+    mounted.run("mount", "--repair", "web", mounted.target)
+    mounted.run("umount", mounted.target)
+
+
 def test_no_file_system_is_one_line(mounted: MountedHome) -> None:
     mounted.run("create", "blank")
     mounted.run("mount", "--raw", "blank", mounted.target)

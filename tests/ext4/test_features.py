@@ -6,13 +6,16 @@ import errno
 import random
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4 import libext2fs, libext2fs_abi, tools
 from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.volume import Volume
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 
@@ -136,9 +139,66 @@ def test_a_journal_that_cannot_be_replayed_is_refused(image: Image) -> None:
     image.path.write_bytes(good)
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (["feature needs_recovery", "set_inode_field <8> links_count 0"], "journal cannot be replayed"),
+        (["set_super_value state 2"], "marked as damaged; it was not cleanly unmounted"),
+        ([], ""),
+    ],
+    ids=["journal", "state", "clean"],
+)
+def test_what_can_be_read_of_a_damaged_volume(image: Image, damage: list[str], words: str) -> None:
+    inode = make_file(image.volume, b"f", b"content")
+    image.close()
+    good = image.path.read_bytes()
+    for request in damage:
+        assert tools.run("debugfs", ["-w", "-R", request, str(image.path)])[0] == 0
+    before = image.path.read_bytes()
+    with closing(Volume.open(FileDevice(image.path, read_only=True), read_only=True, rescue=True)) as volume:
+        assert volume.read(inode, 0, 99) == b"content"
+        assert words in "; ".join(volume.problems)
+        assert bool(words) == bool(volume.problems)
+        with pytest.raises(OSError) as caught:
+            volume.unlink(ROOT_INODE, b"f")
+        assert caught.value.errno == errno.EROFS
+    assert image.path.read_bytes() == before
+    image.path.write_bytes(good)
+
+
+def test_a_wrong_checksum_of_the_superblock(image: Image) -> None:
+    inode = make_file(image.volume, b"f", b"content")
+    image.close()
+    good = image.path.read_bytes()
+    image.path.write_bytes(good[:2044] + b"\0\0\0\0" + good[2048:])
+    device = FileDevice(image.path, read_only=True)
+    with pytest.raises(FilesystemError):
+        Volume.open(device, read_only=True)
+    with closing(Volume.open(device, read_only=True, rescue=True)) as volume:
+        assert volume.read(inode, 0, 99) == b"content"
+        assert volume.problems == ["its superblock has a wrong checksum"]
+    image.path.write_bytes(good)
+
+
+@pytest.mark.parametrize("request_", ["clri <2>", "set_inode_field <2> mode 0100644", "set_inode_field <2> checksum 1"])
+def test_a_damaged_root_is_named(image: Image, request_: str) -> None:
+    image.close()
+    good = image.path.read_bytes()
+    assert tools.run("debugfs", ["-w", "-R", request_, str(image.path)])[0] == 0
+    for read_only, rescue in ((False, False), (True, False), (True, True)):
+        with pytest.raises(FilesystemError, match=r"the root.*inode 2") as caught:
+            Volume.open(FileDevice(image.path, read_only=read_only), read_only=read_only, rescue=rescue)
+        assert caught.value.errno == errno.EUCLEAN
+    image.path.write_bytes(good)
+
+
 def test_no_ext4_and_a_short_device(image: Image) -> None:
     image.close()
     good = image.path.read_bytes()
+    image.path.write_bytes(good[: 10 * MIB])
+    with closing(Volume.open(FileDevice(image.path, read_only=True), read_only=True, rescue=True)) as volume:
+        assert b"lost+found" in [entry.name for entry in volume.list_directory(ROOT_INODE)]
+        assert volume.problems == ["it has 67108864 bytes, and its device only 10485760"]
     for content, number in ((bytes(MIB), errno.EINVAL), (b"", errno.EINVAL), (good[: 10 * MIB], errno.EUCLEAN)):
         image.path.write_bytes(content)
         with pytest.raises(FilesystemError) as caught:
