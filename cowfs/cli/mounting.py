@@ -133,12 +133,20 @@ def _spares_base(name: str | None, *, write_base: bool) -> bool:
 
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
     from cowfs.host.kernel.devices import mount_by_kernel
+    from cowfs.host.requests.devices import OpenNode
     from cowfs.host.session import connect
     from cowfs.host.spec import HomeSpec
 
     spec = HomeSpec(settings.home_path, settings.backend, storage_options=settings.storage_options)
     with connect(spec) as session:
-        node = mount_by_kernel(session, name, mountpoint, options=options, read_only=read_only)
+        node = mount_by_kernel(
+            session.path,
+            name,
+            mountpoint,
+            lambda: session.call(OpenNode(name)).fd,
+            options=options,
+            read_only=read_only,
+        )
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
 

@@ -34,6 +34,7 @@ from cowfs.host.opening import apply_options, open_here, settle_for
 from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.host.serving.served_home import ServedHome
 from cowfs.host.spec import HomeSpec, Make
+from cowfs.host.unix_socket import listen_privately
 from cowfs.layers.options import parse_storage_options
 
 _log = logging.getLogger(__name__)
@@ -73,16 +74,11 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     """
     address = os.fspath(path)
     _require_free(address)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        previous = os.umask(0o177)
-        try:
-            listener.bind(address)
-        except OSError as error:
-            raise HomeError(f"cannot listen on {address}: {error.strerror or error}", errno=error.errno) from error
-        finally:
-            os.umask(previous)
-        listener.listen(_BACKLOG)
+        listener = listen_privately(address, _BACKLOG)
+    except OSError as error:
+        raise HomeError(f"cannot listen on {address}: {error.strerror or error}", errno=error.errno) from error
+    with listener:
         made = os.lstat(address).st_ino
         try:
             yield listener
@@ -90,8 +86,6 @@ def _listening(path: Path) -> Iterator[socket.socket]:
             with suppress(FileNotFoundError):
                 if os.lstat(address).st_ino == made:
                     os.unlink(address)
-    finally:
-        listener.close()
 
 
 def _require_free(address: str) -> None:

@@ -20,6 +20,7 @@ import cowfs
 from cowfs.devices import DeviceSet
 from cowfs.errors import CowfsError, MountError
 from cowfs.host.kernel.devices import mount_by_kernel
+from cowfs.host.requests.devices import OpenNode
 from cowfs.host.session import connect
 from cowfs.host.spec import HomeSpec
 from cowfs.pool import load_backend
@@ -206,8 +207,13 @@ def xfs_is_mounted_beside_its_snapshot(folder: Path) -> None:
 @check
 def errors_of_mount_say_what_was_asked(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
-    with connect(HomeSpec(home.home, "dmthin")) as session, pytest.raises(MountError) as caught:
-        mount_by_kernel(session, "web", str(mnt), options="nodev,nosuch=1,noatime", read_only=True)
+    with connect(HomeSpec(home.home, "dmthin")) as session:
+
+        def lend() -> int:
+            return session.call(OpenNode("web")).fd
+
+        with pytest.raises(MountError) as caught:
+            mount_by_kernel(session.path, "web", str(mnt), lend, options="nodev,nosuch=1,noatime", read_only=True)
     error = caught.value
     assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)
     assert error.source.startswith("/dev/dm-")

@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from cowfs.errors import HomeError
 from cowfs.host.control.protocol import SOCKET_NAME
+from cowfs.host.unix_socket import listen_privately
 
 _BACKLOG: Final = 512
 _FIRST_PAUSE_SECONDS: Final = 0.01
@@ -46,18 +47,7 @@ def listen(home: Path) -> socket.socket:
     """
     with _address(home) as address:
         remove_stale(address, home)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        try:
-            previous = os.umask(0o177)
-            try:
-                listener.bind(address)
-            finally:
-                os.umask(previous)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
+        return listen_privately(address, _BACKLOG)
 
 
 def remove_stale(address: str, home: Path) -> None:

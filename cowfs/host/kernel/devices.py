@@ -14,20 +14,23 @@ whoever opens it takes the pool over as it is.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from cowfs.devices.names import TARGET_PREFIX
 from cowfs.fuse.mountinfo import Mount, encode_source, mounts
 from cowfs.fuse.mountpoint import check_mount_point, unmount_now
 from cowfs.host.kernel import nodes
 from cowfs.host.kernel.mount import mount_node, parse_mount_options
-from cowfs.host.requests.devices import OpenNode
-from cowfs.host.session import Session
 
 
-def mount_by_kernel(session: Session, name: str, target: str, *, options: str = "", read_only: bool = False) -> str:
+def mount_by_kernel(
+    home: Path, name: str, target: str, open_node: Callable[[], int], *, options: str = "", read_only: bool = False
+) -> str:
     """Mount the file system of a device at an empty directory; returns the path of the device's node.
 
     Args:
+        open_node: asks the process that holds the home for an open node of the device.
         options: as mount(8) has them; `nouuid` is added for xfs, which a snapshot shares its UUID with its origin.
 
     Raises:
@@ -38,8 +41,8 @@ def mount_by_kernel(session: Session, name: str, target: str, *, options: str = 
     """
     options = ",".join(filter(None, [options, "ro" if read_only else ""]))
     parse_mount_options(options)
-    target = check_mount_point(encode_source(session.path, name), target)
-    fd = session.call(OpenNode(name)).fd
+    target = check_mount_point(encode_source(home, name), target)
+    fd = open_node()
     try:
         return mount_node(fd, name, target, options)
     finally:
