@@ -3,10 +3,11 @@
     mountinfo     mount tables, and the names of our own mounts
     mountpoint    what a mount needs, usable mount points, unmounting
     background    a server in the background, and its readiness
+    kernel_cache  having the kernel forget names, without taking away what is mounted below them
     server        the process that serves one mount
     request_wait  how it waits for requests
     translate     what all views share: errors, queueing for space, quiescing
     tree_view, raw_view, home_view      a device's files, a device as a disk, all devices of a home
 
-The first three need no pyfuse3.
+All before `server` need no pyfuse3.
 """

@@ -17,7 +17,9 @@ moment, or programs that use absolute paths would wait for us at every one.
 
 In use. The kernel remembers what it has looked up for as long as it likes, so that alone does not mean that a device is
 in use. `let_go` has it forget what it can; what it still knows then is in use: an open file, a working directory, a
-bind mount.
+bind mount. What others have mounted in a device stays there (`cowfs.fuse.kernel_cache`): the name of a device that the
+kernel knows leads to the same directory until it is let go, also when the device is marked for deletion or cannot be
+opened.
 
 Free space. The kernel says statfs(2) of which inode it asks, and pyfuse3 does not pass it on. The answer is about the
 device that the asking thread touched last, and a walk by path to MNT/NAME touches it (but for bursts); else the one
@@ -45,7 +47,7 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken
 from cowfs.errors import UnknownDevice, UsageError
 from cowfs.ext4.interface import ROOT_INODE as VOLUME_ROOT
 from cowfs.ext4.interface import FileTree, TreeStatistics
-from cowfs.fuse.mountinfo import mounts
+from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below
 from cowfs.fuse.translate import SpaceQueue, View, answered, drop_caches
 from cowfs.fuse.tree_view import Numbers, TreeView, as_statvfs
 
@@ -59,6 +61,7 @@ _PAUSE_SECONDS: Final = 0.005
 _BURST: Final = 32
 _BURST_SECONDS: Final = 0.1
 _DELETED_SECONDS: Final = 5.0
+_DELETED_MAX_SECONDS: Final = 80.0
 _ASKED_MAX: Final = 4096
 _FIRST_DEVICE_COOKIE: Final = 3
 
@@ -94,6 +97,8 @@ class _Device:
     """A device that the kernel knows of, that is open, or that is held.
 
     Invariant: `root` is the volume's root as it is while the view is detached; None when that is not known.
+
+    `is_name_dropped`: the kernel was told to forget its name, with which a working directory in it has lost its path.
     """
 
     name: str
@@ -104,6 +109,7 @@ class _Device:
     walked_at: float = 0.0
     walks: int = 0  # in a row without a pause
     root: EntryAttributes | None = None
+    is_name_dropped: bool = False
     forgotten: trio.Event = field(default_factory=trio.Event)
 
 
@@ -250,13 +256,17 @@ class HomeView(View):
         return True
 
     async def serve_deletions(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """A service: lets go of devices that are marked for deletion, since nobody tells when their users are gone."""
+        """A service: lets go of devices that are marked for deletion, since the kernel does not say when their users
+        are gone. The longer they are in use, the less often: it costs all devices what the kernel has cached.
+        """
         task_status.started()
+        pause_seconds = _DELETED_SECONDS
         while True:
-            await trio.sleep(_DELETED_SECONDS)
+            await trio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _DELETED_MAX_SECONDS)
             for device in list(self._known.values()):
-                if not device.holds and self._devices.number(device.name) is None:
-                    await self.let_go(device.name)
+                if not device.holds and self._devices.number(device.name) is None and await self.let_go(device.name):
+                    pause_seconds = _DELETED_SECONDS
 
     async def write_back_device(self, name: str) -> None:
         """`write_back` for one device."""
@@ -266,8 +276,6 @@ class HomeView(View):
 
     async def _have_forgotten(self, device: _Device) -> None:
         """Have the kernel forget all of a device that is not in use, and wait until it has said so."""
-        if not self._is_shown(device):
-            await self._look_up(device)  # it can only be told by a name that it has
         if await self._drop_names(device):
             with trio.move_on_after(_FORGET_SECONDS):
                 while device.view.is_known:
@@ -275,10 +283,23 @@ class HomeView(View):
                     await device.forgotten.wait()
         await self._restore_name(device)
 
+    async def _drop_names(self, device: _Device) -> bool:
+        """Have the kernel forget the names in a device, and what is not in use with them; False when that cannot be."""
+        if await trio.to_thread.run_sync(drop_unused_names, self._mount_point, abandon_on_cancel=True):
+            return True
+        below = "/" + device.name
+        if await trio.to_thread.run_sync(may_be_mounted_below, self._mount_point, below, abandon_on_cancel=True):
+            return False
+        if not self._is_shown(device):
+            await self._look_up(device)  # it can only be told by a name that it has
+        device.is_name_dropped = True
+        await trio.to_thread.run_sync(_drop_name, os.fsencode(device.name), abandon_on_cancel=True)
+        return True
+
     async def _restore_name(self, device: _Device) -> None:
-        """With the name that was dropped, a working directory below it has lost its path: give it back."""
-        if device.view.is_known and self._is_shown(device):
+        if device.is_name_dropped and device.view.is_known and self._is_shown(device):
             await self._look_up(device)
+        device.is_name_dropped = False
 
     async def _look_up(self, device: _Device) -> None:
         self._revealed = device
@@ -286,17 +307,6 @@ class HomeView(View):
             await trio.to_thread.run_sync(_look_up, self.path(device.name), abandon_on_cancel=True)
         finally:
             self._revealed = None
-
-    async def _drop_names(self, device: _Device) -> bool:
-        """Have the kernel forget the names in a device, and what is not in use with them.
-
-        Not below a mount point, and then False: the kernel would take away what is mounted there.
-        """
-        below = self.path(device.name) + "/"
-        if any(mount.target.startswith(below) for mount in mounts()):
-            return False
-        await trio.to_thread.run_sync(_drop_name, os.fsencode(device.name), abandon_on_cancel=True)
-        return True
 
     async def write_back(self) -> None:
         for device in list(self._known.values()):
@@ -432,13 +442,19 @@ class HomeView(View):
         if device is None:
             raise FUSEError(errno.ENOENT)
         self._note_asker(ctx.pid, device)
-        entry = self._root_of(device)
-        if entry is None:
-            self._attached_device("lookup", device.number)
-            entry = device.view.root()
+        entry = self._root_of(device) or self._opened_root(device)
         entry.entry_timeout = self._name_seconds(device)
         device.view.note_root()
         return entry
+
+    def _opened_root(self, device: _Device) -> EntryAttributes:
+        try:
+            self._attached_device("lookup", device.number)
+        except FUSEError:
+            if device.view.is_known:
+                return _unseen(device.number)  # on an error the kernel would take away what is mounted below
+            raise
+        return device.view.root()
 
     def _name_seconds(self, device: _Device) -> float:
         """How long the kernel may keep the name of a device that it has just asked for."""
@@ -452,7 +468,9 @@ class HomeView(View):
         if number is not None:
             return self._device(number, name)
         device = self._by_name(name)  # marked for deletion
-        return device if device is not None and (device.holds or device is self._revealed) else None
+        if device is None or not (device.holds or device.view.is_known or device is self._revealed):
+            return None
+        return device
 
     def _root_of(self, device: _Device) -> EntryAttributes | None:
         return device.view.root() if device.view.is_attached else device.root

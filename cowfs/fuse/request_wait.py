@@ -17,7 +17,7 @@ shorter than the time that it takes to fall asleep and be woken.
 The device does not block. The kernel takes a request back whose process is killed, also between the poll and the read,
 and libfuse reads with the interpreter's lock held: a read that waits would stop every thread of the server. The read
 that finds nothing fails with EAGAIN, at which pyfuse3 ends the worker, and `_session_loop` starts it again. libfuse's
-buffer of that worker is lost then, two pages of memory.
+buffer of that worker is lost then: as much memory as the largest request took that was read into it, 1 MiB at most.
 
 `install` gives pyfuse3 this in place of trio, by the assignment that pyfuse3's own asyncio mode uses.
 """

@@ -218,13 +218,14 @@ def test_held_devices_stay_open_and_there(devices: FakeDevices, view: HomeView) 
     view.end_hold("a")
     with pytest.raises(UsageError):
         view.end_hold("a")
-    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
+    assert look_up(view, "a") == a  # as long as the kernel knows it: something may be mounted in it
     assert do(view.getattr, a, CONTEXT).st_ino == a
     visit(view, "bcd")  # it could not be opened again
     assert "a" in devices.open_names()
-    do(view.forget, [(a, 1)])
+    do(view.forget, [(a, 2)])
     view.settle_changes()
     assert "a" not in devices.open_names()
+    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
     assert refused(view.getattr, a, CONTEXT) == "ESTALE"
     with pytest.raises(UnknownDevice):
         view.hold("a")
@@ -284,6 +285,17 @@ def test_a_volume_that_cannot_be_opened(devices: FakeDevices, view: HomeView, fa
     look_up(view, "b")
     del devices.failures["a"]
     look_up(view, "a")
+
+
+def test_a_known_device_that_cannot_be_opened_again_keeps_its_name(devices: FakeDevices, view: HomeView) -> None:
+    """To an error the kernel would detach what is mounted below it."""
+    a = look_up(view, "a")
+    view._known[1].root = None
+    visit(view, "bc")
+    view._known[1].root = None
+    devices.failures["a"] = FilesystemError("damaged", errno=errno.EUCLEAN)
+    assert look_up(view, "a") == a
+    assert refused(view.getattr, a, CONTEXT) == "EUCLEAN"
 
 
 def test_a_failure_in_one_device_leaves_the_others_writable(

@@ -1,0 +1,158 @@
+"""What a container has mounted in a layer stays there, whatever is asked of the home."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import signal
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import pytest
+
+from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
+from cowfs.host.requests import devices, layers, space
+from cowfs.host.requests.request import AnyRequest, Attachment, Listing, OpenFile, Upload
+from cowfs.host.session import Session, connect
+from cowfs.host.spec import HomeSpec
+from tests.cli.mounted_home import MountedHome
+from tests.conftest import Account
+
+pytestmark = pytest.mark.fuse
+
+ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS}
+
+# As container runtimes do: the layer is bound elsewhere, other file systems come below it, files are bound over files.
+CONTAINER = """
+mount --bind "$1" "$2"
+mount -t tmpfs none "$2/tmp"
+mkdir "$2/tmp/deeper"
+mount -t tmpfs none "$2/tmp/deeper"
+mount -t proc proc "$2/proc"
+mount --rbind /dev "$2/dev"
+mount --bind "$3" "$2/etc/hostname"
+mount --bind "$2/etc" "$2/srv"
+echo ready
+exec sleep 600
+"""
+
+
+@contextmanager
+def container(account: Account, layer: Path) -> Iterator[Callable[[], str]]:
+    """Mounts in a mount namespace of their own, and what /proc says of them."""
+    root, hostname = account.mkdir("container root"), account.directory / "hostname"
+    hostname.write_text("container\n")
+    user = [] if account.uid == 0 else ["--user", "--map-root-user"]
+    command = ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private"]
+    process = account.start(
+        [*command, "sh", "-ec", CONTAINER, "sh", layer, root, hostname],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        if not ready or process.stdout.readline() != "ready\n":
+            process.kill()
+            said = process.communicate()[1]
+            if "Operation not permitted" in said and account.uid:
+                pytest.skip("needs user namespaces: sysctl kernel.unprivileged_userns_clone=1")
+            pytest.fail(said)
+        (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        yield lambda: Path(f"/proc/{child}/mountinfo").read_text()
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def write_archive(file: IO[bytes], **files: str) -> None:
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, text in files.items():
+            header = tarfile.TarInfo(name.replace("_", "/"))
+            header.size = len(text)
+            archive.addfile(header, io.BytesIO(text.encode()))
+    file.seek(0)
+
+
+def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
+    """Each request there is, to the layer `used`, to its children and to others; and the error that it must raise."""
+    for about in (devices.Status(), devices.ListDevices(), devices.Table(), devices.TargetStatus(), space.Usage()):
+        yield about, None
+    yield devices.Inspect("used"), None
+    yield devices.SendMessage("reserve_metadata_snap"), None
+    yield devices.SendMessage("release_metadata_snap"), None
+    yield devices.CopyMetadata(), None
+    yield devices.Create("snapshot", "used"), None
+    yield devices.OpenNode("snapshot"), MissingRequirement  # after it was tried to let go of it
+    yield devices.OpenNode("used"), MissingRequirement
+    yield space.Resize("used", 128 << 20), DeviceBusy
+    yield space.Resize("web", 128 << 20), None
+    yield space.ResizePool(2 << 30), None
+    yield space.Trim("used"), None
+    yield layers.GetLayer("used"), None
+    yield layers.PutLayer("used"), None
+    yield layers.CreateLayer("child", "used"), None
+    yield layers.ApplyLayer("child"), None
+    yield layers.GetLayer("child"), None
+    for layer, parent in (("used", None), ("used", "lower"), ("child", "used")):
+        yield layers.LayerChanges(layer, parent), None
+        yield layers.LayerDiff(layer, parent), None
+        yield layers.LayerSize(layer, parent), None
+    yield layers.PutLayer("child"), None
+    yield layers.RemoveLayer("child"), None
+    yield devices.Remove("web"), None
+    about_layers: tuple[AnyRequest, ...] = (
+        layers.LayerExists("used"),
+        layers.ListLayers(),
+        layers.LayerMetadata("used"),
+        layers.Info(),
+    )
+    for request in about_layers:
+        yield request, None
+    yield layers.ApplyLayer("used"), None
+    yield layers.PutLayer("used"), None  # of a runtime that has the layer still mounted
+    yield devices.OpenNode("used"), MissingRequirement
+    yield devices.Remove("used"), DeviceBusy
+    yield layers.RemoveLayer("used"), None  # marks it
+    yield devices.Remove("used", deferred=True), None
+
+
+def carry_out(session: Session, request: AnyRequest) -> None:
+    result: Any
+    if isinstance(request, Upload):
+        with tempfile.TemporaryFile() as file:
+            write_archive(file, etc_motd="hello", new="text")
+            result = session.call(msgspec.structs.replace(request, archive=Attachment(file)))
+    elif isinstance(request, Listing):
+        result = list(session.iterate(request))
+    else:
+        result = session.call(request)
+    if isinstance(result, OpenFile):
+        os.close(result.fd)
+
+
+def test_every_request_leaves_the_mounts_in_a_layer_alone(mounted: MountedHome) -> None:
+    assert {type(request) for request, _ in steps()} == ALL_REQUESTS
+    mounted.run("mount", mounted.target)
+    for words in (("create", "lower"), ("create", "used", "lower"), ("get", "used")):
+        directory = Path(mounted.run("layer", *words).stdout.strip())
+    mounted.account.run(["sh", "-ec", 'cd "$0"; mkdir tmp proc dev etc srv; touch etc/hostname', directory])
+    with container(mounted.account, directory) as mount_table, connect(HomeSpec(mounted.home)) as session:
+        before = mount_table()
+        assert before.count("container\\040root") >= 8
+        for request, error in steps():
+            if error is None:
+                carry_out(session, request)
+            else:
+                with pytest.raises(error):
+                    carry_out(session, request)
+            mounted.account.run(["sh", "-c", 'ls -l "$0"; ls -lR "$0/used" >/dev/null; :', mounted.target])
+            assert mount_table() == before, request
+    mounted.wait_until(lambda: "used" not in mounted.run("list").stdout)
