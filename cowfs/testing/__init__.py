@@ -6,7 +6,7 @@ model, script, generator, differential      random pool operations against a mod
 verify           the emulated pool beside the kernel's: `python -m cowfs.testing.verify`
 crash, blockdev, clock                      crashes, failing devices, a clock moved by hand
 judges           outside opinions
-running          cases as a command, where there is no test framework
+cases, running   numbered cases, and cases as a command, where there is no test framework
 
 What only cowfs' own tests and benchmarks need is in `tests/kit`.
 """

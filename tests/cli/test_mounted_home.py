@@ -99,16 +99,14 @@ def test_posix_in_two_devices_at_once(account: Account, needs_fuse: None) -> Non
     home.run("init", "--data-size", "4G", "--metadata-size", "8M", "--base-size", "1G")  # blocks of 4 KiB
     home.run("create", "web")
     home.run("create", "data")
-    expected = sorted(set(posix.CASES) - (posix.PRIVILEGED if account.uid else set()))
-    command = [sys.executable, "-m", "tests.kit.posix"]
+    cases = posix.applicable(is_root=not account.uid)
+    command = [sys.executable, posix.__file__]
     try:
         home.run("mount", home.target)
-        processes = [
-            account.start([*command, home.target / name, *expected], stdout=subprocess.PIPE) for name in ("web", "data")
-        ]
+        processes = [account.start([*command, home.target / name], stdout=subprocess.PIPE) for name in ("web", "data")]
         said = [process.communicate(timeout=240)[0] for process in processes]
         for lines in said:
-            assert [line.split()[0] for line in lines.splitlines()] == ["ok"] * len(expected), lines
+            assert lines.splitlines()[-1] == f"{len(cases)} passed", lines
         home.run("umount", home.target)
     finally:
         home.clear()

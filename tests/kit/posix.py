@@ -1,10 +1,7 @@
-"""What a mounted file tree must do: one function per behaviour, each given an empty directory in it.
+"""What a mounted file tree must do: numbered cases, each given an empty directory in it.
 
-    for name, case in CASES.items():
-        case(make_empty_directory(name))
-
-A case raises AssertionError (or the OSError it did not expect). `PRIVILEGED` names those that need root. Run them over
-any directory, for comparison also of another file system, with `python -m tests.kit.posix DIR [NAME...]`.
+Run them over any directory, for comparison also of another file system, with `python -m tests.kit.posix DIR [ID...]`;
+as an ordinary user those that need root are left out.
 
 Left out because FUSE through pyfuse3 has no request for it: fallocate, SEEK_HOLE, O_TMPFILE.
 """
@@ -23,16 +20,25 @@ import socket
 import stat
 import struct
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-Case = Callable[[Path], None]
+from cowfs.testing.cases import Case, Cases
+from cowfs.testing.running import run_cases
 
-CASES: Final[dict[str, Case]] = {}
-PRIVILEGED: Final[set[str]] = set()
+
+@dataclass(frozen=True, slots=True)
+class PosixCase(Case[Path]):
+    """One thing that a mounted file tree does in an empty directory of it."""
+
+    needs_root: bool = False
+
+
+CASES: Final[Cases[PosixCase]] = Cases()
 
 _RENAME_NOREPLACE: Final = 1
 _RENAME_EXCHANGE: Final = 2
@@ -41,14 +47,12 @@ _OTHER_UID: Final = 65534
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _case(function: Case) -> Case:
-    CASES[function.__name__] = function
-    return function
+def _case(number: int, *, needs_root: bool = False) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    def register(run: Callable[[Path], None]) -> Callable[[Path], None]:
+        CASES.add(PosixCase(f"posix-{number}", run, needs_root=needs_root))
+        return run
 
-
-def _privileged(function: Case) -> Case:
-    PRIVILEGED.add(function.__name__)
-    return _case(function)
+    return register
 
 
 @contextlib.contextmanager
@@ -82,7 +86,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 # Content.
 
 
-@_case
+@_case(1)
 def write_and_read_back(root: Path) -> None:
     data = random.Random(1).randbytes(3_000_001)
     (root / "f").write_bytes(data)
@@ -90,7 +94,7 @@ def write_and_read_back(root: Path) -> None:
     assert (root / "f").stat().st_size == len(data)
 
 
-@_case
+@_case(2)
 def random_writes_match_a_model(root: Path) -> None:
     rng = random.Random(2)
     model = bytearray(1 << 20)
@@ -107,7 +111,7 @@ def random_writes_match_a_model(root: Path) -> None:
     assert (root / "f").read_bytes() == model
 
 
-@_case
+@_case(3)
 def mixed_operations_match_a_model(root: Path) -> None:
     """Reads, writes, truncations and mapped accesses through several descriptors, all seeing the same bytes."""
     rng = random.Random(3)
@@ -142,7 +146,7 @@ def mixed_operations_match_a_model(root: Path) -> None:
     assert path.read_bytes() == model
 
 
-@_case
+@_case(4)
 def append_goes_to_the_end(root: Path) -> None:
     with _opened(root / "f", os.O_WRONLY | os.O_CREAT | os.O_APPEND) as first:
         with _opened(root / "f", os.O_WRONLY | os.O_APPEND) as second:
@@ -154,7 +158,7 @@ def append_goes_to_the_end(root: Path) -> None:
     assert (root / "f").read_bytes() == b"a000b000end"
 
 
-@_case
+@_case(5)
 def sparse_file_reads_zeros_and_takes_no_space(root: Path) -> None:
     with _opened(root / "f", os.O_RDWR | os.O_CREAT) as fd:
         os.pwrite(fd, b"begin", 0)
@@ -167,7 +171,7 @@ def sparse_file_reads_zeros_and_takes_no_space(root: Path) -> None:
     assert status.st_blocks * 512 < 2 << 20
 
 
-@_case
+@_case(6)
 def offsets_beyond_four_gib(root: Path) -> None:
     offsets = [(1 << 31) - 3, (1 << 32) - 3, (5 << 30) + 1]
     with _opened(root / "f", os.O_RDWR | os.O_CREAT) as fd:
@@ -181,7 +185,7 @@ def offsets_beyond_four_gib(root: Path) -> None:
     (root / "f").unlink()
 
 
-@_case
+@_case(7)
 def truncate_cuts_and_extends_with_zeros(root: Path) -> None:
     path = root / "f"
     path.write_bytes(b"x" * 10_000)
@@ -197,7 +201,7 @@ def truncate_cuts_and_extends_with_zeros(root: Path) -> None:
         os.truncate(root, 0)
 
 
-@_case
+@_case(8)
 def open_truncates(root: Path) -> None:
     path = root / "f"
     path.write_bytes(b"old content")
@@ -207,7 +211,7 @@ def open_truncates(root: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-@_case
+@_case(9)
 def shared_mmap_reaches_the_file(root: Path) -> None:
     path = root / "f"
     path.write_bytes(bytes(3 * mmap.PAGESIZE))
@@ -220,7 +224,7 @@ def shared_mmap_reaches_the_file(root: Path) -> None:
     assert path.read_bytes()[mmap.PAGESIZE : mmap.PAGESIZE + 5] == b"hello"
 
 
-@_case
+@_case(10)
 def private_mmap_stays_private(root: Path) -> None:
     path = root / "f"
     path.write_bytes(b"original")
@@ -229,7 +233,7 @@ def private_mmap_stays_private(root: Path) -> None:
     assert path.read_bytes() == b"original"
 
 
-@_case
+@_case(11)
 def direct_reads_and_writes(root: Path) -> None:
     with _opened(root / "f", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as fd, mmap.mmap(-1, 1 << 16) as buffer:
         buffer[:] = bytes(range(256)) * 256
@@ -240,7 +244,7 @@ def direct_reads_and_writes(root: Path) -> None:
     assert (root / "f").read_bytes() == bytes(1 << 16) + bytes(range(256)) * 256
 
 
-@_case
+@_case(12)
 def fsync_files_and_directories(root: Path) -> None:
     with _opened(root / "f", os.O_WRONLY | os.O_CREAT) as fd:
         os.write(fd, b"x")
@@ -252,7 +256,7 @@ def fsync_files_and_directories(root: Path) -> None:
         os.fsync(fd)
 
 
-@_case
+@_case(13)
 def vectors_and_copy_file_range(root: Path) -> None:
     with _opened(root / "a", os.O_RDWR | os.O_CREAT) as source, _opened(root / "b", os.O_RDWR | os.O_CREAT) as target:
         os.pwritev(source, [b"one", b"two" * 1000, b"three"], 7)
@@ -266,7 +270,7 @@ def vectors_and_copy_file_range(root: Path) -> None:
 # Names.
 
 
-@_case
+@_case(14)
 def exclusive_create(root: Path) -> None:
     with _opened(root / "f", os.O_WRONLY | os.O_CREAT | os.O_EXCL):
         pass
@@ -277,7 +281,7 @@ def exclusive_create(root: Path) -> None:
         os.open(root / "l", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
 
 
-@_case
+@_case(15)
 def errors_of_names(root: Path) -> None:
     (root / "f").touch()
     (root / "d").mkdir()
@@ -299,7 +303,7 @@ def errors_of_names(root: Path) -> None:
     assert ("n" * 255) in os.listdir(root)
 
 
-@_case
+@_case(16)
 def names_are_bytes(root: Path) -> None:
     names = [b"sp ace", b"new\nline", b"\xff\xfe", "gr\u00fc\u00df".encode(), b"back\\slash", b"-dash", b"..."]
     for name in names:
@@ -307,7 +311,7 @@ def names_are_bytes(root: Path) -> None:
     assert sorted(os.listdir(os.fsencode(root))) == sorted(names)
 
 
-@_case
+@_case(17)
 def missing_names_appear(root: Path) -> None:
     for number in range(20):
         path = root / f"f{number}"
@@ -318,7 +322,7 @@ def missing_names_appear(root: Path) -> None:
         assert not path.exists()
 
 
-@_case
+@_case(18)
 def hard_links_share_everything(root: Path) -> None:
     (root / "a").write_text("one")
     os.link(root / "a", root / "b")
@@ -335,7 +339,7 @@ def hard_links_share_everything(root: Path) -> None:
         os.link(root / "b", root / "d")
 
 
-@_case
+@_case(19)
 def symbolic_links(root: Path) -> None:
     for length in (1, 59, 60, 61, 1000, 4095):
         path = root / f"l{length}"
@@ -353,7 +357,7 @@ def symbolic_links(root: Path) -> None:
         os.readlink(root / "f")
 
 
-@_case
+@_case(20)
 def directories_count_their_links(root: Path) -> None:
     (root / "d").mkdir()
     assert os.stat(root / "d").st_nlink == 2
@@ -370,7 +374,7 @@ def directories_count_their_links(root: Path) -> None:
 # Rename.
 
 
-@_case
+@_case(21)
 def rename_replaces_atomically(root: Path) -> None:
     (root / "a").write_text("a")
     (root / "b").write_text("b")
@@ -382,7 +386,7 @@ def rename_replaces_atomically(root: Path) -> None:
         assert os.fstat(replaced).st_nlink == 0
 
 
-@_case
+@_case(22)
 def rename_of_the_same_file_does_nothing(root: Path) -> None:
     (root / "a").write_text("a")
     os.rename(root / "a", root / "a")
@@ -391,7 +395,7 @@ def rename_of_the_same_file_does_nothing(root: Path) -> None:
     assert sorted(os.listdir(root)) == ["a", "b"]
 
 
-@_case
+@_case(23)
 def rename_without_replacing(root: Path) -> None:
     (root / "a").write_text("a")
     (root / "b").write_text("b")
@@ -401,7 +405,7 @@ def rename_without_replacing(root: Path) -> None:
     assert sorted(os.listdir(root)) == ["b", "c"]
 
 
-@_case
+@_case(24)
 def rename_exchanges(root: Path) -> None:
     (root / "d").mkdir()
     (root / "d" / "inside").write_text("inside")
@@ -418,7 +422,7 @@ def rename_exchanges(root: Path) -> None:
         _renameat2(root / "d", root / "e", _RENAME_EXCHANGE | _RENAME_NOREPLACE)
 
 
-@_case
+@_case(25)
 def rename_leaves_a_whiteout(root: Path) -> None:
     for name in ("f", "full", "replaced"):
         (root / name).write_text(name)
@@ -439,7 +443,7 @@ def rename_leaves_a_whiteout(root: Path) -> None:
     assert sorted(os.listdir(root)) == ["d", "e", "f", "full", "replaced"]
 
 
-@_case
+@_case(26)
 def rename_of_directories(root: Path) -> None:
     for name in ("a", "a/sub", "full", "full/x", "empty"):
         (root / name).mkdir()
@@ -461,7 +465,7 @@ def rename_of_directories(root: Path) -> None:
 # Life without a name.
 
 
-@_case
+@_case(27)
 def unlinked_file_lives_until_closed(root: Path) -> None:
     path = root / "f"
     with _opened(path, os.O_RDWR | os.O_CREAT) as fd:
@@ -479,7 +483,7 @@ def unlinked_file_lives_until_closed(root: Path) -> None:
     assert path.read_text() == "another"
 
 
-@_case
+@_case(28)
 def removed_directory_lives_while_open(root: Path) -> None:
     (root / "d").mkdir()
     with _opened(root / "d", os.O_RDONLY | os.O_DIRECTORY) as fd:
@@ -490,7 +494,7 @@ def removed_directory_lives_while_open(root: Path) -> None:
             os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd)
 
 
-@_case
+@_case(29)
 def inodes_are_used_again_without_confusion(root: Path) -> None:
     for number in range(100):
         path = root / "f"
@@ -507,7 +511,7 @@ def inodes_are_used_again_without_confusion(root: Path) -> None:
 # Directories.
 
 
-@_case
+@_case(30)
 def listing_of_many_entries(root: Path) -> None:
     names = {f"entry-{number:04d}-{'x' * (number % 60)}" for number in range(1500)}
     for name in names:
@@ -517,7 +521,7 @@ def listing_of_many_entries(root: Path) -> None:
         assert all(entry.is_file(follow_symlinks=False) for entry in entries)
 
 
-@_case
+@_case(31)
 def listing_while_deleting(root: Path) -> None:
     names = [f"f{number:04d}" for number in range(600)]
     for name in names:
@@ -531,7 +535,7 @@ def listing_while_deleting(root: Path) -> None:
     assert os.listdir(root) == []
 
 
-@_case
+@_case(32)
 def listing_while_creating(root: Path) -> None:
     """Entries that are there all the time are seen exactly once."""
     names = {f"old{number:04d}" for number in range(300)}
@@ -547,7 +551,7 @@ def listing_while_creating(root: Path) -> None:
     assert len(seen) == len(set(seen))
 
 
-@_case
+@_case(33)
 def deep_directories(root: Path) -> None:
     path = root
     for number in range(60):
@@ -561,7 +565,7 @@ def deep_directories(root: Path) -> None:
 # Attributes.
 
 
-@_case
+@_case(34)
 def times_in_nanoseconds(root: Path) -> None:
     path = root / "f"
     path.touch()
@@ -575,7 +579,7 @@ def times_in_nanoseconds(root: Path) -> None:
     assert os.stat(path).st_mtime_ns == 1_600_000_000_000_000_001
 
 
-@_case
+@_case(35)
 def times_follow_changes(root: Path) -> None:
     path = root / "f"
     path.write_text("x")
@@ -612,7 +616,7 @@ def _tick() -> None:
     time.sleep(0.02)
 
 
-@_case
+@_case(36)
 def modes_change(root: Path) -> None:
     path = root / "f"
     path.touch()
@@ -624,7 +628,7 @@ def modes_change(root: Path) -> None:
     assert stat.S_IMODE(os.stat(root / "d").st_mode) == 0o1777
 
 
-@_case
+@_case(37)
 def umask_applies(root: Path) -> None:
     old = os.umask(0o027)
     try:
@@ -637,7 +641,7 @@ def umask_applies(root: Path) -> None:
     assert modes == [0o640, 0o750, 0o640]
 
 
-@_case
+@_case(38)
 def setgid_directories_hand_down_their_group(root: Path) -> None:
     (root / "d").mkdir()
     os.chmod(root / "d", 0o2775)
@@ -648,7 +652,7 @@ def setgid_directories_hand_down_their_group(root: Path) -> None:
     assert os.stat(root / "d" / "f").st_gid == os.stat(root / "d").st_gid
 
 
-@_case
+@_case(39)
 def fifos_and_sockets(root: Path) -> None:
     os.mkfifo(root / "p")
     assert stat.S_ISFIFO(os.lstat(root / "p").st_mode)
@@ -664,7 +668,7 @@ def fifos_and_sockets(root: Path) -> None:
     assert stat.S_ISSOCK(os.lstat(root / "s").st_mode)
 
 
-@_case
+@_case(40)
 def extended_attributes(root: Path) -> None:
     path = root / "f"
     path.touch()
@@ -690,7 +694,7 @@ def extended_attributes(root: Path) -> None:
             os.removexattr(target, "user.one")
 
 
-@_case
+@_case(41)
 def figures_of_the_file_system(root: Path) -> None:
     figures = os.statvfs(root)
     assert figures.f_namemax == 255
@@ -703,7 +707,7 @@ def figures_of_the_file_system(root: Path) -> None:
         assert os.fstat(fd).st_blocks * 512 >= 4 << 20
 
 
-@_case
+@_case(42)
 def locks_between_processes(root: Path) -> None:
     with _opened(root / "f", os.O_RDWR | os.O_CREAT) as first, _opened(root / "f", os.O_RDWR) as second:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -713,7 +717,7 @@ def locks_between_processes(root: Path) -> None:
         fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@_case
+@_case(43)
 def write_clears_set_id_bits(root: Path) -> None:
     """For a writer without privileges; root (CAP_FSETID) keeps them, as on the kernel's own file systems."""
     path = root / "f"
@@ -735,7 +739,7 @@ def _append(path: Path, data: bytes) -> None:
         os.write(fd, data)
 
 
-@_case
+@_case(44)
 def permissions_are_checked(root: Path) -> None:
     path = root / "f"
     path.write_text("secret")
@@ -761,7 +765,7 @@ def permissions_are_checked(root: Path) -> None:
 # With privileges.
 
 
-@_privileged
+@_case(45, needs_root=True)
 def device_nodes(root: Path) -> None:
     for name, kind, number in (
         ("c", stat.S_IFCHR, os.makedev(1, 3)),
@@ -773,7 +777,7 @@ def device_nodes(root: Path) -> None:
         assert (stat.S_IFMT(status.st_mode), status.st_rdev) == (kind, number)
 
 
-@_privileged
+@_case(46, needs_root=True)
 def owners_change(root: Path) -> None:
     path = root / "f"
     path.touch()
@@ -788,7 +792,7 @@ def owners_change(root: Path) -> None:
     assert (os.lstat(root / "l").st_uid, os.stat(path).st_uid) == (77, 1234)
 
 
-@_privileged
+@_case(47, needs_root=True)
 def trusted_attributes_and_capabilities(root: Path) -> None:
     path = root / "f"
     path.write_text("x")
@@ -807,7 +811,7 @@ def _acl(*entries: tuple[int, int, int]) -> bytes:
     return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
 
 
-@_privileged
+@_case(48, needs_root=True)
 def access_control_lists(root: Path) -> None:
     """Somebody named in a list gets in; the mode follows the list, and the list the mode."""
     everyone, acl = 0xFFFFFFFF, _acl
@@ -833,7 +837,7 @@ def access_control_lists(root: Path) -> None:
     assert "system.posix_acl_access" in os.listxattr(root / "d" / "f")
 
 
-@_privileged
+@_case(49, needs_root=True)
 def an_access_list_takes_setgid_away(root: Path) -> None:
     """Where its setter is outside the file's group and is not root."""
     everyone, foreign = 0xFFFFFFFF, 4711
@@ -863,7 +867,7 @@ def an_access_list_takes_setgid_away(root: Path) -> None:
             path.unlink()
 
 
-@_privileged
+@_case(50, needs_root=True)
 def others_are_kept_out(root: Path) -> None:
     os.chmod(root, 0o755)
     (root / "secret").write_text("s")
@@ -898,26 +902,21 @@ def _as_other(directory: Path, check: Callable[[], bool]) -> None:
     assert os.waitpid(child, 0)[1] == 0, "refused to somebody who may, or the reverse"
 
 
-def run(directory: Path, names: list[str]) -> int:
-    """Run cases in fresh directories below `directory`, print one line each, and count failures."""
-    failures = 0
-    for name in names or list(CASES):
-        if name in PRIVILEGED and os.geteuid() != 0:
-            print(f"skip {name}: needs root")
-            continue
-        root = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=directory))
-        try:
-            CASES[name](root)
-            print(f"ok   {name}")
-        except (AssertionError, OSError) as error:
-            failures += 1
-            print(f"FAIL {name}: {type(error).__name__} {error}")
-        finally:
-            shutil.rmtree(root, ignore_errors=True)
-    return failures
+def applicable(*, is_root: bool) -> list[PosixCase]:
+    return [case for case in CASES if is_root or not case.needs_root]
+
+
+def main(words: Sequence[str]) -> int:
+    if not words:
+        sys.exit("usage: python -m tests.kit.posix DIR [ID...]")
+    directory, *ids = words
+    chosen = [case for case in applicable(is_root=os.geteuid() == 0) if not ids or case.id in ids]
+
+    def on_path(case: PosixCase, path: str) -> None:
+        case.run(Path(path))
+
+    return run_cases({case.id: partial(on_path, case) for case in chosen}, directory, as_json=False)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python -m tests.kit.posix DIR [NAME...]")
-    sys.exit(1 if run(Path(sys.argv[1]), sys.argv[2:]) else 0)
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cowfs.testing.layers import CASES, Case
+from cowfs.testing.layers import CASES, LayerCase
 from cowfs.uml import UmlKernel
 from tests.uml.conftest import run_suite
 
@@ -20,7 +20,7 @@ def results(uml_kernel: UmlKernel) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_case_on_the_kernel(results: dict[str, dict[str, str]], case: Case) -> None:
+def test_case_on_the_kernel(results: dict[str, dict[str, str]], case: LayerCase) -> None:
     result = results[case.id]
     if result["result"] == "skipped":  # a judge is not installed
         pytest.skip(result["reason"])

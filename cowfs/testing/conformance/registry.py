@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Backend, Capability
+from cowfs.testing.cases import Case, Cases
 from cowfs.testing.conformance.lab import Lab, Means, NotApplicableError, means_of
 from cowfs.testing.judges import require_clean
 
@@ -16,29 +17,20 @@ _NO_MEANS = Means(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Behaviour:
+class Behaviour(Case[Lab]):
     """One thing every backend does.
 
+    `number`: `20` is of the general list, `1.3-2` the second of section 1.3 of the thin-pool's semantics, `suite-...`
+    named after its original in the kernel's suites.
+
     Args:
-        number: cited by tests, prose and reports; it does not change. `20` is of the general list, `1.3-2` the second
-            of section 1.3 of the thin-pool's semantics, `suite-...` named after its original in the kernel's suites.
-        title: the function's name, as words.
         needs, unless: capabilities that make it applicable, or not.
         means: what the laboratory must be able to do to the backend's pools.
-        originals: names of the cases of the kernel's suites that it stands for.
     """
 
-    number: str
-    title: str
-    run: Callable[[Lab], None]
     needs: Capability = _NONE
     unless: Capability = _NONE
     means: Means = _NO_MEANS
-    originals: tuple[str, ...] = ()
-
-    @property
-    def id(self) -> str:
-        return f"{self.number}-{self.run.__name__}"
 
     def why_not(self, backend: Backend) -> str:
         """Why it is, by declaration, not for a backend; empty when it is."""
@@ -52,7 +44,7 @@ class Behaviour:
 
 
 SUITE = "suite-"
-BEHAVIOURS: list[Behaviour] = []
+BEHAVIOURS: Cases[Behaviour] = Cases()
 
 WITHOUT_MEANS = {
     Means.CLOCK: "its clock is the machine's, which nobody moves by hand",
@@ -74,8 +66,7 @@ def behaviour(
         originals = (number.removeprefix(SUITE), *originals)
 
     def register(run: Callable[[Lab], None]) -> Callable[[Lab], None]:
-        assert all(known.number != number for known in BEHAVIOURS), f"behaviour {number} is there twice"
-        BEHAVIOURS.append(Behaviour(number, run.__name__.replace("_", " "), run, needs, unless, means, originals))
+        BEHAVIOURS.add(Behaviour(number, run, originals, needs, unless, means))
         return run
 
     return register

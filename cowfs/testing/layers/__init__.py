@@ -15,19 +15,19 @@ from cowfs.testing.conformance.lab import NotApplicableError
 from cowfs.testing.layers import devicemapper, graph, rules, snapshots, store
 from cowfs.testing.layers.files import DirectoryFiles, Entry, Files, TreeFiles
 from cowfs.testing.layers.lab import SMALL_OPTIONS, Home, HomeFactory, LayerLab
-from cowfs.testing.layers.registry import CASES, Case, check
+from cowfs.testing.layers.registry import CASES, LayerCase, check
 from cowfs.testing.layers.remote import FileProcess
 
 __all__ = [
     "CASES",
     "SMALL_OPTIONS",
-    "Case",
     "DirectoryFiles",
     "Entry",
     "FileProcess",
     "Files",
     "Home",
     "HomeFactory",
+    "LayerCase",
     "LayerLab",
     "NotApplicableError",
     "TreeFiles",

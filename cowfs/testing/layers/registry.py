@@ -6,47 +6,37 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cowfs.errors import MissingRequirement
+from cowfs.testing.cases import Case, Cases
 from cowfs.testing.layers.lab import HomeFactory, LayerLab
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class LayerCase(Case[LayerLab]):
     """One thing every driver does.
 
     Args:
-        number: cited by tests, prose and reports; it does not change. The word before the dash is the section.
-        original: of the same case in the suite that it comes from; empty for one of our own.
         needs_paths: it is about files at a path, which homes in process show only where the kernel mounts.
     """
 
-    number: str
-    title: str
-    run: Callable[[LayerLab], None]
-    original: str = ""
     needs_paths: bool = False
 
-    @property
-    def id(self) -> str:
-        return f"{self.number}-{self.run.__name__}"
 
-
-CASES: list[Case] = []
+CASES: Cases[LayerCase] = Cases()
 
 
 def case(
-    number: str, original: str = "", *, needs_paths: bool = False
+    number: str, *originals: str, needs_paths: bool = False
 ) -> Callable[[Callable[[LayerLab], None]], Callable[[LayerLab], None]]:
     """Register a function from LayerLab as a case; its name says what is so."""
 
     def register(run: Callable[[LayerLab], None]) -> Callable[[LayerLab], None]:
-        assert all(known.number != number for known in CASES), f"case {number} is there twice"
-        CASES.append(Case(number, run.__name__.replace("_", " "), run, original, needs_paths))
+        CASES.add(LayerCase(number, run, originals, needs_paths))
         return run
 
     return register
 
 
-def check(case: Case, factory: HomeFactory, directory: str) -> None:
+def check(case: LayerCase, factory: HomeFactory, directory: str) -> None:
     """Try one case with one kind of home, in an empty directory.
 
     Raises:

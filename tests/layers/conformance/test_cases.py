@@ -14,14 +14,14 @@ import pytest
 from cowfs.errors import MissingRequirement
 from cowfs.layers import Change, ChangeKind
 from cowfs.steps import Steps, finish
-from cowfs.testing.layers import CASES, Case, HomeFactory, NotApplicableError, check
+from cowfs.testing.layers import CASES, HomeFactory, LayerCase, NotApplicableError, check
 from cowfs.testing.layers.homes import InProcessHome, in_process, served
 from tests.conftest import Account
 
 BY_NUMBER = {case.number: case for case in CASES}
 
 
-def try_out(case: Case, factory: HomeFactory, directory: Path) -> None:
+def try_out(case: LayerCase, factory: HomeFactory, directory: Path) -> None:
     try:
         check(case, factory, os.fspath(directory))
     except (NotApplicableError, MissingRequirement) as reason:
@@ -29,13 +29,13 @@ def try_out(case: Case, factory: HomeFactory, directory: Path) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.needs_paths], ids=lambda case: case.id)
-def test_in_process(case: Case, tmp_path: Path) -> None:
+def test_in_process(case: LayerCase, tmp_path: Path) -> None:
     try_out(case, in_process("emulated"), tmp_path)
 
 
 @pytest.mark.fuse
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_served(case: Case, tmp_path: Path, needs_fuse: None) -> None:
+def test_served(case: LayerCase, tmp_path: Path, needs_fuse: None) -> None:
     try_out(case, served("emulated"), tmp_path)
 
 
