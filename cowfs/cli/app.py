@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from cowfs.cli import output
-from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, Settings
+from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
@@ -53,10 +53,14 @@ _COMMANDS: Final = {
     "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
     "doctor": ("doctor", "Try what this machine can do, and say why not."),
     "uml": ("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
+    "help": ("help", "Explain a command."),
     "completion": ("completion", "Print the completion script of a shell."),
 }
-_GLOBAL_OPTIONS: Final = ("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit")
-_WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit")
+_GLOBAL_OPTIONS: Final = (
+    *("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit"),
+    *("--quiet", "-q", "--verbose", "-v", "--log"),
+)
+_WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit", "--log")
 _INTERRUPTED: Final = 130
 _ENDED: Final = 143
 _BROKEN_PIPE: Final = 141
@@ -88,6 +92,9 @@ class _Commands(click.Group):
     "--storage-opt", metavar="KEY=VALUE", multiple=True, help="An option of the storage driver, as of dockerd."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no warnings and no progress, only results and errors.")
+@click.option("-v", "--verbose", "verbosity", count=True, help="Show more of what is done; -vv shows all.")
+@click.option("--log", "log_file", metavar="FILE", type=PATH, help="Append the log to FILE; a server's log, too.")
 @click.option("--uml", "in_uml", is_flag=True, help="Run the command in User-Mode Linux, with --backend dmthin.")
 @click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="With --uml: end the command after that.")
 @click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
@@ -98,12 +105,16 @@ def cli(
     backend: str,
     storage_opt: tuple[str, ...],
     as_json: bool,
+    quiet: bool,
+    verbosity: int,
+    log_file: str | None,
     in_uml: bool,
     time_limit: float | None,
 ) -> None:
     """Thin devices and snapshots in user space, mountable as file trees and disk images.
 
-    A home holds a pool and its devices. These options stand before the command.
+    A home holds a pool and its devices. These options stand before the command, and 'cowfs help COMMAND' explains
+    one.
 
     \b
       cowfs --home H init                     make a home
@@ -112,7 +123,14 @@ def cli(
       cowfs --home H snapshot web web-1       at any time, in no time
     """
     words: list[str] = ctx.obj
-    ctx.obj = settings = Settings(home=home, backend=backend, as_json=as_json, storage_options=storage_opt)
+    from cowfs.cli.log import log_command
+
+    if quiet and verbosity:
+        raise UsageError("-q shows less and -v more; leave one of them out")
+    log = LogOptions(quiet, verbosity, log_file)
+    ctx.obj = settings = Settings(home, backend, as_json, storage_opt, log)
+    log_command(log)
+    output.shows_progress = not quiet
     if in_uml:
         from cowfs.cli.uml import run_in_uml
 

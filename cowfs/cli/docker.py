@@ -22,10 +22,9 @@ def docker_plugin_command(settings: Settings, socket_path: str) -> None:
     A home that is not there yet is made when the daemon starts, as its storage options say. The files of all layers
     are in one mount, at H/mnt.
     """
-    import logging
-
+    from cowfs.cli.log import log_server
     from cowfs.docker.serve import PluginRequest, serve_plugin
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_server(settings.log)
     options = settings.storage_options
     serve_plugin(PluginRequest(settings.home_path, settings.backend, Path(socket_path), options))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Settings
+from cowfs.cli.settings import DEVICE, Group, Settings
 from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cowfs.host.layers import Layers
 
 
-@click.group("layer")
+@click.group("layer", cls=Group)
 def layer_command() -> None:
     """Layers: devices whose files are a directory, with archives of what they changed.
 

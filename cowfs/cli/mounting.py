@@ -58,7 +58,7 @@ def mount_command(
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
     Returns when the files can be used, and leaves a server behind that holds the home until 'cowfs umount MNT'. The
-    other commands go on working through it. Its log is cowfs.log in the home.
+    other commands go on working through it. Its log is cowfs.log in the home, or the FILE of --log.
 
     A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on one
     that has no journal or is marked as damaged, and repairs what takes no decision; --repair lets it repair the rest.
@@ -110,12 +110,12 @@ def mount_command(
         write_base,
     )
     if foreground:
+        from cowfs.cli.log import log_server
         from cowfs.host.serving.mount_server import serve_mount
 
-        _log_to_stderr()
+        log_server(settings.log)
         serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
         return
-    output.print_warnings()
     pid = mount(request, _server_command(settings, request))
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
@@ -201,6 +201,7 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
     options = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(request, flag)]
 
     program = [*python_module("cowfs"), "--home", str(request.home), "--backend", settings.backend]
+    program += settings.log.words
     program += [word for option in settings.storage_options for word in ("--storage-opt", option)]
     device = [request.device] if request.device else []
     where = ["--", *device, os.path.realpath(request.target)]
@@ -209,12 +210,6 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
         return [*program, "mount", *options, "--foreground", "--report-fd", str(report_fd), *where]
 
     return command
-
-
-def _log_to_stderr() -> None:
-    import logging
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 @click.command("umount")

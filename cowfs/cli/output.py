@@ -21,6 +21,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 StepProgress: TypeAlias = Callable[[str, int, int], None]
 _PATIENCE_SECONDS: Final = 0.3
 
+shows_progress = True  # what -q turns off
+
 
 def print_json(value: object) -> None:
     """A result as one JSON document on standard output."""
@@ -53,22 +55,6 @@ def _describe(error: OSError) -> str:
 def print_line(text: str) -> None:
     """One line on standard error, whatever is in the text."""
     print(printable(text), file=sys.stderr)
-
-
-def print_warnings() -> None:
-    """Let what is logged meanwhile as a warning, or as worse, be a line on standard error."""
-    import logging
-
-    said = set[str]()
-
-    class Lines(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            text = record.getMessage()
-            if text not in said:  # a server that is started may have found the same
-                said.add(text)
-                print_line(f"cowfs: {text}")
-
-    logging.lastResort = Lines(logging.WARNING)  # not where a server writes a log
 
 
 def printable(text: str) -> str:
@@ -112,7 +98,7 @@ def print_tree(roots: Sequence[str], children: Callable[[str], Sequence[str]], d
 @contextmanager
 def progress(text: str) -> Iterator[Progress | None]:
     """A progress bar on standard error, for a block that calls back with (done, total); None when no one looks."""
-    if not sys.stderr.isatty():
+    if not shows_progress or not sys.stderr.isatty():
         yield None
         return
     bar = _Bar(text)
@@ -125,7 +111,7 @@ def progress(text: str) -> Iterator[Progress | None]:
 @contextmanager
 def steps() -> Iterator[StepProgress | None]:
     """As `progress`, for work that says what it does: (what, done, total)."""
-    if not sys.stderr.isatty():
+    if not shows_progress or not sys.stderr.isatty():
         yield None
         return
     bar = _Bar("")

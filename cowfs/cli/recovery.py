@@ -32,7 +32,6 @@ def recover_command(settings: Settings, dry_run: bool, delete_orphans: bool) -> 
     """
     from cowfs.host.recovery import recover_home
 
-    output.print_warnings()
     report = recover_home(settings.home_path, settings.backend, dry_run=dry_run, delete_orphans=delete_orphans)
     if settings.as_json:
         output.print_json(report)

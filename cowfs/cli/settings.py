@@ -24,6 +24,21 @@ HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
 
 
 @dataclass(frozen=True, slots=True)
+class LogOptions:
+    """-q, how often -v, and --log; `cowfs.cli.log` does what they say."""
+
+    quiet: bool = False
+    verbosity: int = 0
+    file: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The same options for a command line of our own."""
+        file = [] if self.file is None else ["--log", os.path.abspath(self.file)]
+        return [*["--quiet"] * self.quiet, *["--verbose"] * self.verbosity, *file]
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The global options."""
 
@@ -31,6 +46,7 @@ class Settings:
     backend: str
     as_json: bool
     storage_options: tuple[str, ...] = ()
+    log: LogOptions = LogOptions()
 
     @property
     def home_path(self) -> Path:
@@ -41,10 +57,8 @@ class Settings:
 
     def open_home(self) -> Home:
         """The home; for reading only where it cannot be written: on a read-only disk, or somebody else's."""
-        from cowfs.cli.output import print_warnings
         from cowfs.host.home import open_home
 
-        print_warnings()
         open_as = partial(open_home, self.home_path, backend=self.backend, storage_options=self.storage_options)
         try:
             return open_as()
@@ -52,6 +66,16 @@ class Settings:
             if error.errno not in (errno.EROFS, errno.EACCES):
                 raise
             return open_as(read_only=True)
+
+
+class Group(click.Group):
+    """Commands whose lines in the help are whole sentences, however wide the terminal is."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
+        lines = [(command.name or "", command.get_short_help_str(1000)) for command in commands if command is not None]
+        with formatter.section("Commands"):
+            formatter.write_dl(lines)
 
 
 class SizeType(click.ParamType[int]):

@@ -26,7 +26,7 @@ BASE_BYTES = 16 << 20
 COMMANDS = [
     *("init", "create", "snapshot", "list", "status", "inspect", "mount", "umount", "remove", "usage", "trim"),
     *("resize", "pool-resize", "layer", "info", "docker-plugin", "check", "recover", "dump", "restore", "delta"),
-    *("message", "table", "dmstatus", "doctor", "uml", "completion"),
+    *("message", "table", "dmstatus", "doctor", "uml", "help", "completion"),
 ]
 
 

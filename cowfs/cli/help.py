@@ -1,0 +1,28 @@
+"""The command `help`."""
+
+from __future__ import annotations
+
+import click
+
+from cowfs.errors import UsageError
+
+
+@click.command("help")
+@click.argument("words", nargs=-1, metavar="[COMMAND]...")
+@click.pass_context
+def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Explain COMMAND, as 'cowfs COMMAND --help' does; without COMMAND list all of them.
+
+    \b
+      cowfs help mount
+      cowfs help layer diff
+    """
+    root = ctx.find_root()
+    shown = click.Context(root.command, info_name=root.info_name, **root.command.context_settings)
+    for word in words:
+        group = shown.command
+        command = group.get_command(shown, word) if isinstance(group, click.Group) else None
+        if command is None:
+            raise UsageError(f"no such command '{word}'; see '{shown.command_path} --help'")
+        shown = click.Context(command, info_name=word, parent=shown, **command.context_settings)
+    click.echo(shown.get_help())
