@@ -28,6 +28,7 @@ from cowfs.host.requests.devices import (
     TargetLine,
     TargetStatus,
 )
+from cowfs.host.requests.request import documented_by
 from cowfs.host.requests.space import (
     Resize,
     Resized,
@@ -90,67 +91,32 @@ class Home:
         """The process that holds the home when it is not this one."""
         return self._session.holder_pid
 
+    @documented_by(Create)
     def create(self, name: str, *, parent: str | None = None, size_bytes: int | None = None) -> Created:
-        """A new device: a snapshot of `parent`, or of the base device, an empty ext4.
-
-        It costs the same whatever the parent holds. A mounted parent is brought to a consistent state first.
-
-        Args:
-            size_bytes: at least the parent's size, which is the default.
-
-        Raises:
-            UsageError: a name or size that cannot be.
-            DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
-            OutOfDataSpace, OutOfMetadataSpace: less than the home's minimum is free.
-        """
         return self._session.call(Create(name, parent, size_bytes))
 
     def snapshot(self, origin: str, name: str) -> Created:
         """`create(name, parent=origin)`."""
         return self.create(name, parent=origin)
 
+    @documented_by(Remove)
     def remove(self, name: str, *, deferred: bool = False) -> bool:
-        """Remove a device; its snapshots keep what they share with it.
-
-        Args:
-            deferred: one that is in use is marked for deletion, and goes when nothing uses it any more.
-
-        Returns:
-            Whether it is gone.
-
-        Raises:
-            UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
-        """
         return self._session.call(Remove(name, deferred))
 
+    @documented_by(Trim)
     def trim(self, name: str) -> TrimmedDevice:
-        """Give back to the pool what the file system in a device does not use, mounted or not.
-
-        Raises:
-            UnknownDevice, FilesystemError; DeviceBusy: it is in use as a disk, or mounted by the kernel.
-        """
         return self._session.call(Trim(name))
 
+    @documented_by(Resize)
     def resize(self, name: str, size_bytes: int) -> Resized:
-        """Grow a device that is not in use, and the file system in it: wholly, or not at all after any failure.
-
-        Raises:
-            UsageError: a smaller size, or one that cannot be.
-            UnknownDevice, DeviceBusy, FilesystemError, OutOfDataSpace, OutOfMetadataSpace.
-        """
         return self._session.call(Resize(name, size_bytes))
 
+    @documented_by(ResizePool)
     def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> ResizedPool:
-        """Make the pool larger, also while devices of it are mounted.
-
-        Raises:
-            UsageError: a smaller size, or one that cannot be.
-            OutOfMetadataSpace: so much data needs more metadata.
-        """
         return self._session.call(ResizePool(data_size_bytes, metadata_size_bytes))
 
+    @documented_by(ListDevices)
     def devices(self) -> list[DeviceRow]:
-        """Every device by name, `base` included. Takes time in proportion to what each device holds alone."""
         return list(self._session.iterate(ListDevices()))
 
     def usage(self) -> UsageReport:
@@ -171,12 +137,12 @@ class Home:
         )
         return UsageReport(thins, totals)
 
+    @documented_by(Inspect)
     def inspect(self, name: str) -> DeviceReport:
-        """Everything about one device. Raises UnknownDevice."""
         return self._session.call(Inspect(name))
 
+    @documented_by(Status)
     def status(self) -> HomeReport:
-        """The figures of the home and its pool."""
         return self._session.call(Status())
 
     @property
@@ -186,20 +152,16 @@ class Home:
 
         return Layers(self._session)
 
+    @documented_by(SendMessage)
     def message(self, text: str) -> None:
-        """Send the pool a message in the kernel's words, such as `create_thin 7`. No record of the home follows it.
-
-        Raises:
-            PoolError: with the kernel's errno.
-        """
         self._session.call(SendMessage(text))
 
+    @documented_by(Table)
     def table(self) -> list[TargetLine]:
-        """The lines of `dmsetup table`: the pool's, then every device's."""
         return list(self._session.iterate(Table()))
 
+    @documented_by(TargetStatus)
     def target_status(self) -> list[TargetLine]:
-        """The lines of `dmsetup status`: the pool's, then every device's."""
         return list(self._session.iterate(TargetStatus()))
 
     def check(self) -> CheckResult:

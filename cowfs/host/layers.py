@@ -26,7 +26,7 @@ from cowfs.host.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
-from cowfs.host.requests.request import Attachment
+from cowfs.host.requests.request import Attachment, documented_by
 from cowfs.host.session import Session
 from cowfs.layers.info import DriverInfo
 
@@ -54,68 +54,53 @@ class Layers:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    @documented_by(CreateLayer)
     def create(self, layer_id: str, parent: str | None = None, options: Mapping[str, str] | None = None) -> None:
-        """A layer: a snapshot of `parent`, or of the base device.
-
-        Args:
-            options: `size` alone is known.
-
-        Raises:
-            UsageError, DeviceExists, UnknownDevice, OutOfDataSpace, OutOfMetadataSpace.
-        """
         self._session.call(CreateLayer(layer_id, parent, dict(options or {})))
 
+    @documented_by(RemoveLayer)
     def remove(self, layer_id: str) -> None:
-        """Remove a layer; one that is not there is no error. A busy one is marked and goes when it is free."""
         self._session.call(RemoveLayer(layer_id))
 
+    @documented_by(LayerExists)
     def exists(self, layer_id: str) -> bool:
         return self._session.call(LayerExists(layer_id))
 
+    @documented_by(ListLayers)
     def list(self) -> Iterator[str]:
-        """Ids in order."""
         return self._session.iterate(ListLayers())
 
+    @documented_by(LayerMetadata)
     def metadata(self, layer_id: str) -> dict[str, str]:
-        """`DeviceId`, `DeviceName`, `DeviceSize` in bytes. Raises UnknownDevice."""
         return self._session.call(LayerMetadata(layer_id))
 
+    @documented_by(LayerChanges)
     def changes(self, layer_id: str, parent: str | None = None) -> Iterator[LayerChange]:
-        """What differs from `parent`, or from nothing, by path."""
         return self._session.iterate(LayerChanges(layer_id, parent))
 
     def diff(self, layer_id: str, parent: str | None = None) -> IO[bytes]:
         """The changes as a tar archive, in a file without a name that the caller closes."""
         return os.fdopen(self._session.call(LayerDiff(layer_id, parent)).fd, "rb")
 
+    @documented_by(LayerSize)
     def size(self, layer_id: str, parent: str | None = None) -> int:
-        """Bytes of the files that a layer added or modified, hard-linked ones once."""
         return self._session.call(LayerSize(layer_id, parent))
 
+    @documented_by(ApplyLayer)
     def apply(self, layer_id: str, archive: IO[bytes]) -> int:
-        """Unpack a tar archive, uncompressed, into a layer: all of it or nothing, unless the layer is in use.
-
-        Returns:
-            The sum of the sizes in it.
-
-        Raises:
-            UsageError: an archive that is damaged, or reaches out of the layer.
-        """
         with as_file(archive, self._session.path) as file:
             return self._session.call(ApplyLayer(layer_id, archive=Attachment(file)))
 
+    @documented_by(GetLayer)
     def get(self, layer_id: str, mount_label: str = "") -> str:
-        """The path of a layer's files, there until as many `put`.
-
-        Needs a process that serves the home; where the kernel mounts layers, this one will do until it closes the home.
-        """
         return self._session.call(GetLayer(layer_id, mount_label))
 
+    @documented_by(PutLayer)
     def put(self, layer_id: str) -> None:
         self._session.call(PutLayer(layer_id))
 
+    @documented_by(Info)
     def info(self) -> DriverInfo:
-        """The figures that `docker info` shows of a driver; `cowfs.layers.info.status_items` makes its text."""
         return self._session.call(Info())
 
 

@@ -120,7 +120,7 @@ class HomeReport(msgspec.Struct, frozen=True):
 
 
 class Status(Request[HomeReport], frozen=True, tag="status"):
-    """The figures of the home."""
+    """The figures of the home and its pool."""
 
     def run(self, home: OpenHome) -> HomeReport:
         status = home.devices.status()
@@ -158,7 +158,10 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
 
 
 class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
-    """Every device, by name. Devices removed while the list is read are left out."""
+    """Every device by name, `base` included; those removed while the list is read are left out.
+
+    Takes time in proportion to what each device holds alone.
+    """
 
     def run(self, home: OpenHome) -> Pieces[DeviceRow]:
         for records in batched(home.devices.records()):
@@ -172,7 +175,7 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
-    """Everything about one device."""
+    """Everything about one device. Raises UnknownDevice."""
 
     name: str
 
@@ -200,7 +203,18 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
 
 
 class Create(Request[Created], frozen=True, tag="create"):
-    """A new device: a snapshot of `parent`, of the base device when it is null. Parents may be mounted and busy."""
+    """A new device: a snapshot of `parent`, or of the base device, an empty ext4.
+
+    It costs the same whatever the parent holds. A mounted parent is brought to a consistent state first.
+
+    Args:
+        size_bytes: at least the parent's size, which is the default.
+
+    Raises:
+        UsageError: a name or size that cannot be.
+        DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
+        OutOfDataSpace, OutOfMetadataSpace: less than the home's minimum is free.
+    """
 
     name: str
     parent: str | None = None
@@ -215,7 +229,17 @@ class Create(Request[Created], frozen=True, tag="create"):
 
 
 class Remove(Request[bool], frozen=True, tag="remove"):
-    """Remove a device; whether it is gone. With `deferred`, one that is in use is marked, and goes later."""
+    """Remove a device; its snapshots keep what they share with it.
+
+    Args:
+        deferred: one that is in use is marked for deletion, and removed when its last user is gone.
+
+    Returns:
+        Whether it is gone.
+
+    Raises:
+        UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
+    """
 
     name: str
     deferred: bool = False
@@ -234,7 +258,11 @@ class Remove(Request[bool], frozen=True, tag="remove"):
 
 
 class SendMessage(Request[None], frozen=True, tag="message"):
-    """A message to the pool in the kernel's words. The home's records do not follow what it does."""
+    """Send the pool a message in the kernel's words, such as `create_thin 7`. The home's records do not follow it.
+
+    Raises:
+        PoolError: with the kernel's errno.
+    """
 
     text: str
 
@@ -253,7 +281,7 @@ class TargetLine(msgspec.Struct, frozen=True):
 
 
 class Table(Listing[TargetLine], frozen=True, tag="table"):
-    """The table lines of the pool and of every device."""
+    """The lines of `dmsetup table`: the pool's, then every device's."""
 
     def run(self, home: OpenHome) -> Pieces[TargetLine]:
         pool = home.devices.pool
@@ -264,7 +292,7 @@ class Table(Listing[TargetLine], frozen=True, tag="table"):
 
 
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
-    """The status lines of the pool and of every device."""
+    """The lines of `dmsetup status`: the pool's, then every device's."""
 
     def run(self, home: OpenHome) -> Pieces[TargetLine]:
         pool = home.devices.pool

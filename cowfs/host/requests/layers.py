@@ -29,7 +29,14 @@ class LayerChange(msgspec.Struct, frozen=True):
 
 
 class CreateLayer(Request[None], frozen=True, tag="layer_create"):
-    """A layer: a snapshot of `parent`, or of the base device when it is null."""
+    """Make a layer: a snapshot of `parent`, or of the base device.
+
+    Args:
+        options: `size` alone is known.
+
+    Raises:
+        UsageError, DeviceExists, UnknownDevice, OutOfDataSpace, OutOfMetadataSpace.
+    """
 
     id: str
     parent: str | None = None
@@ -43,7 +50,7 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
 
 
 class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
-    """Remove a layer; one that is not there is no error, a busy one is marked and goes when it is free."""
+    """Remove a layer; an absent one is no error, and a busy one is removed when its last user is gone."""
 
     id: str
 
@@ -55,6 +62,8 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
 
 
 class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
+    """Whether a layer is present."""
+
     id: str
 
     def run(self, home: OpenHome) -> bool:
@@ -69,6 +78,8 @@ class ListLayers(Listing[str], frozen=True, tag="layer_list"):
 
 
 class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
+    """`DeviceId`, `DeviceName`, `DeviceSize` in bytes. Raises UnknownDevice."""
+
     id: str
 
     def run(self, home: OpenHome) -> dict[str, str]:
@@ -76,7 +87,7 @@ class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
 
 
 class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
-    """What a layer changed against its parent, or against nothing."""
+    """What differs from `parent`, or from nothing, by path."""
 
     id: str
     parent: str | None = None
@@ -113,8 +124,9 @@ class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
         return _layers_read(self.id, self.parent)
 
     def run(self, home: OpenHome) -> Steps[OpenFile]:
+        archive = LayerArchive(self.id, self.parent)
         directory = None if home.devices.read_only else home.path
-        with tempfile.TemporaryFile(dir=directory) as file, closing(home.driver.diff(self.id, self.parent)) as pieces:
+        with tempfile.TemporaryFile(dir=directory) as file, closing(archive.run(home)) as pieces:
             for piece in pieces:
                 if piece is not None:
                     file.write(piece)
@@ -124,7 +136,7 @@ class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
 
 
 class LayerSize(Request[int], frozen=True, tag="layer_size"):
-    """Bytes of the files that a layer added or modified."""
+    """Bytes of the files that a layer added or modified, hard-linked ones once."""
 
     id: str
     parent: str | None = None
@@ -137,9 +149,16 @@ class LayerSize(Request[int], frozen=True, tag="layer_size"):
 
 
 class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
-    """Unpack a tar archive into a layer; the sum of the sizes in it.
+    """Unpack a tar archive, uncompressed, into a layer: all of it or nothing, unless the layer is in use.
 
-    `end_required`: an archive without its end is refused, since it may be cut off.
+    Args:
+        end_required: refuse an archive without its end, since it may be cut off.
+
+    Returns:
+        The sum of the sizes in it.
+
+    Raises:
+        UsageError: an archive that is damaged, or reaches out of the layer.
     """
 
     id: str
@@ -156,7 +175,10 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
 
 
 class GetLayer(Request[str], frozen=True, tag="layer_get"):
-    """Make a layer's files reachable; the path of its root directory."""
+    """The path of a layer's files, present until as many `put`.
+
+    Needs a process that serves the home; where the kernel mounts layers, this one will do until it closes the home.
+    """
 
     id: str
     mount_label: str = ""
@@ -172,7 +194,7 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
 
 
 class PutLayer(Request[None], frozen=True, tag="layer_put"):
-    """End one get."""
+    """End one `get`. A layer without any is no error."""
 
     id: str
 
@@ -184,7 +206,7 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
 
 
 class Info(Request[DriverInfo], frozen=True, tag="info"):
-    """The figures behind what `docker info` shows of a driver."""
+    """The figures that `docker info` shows of a driver; `cowfs.layers.info.status_items` makes its text."""
 
     def run(self, home: OpenHome) -> DriverInfo:
         return home.driver.info()

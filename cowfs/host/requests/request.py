@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import typing
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 import msgspec
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cowfs.host.open_home import OpenHome
     from cowfs.steps import Pieces, Steps
 
+F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 T = TypeVar("T")
 
@@ -95,6 +96,16 @@ class OpenFile(msgspec.Struct, frozen=True):
 
 
 AnyRequest: TypeAlias = Request[Any] | Listing[Any]
+
+
+def documented_by(request: type[AnyRequest]) -> Callable[[F], F]:
+    """A decorator: the documentation of a method that asks is its request's."""
+
+    def document(method: F) -> F:
+        method.__doc__ = request.__doc__
+        return method
+
+    return document
 
 
 def answer_type(kind: type[AnyRequest]) -> Any:

@@ -90,7 +90,11 @@ class Usage(Listing[UsageRow], frozen=True, tag="usage"):
 
 
 class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
-    """Give back to the pool what the file system of a device does not use, mounted or not."""
+    """Give back to the pool what the file system in a device does not use, mounted or not.
+
+    Raises:
+        UnknownDevice, FilesystemError; DeviceBusy: it is in use as a disk, or mounted by the kernel.
+    """
 
     name: str
 
@@ -100,7 +104,12 @@ class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
 
 
 class Resize(Request[Resized], frozen=True, tag="resize"):
-    """Grow a device that is not in use, and the file system in it."""
+    """Grow a device that is not in use, and the file system in it: wholly, or not at all after any failure.
+
+    Raises:
+        UsageError: a smaller size, or one that cannot be.
+        UnknownDevice, DeviceBusy, FilesystemError, OutOfDataSpace, OutOfMetadataSpace.
+    """
 
     name: str
     size_bytes: int
@@ -116,7 +125,12 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
 
 
 class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
-    """Grow the pool, mounted or not. Without a size, its devices are taken as large as they are."""
+    """Make the pool larger, also while devices of it are mounted. Without a size, a device is taken as large as it is.
+
+    Raises:
+        UsageError: a smaller size, or one that cannot be.
+        OutOfMetadataSpace: so much data needs more metadata.
+    """
 
     data_size_bytes: int | None = None
     metadata_size_bytes: int | None = None
