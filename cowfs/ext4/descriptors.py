@@ -162,6 +162,9 @@ class Descriptors:
         runs = sorted(self._metadata_runs())
         return SystemBlocks(() if self._find_misplaced() or _find_overlap(runs) else runs)
 
+    def is_system_block(self, block: int) -> bool:
+        return self.system_blocks.overlap(block, 1)
+
     def protect(self, runs: Iterable[Run]) -> None:
         """Add the journal's blocks to the volume's own metadata. Raises FilesystemError (EUCLEAN): they are that."""
         journal = list(runs)

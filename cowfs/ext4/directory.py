@@ -4,6 +4,10 @@ A directory is a file of blocks of entries. One that outgrows its first block be
 have dir_index: `htree` says how. Lookups and inserts then touch one block, whatever the size. Parsed blocks are
 kept, bounded; a changed block goes to the metadata cache at once.
 
+Damage. Blocks with names that make no sense hide only their own names: the others are found and listed, and then a
+listing ends with the error, so that nothing passes for complete that is not. A directory whose index is damaged is read
+block by block, as if there were none; names can be removed, but none can be added.
+
 Listing. Where an index exists or may come to exist, names come in the order of their hashes, as in the kernel: so an
 entry that a split moves to another block is neither listed twice nor missed. Elsewhere entries never move, and come
 in the order of the blocks. The cookie is 1 for `.`, 2 for `..`, and 3 plus the position in that order.
@@ -13,13 +17,21 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import htree, layout
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Segment
-from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits, entries_in, entry_bytes
+from cowfs.ext4.directory_block import (
+    HEADER,
+    DamagedBlock,
+    DirectoryBlock,
+    Entry,
+    checksum_fits,
+    entries_in,
+    entry_bytes,
+)
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.htree import DamagedIndex, Index, Node
@@ -52,14 +64,21 @@ class Directories:
 
     def parent(self, directory: Inode) -> int:
         """The inode of `..`."""
-        if self._is_indexed(directory):
-            return self._index(directory).parent
-        for entry in self.entries_of(next(self.leaf_data(directory), b"")):
+        index = self._usable_index(directory)
+        if index is not None:
+            return index.parent
+        if directory.is_index_damaged:
+            first = self._fs.cache.read(self._physical(directory, 0))
+        else:
+            first = next(self.leaf_data(directory), b"")
+        for entry in self.entries_of(first, has_tail=self._has_tail and not directory.is_index_damaged):
             if entry.name == b"..":
                 return entry.inode
         raise self._fs.damaged(f"directory {directory.number} has no `..`")
 
     def is_empty(self, directory: Inode) -> bool:
+        if not self._blocks(directory):
+            raise self._fs.damaged(f"directory {directory.number} has no blocks")
         for logical in self._leaves(directory):
             block = self._block(directory, logical)
             if len(block) > 2 or any(entry.name not in (b".", b"..") for entry in block.entries()):
@@ -67,19 +86,30 @@ class Directories:
         return True
 
     def _locate(self, directory: Inode, name: bytes) -> tuple[int, DirectoryBlock] | None:
-        """The block that has a name, and its number in the directory."""
-        candidates: Iterable[int] = range(self._blocks(directory))
-        if self._is_indexed(directory):
-            candidates = self._candidates(directory, name)
-        for logical in candidates:
-            block = self._block(directory, logical)
+        """The block that has a name, and its number in the directory.
+
+        Raises:
+            FilesystemError (EUCLEAN): it is not found, and a damaged block may have it.
+        """
+        damage: FilesystemError | None = None
+        for logical in self._candidates(directory, name):
+            try:
+                block = self._block(directory, logical)
+            except FilesystemError as error:
+                damage = error
+                continue
             if block.find(name):
                 return logical, block
+        if damage is not None:
+            raise damage
         return None
 
     def _candidates(self, directory: Inode, name: bytes) -> Iterator[int]:
-        """The leaves that can have a name: one, but for equal hashes across a border of blocks."""
-        index = self._index(directory)
+        """The leaves that can have a name: with an index one, but for equal hashes across a border of blocks."""
+        index = self._usable_index(directory)
+        if index is None:
+            yield from self._leaves(directory)
+            return
         hash_ = self._hash_of(index.hash_version, name)[0]
         path = index.path(hash_)
         while True:
@@ -102,6 +132,7 @@ class Directories:
 
         Raises:
             OSError (ENOSPC): no block, or the index is full; the directory is as it was, but perhaps larger.
+            FilesystemError (EUCLEAN): the index is damaged.
         """
         if directory.is_inline:
             self._inline.move_out(directory)
@@ -137,6 +168,15 @@ class Directories:
         block.replace(name, inode, file_type)
         self._write(directory, logical, block)
 
+    def prepare_to_set_parent(self, directory: Inode) -> None:
+        """Raises FilesystemError (EUCLEAN): `..` cannot be changed, since its block is damaged."""
+        if directory.is_inline:
+            return
+        if self._is_indexed(directory):
+            self._index(directory)
+        elif not self._block(directory, 0).find(b".."):
+            raise self._fs.damaged(f"directory {directory.number} has no `..`")
+
     def set_parent(self, directory: Inode, parent: int) -> None:
         """Change `..`."""
         if directory.is_inline:
@@ -155,7 +195,7 @@ class Directories:
     def forget(self, directory: Inode) -> None:
         """Drop what is cached of a directory that is being freed."""
         directory.index = None
-        for logical in range(self._blocks(directory)):
+        for logical in self._linear_blocks(directory):
             self._parsed.pop((directory.number, logical), None)
 
     def _set_inline_entry(self, directory: Inode, name: bytes, inode: int, file_type: int) -> None:
@@ -270,7 +310,16 @@ class Directories:
         return has_index and self._fs.has_dir_index
 
     def _index(self, directory: Inode) -> Index:
-        if directory.index is None:
+        """The index of an indexed directory. Raises FilesystemError (EUCLEAN): it is damaged."""
+        index = self._usable_index(directory)
+        if index is None:
+            raise self._fs.damaged(f"directory {directory.number} has a damaged index and cannot be changed like this")
+        return index
+
+    def _usable_index(self, directory: Inode) -> Index | None:
+        """The index of a directory; None if it has none, or a damaged one."""
+        if directory.index is None and self._is_indexed(directory) and not directory.is_index_damaged:
+            self._maps.load(directory)
             try:
                 directory.index = htree.load(
                     lambda logical: self._fs.cache.read(self._physical(directory, logical)),
@@ -278,8 +327,9 @@ class Directories:
                     self._blocks(directory),
                     self._max_levels,
                 )
-            except DamagedIndex as error:
-                raise self._fs.damaged(f"the index of directory {directory.number}: {error}") from None
+            except (DamagedIndex, FilesystemError) as error:
+                directory.is_index_damaged = True
+                self._fs.note_damage(f"the index of directory {directory.number}: {error}; it is read without")
         return directory.index
 
     def _hash_of(self, version: int, name: bytes) -> tuple[int, int]:
@@ -304,27 +354,56 @@ class Directories:
     # Listing.
 
     def walk(self, directory: Inode, cookie: int) -> Iterator[tuple[int, Entry]]:
-        """(cookie, entry) of everything after a cookie."""
+        """(cookie, entry) of everything after a cookie.
+
+        Raises:
+            FilesystemError (EUCLEAN): after all that could be read, if there was something that could not, now or in
+                an earlier part of the listing.
+        """
         if not self._blocks(directory):
             return
         if cookie < 1:
             yield 1, Entry(b".", directory.number, 2)
         if cookie < 2:
-            yield 2, Entry(b"..", self.parent(directory), 2)
+            yield 2, Entry(b"..", self._parent_or_itself(directory), 2)
         position = max(cookie - _FIRST_COOKIE + 1, 0)
-        if self._fs.has_dir_index and (self._is_indexed(directory) or self._blocks(directory) == 1):
-            yield from self._walk_by_hash(directory, position)
+        if self._is_in_order_of_hashes(directory):
+            found = self._walk_by_hash(directory, position)
         else:
-            yield from self._walk_by_offset(directory, position)
+            found = self._walk_by_offset(directory, position)
+        for position, entry in found:
+            if entry.name in (b".", b".."):
+                continue
+            if not entry.name or b"/" in entry.name or b"\0" in entry.name:
+                directory.damage = f"ext4 is damaged: directory {directory.number} has the name {entry.name!r}"
+                continue
+            yield _FIRST_COOKIE + position, entry
+        if directory.damage:
+            raise FilesystemError(directory.damage, errno=errno.EUCLEAN)
+
+    def _parent_or_itself(self, directory: Inode) -> int:
+        """For a listing, in which `..` is no name that could be missed."""
+        try:
+            return self.parent(directory)
+        except FilesystemError:
+            return directory.number
+
+    def _is_in_order_of_hashes(self, directory: Inode) -> bool:
+        if self._is_indexed(directory):
+            return self._usable_index(directory) is not None
+        return self._fs.has_dir_index and self._blocks(directory) == 1
 
     def _walk_by_offset(self, directory: Inode, position: int) -> Iterator[tuple[int, Entry]]:
         size = self._fs.block_bytes
-        logical, begin = divmod(position, size)
-        while logical < self._blocks(directory):
-            for offset, entry in self._block(directory, logical).entries_from(begin):
-                if entry.name not in (b".", b".."):
-                    yield _FIRST_COOKIE + logical * size + offset, entry
-            logical, begin = logical + 1, 0
+        first, begin = divmod(position, size)
+        for logical in self._leaves(directory, first):
+            try:
+                block = self._block(directory, logical)
+            except FilesystemError as error:
+                directory.damage = error.message
+                continue
+            for offset, entry in block.entries_from(begin if logical == first else 0):
+                yield logical * size + offset, entry
 
     def _walk_by_hash(self, directory: Inode, position: int) -> Iterator[tuple[int, Entry]]:
         """Leaf by leaf. Where to go on is kept as a hash: whatever happens meanwhile, a path leads there."""
@@ -333,26 +412,32 @@ class Directories:
             entries, version, hash_ = self._entries_at(directory, hash_)
             keyed = []
             for entry in entries:
-                if entry.name not in (b".", b".."):
-                    major, minor = self._hash_of(version, entry.name)
-                    keyed.append((major >> 1 << 32 | minor, entry))
+                major, minor = self._hash_of(version, entry.name)
+                keyed.append((major >> 1 << 32 | minor, entry))
             for key, entry in sorted(keyed):
                 if key >= position:
-                    yield _FIRST_COOKIE + key, entry
+                    yield key, entry
 
     def _entries_at(self, directory: Inode, hash_: int) -> tuple[list[Entry], int, int | None]:
         """The entries of the leaf of a hash and of those that continue it, the hash version, the next leaf's hash."""
-        if not self._is_indexed(directory):
-            return self._block(directory, 0).entries(), self._default_hash_version(), None
-        index = self._index(directory)
+        index = self._usable_index(directory)
+        if index is None:
+            return self._readable_entries(directory, 0), self._default_hash_version(), None
         path = index.path(hash_)
         entries: list[Entry] = []
         while True:
             node, slot = path[-1]
-            entries += self._block(directory, node.children[slot]).entries()
+            entries += self._readable_entries(directory, node.children[slot])
             following = index.advance(path)
             if following is None or not following & 1:
                 return entries, index.hash_version, following
+
+    def _readable_entries(self, directory: Inode, logical: int) -> list[Entry]:
+        try:
+            return self._block(directory, logical).entries()
+        except FilesystemError as error:
+            directory.damage = error.message
+            return []
 
     # Blocks as they are.
 
@@ -365,10 +450,10 @@ class Directories:
                 raise self._wrong_checksum(directory, logical)
             yield data
 
-    def entries_of(self, data: bytes) -> Iterator[Entry]:
+    def entries_of(self, data: bytes, *, has_tail: bool | None = None) -> Iterator[Entry]:
         """The entries of such a block."""
         try:
-            yield from entries_in(data, has_tail=self._has_tail)
+            yield from entries_in(data, has_tail=self._has_tail if has_tail is None else has_tail)
         except DamagedBlock as error:
             raise self._fs.damaged(f"a directory block: {error}") from None
 
@@ -382,10 +467,37 @@ class Directories:
         """How many there are; a directory in its inode counts as the one block that it would be."""
         return 1 if directory.is_inline else directory.size // self._fs.block_bytes
 
-    def _leaves(self, directory: Inode) -> Iterator[int]:
-        """Blocks with entries."""
-        inner = set(self._index(directory).blocks) if self._is_indexed(directory) else ()
-        return (logical for logical in range(self._blocks(directory)) if logical not in inner)
+    def _leaves(self, directory: Inode, first: int = 0) -> Iterator[int]:
+        """Blocks with entries, from `first` on."""
+        index = self._usable_index(directory)
+        if index is not None:
+            inner = set(index.blocks)
+            return (logical for logical in range(first, self._blocks(directory)) if logical not in inner)
+        blocks = self._linear_blocks(directory, first)
+        if directory.is_index_damaged:
+            return (logical for logical in blocks if not self._is_index_block(directory, logical))
+        return blocks
+
+    def _linear_blocks(self, directory: Inode, first: int = 0) -> Iterator[int]:
+        """All blocks from `first` on; a hole, which only damage makes, has none."""
+        if directory.is_inline:
+            yield from range(first, 1)
+            return
+        end = self._blocks(directory)
+        for segment in self._maps.load(directory):
+            if segment.written:
+                yield from range(max(segment.logical, first), min(segment.logical + segment.length, end))
+
+    def _is_index_block(self, directory: Inode, logical: int) -> bool:
+        """Whether a block has no names but belongs to an index, where the index itself cannot tell."""
+        data = self._fs.cache.read(self._physical(directory, logical))
+        inode, length, _name_length, _file_type = HEADER.unpack_from(data)
+        if logical:
+            return not inode and length == len(data)
+        try:
+            return all(entry.name in (b".", b"..") for entry in entries_in(data, has_tail=False))
+        except DamagedBlock:
+            return self._blocks(directory) > 1
 
     def _physical(self, directory: Inode, logical: int) -> int:
         block = self._maps.load(directory).block(logical)
@@ -436,6 +548,8 @@ class Directories:
         logical = self._blocks(directory)
         if logical >= self._maps.max_blocks(directory) or (logical + 1) * self._fs.block_bytes >= 2**31:
             raise os_error(errno.ENOSPC)
+        if self._maps.load(directory).end > logical:
+            raise self._fs.damaged(f"directory {directory.number} has blocks beyond its size")
         runs = self._allocator.allocate(1, self._maps.load(directory).before(logical))
         try:
             self._maps.add(directory, [Segment(logical, 1, runs[0].physical, True)])

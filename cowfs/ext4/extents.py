@@ -29,6 +29,7 @@ _ROOT_BYTES: Final = 60
 _ROOT_ENTRIES: Final = 4
 _MAX_DEPTH: Final = 5
 _UNWRITTEN: Final = 32768
+_LOGICAL_END: Final = 1 << 32
 
 EMPTY_ROOT: Final = _HEADER.pack(_MAGIC, 0, _ROOT_ENTRIES, 0, 0).ljust(_ROOT_BYTES, b"\0")
 
@@ -99,7 +100,13 @@ def _load_leaf(fs: Filesystem, inode: int, node: bytes, entries: int, map_: Bloc
         physical = low | high << 32
         written = count <= _UNWRITTEN
         length = count if written else count - _UNWRITTEN
-        if not length or logical < end or physical <= fs.first_data_block or physical + length > fs.blocks:
+        if (
+            not length
+            or logical < end
+            or logical + length > _LOGICAL_END
+            or physical <= fs.first_data_block
+            or physical + length > fs.blocks
+        ):
             raise fs.damaged(f"inode {inode} has a bad extent: {length} blocks at {physical} for {logical}")
         map_.append(logical, length, physical, written)
         end = logical + length

@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 
 _NANOSECONDS = 1_000_000_000
 _NOTES_MAX = 100
+_FIRST_INODE_MIN = 11
 
 
 class _Mark(enum.Enum):
@@ -137,9 +138,11 @@ class Filesystem:
         self.groups: int = self.fs.group_desc_count
         self.inodes: int = sb.s_inodes_count
         dynamic = sb.s_rev_level >= 1
-        self.first_inode: int = sb.s_first_ino if dynamic else 11
+        self.first_inode: int = sb.s_first_ino if dynamic else _FIRST_INODE_MIN
         self.inode_bytes: int = sb.s_inode_size if dynamic else layout.GOOD_OLD_INODE_BYTES
         self.inodes_per_block = self.block_bytes // self.inode_bytes
+        if not _FIRST_INODE_MIN <= self.first_inode <= self.inodes:
+            raise self.damaged(f"the first inode that is not reserved is {self.first_inode}")
         self.has_64bit = bool(sb.s_feature_incompat & layout.INCOMPAT_64BIT)
         self.has_extents = bool(sb.s_feature_incompat & layout.INCOMPAT_EXTENTS)
         self.has_file_types = bool(sb.s_feature_incompat & layout.INCOMPAT_FILETYPE)

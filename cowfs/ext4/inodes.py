@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _CACHED_INODES_MAX = 16384
 _CACHED_INODES_MIN = 512
 _SECTOR_BYTES = 512
+_SIZE_END = 1 << 63
+_SECTORS_END = 1 << 48
+_KINDS = frozenset((stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK))
 _BLOCK_POINTER_BYTES = 60
 
 # Where the extra time fields end, counted from byte 128: they exist as far as i_extra_isize reaches.
@@ -42,8 +45,10 @@ class Inode:
         "_fs",
         "_memory",
         "_seed",
+        "damage",
         "dirty",
         "index",
+        "is_index_damaged",
         "map",
         "map_changed",
         "nodes",
@@ -63,6 +68,8 @@ class Inode:
         self.nodes: list[int] = []  # blocks of the extent tree, or indirect blocks; known while `map` is
         self.map_changed = False
         self.index: Index | None = None  # of a hash-indexed directory
+        self.is_index_damaged = False
+        self.damage = ""  # of a directory's blocks, as far as they were read
         self.xattrs: dict[bytes, bytes] | None = None
         self._attributes: Attributes | None = None
         self._seed: int | None = None
@@ -73,6 +80,24 @@ class Inode:
         self._attributes = None
         self._seed = None
         self.dirty = False
+
+    def find_damage(self) -> str | None:
+        """What the kernel does not accept in an inode, as far as it shows in the inode itself."""
+        fs, flags = self._fs, self.flags
+        if stat.S_IFMT(self.mode) not in _KINDS:
+            return f"has mode {self.mode:#o}"
+        if self._extra_bytes & 3 or layout.GOOD_OLD_INODE_BYTES + self._extra_bytes > fs.inode_bytes:
+            return f"claims {self._extra_bytes} bytes beyond the first {layout.GOOD_OLD_INODE_BYTES}"
+        if self.size >= _SIZE_END:
+            return f"has a size of {self.size} bytes"
+        block = self.xattr_block
+        if block and not (fs.first_data_block < block < fs.blocks and not fs.descriptors.is_system_block(block)):
+            return f"has its attributes in block {block}"
+        if flags & layout.INODE_FLAG_EA_INODE:
+            return "holds an attribute, and has a name"
+        if stat.S_ISLNK(self.mode) and flags & (layout.INODE_FLAG_IMMUTABLE | layout.INODE_FLAG_APPEND):
+            return "is a symbolic link that cannot be changed"
+        return None
 
     def touch(self) -> None:
         if not self.dirty:
@@ -196,9 +221,10 @@ class Inode:
         per_block = self._fs.block_bytes // _SECTOR_BYTES
         count = max(self.sectors + blocks * per_block, 0)
         raw.i_flags &= ~layout.INODE_FLAG_HUGE_FILE
-        if count >= 2**48:
+        if count >= _SECTORS_END:
             raw.i_flags |= layout.INODE_FLAG_HUGE_FILE
             count //= per_block
+        count = min(count, _SECTORS_END - 1)  # more than any device has: the inode is damaged
         raw.i_blocks, raw.i_blocks_hi = count & 0xFFFFFFFF, count >> 32
         self.touch()
 
@@ -314,7 +340,11 @@ class InodeTable:
         self._generation = fs.now_ns() & 0xFFFFFFFF
 
     def get(self, number: int) -> Inode:
-        """Raises OSError: ESTALE for a number that is not in use, EUCLEAN for one of ext4's own files."""
+        """An inode in use.
+
+        Raises:
+            OSError: ESTALE for a number that is not in use, EUCLEAN for one of ext4's own files and a damaged inode.
+        """
         self.uses += 1
         inode = self._cache.get(number)
         if inode is not None:
@@ -326,8 +356,11 @@ class InodeTable:
         if number < fs.first_inode and number != ROOT_INODE:
             raise fs.damaged(f"something refers to the reserved inode {number}")
         inode = self.load(number)
-        if inode.links == 0 or not inode.mode:
+        if inode.links == 0:
             raise os_error(errno.ESTALE)
+        damage = inode.find_damage()
+        if damage:
+            raise fs.damaged(f"inode {number} {damage}")
         if inode.is_inline and not fs.has_inline_data:
             raise os_error(errno.EOPNOTSUPP)
         self.keep(inode)

@@ -15,6 +15,7 @@ from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
 from cowfs.ext4.block_map import Run, Segment
 from cowfs.ext4.directory import Directories
+from cowfs.ext4.directory_block import Entry
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.guard import Guard
@@ -62,7 +63,16 @@ class Names:
         entry = self.directories.find(directory, name) if directory.links else None
         if entry is None:
             raise os_error(errno.ENOENT, name)
-        return self._inodes.get(entry.inode)
+        return self.inode_of(entry)
+
+    def inode_of(self, entry: Entry) -> Inode:
+        """The inode that an entry leads to. Raises FilesystemError (EUCLEAN): there is none, or it is damaged."""
+        try:
+            return self._inodes.get(entry.inode)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            raise self._fs.damaged(f"a name leads to inode {entry.inode}, which is not in use") from None
 
     def directory(self, number: int) -> Inode:
         inode = self._inodes.get(number)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cowfs.errors import FilesystemError
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.inodes import Inode, InodeTable
 
@@ -48,8 +49,12 @@ class Orphans:
         self._fs.super.s_last_orphan = self._list[0].number if self._list else 0
         self._fs.superblock_changed()
 
-    def process(self, finish: Callable[[Inode], None]) -> None:
-        """Work off the list that the last mount left: `finish` frees an inode, or cuts it to its size.
+    def process(self, prepare: Callable[[Inode], None], finish: Callable[[Inode], None]) -> None:
+        """Work off the list that the last mount left.
+
+        Args:
+            prepare: reads what `finish` needs. Raises FilesystemError (EUCLEAN) for an inode that must stay as it is.
+            finish: frees an inode, or cuts it to its size.
 
         Raises:
             FilesystemError (EUCLEAN): the list leads nowhere or round in a circle.
@@ -66,4 +71,9 @@ class Orphans:
         for inode in self.all():
             self._inodes.keep(inode)
             self.remove(inode)
-            finish(inode)
+            try:
+                prepare(inode)
+            except FilesystemError as error:
+                self._fs.note_damage(f"inode {inode.number}, which has no name, is not freed: {error.message}")
+            else:
+                finish(inode)

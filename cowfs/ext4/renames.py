@@ -39,7 +39,7 @@ class Renames:
             check_name(one)
         moved = self._names.entry(source, name)
         there = self._directories.find(target, new_name)
-        replaced = self._inodes.get(there.inode) if there else None
+        replaced = self._names.inode_of(there) if there else None
         if flags & RENAME_NOREPLACE and replaced is not None:
             raise os_error(errno.EEXIST)
         if flags == RENAME_EXCHANGE and replaced is None:
@@ -49,6 +49,10 @@ class Renames:
             self._check_not_below(moved, target)
         if replaced is moved:
             return
+        if source is not target:
+            for inode in (moved, replaced) if flags == RENAME_EXCHANGE else (moved,):
+                if inode is not None and inode.is_directory:
+                    self._directories.prepare_to_set_parent(inode)
         if replaced is not None:
             check_removable(target, replaced)
         if flags == RENAME_EXCHANGE:

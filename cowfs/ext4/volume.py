@@ -153,7 +153,7 @@ class Volume:
             volume = cls(fs, problems)
             if not read_only:
                 volume._protect_journal(use=journaled)
-                volume._names.orphans.process(volume._finish_orphan)
+                volume._names.orphans.process(volume._names.prepare_to_drop, volume._finish_orphan)
             volume._check_root()
         except BaseException:
             fs.free()
@@ -225,8 +225,14 @@ class Volume:
             yield DirectoryEntry(entry.name, entry.inode, self.entry_mode(entry), following)
 
     def entry_mode(self, entry: Entry) -> int:
-        """The file type bits of what an entry leads to."""
-        return layout.file_type_mode(entry.file_type) or stat.S_IFMT(self._inodes.get(entry.inode).mode)
+        """The file type bits of what an entry leads to; 0 when the entry does not say, and the inode is damaged."""
+        known = layout.file_type_mode(entry.file_type)
+        if known:
+            return known
+        try:
+            return stat.S_IFMT(self._names.inode_of(entry).mode)
+        except FilesystemError:
+            return 0
 
     def read_symlink(self, inode: int) -> bytes:
         link = self._inodes.get(inode)
@@ -252,7 +258,7 @@ class Volume:
         free = self._allocator.free_blocks
         return TreeStatistics(
             block_bytes=fs.block_bytes,
-            blocks=fs.blocks - self._overhead_blocks,
+            blocks=max(fs.blocks - self._overhead_blocks, free),
             blocks_free=free,
             blocks_available=max(free - reserved, 0),
             inodes=fs.inodes,
@@ -580,7 +586,8 @@ class Volume:
         overhead += fs.groups * (2 + fs.fs.inode_blocks_per_group)
         overhead += with_super * (1 + fs.fs.desc_blocks + sb.s_reserved_gdt_blocks)
         if sb.s_feature_compat & layout.COMPAT_HAS_JOURNAL and sb.s_journal_inum:
-            overhead += self._inodes.load(sb.s_journal_inum).size // fs.block_bytes
+            with suppress(FilesystemError):
+                overhead += self._inodes.load(sb.s_journal_inum).size // fs.block_bytes
         return overhead
 
 

@@ -168,7 +168,7 @@ class View(pyfuse3.Operations):
         if isinstance(error, PoolError) and error.errno != errno.ENOSPC:
             self.log_once(f"{request}: {error}")
             return FUSEError(errno.EIO)
-        if error.errno in (errno.EIO, errno.ENOSPC):
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EUCLEAN):
             self.log_once(f"{request}: {error}")
         return FUSEError(error.errno if 0 < error.errno <= _MAX_ERRNO else errno.EIO)
 

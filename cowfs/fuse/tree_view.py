@@ -47,7 +47,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from cowfs.ext4.interface import ROOT_INODE, Attributes, FileTree, TreeStatistics
+from cowfs.ext4.interface import ROOT_INODE, Attributes, DirectoryEntry, FileTree, TreeStatistics
 from cowfs.fuse.callers import may_keep_setgid
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
@@ -181,12 +181,14 @@ class TreeView(View):
 
     def _known(self, attributes: Attributes) -> EntryAttributes:
         """Count a lookup that the kernel learns of with this answer."""
-        inode = attributes.inode
+        self._note_lookup(attributes.inode)
+        return self._entry(attributes)
+
+    def _note_lookup(self, inode: int) -> None:
         known = self._lookups.get(inode, 0)
         if not known:
             self._tree.open_inode(inode)
         self._lookups[inode] = known + 1
-        return self._entry(attributes)
 
     def root(self) -> EntryAttributes:
         """The volume's root, in a directory of another view."""
@@ -343,21 +345,33 @@ class TreeView(View):
         tree = self._tree
         inode = self._inner(fh)
         told = False
-        for item in tree.list_directory(inode, start_id):
-            try:
-                attributes = tree.attributes(item.inode)
-            except OSError:
-                if told:
-                    return  # the kernel must learn of those before; the next request starts here and fails
+        try:
+            for item in tree.list_directory(inode, start_id):
+                entry = self._listed(item)
+                if item.name == b".." and item.inode == ROOT_INODE and inode == ROOT_INODE:
+                    entry.st_ino = pyfuse3.ROOT_INODE  # the root of a volume is in the root of the mount, or is it
+                if not pyfuse3.readdir_reply(token, item.name, entry, item.cookie):
+                    return
+                told = True
+                if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
+                    self._note_lookup(item.inode)
+        except OSError:
+            if not told:
                 raise
-            entry = self._entry(attributes)
-            if item.name == b".." and item.inode == ROOT_INODE and inode == ROOT_INODE:
-                entry.st_ino = pyfuse3.ROOT_INODE  # the root of a volume is in the root of the mount, or is it
-            if not pyfuse3.readdir_reply(token, item.name, entry, item.cookie):
-                return
-            told = True
-            if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
-                self._known(attributes)
+            # The kernel must learn of those before; the next request starts here and fails.
+
+    def _listed(self, item: DirectoryEntry) -> EntryAttributes:
+        """What a listing says of a name. One with a damaged inode is there too; whoever looks at it gets the error."""
+        try:
+            return self._entry(self._tree.attributes(item.inode))
+        except OSError as error:
+            if error.errno not in (errno.EUCLEAN, errno.ESTALE):
+                raise
+        entry = EntryAttributes()
+        entry.entry_timeout = entry.attr_timeout = 0
+        entry.st_ino = self._outer(item.inode)
+        entry.st_mode = pyfuse3.ModeT(item.mode or stat.S_IFREG)
+        return entry
 
     @answered
     def releasedir(self, fh: int) -> None:
