@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import stat
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
+from cowfs.blockdev import FileDevice, copy_sparse
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, Group, Settings
 from cowfs.errors import UsageError
@@ -152,23 +155,40 @@ def _changes(settings: Settings, layer_id: str, parent: str | None) -> None:
 @layer_command.command("diff")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("parent", type=DEVICE, required=False)
+@click.option("--sparse", is_flag=True, help="Leave the holes of files out; not for archives that Docker is to read.")
 @click.pass_obj
-def _diff(settings: Settings, layer_id: str, parent: str | None) -> None:
-    """Write a tar archive of what a layer changed against PARENT, or of all its files."""
+def _diff(settings: Settings, layer_id: str, parent: str | None, sparse: bool) -> None:
+    """Write a tar archive of what a layer changed against PARENT, or of all its files.
+
+    Holes of files are zeros in it. With --sparse they are left out: 'layer apply', GNU tar, bsdtar and Python read such
+    archives, but Docker's layer store cannot.
+    """
     if os.isatty(sys.stdout.fileno()):
         raise UsageError(
             "a tar archive is nothing for a terminal; say where it goes, as in 'cowfs layer diff ID > FILE'"
         )
     with _layers(settings) as layers:
-        archive = layers.diff(layer_id, parent)
+        archive = layers.diff(layer_id, parent, sparse=sparse)
     with archive:  # the home is free by now: another command may be reading this
         try:
-            shutil.copyfileobj(archive, sys.stdout.buffer, 1 << 20)
-            sys.stdout.buffer.flush()
+            _write_archive(archive, sys.stdout.buffer)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def _write_archive(archive: IO[bytes], out: IO[bytes]) -> None:
+    """Copy an archive; its holes stay holes where `out` is an empty file."""
+    fd = out.fileno()
+    status = os.fstat(fd)
+    appends = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_APPEND
+    if not stat.S_ISREG(status.st_mode) or status.st_size or os.lseek(fd, 0, os.SEEK_CUR) or appends:
+        shutil.copyfileobj(archive, out, 1 << 20)
+        out.flush()
+        return
+    copy_sparse(FileDevice.of_descriptor(os.dup(archive.fileno()), "the archive", read_only=True), fd)
+    os.lseek(fd, 0, os.SEEK_END)  # whoever shares the descriptor goes on from there
 
 
 @layer_command.command("apply")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
+import msgspec
+
 from cowfs.errors import HomeError
 from cowfs.host.requests.layers import (
     ApplyLayer,
@@ -78,9 +80,14 @@ class Layers:
     def changes(self, layer_id: str, parent: str | None = None) -> Iterator[LayerChange]:
         return self._session.iterate(LayerChanges(layer_id, parent))
 
-    def diff(self, layer_id: str, parent: str | None = None) -> IO[bytes]:
-        """The changes as a tar archive, in a file without a name that the caller closes."""
-        return os.fdopen(self._session.call(LayerDiff(layer_id, parent)).fd, "rb")
+    def diff(self, layer_id: str, parent: str | None = None, *, sparse: bool = False) -> IO[bytes]:
+        """The changes as a tar archive, in a file without a name that the caller closes.
+
+        Args:
+            sparse: files with holes as sparse entries; `apply` and tar programs read them, Docker's layer store does
+                not. Else the archive has zeros for them, where the file itself has holes.
+        """
+        return os.fdopen(self._session.call(LayerDiff(layer_id, parent, sparse or msgspec.UNSET)).fd, "rb")
 
     @documented_by(LayerSize)
     def size(self, layer_id: str, parent: str | None = None) -> int:

@@ -208,13 +208,13 @@ class LayerDriver:
         with self._reading(layer_id) as layer, self._reading_parent(parent) as lower:
             return (yield from self._find(layer, lower))
 
-    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
+    def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
         with self._reading(layer_id) as layer:
             changes = None
             if parent is not None:
                 with self._reading(parent) as lower:
                     changes = yield from self._find(layer, lower)
-            yield from write_archive(layer.root, changes, maps=self._maps)
+            yield from write_archive(layer.root, changes, maps=self._maps, sparse=sparse)
 
     def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
         with self._reading(layer_id) as layer:

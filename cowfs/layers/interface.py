@@ -159,8 +159,12 @@ class Driver(Protocol):
         """What differs from `parent` (None: from nothing), sorted by path."""
         ...
 
-    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
-        """The changes as a tar archive."""
+    def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
+        """The changes as a tar archive.
+
+        Args:
+            sparse: files with holes as sparse entries, which not every reader of layers takes; else with zeros.
+        """
         ...
 
     def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:

@@ -110,6 +110,24 @@ def test_what_a_failed_diff_wrote_is_no_layer(layers: MountedHome) -> None:
     assert layers.run("layer", "changes", "copy", "one").stdout == ""
 
 
+def test_holes_of_files_take_no_space_in_an_archive(layers: MountedHome) -> None:
+    """The same bytes, into whatever they are written."""
+    layers.shell("mkdir big && echo begin > big/f && truncate -s 50M big/f && tar -C big -cSf big.tar f")
+    cowfs = f"cowfs --home '{layers.home}'"
+    layers.shell(f"{cowfs} layer apply two < big.tar")
+    layers.shell(f"{cowfs} layer diff two one > file; {cowfs} layer diff two one | cat > piped; cmp file piped")
+    layers.shell(f"echo before > appended; {cowfs} layer diff two one >> appended; tail -c +8 appended | cmp - piped")
+    layers.shell(f"({cowfs} layer diff two one; echo after) > followed; head -c -6 followed | cmp - piped")
+    layers.shell(f"{cowfs} layer diff --sparse two one > sparse")
+    sizes = {name: (layers.account.directory / name).stat() for name in ("file", "sparse", "piped")}
+    assert sizes["file"].st_size == sizes["piped"].st_size > 50 << 20
+    assert sizes["file"].st_blocks * 512 < 1 << 20
+    assert sizes["sparse"].st_size < 1 << 16
+    layers.run("layer", "create", "three", "one")
+    layers.shell(f"{cowfs} layer apply three < sparse")
+    assert layers.run("layer", "changes", "three", "two").stdout == ""
+
+
 def test_what_info_says(layers: MountedHome) -> None:
     lines = layers.run("info").stdout.splitlines()
     assert lines[0].startswith("Pool Name: docker-")

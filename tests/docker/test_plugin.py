@@ -67,7 +67,7 @@ class DictDriver:
         yield
         return [Change(b"/a", ChangeKind.ADD), Change(b"/b\xff", ChangeKind.DELETE)]
 
-    def diff(self, layer_id: str, parent: str | None) -> Pieces[bytes]:
+    def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
         if layer_id == "bad":
             raise HomeError("it cannot be read")
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import closing
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
@@ -19,6 +19,8 @@ from cowfs.host.open_home import OpenHome
 from cowfs.host.requests.request import Listing, OpenFile, Request, Upload
 from cowfs.layers.info import DriverInfo
 from cowfs.steps import Pieces, Steps
+
+_ZEROS: Final = bytes(1 << 20)
 
 
 class LayerChange(msgspec.Struct, frozen=True):
@@ -106,31 +108,34 @@ class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
 
     id: str
     parent: str | None = None
+    sparse: bool = False
 
     def devices_read(self) -> tuple[str, ...]:
         return _layers_read(self.id, self.parent)
 
     def run(self, home: OpenHome) -> Pieces[bytes]:
-        return home.driver.diff(self.id, self.parent)
+        return home.driver.diff(self.id, self.parent, sparse=self.sparse)
 
 
 class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
-    """The changes as a tar archive, in a file without a name."""
+    """The changes as a tar archive, in a file without a name; with `sparse`, files with holes as sparse entries."""
 
     id: str
     parent: str | None = None
+    sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
 
     def devices_read(self) -> tuple[str, ...]:
         return _layers_read(self.id, self.parent)
 
     def run(self, home: OpenHome) -> Steps[OpenFile]:
-        archive = LayerArchive(self.id, self.parent)
+        archive = LayerArchive(self.id, self.parent, self.sparse is True)
         directory = None if home.devices.read_only else home.path
         with tempfile.TemporaryFile(dir=directory) as file, closing(archive.run(home)) as pieces:
             for piece in pieces:
                 if piece is not None:
-                    file.write(piece)
+                    _write_with_holes(file, piece)
                 yield
+            file.truncate()
             file.seek(0)
             return OpenFile(os.dup(file.fileno()))
 
@@ -224,6 +229,14 @@ def _layers_read(layer_id: str, parent: str | None) -> tuple[str, ...]:
 
 
 # What other processes can ask.
+def _write_with_holes(file: IO[bytes], piece: bytes) -> None:
+    """Zeros, as the archive has for the holes of a layer's files, take no space here either."""
+    if piece == _ZEROS[: len(piece)]:
+        file.seek(len(piece), os.SEEK_CUR)
+    else:
+        file.write(piece)
+
+
 LAYER_REQUESTS: Final = (
     CreateLayer,
     RemoveLayer,

@@ -282,8 +282,8 @@ class LayersDriver:
             found = layers.changes(layer_id, parent)
             return [Change(os.fsencode(change.path), ChangeKind.of_letter(change.kind)) for change in found]
 
-    def diff(self, layer_id: str, parent: str | None) -> Generator[bytes, None, None]:
-        with self._layers() as layers, layers.diff(layer_id, parent) as file:
+    def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Generator[bytes, None, None]:
+        with self._layers() as layers, layers.diff(layer_id, parent, sparse=sparse) as file:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
 
