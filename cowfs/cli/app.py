@@ -5,6 +5,7 @@ This package is the only place that reads the environment.
 
 Exit status: 0; 2 for a request that is malformed; 3 where the machine lacks something; 4 pool, 5 home or device,
 6 mount, 7 file system, 8 User-Mode Linux; 1 for anything else the system refused; 130 after Ctrl-C, 143 after SIGTERM.
+Either asks a server that is ready (`mount --foreground`, `docker-plugin`) to end, and then it ends with 0.
 A traceback is a defect of cowfs.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
@@ -20,7 +20,7 @@ from typing import Any, Final, NoReturn
 import click
 from click.core import ParameterSource
 
-from cowfs.cli import output
+from cowfs.cli import output, signals
 from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
@@ -61,8 +61,6 @@ _GLOBAL_OPTIONS: Final = (
     *("--quiet", "-q", "--verbose", "-v", "--log"),
 )
 _WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit", "--log")
-_INTERRUPTED: Final = 130
-_ENDED: Final = 143
 _BROKEN_PIPE: Final = 141
 
 
@@ -161,9 +159,14 @@ def _for_the_guest(words: list[str]) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _open_standard_streams()
-    signal.signal(signal.SIGTERM, _end)
-    status = run(words)
+    try:
+        signals.end_on_sigterm()
+        _open_standard_streams()
+        status = run(words)
+        signals.outcome_stands()
+    except KeyboardInterrupt as error:  # in the moments before and after the command, or a second one
+        signals.outcome_stands()
+        status = signals.exit_status(error)
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -206,7 +209,7 @@ def run(words: list[str]) -> int:
         return output.print_error(UsageError(_one_line(error)), as_json=as_json)
     except (click.Abort, KeyboardInterrupt) as error:
         output.print_line("cowfs: interrupted")
-        return _ENDED if isinstance(error.__cause__ or error, _Ended) else _INTERRUPTED
+        return signals.exit_status(error)
     except CowfsError as error:
         return output.print_error(error, as_json=as_json)
     except BrokenPipeError:
@@ -218,19 +221,6 @@ def run(words: list[str]) -> int:
             raise
         return output.print_error(error, as_json=as_json)
     return result if isinstance(result, int) else 0
-
-
-class _Ended(KeyboardInterrupt):
-    """SIGTERM, which ends a command as Ctrl-C does: temporary files and guests go with it."""
-
-
-def _end(number: int, _frame: object) -> None:
-    trio = sys.modules.get("trio")
-    if trio is None or not trio.lowlevel.in_trio_run():
-        raise _Ended
-    # Trio would not stand an error out of nowhere. Servers listen to the signal by themselves, but for a moment.
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
 
 
 def _asks_for_json(words: list[str]) -> bool:

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
+from cowfs.cli.signals import outcome_stands
 from cowfs.devices.names import BASE
 from cowfs.errors import HomeError, UsageError
 
@@ -114,9 +116,11 @@ def mount_command(
         from cowfs.host.serving.mount_server import serve_mount
 
         log_server(settings.log)
-        serve_mount(request, report_fd=report_fd, on_ready=None if report_fd else lambda: _say_ready(settings, request))
+        target = os.path.realpath(mountpoint)  # now: a server touches nothing of its own mount
+        on_ready = None if report_fd else partial(_say_ready, settings, name, target)
+        serve_mount(request, report_fd=report_fd, on_ready=on_ready)
         return
-    pid = mount(request, _server_command(settings, request))
+    pid = mount(request, _server_command(settings, request), on_ready=outcome_stands)
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
 
@@ -146,6 +150,7 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
             lambda: session.call(OpenNode(name)).fd,
             options=options,
             read_only=read_only,
+            on_ready=outcome_stands,
         )
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "node": node})
@@ -183,13 +188,11 @@ def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:
     return None, where[0]
 
 
-def _say_ready(settings: Settings, request: MountRequest) -> None:
-    target = os.path.realpath(request.target)
+def _say_ready(settings: Settings, name: str | None, target: str) -> None:
     if settings.as_json:
-        output.print_json({"device": request.device, "mount_point": target, "holder_pid": os.getpid()})
+        output.print_json({"device": name, "mount_point": target, "holder_pid": os.getpid()})
     else:
-        what = request.device or "every device"
-        print(f"{what} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
+        print(f"{name or 'every device'} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
     sys.stdout.flush()
 
 

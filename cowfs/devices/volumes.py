@@ -19,11 +19,12 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.health import require_status
-from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError
+from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError, ending_with
 from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.pool import ThinDevice, UnreadableStatus
@@ -95,11 +96,11 @@ class Volumes:
             return known.volume
         with ExitStack() as undo, _named(name, read_only=self.read_only):
             thin = self._devices.activate(name, read_only=self.read_only and not repair)
-            undo.callback(self._devices.deactivate, name)
+            undo.enter_context(ending_with(partial(self._devices.deactivate, name)))
             if repair or not self._rescue:
                 self._prepare(thin, repair)
             volume = Volume.open(thin, read_only=self.read_only, rescue=self._rescue, name=f"device {name!r}")
-            undo.callback(volume.close)
+            undo.enter_context(ending_with(volume.close))
             if volume.problems:
                 problems = "; ".join(volume.problems)
                 _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, _REPAIR)
@@ -221,10 +222,10 @@ class Volumes:
         return sorted(self._open)
 
     def close_all(self) -> None:
-        """Close every volume, whoever uses it and whatever fails; an error is raised at the end."""
+        """Close every volume, whoever uses it and whatever fails; the first error is raised at the end."""
         with ExitStack() as last:
             for opened in self._open.values():
-                last.push(opened.closing)
+                last.enter_context(ending_with(opened.closing.close))
             self._open.clear()
 
 

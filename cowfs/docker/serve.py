@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import signal
 import socket
 import stat
 from collections.abc import Iterator, Sequence
@@ -27,7 +26,8 @@ import trio
 
 from cowfs.devices.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
-from cowfs.errors import HomeError, UsageError, ungrouped
+from cowfs.errors import HomeError, UsageError, ending_with, ungrouped
+from cowfs.fuse.ending import Ending
 from cowfs.host.executor import Executor
 from cowfs.host.open_home import OpenHome
 from cowfs.host.opening import apply_options, open_here, settle_for
@@ -62,8 +62,9 @@ def serve_plugin(request: PluginRequest) -> None:
         CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
     """
     parse_storage_options(request.options)
-    with _listening(request.socket) as listener, ungrouped():
-        trio.run(partial(_Plugin(request).run, listener))
+    with Ending() as ending, _listening(request.socket) as listener, ungrouped():
+        ending.note_signals()
+        trio.run(partial(_Plugin(request, ending).run, listener))
 
 
 @contextmanager
@@ -109,8 +110,9 @@ def _require_free(address: str) -> None:
 class _Plugin:
     """What the protocol's server calls: the home once it is open, and its driver as the daemon wants it."""
 
-    def __init__(self, request: PluginRequest) -> None:
+    def __init__(self, request: PluginRequest, ending: Ending) -> None:
         self._request = request
+        self._ending = ending
         self._opened_home: OpenHome | None = None
         self._served: ServedHome | None = None
         self._opened = trio.Event()
@@ -120,6 +122,7 @@ class _Plugin:
         """Serve the socket, and from the home's opening to the end of its mount, the home."""
         protocol = GraphDriverPlugin(self._executor, self.initialise, self._request.home)
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        self._ending.is_ready = True  # it answers, whatever becomes of the home
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.serve_listeners, protocol.serve_client, listeners)
             if (self._request.home / "devicemapper").is_dir():
@@ -128,18 +131,22 @@ class _Plugin:
                 nursery.cancel_scope.cancel()
                 return
             assert self._opened_home is not None
-            with self._opened_home as home:
-                await self._serve(home)
+            with ending_with(self._opened_home.close):
+                await self._serve(self._opened_home)
             nursery.cancel_scope.cancel()
 
     async def _wait_for_daemon(self) -> bool:
         """Wait until the daemon's first request has made the home; False when a signal came before."""
         _log.info("%s is no home yet; it is made when the daemon says how", self._request.home)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
+            nursery.start_soon(self._cancel_on_signal, nursery.cancel_scope)
             await self._opened.wait()
             nursery.cancel_scope.cancel()
         return self._opened.is_set()
+
+    async def _cancel_on_signal(self, scope: trio.CancelScope) -> None:
+        await self._ending.wait_signal()
+        scope.cancel()
 
     def _open(self, options: Sequence[str]) -> None:
         request = self._request
@@ -168,7 +175,7 @@ class _Plugin:
         )
         with ServedHome.opened(home, mount) as served:
             self._served = served
-            await served.serve(on_ready=self._ready.set)
+            await served.serve(self._ending, on_ready=self._ready.set)
 
     # --- what the protocol asks for
 
@@ -190,9 +197,3 @@ class _Plugin:
 
     def _executor(self) -> Executor:
         return self._home().executor
-
-
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-        async for _ in received:
-            scope.cancel()

@@ -23,9 +23,11 @@ import errno
 import logging
 import os
 import select
+import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -33,7 +35,7 @@ from typing import Final, Self
 import msgspec
 
 from cowfs.error_record import ErrorRecord, record_error, restore_error
-from cowfs.errors import MountError
+from cowfs.errors import CowfsError, MountError
 from cowfs.fuse.mountinfo import mount_at
 from cowfs.fuse.mountpoint import check_mount_point, check_requirements, is_dead, unmount_now
 
@@ -58,6 +60,7 @@ def mount_in_background(
     target: str,
     log_path: str | os.PathLike[str] | None = None,
     timeout_seconds: float = START_SECONDS,
+    on_ready: Callable[[], None] | None = None,
 ) -> int:
     """Start a server of a mount and return its pid once that is usable; as `start_in_background`.
 
@@ -67,7 +70,12 @@ def mount_in_background(
     check_requirements()
     target = check_mount_point(source, target)
     return start_in_background(
-        argv_for, source=source, target=target, log_path=log_path, timeout_seconds=timeout_seconds
+        argv_for,
+        source=source,
+        target=target,
+        log_path=log_path,
+        timeout_seconds=timeout_seconds,
+        on_ready=on_ready,
     )
 
 
@@ -78,6 +86,7 @@ def start_in_background(
     target: str,
     log_path: str | os.PathLike[str] | None = None,
     timeout_seconds: float = START_SECONDS,
+    on_ready: Callable[[], None] | None = None,
 ) -> int:
     """Start a server and return its pid once it is ready.
 
@@ -86,6 +95,7 @@ def start_in_background(
         source, target: for messages.
         log_path: the server's standard output and error, appended, mode 0600; None throws them away.
         timeout_seconds: a server that has not come up by then is killed.
+        on_ready: called once it is ready; the server is ended when this raises, or anything before.
 
     Raises:
         MountError: the server did not come up.
@@ -93,19 +103,44 @@ def start_in_background(
     """
     _servers[:] = [server for server in _servers if server.poll() is None]
     receiver, sender = os.pipe()
+    server = None
     try:
         try:
-            server = _start(argv_for(sender), sender, log_path)
+            with _signals_deferred():
+                server = _start(argv_for(sender), sender, log_path)
         finally:
             os.close(sender)
-        try:
-            line = _read_line(receiver, timeout_seconds)
-            return _judge(line, server, source, target, log_path, timeout_seconds)
-        except BaseException:
+        line = _read_line(receiver, timeout_seconds)
+        pid = _judge(line, server, source, target, log_path, timeout_seconds)
+        if on_ready is not None:
+            on_ready()
+    except BaseException:
+        if server is not None:
             _stop(server, target)
-            raise
+        raise
     finally:
         os.close(receiver)
+    return pid
+
+
+@contextlib.contextmanager
+def _signals_deferred() -> Iterator[None]:
+    """Let SIGTERM and SIGINT wait until the end of a block, so that a process that is started is known."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which signals do not interrupt
+        return
+    noted: list[int] = []
+    earlier = {
+        number: signal.signal(number, lambda number, _frame: noted.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+        if noted:
+            signal.raise_signal(noted[0])
 
 
 def _start(argv: Sequence[str], sender: int, log_path: str | os.PathLike[str] | None) -> subprocess.Popen[bytes]:
@@ -231,14 +266,19 @@ class Readiness:
             os.set_inheritable(fd, False)  # tools that the server runs must not hold the pipe open
 
     def ready(self) -> None:
-        """Report, and let go of the directory the server was started in."""
+        """Report, and let go of the directory the server was started in.
+
+        Raises:
+            CowfsError: the process that waited for the server is gone, so that its mount is not wanted any more.
+        """
         if self._fd is not None:
             self._write(Report(pid=os.getpid(), warnings=self._warnings.said))
             os.chdir("/")
 
     def failed(self, error: BaseException) -> None:
         if self._fd is not None:
-            self._write(Report(error=record_error(error), warnings=self._warnings.said))
+            with contextlib.suppress(CowfsError):
+                self._write(Report(error=record_error(error), warnings=self._warnings.said))
 
     def __enter__(self) -> Self:
         return self
@@ -255,6 +295,7 @@ class Readiness:
         try:
             os.write(self._fd, msgspec.json.encode(report) + b"\n")
         except BrokenPipeError:
-            log.warning("nobody waits for this server any more")
-        os.close(self._fd)
-        self._fd = None
+            raise CowfsError("the process that waited for this server has ended", errno=errno.EPIPE) from None
+        finally:
+            os.close(self._fd)
+            self._fd = None

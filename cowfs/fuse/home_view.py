@@ -37,6 +37,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, Final, Protocol
 
@@ -44,7 +45,7 @@ import pyfuse3
 import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken, RequestContext, StatvfsData
 
-from cowfs.errors import UnknownDevice, UsageError
+from cowfs.errors import UnknownDevice, UsageError, ending_with
 from cowfs.ext4.interface import ROOT_INODE as VOLUME_ROOT
 from cowfs.ext4.interface import FileTree, TreeStatistics
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below
@@ -176,6 +177,7 @@ class HomeView(View):
         self._revealed: _Device | None = None  # shown for a moment although it is marked for deletion
         self._started_ns = time.time_ns()
         self._root_mode, self._root_group = 0o755, os.getegid()
+        self._is_closed = False
 
     # For the process that serves it. What is a coroutine here waits for the kernel, which may have requests for that:
     # never call it in a handler.
@@ -216,11 +218,15 @@ class HomeView(View):
         return self.path(name)
 
     def end_hold(self, name: str) -> None:
-        """Take back one `hold`. The kernel still knows what it has cached, see `let_go`.
+        """Take back one `hold`, unless the view is closed, which ends them all.
+
+        The kernel still knows what it has cached, see `let_go`.
 
         Raises:
             UsageError: it is not held.
         """
+        if self._is_closed:
+            return
         device = self._by_name(name)
         if device is None or not device.holds:
             raise UsageError(f"device '{name}' is not held")
@@ -330,10 +336,11 @@ class HomeView(View):
                 self._park(device)
 
     def close(self) -> None:
+        self._is_closed = True
         with ExitStack() as last:
             for device in self._attached.values():
                 device.view.detach()
-                last.callback(self._devices.close, device.name)
+                last.enter_context(ending_with(partial(self._devices.close, device.name)))
             self._attached.clear()
             self._known.clear()
 

@@ -6,12 +6,14 @@ server of a mount is found without asking the mount, which may be dead, hung or 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import importlib.util
 import os
 import select
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -26,6 +28,13 @@ _MTAB: Final = "/etc/mtab"
 _MNT_DETACH: Final = 2
 _PF_EXITING: Final = 4
 _TOOL_SECONDS: Final = 60.0
+_ASK_AFTER_SECONDS: Final = 5.0
+
+SERVED: Final[dict[str, str]] = {}
+"""Mount points that this process serves, with the device numbers of what it has mounted there.
+
+Its threads touch no path there: they would wait for their own answers.
+"""
 
 
 # What a mount needs.
@@ -291,6 +300,10 @@ def _open_server(mount: Mount) -> int | None:
 def _wait_until_gone(server: int, mount: Mount, timeout_seconds: float) -> None:
     poll = select.poll()
     poll.register(server, select.POLLIN)
+    if poll.poll(_ASK_AFTER_SECONDS * 1000):
+        return
+    with contextlib.suppress(OSError):  # another user's
+        signal.pidfd_send_signal(server, signal.SIGTERM)  # for a copy of the mount that it does not see itself
     if not poll.poll(timeout_seconds * 1000):
         reason = f"unmounted, but after {timeout_seconds:.0f} s its server has not ended; see its log in the home"
         raise MountError("umount", mount.source, mount.target, errno=errno.ETIMEDOUT, reason=reason)

@@ -3,11 +3,16 @@
     run_server(view, target, options)
       mount            pyfuse3.init, which answers nothing yet
       services         started, each until it says so
-      ready            once the mount answers
+      ready            once the kernel has greeted and requests are answered
       main loop        until unmounted from outside, SIGTERM or SIGINT, or a service or the loop fails
       end              services cancelled, unmounted if still mounted, view closed
 
 A signal unmounts as umount(8) does; if files are in use, what they wrote is brought here first and the mount detached.
+So it is when the mount has copies in other mount namespaces, which keep a connection open: what was written to them is
+brought here, and then the connection is closed.
+
+No thread of the server touches a path at or below its own mount: it would wait for itself, and a thread that waits so
+when the process is killed keeps the connection open for ever.
 One session per process (libfuse and pyfuse3 keep it in globals).
 """
 
@@ -17,9 +22,9 @@ import contextlib
 import errno
 import logging
 import os
-import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,10 +33,13 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from cowfs.errors import MountError, ungrouped
+from cowfs.errors import MountError, ending_with, ungrouped
 from cowfs.fuse import request_wait
-from cowfs.fuse.mountinfo import SUBTYPE
+from cowfs.fuse.copies import MountWatch, is_kept_by_copies
+from cowfs.fuse.ending import Ending
+from cowfs.fuse.mountinfo import SUBTYPE, Mount, mounts
 from cowfs.fuse.mountpoint import (
+    SERVED,
     check_mount_point,
     check_requirements,
     may_allow_other,
@@ -48,7 +56,8 @@ Service = Callable[..., Awaitable[None]]
 
 _TICK_SECONDS: Final = 1.0
 _SETTLE_SECONDS: Final = 5.0  # as ext4's own commit interval
-_FIRST_ANSWER_SECONDS: Final = 30.0
+_GREETING_SECONDS: Final = 30.0
+_LAST_REQUESTS_SECONDS: Final = 1.0
 _READ_AHEAD_KIB: Final = 1024  # one request of the largest size; the kernel's default is 128
 
 
@@ -105,14 +114,17 @@ def run_server(
         target: the mount point, an empty directory.
         services: run beside the mount, started before it is ready, cancelled before the view is closed.
         tick: called about once a second.
-        on_ready: called once the mount answers.
+        on_ready: called once the mount answers, in the thread that serves it: it must not touch the mount.
 
     Raises:
         MountError, MissingRequirement: it could not be mounted.
         OSError: what closing the view raised.
     """
-    with ungrouped():
-        trio.run(partial(serve_view, view, target, options, services=services, tick=tick, on_ready=on_ready))
+    with Ending() as ending, ungrouped():
+        ending.note_signals()
+        trio.run(
+            partial(serve_view, view, target, options, ending=ending, services=services, tick=tick, on_ready=on_ready)
+        )
 
 
 async def serve_view(
@@ -120,23 +132,23 @@ async def serve_view(
     target: str,
     options: MountOptions,
     *,
+    ending: Ending,
     services: Sequence[Service] = (),
     tick: Callable[[], None] | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """`run_server` beside other tasks; the main task of the process, for signals are its business."""
-    try:
+    """`run_server` beside other tasks.
+
+    Args:
+        ending: whose signals end the mount.
+    """
+    with ending_with(view.close):
         check_requirements()
         path = check_mount_point(options.source, target)
-        with _interruptible():
-            _mount(view, path, options)
-        try:
-            await _serve(view, path, services, tick, on_ready)
-        finally:
-            set_title("cowfs")
-            pyfuse3.close(unmount=True)
-    finally:
-        view.close()
+        _mount(view, path, options)
+        session = _Session(view, path, ending)
+        with ending_with(session.close):
+            await session.serve(services, tick, on_ready)
 
 
 # Mounting.
@@ -179,65 +191,122 @@ def _captured_stderr(said: list[str]) -> Iterator[None]:
             said += [line.strip() for line in lines if line.strip()]
 
 
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM, like SIGINT, raise KeyboardInterrupt while nothing handles it yet."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 # Serving.
 
 
-async def _serve(
-    view: View,
-    path: str,
-    services: Sequence[Service],
-    tick: Callable[[], None] | None,
-    on_ready: Callable[[], None] | None,
-) -> None:
-    async with trio.open_nursery() as nursery:
-        ready = trio.Event()
-        await nursery.start(_handle_signals, view, path)
-        for service in services:
-            await nursery.start(_run_service, service, ready)
-        if tick is not None:
-            nursery.start_soon(_repeat, _TICK_SECONDS, view, tick)
-        nursery.start_soon(_repeat, _SETTLE_SECONDS, view, view.settle_changes)
-        nursery.start_soon(_announce, path, ready, on_ready)
-        await pyfuse3.main(max_tasks=MAX_TASKS)
-        nursery.cancel_scope.cancel()
+class _Session:
+    """A mounted view."""
+
+    def __init__(self, view: View, path: str, ending: Ending) -> None:
+        self._view = view
+        self._path = path
+        self._ending = ending
+        self._mount = _topmost(path)
+        SERVED[path] = self._mount.device if self._mount is not None else ""
+
+    async def serve(
+        self, services: Sequence[Service], tick: Callable[[], None] | None, on_ready: Callable[[], None] | None
+    ) -> None:
+        view = self._view
+        async with trio.open_nursery() as nursery:
+            ready = trio.Event()
+            nursery.start_soon(self._handle_signals)
+            for service in services:
+                await nursery.start(_run_service, service, ready)
+            if tick is not None:
+                nursery.start_soon(_repeat, _TICK_SECONDS, view, tick)
+            nursery.start_soon(_repeat, _SETTLE_SECONDS, view, view.settle_changes)
+            nursery.start_soon(self._announce, ready, on_ready)
+            nursery.start_soon(self._end_when_unmounted)
+            await pyfuse3.main(max_tasks=MAX_TASKS)
+            self._ending.has_begun()
+            nursery.cancel_scope.cancel()
+
+    async def _announce(self, ready: trio.Event, on_ready: Callable[[], None] | None) -> None:
+        """Wait for the kernel's greeting, then report that the mount is ready."""
+        with trio.move_on_after(_GREETING_SECONDS):
+            await self._view.greeted.wait()
+            if self._mount is not None:
+                set_title(server_title(self._mount.device))
+                _set_read_ahead(self._mount.device)
+            ready.set()
+            self._ending.is_ready = True
+            if on_ready is not None:
+                on_ready()
+            return
+        raise MountError("mount", "", self._path, errno=errno.ETIMEDOUT, reason="the new mount does not answer")
+
+    async def _handle_signals(self) -> None:
+        while True:
+            number = await self._ending.wait_signal()
+            log.info("%s: unmounting %s", number.name, self._path)
+            self._ending.has_begun()
+            await end_mount(self._view, self._path)
+
+    async def _end_when_unmounted(self) -> None:
+        """An unmount ends the main loop; but if copies of the mount keep the connection open, it is ended here."""
+        if self._mount is None:
+            return
+        with closing(MountWatch(self._mount.device)) as watch:
+            while watch.is_mounted() or not await trio.to_thread.run_sync(is_kept_by_copies, self._mount):
+                await trio.sleep(_TICK_SECONDS)
+        log.info("%s was unmounted, and a copy of it is left in another mount namespace; ending it", self._path)
+        self._ending.has_begun()
+        await save_and_terminate(self._view)
+
+    def close(self) -> None:
+        """Unmount what is still there, and close the connection."""
+        set_title("cowfs")
+        pyfuse3.close(unmount=_is_ours(self._path))
+        del SERVED[self._path]
+
+
+def _topmost(path: str) -> Mount | None:
+    """The mount at a path without symbolic links, which is not touched."""
+    found = [mount for mount in mounts() if mount.target == path]
+    return found[-1] if found else None
+
+
+def _is_ours(path: str) -> bool:
+    """Whether what is mounted there is what this process has mounted, and not something else by now."""
+    mount = _topmost(path)
+    return mount is not None and mount.device == SERVED.get(path)
+
+
+def _set_read_ahead(device: str) -> None:
+    """Let the kernel read ahead in large requests (measured: 3 times the sequential reads); only root can ask."""
+    with contextlib.suppress(OSError):
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
 
 
 async def serve_services(
     services: Sequence[Service],
     ended: trio.Event,
     *,
+    ending: Ending,
     tick: Callable[[], None],
     on_ready: Callable[[], None] | None = None,
 ) -> None:
-    """Run services without a mount until `ended`, or a signal; the main task of the process."""
+    """Run services without a mount until `ended`, or a signal."""
     async with trio.open_nursery() as nursery:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-            nursery.start_soon(_end_on_signal, received, ended)
-            ready = trio.Event()
-            for service in services:
-                await nursery.start(_run_service, service, ready)
-            nursery.start_soon(_tick_alone, tick)
-            ready.set()
-            if on_ready is not None:
-                on_ready()
-            await ended.wait()
-            nursery.cancel_scope.cancel()
+        nursery.start_soon(_end_on_signal, ending, ended)
+        ready = trio.Event()
+        for service in services:
+            await nursery.start(_run_service, service, ready)
+        nursery.start_soon(_tick_alone, tick)
+        ready.set()
+        ending.is_ready = True
+        if on_ready is not None:
+            on_ready()
+        await ended.wait()
+        ending.has_begun()
+        nursery.cancel_scope.cancel()
 
 
-async def _end_on_signal(received: AsyncIterator[int], ended: trio.Event) -> None:
-    async for number in received:
-        log.info("%s: ending", signal.Signals(number).name)
-        ended.set()
+async def _end_on_signal(ending: Ending, ended: trio.Event) -> None:
+    number = await ending.wait_signal()
+    log.info("%s: ending", number.name)
+    ended.set()
 
 
 async def _tick_alone(tick: Callable[[], None]) -> None:
@@ -261,26 +330,6 @@ async def _run_service(
         log.exception("a service beside the mount has failed; the mount goes on without it")
 
 
-async def _announce(path: str, ready: trio.Event, on_ready: Callable[[], None] | None) -> None:
-    """Wait for the mount's first answer, then tell that it is ready."""
-    with trio.move_on_after(_FIRST_ANSWER_SECONDS):
-        status = await trio.to_thread.run_sync(os.stat, path, abandon_on_cancel=True)
-        device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-        set_title(server_title(device))
-        _set_read_ahead(device)
-        ready.set()
-        if on_ready is not None:
-            on_ready()
-        return
-    raise MountError("mount", "", path, errno=errno.ETIMEDOUT, reason="the new mount does not answer")
-
-
-def _set_read_ahead(device: str) -> None:
-    """Let the kernel read ahead in large requests (measured: 3 times the sequential reads); only root can ask."""
-    with contextlib.suppress(OSError):
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{_READ_AHEAD_KIB}\n", encoding="ascii")
-
-
 async def _repeat(seconds: float, view: View, action: Callable[[], None]) -> None:
     while True:
         await trio.sleep(seconds)
@@ -292,24 +341,22 @@ async def _repeat(seconds: float, view: View, action: Callable[[], None]) -> Non
             view.fail(action.__name__)
 
 
-async def _handle_signals(
-    view: View, path: str, *, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
-) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-        task_status.started()
-        async for number in received:
-            log.info("%s: unmounting %s", signal.Signals(number).name, path)
-            await end_mount(view, path)
-
-
 async def end_mount(view: View, path: str) -> None:
-    """Unmount, which ends `serve_view`; when files are in use, save what was written to them and detach."""
-    try:
-        await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
-    except OSError as error:
-        log.warning("%s; detaching it", error)
-        if view.space is not None:
-            view.space.end()
-        with contextlib.suppress(OSError):
-            await view.write_back()
-        pyfuse3.terminate()
+    """Unmount, which ends `serve_view`; where something keeps it, save what was written and close the connection."""
+    if _is_ours(path):
+        try:
+            await trio.to_thread.run_sync(unmount_now, path, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("%s; detaching it", error)
+        else:
+            await trio.sleep(_LAST_REQUESTS_SECONDS)  # without copies, the main loop is at its end now
+    await save_and_terminate(view)
+
+
+async def save_and_terminate(view: View) -> None:
+    """Bring what applications wrote to files that are in use, and leave the main loop."""
+    if view.space is not None:
+        view.space.end()
+    with contextlib.suppress(OSError):
+        await view.write_back()
+    pyfuse3.terminate()

@@ -90,6 +90,8 @@ class View(pyfuse3.Operations):
 
     `failure` is empty until an unexpected exception turned the view read-only; then it says which request failed.
 
+    `greeted` is set when the kernel has greeted, from when on its requests are answered.
+
     A file handle is `inode << 1 | may be mapped writable`; the kernel keeps everything else a handle would know.
     """
 
@@ -102,8 +104,12 @@ class View(pyfuse3.Operations):
         self.space = space
         self.failure = ""
         self.changed = False
+        self.greeted = trio.Event()
         self._last_logged = ""
         self._mappable: Counter[int] = Counter()
+
+    def init(self) -> None:
+        self.greeted.set()
 
     async def quiesce(self) -> None:
         """Bring all that applications wrote onto the device.

@@ -11,7 +11,7 @@ import msgspec
 
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy
+from cowfs.errors import DeviceBusy, ending_with
 from cowfs.host.kernel.nodes import kernel_mounts
 
 if TYPE_CHECKING:
@@ -103,11 +103,9 @@ class OpenHome:
 
     def close(self) -> None:
         """Put what was got here, and close the home."""
-        try:
+        with ending_with(self.devices.close):
             if self._driver is not None:
                 self._driver.cleanup()
-        finally:
-            self.devices.close()
 
     def __enter__(self) -> Self:
         return self

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices import BASE, DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.devices.volumes import Volumes
-from cowfs.errors import DeviceBusy, UsageError
+from cowfs.errors import DeviceBusy, UsageError, ending_with
 from cowfs.ext4.interface import FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
@@ -177,7 +178,7 @@ class LayerDriver:
         with ExitStack() as last:
             for layer_id, got in self._got.items():
                 got.count = 1
-                last.callback(self.put, layer_id)
+                last.enter_context(ending_with(partial(self.put, layer_id)))
 
     def unmount_all(self) -> None:
         """As `cleanup`, and take down what an earlier process left, too; what cannot be ended stays."""

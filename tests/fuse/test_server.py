@@ -625,3 +625,61 @@ def test_shared_mmap_is_written_back_before_the_end(root_user: Account, serve: S
     with contextlib.suppress(OSError):  # its file system is gone
         os.close(fd)
     assert image.read_bytes()[:5] == b"dirty"
+
+
+# A process that starts a server and is interrupted.
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interruption_when_the_mount_is_ready_undoes_it(tmp_path: Path, needs_fuse: None) -> None:
+    target = tmp_path / "mnt"
+    target.mkdir()
+    ready: list[int] = []
+
+    def on_ready() -> None:
+        ready.append(find_server(mounted_at(target)) or 0)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        mount_in_background(
+            lambda fd: [sys.executable, SERVE, str(fd), str(target), "cowfs:/h:d", "memory"],
+            source="cowfs:/h:d",
+            target=str(target),
+            on_ready=on_ready,
+        )
+    assert mount_at(target) is None
+    assert not os.path.exists(f"/proc/{ready[0]}")
+
+
+def test_an_interruption_while_a_server_is_started_ends_it(
+    tmp_path: Path, needs_fuse: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(KeyboardInterrupt):
+        background(tmp_path, "memory")
+    assert started[0].poll() is not None
+    assert mount_at(tmp_path / "mnt") is None
+
+
+def test_a_server_that_is_not_waited_for_any_more_undoes_its_mount(account: Account, needs_fuse: None) -> None:
+    """The process that started it was killed."""
+    receiver, sender = os.pipe()
+    os.close(receiver)
+    target = account.mkdir("mnt")
+    arguments = [sys.executable, SERVE, str(sender), target, "cowfs:/h:d", "memory"]
+    done = account.run(arguments, check=False, pass_fds=(sender,), timeout=60)
+    os.close(sender)
+    assert done.returncode
+    assert "the process that waited for this server has ended" in done.stderr
+    assert mount_at(target) is None

@@ -18,20 +18,28 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cowfs.devices.names import TARGET_PREFIX
-from cowfs.fuse.mountinfo import Mount, encode_source, mounts
+from cowfs.fuse.mountinfo import Mount, encode_source, mount_at, mounts
 from cowfs.fuse.mountpoint import check_mount_point, unmount_now
 from cowfs.host.kernel import nodes
 from cowfs.host.kernel.mount import mount_node, parse_mount_options
 
 
 def mount_by_kernel(
-    home: Path, name: str, target: str, open_node: Callable[[], int], *, options: str = "", read_only: bool = False
+    home: Path,
+    name: str,
+    target: str,
+    open_node: Callable[[], int],
+    *,
+    options: str = "",
+    read_only: bool = False,
+    on_ready: Callable[[], None] | None = None,
 ) -> str:
     """Mount the file system of a device at an empty directory; returns the path of the device's node.
 
     Args:
         open_node: asks the process that holds the home for an open node of the device.
         options: as mount(8) has them; `nouuid` is added for xfs, which a snapshot shares its UUID with its origin.
+        on_ready: called once it is mounted; the mount is taken back when this raises, or anything before.
 
     Raises:
         UnknownDevice, DeviceBusy: as `DeviceSet.lend`.
@@ -44,9 +52,16 @@ def mount_by_kernel(
     target = check_mount_point(encode_source(home, name), target)
     fd = open_node()
     try:
-        return mount_node(fd, name, target, options)
+        node = mount_node(fd, name, target, options)
+        if on_ready is not None:
+            on_ready()
+    except BaseException:
+        if mount_at(target) is not None:  # nothing was there before
+            unmount_now(target)
+        raise
     finally:
         os.close(fd)
+    return node
 
 
 def is_mount_of_home(mount: Mount) -> bool:

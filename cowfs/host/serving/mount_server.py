@@ -11,8 +11,9 @@ from functools import partial
 
 import trio
 
-from cowfs.errors import ungrouped
+from cowfs.errors import ending_with, ungrouped
 from cowfs.fuse.background import Readiness
+from cowfs.fuse.ending import Ending
 from cowfs.host.opening import open_here
 from cowfs.host.requests.devices import HomeReport
 from cowfs.host.serving.mounting import MountRequest
@@ -28,15 +29,15 @@ def serve_mount(
 
     Args:
         report_fd: where the process that started this one waits to hear how it went.
-        on_ready: called once the mount can be used.
+        on_ready: called once the mount can be used, in the thread that serves it: it must not touch the mount.
 
     Raises:
         CowfsError: as `mount`.
     """
-    with Readiness(report_fd) as readiness, ExitStack() as stack:
+    with Ending() as ending, Readiness(report_fd) as readiness, ExitStack() as stack:
         spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
         home = open_unheld(request.home, lambda: open_here(spec), partial(_explain_busy, request))
-        stack.callback(home.close)
+        stack.enter_context(ending_with(home.close))
         served = stack.enter_context(ServedHome.opened(home, request))
 
         def ready() -> None:
@@ -44,8 +45,9 @@ def serve_mount(
             if on_ready is not None:
                 on_ready()
 
+        ending.note_signals()
         with ungrouped():
-            trio.run(partial(served.serve, on_ready=ready))
+            trio.run(partial(served.serve, ending, on_ready=ready))
 
 
 def _explain_busy(request: MountRequest, report: HomeReport) -> str:

@@ -61,11 +61,14 @@ class MountRequest:
         return encode_source(self.home, self.device or "")
 
 
-def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> int:
+def mount(
+    request: MountRequest, argv_for: Callable[[int], Sequence[str]], *, on_ready: Callable[[], None] | None = None
+) -> int:
     """Mount in the background; the pid of the server once the mount can be used.
 
     Args:
         argv_for: a command line that calls `mount_server.serve_mount`, given the descriptor to report on.
+        on_ready: called once the mount can be used; the server is ended when this raises, or anything before.
 
     Raises:
         UnknownDevice, DeviceBusy, FilesystemError: the device cannot be mounted.
@@ -74,8 +77,12 @@ def mount(request: MountRequest, argv_for: Callable[[int], Sequence[str]]) -> in
     """
     log_path = _log_path(request.home)
     if request.by_kernel:
-        return start_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
-    return mount_in_background(argv_for, source=request.source, target=request.target, log_path=log_path)
+        return start_in_background(
+            argv_for, source=request.source, target=request.target, log_path=log_path, on_ready=on_ready
+        )
+    return mount_in_background(
+        argv_for, source=request.source, target=request.target, log_path=log_path, on_ready=on_ready
+    )
 
 
 def empty_mount_directory(home: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,7 +17,9 @@ from cowfs.devices import DeviceSet
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.error_record import plain_text
+from cowfs.errors import ending_with
 from cowfs.ext4 import libext2fs
+from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
 from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
@@ -84,7 +87,7 @@ class ServedHome:
         """A view of what is asked for over an open home, which stays its opener's."""
         with ExitStack() as stack:
             volumes = home.use_volumes(read_only=request.read_only)
-            stack.callback(volumes.close_all)
+            stack.enter_context(ending_with(volumes.close_all))
             home.is_serving = True
             view = None if request.by_kernel else _make_view(home.devices, volumes, request, stack)
             served = cls(home, view, request)
@@ -92,10 +95,8 @@ class ServedHome:
                 kind = "raw" if request.raw else "tree" if request.device else "home"
                 home.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
             served.use_driver(home.settings)
-            try:
+            with ending_with(served._unmount_layers):
                 yield served
-            finally:
-                home.driver.unmount_all()
 
     def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
         """Have a layer driver with these settings; what an earlier one's users had got is put."""
@@ -106,8 +107,11 @@ class ServedHome:
                 self._view.close_to_others(maps.root_group if maps else None)
         self.home.use_driver(settings, maps, mounter)
 
-    async def serve(self, *, on_ready: Callable[[], None] | None = None) -> None:
-        """Mount, and serve until it is unmounted; without a view, until a signal. In the main task."""
+    def _unmount_layers(self) -> None:
+        self.home.driver.unmount_all()  # of the driver that there is by then
+
+    async def serve(self, ending: Ending, *, on_ready: Callable[[], None] | None = None) -> None:
+        """Mount, and serve until it is unmounted; without a view, until a signal."""
         keep_freed_memory()
         devices = self.home.devices
         services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
@@ -116,12 +120,13 @@ class ServedHome:
         if self._request.until_put:
             services.append(self._end_when_unused)
         if self._view is None:
-            await serve_services(services, self._has_ended, tick=devices.pool.tick, on_ready=on_ready)
+            await serve_services(services, self._has_ended, ending=ending, tick=devices.pool.tick, on_ready=on_ready)
             return
         await serve_view(
             self._view,
             self._target,
             self._mount_options(),
+            ending=ending,
             services=services,
             tick=devices.pool.tick,
             on_ready=on_ready,
@@ -169,7 +174,7 @@ def _make_view(devices: DeviceSet, volumes: Volumes, request: MountRequest, stac
     read_only = request.read_only
     if request.raw and request.device is not None:
         thin = devices.activate(request.device, read_only=read_only)
-        stack.callback(devices.deactivate, request.device)
+        stack.enter_context(ending_with(partial(devices.deactivate, request.device)))
         return RawView(thin, request.device, read_only=read_only, space=space)
     if request.device is not None:
         volume = volumes.open(request.device, repair=request.repair)

@@ -1,0 +1,35 @@
+"""SIGTERM and Ctrl-C in a command: it is ended and what it began is undone, or it has done what it was asked."""
+
+from __future__ import annotations
+
+import signal
+from typing import Final, NoReturn
+
+_INTERRUPTED: Final = 130
+_ENDED: Final = 143
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: temporary files and guests are removed."""
+
+
+def end_on_sigterm() -> None:
+    signal.signal(signal.SIGTERM, _end)
+
+
+def _end(_number: int, _frame: object) -> NoReturn:
+    raise Ended  # servers, which trio runs, note the signal instead
+
+
+def exit_status(error: BaseException) -> int:
+    """Of a command that a signal has ended."""
+    return _ENDED if isinstance(error.__cause__ or error, Ended) else _INTERRUPTED
+
+
+def outcome_stands() -> None:
+    """From here on the command has done what it was asked, so that a signal changes nothing any more.
+
+    One that has arrived before raises here, and not later.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
