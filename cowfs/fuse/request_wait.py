@@ -25,7 +25,6 @@ buffer of that worker is lost then: as much memory as the largest request took t
 from __future__ import annotations
 
 import os
-import resource
 import select
 import time
 from collections.abc import Callable
@@ -43,8 +42,16 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _preemptions() -> int:
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+def _waited_seconds() -> float:
+    """0 where the kernel does not count that (proc_pid_schedstat(5))."""
+    try:
+        fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0.0
+    try:
+        return int(os.read(fd, 100).split()[1]) / 1e9
+    finally:
+        os.close(fd)
 
 
 class BusyPolling:
@@ -54,12 +61,12 @@ class BusyPolling:
     came within SECONDS adds one, a longer wait takes MISS_COST away, and polling is busy while the score is above zero.
     So an idle mount is not polled at all, and one whose requests come seldom only until the first wait that is long.
 
-    A thread that polls without sleeping is preempted as soon as another one waits for its processor. When that happens
-    between two looks, processor time is left to others for PAUSE_SECONDS.
+    A thread that polls without sleeping loses its processor when another one waits for it. When more than WAIT_SHARE of
+    a round passed in that way, polling sleeps for PAUSE_SECONDS.
 
     Args:
         processors: how many this process may use.
-        preemptions: how often this thread has lost its processor to another one so far.
+        waited_seconds: how long this thread was ready to run so far, while its processor was with another one.
     """
 
     SECONDS: Final = 0.00006  # about what sleeping and waking cost
@@ -68,24 +75,25 @@ class BusyPolling:
     MAX_SCORE: Final = 16
     MIN_SCORE: Final = -16
     PAUSE_SECONDS: Final = 0.1
+    WAIT_SHARE: Final = 0.1
 
     def __init__(
-        self, *, processors: Callable[[], int] = _processors, preemptions: Callable[[], int] = _preemptions
+        self, *, processors: Callable[[], int] = _processors, waited_seconds: Callable[[], float] = _waited_seconds
     ) -> None:
         self._is_possible = processors() > 1
-        self._preemptions = preemptions
-        self._preempted = 0
+        self._waited_seconds = waited_seconds
         self._score = self.MIN_SCORE
         self._paused_until = 0.0
-        self._was_busy = False
+        self._busy_since: float | None = None
+        self._waited_before = 0.0
 
     def is_worth_it(self, now: float) -> bool:
         """Called before a wait."""
         if self._score <= 0 or now < self._paused_until or not self._is_possible:
             return False
-        if not self._was_busy:
-            self._was_busy = True
-            self._preempted = self._preemptions()
+        if self._busy_since is None:
+            self._busy_since = now
+            self._waited_before = self._waited_seconds()
         return True
 
     def note(self, *, is_short: bool) -> None:
@@ -97,10 +105,11 @@ class BusyPolling:
 
     def look_around(self, now: float) -> None:
         """Called once a round: whether others wait for the processor."""
-        if self._was_busy:
-            self._was_busy = False
-            if self._preemptions() > self._preempted:
+        if self._busy_since is not None:
+            waited_seconds = self._waited_seconds() - self._waited_before
+            if waited_seconds > self.WAIT_SHARE * (now - self._busy_since):
                 self._paused_until = now + self.PAUSE_SECONDS
+            self._busy_since = None
 
 
 class RequestWait:

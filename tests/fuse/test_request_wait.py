@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.fuse.request_wait import EAGER_SECONDS, ROUND_SECONDS, BusyPolling, RequestWait
+from cowfs.fuse.request_wait import EAGER_SECONDS, ROUND_SECONDS, BusyPolling, RequestWait, _waited_seconds
 
 STEP_SECONDS = 0.001
 
@@ -30,17 +30,17 @@ def stepping_clock(step_seconds: float) -> RequestWait:
     return RequestWait(clock=itertools.count(0.0, step_seconds).__next__, busy_polling=polling(processors=1))
 
 
-class Preemptions:
-    """How often others took the processor, as a test says."""
+class Waited:
+    """How long others had the processor, as a test says."""
 
-    count = 0
+    seconds = 0.0
 
-    def __call__(self) -> int:
-        return self.count
+    def __call__(self) -> float:
+        return self.seconds
 
 
-def polling(preemptions: Preemptions | None = None, processors: int = 2) -> BusyPolling:
-    return BusyPolling(processors=lambda: processors, preemptions=preemptions or Preemptions())
+def polling(waited: Waited | None = None, processors: int = 2) -> BusyPolling:
+    return BusyPolling(processors=lambda: processors, waited_seconds=waited or Waited())
 
 
 def busy(polling: BusyPolling, now: float = 0.0) -> BusyPolling:
@@ -225,18 +225,27 @@ def test_no_busy_polling_with_one_processor() -> None:
 
 
 def test_busy_polling_gives_way_to_others() -> None:
-    """A thread that waits for the processor preempts it; then polling sleeps for a while."""
-    preemptions = Preemptions()
-    asked = busy(polling(preemptions))
-    asked.look_around(1.0)
-    assert asked.is_worth_it(1.0), "nothing has happened"
-    preemptions.count += 1
-    asked.look_around(1.005)
-    assert not asked.is_worth_it(1.005)
-    assert not asked.is_worth_it(1.005 + BusyPolling.PAUSE_SECONDS * 0.99)
-    preemptions.count += 1  # while it slept: says nothing of what busy polling takes from others
-    asked.look_around(1.1)
-    assert asked.is_worth_it(1.005 + BusyPolling.PAUSE_SECONDS * 1.01)
+    """When another thread had the processor for more than a tenth of a round, polling sleeps for a while."""
+    waited = Waited()
+    asked = busy(polling(waited))
+    waited.seconds += 0.0004
+    asked.look_around(ROUND_SECONDS)
+    assert asked.is_worth_it(1.0), "only a short thing has run"
+    waited.seconds += 0.0006
+    asked.look_around(1.0 + ROUND_SECONDS)
+    end = 1.0 + ROUND_SECONDS + BusyPolling.PAUSE_SECONDS
+    assert not asked.is_worth_it(1.0 + ROUND_SECONDS)
+    assert not asked.is_worth_it(end - 0.001)
+    waited.seconds += 1  # while it slept: says nothing of what busy polling takes from others
+    asked.look_around(end - 0.0005)
+    assert asked.is_worth_it(end)
+    asked.look_around(end + ROUND_SECONDS)
+    assert asked.is_worth_it(end + ROUND_SECONDS)
+
+
+def test_how_long_this_thread_has_waited() -> None:
+    before = _waited_seconds()
+    assert 0 <= before <= _waited_seconds()
 
 
 class ScriptedPoll:
