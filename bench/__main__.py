@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NAMES = (
     "memory",
     "archive",
     "raw",
+    "tree",
     "home_view",
     "layers",
     "many_layers",
@@ -47,6 +49,7 @@ def main() -> int:
         print(f"{name}\n{inspect.cleandoc(module.__doc__ or '')}\n", flush=True)
         with scratch(options.directory) as directory:
             bench = Bench(name, directory, options.quick)
+            print(f"  others use {bench.look_around():.1f} of {os.cpu_count()} processors", flush=True)
             module.run(bench)
         if not options.quick:
             print(f"  written to {write_result(bench, options.results)}")
