@@ -19,7 +19,9 @@ from cowfs_emulated.pool import EmulatedPool
 class EmulatedBackend:
     """Thin pools in this process, on any two files or block devices that the user may open.
 
-    A pool holds an exclusive `flock` on its metadata file while it is open, and claims block devices.
+    A pool holds an exclusive `flock` on its metadata file while it is open, and claims block devices. A read-only one
+    on files that cannot be written here only looks whether the lock is free: any number may read such files, and
+    whoever opens the pool sees to it that nothing writes them.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class EmulatedBackend:
                     f"{table.metadata_device} and {table.data_device} are the same file; a pool needs two"
                 )
             _lock(metadata)
+            if table.read_only and not os.access(table.metadata_device, os.W_OK):
+                fcntl.flock(metadata.fd, fcntl.LOCK_UN)
             pool = EmulatedPool(
                 self._wrap_device("metadata", metadata),
                 self._wrap_device("data", data),

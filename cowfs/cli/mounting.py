@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -168,6 +169,12 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
             if home.holder_pid is not None:
                 yield home
                 return
+            if not os.access(home.path, os.W_OK):
+                raise HomeError(
+                    f"layers are got from a home that can be written, which {home.path} cannot; "
+                    "'mount --read-only MNT' shows the files of each layer in MNT/LAYER/rootfs",
+                    errno=errno.EROFS,
+                )
             target = empty_mount_directory(home.path)
         by_kernel = settle_for(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
         request = MountRequest(

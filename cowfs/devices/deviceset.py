@@ -237,6 +237,11 @@ class DeviceSet:
             undo.pop_all()
         return devices
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the home cannot be written here, and other processes may read it at the same time."""
+        return self._lock.is_shared
+
     def _recover(self) -> None:
         try:
             self._transactions.recover()

@@ -2,6 +2,9 @@
 
 The file is never removed, because a process that waits for a removed file would lock something that nobody else sees.
 Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
+
+A home that cannot be written, on a read-only medium or without permission, is locked through what is there, and shared:
+any number of processes read it at a time, and none that may write it has it meanwhile.
 """
 
 from __future__ import annotations
@@ -16,20 +19,23 @@ from cowfs.devices.files import FILE_MODE, give_to_owner, require_private
 from cowfs.errors import HomeBusy, HomeError
 
 LOCK_NAME: Final = "cowfs.lock"
+UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)  # a home that may still be read
 _MAX_COMMAND_CHARACTERS: Final = 120
 
 
 class HomeLock:
     """A held lock. Not inherited by programs that this one starts; a forked child that goes on calls `note_holder`.
 
+    `is_shared`: the home cannot be written here, and others may read it at the same time.
     `notes_holder` is False in a guest: a process outside holds the home for it, and has noted itself.
     """
 
     notes_holder: ClassVar[bool] = True
 
-    def __init__(self, fd: int, *, writable: bool) -> None:
+    def __init__(self, fd: int, *, writable: bool, is_shared: bool = False) -> None:
         self._fd = fd
         self._writable = writable
+        self.is_shared = is_shared
 
     @classmethod
     def acquire(cls, home: str, *, read_only: bool = False) -> HomeLock:
@@ -46,14 +52,14 @@ class HomeLock:
             require_private(home)
         fd, writable = _open_lock(home, read_only=read_only)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
             pid = _read_pid(fd)
             os.close(fd)
             if error.errno == errno.EWOULDBLOCK:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
-        lock = cls(fd, writable=writable and cls.notes_holder)
+        lock = cls(fd, writable=writable and cls.notes_holder, is_shared=not writable)
         lock.note_holder()
         return lock
 
@@ -81,8 +87,8 @@ def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:
     try:
         fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, FILE_MODE)
     except OSError as error:
-        if not read_only or error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            hint = "; open it read-only" if error.errno == errno.EROFS else ""
+        if not read_only or error.errno not in UNWRITABLE:
+            hint = "; open it read-only" if error.errno in UNWRITABLE else ""
             message = f"cannot lock the home {home}: {path}: {error.strerror}{hint}"
             raise HomeError(message, errno=error.errno) from error
     else:

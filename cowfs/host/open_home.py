@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,7 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, ending_with
+from cowfs.fuse.mountinfo import decode_source, mounts
 from cowfs.host.kernel.nodes import kernel_mounts
 
 if TYPE_CHECKING:
@@ -116,12 +118,25 @@ class OpenHome:
     # ------------------------------------------------------------------ views
 
     def all_views(self) -> list[MountedView]:
-        """What this process shows, and what the kernel does."""
+        """What this process shows, what the kernel does, and what other readers of a home that cannot be written do."""
         kernels = (
             MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
             for name, mount in kernel_mounts(self.devices)
         )
-        return [*self.views, *kernels]
+        return [*self.views, *self._views_of_readers(), *kernels]
+
+    def _views_of_readers(self) -> list[MountedView]:
+        """By the table of mounts: such readers cannot be asked. It does not say whether a view is raw."""
+        if not self.devices.is_shared or self.is_serving:
+            return []
+        home = os.path.realpath(self.path)
+        return [
+            MountedView(
+                source[1] or None, plain_text(mount.target), "tree" if source[1] else "home", mount.is_read_only
+            )
+            for mount in mounts()
+            if mount.is_cowfs and (source := decode_source(mount.source)) is not None and source[0] == home
+        ]
 
     def views_of(self, record: DeviceRecord, views: Sequence[MountedView] | None = None) -> list[MountedView]:
         """The views that show a device, each as if it were of that device alone.

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import trio
 
-from cowfs.errors import ending_with, ungrouped
+from cowfs.devices.lock import UNWRITABLE
+from cowfs.errors import HomeError, ending_with, ungrouped
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
+from cowfs.host.open_home import OpenHome
 from cowfs.host.opening import open_here
 from cowfs.host.requests.devices import HomeReport
 from cowfs.host.serving.mounting import MountRequest
@@ -35,8 +38,7 @@ def serve_mount(
         CowfsError: as `mount`.
     """
     with Ending() as ending, Readiness(report_fd) as readiness, ExitStack() as stack:
-        spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
-        home = open_unheld(request.home, lambda: open_here(spec), partial(_explain_busy, request))
+        home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
         stack.enter_context(ending_with(home.close))
         served = stack.enter_context(ServedHome.opened(home, request))
 
@@ -48,6 +50,20 @@ def serve_mount(
         ending.note_signals()
         with ungrouped():
             trio.run(partial(served.serve, ending, on_ready=ready))
+
+
+def _open(request: MountRequest) -> OpenHome:
+    """The home; for reading only where it cannot be written and need not be."""
+    spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
+    try:
+        return open_here(spec)
+    except HomeError as error:
+        if error.errno not in UNWRITABLE or request.repair:
+            raise
+        if not request.read_only:
+            message = error.message.removesuffix("; open it read-only")
+            raise HomeError(f"{message}; without writing there is 'mount --read-only'", errno=error.errno) from error
+        return open_here(replace(spec, read_only=True))
 
 
 def _explain_busy(request: MountRequest, report: HomeReport) -> str:

@@ -114,7 +114,9 @@ class ServedHome:
         """Mount, and serve until it is unmounted; without a view, until a signal."""
         keep_freed_memory()
         devices = self.home.devices
-        services: list[Service] = [self._control.serve, deletion_service(devices), event_service(devices.pool)]
+        services: list[Service] = [deletion_service(devices), event_service(devices.pool)]
+        if not devices.is_shared:  # else others open the home themselves, and there is no place for a socket
+            services.append(self._control.serve)
         if isinstance(self._view, HomeView):
             services.append(self._view.serve_deletions)
         if self._request.until_put:
