@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, MINIMUM_FREE, PATH, SIZE, Settings
-from cowfs.errors import CowfsError
+from cowfs.cli.tables import Column, Table, refuse_for_json
+from cowfs.errors import CowfsError, UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
@@ -120,37 +121,53 @@ def _print_created(settings: Settings, created: Created) -> None:
             output.print_line(f"cowfs: warning: {warning}")
 
 
-@click.command("list")
-@click.option("--tree", is_flag=True, help="Show each device below its parent.")
-@click.pass_obj
-def list_command(settings: Settings, tree: bool) -> None:
-    """List the devices: what they map, what is theirs alone, where they are mounted.
-
-    MAPPED is what a device has written or shares; EXCLUSIVE is what removing it gives back. A dash stands for a parent
-    that is not known or no longer there. A deleted device was removed while in use, and goes when it is free.
-    """
-    with settings.open_home() as home:
-        rows = home.devices()
-    if settings.as_json:
-        output.print_json(rows)
-    elif tree:
-        _print_tree(rows)
-    else:
-        header = ("NAME", "ID", "SIZE", "MAPPED", "EXCLUSIVE", "PARENT", "MOUNTED")
-        output.print_table(header, [_cells(row) for row in rows], right=frozenset({1, 2, 3, 4}))
-
-
-def _cells(row: DeviceRow) -> tuple[str, ...]:
-    sizes = (_size(n) for n in (row.size_bytes, row.mapped_bytes, row.exclusive_bytes))
-    return (_name(row), str(row.id), *sizes, row.parent or "-", " ".join(row.mounted) or "-")
-
-
 def _size(size_bytes: int | None) -> str:
     return "?" if size_bytes is None else format_size(size_bytes)
 
 
 def _name(row: DeviceRow) -> str:
     return f"{row.name} (deleted)" if row.deleted else row.name
+
+
+_DEVICES: Final[Table[DeviceRow]] = Table(
+    (
+        Column("NAME", _name),
+        Column("ID", lambda row: str(row.id), lambda row: row.id),
+        Column("SIZE", lambda row: _size(row.size_bytes), lambda row: row.size_bytes),
+        Column("MAPPED", lambda row: _size(row.mapped_bytes), lambda row: row.mapped_bytes),
+        Column("EXCLUSIVE", lambda row: _size(row.exclusive_bytes), lambda row: row.exclusive_bytes),
+        Column("PARENT", lambda row: row.parent or "-"),
+        Column("MOUNTED", lambda row: " ".join(row.mounted) or "-"),
+    ),
+    lambda row: row.name,
+)
+
+
+@click.command("list")
+@_DEVICES.options
+@click.option("--tree", is_flag=True, help="Show each device below its parent.")
+@click.pass_obj
+def list_command(
+    settings: Settings, patterns: tuple[str, ...], columns: str | None, sort: str | None, reverse: bool, tree: bool
+) -> None:
+    """List the devices: what they map, what is theirs alone, where they are mounted.
+
+    With PATTERN, as in 'snap-*', only devices whose names match one of them.
+
+    MAPPED is what a device has written or shares; EXCLUSIVE is what removing it gives back. A dash stands for a parent
+    that is not known or no longer there. A deleted device was removed while in use, and goes when it is free.
+    """
+    if tree and (columns or sort or reverse):
+        raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")
+    refuse_for_json(settings.as_json, columns)
+    with settings.open_home() as home:
+        rows = _DEVICES.ordered(_DEVICES.chosen(home.devices(), patterns), sort, reverse=reverse)
+    if settings.as_json:
+        output.print_json(rows)
+    elif tree:
+        _print_tree(rows)
+    else:
+        _DEVICES.print(rows, columns)
 
 
 def _print_tree(rows: list[DeviceRow]) -> None:

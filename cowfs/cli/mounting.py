@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, PATH, Settings
+from cowfs.cli.settings import DEVICE, Settings
 from cowfs.cli.signals import outcome_stands
 from cowfs.devices.names import BASE
-from cowfs.errors import HomeError, UsageError
+from cowfs.errors import CowfsError, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.host.home import Home
@@ -223,20 +223,84 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
 
 
 @click.command("umount")
-@click.argument("mountpoint", metavar="MNT", type=PATH)
-@click.option("--lazy", is_flag=True, help="Detach at once; whoever still uses files in it keeps the server running.")
+@click.argument("what", required=False, metavar="MNT | NAME", type=DEVICE)
+@click.option("--all", "everything", is_flag=True, help="Unmount all that is mounted from the home.")
+@click.option("--lazy", is_flag=True, help="Detach at once; a process with open files in it keeps the server running.")
 @click.pass_obj
-def umount_command(settings: Settings, mountpoint: str, lazy: bool) -> None:
-    """Unmount MNT. Everything is written down and the home is free when this returns."""
+def umount_command(settings: Settings, what: str | None, everything: bool, lazy: bool) -> int:
+    """Unmount MNT, or wherever the device NAME of the home is mounted.
+
+    Everything is written down and the home is free when this returns.
+
+    What is a mount point is taken for MNT, and for NAME only otherwise; write ./NAME for a path in any case.
+
+    With --all, a mount that cannot be unmounted does not keep the others from it; the exit status is then the first
+    error's.
+    """
+    if everything == (what is not None):
+        raise UsageError("umount takes either MNT or NAME, or --all")
+    if what is not None and (_is_mount_point(what) or os.sep in what or not settings.home):
+        _unmount(what, lazy=lazy)
+        if settings.as_json:
+            output.print_json({"unmounted": os.path.realpath(what)})
+        return 0
+    targets = _mount_points(settings, what)
+    if what is not None and not targets:
+        reason = "neither a mount point nor a device of the home that is mounted"
+        raise MountError("umount", "", what, errno=errno.EINVAL, reason=reason)
+    done: list[str] = []
+    status = 0
+    for target in targets:
+        try:
+            _unmount(target, lazy=lazy)
+        except CowfsError as error:
+            failed = output.print_error(error, as_json=settings.as_json)
+            status = status or failed
+        else:
+            done.append(target)
+    if settings.as_json:
+        output.print_json({"unmounted": done})
+    return status
+
+
+def _unmount(target: str, *, lazy: bool) -> None:
     from cowfs.fuse.mountinfo import mount_at
     from cowfs.fuse.mountpoint import unmount
     from cowfs.host.kernel.devices import is_mount_of_home, unmount_by_kernel
 
-    target = os.path.realpath(mountpoint)
     mount = mount_at(target)
     if mount is not None and is_mount_of_home(mount):
         unmount_by_kernel(mount, lazy=lazy)
     else:
-        unmount(mountpoint, lazy=lazy)
-    if settings.as_json:
-        output.print_json({"unmounted": target})
+        unmount(target, lazy=lazy)
+
+
+def _is_mount_point(path: str) -> bool:
+    from cowfs.fuse.mountinfo import mount_at
+
+    return mount_at(path) is not None
+
+
+def _mount_points(settings: Settings, name: str | None) -> list[str]:
+    """Where a device of the home is mounted, or all that is; by the mount table, which lists dead mounts too.
+
+    Raises:
+        MountError: it is mounted with all the others only.
+    """
+    from cowfs.fuse.mountinfo import decode_source, mounts
+
+    home = os.path.realpath(settings.home_path)
+    sources = [(decode_source(mount.source), mount.target) for mount in mounts() if mount.is_cowfs]
+    shown = [(source[1], target) for source, target in sources if source is not None and source[0] == home]
+    found = [target for device, target in shown if name is None or device == name]
+    with settings.open_home() as opened:
+        views = [view for view in opened.status().views if view.view == "kernel"]
+    found += [view.mount_point for view in views if name is None or view.device == name]
+    whole = [target for device, target in shown if not device]
+    if not found and whole and name is not None:
+        raise MountError(
+            *("umount", name, whole[0]),
+            errno=errno.EBUSY,
+            reason=f"it is mounted with every other device of the home; to unmount all: cowfs umount {whole[0]}",
+        )
+    return found

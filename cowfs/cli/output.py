@@ -6,6 +6,7 @@ standard error is a terminal and the work has already taken a while.
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -65,14 +66,31 @@ def printable(text: str) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
-    """Aligned columns under a header; the columns numbered in `right` are aligned to the right."""
+    """Aligned columns under a header; the columns numbered in `right` are aligned to the right.
+
+    Nothing is cut, so that every name can be used; a terminal that is too narrow is named on standard error.
+    """
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    columns = range(len(header))
+    widths = [max(_width(line[i]) for line in lines) for i in columns]
     for line in lines:
-        cells = [
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+        blanks = [" " * (widths[i] - _width(line[i])) for i in columns]
+        print("  ".join(blanks[i] + line[i] if i in right else line[i] + blanks[i] for i in columns).rstrip())
+    _say_too_narrow(sum(widths) + 2 * (len(widths) - 1))
+
+
+def _width(text: str) -> int:
+    """How many cells of a terminal a text takes: two for a wide character, none for one that joins the one before."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def _say_too_narrow(wanted: int) -> None:
+    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < wanted:
+        print_line(f"cowfs: the table is {wanted} columns wide and this terminal {width}; --columns chooses some")
 
 
 def print_fields(fields: Sequence[tuple[str, str]]) -> None:

@@ -2,43 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.cli.tables import Column, Table, refuse_for_json
 from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.host.requests.space import TrimmedDevice, UsageReport
+    from cowfs.host.requests.space import TrimmedDevice, UsageRow, UsageTotals
+
+
+_THINS: Final[Table[UsageRow]] = Table(
+    (
+        Column("NAME", lambda thin: f"(thin {thin.id})" if thin.name is None else thin.name),
+        Column("MAPPED", lambda thin: format_size(thin.mapped_bytes), lambda thin: thin.mapped_bytes),
+        Column("SHARED", lambda thin: format_size(thin.shared_bytes), lambda thin: thin.shared_bytes),
+        Column("EXCLUSIVE", lambda thin: format_size(thin.exclusive_bytes), lambda thin: thin.exclusive_bytes),
+        Column("METADATA", lambda thin: format_size(thin.metadata_bytes), lambda thin: thin.metadata_bytes),
+    ),
+    lambda thin: thin.name,
+)
 
 
 @click.command("usage")
+@_THINS.options
 @click.pass_obj
-def usage_command(settings: Settings) -> None:
+def usage_command(
+    settings: Settings, patterns: tuple[str, ...], columns: str | None, sort: str | None, reverse: bool
+) -> None:
     """Show where the space of the pool is, the largest first.
+
+    With PATTERN, as in 'snap-*', only devices whose names match one of them; the totals are always those of the pool.
 
     EXCLUSIVE is what removing a device gives back, with so much METADATA; SHARED it has in common with others. Thins in
     brackets belong to no device; 'recover' gives them a name, or deletes them.
     """
+    from cowfs.host.requests.space import UsageReport
+
+    refuse_for_json(settings.as_json, columns)
     with settings.open_home() as home:
         report = home.usage()
+    thins = _THINS.chosen(report.thins, patterns)
     if settings.as_json:
-        output.print_json(report)
-    else:
-        _print_usage(report)
+        output.print_json(UsageReport(_THINS.ordered(thins, sort, reverse=reverse), report.totals))
+        return
+    thins.sort(key=lambda thin: (-thin.exclusive_bytes, -thin.mapped_bytes, thin.name or "", thin.id))
+    _THINS.print(_THINS.ordered(thins, sort, reverse=reverse), columns)
+    _print_totals(report.totals)
 
 
-def _print_usage(report: UsageReport) -> None:
-    thins = sorted(report.thins, key=lambda thin: (-thin.exclusive_bytes, -thin.mapped_bytes, thin.name or "", thin.id))
-    rows = []
-    for thin in thins:
-        sizes = (thin.mapped_bytes, thin.shared_bytes, thin.exclusive_bytes, thin.metadata_bytes)
-        rows.append((f"(thin {thin.id})" if thin.name is None else thin.name, *map(format_size, sizes)))
-    output.print_table(("NAME", "MAPPED", "SHARED", "EXCLUSIVE", "METADATA"), rows, right=frozenset({1, 2, 3, 4}))
-    totals = report.totals
+def _print_totals(totals: UsageTotals) -> None:
     print(
         f"data: {format_size(totals.data_used_bytes)} of {format_size(totals.data_total_bytes)} used, "
         f"{format_size(totals.exclusive_bytes)} exclusive and {format_size(totals.shared_bytes)} shared; "

@@ -74,6 +74,8 @@ def _explain_busy(request: MountRequest, report: HomeReport) -> str:
         what = f"process {report.holder_pid} has " + (f"'{view.device}' of it" if view.device else "all of it")
         what += f" mounted at {view.mount_point}"
         remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}"
+        if view.device is not None and request.device is not None and not request.raw:
+            remedy += f"; to see all devices in one mount, then run: cowfs mount {request.target}"
         if view.device is None and request.device is not None and not request.raw:
             remedy = f"; use {view.mount_point}/{request.device}, or first run: cowfs umount {view.mount_point}"
     return f"cannot mount from the home {request.home}: {what}{remedy}"
