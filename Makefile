@@ -3,6 +3,7 @@
 # make test    lint, then all tests
 # make bench   the benchmarks; QUICK=1 makes them small
 # make lint    formatting, lint rules, types
+# make man     the manual pages, in build/man
 # make clean   remove what was built, but not .cache, from which .venv is made again quickly
 # make distclean  remove that too
 
@@ -20,7 +21,7 @@ FIND_PYTHON := for p in /usr/bin/python3 python3; do \
 WORKERS ?= auto
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test lint bench clean distclean packages-run packages-test packages-bench
+.PHONY: setup demo test lint bench man clean distclean packages-run packages-test packages-bench
 
 setup: $(SETUP)
 
@@ -39,6 +40,9 @@ lint: $(SETUP)
 
 bench: $(SETUP) packages-test packages-bench
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+man: $(SETUP)
+	$(BIN)/python -m cowfs.cli.manual build/man
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

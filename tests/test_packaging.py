@@ -13,7 +13,7 @@ import pytest
 from cowfs.version import DISTRIBUTION, VERSION
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHIPPED = ("LICENSE", "README.md", "pyproject.toml", "cowfs", "backends")
+SHIPPED = ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "docs", "cowfs", "backends")
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +107,15 @@ def test_help_starts(command: list[str], tmp_path: Path) -> None:
     )
     for word in ("init", "create", "snapshot", "mount", "status", "--home"):
         assert word in result.stdout
+
+
+def test_wheel_brings_the_manual_and_the_documents(source_tree: Path) -> None:
+    """Where pip, and a package that is made from the wheel, put them: below share."""
+    with zipfile.ZipFile(build(source_tree, "wheel")) as archive:
+        shared = {name.partition(".data/data/share/")[2] for name in archive.namelist() if ".data/" in name}
+        page = archive.read(next(name for name in archive.namelist() if name.endswith("/cowfs-mount.1"))).decode()
+    assert {f"man/man1/{name}.1" for name in ("cowfs", "cowfs-mount", "cowfs-layer-diff", "cowfs-help")} <= shared
+    documents = {str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")}
+    assert {f"doc/cowfs-thin/{name}" for name in ("README.md", "CHANGELOG.md")} <= shared
+    assert {f"doc/cowfs-thin/{name}" for name in documents - {"decisions/README.md"}} <= shared
+    assert "\\-\\-read\\-only" in page
