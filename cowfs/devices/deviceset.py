@@ -379,7 +379,9 @@ class DeviceSet:
         """What was found wrong since the home was opened, in words; the home works without it."""
         return tuple(self._store.problems)
 
-    def create(self, name: str, *, parent: str | None = None, size_bytes: int | None = None) -> DeviceRecord:
+    def create(
+        self, name: str, *, parent: str | None = None, size_bytes: int | None = None, is_layer: bool = False
+    ) -> DeviceRecord:
         """Make a device: a snapshot of `parent`, or of the base device.
 
         An active parent is quiesced for the moment of the snapshot, so the new device holds a consistent file system.
@@ -387,6 +389,7 @@ class DeviceSet:
         Args:
             size_bytes: the parent's size when None; never less. In a larger device the file system is grown to fill
                 it, which takes time in proportion to its metadata; without it a snapshot takes none.
+            is_layer: noted in its record; a snapshot of a layer is one in any case.
 
         Raises:
             UsageError: a name or size that cannot be.
@@ -422,7 +425,8 @@ class DeviceSet:
                 self._base.grow_new(name, DeviceFile(thin_id, size_bytes))
 
         def note_parent(record: DeviceFile) -> None:
-            self._store.note_parent(name, record.transaction_id, origin_name)
+            inherited = False if origin_name == BASE else self._store.is_layer(origin_name)
+            self._store.note_parent(name, record.transaction_id, origin_name, is_layer or inherited)
 
         self._transactions.make(name, size_bytes or origin.size, send, note_parent)
         return self._store.view(name)

@@ -7,7 +7,7 @@
     <home>/setup-config.json        what LVM was told to make, for a home whose pool it made
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
-    <home>/cowfs.parents            what each device was a snapshot of
+    <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
     <home>/cowfs.damaged/           files that could not be understood, set aside
     <home>/cowfs.lock

@@ -103,12 +103,16 @@ class HomeFile(msgspec.Struct, frozen=True):
     thin_pool: str = ""
 
 
-class ParentLine(msgspec.Struct, frozen=True):
-    """Says nothing about a device of the same name whose creating transaction is another one."""
+class ParentLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Says nothing about a device of the same name whose creating transaction is another one.
+
+    `is_layer` is None where it is not known: lines have it only since layers and other devices are told apart.
+    """
 
     name: str
     transaction_id: int
     parent: str
+    is_layer: bool | None = None
 
 
 class Identity(NamedTuple):
@@ -148,7 +152,10 @@ class Finding(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """One device of a home. `parent` is None where it is not known or no longer there."""
+    """One device of a home. `parent` is None where it is not known or no longer there.
+
+    `is_layer`: it was made as a layer, or from one; None where that is not known.
+    """
 
     name: str
     device_id: int
@@ -157,6 +164,7 @@ class DeviceRecord:
     parent: str | None = None
     initialized: bool = False
     deleted: bool = False
+    is_layer: bool | None = None
 
     @property
     def length_sectors(self) -> int:

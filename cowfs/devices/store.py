@@ -189,9 +189,9 @@ class DeviceStore:
         lines = (line for line in self._parent_lines().values() if line.transaction_id == transaction_id)
         return next(lines, None)
 
-    def note_parent(self, name: str, transaction_id: int, parent: str) -> None:
+    def note_parent(self, name: str, transaction_id: int, parent: str, is_layer: bool | None) -> None:
         """Remember what a device is a snapshot of."""
-        line = ParentLine(name, transaction_id, parent)
+        line = ParentLine(name, transaction_id, parent, is_layer)
         # The newline comes first, so that a line cut short by a crash does not take the next one with it.
         self.files.append(self.files.parents, b"\n" + msgspec.json.encode(line))
         self._parent_lines()[name] = line
@@ -199,13 +199,26 @@ class DeviceStore:
     def parent(self, name: str) -> str | None:
         """The parent, unless it is unknown or no longer the device it was."""
         record = self._records.get(name)
-        line = self._parent_lines().get(name)
-        if record is None or line is None or line.transaction_id != record.transaction_id:
+        line = self._line(name)
+        if record is None or line is None:
             return None
         parent = self._records.get(line.parent)
         if parent is None or (parent.transaction_id >= record.transaction_id and line.parent != BASE):
             return None
         return line.parent
+
+    def is_layer(self, name: str) -> bool | None:
+        """Whether a device was made as a layer, or from one; None where that is not known."""
+        line = self._line(name)
+        return line.is_layer if line is not None else None
+
+    def _line(self, name: str) -> ParentLine | None:
+        """What is remembered of the device that has a name now."""
+        record = self._records.get(name)
+        line = self._parent_lines().get(name)
+        return (
+            line if record is not None and line is not None and line.transaction_id == record.transaction_id else None
+        )
 
     def view(self, name: str) -> DeviceRecord:
         record = self.require(name)
@@ -217,6 +230,7 @@ class DeviceStore:
             parent=self.parent(name),
             initialized=record.initialized,
             deleted=record.deleted,
+            is_layer=self.is_layer(name),
         )
 
     def _parent_lines(self) -> dict[str, ParentLine]:

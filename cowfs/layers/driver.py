@@ -16,19 +16,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices import BASE, DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, UsageError, ending_with
-from cowfs.ext4.interface import FileTree
+from cowfs.ext4.interface import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
 from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
-from cowfs.layers.roots import ensure_root, find_root, sign
+from cowfs.layers.roots import ensure_root, find_root, looks_like_layer, sign
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.steps import Pieces, Steps
@@ -68,10 +69,12 @@ class _Got:
 
 
 class _Source(NamedTuple):
-    """A layer's files for reading, and the thin they are on."""
+    """The files of a layer, or of another device, for reading, and the thin they are on."""
 
+    name: str
     root: LayerRoot
     thin_id: int
+    is_layer: bool
 
 
 class LayerDriver:
@@ -115,7 +118,7 @@ class LayerDriver:
         origin = BASE if parent is None else parent
         if size_bytes is not None and origin in self._devices:
             check_layer_size(size_bytes, self._devices.record(origin).size_bytes)
-        self._devices.create(layer_id, parent=parent, size_bytes=size_bytes)
+        self._devices.create(layer_id, parent=parent, size_bytes=size_bytes, is_layer=True)
 
     def remove(self, layer_id: str) -> None:
         if layer_id not in self._devices:
@@ -125,16 +128,20 @@ class LayerDriver:
         self._devices.remove(layer_id, deferred=self._settings.deferred_deletion)
 
     def exists(self, layer_id: str) -> bool:
-        return layer_id != BASE and layer_id in self._devices
+        return layer_id != BASE and layer_id in self._devices and self._devices.record(layer_id).is_layer is not False
 
     def list_layers(self) -> list[str]:
-        return [record.name for record in self._devices.records() if record.name != BASE and not record.deleted]
+        return [
+            record.name
+            for record in self._devices.records()
+            if record.name != BASE and not record.deleted and record.is_layer is not False
+        ]
 
     # ------------------------------------------------------------------ files at a path
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
         self.was_asked = True
-        _require_no_base(layer_id)
+        self._require_layer(layer_id)
         if self._mounter is None:
             raise UsageError(
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
@@ -206,20 +213,20 @@ class LayerDriver:
     # ------------------------------------------------------------------ archives
 
     def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
-        with self._reading(layer_id) as layer, self._reading_parent(parent) as lower:
+        with self._reading(layer_id) as layer, self._reading_parent(parent, layer) as lower:
             return (yield from self._find(layer, lower))
 
     def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
         with self._reading(layer_id) as layer:
             changes = None
             if parent is not None:
-                with self._reading(parent) as lower:
+                with self._reading(parent, layer) as lower:
                     changes = yield from self._find(layer, lower)
             yield from write_archive(layer.root, changes, maps=self._maps, sparse=sparse)
 
     def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
         with self._reading(layer_id) as layer:
-            with self._reading_parent(parent) as lower:
+            with self._reading_parent(parent, layer) as lower:
                 changes = yield from self._find(layer, lower)
             return (yield from archive_size(layer.root, changes))
 
@@ -231,7 +238,7 @@ class LayerDriver:
         *,
         end_required: bool = True,
     ) -> Steps[int]:
-        _require_no_base(layer_id)
+        self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
             root = ensure_root(tree, self._owner)
             sign(tree, layer_id, self._owner)
@@ -252,29 +259,57 @@ class LayerDriver:
         return find_changes(layer.root, parent.root, ThinPair(self._devices.pool, layer.thin_id, parent.thin_id))
 
     @contextmanager
-    def _reading_parent(self, parent: str | None) -> Iterator[_Source | None]:
+    def _reading_parent(self, parent: str | None, layer: _Source) -> Iterator[_Source | None]:
         if parent is None:
             yield None
         else:
-            with self._reading(parent) as source:
+            with self._reading(parent, layer) as source:
                 yield source
 
     @contextmanager
-    def _reading(self, layer_id: str) -> Iterator[_Source]:
-        """A layer that holds still."""
+    def _reading(self, layer_id: str, beside: _Source | None = None) -> Iterator[_Source]:
+        """The files of a device, which hold still.
+
+        Args:
+            beside: what they are to be compared with.
+
+        Raises:
+            UsageError: one is a layer and the other is not, so that no file of one belongs to one of the other.
+        """
         self._readers[layer_id] += 1
         try:
             with self._trees.reading(layer_id) as held:
-                yield _Source(find_root(held.tree), held.thin_id)
+                is_layer = self._is_layer(layer_id, held.tree, beside)
+                if beside is not None and is_layer != beside.is_layer:
+                    raise _mixed(*sorted([(layer_id, is_layer), (beside.name, beside.is_layer)], key=itemgetter(1)))
+                root = find_root(held.tree) if is_layer else LayerRoot(held.tree, ROOT_INODE)
+                yield _Source(layer_id, root, held.thin_id, is_layer)
         finally:
             self._readers[layer_id] -= 1
             if not self._readers[layer_id]:
                 del self._readers[layer_id]
 
+    def _require_layer(self, layer_id: str) -> None:
+        if layer_id == BASE:
+            raise UsageError(f"{BASE!r} is no layer but what layers are made from, so it stays empty; create a layer")
+        if layer_id in self._devices and self._devices.record(layer_id).is_layer is False:
+            raise UsageError(
+                f"device {layer_id!r} is not a layer: it was made by 'create', and all of its file system are its "
+                "files; mount it, or make a layer by 'layer create'"
+            )
 
-def _require_no_base(layer_id: str) -> None:
-    if layer_id == BASE:
-        raise UsageError(f"{BASE!r} is no layer but what layers are made from, so it stays empty; create a layer")
+    def _is_layer(self, name: str, tree: FileTree, beside: _Source | None) -> bool:
+        if name == BASE:  # what both kinds begin as
+            return beside is not None and beside.is_layer
+        known = self._devices.record(name).is_layer
+        return looks_like_layer(tree) if known is None else known
+
+
+def _mixed(plain: tuple[str, bool], layer: tuple[str, bool]) -> UsageError:
+    return UsageError(
+        f"device {plain[0]!r} is not a layer and {layer[0]!r} is: one's files are all of its file system, the other's "
+        "its directory 'rootfs', so they cannot be compared; name two layers, or two other devices"
+    )
 
 
 if TYPE_CHECKING:

@@ -27,6 +27,12 @@ def find_root(tree: FileTree) -> LayerRoot:
     return LayerRoot(tree, attributes.inode)
 
 
+def looks_like_layer(tree: FileTree) -> bool:
+    """Whether a volume of which nothing else is known holds a layer: `rootfs`, or nothing yet."""
+    names = {entry.name: entry.mode for entry in tree.list_directory(ROOT_INODE)}
+    return stat.S_ISDIR(names.get(ROOTFS, 0)) or not names.keys() - {b".", b"..", b"lost+found"}
+
+
 def ensure_root(tree: FileTree, owner: tuple[int, int]) -> LayerRoot:
     """The root of a layer, made when it is not there.
 

@@ -287,7 +287,7 @@ def test_a_home_of_two_thousand_devices_opens_and_lists_at_once(tmp_path: Path) 
     records = devices.records()
     listed = time.process_time() - begin
     assert len(records) == 2001
-    assert records[3] == DeviceRecord("device-0002", 4, MIB, 4, parent="device-0001")
+    assert records[3] == DeviceRecord("device-0002", 4, MIB, 4, parent="device-0001", is_layer=False)
     devices.close()
     print(f"2000 devices: opened in {opened * 1000:.0f} ms, listed in {listed * 1000:.0f} ms of processor time")
     assert opened < 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import stat
 import tarfile
 from collections.abc import Callable
@@ -70,6 +71,73 @@ def test_the_base_device_stays_empty(home: Path) -> None:
         made.driver.create("three", None)
         assert made.changes("three") == []
         assert made.changes("three", "base") == []
+
+
+def put_file(made: Opened, device: str, name: bytes, content: bytes) -> None:
+    with made.volumes.opened(device) as volume:
+        inode = volume.make_node(ROOT_INODE, name, stat.S_IFREG | 0o644, 0, 0).inode
+        volume.write(inode, 0, content)
+
+
+def test_of_another_device_all_files_are_compared(home: Path, tmp_path: Path) -> None:
+    with opened(home) as made:
+        made.devices.create("web")
+        assert made.changes("web", "base") == []
+        put_file(made, "web", b"before", b"before")
+        made.devices.create("web-1", parent="web")
+        put_file(made, "web-1", b"after", b"12345")
+        with made.volumes.opened("web-1") as volume:
+            volume.unlink(ROOT_INODE, b"before")
+        assert made.changes("web-1", "web") == [("A", "/after"), ("D", "/before")]
+        assert made.changes("web", "base") == [("A", "/before")]
+        assert names(made.diff("web-1", "web")) == ["after", ".wh.before"]
+        assert made.size("web-1", "web") == 5
+        assert ("A", "/after") in made.changes("web-1")
+        whole = made.diff("web-1")
+        made.driver.create("from-device", None)
+        made.apply("from-device", whole)
+        assert set(names(made.diff("from-device"))) == {".", "after", "lost+found"}
+
+
+def test_layers_and_other_devices_are_told_apart(home: Path) -> None:
+    with opened(home) as made:
+        made.devices.create("web")
+        put_file(made, "web", b"f", b"f")
+        made.devices.create("web-1", parent="web")
+        made.devices.create("two-copy", parent="two")
+        made.driver.create("fresh", None)
+        assert made.driver.list_layers() == ["fresh", "one", "two", "two-copy"]
+        assert [made.driver.exists(name) for name in ("web", "web-1", "fresh", "base")] == [False, False, True, False]
+        for pair in (("web", "one"), ("one", "web"), ("fresh", "web")):
+            for ask in (made.changes, made.diff, made.size):
+                with pytest.raises(
+                    UsageError, match=r"device 'web' is not a layer and '(one|fresh)' is: one's files are"
+                ):
+                    ask(*pair)
+        assert made.changes("two-copy", "two") == []
+        for use in (lambda: made.apply("web", archive(a=b"a")), lambda: made.driver.get("web")):
+            with pytest.raises(UsageError, match="device 'web' is not a layer: it was made by 'create'"):
+                use()
+    with opened(home) as made:
+        assert made.driver.list_layers() == ["fresh", "one", "two", "two-copy"]
+
+
+def test_where_nothing_was_noted_the_content_tells(home: Path) -> None:
+    """As in a home that Docker made, or an earlier cowfs."""
+    with opened(home) as made:
+        made.devices.create("web")
+        put_file(made, "web", b"f", b"f")
+        made.driver.create("fresh", None)
+    parents = home / "cowfs.parents"
+    parents.write_bytes(re.sub(rb',"is_layer":(true|false)', b"", parents.read_bytes()))
+    with opened(home) as made:
+        assert made.devices.record("web").is_layer is None
+        assert made.changes("web", "base") == [("A", "/f")]
+        assert made.changes("fresh", "base") == []
+        assert made.changes("two", "one") == TWO_CHANGES
+        assert made.changes("two", "base") != []
+        with pytest.raises(UsageError, match="'web' is not a layer and 'two' is"):
+            made.changes("two", "web")
 
 
 @pytest.mark.parametrize("cut", [0, 100, 600, 1500])
