@@ -3,7 +3,7 @@
     Steps[T]      yields None after each step, and returns a T
     Pieces[P]     yields pieces of its answer, too, as soon as each is made
 
-Each step leaves the home whole. Here they are run at once; `cowfs.host.executor` runs them beside other tasks.
+Each step leaves the home whole. Here they are run at once; `cowfs.home.executor` runs them beside other tasks.
 """
 
 from __future__ import annotations

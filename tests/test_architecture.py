@@ -4,7 +4,7 @@
                    │
                 docker     testing      uml   a kernel with dm-thin, in a process
                    └───┬──────┘
-                     host          one home, many processes
+                     home          one home, many processes
                    ┌───┴───┐
                 layers     │       the graph driver: create, get, put, diff, apply
                    │       │
@@ -54,11 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4"},
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "ext4", "devices"},
     "uml": FOUNDATION | {"debian_packages"},
-    "host": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
-    "docker": FOUNDATION | {"blockdev", "pool", "ext4", "fuse", "devices", "layers", "host"},
-    "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "host"},  # the Python API
+    "home": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "fuse", "devices", "layers"},
+    "docker": FOUNDATION | {"blockdev", "pool", "ext4", "fuse", "devices", "layers", "home"},
+    "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
-    | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "host", "uml", "debian_packages"},
+    | {"cowfs", "blockdev", "pool", "thinmeta", "ext4", "devices", "layers", "home", "uml", "debian_packages"},
     "cli": FOUNDATION
     | {
         "cowfs",
@@ -69,14 +69,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         "fuse",
         "devices",
         "layers",
-        "host",
+        "home",
         "docker",
         "uml",
     },
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
-MAY_IMPORT_TRIO = {"fuse", "host", "docker", "cli"}
+MAY_IMPORT_TRIO = {"fuse", "home", "docker", "cli"}
 NONDETERMINISTIC_CALLS = {
     ("time", "time"),
     ("time", "time_ns"),

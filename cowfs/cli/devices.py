@@ -14,8 +14,8 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
-    from cowfs.host.open_home import MountedView
-    from cowfs.host.requests.devices import Created, DeviceRow, HomeReport
+    from cowfs.home.open_home import MountedView
+    from cowfs.home.requests.devices import Created, DeviceRow, HomeReport
 
 
 @click.command("init")
@@ -57,8 +57,8 @@ def init_command(
     somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
     """
     from cowfs.devices import HomeOptions, PoolSource
-    from cowfs.host.opening import open_here
-    from cowfs.host.spec import HomeSpec, Make
+    from cowfs.home.opening import open_here
+    from cowfs.home.spec import HomeSpec, Make
 
     options = HomeOptions(
         data_size_bytes=data_size,

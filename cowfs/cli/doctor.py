@@ -12,7 +12,7 @@ from cowfs.cli.settings import Settings
 from cowfs.errors import MissingRequirement
 
 if TYPE_CHECKING:
-    from cowfs.host.machine import Ability
+    from cowfs.home.machine import Ability
 
 
 @click.command("doctor")
@@ -31,7 +31,7 @@ def doctor_command(settings: Settings, needs: tuple[str, ...]) -> int:
     else that is missing is shown and does not count. --need may be given more than once.
     """
     from cowfs.cli.uml import boot_uml
-    from cowfs.host.machine import Need, examine
+    from cowfs.home.machine import Need, examine
 
     wanted = Need(0)
     for need in needs:

@@ -10,7 +10,7 @@ from cowfs.cli import output
 from cowfs.cli.settings import Settings
 
 if TYPE_CHECKING:
-    from cowfs.host.requests.devices import TargetLine
+    from cowfs.home.requests.devices import TargetLine
 
 
 @click.command("message")

@@ -20,7 +20,7 @@ from cowfs.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cowfs.host.layers import Layers
+    from cowfs.home.layers import Layers
 
 
 @click.group("layer", cls=Group)
@@ -198,7 +198,7 @@ def _apply(settings: Settings, layer_id: str) -> None:
     """Unpack a tar archive from standard input into a layer: all of it or nothing."""
     from cowfs.devices.files import HomeFiles
     from cowfs.devices.making import require_home
-    from cowfs.host.layers import as_file
+    from cowfs.home.layers import as_file
 
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until the archive is here: the command that writes it may need it.

@@ -15,7 +15,7 @@ from cowfs.cli.settings import DEVICE, SIZE, Settings
 from cowfs.errors import CowfsError, PoolError
 
 if TYPE_CHECKING:
-    from cowfs.host.maintenance import CheckResult
+    from cowfs.home.maintenance import CheckResult
     from cowfs.thinmeta.xml import TextSink
 
 _BUFFER_CHARACTERS: Final = 64 << 10
@@ -34,7 +34,7 @@ def check_command(settings: Settings, repair: bool, block_size: int | None) -> i
     --repair clears the needs-check flag, or writes new metadata from the mappings that can be read and keeps the old
     file beside it as devicemapper/metadata.replaced. What could not be kept is told; exit status 1 then.
     """
-    from cowfs.host.maintenance import check_home, repair_home
+    from cowfs.home.maintenance import check_home, repair_home
 
     home = settings.home_path
     with output.progress("checking") as progress:
@@ -75,7 +75,7 @@ def dump_command(settings: Settings) -> None:
 
     Works on a mounted home, on what is committed. With --json, a JSON object with the XML in its field xml.
     """
-    from cowfs.host.maintenance import dump_home
+    from cowfs.home.maintenance import dump_home
 
     with output.progress("dumping") as progress, _xml_output(settings) as out:
         dump_home(settings.home_path, settings.backend, out, progress=progress)
@@ -90,7 +90,7 @@ def restore_command(settings: Settings, file: BinaryIO) -> None:
     Not while mounted. The new metadata is written beside the old one, checked, and takes its place last; the old file
     is kept as devicemapper/metadata.replaced. The data file and the home's records stay as they are.
     """
-    from cowfs.host.maintenance import restore_home
+    from cowfs.home.maintenance import restore_home
 
     with output.progress("restoring") as progress:
         result = restore_home(settings.home_path, file, progress=progress)

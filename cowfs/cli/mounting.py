@@ -19,8 +19,8 @@ from cowfs.devices.names import BASE
 from cowfs.errors import CowfsError, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:
-    from cowfs.host.home import Home
-    from cowfs.host.serving.mounting import MountRequest
+    from cowfs.home.api import Home
+    from cowfs.home.serving.mounting import MountRequest
 
 _START_ATTEMPTS: Final = 2
 
@@ -95,7 +95,7 @@ def mount_command(
             raise UsageError(f"only root may mount with {option}; mount as root, or leave it out")
     if options:
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
-    from cowfs.host.serving.mounting import MountRequest, mount
+    from cowfs.home.serving.mounting import MountRequest, mount
 
     request = MountRequest(
         settings.home_path,
@@ -114,7 +114,7 @@ def mount_command(
     )
     if foreground:
         from cowfs.cli.log import log_server
-        from cowfs.host.serving.mount_server import serve_mount
+        from cowfs.home.serving.mount_server import serve_mount
 
         log_server(settings.log)
         target = os.path.realpath(mountpoint)  # now: a server touches nothing of its own mount
@@ -137,10 +137,10 @@ def _spares_base(name: str | None, *, write_base: bool) -> bool:
 
 
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
-    from cowfs.host.kernel.devices import mount_by_kernel
-    from cowfs.host.requests.devices import OpenNode
-    from cowfs.host.session import connect
-    from cowfs.host.spec import HomeSpec
+    from cowfs.home.kernel.devices import mount_by_kernel
+    from cowfs.home.requests.devices import OpenNode
+    from cowfs.home.session import connect
+    from cowfs.home.spec import HomeSpec
 
     spec = HomeSpec(settings.home_path, settings.backend, storage_options=settings.storage_options)
     with connect(spec) as session:
@@ -160,8 +160,8 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.host.opening import settle_for
-    from cowfs.host.serving.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.home.opening import settle_for
+    from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
     from cowfs.layers.options import parse_storage_options
 
     for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
@@ -205,7 +205,7 @@ def _say_ready(settings: Settings, name: str | None, target: str) -> None:
 
 def _server_command(settings: Settings, request: MountRequest) -> Callable[[int], Sequence[str]]:
     """The command line of the server: this program again, in the foreground."""
-    from cowfs.host.serving.mounting import python_module
+    from cowfs.home.serving.mounting import python_module
 
     flags = ("raw", "read_only", "write_base", "repair", "suid", "dev", "until_put", "by_kernel")
     options = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(request, flag)]
@@ -266,7 +266,7 @@ def umount_command(settings: Settings, what: str | None, everything: bool, lazy:
 def _unmount(target: str, *, lazy: bool) -> None:
     from cowfs.fuse.mountinfo import mount_at
     from cowfs.fuse.mountpoint import unmount
-    from cowfs.host.kernel.devices import is_mount_of_home, unmount_by_kernel
+    from cowfs.home.kernel.devices import is_mount_of_home, unmount_by_kernel
 
     mount = mount_at(target)
     if mount is not None and is_mount_of_home(mount):

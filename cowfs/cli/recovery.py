@@ -11,7 +11,7 @@ from cowfs.cli.settings import Settings
 from cowfs.errors import CowfsError
 
 if TYPE_CHECKING:
-    from cowfs.host.recovery import RecoveryReport
+    from cowfs.home.recovery import RecoveryReport
 
 
 @click.command("recover")
@@ -30,7 +30,7 @@ def recover_command(settings: Settings, dry_run: bool, delete_orphans: bool) -> 
 
     The home must not be mounted. Exit status 1 when something is left that only a person can decide.
     """
-    from cowfs.host.recovery import recover_home
+    from cowfs.home.recovery import recover_home
 
     report = recover_home(settings.home_path, settings.backend, dry_run=dry_run, delete_orphans=delete_orphans)
     if settings.as_json:

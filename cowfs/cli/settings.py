@@ -17,7 +17,7 @@ from cowfs.units import format_size, parse_size
 
 if TYPE_CHECKING:
     from cowfs.devices.free_space import MinimumFree
-    from cowfs.host.home import Home
+    from cowfs.home.api import Home
 
 # In the environment of a guest: the process outside that holds the home for it, and has noted itself.
 HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
@@ -57,7 +57,7 @@ class Settings:
 
     def open_home(self) -> Home:
         """The home; for reading only where it cannot be written: on a read-only disk, or somebody else's."""
-        from cowfs.host.home import open_home
+        from cowfs.home.api import open_home
 
         open_as = partial(open_home, self.home_path, backend=self.backend, storage_options=self.storage_options)
         try:

@@ -13,7 +13,7 @@ from cowfs.errors import CowfsError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.host.requests.space import TrimmedDevice, UsageRow, UsageTotals
+    from cowfs.home.requests.space import TrimmedDevice, UsageRow, UsageTotals
 
 
 _THINS: Final[Table[UsageRow]] = Table(
@@ -41,7 +41,7 @@ def usage_command(
     EXCLUSIVE is what removing a device gives back, with so much METADATA; SHARED it has in common with others. Thins in
     brackets belong to no device; 'recover' gives them a name, or deletes them.
     """
-    from cowfs.host.requests.space import UsageReport
+    from cowfs.home.requests.space import UsageReport
 
     refuse_for_json(settings.as_json, columns)
     with settings.open_home() as home:

@@ -113,7 +113,7 @@ def _held(settings: Settings, *, is_new: bool) -> Iterator[None]:
     from cowfs.devices import HomeLock
     from cowfs.devices.files import HomeFiles
     from cowfs.devices.making import require_room_for_home
-    from cowfs.host.session import locked
+    from cowfs.home.session import locked
 
     if not settings.home:
         yield

@@ -27,8 +27,8 @@ import trio
 from cowfs.docker.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
 from cowfs.error_record import plain_text
 from cowfs.errors import CowfsError, UsageError
-from cowfs.host.executor import Executor
-from cowfs.host.requests.layers import (
+from cowfs.home.executor import Executor
+from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,
     GetLayer,
@@ -43,8 +43,8 @@ from cowfs.host.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
-from cowfs.host.requests.request import Attachment
-from cowfs.host.requests.request import Request as HomeRequest
+from cowfs.home.requests.request import Attachment
+from cowfs.home.requests.request import Request as HomeRequest
 from cowfs.layers import ChangeKind, IdMaps, IdRange
 from cowfs.layers.info import status_items
 from cowfs.layers.options.values import MAX_UINT32

@@ -28,13 +28,13 @@ from cowfs.devices.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ending_with, ungrouped
 from cowfs.fuse.ending import Ending
-from cowfs.host.executor import Executor
-from cowfs.host.open_home import OpenHome
-from cowfs.host.opening import apply_options, open_here, settle_for
-from cowfs.host.serving.mounting import MountRequest, empty_mount_directory
-from cowfs.host.serving.served_home import ServedHome
-from cowfs.host.spec import HomeSpec, Make
-from cowfs.host.unix_socket import listen_privately
+from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import apply_options, open_here, settle_for
+from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
+from cowfs.home.serving.served_home import ServedHome
+from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.unix_socket import listen_privately
 from cowfs.layers.options import parse_storage_options
 
 _log = logging.getLogger(__name__)

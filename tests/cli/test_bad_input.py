@@ -199,7 +199,7 @@ def test_a_home_of_another_version(cowfs: Run, home: Path, text: str) -> None:
 
 
 def test_a_home_held_by_another_process(cowfs: Run, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cowfs.host.session.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr("cowfs.home.session.WAIT_SECONDS", 0.0)
     lock = HomeLock.acquire(str(home))
     try:
         outcome = cowfs("create", "x")

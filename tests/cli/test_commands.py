@@ -528,7 +528,7 @@ def test_ctrl_c_is_one_line(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cowfs.host.home.Home.devices", interrupted)
+    monkeypatch.setattr("cowfs.home.api.Home.devices", interrupted)
     outcome = cowfs("list")
     assert outcome.status == 130
     assert outcome.err.strip() == "cowfs: interrupted"
@@ -538,7 +538,7 @@ def test_a_defect_of_ours_keeps_its_traceback(cowfs: Run, monkeypatch: pytest.Mo
     def broken(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("cowfs.host.home.Home.devices", broken)
+    monkeypatch.setattr("cowfs.home.api.Home.devices", broken)
     with pytest.raises(ZeroDivisionError):
         cowfs("list")
 

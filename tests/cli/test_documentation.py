@@ -11,12 +11,12 @@ import pytest
 from cowfs import errors
 from cowfs.devices.records import Finding
 from cowfs.error_record import ErrorRecord
-from cowfs.host.machine import Ability
-from cowfs.host.maintenance import CheckResult, FindingRecord
-from cowfs.host.open_home import MountedView
-from cowfs.host.recovery import RecoveryReport
-from cowfs.host.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
-from cowfs.host.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
+from cowfs.home.machine import Ability
+from cowfs.home.maintenance import CheckResult, FindingRecord
+from cowfs.home.open_home import MountedView
+from cowfs.home.recovery import RecoveryReport
+from cowfs.home.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
+from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 

@@ -121,7 +121,7 @@ main(sys.argv[2:])
 """
 
 
-@pytest.mark.parametrize("module", ["attr", "sniffio", "pyfuse3", "cowfs.host.serving.served_home"])
+@pytest.mark.parametrize("module", ["attr", "sniffio", "pyfuse3", "cowfs.home.serving.served_home"])
 def test_a_server_that_is_starting_ends_without_a_traceback(mounted: MountedHome, module: str) -> None:
     words = ["--home", mounted.home, "mount", "--foreground", "web", mounted.target]
     done = mounted.account.run([sys.executable, "-c", SIGNAL_AT_IMPORT, module, *words], check=False)

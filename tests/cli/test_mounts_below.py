@@ -18,10 +18,10 @@ import msgspec
 import pytest
 
 from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
-from cowfs.host.requests import devices, layers, space
-from cowfs.host.requests.request import AnyRequest, Attachment, Listing, OpenFile, Upload
-from cowfs.host.session import Session, connect
-from cowfs.host.spec import HomeSpec
+from cowfs.home.requests import devices, layers, space
+from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Upload
+from cowfs.home.session import Session, connect
+from cowfs.home.spec import HomeSpec
 from tests.cli.mounted_home import MountedHome
 from tests.conftest import Account
 

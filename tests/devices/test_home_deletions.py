@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from cowfs.errors import DeviceBusy, DeviceExists, PoolIoError, PoolModeError, ThinBusy
-from cowfs.host.serving.deletions import RETRY_SECONDS, deletion_service
+from cowfs.home.serving.deletions import RETRY_SECONDS, deletion_service
 from tests.devices.home_fakes import FakeBackend, assert_whole, make_home, names, open_home
 
 BUSY = ThinBusy("thin 2 is active")

@@ -19,9 +19,9 @@ from cowfs.errors import (
     PoolModeError,
     UsageError,
 )
-from cowfs.host.maintenance import repair_home
-from cowfs.host.open_home import OpenHome
-from cowfs.host.requests.devices import ListDevices, Status
+from cowfs.home.maintenance import repair_home
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.devices import ListDevices, Status
 from cowfs.layers.options import DriverOptions, Facts, settle
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend
 from cowfs.steps import pieces_of

@@ -15,7 +15,7 @@ from cowfs.devices.volumes import Volumes
 from cowfs.errors import HomeBusy, PoolModeError
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
-from cowfs.host.recovery import recover_home
+from cowfs.home.recovery import recover_home
 from cowfs.pool import load_backend
 from tests.devices.crash_worlds import EmulatedWorld
 from tests.devices.home_fakes import (
@@ -28,7 +28,7 @@ from tests.devices.home_fakes import (
     open_home,
     record_files,
 )
-from tests.host.conftest import serving
+from tests.home.conftest import serving
 
 EMULATED = load_backend("emulated")
 REAL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base_size_bytes=16 * MIB, durable=False)

@@ -15,10 +15,10 @@ from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import DeviceSet, HomeOptions, PoolSource
 from cowfs.devices.base_ext4 import Ext4
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
-from cowfs.host.maintenance import check_home, repair_home, restore_home
-from cowfs.host.opening import open_here
-from cowfs.host.session import metadata_of
-from cowfs.host.spec import HomeSpec
+from cowfs.home.maintenance import check_home, repair_home, restore_home
+from cowfs.home.opening import open_here
+from cowfs.home.session import metadata_of
+from cowfs.home.spec import HomeSpec
 from cowfs.pool import PoolTable, load_backend
 from cowfs.thinmeta.xml import dump
 from cowfs.units import METADATA_BLOCK_BYTES, Sectors

@@ -13,8 +13,8 @@ import trio
 
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
-from cowfs.host.executor import Executor
-from cowfs.host.open_home import OpenHome
+from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
 from cowfs.layers import Change, ChangeKind
 from cowfs.layers.info import DriverInfo, status_items
 from cowfs.steps import Pieces, Steps

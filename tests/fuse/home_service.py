@@ -18,7 +18,7 @@ from cowfs.devices.volumes import Volumes
 from cowfs.errors import CowfsError
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.fuse.home_view import HomeView
-from cowfs.host.serving.shown_devices import ShownDevices
+from cowfs.home.serving.shown_devices import ShownDevices
 from cowfs_emulated.backend import EmulatedBackend
 
 OPTIONS = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)

@@ -19,9 +19,9 @@ from cowfs.devices import base_xfs
 from cowfs.devices.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
 from cowfs.ext4 import tools
-from cowfs.host.open_home import OpenHome
-from cowfs.host.opening import open_here
-from cowfs.host.spec import HomeSpec, Make
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import open_here
+from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.info import driver_info, status_items
 from cowfs.pool import NodePool, NodeThin, ThinStatus, UnreadableStatus

@@ -16,8 +16,8 @@ from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, Us
 from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
 from cowfs.fuse.home_view import HomeView
-from cowfs.host.serving.served_home import ViewMounter
-from cowfs.host.serving.shown_devices import ShownDevices
+from cowfs.home.serving.served_home import ViewMounter
+from cowfs.home.serving.shown_devices import ShownDevices
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root
 from cowfs.steps import finish, pieces_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import MissingRequirement, UmlError
-from cowfs.host import machine
+from cowfs.home import machine
 from cowfs.uml import kernel
 from cowfs_dmthin import DmThinBackend
 from cowfs_dmthin.control import Control

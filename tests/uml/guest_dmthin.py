@@ -16,7 +16,7 @@ import trio
 import trio.testing
 
 from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
-from cowfs.host.serving.events import describe, wait_for_event
+from cowfs.home.serving.events import describe, wait_for_event
 from cowfs.pool import PoolTable
 from cowfs.units import Sectors
 from cowfs_dmthin import BACKEND, Control, ControlError, DmPool, DmThin, DmThinBackend, nodes

@@ -19,10 +19,10 @@ import pytest
 import cowfs
 from cowfs.devices import DeviceSet
 from cowfs.errors import CowfsError, MountError
-from cowfs.host.kernel.devices import mount_by_kernel
-from cowfs.host.requests.devices import OpenNode
-from cowfs.host.session import connect
-from cowfs.host.spec import HomeSpec
+from cowfs.home.kernel.devices import mount_by_kernel
+from cowfs.home.requests.devices import OpenNode
+from cowfs.home.session import connect
+from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs_dmthin import nodes
 from cowfs_dmthin.loop import loop_devices_of

@@ -21,10 +21,10 @@ from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4 import acl
 from cowfs.fuse.mountinfo import Mount, mount_at
-from cowfs.host.kernel.layers import KernelLayers
-from cowfs.host.open_home import OpenHome
-from cowfs.host.opening import open_here
-from cowfs.host.spec import HomeSpec, Make
+from cowfs.home.kernel.layers import KernelLayers
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import open_here
+from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.mounted_tree import MountedTree
@@ -330,7 +330,7 @@ def retries_of_an_xfs_are_limited(folder: Path) -> None:
         layers = KernelLayers(host.devices, host.volumes, settings)
         refusal = FilesystemError("not supported on this system", errno=errno.ENOENT)
         with (
-            mock.patch("cowfs.host.kernel.layers.limit_nospace_retries", side_effect=refusal),
+            mock.patch("cowfs.home.kernel.layers.limit_nospace_retries", side_effect=refusal),
             expected(FilesystemError, errno.ENOENT),
         ):
             layers.mount("one", "", prepare=lambda tree: None, sign=lambda tree: None)

@@ -17,7 +17,7 @@ from cowfs.devices.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4 import tools
 from cowfs.ext4.mkfs import require_filesystem
-from cowfs.host.backend_facts import driver_facts
+from cowfs.home.backend_facts import driver_facts
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
 from cowfs.layers.options import home_options, parse_storage_options
 from cowfs.pool import NodeThin, load_backend

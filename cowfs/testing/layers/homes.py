@@ -25,10 +25,10 @@ from typing import IO, TYPE_CHECKING, Final
 from cowfs.devices import BASE, DeviceSet
 from cowfs.ext4 import tools
 from cowfs.ext4.fsck import check_volume
-from cowfs.host.home import open_home
-from cowfs.host.layers import Layers
-from cowfs.host.opening import open_here
-from cowfs.host.spec import HomeSpec, Make
+from cowfs.home.api import open_home
+from cowfs.home.layers import Layers
+from cowfs.home.opening import open_here
+from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers import Change, ChangeKind, Driver
 from cowfs.layers.info import status_items
 from cowfs.layers.roots import ensure_root

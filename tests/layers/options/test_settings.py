@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from cowfs.errors import MissingRequirement, UsageError
-from cowfs.host.backend_facts import driver_facts
+from cowfs.home.backend_facts import driver_facts
 from cowfs.layers.options import DriverOptions, Facts, Settings, parse_storage_options, settle
 from cowfs.pool import load_backend
 

@@ -1,0 +1,179 @@
+"""The client of a home's control socket: one request at a time, synchronous."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+import msgspec
+
+from cowfs.error_record import restore_error
+from cowfs.errors import HomeError, HomeVersionError
+from cowfs.home.control import socket as control
+from cowfs.home.control.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
+from cowfs.home.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, answer_type
+
+GREETING_SECONDS: Final = 5.0
+_READ_BYTES: Final = 64 << 10
+
+R = TypeVar("R")
+
+
+class Client:
+    """A connection to the process that holds a home; made again when that process has ended it for being idle.
+
+    Args:
+        home: the home's directory.
+        greeting_seconds: how long the holder may take to greet; answers may take as long as they take.
+
+    Raises:
+        OSError: nothing listens, or it did not greet in time (TimeoutError).
+        HomeVersionError: the holder speaks another version of the protocol.
+    """
+
+    def __init__(self, home: Path, *, greeting_seconds: float = GREETING_SECONDS) -> None:
+        self.path = home
+        self._greeting_seconds = greeting_seconds
+        self._buffer = bytearray()
+        self._files: list[int] = []
+        self._listing = False
+        self._socket: socket.socket | None = None
+        self.holder_pid = self._connect()
+
+    def call(self, request: Request[R]) -> R:
+        """Send a request and wait for its answer. Raises what the operation raised, as the same class."""
+        file = None
+        if isinstance(request, Upload):
+            file, request = request.file, msgspec.structs.replace(request, archive=None)
+        self._send(request, file.fileno() if file else None)
+        reply = self._reply()
+        if not bytes(reply.result):
+            raise self._broken("answered a single question with a sequence")
+        kind = answer_type(type(request))
+        if kind is OpenFile:
+            return OpenFile(self._take_file())  # type: ignore[return-value]
+        return self._decode(reply.result, kind)  # type: ignore[no-any-return]
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]:
+        """Send a request whose answer is a sequence; its pieces come as they are read from the socket.
+
+        Leaving the iteration early closes the connection, since the rest of the answer is still on its way.
+        """
+        self._send(request, None)
+        kind = answer_type(type(request))
+        self._listing = True
+        try:
+            while bytes(piece := self._reply().piece):
+                yield self._decode(piece, kind)
+            self._listing = False
+        finally:
+            if self._listing:
+                self.close()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        while self._files:
+            os.close(self._files.pop())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _connect(self) -> int:
+        """Dial, and read the greeting; the holder's process id."""
+        self._socket = control.dial(self.path, self._greeting_seconds)
+        try:
+            pid = self._greeting().pid
+            self._socket.settimeout(None)
+        except BaseException:
+            self.close()
+            raise
+        return pid
+
+    def _greeting(self) -> Greeting:
+        line = self._line()
+        try:
+            greeting = msgspec.json.decode(line, type=Greeting)
+        except msgspec.MsgspecError:
+            refusal = msgspec.json.decode(line, type=Reply)
+            if refusal.error is not None:
+                raise restore_error(refusal.error) from None
+            raise
+        if greeting.cowfs != PROTOCOL_VERSION:
+            raise HomeVersionError(
+                f"{self.path} is held by process {greeting.pid}, which speaks version {greeting.cowfs} of the control "
+                f"protocol and this is version {PROTOCOL_VERSION}; use the cowfs of that process, version "
+                f"{greeting.version}, or unmount first"
+            )
+        return greeting
+
+    def _send(self, request: AnyRequest, fd: int | None) -> None:
+        if self._socket is None:
+            raise HomeError(f"the connection to the holder of {self.path} is closed; open the home again")
+        if self._listing:
+            raise HomeError("an earlier listing of this connection is not read to its end")
+        try:
+            if not self._buffer and control.is_hung_up(self._socket):
+                self.close()
+                self.holder_pid = self._connect()
+            line = msgspec.json.encode(request) + b"\n"
+            sent = self._socket.sendmsg([line], control.file_message(fd)) if fd is not None else 0
+            self._socket.sendall(line[sent:])
+        except OSError as error:
+            raise self._broken("ended") from error
+
+    def _reply(self) -> Reply:
+        try:
+            reply = msgspec.json.decode(self._line(), type=Reply)
+        except msgspec.MsgspecError as error:
+            raise self._broken(f"answered something that is not a reply ({error})") from error
+        if reply.error is not None:
+            self._listing = False
+            raise restore_error(reply.error)
+        return reply
+
+    def _decode(self, answer: msgspec.Raw, kind: Any) -> Any:
+        try:
+            return msgspec.json.decode(answer, type=kind)
+        except msgspec.MsgspecError as error:
+            raise self._broken(f"answered something else than was asked ({error})") from error
+
+    def _line(self) -> bytes:
+        assert self._socket is not None
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > MAX_REPLY_BYTES:
+                raise self._broken(f"sent a line of more than {MAX_REPLY_BYTES} bytes")
+            try:
+                data, files = control.receive(self._socket, _READ_BYTES)
+            except ConnectionError as error:
+                raise self._broken("ended") from error
+            self._files += files
+            if not data:
+                raise self._broken("ended")
+            self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    def _take_file(self) -> int:
+        if not self._files:
+            raise self._broken("sent no open file with its answer")
+        return self._files.pop(0)
+
+    def _broken(self, what: str) -> HomeError:
+        """The connection is of no use any more."""
+        self.close()
+        return HomeError(
+            f"the process that holds {self.path} {what} before the answer was complete; "
+            f"see 'cowfs --home {self.path} status'"
+        )

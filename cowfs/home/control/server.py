@@ -1,0 +1,304 @@
+"""The control socket's server: answers the commands of other processes while this one holds the home.
+
+It runs as a task beside the FUSE session. An operation is synchronous and runs between two checkpoints, so it sees and
+leaves the home whole; everything that depends on the client (reading its request, sending it an answer) is awaited,
+bounded in size and time, and harms no one else when it fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import select
+import stat
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+import trio
+
+from cowfs.error_record import record_error
+from cowfs.errors import CowfsError, HomeError, UsageError
+from cowfs.home.control import socket as control
+from cowfs.home.control.protocol import (
+    MAX_REPLY_BYTES,
+    MAX_REQUEST_BYTES,
+    PROTOCOL_VERSION,
+    SOCKET_NAME,
+    Greeting,
+    Reply,
+)
+from cowfs.home.executor import Executor
+from cowfs.home.requests.decoding import decode_request
+from cowfs.home.requests.request import Attachment, Listing, OpenFile, Upload
+from cowfs.version import VERSION
+
+_log = logging.getLogger(__name__)
+_READ_BYTES: Final = 16 << 10
+_BATCH_BYTES: Final = 64 << 10
+_RETRY_SECONDS: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server grants its clients."""
+
+    clients_per_uid: int = 64
+    idle_seconds: float = 60.0  # to complete the next request
+    send_seconds: float = 30.0  # to take one piece of an answer
+    grace_seconds: float = 1.0  # of both, when its place is needed for another client
+
+
+class ControlServer:
+    """Serves one home to other processes of the same user, and to root.
+
+    Args:
+        executor: of a home whose lock this process holds.
+
+    A client that keeps the server waiting loses its place to another one when there are too many of its user.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._executor = executor
+        self._limits = limits
+        self._connections: list[_Connection] = []
+
+    @property
+    def clients(self) -> int:
+        """How many are connected now."""
+        return len(self._connections)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen until cancelled; the socket is removed at the end.
+
+        Clients are served at the same time, their operations one after the other.
+        """
+        async with _listening(self._executor.path) as listener, trio.open_nursery() as clients:
+            task_status.started()
+            while True:
+                socket = await self._accept(listener)
+                clients.start_soon(self._serve_client, _Connection(socket, self._limits))
+
+    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
+        """The next client; waits, and logs so once, while this process is out of descriptors."""
+        failed = 0
+        while True:
+            try:
+                socket, _ = await listener.accept()
+            except OSError as error:  # also a client that is gone already
+                if error.errno != failed:
+                    _log.warning("control socket of %s: %s; trying again", self._executor.path, error)
+                failed = error.errno or 0
+                self._drop_stalled(self._connections)
+                await trio.sleep(_RETRY_SECONDS)
+            else:
+                return socket
+
+    async def _serve_client(self, connection: _Connection) -> None:
+        """Serve one client to its end. Whatever it does, or fails to do, ends here."""
+        with connection.socket, ExitStack() as last:
+            last.callback(connection.close_files)
+            self._connections.append(connection)
+            last.callback(self._connections.remove, connection)
+            try:
+                self._admit(connection)
+                await connection.send(_line(Greeting(PROTOCOL_VERSION, os.getpid(), VERSION)))
+                while (line := await connection.read_line()) is not None:
+                    await self._answer(line, connection)
+                    connection.close_files()
+            except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
+                await _last_words(connection, error)
+            except (OSError, trio.TooSlowError) as error:
+                _log.info("a client of the control socket is gone: %s", str(error) or "too slow")
+
+    def _admit(self, connection: _Connection) -> None:
+        """Raises HomeError for a client that may not be served."""
+        home = self._executor.path
+        pid, uid = connection.pid, connection.uid
+        if uid not in (0, os.geteuid()):
+            raise HomeError(
+                f"{home} is held by a process of uid {os.geteuid()}; process {pid} of uid {uid} may not use it",
+                errno=errno.EPERM,
+            )
+        of_user = [other for other in self._connections if other.uid == uid and not other.is_dropped]
+        if len(of_user) > self._limits.clients_per_uid and not self._drop_stalled(of_user):
+            raise HomeError(
+                f"too many clients at {home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
+            )
+
+    def _drop_stalled(self, connections: Sequence[_Connection]) -> bool:
+        """End the connection that has kept the server waiting longest; False when none has for long enough."""
+        latest = trio.current_time() - self._limits.grace_seconds
+        for connection in sorted(connections, key=lambda connection: connection.waiting_since):
+            if connection.waiting_since > latest:
+                break
+            if connection.is_stalled():
+                connection.drop()
+                return True
+        return False
+
+    async def _answer(self, line: bytes, connection: _Connection) -> None:
+        """Run one request and send its answer in bounded pieces. Raises only what the connection raises."""
+        batch = bytearray()
+        async with aclosing(self._replies(line, connection)) as replies:
+            async for reply, file in replies:
+                batch += reply
+                if file is None and len(batch) < _BATCH_BYTES:
+                    continue
+                try:
+                    await connection.send(bytes(batch), file.fd if file else None)
+                finally:
+                    if file:
+                        os.close(file.fd)
+                batch.clear()
+        await connection.send(bytes(batch))
+
+    async def _replies(
+        self, line: bytes, connection: _Connection
+    ) -> AsyncGenerator[tuple[bytes, OpenFile | None], None]:
+        """The lines of the answer to one request, the last with a file perhaps. An error, of any kind, is a line."""
+        try:
+            request = decode_request(line)
+            answer = None
+            if isinstance(request, Listing):
+                async with aclosing(self._executor.pieces(request)) as pieces:
+                    async for piece in pieces:
+                        yield _line(Reply(piece=_raw(piece))), None
+            else:
+                if isinstance(request, Upload):
+                    archive = Attachment(connection.uploaded_file())
+                    request = msgspec.structs.replace(request, archive=archive)
+                answer = await self._executor.answer(request)
+            yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
+        except Exception as error:
+            yield _error_line(line, error), None
+
+
+class _Connection:
+    """A client's socket: bounded lines in, with the files that came beside them; bounded and timed lines out.
+
+    `waiting_since` is when the wait for the client began, on trio's clock; infinity while it is the client who waits.
+    """
+
+    def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
+        self.socket = socket
+        self.pid, self.uid = control.peer_of(socket)
+        self.waiting_since = math.inf
+        self.is_dropped = False
+        self._wait = trio.CancelScope()
+        self._waits_for = 0
+        self._limits = limits
+        self._buffer = bytearray()
+        self._files: list[int] = []
+
+    def is_stalled(self) -> bool:
+        """Whether it is the client that is waited for: nothing of it is there to read, or it does not read."""
+        poll = select.poll()
+        poll.register(self.socket, self._waits_for)
+        return not (self.is_dropped or poll.poll(0))
+
+    def drop(self) -> None:
+        """Let what the client is waited for with be too slow."""
+        self.is_dropped = True
+        self._wait.cancel()
+
+    @contextmanager
+    def _waiting(self, poll_events: int, seconds: float) -> Iterator[None]:
+        """Wait for the client in this block. Raises TooSlowError."""
+        with trio.fail_after(seconds) as self._wait:
+            self.waiting_since, self._waits_for = trio.current_time(), poll_events
+            try:
+                yield
+            finally:
+                self.waiting_since = math.inf
+
+    def uploaded_file(self) -> IO[bytes]:
+        """The file that came with the request; open until `close_files`. Raises UsageError."""
+        if len(self._files) != 1:
+            raise UsageError(f"{len(self._files)} open files came with a request that reads one")
+        (fd,) = self._files
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading anything else could block everybody
+            raise UsageError("the file that came with the request is not a regular one; copy it to a file first")
+        return os.fdopen(fd, "rb", closefd=False)
+
+    def close_files(self) -> None:
+        while self._files:
+            os.close(self._files.pop())
+
+    async def read_line(self) -> bytes | None:
+        """The next line; None when the client left. Raises UsageError when it is too long, TooSlowError."""
+        with self._waiting(select.POLLIN, self._limits.idle_seconds):
+            while (end := self._buffer.find(b"\n")) < 0:
+                if len(self._buffer) > MAX_REQUEST_BYTES:
+                    raise UsageError(f"a request of more than {MAX_REQUEST_BYTES} bytes; send one JSON object a line")
+                data, ancillary, flags, _address = await self.socket.recvmsg(
+                    _READ_BYTES, control.ANCILLARY_BYTES, control.RECEIVE_FLAGS
+                )
+                self._files += control.files_in(ancillary, flags)
+                if len(self._files) > control.MAX_FILES:
+                    raise UsageError(f"more than {control.MAX_FILES} open files came with one request; send one")
+                if not data:
+                    return None
+                self._buffer += data
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+    async def send(self, data: bytes, fd: int | None = None) -> None:
+        """Send all of it, with an open file beside the first byte. Raises OSError, TooSlowError."""
+        view = memoryview(data)
+        with self._waiting(select.POLLOUT, self._limits.send_seconds):
+            if fd is not None:
+                sent = await self.socket.sendmsg([view], control.file_message(fd))
+                view = view[sent:]
+            while view:
+                sent = await self.socket.send(view)
+                view = view[sent:]
+
+
+@asynccontextmanager
+async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(home))
+    try:
+        yield listener
+    finally:
+        listener.close()
+        try:
+            control.unlink(home)
+        except OSError as error:
+            _log.warning("control socket of %s: %s", home, error)
+
+
+async def _last_words(connection: _Connection, error: CowfsError) -> None:
+    try:
+        await connection.send(_line(Reply(error=record_error(error))))
+    except (OSError, trio.TooSlowError):
+        _log.info("a client of the control socket left before it was told: %s", error)
+
+
+def _error_line(request: bytes, error: Exception) -> bytes:
+    record = record_error(error)
+    if record.trace:
+        _log.error("control request %r\n%s", request[:200], record.trace)
+    return _line(Reply(error=record))
+
+
+def _raw(value: object) -> msgspec.Raw:
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def _line(value: Greeting | Reply) -> bytes:
+    line = msgspec.json.encode(value) + b"\n"
+    if len(line) > MAX_REPLY_BYTES:
+        raise HomeError(f"the answer is {len(line)} bytes long, more than the {MAX_REPLY_BYTES} a reply may have")
+    return line

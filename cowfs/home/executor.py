@@ -1,0 +1,149 @@
+"""Running requests on a home that this process holds: the one way, whoever asks.
+
+    Executor(home)               for this process alone: `call`, `iterate`
+    Executor(home, views)        while views of the home are served: `answer`, `pieces`, beside the tasks of the views
+
+The requests of other processes, Docker's and this program's own are run by the same executor, so all of them get the
+same care: what a request declares about devices is turned here, and only here, into what its views must do.
+
+    before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed
+    after     a device that it gave up is closed; what the kernel cached of a rewritten one is dropped
+
+A request is synchronous between two of its steps and so seen whole by every other task. Bringing an open volume to a
+consistent state is no work of the views: the device set does it around the snapshot (`DeviceSet.add_quiescer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar
+
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import AnyRequest, Listing, Request
+from cowfs.steps import Steps, finish, pieces_of
+
+R = TypeVar("R")
+
+
+class Views(Protocol):
+    """What a process shows of the home that it holds. Nothing here is called in a handler of a view."""
+
+    async def write_back(self, device: str) -> None:
+        """Fetch what applications wrote to a device's files and the kernel has not sent yet.
+
+        Ends without a checkpoint: a snapshot that follows at once holds all of it.
+        """
+        ...
+
+    async def close_if_idle(self, device: str) -> bool:
+        """Close a device that is not in use; whether it is closed. Ends without a checkpoint."""
+        ...
+
+    async def invalidate(self, device: str) -> None:
+        """Have the kernel drop what it has cached of a device's files."""
+        ...
+
+
+class NoViews:
+    """`Views` of a home that is not shown."""
+
+    async def write_back(self, device: str) -> None:
+        pass
+
+    async def close_if_idle(self, device: str) -> bool:  # noqa: ARG002
+        return True
+
+    async def invalidate(self, device: str) -> None:
+        pass
+
+
+NO_VIEWS: Final = NoViews()
+
+
+class Executor:
+    """Runs requests on an open home; a `Session` where no views are served.
+
+    Args:
+        home: stays its opener's, unless `close` is called.
+    """
+
+    holder_pid: int | None = None
+
+    def __init__(self, home: OpenHome, views: Views = NO_VIEWS) -> None:
+        self.home = home
+        self._views = views
+
+    @property
+    def path(self) -> Path:
+        return self.home.path
+
+    # ------------------------------------------------------------------ alone
+
+    def call(self, request: Request[R]) -> R:
+        """The answer to a request. Raises what its operation raises."""
+        answer = request.run(self.home)
+        return finish(answer) if isinstance(answer, Generator) else answer
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]:
+        """The answer to a listing; the home may change between two pieces."""
+        return pieces_of(request.run(self.home))
+
+    # ------------------------------------------------------------------ beside the tasks of views
+
+    async def answer(self, request: Request[R]) -> R:
+        """As `call`, letting other tasks have their turn after each step."""
+        async with self._prepared(request):
+            answer = request.run(self.home)
+            return await _drive(answer) if isinstance(answer, Generator) else answer
+
+    async def pieces(self, request: Listing[R]) -> AsyncGenerator[R, None]:
+        """As `iterate`; to be closed by `aclosing`, which ends the operation."""
+        import trio
+
+        async with self._prepared(request):
+            with closing(request.run(self.home)) as steps:
+                for piece in steps:
+                    if piece is not None:
+                        yield piece
+                    await trio.lowlevel.checkpoint()
+
+    @asynccontextmanager
+    async def _prepared(self, request: AnyRequest) -> AsyncIterator[None]:
+        """Do what a request declares. Its operation, within, begins without a checkpoint."""
+        for read in request.devices_read():
+            await self._views.write_back(read)
+        if (needed := request.device_needed_idle()) is not None:
+            await self._views.close_if_idle(needed)
+        try:
+            yield
+        finally:
+            if (given_up := request.device_given_up()) is not None:
+                await self._views.close_if_idle(given_up)
+            rewritten = request.device_rewritten()
+            if rewritten is not None and not await self._views.close_if_idle(rewritten):
+                await self._views.invalidate(rewritten)
+
+    def close(self) -> None:
+        self.home.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+async def _drive(steps: Steps[R]) -> R:
+    import trio
+
+    with closing(steps):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: R = end.value
+                return result
+            await trio.lowlevel.checkpoint()

@@ -1,0 +1,213 @@
+"""Layers that the kernel mounts: `get` is mount(2) of the thin device's node at HOME/mnt/ID.
+
+    get      the device is lent, mounted at HOME/mnt/ID with the mount options, and has its `rootfs` and `id` made there
+    put      detached (umount -l), the mount point removed, and with its last user the kernel removes the device
+    diff, changes, size     of a snapshot, which nobody else uses: ext4 by the engine, xfs mounted where nobody sees it
+    apply    into a snapshot that becomes the layer; in place where the layer is got
+
+Taking away the mount point also ends copies of the mount that other mount namespaces have (since Linux 3.18), so a
+container elsewhere keeps no layer. A mount that a killed process left is taken over by the next `get`, and ended by
+`put`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from cowfs.devices import DeviceSet
+from cowfs.devices.base_xfs import limit_nospace_retries
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.volumes import Volumes
+from cowfs.errors import DeviceBusy, MountError
+from cowfs.ext4.interface import FileTree
+from cowfs.fuse.mountinfo import Mount, mount_at
+from cowfs.fuse.mountpoint import unmount_now
+from cowfs.home.kernel import nodes
+from cowfs.home.kernel.mount import mount_node
+from cowfs.layers.driver import Prepare
+from cowfs.layers.mounted_tree import MountedTree
+from cowfs.layers.options import Settings
+from cowfs.layers.roots import ROOTFS
+from cowfs.layers.trees import HeldTree
+from cowfs.pool import NodeThin, ThinDevice
+
+if TYPE_CHECKING:
+    from cowfs.layers.driver import Mounter
+    from cowfs.layers.trees import Trees
+
+_MOUNT_POINT_MODE: Final = 0o755
+_XFS: Final = "xfs"
+
+
+class KernelLayers:
+    """`Mounter` and `Trees` of a home on a backend with device nodes, for root.
+
+    Args:
+        volumes: the open ext4 volumes of `devices`.
+        group: of a container's root, which has to reach its files.
+    """
+
+    def __init__(self, devices: DeviceSet, volumes: Volumes, settings: Settings, *, group: int | None = None) -> None:
+        self._devices = devices
+        self._group = group
+        self._volumes = volumes
+        self._settings = settings
+        self._files = HomeFiles(os.path.realpath(devices.home))
+        self._directory = self._files.mounts
+
+    @property
+    def _is_xfs(self) -> bool:
+        return self._devices.base_filesystem == _XFS
+
+    # ------------------------------------------------------------------ at a path
+
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:
+        target = self._mount_point(layer_id)
+        if self._mount_of(layer_id) is None:
+            self._make_mount_point(target)
+            try:
+                self._mount(layer_id, target, mount_label)
+            except BaseException:
+                self._remove_mount_point(target)
+                raise
+        try:
+            if not self._devices.read_only:
+                with closing(_tree_at(target)) as tree:
+                    prepare(tree)
+                    sign(tree)
+        except BaseException:
+            self.unmount(layer_id)
+            raise
+        return os.path.join(target, os.fsdecode(ROOTFS))
+
+    def _mount(self, layer_id: str, target: str, mount_label: str) -> None:
+        fd = self._devices.lend(layer_id)
+        try:
+            options = self._settings.mount_data(self._devices.base_filesystem, mount_label)
+            node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
+            retries = self._settings.xfs_nospace_max_retries
+            if self._is_xfs and retries is not None:
+                try:
+                    limit_nospace_retries(node, retries)
+                except BaseException:
+                    unmount_now(target, lazy=True)
+                    raise
+        finally:
+            os.close(fd)
+
+    def unmount(self, layer_id: str) -> None:
+        """Raises DeviceBusy without deferred removal, when somebody else still uses the device."""
+        target = self._mount_point(layer_id)
+        mount = self._mount_of(layer_id)
+        if mount is None:
+            return
+        number = nodes.device_of(mount)
+        name = nodes.target_name(number)
+        unmount_now(target, lazy=True)
+        self._remove_mount_point(target)
+        nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.lent())
+        if nodes.target_name(number) != name:
+            self._devices.came_back(layer_id)
+        elif not self._settings.deferred_removal:
+            raise DeviceBusy(f"layer '{layer_id}' was unmounted, but its device is busy: something else uses it")
+
+    def unmount_all(self) -> None:
+        """End every mount of a layer that a process of this home made; what cannot be ended stays."""
+        prefix = self._directory + os.sep
+        for layer_id, mount in nodes.kernel_mounts(self._devices):
+            if mount.target == prefix + layer_id:
+                with suppress(OSError):
+                    self.unmount(layer_id)
+
+    def _mount_point(self, layer_id: str) -> str:
+        return os.path.join(self._directory, layer_id)
+
+    def _mount_of(self, layer_id: str) -> Mount | None:
+        """The mount of a layer's device at its mount point. Raises MountError when something else is mounted there."""
+        target = self._mount_point(layer_id)
+        mount = mount_at(target)
+        if mount is None or nodes.device_of(mount) in self._devices.lent().get(layer_id, ()):
+            return mount
+        reason = f"something else is mounted there ({mount.fstype} {mount.source}); unmount it first"
+        raise MountError("mount", layer_id, target, reason=reason)
+
+    def _make_mount_point(self, target: str) -> None:
+        self._files.make_mounts(self._group)
+        with suppress(FileExistsError):
+            os.mkdir(target, _MOUNT_POINT_MODE)
+
+    def _remove_mount_point(self, target: str) -> None:
+        with suppress(OSError):
+            os.rmdir(target)
+
+    # ------------------------------------------------------------------ in process
+
+    @contextmanager
+    def reading(self, layer_id: str) -> Iterator[HeldTree]:
+        if self._devices.read_only:
+            with self._reading_alone(layer_id) as held:
+                yield held
+        elif self._is_xfs:
+            with (
+                self._devices.frozen(layer_id, read_only=False) as thin,
+                closing(_hidden_tree(thin, layer_id, "ro")) as tree,
+            ):
+                yield HeldTree(tree, thin.thin_id)
+        else:
+            with self._volumes.frozen(layer_id) as (volume, thin_id):
+                yield HeldTree(volume, thin_id)
+
+    @contextmanager
+    def _reading_alone(self, layer_id: str) -> Iterator[HeldTree]:
+        """A layer of a home in which no snapshot can be made."""
+        if not self._is_xfs:
+            with self._volumes.opened(layer_id) as volume:
+                yield HeldTree(volume, self._devices.record(layer_id).device_id)
+            return
+        thin = self._devices.activate(layer_id, read_only=True)
+        try:
+            with closing(_hidden_tree(thin, layer_id, "ro,norecovery")) as tree:
+                yield HeldTree(tree, thin.thin_id)
+        finally:
+            self._devices.deactivate(layer_id)
+
+    @contextmanager
+    def writing(self, layer_id: str) -> Iterator[FileTree]:
+        if self._mount_of(layer_id) is not None:
+            with closing(_tree_at(self._mount_point(layer_id))) as tree:
+                yield tree
+        elif self._is_xfs:
+            with self._devices.replacing(layer_id) as thin, closing(_hidden_tree(thin, layer_id, "")) as tree:
+                yield tree
+        else:
+            with self._volumes.replacing(layer_id) as volume:
+                yield volume
+
+
+def _tree_at(target: str) -> MountedTree:
+    return MountedTree(os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+
+def _hidden_tree(thin: ThinDevice, layer_id: str, options: str) -> MountedTree:
+    """The file system of a device, mounted where nobody finds it; unmounted with the process, or the tree's `close`."""
+    assert isinstance(thin, NodeThin)
+    with tempfile.TemporaryDirectory(prefix="cowfs-") as target:
+        fd = os.open(thin.node, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mount_node(fd, layer_id, target, options)
+        finally:
+            os.close(fd)
+        try:
+            root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        finally:
+            unmount_now(target, lazy=True)
+    return MountedTree(root, read_only=options.startswith("ro"))
+
+
+if TYPE_CHECKING:
+    _mounters: tuple[type[Mounter], ...] = (KernelLayers,)
+    _trees: tuple[type[Trees], ...] = (KernelLayers,)

@@ -1,0 +1,138 @@
+"""The layers of a home, for Python and for the command line, whoever holds the home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import IO
+
+import msgspec
+
+from cowfs.errors import HomeError
+from cowfs.home.requests.layers import (
+    ApplyLayer,
+    CreateLayer,
+    GetLayer,
+    Info,
+    LayerChange,
+    LayerChanges,
+    LayerDiff,
+    LayerExists,
+    LayerMetadata,
+    LayerSize,
+    ListLayers,
+    PutLayer,
+    RemoveLayer,
+)
+from cowfs.home.requests.request import Attachment, documented_by
+from cowfs.home.session import Session
+from cowfs.layers.info import DriverInfo
+
+
+class Layers:
+    """Layers of a home: devices whose files are a directory `rootfs`, with tar archives of what they changed.
+
+    Example:
+        >>> import cowfs, io, tarfile, tempfile
+        >>> archive = io.BytesIO()
+        >>> with tarfile.open(fileobj=archive, mode="w") as tar:
+        ...     tar.addfile(tarfile.TarInfo("hello"))
+        >>> directory = tempfile.TemporaryDirectory()
+        >>> options = cowfs.HomeOptions(data_size_bytes=1 << 30, metadata_size_bytes=4 << 20, base_size_bytes=64 << 20)
+        >>> with cowfs.open_home(directory.name + "/home", create=True, options=options) as home:
+        ...     home.layers.create("one")
+        ...     _ = archive.seek(0)
+        ...     _ = home.layers.apply("one", archive)
+        ...     home.layers.create("two", "one")
+        ...     print(list(home.layers.changes("one")), list(home.layers.changes("two", "one")))
+        [LayerChange(kind='A', path='/hello')] []
+        >>> directory.cleanup()
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @documented_by(CreateLayer)
+    def create(self, layer_id: str, parent: str | None = None, options: Mapping[str, str] | None = None) -> None:
+        self._session.call(CreateLayer(layer_id, parent, dict(options or {})))
+
+    @documented_by(RemoveLayer)
+    def remove(self, layer_id: str) -> None:
+        self._session.call(RemoveLayer(layer_id))
+
+    @documented_by(LayerExists)
+    def exists(self, layer_id: str) -> bool:
+        return self._session.call(LayerExists(layer_id))
+
+    @documented_by(ListLayers)
+    def list(self) -> Iterator[str]:
+        return self._session.iterate(ListLayers())
+
+    @documented_by(LayerMetadata)
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        return self._session.call(LayerMetadata(layer_id))
+
+    @documented_by(LayerChanges)
+    def changes(self, layer_id: str, parent: str | None = None) -> Iterator[LayerChange]:
+        return self._session.iterate(LayerChanges(layer_id, parent))
+
+    def diff(self, layer_id: str, parent: str | None = None, *, sparse: bool = False) -> IO[bytes]:
+        """The changes as a tar archive, in a file without a name that the caller closes.
+
+        Args:
+            sparse: files with holes as sparse entries; `apply` and tar programs read them, Docker's layer store does
+                not. Else the archive has zeros for them, where the file itself has holes.
+        """
+        return os.fdopen(self._session.call(LayerDiff(layer_id, parent, sparse or msgspec.UNSET)).fd, "rb")
+
+    @documented_by(LayerSize)
+    def size(self, layer_id: str, parent: str | None = None) -> int:
+        return self._session.call(LayerSize(layer_id, parent))
+
+    @documented_by(ApplyLayer)
+    def apply(self, layer_id: str, archive: IO[bytes]) -> int:
+        with as_file(archive, self._session.path) as file:
+            return self._session.call(ApplyLayer(layer_id, archive=Attachment(file)))
+
+    @documented_by(GetLayer)
+    def get(self, layer_id: str, mount_label: str = "") -> str:
+        return self._session.call(GetLayer(layer_id, mount_label))
+
+    @documented_by(PutLayer)
+    def put(self, layer_id: str) -> None:
+        self._session.call(PutLayer(layer_id))
+
+    @documented_by(Info)
+    def info(self) -> DriverInfo:
+        return self._session.call(Info())
+
+
+@contextmanager
+def as_file(archive: IO[bytes], directory: os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """An archive as a regular file, which another process can read too; copied where it is something else.
+
+    Raises:
+        HomeError: it cannot be copied into `directory`, the home's.
+    """
+    try:
+        is_file = stat.S_ISREG(os.fstat(archive.fileno()).st_mode)
+    except OSError:  # nothing with a descriptor
+        is_file = False
+    if is_file:
+        yield archive
+        return
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
+            shutil.copyfileobj(archive, copy, 1 << 20)
+            copy.seek(0)
+        except OSError as error:
+            raise HomeError(
+                f"cannot keep a copy of the archive in the home {os.fspath(directory)}: {error.strerror or error}",
+                errno=error.errno,
+            ) from error
+        yield copy

@@ -1,0 +1,169 @@
+"""A home that this process holds, with what it shows of it: what requests run on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import msgspec
+
+from cowfs.devices.names import BASE
+from cowfs.error_record import plain_text
+from cowfs.errors import DeviceBusy, ending_with
+from cowfs.fuse.mountinfo import decode_source, mounts
+from cowfs.home.kernel.nodes import kernel_mounts
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceRecord, DeviceSet
+    from cowfs.devices.volumes import Volumes
+    from cowfs.home.kernel.layers import KernelLayers
+    from cowfs.layers import IdMaps
+    from cowfs.layers.driver import LayerDriver, Mounter
+    from cowfs.layers.options import Settings
+
+
+class MountedView(msgspec.Struct, frozen=True):
+    """A device that is shown at a mount point: by the holder as `tree` or `raw`, or by the `kernel`.
+
+    The view `home` shows every device, each in a directory of its name below the mount point; `device` is null then.
+    """
+
+    device: str | None
+    mount_point: str
+    view: str
+    read_only: bool
+
+
+class OpenHome:
+    """A home held by this process: its device set, its layers, the views mounted from it.
+
+    Attributes:
+        settings: of the layer driver, as the storage options say.
+        is_serving: whether other processes are served.
+    """
+
+    def __init__(self, devices: DeviceSet, backend: str, settings: Settings) -> None:
+        self.devices = devices
+        self.backend = backend
+        self.settings = settings
+        self.is_serving = False
+        self.views: list[MountedView] = []
+        self._volumes: Volumes | None = None
+        self._driver: LayerDriver | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.devices.home
+
+    @property
+    def volumes(self) -> Volumes:
+        """The open volumes of the home, whoever uses them."""
+        return self._volumes or self.use_volumes()
+
+    def use_volumes(self, *, read_only: bool = False) -> Volumes:
+        """Make the volumes of the home; `read_only` ones change nothing. Before anything else needs them."""
+        from cowfs.devices.volumes import Volumes
+
+        assert self._volumes is None
+        self._volumes = Volumes(self.devices, read_only=read_only)
+        return self._volumes
+
+    @property
+    def driver(self) -> LayerDriver:
+        """The home as a storage driver has it."""
+        return self._driver or self.use_driver(self.settings)
+
+    def use_driver(self, settings: Settings, maps: IdMaps | None = None, mounter: Mounter | None = None) -> LayerDriver:
+        """Have a driver with these settings from now on; what users of an earlier one had got is put.
+
+        Args:
+            mounter: shows the files of layers; the kernel when None, where it can, and always those of xfs.
+        """
+        from cowfs.layers.driver import LayerDriver
+
+        if self._driver is not None:
+            self._driver.cleanup()
+        self.settings = settings
+        kernel = self._kernel_layers(maps)
+        trees = None
+        if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
+            mounter = trees = kernel
+        self._driver = LayerDriver(self.devices, self.volumes, mounter, trees=trees, settings=settings, maps=maps)
+        return self._driver
+
+    def _kernel_layers(self, maps: IdMaps | None) -> KernelLayers | None:
+        """What has the kernel mount layers, where that is possible and wanted."""
+        if not self.settings.kernel_mounts:
+            return None
+        from cowfs.home.kernel.layers import KernelLayers
+
+        group = maps.root_group if maps else None
+        return KernelLayers(self.devices, self.volumes, self.settings, group=group)
+
+    def close(self) -> None:
+        """Put what was got here, and close the home."""
+        with ending_with(self.devices.close):
+            if self._driver is not None:
+                self._driver.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ views
+
+    def all_views(self) -> list[MountedView]:
+        """What this process shows, what the kernel does, and what other readers of a home that cannot be written do."""
+        kernels = (
+            MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
+            for name, mount in kernel_mounts(self.devices)
+        )
+        return [*self.views, *self._views_of_readers(), *kernels]
+
+    def _views_of_readers(self) -> list[MountedView]:
+        """By the table of mounts: such readers cannot be asked. It does not say whether a view is raw."""
+        if not self.devices.is_shared or self.is_serving:
+            return []
+        home = os.path.realpath(self.path)
+        return [
+            MountedView(
+                source[1] or None, plain_text(mount.target), "tree" if source[1] else "home", mount.is_read_only
+            )
+            for mount in mounts()
+            if mount.is_cowfs and (source := decode_source(mount.source)) is not None and source[0] == home
+        ]
+
+    def views_of(self, record: DeviceRecord, views: Sequence[MountedView] | None = None) -> list[MountedView]:
+        """The views that show a device, each as if it were of that device alone.
+
+        Args:
+            views: all there are, where they are known already.
+        """
+        name = record.name
+        views = self.all_views() if views is None else views
+        shown = [view for view in views if view.device == name]
+        if name != BASE and not record.deleted:
+            whole = (view for view in views if view.device is None)
+            shown += [MountedView(name, f"{view.mount_point}/{name}", "home", view.read_only) for view in whole]
+        return shown
+
+    def require_unused(self, record: DeviceRecord, purpose: str, alternative: str = "") -> None:
+        """Raises DeviceBusy for a device that is mounted, or is in use where the whole home is."""
+        active = record.name in self.devices.active()
+        views = [view for view in self.views_of(record) if active or view.view != "home"]
+        if not views:
+            return
+        where = views[0].mount_point
+        how, remedy = "mounted", f"first run: cowfs umount {where}"
+        if self._driver is not None and self._driver.is_got(record.name):
+            how, remedy = "in use", f"it was got as a layer, so first run: cowfs layer put {record.name}"
+        elif views[0].view == "home":
+            how, remedy = "in use", f"see by whom with: fuser -vm {where}"
+        raise DeviceBusy(
+            f"device '{record.name}' is {how} at {where}, so it cannot be {purpose}; {remedy}{alternative}"
+        )

@@ -1,0 +1,24 @@
+"""Requests as they come over the control socket."""
+
+from __future__ import annotations
+
+import typing
+from typing import Final
+
+import msgspec
+
+from cowfs.errors import UsageError
+from cowfs.home.requests.devices import REQUESTS
+from cowfs.home.requests.layers import LAYER_REQUESTS
+from cowfs.home.requests.request import AnyRequest
+from cowfs.home.requests.space import SPACE_REQUESTS
+
+_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, *SPACE_REQUESTS)])
+
+
+def decode_request(line: bytes) -> AnyRequest:
+    """Raises UsageError for anything that is no request."""
+    try:
+        return _DECODER.decode(line)  # type: ignore[no-any-return]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise UsageError(f"not a request to a home: {error}") from None

@@ -1,0 +1,253 @@
+"""What can be asked about the layers of a home: the graph driver's operations as requests.
+
+Names, parents and options are the driver's, see `cowfs.layers.interface`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import closing
+from typing import IO, Final
+
+import msgspec
+
+from cowfs.devices.names import BASE
+from cowfs.error_record import plain_text
+from cowfs.errors import HomeBusy
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import Listing, OpenFile, Request, Upload
+from cowfs.layers.info import DriverInfo
+from cowfs.steps import Pieces, Steps
+
+_ZEROS: Final = bytes(1 << 20)
+
+
+class LayerChange(msgspec.Struct, frozen=True):
+    """A path that differs: kind C, A or D."""
+
+    kind: str
+    path: str
+
+
+class CreateLayer(Request[None], frozen=True, tag="layer_create"):
+    """Make a layer: a snapshot of `parent`, or of the base device.
+
+    Args:
+        options: `size` alone is known.
+
+    Raises:
+        UsageError, DeviceExists, UnknownDevice, OutOfDataSpace, OutOfMetadataSpace.
+    """
+
+    id: str
+    parent: str | None = None
+    options: dict[str, str] = msgspec.field(default_factory=dict)
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (BASE if self.parent is None else self.parent,)
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.create(self.id, self.parent, self.options)
+
+
+class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
+    """Remove a layer; an absent one is no error, and a busy one is removed when its last user is gone."""
+
+    id: str
+
+    def device_needed_idle(self) -> str:
+        return self.id
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.remove(self.id)
+
+
+class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
+    """Whether a layer is present."""
+
+    id: str
+
+    def run(self, home: OpenHome) -> bool:
+        return home.driver.exists(self.id)
+
+
+class ListLayers(Listing[str], frozen=True, tag="layer_list"):
+    """Ids in order."""
+
+    def run(self, home: OpenHome) -> Pieces[str]:
+        yield from map(plain_text, home.driver.list_layers())
+
+
+class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
+    """`DeviceId`, `DeviceName`, `DeviceSize` in bytes. Raises UnknownDevice."""
+
+    id: str
+
+    def run(self, home: OpenHome) -> dict[str, str]:
+        return home.driver.metadata(self.id)
+
+
+class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
+    """What differs from `parent`, or from nothing, by path."""
+
+    id: str
+    parent: str | None = None
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Pieces[LayerChange]:
+        changes = yield from home.driver.changes(self.id, self.parent)
+        for change in changes:
+            yield LayerChange(change.kind.letter, os.fsdecode(change.path))
+
+
+class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
+    """The changes as a tar archive, in pieces: for this process alone, since JSON has no bytes."""
+
+    id: str
+    parent: str | None = None
+    sparse: bool = False
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Pieces[bytes]:
+        return home.driver.diff(self.id, self.parent, sparse=self.sparse)
+
+
+class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
+    """The changes as a tar archive, in a file without a name; with `sparse`, files with holes as sparse entries."""
+
+    id: str
+    parent: str | None = None
+    sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Steps[OpenFile]:
+        archive = LayerArchive(self.id, self.parent, self.sparse is True)
+        directory = None if home.devices.read_only else home.path
+        with tempfile.TemporaryFile(dir=directory) as file, closing(archive.run(home)) as pieces:
+            for piece in pieces:
+                if piece is not None:
+                    _write_with_holes(file, piece)
+                yield
+            file.truncate()
+            file.seek(0)
+            return OpenFile(os.dup(file.fileno()))
+
+
+class LayerSize(Request[int], frozen=True, tag="layer_size"):
+    """Bytes of the files that a layer added or modified, hard-linked ones once."""
+
+    id: str
+    parent: str | None = None
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Steps[int]:
+        return home.driver.diff_size(self.id, self.parent)
+
+
+class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
+    """Unpack a tar archive, uncompressed, into a layer: all of it or nothing, unless the layer is in use.
+
+    Args:
+        end_required: refuse an archive without its end, since it may be cut off.
+
+    Returns:
+        The sum of the sizes in it.
+
+    Raises:
+        UsageError: an archive that is damaged, or reaches out of the layer.
+    """
+
+    id: str
+    end_required: bool = True
+
+    def device_needed_idle(self) -> str:
+        return self.id
+
+    def device_rewritten(self) -> str:
+        return self.id
+
+    def run(self, home: OpenHome) -> Steps[int]:
+        return home.driver.apply(self.id, None, self.file, end_required=self.end_required)
+
+
+class GetLayer(Request[str], frozen=True, tag="layer_get"):
+    """The path of a layer's files, present until as many `put`.
+
+    Needs a process that serves the home; where the kernel mounts layers, this one will do until it closes the home.
+    """
+
+    id: str
+    mount_label: str = ""
+
+    def run(self, home: OpenHome) -> str:
+        if home.views and not home.driver.can_show_files:
+            view = home.views[0]
+            raise HomeBusy(
+                f"the files of layer {self.id!r} cannot be shown: the mount at {view.mount_point} has '{view.device}' "
+                f"alone; first run: cowfs umount {view.mount_point}"
+            )
+        return home.driver.get(self.id, self.mount_label)
+
+
+class PutLayer(Request[None], frozen=True, tag="layer_put"):
+    """End one `get`. A layer without any is no error."""
+
+    id: str
+
+    def device_given_up(self) -> str:
+        return self.id
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.put(self.id)
+
+
+class Info(Request[DriverInfo], frozen=True, tag="info"):
+    """The figures that `docker info` shows of a driver; `cowfs.layers.info.status_items` makes its text."""
+
+    def run(self, home: OpenHome) -> DriverInfo:
+        return home.driver.info()
+
+
+class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
+    """End every get: for Docker's daemon, which holds nothing any more."""
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.cleanup()
+
+
+def _layers_read(layer_id: str, parent: str | None) -> tuple[str, ...]:
+    return (layer_id,) if parent is None else (parent, layer_id)
+
+
+# What other processes can ask.
+def _write_with_holes(file: IO[bytes], piece: bytes) -> None:
+    """Zeros, as the archive has for the holes of a layer's files, take no space here either."""
+    if piece == _ZEROS[: len(piece)]:
+        file.seek(len(piece), os.SEEK_CUR)
+    else:
+        file.write(piece)
+
+
+LAYER_REQUESTS: Final = (
+    CreateLayer,
+    RemoveLayer,
+    LayerExists,
+    ListLayers,
+    LayerMetadata,
+    LayerChanges,
+    LayerDiff,
+    LayerSize,
+    ApplyLayer,
+    GetLayer,
+    PutLayer,
+    Info,
+)

@@ -1,0 +1,115 @@
+"""What a request to a home is; the requests themselves are in the modules beside this one.
+
+    Request[R]   answers one R, at once or in steps
+    Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
+    Upload[R]    a request that reads a file which comes with it
+
+Each declares what it needs of the content of devices, and what it does to it (`devices_read` and the methods after it).
+The process that runs it sees to the mounted views of these devices: `cowfs.home.executor`.
+"""
+
+from __future__ import annotations
+
+import typing
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from cowfs.errors import UsageError
+
+if TYPE_CHECKING:
+    from cowfs.home.open_home import OpenHome
+    from cowfs.steps import Pieces, Steps
+
+F = TypeVar("F", bound=Callable[..., object])
+R = TypeVar("R", covariant=True)  # noqa: PLC0105
+T = TypeVar("T")
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
+    """Base of everything that can be sent."""
+
+    def devices_read(self) -> tuple[str, ...]:
+        """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
+        return ()
+
+    def device_needed_idle(self) -> str | None:
+        """A device that may not be in use: one that is open only because it was used lately is closed before."""
+        return None
+
+    def device_given_up(self) -> str | None:
+        """A device that may be idle after this: it is closed then."""
+        return None
+
+    def device_rewritten(self) -> str | None:
+        """A device whose files may be others after this: what the kernel has cached of them counts no more."""
+        return None
+
+
+class Request(_Message, Generic[R], frozen=True):
+    """A question with one answer."""
+
+    @abstractmethod
+    def run(self, home: OpenHome) -> R | Steps[R]: ...
+
+
+class Listing(_Message, Generic[R], frozen=True):
+    """A question whose answer is a sequence. The home may change between two pieces of it."""
+
+    @abstractmethod
+    def run(self, home: OpenHome) -> Pieces[R]: ...
+
+
+class Attachment:
+    """A regular file beside a request, read from its current position. It is no part of the request's JSON."""
+
+    __slots__ = ("file",)
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+
+class Upload(Request[R], Generic[R], frozen=True, kw_only=True, omit_defaults=True):
+    """A request that reads a file."""
+
+    archive: Attachment | None = None
+
+    @property
+    def file(self) -> IO[bytes]:
+        """Raises UsageError when none came."""
+        if self.archive is None:
+            raise UsageError("no open file came with a request that reads one")
+        return self.archive.file
+
+
+def batched(values: Sequence[T], size: int = 256) -> Iterator[Sequence[T]]:
+    """Pieces of a sequence, between which a listing lets others have their turn."""
+    return (values[begin : begin + size] for begin in range(0, len(values), size))
+
+
+class OpenFile(msgspec.Struct, frozen=True):
+    """An open file of this process, number `fd`; its receiver closes it."""
+
+    fd: int
+
+
+AnyRequest: TypeAlias = Request[Any] | Listing[Any]
+
+
+def documented_by(request: type[AnyRequest]) -> Callable[[F], F]:
+    """A decorator: the documentation of a method that asks is its request's."""
+
+    def document(method: F) -> F:
+        method.__doc__ = request.__doc__
+        return method
+
+    return document
+
+
+def answer_type(kind: type[AnyRequest]) -> Any:
+    """What a request answers, or what each piece of a listing is."""
+    (base,) = kind.__orig_bases__  # type: ignore[union-attr]
+    (argument,) = typing.get_args(base)
+    return argument

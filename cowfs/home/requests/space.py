@@ -1,0 +1,159 @@
+"""Requests about sizes and space: who occupies what, giving space back, growing a device, growing the pool."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from cowfs.error_record import plain_text
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import Listing, Request, batched
+from cowfs.steps import Pieces, Steps
+
+if TYPE_CHECKING:
+    from cowfs.devices import DeviceFigures
+
+
+class UsageRow(msgspec.Struct, frozen=True):
+    """What a thin occupies. `name` is null for one that belongs to no device.
+
+    Of its `mapped_bytes`, the `shared_bytes` are other thins' too. Removing it gives back `exclusive_bytes` of data and
+    `metadata_bytes` of metadata.
+    """
+
+    name: str | None
+    id: int
+    mapped_bytes: int
+    shared_bytes: int
+    exclusive_bytes: int
+    metadata_bytes: int
+
+
+class UsageTotals(msgspec.Struct, frozen=True):
+    """Of a whole pool: `mapped_bytes` is what its thins hold, each counted alone, and `saved_bytes` what sharing saves.
+
+    `data_used_bytes` are the exclusive and the shared ones, those once.
+    """
+
+    mapped_bytes: int
+    exclusive_bytes: int
+    shared_bytes: int
+    saved_bytes: int
+    data_used_bytes: int
+    data_total_bytes: int
+    metadata_used_bytes: int
+    metadata_total_bytes: int
+
+
+class UsageReport(msgspec.Struct, frozen=True):
+    """Who occupies what in a pool: devices by name, then the thins that belong to none."""
+
+    thins: list[UsageRow]
+    totals: UsageTotals
+
+
+class TrimmedDevice(msgspec.Struct, frozen=True):
+    """What a trim took from a device. Of it `freed_bytes` came back to the pool; others map the rest too."""
+
+    name: str
+    unmapped_bytes: int
+    freed_bytes: int
+
+
+class Resized(msgspec.Struct, frozen=True):
+    """A device that grew, from `old_size_bytes`."""
+
+    name: str
+    id: int
+    old_size_bytes: int
+    size_bytes: int
+
+
+class ResizedPool(msgspec.Struct, frozen=True):
+    """What a pool has, and had, of data and of metadata."""
+
+    old_data_bytes: int
+    data_bytes: int
+    old_metadata_bytes: int
+    metadata_bytes: int
+
+
+class Usage(Listing[UsageRow], frozen=True, tag="usage"):
+    """What every device occupies, by name, then what every thin does that belongs to none."""
+
+    def run(self, home: OpenHome) -> Pieces[UsageRow]:
+        for records in batched(home.devices.records()):
+            figures = home.devices.figures_of([record.name for record in records])
+            yield from [_usage(plain_text(name), found) for name, found in figures.items()]
+        yield from [_usage(None, found) for found in home.devices.orphan_figures()]
+
+
+class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
+    """Give back to the pool what the file system in a device does not use, mounted or not.
+
+    Raises:
+        UnknownDevice, FilesystemError; DeviceBusy: it is in use as a disk, or mounted by the kernel.
+    """
+
+    name: str
+
+    def run(self, home: OpenHome) -> Steps[TrimmedDevice]:
+        unmapped_bytes, freed_bytes = yield from home.volumes.trim(self.name)
+        return TrimmedDevice(plain_text(self.name), unmapped_bytes, freed_bytes)
+
+
+class Resize(Request[Resized], frozen=True, tag="resize"):
+    """Grow a device that is not in use, and the file system in it: wholly, or not at all after any failure.
+
+    Raises:
+        UsageError: a smaller size, or one that cannot be.
+        UnknownDevice, DeviceBusy, FilesystemError, OutOfDataSpace, OutOfMetadataSpace.
+    """
+
+    name: str
+    size_bytes: int
+
+    def device_needed_idle(self) -> str:
+        return self.name
+
+    def run(self, home: OpenHome) -> Resized:
+        before = home.devices.record(self.name)
+        home.require_unused(before, "resized")
+        after = home.devices.resize(self.name, self.size_bytes)
+        return Resized(after.name, after.device_id, before.size_bytes, after.size_bytes)
+
+
+class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
+    """Make the pool larger, also while devices of it are mounted. Without a size, a device is taken as large as it is.
+
+    Raises:
+        UsageError: a smaller size, or one that cannot be.
+        OutOfMetadataSpace: so much data needs more metadata.
+    """
+
+    data_size_bytes: int | None = None
+    metadata_size_bytes: int | None = None
+
+    def run(self, home: OpenHome) -> ResizedPool:
+        before = home.devices.status()
+        after = home.devices.resize_pool(
+            data_size_bytes=self.data_size_bytes, metadata_size_bytes=self.metadata_size_bytes
+        )
+        return ResizedPool(
+            before.data_total_bytes, after.data_total_bytes, before.metadata_total_bytes, after.metadata_total_bytes
+        )
+
+
+SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool)
+
+
+def _usage(name: str | None, figures: DeviceFigures) -> UsageRow:
+    return UsageRow(
+        name=name,
+        id=figures.thin_id,
+        mapped_bytes=figures.mapped_bytes,
+        shared_bytes=figures.mapped_bytes - figures.exclusive_bytes,
+        exclusive_bytes=figures.exclusive_bytes,
+        metadata_bytes=figures.exclusive_metadata_bytes,
+    )

@@ -1,0 +1,81 @@
+"""The process that serves a mount: opens the home, shows one device or all, answers the home's control socket.
+
+It holds the home until it is unmounted. One home has one server, and one server has one mount.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from cowfs.devices.lock import UNWRITABLE
+from cowfs.errors import HomeError, ending_with, ungrouped
+from cowfs.fuse.background import Readiness
+from cowfs.fuse.ending import Ending
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import open_here
+from cowfs.home.requests.devices import HomeReport
+from cowfs.home.serving.mounting import MountRequest
+from cowfs.home.serving.served_home import ServedHome
+from cowfs.home.session import open_unheld
+from cowfs.home.spec import HomeSpec
+
+
+def serve_mount(
+    request: MountRequest, *, report_fd: int | None = None, on_ready: Callable[[], None] | None = None
+) -> None:
+    """Mount here and serve until it is unmounted; the home is free when this returns.
+
+    Args:
+        report_fd: where the process that started this one waits to hear how it went.
+        on_ready: called once the mount can be used, in the thread that serves it: it must not touch the mount.
+
+    Raises:
+        CowfsError: as `mount`.
+    """
+    with Ending() as ending, Readiness(report_fd) as readiness, ExitStack() as stack:
+        home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
+        stack.enter_context(ending_with(home.close))
+        served = stack.enter_context(ServedHome.opened(home, request))
+
+        def ready() -> None:
+            readiness.ready()
+            if on_ready is not None:
+                on_ready()
+
+        ending.note_signals()
+        with ungrouped():
+            trio.run(partial(served.serve, ending, on_ready=ready))
+
+
+def _open(request: MountRequest) -> OpenHome:
+    """The home; for reading only where it cannot be written and need not be."""
+    spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
+    try:
+        return open_here(spec)
+    except HomeError as error:
+        if error.errno not in UNWRITABLE or request.repair:
+            raise
+        if not request.read_only:
+            message = error.message.removesuffix("; open it read-only")
+            raise HomeError(f"{message}; without writing there is 'mount --read-only'", errno=error.errno) from error
+        return open_here(replace(spec, read_only=True))
+
+
+def _explain_busy(request: MountRequest, report: HomeReport) -> str:
+    """Why a home that another process serves cannot be mounted, and what to do."""
+    what, remedy = "in use", ""
+    if report.views:
+        view = report.views[0]
+        what = f"process {report.holder_pid} has " + (f"'{view.device}' of it" if view.device else "all of it")
+        what += f" mounted at {view.mount_point}"
+        remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}"
+        if view.device is not None and request.device is not None and not request.raw:
+            remedy += f"; to see all devices in one mount, then run: cowfs mount {request.target}"
+        if view.device is None and request.device is not None and not request.raw:
+            remedy = f"; use {view.mount_point}/{request.device}, or first run: cowfs umount {view.mount_point}"
+    return f"cannot mount from the home {request.home}: {what}{remedy}"

@@ -1,0 +1,189 @@
+"""An open home in the process that serves it, with a view over it or none, and what others ask of the two together.
+
+Without a view it serves the layers that the kernel mounts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from cowfs.devices import DeviceSet
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.volumes import Volumes
+from cowfs.error_record import plain_text
+from cowfs.errors import ending_with
+from cowfs.ext4 import libext2fs
+from cowfs.fuse.ending import Ending
+from cowfs.fuse.home_view import HomeView
+from cowfs.fuse.raw_view import RawView
+from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
+from cowfs.fuse.translate import SpaceQueue, View
+from cowfs.fuse.tree_view import TreeView
+from cowfs.home.control.server import ControlServer
+from cowfs.home.executor import Executor
+from cowfs.home.open_home import MountedView, OpenHome
+from cowfs.home.serving.deletions import deletion_service
+from cowfs.home.serving.events import event_service
+from cowfs.home.serving.memory import keep_freed_memory
+from cowfs.home.serving.mounting import MountRequest
+from cowfs.home.serving.shown_devices import ShownDevices
+from cowfs.layers import IdMaps
+from cowfs.layers.driver import Prepare
+from cowfs.layers.options import Settings
+from cowfs.layers.roots import ROOTFS
+
+_LOOK_SECONDS: Final = 0.2
+_FIRST_CLIENT_SECONDS: Final = 30.0
+
+
+class ViewMounter:
+    """Layers shown by the view of their home: nothing is mounted for each, its volume is only held open."""
+
+    def __init__(self, view: HomeView, volumes: Volumes) -> None:
+        self._view = view
+        self._volumes = volumes
+        self._held: set[str] = set()
+
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:  # noqa: ARG002
+        with self._volumes.opened(layer_id) as volume:
+            prepare(volume)
+            self._volumes.change_last(layer_id, sign)  # a layer that nobody changes is not written to
+            path = self._view.hold(layer_id)
+        self._held.add(layer_id)
+        return os.path.join(path, os.fsdecode(ROOTFS))
+
+    def unmount(self, layer_id: str) -> None:
+        if layer_id in self._held:
+            self._held.remove(layer_id)
+            self._view.end_hold(layer_id)
+
+    def unmount_all(self) -> None:
+        for layer_id in list(self._held):
+            self.unmount(layer_id)
+
+
+class ServedHome:
+    """Made by `opened`; `serve` mounts it and answers until it is unmounted."""
+
+    def __init__(self, home: OpenHome, view: View | None, request: MountRequest) -> None:
+        self.home = home
+        self._view = view
+        self._request = request
+        self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
+        self._is_in_home = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
+        self.executor = Executor(home, self)
+        self._control = ControlServer(self.executor)
+        self._has_ended = trio.Event()
+
+    @classmethod
+    @contextmanager
+    def opened(cls, home: OpenHome, request: MountRequest) -> Iterator[ServedHome]:
+        """A view of what is asked for over an open home, which stays its opener's."""
+        with ExitStack() as stack:
+            volumes = home.use_volumes(read_only=request.read_only)
+            stack.enter_context(ending_with(volumes.close_all))
+            home.is_serving = True
+            view = None if request.by_kernel else _make_view(home.devices, volumes, request, stack)
+            served = cls(home, view, request)
+            if view is not None:
+                kind = "raw" if request.raw else "tree" if request.device else "home"
+                home.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
+            served.use_driver(home.settings)
+            with ending_with(served._unmount_layers):
+                yield served
+
+    def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
+        """Have a layer driver with these settings; what an earlier one's users had got is put."""
+        mounter = None
+        if isinstance(self._view, HomeView):
+            mounter = ViewMounter(self._view, self.home.volumes)
+            if self._is_in_home:
+                self._view.close_to_others(maps.root_group if maps else None)
+        self.home.use_driver(settings, maps, mounter)
+
+    def _unmount_layers(self) -> None:
+        self.home.driver.unmount_all()  # of the driver that there is by then
+
+    async def serve(self, ending: Ending, *, on_ready: Callable[[], None] | None = None) -> None:
+        """Mount, and serve until it is unmounted; without a view, until a signal."""
+        keep_freed_memory()
+        devices = self.home.devices
+        services: list[Service] = [deletion_service(devices), event_service(devices.pool)]
+        if not devices.is_shared:  # else others open the home themselves, and there is no place for a socket
+            services.append(self._control.serve)
+        if isinstance(self._view, HomeView):
+            services.append(self._view.serve_deletions)
+        if self._request.until_put:
+            services.append(self._end_when_unused)
+        if self._view is None:
+            await serve_services(services, self._has_ended, ending=ending, tick=devices.pool.tick, on_ready=on_ready)
+            return
+        await serve_view(
+            self._view,
+            self._target,
+            self._mount_options(),
+            ending=ending,
+            services=services,
+            tick=devices.pool.tick,
+            on_ready=on_ready,
+        )
+
+    def _mount_options(self) -> MountOptions:
+        request = self._request
+        return MountOptions(request.source, read_only=request.read_only, suid=request.suid, dev=request.dev)
+
+    # The executor's `Views`: what waits for the kernel, so never called in a handler of the view.
+
+    async def write_back(self, device: str) -> None:
+        if isinstance(self._view, HomeView):
+            await self._view.write_back_device(device)
+        elif self._view is not None and device == self._request.device:
+            await self._view.write_back()
+
+    async def close_if_idle(self, device: str) -> bool:
+        return not isinstance(self._view, HomeView) or await self._view.let_go(device)
+
+    async def invalidate(self, device: str) -> None:
+        if isinstance(self._view, HomeView):
+            await self._view.invalidate(device)
+
+    async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """End the mount when nobody has got a layer any more, nor is about to."""
+        task_status.started()
+        patience_ends = trio.current_time() + _FIRST_CLIENT_SECONDS
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            driver = self.home.driver
+            if driver.has_gets or self._control.clients:
+                continue
+            if driver.was_asked or trio.current_time() > patience_ends:
+                if self._view is None:
+                    self._has_ended.set()
+                else:
+                    await end_mount(self._view, self._target)
+                return
+
+
+def _make_view(devices: DeviceSet, volumes: Volumes, request: MountRequest, stack: ExitStack) -> View:
+    pool = devices.pool
+    space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
+    read_only = request.read_only
+    if request.raw and request.device is not None:
+        thin = devices.activate(request.device, read_only=read_only)
+        stack.enter_context(ending_with(partial(devices.deactivate, request.device)))
+        return RawView(thin, request.device, read_only=read_only, space=space)
+    if request.device is not None:
+        volume = volumes.open(request.device, repair=request.repair)
+        return TreeView(volume, read_only=read_only, space=space)
+    libext2fs.load()  # raises what would otherwise only be known when the first device is looked at
+    return HomeView(ShownDevices(devices, volumes), _target(request), read_only=read_only, space=space)
+
+
+def _target(request: MountRequest) -> str:
+    return os.path.realpath(request.target)

@@ -1,0 +1,200 @@
+"""Reaching a home, whoever holds it.
+
+    connect(spec)                  a Session: the home opened here, or the process that holds it asked over its socket
+    metadata_of(home, "emulated")  the pool's metadata for reading, also when the pool itself cannot be opened
+    locked(home)                   no other process has the home open, for what rewrites its metadata
+
+A home that is in use by a command for a moment is waited for; one that is mounted answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self, TypeVar
+
+from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.devices import HomeLock
+from cowfs.devices.files import HomeFiles
+from cowfs.devices.making import read_settings, require_home
+from cowfs.devices.pool_files import open_device
+from cowfs.devices.pool_source import is_in_use
+from cowfs.errors import HomeBusy, HomeError
+from cowfs.home.control.client import Client
+from cowfs.home.executor import Executor
+from cowfs.home.opening import open_here
+from cowfs.home.requests.devices import CopyMetadata, HomeReport, Status
+from cowfs.home.requests.request import Listing, Request
+from cowfs.home.spec import HomeSpec
+
+WAIT_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.02
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class Session(Protocol):
+    """A home that can be asked. `holder_pid` is None when this process opened it itself."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def holder_pid(self) -> int | None: ...
+
+    def call(self, request: Request[R]) -> R: ...
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
+    """Open a home, or reach the process that holds it, which goes by its own options.
+
+    Raises:
+        HomeBusy: something holds it that does not answer, after `wait_seconds`.
+        CowfsError: as `open_here`.
+    """
+    return _patiently(spec.path, lambda: Executor(open_here(spec)), Client, wait_seconds)
+
+
+@contextmanager
+def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[BlockDevice]:
+    """The committed metadata of a home's pool; a copy when the home or its pool is held.
+
+    The pool is not opened, so this also works on metadata that no pool accepts; except for one that the kernel uses.
+
+    Raises:
+        NotAHome, HomeBusy; HomeError when the file cannot be read.
+    """
+    files = HomeFiles(os.path.abspath(home))
+    require_home(files)
+
+    def open_metadata() -> HomeLock | Session:
+        lock = HomeLock.acquire(files.home, read_only=True)
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            if not read_settings(files).thin_pool and not is_in_use(files):
+                undo.pop_all()
+                return lock
+        return Executor(open_here(HomeSpec(home, backend)))
+
+    reached = _patiently(home, open_metadata, Client, wait_seconds)
+    if isinstance(reached, HomeLock):
+        try:
+            with closing(open_device(files.metadata)) as device:
+                yield device
+        finally:
+            reached.release()
+        return
+    with reached as session, metadata_of_session(session) as metadata:
+        yield metadata
+
+
+@contextmanager
+def metadata_of_session(session: Session) -> Iterator[BlockDevice]:
+    """The metadata as it is committed when this is entered."""
+    if isinstance(session, Executor):
+        pool = session.home.devices.pool
+        pool.commit()
+        with closing(pool.open_metadata()) as device:
+            yield device
+        return
+    fd = session.call(CopyMetadata()).fd
+    with closing(FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)) as copy:
+        yield copy
+
+
+@contextmanager
+def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> Iterator[HomeFiles]:
+    """Hold a home without opening its pool.
+
+    Args:
+        purpose: what needs it, for the message when it is mounted: `restoring metadata`.
+    """
+    files = HomeFiles(os.path.abspath(home))
+    require_home(files)
+
+    def lock_here() -> HomeLock:
+        lock = HomeLock.acquire(files.home)
+        with ExitStack() as undo:
+            undo.callback(lock.release)
+            if not read_settings(files).thin_pool and is_in_use(files):
+                raise HomeBusy(
+                    f"{purpose} needs the home {files.home} to itself, and the kernel uses its pool; "
+                    "unmount what 'mount --kernel' mounted from it"
+                )
+            undo.pop_all()
+        return lock
+
+    lock = alone(home, purpose, lock_here, wait_seconds=wait_seconds)
+    try:
+        yield files
+    finally:
+        lock.release()
+
+
+def alone(home: Path, purpose: str, open_here: Callable[[], T], *, wait_seconds: float = WAIT_SECONDS) -> T:
+    """Open something of a home that nobody else holds; as `locked`."""
+
+    def explain(report: HomeReport) -> str:
+        views = report.views
+        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
+        message = f"{purpose} needs the home {home} to itself, and process {report.holder_pid} serves a mount of it"
+        return f"{message}; {remedy}"
+
+    return open_unheld(home, open_here, explain, wait_seconds=wait_seconds)
+
+
+def open_unheld(
+    home: Path,
+    open_here: Callable[[], T],
+    explain: Callable[[HomeReport], str],
+    *,
+    wait_seconds: float = WAIT_SECONDS,
+) -> T:
+    """Open something of a home in this process; raises HomeBusy that `explain` words when another one serves it."""
+
+    def refuse(_home: Path) -> T:
+        with Client(home) as client:
+            report = client.call(Status())
+        raise HomeBusy(explain(report), holder_pid=client.holder_pid)
+
+    return _patiently(home, open_here, refuse, wait_seconds)
+
+
+def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:
+    """Try to have the home, else to reach its holder, until one works or the time is over.
+
+    A holder that serves nobody is usually a command that is done in a moment, and one that has too many clients soon
+    has fewer.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        try:
+            return open_here()
+        except HomeBusy as busy:
+            try:
+                return ask_holder(home)
+            except TimeoutError:
+                raise HomeBusy(f"{busy.message}; it does not answer", holder_pid=busy.holder_pid) from None
+            except (ConnectionError, FileNotFoundError):
+                if time.monotonic() >= deadline:
+                    raise busy from None
+            except HomeError as refusal:
+                if refusal.errno != errno.EAGAIN or time.monotonic() >= deadline:
+                    raise
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,167 @@
+"""One executor runs every request: what a request declares about devices is done around it, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+
+from cowfs.devices.active import ActiveDevices
+from cowfs.errors import HomeError
+from cowfs.ext4.volume import Volume
+from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import open_here
+from cowfs.home.requests.devices import Create, OpenNode, Remove, Status
+from cowfs.home.requests.layers import (
+    ApplyLayer,
+    CreateLayer,
+    LayerArchive,
+    LayerChanges,
+    LayerDiff,
+    LayerSize,
+    PutLayer,
+    RemoveLayer,
+)
+from cowfs.home.requests.request import AnyRequest, Listing
+from cowfs.home.requests.space import Resize
+from cowfs.home.serving.mounting import MountRequest
+from cowfs.home.serving.served_home import ServedHome
+from cowfs.home.spec import HomeSpec
+from cowfs.steps import Pieces
+
+
+class NotedViews:
+    """Notes what it is asked for, and when the operation itself ran; device `idle` is not in use."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    async def write_back(self, device: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.events.append(f"write back {device}")
+
+    async def close_if_idle(self, device: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.events.append(f"close {device}")
+        return device == "idle"
+
+    async def invalidate(self, device: str) -> None:
+        self.events.append(f"invalidate {device}")
+
+
+def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: bool = False) -> list[str]:
+    views = NotedViews()
+    executor = Executor(cast(OpenHome, None), views)
+
+    def run(_request: AnyRequest, _home: OpenHome) -> object:
+        views.events.append("run")
+        if failing:
+            raise HomeError("it fails")
+        return iter_pieces() if isinstance(request, Listing) else None
+
+    def iter_pieces() -> Pieces[Any]:
+        yield None
+
+    async def main() -> None:
+        if isinstance(request, Listing):
+            async with aclosing(executor.pieces(request)) as pieces:
+                assert [piece async for piece in pieces] == []
+        else:
+            await executor.answer(request)
+
+    monkeypatch.setattr(type(request), "run", run)
+    if failing:
+        with pytest.raises(HomeError, match="it fails"):
+            trio.run(main)
+    else:
+        trio.run(main)
+    return views.events
+
+
+@pytest.mark.parametrize(
+    ("request_", "events"),
+    [
+        (Status(), ["run"]),
+        (Create("new"), ["write back base", "run"]),
+        (Create("new", "a"), ["write back a", "run"]),
+        (Remove("a"), ["close a", "run"]),
+        (Remove("a", deferred=True), ["close a", "run", "close a"]),
+        (Resize("a", 1), ["close a", "run"]),
+        (OpenNode("a"), ["close a", "run"]),
+        (CreateLayer("new"), ["write back base", "run"]),
+        (CreateLayer("new", "a"), ["write back a", "run"]),
+        (RemoveLayer("a"), ["close a", "run"]),
+        (LayerChanges("a"), ["write back a", "run"]),
+        (LayerChanges("a", "b"), ["write back b", "write back a", "run"]),
+        (LayerDiff("a", "b"), ["write back b", "write back a", "run"]),
+        (LayerArchive("a", "b"), ["write back b", "write back a", "run"]),
+        (LayerSize("a", "b"), ["write back b", "write back a", "run"]),
+        (ApplyLayer("a"), ["close a", "run", "close a", "invalidate a"]),
+        (ApplyLayer("idle"), ["close idle", "run", "close idle"]),
+        (PutLayer("a"), ["run", "close a"]),
+    ],
+    ids=str,
+)
+def test_what_is_done_around_a_request(
+    request_: AnyRequest, events: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert events_of(request_, monkeypatch) == events
+
+
+def test_an_apply_that_fails_may_have_changed_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = events_of(ApplyLayer("a"), monkeypatch, failing=True)
+    assert events == ["close a", "run", "close a", "invalidate a"]
+
+
+def test_an_operation_whose_pieces_are_left_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[bool] = []
+
+    def run(_request: LayerArchive, _home: OpenHome) -> Pieces[bytes]:
+        try:
+            yield b"one"
+            yield b"two"
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(LayerArchive, "run", run)
+
+    async def main() -> None:
+        async with aclosing(Executor(opened).pieces(LayerArchive("web"))) as pieces:
+            assert await anext(pieces) == b"one"
+
+    with open_here(HomeSpec(home, durable=False)) as opened:
+        trio.run(main)
+    assert ended == [True]
+
+
+def test_a_snapshot_of_a_shown_device_quiesces_it_once(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def counted(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def count(*arguments: object) -> object:
+            calls.append(what)
+            return function(*arguments)
+
+        return count
+
+    monkeypatch.setattr(Volume, "quiesce", counted("volume", Volume.quiesce))
+    monkeypatch.setattr(ActiveDevices, "quiesced", counted("device", ActiveDevices.quiesced))
+
+    async def main() -> None:
+        await served.executor.answer(Create("web-1", "web"))
+
+    with open_here(HomeSpec(home, durable=False)) as opened:
+        request = MountRequest(home, "emulated", None, str(tmp_path))
+        with ServedHome.opened(opened, request) as served:
+            opened.driver.get("web")
+            trio.run(main)
+            assert calls == ["device", "volume"]
+            assert "web-1" in opened.devices
+            opened.driver.put("web")

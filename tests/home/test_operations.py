@@ -1,0 +1,245 @@
+"""Every operation gives the same answer, or the same error, here and through the holder of the home."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+import cowfs
+from cowfs import errors
+from cowfs.devices import DeviceSet
+from cowfs.devices.names import pool_prefix
+from cowfs.error_record import record_error, restore_error
+from cowfs.home.control.client import Client
+from cowfs.home.executor import Executor
+from cowfs.home.requests.devices import HomeReport, Status
+from cowfs.home.session import connect, metadata_of
+from cowfs.home.spec import HomeSpec
+from cowfs.pool import load_backend
+from cowfs.thinmeta.check import check
+from tests.home.conftest import SMALL, serving
+
+BASE_BYTES = 16 << 20
+
+Act = Callable[[cowfs.Home], object]
+
+
+def dump(home: cowfs.Home) -> str:
+    parts: list[str] = []
+
+    class Sink:
+        def write(self, text: str, /) -> None:
+            parts.append(text)
+
+    home.dump(Sink())
+    return "".join(parts)
+
+
+def delta(home: cowfs.Home) -> str:
+    parts: list[str] = []
+
+    class Sink:
+        def write(self, text: str, /) -> None:
+            parts.append(text)
+
+    home.delta("base", "web", Sink())
+    return "".join(parts)
+
+
+SUCCEEDING: dict[str, Act] = {
+    "create": lambda home: home.create("new"),
+    "create larger": lambda home: home.create("new", parent="web", size_bytes=2 * BASE_BYTES),
+    "snapshot": lambda home: home.snapshot("web", "new"),
+    "remove": lambda home: home.remove("web"),
+    "remove deferred": lambda home: home.remove("web", deferred=True),
+    "usage": lambda home: home.usage(),
+    "trim": lambda home: home.trim("web"),
+    "resize": lambda home: home.resize("web", 2 * BASE_BYTES),
+    "resize pool": lambda home: home.resize_pool(data_size_bytes=512 << 20),
+    "devices": lambda home: home.devices(),
+    "inspect": lambda home: home.inspect("base"),
+    "message": lambda home: home.message("create_snap 7 1"),
+    "table": lambda home: home.table(),
+    "target_status": lambda home: home.target_status(),
+    "check": lambda home: home.check(),
+    "dump": dump,
+    "delta": delta,
+}
+
+FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
+    "create taken": (lambda home: home.create("web"), errors.DeviceExists, 17, 5),
+    "create bad name": (lambda home: home.create("a/b"), errors.UsageError, 22, 2),
+    "create without parent": (lambda home: home.create("new", parent="nope"), errors.UnknownDevice, 2, 5),
+    "create smaller": (lambda home: home.create("new", size_bytes=512), errors.UsageError, 22, 2),
+    "remove unknown": (lambda home: home.remove("nope"), errors.UnknownDevice, 2, 5),
+    "remove base": (lambda home: home.remove("base"), errors.UsageError, 22, 2),
+    "trim unknown": (lambda home: home.trim("nope"), errors.UnknownDevice, 2, 5),
+    "resize smaller": (lambda home: home.resize("web", 512), errors.UsageError, 22, 2),
+    "resize unknown": (lambda home: home.resize("nope", 2 * BASE_BYTES), errors.UnknownDevice, 2, 5),
+    "resize pool smaller": (lambda home: home.resize_pool(data_size_bytes=65536), errors.UsageError, 22, 2),
+    "inspect unknown": (lambda home: home.inspect("nope"), errors.UnknownDevice, 2, 5),
+    "message taken": (lambda home: home.message("create_thin 1"), errors.ThinExists, 17, 4),
+    "message unknown origin": (lambda home: home.message("create_snap 9 8"), errors.NoSuchThin, 61, 4),
+    "message unknown thin": (lambda home: home.message("delete 9"), errors.NoSuchThin, 61, 4),
+    "message 25 bits": (lambda home: home.message("create_thin 16777216"), errors.InvalidRequest, 22, 4),
+    "message nonsense": (lambda home: home.message("make_coffee"), errors.InvalidRequest, 22, 4),
+    "message transaction": (lambda home: home.message("set_transaction_id 99 100"), errors.InvalidRequest, 22, 4),
+    "delta unknown": (
+        lambda home: home.delta("web", "nope", None),  # type: ignore[arg-type]
+        errors.UnknownDevice,
+        2,
+        5,
+    ),
+}
+
+
+@pytest.fixture(params=["here", "through the holder"])
+def opened(request: pytest.FixtureRequest, home: Path) -> Any:
+    """The same home, opened in both ways."""
+    if request.param == "here":
+        with cowfs.open_home(home, durable=False) as opened:
+            assert opened.holder_pid is None
+            yield opened
+    else:
+        with serving(home), cowfs.open_home(home) as opened:
+            assert opened.holder_pid is not None
+            yield opened
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_errors_keep_class_errno_and_exit_code(opened: cowfs.Home, name: str) -> None:
+    act, kind, number, exit_code = FAILING[name]
+    with pytest.raises(kind) as caught:
+        act(opened)
+    assert type(caught.value) is kind
+    assert (caught.value.errno, caught.value.exit_code) == (number, exit_code)
+    assert "\n" not in str(caught.value)
+    assert [row.name for row in opened.devices()] == ["base", "web"]
+
+
+@pytest.mark.parametrize("name", SUCCEEDING)
+def test_answers_are_the_same_through_the_holder(home: Path, tmp_path: Path, name: str) -> None:
+    twin = tmp_path / "twin"
+    with DeviceSet.init(twin, load_backend("emulated"), SMALL) as devices:
+        devices.create("web")
+    with cowfs.open_home(home, durable=False) as here:
+        expected = SUCCEEDING[name](here)
+        after = here.devices()
+    with serving(twin), cowfs.open_home(twin) as there:
+        assert normal(SUCCEEDING[name](there), twin) == normal(expected, home)
+        assert there.devices() == after
+
+
+def normal(value: object, home: Path) -> str:
+    """An answer without what differs between two homes: where they are, and their names as dm devices."""
+    text = repr(value).replace(str(home), "HOME")
+    return text.replace(pool_prefix(str(home)), "PREFIX")
+
+
+def test_status_names_the_holder(home: Path) -> None:
+    with cowfs.open_home(home) as here:
+        assert here.status().holder_pid is None
+    with serving(home), cowfs.open_home(home) as there:
+        report = there.status()
+        assert isinstance(report, HomeReport)
+        assert report.holder_pid == there.holder_pid == os.getpid()
+
+
+def test_metadata_is_read_while_the_home_is_held(served: Path) -> None:
+    with metadata_of(served, "emulated") as metadata:
+        report = check(metadata)
+        assert report.ok
+        assert report.thins == 2
+        with connect(HomeSpec(served)) as session:
+            assert session.call(Status()).devices == 1
+        with cowfs.open_home(served) as home:
+            home.create("later")
+        # The copy does not follow.
+        assert check(metadata).thins == 2
+
+
+def test_metadata_is_read_where_no_pool_opens(home: Path) -> None:
+    with open(home / "devicemapper" / "metadata", "r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    with pytest.raises(errors.MetadataCorrupt):
+        cowfs.open_home(home)
+    with metadata_of(home, "emulated") as metadata:
+        assert not check(metadata).ok
+
+
+def test_a_device_is_opened_here_only(home: Path) -> None:
+    with cowfs.open_home(home, durable=False) as here, here.device("web") as disk:
+        disk.pwrite(4096, b"mine")
+        assert disk.pread(4096, 4) == b"mine"
+    with serving(home), cowfs.open_home(home) as there:
+        with pytest.raises(errors.HomeBusy, match="first, or use the mount") as caught, there.device("web"):
+            pass
+        assert caught.value.holder_pid == there.holder_pid
+
+
+def test_a_device_that_is_open_is_not_removed(home: Path) -> None:
+    with cowfs.open_home(home, durable=False) as here, here.device("web"):
+        with pytest.raises(errors.DeviceBusy):
+            here.remove("web")
+        assert here.inspect("web").active
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UsageError("bad"),
+        errors.HomeBusy("held", holder_pid=7),
+        errors.MetadataCorrupt("bad magic", block=3, path="superblock -> node 3"),
+        errors.OutOfDataSpace("full", may_queue=True),
+        errors.MissingRequirement("no fuse", remedy="modprobe fuse"),
+        errors.MountError("mount", "cowfs:/h:a", "/mnt", flags=1, data="ro", errno=16),
+        errors.PoolModeError("read-only", errno=5),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_survives_the_wire(error: errors.CowfsError) -> None:
+    back = restore_error(record_error(error))
+    assert type(back) is type(error)
+    assert isinstance(back, errors.CowfsError)
+    assert (str(back), back.errno, back.exit_code, vars(back)) == (
+        str(error),
+        error.errno,
+        error.exit_code,
+        vars(error),
+    )
+
+
+def test_a_class_unknown_here_keeps_its_exit_code() -> None:
+    record = msgspec.structs.replace(
+        record_error(errors.UsageError("from the future")), kind="FutureError", exit_code=42
+    )
+    back = restore_error(record)
+    assert type(back) is errors.CowfsError
+    assert back.exit_code == 42
+    assert errors.CowfsError.exit_code == 1
+
+
+@pytest.mark.parametrize("kind", ["OSError", "os", "__name__", "annotations"])
+def test_a_record_cannot_name_what_is_no_error_of_ours(kind: str) -> None:
+    record = msgspec.structs.replace(record_error(errors.UsageError("x")), kind=kind)
+    assert type(restore_error(record)) is errors.CowfsError
+
+
+def test_local_sessions_are_local(home: Path) -> None:
+    session = connect(HomeSpec(home))
+    try:
+        assert isinstance(session, Executor)
+        with pytest.raises(errors.HomeBusy):
+            connect(HomeSpec(home), wait_seconds=0)
+    finally:
+        session.close()
+    with serving(home):
+        session = connect(HomeSpec(home))
+        assert isinstance(session, Client)
+        session.close()
