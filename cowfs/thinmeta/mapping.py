@@ -5,14 +5,35 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from cowfs.thinmeta.btree import END_OF_KEYS
+from cowfs.thinmeta.btree import END_OF_KEYS, BTree
 from cowfs.thinmeta.format import NEXT_BLOCK, TIME_BITS, TIME_MASK, DeviceDetails, pack_mapping
 from cowfs.units import Extent
 
-if TYPE_CHECKING:
-    from cowfs.thinmeta.metadata import Metadata
+
+class Transaction(Protocol):
+    """The pool's metadata, as the mapping of one thin device changes it. `time` is that of the last snapshot."""
+
+    changed: bool
+    subtrees: BTree
+
+    @property
+    def time(self) -> int: ...
+
+    def check_writable(self) -> None: ...
+
+    def store_root(self, thin_id: int, root: int) -> None:
+        """Put a device's subtree root into the top level of the mapping tree."""
+        ...
+
+    def take_root(self, thin_id: int) -> None:
+        """Take it out, for as long as the subtree is changed."""
+        ...
+
+    def release_values(self, values: array[int]) -> None:
+        """Drop the references of mappings that are gone."""
+        ...
 
 
 class ThinMapping:
@@ -25,8 +46,7 @@ class ThinMapping:
     __slots__ = (
         "_keys",
         "_lower",
-        "_metadata",
-        "_snapshot_limit",
+        "_transaction",
         "_upper",
         "_values",
         "changed",
@@ -37,8 +57,8 @@ class ThinMapping:
         "thin_id",
     )
 
-    def __init__(self, metadata: Metadata, thin_id: int, root: int, details: DeviceDetails) -> None:
-        self._metadata = metadata
+    def __init__(self, transaction: Transaction, thin_id: int, root: int, details: DeviceDetails) -> None:
+        self._transaction = transaction
         self.thin_id = thin_id
         self.root = root
         self.details = details
@@ -91,15 +111,15 @@ class ThinMapping:
 
     def insert(self, vblock: int, dblock: int, length: int) -> None:
         """Map a run to data blocks that `allocate_data` gave; what was mapped there loses a reference."""
-        metadata = self._metadata
+        transaction = self._transaction
         self.forget_leaf()
-        start = pack_mapping(dblock, metadata.time)
+        start = pack_mapping(dblock, transaction.time)
         values = array("Q", range(start, start + length * NEXT_BLOCK, NEXT_BLOCK))
         self._touch()
-        root, replaced = metadata.subtrees.insert_run(self.root, vblock, values)
+        root, replaced = transaction.subtrees.insert_run(self.root, vblock, values)
         self._move_to(root)
         self.details.mapped_blocks += length - len(replaced)
-        metadata.release_values(replaced)
+        transaction.release_values(replaced)
 
     def remove(self, begin: int, end: int) -> int:
         """Unmap [begin, end); returns how many blocks were mapped.
@@ -107,26 +127,26 @@ class ThinMapping:
         The subtree leaves the device tree meanwhile, which may merge nodes there; the kernel does so, even when nothing
         is mapped.
         """
-        metadata = self._metadata
-        metadata.check_writable()
+        transaction = self._transaction
+        transaction.check_writable()
         self.forget_leaf()
-        metadata.take_root(self.thin_id)
-        self.root, removed = metadata.subtrees.remove_range(self.root, begin, end)
+        transaction.take_root(self.thin_id)
+        self.root, removed = transaction.subtrees.remove_range(self.root, begin, end)
         self._store_root()
         self._note_change()
         self.details.mapped_blocks -= len(removed)
-        metadata.release_values(removed)
+        transaction.release_values(removed)
         return len(removed)
 
     def highest(self) -> int | None:
         """The highest mapped virtual block."""
-        return self._metadata.subtrees.last_key(self.root)
+        return self._transaction.subtrees.last_key(self.root)
 
     def extents(self, begin: int = 0, end: int | None = None) -> Iterator[Extent]:
         """Mapped runs in order, clipped to [begin, end), each contiguous on both sides whatever its times."""
         stop = END_OF_KEYS if end is None else end
         run: Extent | None = None
-        for leaf in self._metadata.subtrees.leaves(self.root, begin, stop):
+        for leaf in self._transaction.subtrees.leaves(self.root, begin, stop):
             i = bisect_left(leaf.keys, begin)
             for key, value in zip(leaf.keys[i:], leaf.values[i:], strict=True):
                 if key >= stop:
@@ -150,11 +170,11 @@ class ThinMapping:
         self._keys = self._values = array("Q")
 
     def _seek(self, vblock: int) -> None:
-        leaf, self._lower, self._upper = self._metadata.subtrees.leaf_at(self.root, vblock)
+        leaf, self._lower, self._upper = self._transaction.subtrees.leaf_at(self.root, vblock)
         self._keys, self._values = leaf.keys, leaf.values
 
     def _touch(self) -> None:
-        self._metadata.check_writable()
+        self._transaction.check_writable()
         if not self.changed:
             # From the top down: a device tree shared with a held snapshot must be copied, and so the subtree's root
             # counted twice, before the subtree itself is touched.
@@ -163,7 +183,7 @@ class ThinMapping:
 
     def _note_change(self) -> None:
         self.changed = self.details_changed = True
-        self._metadata.changed = True
+        self._transaction.changed = True
 
     def _move_to(self, root: int) -> None:
         if root != self.root:
@@ -171,7 +191,7 @@ class ThinMapping:
             self._store_root()
 
     def _store_root(self) -> None:
-        self._metadata.store_root(self.thin_id, self.root)
+        self._transaction.store_root(self.thin_id, self.root)
 
 
 def data_runs(values: array[int]) -> Iterator[tuple[int, int]]:

@@ -32,27 +32,19 @@ from cowfs.errors import (
     ThinExists,
 )
 from cowfs.thinmeta.btree import BTree
-from cowfs.thinmeta.counts import Counts
 from cowfs.thinmeta.format import (
     DETAILS,
     ENTRIES_PER_BITMAP,
-    INDEX_ENTRY,
     MAX_DATA_BLOCK,
     MAX_METADATA_BITMAPS,
     SUPERBLOCK_LOCATION,
-    U32,
     U64,
     DeviceDetails,
-    IndexEntry,
     Node,
-    SpaceMapRoot,
     Superblock,
-    pack_bitmap,
-    pack_index,
-    unpack_bitmap,
-    unpack_index,
 )
 from cowfs.thinmeta.mapping import ThinMapping, data_runs
+from cowfs.thinmeta.space_maps import SpaceMaps
 from cowfs.thinmeta.store import DEFAULT_CACHE_NODES, Store
 from cowfs.units import (
     MAX_METADATA_BLOCKS,
@@ -80,9 +72,7 @@ class Metadata:
         self.subtrees = BTree(store, U64, "mappings", retain=self._retain_data, release=self._release_data)
         self._devices = BTree(store, U64, "thin devices", retain=self._retain_subtrees, release=self._release_subtrees)
         self._details = BTree(store, DETAILS, "device details")
-        self._data_index = BTree(store, INDEX_ENTRY, "data space map index")
-        self._overflow = BTree(store, U32, "reference counts")
-        self._data: Counts
+        self._maps = SpaceMaps(store)
 
     # ------------------------------------------------------------------ making and opening
 
@@ -105,17 +95,8 @@ class Metadata:
         return metadata
 
     def _format(self, blocks: int) -> None:
-        superblock, store = self._superblock, self._store
-        store.counts = self._new_counts("metadata", superblock.metadata_space_map, [])
-        store.counts.extend(blocks)
-        self._data = self._new_counts("data", superblock.data_space_map, [])
-        if blocks:
-            store.counts.increment(SUPERBLOCK_LOCATION)
-            store.counts.cursor = 1
-        superblock.metadata_space_map.bitmap_root = store.allocate()
-        superblock.metadata_space_map.ref_count_root = self._overflow.empty()
-        superblock.data_space_map.bitmap_root = self._data_index.empty()
-        superblock.data_space_map.ref_count_root = self._overflow.empty()
+        superblock = self._superblock
+        self._maps.make(superblock, blocks)
         superblock.mapping_root = self._devices.empty()
         superblock.details_root = self._details.empty()
         self.changed = True
@@ -146,7 +127,7 @@ class Metadata:
                 f"the metadata device has {device.size_bytes} bytes and its pool needs {needed_bytes}: it was cut short"
             )
         metadata = cls(device, superblock, read_only=read_only, cache_nodes=cache_nodes)
-        metadata._load_maps()
+        metadata._maps.load(superblock)
         return metadata
 
     @staticmethod
@@ -169,34 +150,6 @@ class Metadata:
                 f"the pool was made with data blocks of {found} sectors, not {data_block_sectors}; give {found}"
             )
         return superblock
-
-    def _load_maps(self) -> None:
-        superblock = self._superblock
-        root = superblock.metadata_space_map
-        bitmaps = -(-root.nr_blocks // ENTRIES_PER_BITMAP)
-        index = self._store.read_block(root.bitmap_root)
-        entries = unpack_index(index, root.bitmap_root, bitmaps, "metadata space map index")
-        self._store.counts = self._new_counts("metadata", root, entries)
-        root = superblock.data_space_map
-        self._data = self._new_counts("data", root, self._load_data_index(root))
-
-    def _new_counts(self, name: str, root: SpaceMapRoot, entries: list[IndexEntry]) -> Counts:
-        def load_overflow(block: int) -> int | None:
-            words = self._overflow.get(root.ref_count_root, block)
-            return words[0] if words else None
-
-        return Counts(name, root.nr_blocks, root.nr_allocated, entries, self._load_bitmap, load_overflow)
-
-    def _load_data_index(self, root: SpaceMapRoot) -> list[IndexEntry]:
-        bitmaps = -(-root.nr_blocks // ENTRIES_PER_BITMAP)
-        entries = [IndexEntry.from_words(*words) for _, words in self._data_index.items(root.bitmap_root)]
-        if len(entries) < bitmaps or (bitmaps and self._data_index.last_key(root.bitmap_root) != len(entries) - 1):
-            message = f"{len(entries)} bitmaps are listed where {bitmaps} are needed for {root.nr_blocks} blocks"
-            raise MetadataCorrupt(message, block=root.bitmap_root, path="data space map index")
-        return entries[:bitmaps]
-
-    def _load_bitmap(self, location: int) -> bytearray:
-        return unpack_bitmap(self._store.read_block(location), location, "space map bitmap")
 
     # ------------------------------------------------------------------ figures
 
@@ -234,17 +187,17 @@ class Metadata:
 
     @property
     def data_blocks(self) -> int:
-        return self._data.nr_blocks
+        return self._maps.data.nr_blocks
 
     @property
     def data_used_blocks(self) -> int:
         """In use now."""
-        return self._data.allocated
+        return self._maps.data.allocated
 
     @property
     def data_free_blocks(self) -> int:
         """As the kernel counts: also what this transaction freed, which is to be had only after the commit."""
-        return self._data.free
+        return self._maps.data.free
 
     # ------------------------------------------------------------------ devices
 
@@ -420,8 +373,8 @@ class Metadata:
         self.check_writable()
         if blocks > MAX_DATA_BLOCK + 1:
             raise InvalidRequest(f"{blocks} data blocks are more than the format can address ({MAX_DATA_BLOCK + 1})")
-        if blocks != self._data.nr_blocks:
-            self._data.extend(blocks)
+        if blocks != self._maps.data.nr_blocks:
+            self._maps.data.extend(blocks)
             self.changed = True
 
     def resize_metadata(self, blocks: int) -> None:
@@ -439,15 +392,15 @@ class Metadata:
     def allocate_data(self, count: int) -> tuple[int, int]:
         """Take a free run of at most `count` data blocks: (first, length). Raises OutOfDataSpace when none is free."""
         self.check_writable()
-        begin, length = self._data.allocate(count)
+        begin, length = self._maps.data.allocate(count)
         if not length:
-            raise OutOfDataSpace(f"all {self._data.nr_blocks} data blocks are in use or wait for a commit to be free")
+            raise OutOfDataSpace(f"all {self.data_blocks} data blocks are in use or wait for a commit to be free")
         self.changed = True
         return begin, length
 
     def release_data(self, dblock: int, length: int) -> None:
         """Give back what `allocate_data` gave and `insert` did not take."""
-        self._data.decrement_run(dblock, length)
+        self._maps.data.decrement_run(dblock, length)
 
     def check_writable(self) -> None:
         if self._read_only:
@@ -457,14 +410,14 @@ class Metadata:
 
     def _retain_data(self, leaf: Node) -> None:
         for begin, length in data_runs(leaf.values):
-            self._data.increment_run(begin, length)
+            self._maps.data.increment_run(begin, length)
 
     def _release_data(self, leaf: Node) -> None:
         self.release_values(leaf.values)
 
     def release_values(self, values: array[int]) -> None:
         for begin, length in data_runs(values):
-            self._data.decrement_run(begin, length)
+            self._maps.data.decrement_run(begin, length)
 
     def _retain_subtrees(self, leaf: Node) -> None:
         for root in leaf.values:
@@ -486,14 +439,13 @@ class Metadata:
             return []
         self.check_writable()
         self._write_details()
-        self._settle_data_map()
-        self._settle_metadata_map()
+        self._maps.settle(self._superblock)
         self._store.write_nodes()
-        self._write_maps()
+        self._maps.write_metadata_map(self._superblock)
         self._device.flush()
         self._device.pwrite(SUPERBLOCK_LOCATION, self._superblock.pack())
         self._device.flush()
-        freed = self._data.freed_runs()
+        freed = self._maps.data.freed_runs()
         self._end_transaction()
         return freed
 
@@ -505,77 +457,10 @@ class Metadata:
                 words = thin.details.to_words()
                 superblock.details_root = self._details.insert(superblock.details_root, thin_id, *words)
 
-    def _settle_data_map(self) -> None:
-        """Give changed data bitmaps new homes, and bring the trees of the data space map up to date."""
-        root = self._superblock.data_space_map
-        self._settle_overflow(self._data, root)
-        for index in sorted(self._data.dirty):
-            self._rehome(self._data, index)
-            self._store.write_block(
-                self._data.entries[index].bitmap_block,
-                pack_bitmap(self._data.final_counts(index), self._data.entries[index].bitmap_block),
-            )
-            words = self._data.entries[index].to_words()
-            root.bitmap_root = self._data_index.insert(root.bitmap_root, index, *words)
-        root.nr_blocks = self._data.nr_blocks
-        root.nr_allocated = self._data.allocated
-
-    def _settle_metadata_map(self) -> None:
-        """The same for the metadata map, which describes itself: loop until nothing needs a new home."""
-        counts, root = self._store.counts, self._superblock.metadata_space_map
-        homed: set[int] = set()
-        index_homed = False
-        while counts.overflow or counts.dirty - homed:
-            if not index_homed:
-                root.bitmap_root = self._rehome_block(root.bitmap_root)
-                index_homed = True
-            self._settle_overflow(counts, root)
-            for index in sorted(counts.dirty - homed):
-                self._rehome(counts, index)
-                homed.add(index)
-        root.nr_blocks = counts.nr_blocks
-        root.nr_allocated = counts.allocated
-
-    def _settle_overflow(self, counts: Counts, root: SpaceMapRoot) -> None:
-        # Settling the metadata map may change counts again, so what is taken here is gone from the waiting list.
-        pending, counts.overflow = counts.overflow, {}
-        crossings, counts.crossings = counts.crossings, []
-        for block, above in crossings:
-            if above:
-                root.ref_count_root = self._overflow.insert(root.ref_count_root, block, pending[block])
-            else:
-                root.ref_count_root = self._overflow.remove(root.ref_count_root, block)
-        for block in sorted(pending):
-            if pending[block] > 2:
-                root.ref_count_root = self._overflow.insert(root.ref_count_root, block, pending[block])
-
-    def _rehome(self, counts: Counts, index: int) -> None:
-        entry = counts.entries[index]
-        entry.bitmap_block = self._rehome_block(entry.bitmap_block)
-
-    def _rehome_block(self, location: int) -> int:
-        """A block made in this transaction to replace a bitmap or index block; `location` 0 stands for none yet."""
-        if location and self._store.is_new(location):
-            return location
-        target = self._store.allocate()
-        if location:
-            self._store.counts.decrement(location)
-        return target
-
-    def _write_maps(self) -> None:
-        counts, root = self._store.counts, self._superblock.metadata_space_map
-        if not counts.dirty:
-            return
-        for index in sorted(counts.dirty):
-            entry = counts.entries[index]
-            data = pack_bitmap(counts.final_counts(index), entry.bitmap_block)
-            self._store.write_block(entry.bitmap_block, data)
-        self._store.write_block(root.bitmap_root, pack_index(counts.entries, root.bitmap_root))
-
     def _end_transaction(self) -> None:
         self._store.counts.end_transaction()
         self._store.counts.cursor = 0
-        self._data.end_transaction()
+        self._maps.data.end_transaction()
         for thin in self._thins.values():
             thin.changed = thin.details_changed = False
         self.changed = False
@@ -587,7 +472,7 @@ class Metadata:
         """
         self._store.reset()
         self._superblock = self._read_superblock(self._device, self._read_only, None)
-        self._load_maps()
+        self._maps.load(self._superblock)
         self.changed = False
         for thin_id, thin in list(self._thins.items()):
             thin.lost_changes |= thin.changed

@@ -55,7 +55,7 @@ def test_the_explorer_notices_a_pool_that_punches_before_the_commit() -> None:
         commit = engine.metadata.commit
 
         def punch_first() -> list[tuple[int, int]]:
-            engine._reclaim(engine.metadata._data.freed_runs())
+            engine._reclaim(engine.metadata._maps.data.freed_runs())
             return commit()
 
         engine.metadata.commit = punch_first  # type: ignore[method-assign]

@@ -243,7 +243,7 @@ def a_held_metadata_snapshot_protects_no_mappings(pool: Any) -> None:
 
 @bug
 def the_lowest_free_block_is_always_next(pool: Any) -> None:
-    counts = pool._engine.metadata._data
+    counts = pool._engine.metadata._maps.data
 
     @around(counts, "allocate")
     def allocate(inner: Callable[[int], tuple[int, int]], wanted: int) -> tuple[int, int]:
@@ -253,7 +253,7 @@ def the_lowest_free_block_is_always_next(pool: Any) -> None:
 
 @bug
 def the_search_for_a_free_block_does_not_wrap(pool: Any) -> None:
-    counts = pool._engine.metadata._data
+    counts = pool._engine.metadata._maps.data
 
     @around(counts, "_find_free")
     def find_free(inner: Any, begin: int, end: int) -> Any:
@@ -262,7 +262,7 @@ def the_search_for_a_free_block_does_not_wrap(pool: Any) -> None:
 
 @bug
 def the_last_block_of_the_pool_is_not_used(pool: Any) -> None:
-    counts = pool._engine.metadata._data
+    counts = pool._engine.metadata._maps.data
 
     @around(counts, "_find_free")
     def find_free(inner: Any, begin: int, end: int) -> Any:
@@ -271,7 +271,7 @@ def the_last_block_of_the_pool_is_not_used(pool: Any) -> None:
 
 @bug
 def a_freed_block_is_free_before_the_commit(pool: Any) -> None:
-    counts = pool._engine.metadata._data
+    counts = pool._engine.metadata._maps.data
     free_at_once = bytes(0 if byte == FREED else byte for byte in range(256))
 
     @around(counts, "decrement_run")

@@ -162,9 +162,9 @@ def features_of(directory: Path) -> set[str]:
         roots = [metadata.open_thin(thin_id).root for thin_id in metadata.thin_ids()]
         found = {
             "shared subtrees": len(set(roots)) < len(roots),
-            "counts over three": any(metadata._data.count(block) > 3 for block in range(metadata.data_blocks)),
+            "counts over three": any(metadata._maps.data.count(block) > 3 for block in range(metadata.data_blocks)),
             "three levels": any(levels_of(metadata, root) >= 3 for root in roots),
-            "several bitmaps": len(metadata._data.entries) > 1,
+            "several bitmaps": len(metadata._maps.data.entries) > 1,
             "a held root": metadata.held_root is not None,
         }
         return {name for name, is_there in found.items() if is_there}
