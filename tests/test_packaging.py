@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -119,3 +120,13 @@ def test_wheel_brings_the_manual_and_the_documents(source_tree: Path) -> None:
     assert {f"doc/cowfs-thin/{name}" for name in ("README.md", "CHANGELOG.md")} <= shared
     assert {f"doc/cowfs-thin/{name}" for name in documents - {"decisions/README.md"}} <= shared
     assert "\\-\\-read\\-only" in page
+
+
+def test_what_builds_the_wheel_is_what_the_commands_import(tmp_path: Path) -> None:
+    """The manual pages are written from the commands, in an environment that has only what is required to build."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert set(project["project"]["dependencies"]) <= set(project["build-system"]["requires"])
+    optional = ["pyfuse3", "trio", "h11"]
+    code = f"import sys; sys.modules |= dict.fromkeys({optional}); from cowfs.cli.manual import write_pages"
+    subprocess.run([sys.executable, "-c", f"{code}; write_pages(sys.argv[1])", tmp_path], check=True, timeout=60)
+    assert (tmp_path / "cowfs-mount.1").exists()
