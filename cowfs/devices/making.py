@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 import errno
 import os
+import stat
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -45,21 +47,23 @@ def look_at(files: HomeFiles) -> HomeState:
     if os.path.basename(files.init_marker) in entries:
         return HomeState.HALF_MADE
     marks = (files.home_file, files.own_data, files.own_metadata, files.record(BASE), files.set_file)
-    if any(_exists(mark) for mark in marks):
+    if any(_is_mark(mark) for mark in marks):
         return HomeState.HOME
     ours = {LOCK_NAME, TEMPORARY_NAME, os.path.basename(files.lvm_setup)}
     return HomeState.OTHER if entries - ours else HomeState.EMPTY
 
 
-def _exists(path: str) -> bool:
-    """Raises HomeError when it cannot be told, where `os.path.lexists` says no."""
+def _is_mark(path: str) -> bool:
+    """Whether there is a file: a directory of that name is part of a home one level below.
+
+    Raises HomeError when it cannot be told, where `os.path.lexists` says no.
+    """
     try:
-        os.lstat(path)
+        return not stat.S_ISDIR(os.lstat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
         raise HomeError(f"cannot look for {path}: {error.strerror}", errno=error.errno) from error
-    return True
 
 
 def is_home(files: HomeFiles) -> bool:
@@ -74,8 +78,23 @@ def require_home(files: HomeFiles) -> None:
         return
     if state is HomeState.HALF_MADE:
         raise NotAHome(f"the home {files.home} was not made to its end; run init again to finish it")
-    what = "there is nothing there" if state is HomeState.ABSENT else f"it is {state.value}"
+    what = f"it is {state.value}"
+    if state is HomeState.ABSENT:
+        what = "there is nothing there"
+    elif not os.path.isdir(files.home):
+        what = "it is not a directory"
+    elif (near := _home_near(files.home)) is not None:
+        raise NotAHome(f"{files.home} is not a home, but {near} is one; name that: --home {near}")
     raise NotAHome(f"{files.home} is not a home: {what}; make one with init, or name another directory")
+
+
+def _home_near(directory: str) -> str | None:
+    """A home that may have been meant: Docker's driver has its own in the daemon's directory; or the one around."""
+    for near in (os.path.join(directory, "devicemapper"), os.path.dirname(directory)):
+        with suppress(HomeError):
+            if is_home(HomeFiles(near)):
+                return near
+    return None
 
 
 def require_room_for_home(files: HomeFiles) -> None:

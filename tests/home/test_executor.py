@@ -155,13 +155,15 @@ def test_a_snapshot_of_a_shown_device_quiesces_it_once(
     monkeypatch.setattr(ActiveDevices, "quiesced", counted("device", ActiveDevices.quiesced))
 
     async def main() -> None:
-        await served.executor.answer(Create("web-1", "web"))
+        await served.executor.answer(Create("web-1", "layer"))
 
     with open_here(HomeSpec(home, durable=False)) as opened:
         request = MountRequest(home, "emulated", None, str(tmp_path))
         with ServedHome.opened(opened, request) as served:
-            opened.driver.get("web")
+            opened.driver.create("layer", None)
+            opened.driver.get("layer")
+            calls.clear()
             trio.run(main)
             assert calls == ["device", "volume"]
             assert "web-1" in opened.devices
-            opened.driver.put("web")
+            opened.driver.put("layer")

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.devices.files import HomeFiles
+from cowfs.devices.making import is_home
+from cowfs.errors import HomeError
 from cowfs.fuse.background import mount_in_background, start_in_background
 from cowfs.fuse.mountinfo import encode_source
 from cowfs.fuse.mountpoint import detach_dead
@@ -104,7 +106,10 @@ def empty_mount_directory(home: Path) -> Path:
 
 def _log_path(home: Path) -> Path | None:
     """The server's log, in a home that can be written; nothing is put into a directory that is no home."""
-    if not (home / "devicemapper").is_dir() or not os.access(home, os.W_OK):
+    try:
+        if not is_home(HomeFiles(os.path.abspath(home))) or not os.access(home, os.W_OK):
+            return None
+    except HomeError:
         return None
     path = home / LOG_NAME
     if not path.exists():
