@@ -7,6 +7,7 @@
     server        the process that serves one mount
     request_wait  how it waits for requests
     translate     what all views share: errors, queueing for space, quiescing
+    callers       groups and capabilities of who sends a request
     tree_view, raw_view, home_view      a device's files, a device as a disk, all devices of a home
 
 All before `server` need no pyfuse3.
