@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from cowfs.errors import InvalidRequest, PoolIoError
+from cowfs.forking import not_inherited
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -147,6 +148,7 @@ class FileDevice:
             raise
         self._can_copy_range = True
         self._is_flushed = False  # whether nothing was written since; who had it open before may have left something
+        not_inherited(self, self.path, drop=FileDevice.close)
 
     @property
     def size_bytes(self) -> int:
@@ -249,9 +251,9 @@ class FileDevice:
         _check(_libc.sync_file_range(self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE))
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1  # in this order, for a thread that forks
+        if fd >= 0:
+            os.close(fd)
 
 
 def copy_by_reading(device: BlockDevice, source_offset: int, target_offset: int, length: int) -> None:

@@ -24,6 +24,7 @@
     ├── MountError          errno      6   mount(2)-like operations, with op, source, target, flags, data
     ├── FilesystemError     errno      7   the ext4 inside a device, or the tools for it
     ├── UmlError            EIO        8   the User-Mode Linux guest: it broke off, or time ran out (ETIMEDOUT)
+    ├── ForkedError         EBADF      9   something is open in the parent process, not in this one
     └── MissingRequirement  ENOSYS     3   something this machine lacks, and the command that provides it
 
 Every class is also an OSError, so `except OSError as error: error.errno` works everywhere. The message says what was
@@ -93,6 +94,19 @@ class MissingRequirement(CowfsError):
     def __init__(self, message: str, *, remedy: str = "", errno: int | None = None) -> None:
         super().__init__(f"{message}; try: {remedy}" if remedy else message, errno=errno)
         self.remedy = remedy
+
+
+class ForkedError(CowfsError):
+    """An object that the parent process has open was used in a process forked from it; nothing was done."""
+
+    default_errno = _errno.EBADF
+    exit_code = 9
+
+    def __init__(self, what: str, parent_pid: int) -> None:
+        super().__init__(
+            f"{what} is open in process {parent_pid}, from which process {os.getpid()} was forked, and not here; open "
+            "the home again in this process"
+        )
 
 
 class PoolError(CowfsError):

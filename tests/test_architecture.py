@@ -15,8 +15,8 @@
              pool   thinmeta       the interface; the on-disk format
                 └───┬──┘
                  blockdev
-                ┌───┴───┐
-             errors   units   ranges
+         ┌──────┬───┴────┬───────┐
+      forking errors   units   ranges
 
 Arrows point down only. `cowfs` never imports a backend.
 """
@@ -35,12 +35,13 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCES = sorted([*(REPOSITORY / "cowfs").rglob("*.py"), *(REPOSITORY / "backends").rglob("*.py")])
 
-FOUNDATION = {"errors", "error_record", "steps", "units", "version"}
-BACKEND_MAY_IMPORT = {"pool", "thinmeta", "blockdev", "units", "errors"}
+FOUNDATION = {"errors", "error_record", "forking", "steps", "units", "version"}
+BACKEND_MAY_IMPORT = {"pool", "thinmeta", "blockdev", "forking", "units", "errors"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "error_record": {"errors"},
+    "forking": {"errors"},
     "units": set(),
     "debian_packages": {"errors"},
     "steps": set(),

@@ -12,6 +12,7 @@ import struct
 
 from cowfs.blockdev import Buffer
 from cowfs.errors import PoolIoError
+from cowfs.forking import not_inherited
 from cowfs_dmthin.abi import BLKDISCARD, BLKGETSIZE64, BLKSSZGET
 
 _BUFFER_BYTES = 1 << 20
@@ -27,6 +28,7 @@ class DirectDisk:
         # Mapped memory is aligned to pages, as direct I/O wants it.
         self._memory = mmap.mmap(-1, _BUFFER_BYTES)
         self._buffer = memoryview(self._memory)
+        not_inherited(self, "a device of the kernel", drop=lambda disk: os.close(disk.fd))
 
     @property
     def size_bytes(self) -> int:
@@ -78,9 +80,9 @@ class DirectDisk:
         os.fsync(self.fd)
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
             self._buffer.release()
             self._memory.close()
 

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 
 from cowfs.blockdev import BlockDevice, FileDevice, may_be_link
 from cowfs.errors import InvalidRequest
+from cowfs.forking import not_inherited
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import (
     BLKGETSIZE64,
@@ -51,6 +52,7 @@ class Backing:
         self.file_fd = file_fd
         self._fd = fd
         self._lock_fd = -1
+        not_inherited(self, path, drop=Backing.close)
 
     @property
     def table_name(self) -> str:
@@ -105,10 +107,10 @@ class Backing:
             ) from None
 
     def close(self) -> None:
-        for fd in (self._fd, self.file_fd, self._lock_fd):
-            if fd >= 0:
-                os.close(fd)
+        open_fds = [fd for fd in (self._fd, self.file_fd, self._lock_fd) if fd >= 0]
         self._fd = self.file_fd = self._lock_fd = -1
+        for fd in open_fds:
+            os.close(fd)
 
 
 def open_backing(path: str, role: str, *, read_only: bool = False) -> Backing:

@@ -23,6 +23,7 @@ from cowfs.errors import (
     ThinBusy,
     ThinExists,
 )
+from cowfs.forking import not_inherited
 from cowfs.pool import (
     Extent,
     Message,
@@ -92,6 +93,7 @@ class DmPool:
         self.room = Room(lambda must_commit: self.status(flush=must_commit))
         self._device_number = self._info().device_number
         self._fd = self._hold()
+        not_inherited(self, f"pool '{name}'", drop=lambda pool: os.close(pool._fd))
 
     def _hold(self) -> int:
         """Be a user of the pool device, and have it removed with its last user."""

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import TypeGuard
 
+from cowfs.forking import not_inherited
 from cowfs.pool import NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
 
 _VALID_SECONDS = 0.1
@@ -109,6 +110,7 @@ class Petition:
         self._offset = offset
         self._memory = mmap.mmap(-1, len(content))
         self._memory[:] = content
+        not_inherited(self, f"a write to block {vblock}", drop=lambda petition: os.close(petition._fd))
         self._thread = threading.Thread(target=self._write, daemon=True, name=f"petition for block {vblock}")
         self._thread.start()
 

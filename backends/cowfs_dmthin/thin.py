@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 from cowfs.blockdev import Buffer, copy_by_reading
 from cowfs.errors import InvalidRequest, NoSuchThin, OutOfDataSpace, PoolError, PoolIoError, PoolModeError, ThinBusy
+from cowfs.forking import not_inherited
 from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.units import SECTOR_BYTES, Sectors, ThinId
 from cowfs_dmthin import nodes
@@ -117,6 +118,7 @@ class DmThin:
             undo.callback(self._disk.close)
             control.remove(dm_name, deferred=True)
             undo.pop_all()
+        not_inherited(self, f"the device '{name}'")
 
     def _create(self) -> int:
         info = self._control.info(self.dm_name)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
+from cowfs.forking import not_inherited
 from cowfs.pool import (
     DiscardMode,
     Message,
@@ -89,6 +90,7 @@ class EmulatedPool:
         except BaseException:
             opened.close()
             raise
+        not_inherited(self, f"pool '{name}'")
 
     @property
     def name(self) -> str:

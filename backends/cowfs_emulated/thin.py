@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from cowfs.blockdev import BlockDevice, Buffer, FileDevice, copy_by_reading
 from cowfs.errors import InvalidRequest, PoolError, PoolIoError, PoolModeError
+from cowfs.forking import not_inherited
 from cowfs.pool import Extent, PoolMode, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.thinmeta import ThinMapping
 from cowfs.units import MAX_THIN_ID, SECTOR_BYTES, Sectors, ThinId
@@ -80,6 +81,7 @@ class EmulatedThin:
         self._writable_bytes = 0
         shared.devices.append(self)
         self.refresh()
+        not_inherited(self, f"the device '{name}'")
 
     # ------------------------------------------------------------------------------------------ properties
 

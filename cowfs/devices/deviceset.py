@@ -55,6 +55,7 @@ from cowfs.errors import (
     ThinBusy,
     UsageError,
 )
+from cowfs.forking import not_inherited
 from cowfs.pool import Backend, NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
 
@@ -106,6 +107,7 @@ class DeviceSet:
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin, self.quiesced)
         self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
         filesystem = filesystem or filesystem_named(set_file.base_filesystem)
+        not_inherited(self, f"the home {files.home}", ends=("close", "deactivate"))
         self._base = BaseDevice(
             pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
         )
@@ -368,11 +370,6 @@ class DeviceSet:
     @property
     def home(self) -> Path:
         return Path(self._files.home)
-
-    @property
-    def lock(self) -> HomeLock:
-        """For a process that forks: the child which goes on notes itself as the holder."""
-        return self._lock
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 
 from cowfs.devices.files import FILE_MODE, give_to_owner, require_private
 from cowfs.errors import HomeBusy, HomeError
+from cowfs.forking import not_inherited
 
 LOCK_NAME: Final = "cowfs.lock"
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)  # a home that may still be read
@@ -24,7 +25,7 @@ _MAX_COMMAND_CHARACTERS: Final = 120
 
 
 class HomeLock:
-    """A held lock. Not inherited by programs that this one starts; a forked child that goes on calls `note_holder`.
+    """A held lock. Neither programs that this process starts inherit it nor forked processes.
 
     `is_shared`: the home cannot be written here, and others may read it at the same time.
     `notes_holder` is False in a guest: a process outside holds the home for it, and has noted itself.
@@ -36,6 +37,7 @@ class HomeLock:
         self._fd = fd
         self._writable = writable
         self.is_shared = is_shared
+        not_inherited(self, "the lock of a home", drop=HomeLock._close, ends=("release",))
 
     @classmethod
     def acquire(cls, home: str, *, read_only: bool = False) -> HomeLock:
@@ -60,10 +62,10 @@ class HomeLock:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
         lock = cls(fd, writable=writable and cls.notes_holder, is_shared=not writable)
-        lock.note_holder()
+        lock._note_holder()
         return lock
 
-    def note_holder(self) -> None:
+    def _note_holder(self) -> None:
         """Write this process's pid into the lock file."""
         if self._writable:
             # Advice only: with a full disk the lock still holds, nameless.
@@ -76,8 +78,11 @@ class HomeLock:
             if self._writable:
                 with suppress(OSError):
                     os.ftruncate(self._fd, 0)
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
 
 def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:

@@ -27,6 +27,7 @@ import trio
 from cowfs.docker.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
 from cowfs.error_record import plain_text
 from cowfs.errors import CowfsError, UsageError
+from cowfs.forking import close_in_children, close_socket
 from cowfs.home.executor import Executor
 from cowfs.home.requests.layers import (
     ApplyLayer,
@@ -111,6 +112,7 @@ class GraphDriverPlugin:
         self._spool_directory = spool_directory
 
     async def serve_client(self, stream: trio.SocketStream) -> None:
+        close_in_children(stream.socket, close_socket)
         await serve_connection(stream, self.answer)
 
     async def answer(self, request: Request) -> Response:

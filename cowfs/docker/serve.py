@@ -27,6 +27,7 @@ import trio
 from cowfs.devices.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ending_with, ungrouped
+from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
@@ -80,12 +81,14 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     except OSError as error:
         raise HomeError(f"cannot listen on {address}: {error.strerror or error}", errno=error.errno) from error
     with listener:
+        close_in_children(listener, close_socket)
+        is_same_process = origin()
         made = os.lstat(address).st_ino
         try:
             yield listener
         finally:
             with suppress(FileNotFoundError):
-                if os.lstat(address).st_ino == made:
+                if is_same_process() and os.lstat(address).st_ino == made:
                     os.unlink(address)
 
 

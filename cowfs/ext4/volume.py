@@ -63,6 +63,7 @@ from cowfs.ext4.recovery import readable, recover, recovered
 from cowfs.ext4.renames import Renames
 from cowfs.ext4.tables import InodeTables
 from cowfs.ext4.xattrs import ExtendedAttributes
+from cowfs.forking import not_inherited
 
 _PATH_MAX = 4096
 _DAMAGED_INODE = (errno.ESTALE, errno.EUCLEAN, errno.EOPNOTSUPP)
@@ -113,6 +114,7 @@ class Volume:
         self._closed = False
         self._is_trusted = True
         self._overhead_blocks = self._count_overhead()
+        not_inherited(self, f"the file system of {fs.name}")
 
     @classmethod
     def open(

@@ -34,6 +34,7 @@ import pyfuse3
 import trio
 
 from cowfs.errors import MountError, ending_with, ungrouped
+from cowfs.forking import close_in_children, origin
 from cowfs.fuse import request_wait
 from cowfs.fuse.copies import MountWatch, is_kept_by_copies
 from cowfs.fuse.ending import Ending
@@ -146,6 +147,7 @@ async def serve_view(
         check_requirements()
         path = check_mount_point(options.source, target)
         _mount(view, path, options)
+        close_in_children(view, _close_fuse_devices)
         session = _Session(view, path, ending)
         with ending_with(session.close):
             await session.serve(services, tick, on_ready)
@@ -165,6 +167,14 @@ def _mount(view: View, path: str, options: MountOptions) -> None:
         reason = "; ".join(said) or str(error)
         data = ",".join(sorted(wanted))
         raise MountError("mount", options.source, path, data=data, errno=_errno_in(reason), reason=reason) from error
+
+
+def _close_fuse_devices(_view: View) -> None:
+    """In a forked process, which must not keep the mount alive; libfuse tells of no descriptor."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                os.close(int(name))
 
 
 def _errno_in(text: str) -> int:
@@ -201,6 +211,7 @@ class _Session:
         self._view = view
         self._path = path
         self._ending = ending
+        self._is_same_process = origin()
         self._mount = _topmost(path)
         SERVED[path] = self._mount.device if self._mount is not None else ""
 
@@ -257,7 +268,8 @@ class _Session:
     def close(self) -> None:
         """Unmount what is still there, and close the connection."""
         set_title("cowfs")
-        pyfuse3.close(unmount=_is_ours(self._path))
+        if self._is_same_process():
+            pyfuse3.close(unmount=_is_ours(self._path))
         del SERVED[self._path]
 
 

@@ -13,6 +13,7 @@ import msgspec
 from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, ending_with
+from cowfs.forking import not_inherited
 from cowfs.fuse.mountinfo import decode_source, mounts
 from cowfs.home.kernel.nodes import kernel_mounts
 
@@ -53,6 +54,7 @@ class OpenHome:
         self.views: list[MountedView] = []
         self._volumes: Volumes | None = None
         self._driver: LayerDriver | None = None
+        not_inherited(self, f"the home {devices.home}")
 
     @property
     def path(self) -> Path:

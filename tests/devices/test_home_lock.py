@@ -135,14 +135,3 @@ def test_a_home_on_a_read_only_medium_is_locked_through_what_is_there(
     lock.release()
     other.release()
     HomeLock.acquire(str(tmp_path)).release()
-
-
-def test_a_forked_child_that_goes_on_names_itself(tmp_path: Path) -> None:
-    lock = HomeLock.acquire(str(tmp_path))
-    pid = os.fork()
-    if pid == 0:
-        lock.note_holder()
-        os._exit(0)
-    os.waitpid(pid, 0)
-    assert (tmp_path / "cowfs.lock").read_text() == f"{pid}\n"
-    lock.release()

@@ -242,7 +242,7 @@ def test_a_crash_after_the_discard_leaves_no_empty_device(tmp_path: Path, nodes:
         except Killed:
             kinds.add(nodes.steps.log[-1].split()[0] if nodes.steps.log else "")
         died = nodes.steps.is_dead
-        devices.lock.release()
+        devices._lock.release()
         nodes.steps = Steps()
         with open_home(home, nodes) as devices:
             if "a" in devices:

@@ -13,6 +13,7 @@ import msgspec
 
 from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
+from cowfs.forking import not_inherited
 from cowfs.home.control import socket as control
 from cowfs.home.control.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
 from cowfs.home.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, answer_type
@@ -43,6 +44,7 @@ class Client:
         self._listing = False
         self._socket: socket.socket | None = None
         self.holder_pid = self._connect()
+        not_inherited(self, f"the connection to the holder of {home}", drop=Client.close)
 
     def call(self, request: Request[R]) -> R:
         """Send a request and wait for its answer. Raises what the operation raised, as the same class."""

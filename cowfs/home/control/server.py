@@ -24,6 +24,7 @@ import trio
 
 from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
+from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.home.control import socket as control
 from cowfs.home.control.protocol import (
     MAX_REPLY_BYTES,
@@ -193,6 +194,7 @@ class _Connection:
     def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
         self.socket = socket
         self.pid, self.uid = control.peer_of(socket)
+        close_in_children(socket, close_socket)
         self.waiting_since = math.inf
         self.is_dropped = False
         self._wait = trio.CancelScope()
@@ -269,12 +271,15 @@ class _Connection:
 @asynccontextmanager
 async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
     listener = trio.socket.from_stdlib_socket(control.listen(home))
+    close_in_children(listener, close_socket)
+    is_same_process = origin()
     try:
         yield listener
     finally:
         listener.close()
         try:
-            control.unlink(home)
+            if is_same_process():
+                control.unlink(home)
         except OSError as error:
             _log.warning("control socket of %s: %s", home, error)
 
