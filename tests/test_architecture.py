@@ -76,6 +76,30 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 
+# The rooms of a part, its folders and modules: from the floor up, each with those below that it may import.
+ROOMS: dict[str, dict[str, set[str]]] = {
+    "home": {
+        "spec": set(),
+        "unix_socket": set(),
+        "backend_facts": set(),
+        "metadata_copy": set(),
+        "trial_mount": set(),
+        "kernel": set(),
+        "open_home": {"kernel"},
+        "opening": {"spec", "backend_facts", "open_home"},
+        "requests": {"metadata_copy", "open_home"},
+        "executor": {"open_home", "requests"},
+        "control": {"unix_socket", "requests", "executor"},
+        "session": {"spec", "opening", "requests", "executor", "control"},
+        "maintenance": {"session"},
+        "recovery": {"spec", "opening", "session"},
+        "layers": {"requests", "session"},
+        "api": {"spec", "requests", "executor", "session", "layers", "maintenance"},
+        "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session"},
+        "machine": {"backend_facts", "serving"},
+    },
+}
+
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
 MAY_IMPORT_TRIO = {"fuse", "home", "docker", "cli"}
 NONDETERMINISTIC_CALLS = {
@@ -113,7 +137,7 @@ def imported_modules(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                yield full if node.module == "cowfs" and is_module(full) else str(node.module)
+                yield full if is_module(full) else str(node.module)
 
 
 def is_module(name: str) -> bool:
@@ -154,6 +178,26 @@ def test_imports_point_down_only(path: Path) -> None:
         assert part in MAY_IMPORT, f"{show(path)} belongs to a part that the graph of this file does not know"
         allowed = MAY_IMPORT[part]
     assert imported_components(path) <= allowed
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_the_rooms_of_a_part_form_no_circle(part: str) -> None:
+    floors = list(ROOMS[part])
+    assert list(graphlib.TopologicalSorter(ROOMS[part]).static_order())
+    assert all(floors.index(below) < floors.index(room) for room, allowed in ROOMS[part].items() for below in allowed)
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if component(path) in ROOMS], ids=show)
+def test_imports_between_rooms_point_down_only(path: Path) -> None:
+    part = component(path)
+    room = path.relative_to(REPOSITORY).with_suffix("").parts[2]
+    names = [name.split(".") for name in imported_modules(path)]
+    found = {name[2] for name in names if name[:2] == ["cowfs", part] and len(name) > 2} - {room}
+    if room == "__init__":
+        assert not found, "what a part begins with loads none of its rooms"
+        return
+    assert room in ROOMS[part], f"{show(path)} is in a room that the graph of this file does not know"
+    assert found <= ROOMS[part][room]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=show)

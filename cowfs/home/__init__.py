@@ -1,12 +1,17 @@
 """One home, many processes: the Python API, and what stands behind it when another process holds the home.
 
-home, layers     the Python API: `Home`, its `Layers`
-session          reaching a home: opened here (`Host`), or the process that holds it asked over its socket
-requests/        what can be asked of a home, each question a typed struct that runs where the home is held
-control/         the holder's socket: protocol, client, server
-serving/         the process that serves a mount, and how it is started in the background
-kernel/          devices and layers that the kernel mounts by itself, from block device nodes
-driven_home      a home opened as a layer driver's storage options say
-maintenance      check, repair, dump, restore and delta of the pool's metadata; recovery: of the home's records
-machine          what this machine can do
+Read from the top; each room imports from those below it alone.
+
+    machine             what this machine can do
+    api, layers         the Python API: `open_home`, `Home`, its `Layers`
+    serving/            the process that serves a mount, and how it is started in the background
+    maintenance         check, repair, dump, restore and delta of the pool's metadata
+    recovery            of the home's records
+    session             reaching a home: opened here, or the process that holds it asked over its socket
+    control/            the holder's socket: protocol, client, server
+    executor            running requests on a home that this process holds, for all who ask
+    requests/           what can be asked of a home: for each operation a typed struct, with its documentation
+    opening, open_home  making and opening a home in this process, as a `HomeSpec` says, and what that gives
+    kernel/             devices and layers that the kernel mounts, from block device nodes
+    spec                which home, and how it is to be opened
 """
