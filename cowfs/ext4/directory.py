@@ -4,9 +4,9 @@ A directory is a file of blocks of entries. One that outgrows its first block be
 have dir_index: `htree` says how. Lookups and inserts then touch one block, whatever the size. Parsed blocks are
 kept, bounded; a changed block goes to the metadata cache at once.
 
-Damage. Blocks with names that make no sense hide only their own names: the others are found and listed, and then a
-listing ends with the error, so that nothing passes for complete that is not. A directory whose index is damaged is read
-block by block, as if there were none; names can be removed, but none can be added.
+Damage. A block that makes no sense hides only its own names, from the damage on: the others are found and listed, and
+then a listing ends with the error, so that nothing passes for complete that is not. A directory whose index is damaged
+is read block by block, as if there were none; names can be removed, but none can be added.
 
 Listing. Where an index exists or may come to exist, names come in the order of their hashes, as in the kernel: so an
 entry that a split moves to another block is neither listed twice nor missed. Elsewhere entries never move, and come
@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 
 from cowfs.errors import FilesystemError
 from cowfs.ext4 import htree, layout
@@ -29,6 +30,7 @@ from cowfs.ext4.directory_block import (
     DirectoryBlock,
     Entry,
     checksum_fits,
+    entries_before_damage,
     entries_in,
     entry_bytes,
 )
@@ -59,8 +61,22 @@ class Directories:
     # Finding.
 
     def find(self, directory: Inode, name: bytes) -> Entry | None:
-        place = self._locate(directory, name)
+        """Also in a damaged block, before the place of damage: see `check_whole`."""
+        try:
+            place = self._locate(directory, name)
+        except FilesystemError as error:
+            for logical in self._candidates(directory, name):
+                for _, entry in self._readable(directory, logical):
+                    if entry.name == name:
+                        directory.damage = error.message
+                        return entry
+            raise
         return place[1].find(name) if place else None
+
+    def check_whole(self, directory: Inode, name: bytes) -> None:
+        """Raises FilesystemError (EUCLEAN): a name that is found is in a damaged block, and must stay as it is."""
+        if directory.damage:
+            self._locate(directory, name)
 
     def parent(self, directory: Inode) -> int:
         """The inode of `..`."""
@@ -397,12 +413,7 @@ class Directories:
         size = self._fs.block_bytes
         first, begin = divmod(position, size)
         for logical in self._leaves(directory, first):
-            try:
-                block = self._block(directory, logical)
-            except FilesystemError as error:
-                directory.damage = error.message
-                continue
-            for offset, entry in block.entries_from(begin if logical == first else 0):
+            for offset, entry in self._readable(directory, logical, begin if logical == first else 0):
                 yield logical * size + offset, entry
 
     def _walk_by_hash(self, directory: Inode, position: int) -> Iterator[tuple[int, Entry]]:
@@ -422,22 +433,27 @@ class Directories:
         """The entries of the leaf of a hash and of those that continue it, the hash version, the next leaf's hash."""
         index = self._usable_index(directory)
         if index is None:
-            return self._readable_entries(directory, 0), self._default_hash_version(), None
+            return [entry for _, entry in self._readable(directory, 0)], self._default_hash_version(), None
         path = index.path(hash_)
         entries: list[Entry] = []
         while True:
             node, slot = path[-1]
-            entries += self._readable_entries(directory, node.children[slot])
+            entries += [entry for _, entry in self._readable(directory, node.children[slot])]
             following = index.advance(path)
             if following is None or not following & 1:
                 return entries, index.hash_version, following
 
-    def _readable_entries(self, directory: Inode, logical: int) -> list[Entry]:
+    def _readable(self, directory: Inode, logical: int, begin: int = 0) -> list[tuple[int, Entry]]:
+        """The entries of a block from an offset on, with their offsets; of a damaged one those before the damage."""
         try:
-            return self._block(directory, logical).entries()
+            return self._block(directory, logical).entries_from(begin)
         except FilesystemError as error:
             directory.damage = error.message
-            return []
+        with suppress(FilesystemError):
+            data = self._read(directory, logical)
+            if not self._has_tail or checksum_fits(data, directory.checksum_seed):
+                return [item for item in entries_before_damage(data) if item[0] >= begin]
+        return []
 
     # Blocks as they are.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from cowfs.blockdev import Buffer
@@ -53,6 +54,16 @@ def entries_in(data: bytes, *, has_tail: bool) -> Iterator[Entry]:
     for offset, inode, name_end, file_type in records(data, len(data) - (TAIL_BYTES if has_tail else 0)):
         if inode:
             yield Entry(data[offset + HEADER.size : name_end], inode, file_type)
+
+
+def entries_before_damage(data: bytes) -> list[tuple[int, Entry]]:
+    """(offset, entry) of what makes sense of a block, from its begin on."""
+    found = []
+    with suppress(DamagedBlock):
+        for offset, inode, name_end, file_type in records(data, len(data)):
+            if inode:
+                found.append((offset, Entry(data[offset + HEADER.size : name_end], inode, file_type)))
+    return found
 
 
 class DirectoryBlock:

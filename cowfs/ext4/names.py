@@ -177,6 +177,7 @@ class Names:
         if name in (b".", b".."):
             raise os_error(errno.EISDIR)
         inode = self.entry(directory, name)
+        self.directories.check_whole(directory, name)
         if inode.is_directory:
             raise os_error(errno.EISDIR)
         check_removable(directory, inode)
@@ -190,6 +191,7 @@ class Names:
         if name in (b".", b".."):
             raise os_error(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
         inode = self.entry(directory, name)
+        self.directories.check_whole(directory, name)
         if not inode.is_directory:
             raise os_error(errno.ENOTDIR)
         check_removable(directory, inode)

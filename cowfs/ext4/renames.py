@@ -40,6 +40,8 @@ class Renames:
         moved = self._names.entry(source, name)
         there = self._directories.find(target, new_name)
         replaced = self._names.inode_of(there) if there else None
+        self._directories.check_whole(source, name)
+        self._directories.check_whole(target, new_name)
         if flags & RENAME_NOREPLACE and replaced is not None:
             raise os_error(errno.EEXIST)
         if flags == RENAME_EXCHANGE and replaced is None:

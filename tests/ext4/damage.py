@@ -23,6 +23,7 @@ from tests.ext4.conftest import MIB, make_file
 
 BLOCK: Final = 1024
 MANY: Final = 300
+_UUID: Final = "c0ffee00-1234-4567-89ab-000000000001"  # names lie by their hashes: always in the same places
 
 _VALUES: Final = [0, 1, 2, 3, 7, 8, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 16383]
 _INODE_FIELDS: Final = [
@@ -46,7 +47,8 @@ class Patient:
     def __init__(self, path: Path, options: Sequence[str]) -> None:
         with path.open("wb") as file:
             file.truncate(16 * MIB)
-        arguments = ["-q", "-F", "-t", "ext4", "-E", "nodiscard,root_owner=0:0", "-b", str(BLOCK), "-N", "1024"]
+        extended = f"nodiscard,root_owner=0:0,hash_seed={_UUID}"
+        arguments = ["-q", "-F", "-t", "ext4", "-U", _UUID, "-E", extended, "-b", str(BLOCK), "-N", "1024"]
         status, output = tools.run("mke2fs", [*arguments, *options, str(path)])
         assert status == 0, output
         with closing(FileDevice(path)) as device, closing(Volume.open(device)) as volume:

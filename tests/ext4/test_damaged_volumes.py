@@ -145,6 +145,21 @@ def test_a_damaged_block_hides_only_its_names(any_patient: Patient) -> None:
         assert not volume.read_only
 
 
+def test_names_before_the_damage_of_a_block(patient: Patient) -> None:
+    """They are found, and stay as they are: the block cannot be written."""
+    many = patient.inodes[b"many"]
+    block = patient.directory_blocks[b"many"][2]
+    good = patient.good[block * BLOCK : (block + 1) * BLOCK]
+    first = good[8 : 8 + good[6]]
+    place = int.from_bytes(good[4:6], "little")
+    with opened(patient.with_bytes(block * BLOCK + place + 4, b"\x03\x00")) as volume:
+        assert first in names_of(volume, many)
+        assert volume.lookup(many, first).inode == int.from_bytes(good[:4], "little")
+        require_error(lambda: volume.unlink(many, first))
+        require_error(lambda: volume.rename(many, first, ROOT_INODE, b"moved"))
+        assert not volume.read_only
+
+
 @pytest.mark.parametrize("name", [b"a/b", b"\0ile"])
 def test_a_name_that_cannot_be(patient: Patient, name: bytes) -> None:
     top = patient.inodes[b"top"]
