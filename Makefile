@@ -1,6 +1,7 @@
 # make setup   .venv/bin/cowfs, ready to use by any user (system packages come by apt-get when root)
 # make demo    the whole story on a temporary home, each step checked
 # make test    lint, then all tests
+# make test-next   the unit tests on NEXT_PYTHON (python3.13), as 'make test' does too where there is one
 # make bench   the benchmarks; QUICK=1 makes them small
 # make lint    formatting, lint rules, types
 # make man     the manual pages, in build/man
@@ -19,19 +20,33 @@ PYFUSE3 := $$($(BIN)/python -c 'import tomllib; print(next(need for need in toml
 FIND_PYTHON := for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done
 WORKERS ?= auto
+NEXT_PYTHON ?= python3.13
+NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test lint bench man clean distclean packages-run packages-test packages-bench
+.PHONY: setup demo test test-next lint bench man clean distclean packages-run packages-test packages-bench
 
 setup: $(SETUP)
 
 demo: $(SETUP) packages-test
 	scripts/demo
 
-test: packages-test lint
+test: packages-test lint test-next
 	-$(BIN)/python -m tests.kit.thin_tools
 	-$(BIN)/python -m tests.kit.docker_engine
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
+
+# The interface of pools and their metadata: what needs neither pyfuse3 nor guests.
+test-next:
+	@if $(NEXT_PYTHON) --version >/dev/null 2>&1; then \
+		set -e; \
+		$(NEXT)/bin/python -m pip --version >/dev/null 2>&1 || $(NEXT_PYTHON) -m venv --clear $(NEXT); \
+		$(NEXT)/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[test]'; \
+		$(NEXT)/bin/pytest -q -n $(WORKERS) --hypothesis-profile=ci tests/pool tests/thinmeta; \
+	else \
+		echo "make: skipped on $(NEXT_PYTHON), which is not here; on Debian 13: apt-get install python3.13-venv," \
+			"elsewhere: pip install uv && uv python install 3.13 --default"; \
+	fi
 
 lint: $(SETUP)
 	$(BIN)/ruff format --check
