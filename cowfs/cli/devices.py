@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 @click.option(
     "--min-free", type=MINIMUM_FREE, default="10%", show_default=True, help="A share, or a size for the data."
 )
+@click.option(
+    "--no-space",
+    type=click.Choice(["queue", "error"]),
+    default="queue",
+    show_default=True,
+    help="What writes do in a full pool: wait for space for a minute, or fail at once.",
+)
 @click.option("--data-device", metavar="DEV", type=PATH, default="", help="A device for the pool's data, used whole.")
 @click.option("--metadata-device", metavar="DEV", type=PATH, default="", help="A device for its metadata, used whole.")
 @click.option("--thin-pool", metavar="NAME", default="", help="A pool of the kernel that is there and was never used.")
@@ -38,6 +45,7 @@ def init_command(
     block_size: int,
     base_size: int,
     min_free: MinimumFree,
+    no_space: str,
     data_device: str,
     metadata_device: str,
     thin_pool: str,
@@ -67,6 +75,7 @@ def init_command(
         base_size_bytes=base_size,
         min_free_percent=min_free.percent,
         min_free_bytes=min_free.data_bytes,
+        error_if_no_space=no_space == "error",
         source=PoolSource(data_device, metadata_device, thin_pool),
         overwrite=force,
     )

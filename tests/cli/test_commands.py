@@ -52,6 +52,14 @@ def test_making_and_removing_says_so(cowfs_anywhere: Run, tmp_path: Path) -> Non
     assert cowfs_anywhere("--home", home, "remove", "web", "web 1").out == "removed web\nremoved web 1\n"
 
 
+@pytest.mark.parametrize("policy", ["queue", "error"])
+def test_what_a_full_pool_does_is_chosen_when_it_is_made(cowfs_anywhere: Run, tmp_path: Path, policy: str) -> None:
+    home = ("--home", str(tmp_path / "home"))
+    sizes = ("--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M")
+    cowfs_anywhere(*home, "init", *sizes, "--no-space", policy)
+    assert json.loads(cowfs_anywhere(*home, "--json", "status").out)["no_space"] == policy
+
+
 def test_list(cowfs: Run) -> None:
     m = mapped(cowfs)
     w = max(len("MAPPED"), len(m))
