@@ -160,7 +160,7 @@ def _changes(settings: Settings, layer_id: str, parent: str | None) -> None:
 def _diff(settings: Settings, layer_id: str, parent: str | None, sparse: bool) -> None:
     """Write a tar archive of what a layer changed against PARENT, or of all its files.
 
-    Holes of files are zeros in it. With --sparse they are left out: 'layer apply', GNU tar, bsdtar and Python read such
+    Holes of files are zeros in it. With --sparse they are left out: 'layer apply', GNU tar and Python read such
     archives, but Docker's layer store cannot.
     """
     if os.isatty(sys.stdout.fileno()):
