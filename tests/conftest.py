@@ -33,6 +33,7 @@ from cowfs.testing.conformance import BEHAVIOURS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "COWFS_TEST_SESSION"
+SERVER_GUARD = "COWFS_SERVER_GUARD"  # the file that tests/server_guard writes to
 BEHAVIOUR_OF = "conformance behaviour of "
 GRACE_SECONDS = float(os.environ.get("COWFS_TEST_GRACE_SECONDS", "5"))  # for servers that are on their way out
 
@@ -196,6 +197,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
             "PATH": os.pathsep.join([os.path.dirname(sys.executable), SYSTEM_PATH]),
             "TMPDIR": str(directory),
             MARK: os.environ[MARK],
+            **{name: os.environ[name] for name in ("PYTHONPATH", SERVER_GUARD)},
         },
     )
 
@@ -283,6 +285,22 @@ def needs_fuse() -> None:
         pytest.skip("needs /dev/fuse open to all users; run: sudo chmod 0666 /dev/fuse")
     if shutil.which("fusermount3") is None:
         pytest.skip("needs fusermount3; run: sudo apt-get install fuse3")
+
+
+# --- no server touches its own mount
+
+
+@pytest.fixture(scope="session", autouse=True)
+def server_guard(ordinary_root: Path) -> Iterator[None]:
+    """Have every server of the tests watched, see tests/server_guard; fail the session when one waits for itself."""
+    log = ordinary_root / "server-guard"
+    log.touch()
+    log.chmod(0o666)
+    os.environ[SERVER_GUARD] = str(log)
+    os.environ["PYTHONPATH"] = str(REPOSITORY / "tests/server_guard")
+    yield
+    if seen := log.read_text():
+        pytest.fail(f"servers touched their own mounts:\n{seen}", pytrace=False)
 
 
 # --- nothing is left behind

@@ -202,7 +202,7 @@ def _apply(settings: Settings, layer_id: str) -> None:
 
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until the archive is here: the command that writes it may need it.
-    with as_file(sys.stdin.buffer, settings.home_path) as archive, _layers(settings) as layers:
+    with as_file(sys.stdin.buffer, settings.home_path, is_held=False) as archive, _layers(settings) as layers:
         size_bytes = layers.apply(layer_id, archive)
     if settings.as_json:
         output.print_json({"id": layer_id, "size_bytes": size_bytes})

@@ -10,6 +10,7 @@
     <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
     <home>/cowfs.damaged/           files that could not be understood, set aside
+    <home>/cowfs.tmp/               temporary files of the process that serves the home, there while it does
     <home>/cowfs.lock
 
 A file is replaced by writing a temporary one beside it, fsync, rename, fsync of the directory; when a call returns,
@@ -79,6 +80,7 @@ class HomeFiles:
         self.parents = os.path.join(home, "cowfs.parents")
         self.replacements = os.path.join(home, "cowfs.replacing")
         self.damaged = os.path.join(home, "cowfs.damaged")
+        self.temporary = os.path.join(home, "cowfs.tmp")
 
     def use_devices(self, data: str, metadata: str) -> None:
         """Have the pool elsewhere; an empty path is the home's own file."""

@@ -13,6 +13,7 @@ from typing import IO
 import msgspec
 
 from cowfs.errors import HomeError
+from cowfs.home.passed_file import may_be_read
 from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,
@@ -95,7 +96,7 @@ class Layers:
 
     @documented_by(ApplyLayer)
     def apply(self, layer_id: str, archive: IO[bytes]) -> int:
-        with as_file(archive, self._session.path) as file:
+        with as_file(archive, self._session.path, is_held=self._session.holder_pid is not None) as file:
             return self._session.call(ApplyLayer(layer_id, archive=Attachment(file)))
 
     @documented_by(GetLayer)
@@ -112,17 +113,22 @@ class Layers:
 
 
 @contextmanager
-def as_file(archive: IO[bytes], directory: os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """An archive as a regular file, which another process can read too; copied where it is something else.
+def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = True) -> Iterator[IO[bytes]]:
+    """An archive as a regular file that whoever has the home open can read; copied where it is something else.
+
+    Args:
+        directory: the home's.
+        is_held: by another process, which does not read what may be on its own mount.
 
     Raises:
-        HomeError: it cannot be copied into `directory`, the home's.
+        HomeError: it cannot be copied into `directory`.
     """
     try:
-        is_file = stat.S_ISREG(os.fstat(archive.fileno()).st_mode)
+        fd = archive.fileno()
+        is_readable = may_be_read(fd, directory) if is_held else stat.S_ISREG(os.fstat(fd).st_mode)
     except OSError:  # nothing with a descriptor
-        is_file = False
-    if is_file:
+        is_readable = False
+    if is_readable:
         yield archive
         return
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import select
-import stat
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ from cowfs.home.control.protocol import (
     Reply,
 )
 from cowfs.home.executor import Executor
+from cowfs.home.passed_file import may_be_read
 from cowfs.home.requests.decoding import decode_request
 from cowfs.home.requests.request import Attachment, Listing, OpenFile, Upload
 from cowfs.version import VERSION
@@ -88,7 +89,7 @@ class ControlServer:
             task_status.started()
             while True:
                 socket = await self._accept(listener)
-                clients.start_soon(self._serve_client, _Connection(socket, self._limits))
+                clients.start_soon(self._serve_client, _Connection(socket, self._limits, self._executor.path))
 
     async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
         """The next client; waits, and logs so once, while this process is out of descriptors."""
@@ -191,8 +192,9 @@ class _Connection:
     `waiting_since` is when the wait for the client began, on trio's clock; infinity while it is the client who waits.
     """
 
-    def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
+    def __init__(self, socket: trio.socket.SocketType, limits: Limits, home: Path) -> None:
         self.socket = socket
+        self._home = home
         self.pid, self.uid = control.peer_of(socket)
         close_in_children(socket, close_socket)
         self.waiting_since = math.inf
@@ -229,13 +231,20 @@ class _Connection:
         if len(self._files) != 1:
             raise UsageError(f"{len(self._files)} open files came with a request that reads one")
         (fd,) = self._files
-        if not stat.S_ISREG(os.fstat(fd).st_mode):  # reading anything else could block everybody
-            raise UsageError("the file that came with the request is not a regular one; copy it to a file first")
+        if not may_be_read(fd, self._home):
+            raise UsageError(
+                "the file that came with the request is not a regular one in memory or on the file system of the home; "
+                "send a copy"
+            )
         return os.fdopen(fd, "rb", closefd=False)
 
     def close_files(self) -> None:
         while self._files:
-            os.close(self._files.pop())
+            fd = self._files.pop()
+            if may_be_read(fd, self._home):
+                os.close(fd)
+            else:  # closing asks the file system, which this process may have to answer for
+                threading.Thread(target=os.close, args=[fd], daemon=True).start()
 
     async def read_line(self) -> bytes | None:
         """The next line; None when the client left. Raises UsageError when it is too long, TooSlowError."""

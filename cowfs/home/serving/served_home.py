@@ -33,6 +33,7 @@ from cowfs.home.serving.events import event_service
 from cowfs.home.serving.memory import keep_freed_memory
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.shown_devices import ShownDevices
+from cowfs.home.serving.surroundings import away_from
 from cowfs.layers import IdMaps
 from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings
@@ -86,6 +87,9 @@ class ServedHome:
     def opened(cls, home: OpenHome, request: MountRequest) -> Iterator[ServedHome]:
         """A view of what is asked for over an open home, which stays its opener's."""
         with ExitStack() as stack:
+            if not request.by_kernel:
+                files = HomeFiles(os.path.abspath(request.home))
+                stack.enter_context(away_from(_target(request), files, read_only=home.devices.read_only))
             volumes = home.use_volumes(read_only=request.read_only)
             stack.enter_context(ending_with(volumes.close_all))
             home.is_serving = True

@@ -1,0 +1,120 @@
+"""A server never waits for its own mount: files passed to it, its temporary files, where it looks for programs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cowfs.home.passed_file import may_be_read
+from tests.cli.mounted_home import MountedHome, has_ended
+
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+
+
+def served(mounted: MountedHome) -> Path:
+    """The whole home mounted, with a tree and its archive in a device; where the device's files are."""
+    mounted.run("layer", "create", "one")
+    mounted.run("mount", mounted.target)
+    web = mounted.target / "web"
+    mounted.shell(f"mkdir '{web}/tree' && echo a > '{web}/tree/a' && tar -C '{web}/tree' -cf '{web}/a.tar' .")
+    return web
+
+
+def test_an_archive_on_the_mount_is_applied(mounted: MountedHome) -> None:
+    web = served(mounted)
+    mounted.shell(f"cowfs --home '{mounted.home}' layer apply one < '{web}/a.tar'")
+    assert mounted.run("layer", "changes", "one").stdout == "A /a\n"
+    mounted.run("umount", mounted.target)
+
+
+def test_what_is_written_to_the_mount_arrives(mounted: MountedHome) -> None:
+    web = served(mounted)
+    mounted.shell(f"cowfs --home '{mounted.home}' layer apply one < '{web}/a.tar'")
+    for command in ("layer diff one", "dump", "check"):
+        mounted.shell(f"cowfs --home '{mounted.home}' {command} > '{web}/out' && test -s '{web}/out'")
+    mounted.run("umount", mounted.target)
+
+
+def test_a_client_that_passes_a_file_on_the_mount_is_refused(mounted: MountedHome) -> None:
+    """Another program than ours; and everybody else is served meanwhile."""
+    web = served(mounted)
+    script = (
+        "import os, socket, sys\n"
+        "from pathlib import Path\n"
+        "from cowfs.home.control import socket as control\n"
+        "client = control.dial(Path(sys.argv[1]), 60)\n"
+        "lines = client.makefile('rb')\n"
+        "lines.readline()\n"
+        "fd = os.open(sys.argv[2], os.O_RDONLY)\n"
+        'socket.send_fds(client, [b\'{"op":"layer_apply","id":"one"}\\n\'], [fd])\n'
+        "print(lines.readline().decode())\n"
+    )
+    said = mounted.account.run([sys.executable, "-c", script, mounted.home, web / "a.tar"]).stdout
+    assert "not a regular one in memory or on the file system of the home" in said
+    assert mounted.json("status")["holder_pid"]
+    mounted.run("umount", mounted.target)
+
+
+def test_which_files_may_be_read(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    file = home / "file"
+    file.touch()
+    memory = os.memfd_create("archive")
+    receiver, sender = os.pipe()
+    with file.open("rb") as beside, open("/proc/self/maps", "rb") as elsewhere, socket.socket() as no_file:
+        cases = [(beside.fileno(), True), (memory, True), (elsewhere.fileno(), False), (receiver, False)]
+        for fd, may in [*cases, (no_file.fileno(), False)]:
+            assert may_be_read(fd, home) == may
+    for fd in (memory, receiver, sender):
+        os.close(fd)
+
+
+def test_temporary_files_are_not_on_the_mount(mounted: MountedHome) -> None:
+    """TMPDIR, PATH and PYTHONPATH lead to the mount; e2fsck and resize2fs run in the server."""
+    target = str(mounted.target)
+    environment = {
+        "TMPDIR": target,
+        "PATH": os.pathsep.join([f"{target}/web/bin", mounted.account.environment["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([mounted.account.environment["PYTHONPATH"], f"{target}/web"]),
+    }
+    mounted.run("create", "small")
+    pid = mounted.json("mount", target)["holder_pid"]
+    mounted.run("umount", target)
+    mounted.wait_until(lambda: has_ended(pid))
+    mounted.run("mount", target, env=environment)
+    left = mounted.home / "cowfs.tmp"
+    assert left.is_dir()
+    mounted.run("resize", "small", "128M")
+    mounted.run("layer", "create", "one", "small")
+    mounted.shell(f"ls '{target}/one' '{target}/small'")
+    mounted.run("check")
+    mounted.run("umount", target)
+    assert not left.exists()
+
+
+def test_what_a_killed_server_left_is_removed_by_the_next(mounted: MountedHome) -> None:
+    left = mounted.home / "cowfs.tmp"
+    mounted.shell(f"mkdir '{left}' && echo x > '{left}/image'")
+    mounted.run("mount", "web", mounted.target)
+    assert left.is_dir()
+    assert not (left / "image").exists()
+    mounted.run("umount", mounted.target)
+    assert not left.exists()
+
+
+def test_what_a_server_in_the_foreground_says_touches_nothing(mounted: MountedHome) -> None:
+    """tests/server_guard fails the run otherwise."""
+    command = ["cowfs", "--home", mounted.home, "--json", "mount", "--foreground", "web", mounted.target]
+    server = mounted.account.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "{\n"
+    server.terminate()
+    assert str(mounted.target) in server.stdout.read()
+    server.communicate()
+    assert server.returncode == 0
