@@ -92,7 +92,6 @@ class Init(msgspec.Struct, frozen=True):
 
 
 Answer: TypeAlias = dict[str, object]
-Method: TypeAlias = Callable[["GraphDriverPlugin", Call], Awaitable[Answer]]
 
 
 class GraphDriverPlugin:
@@ -127,52 +126,25 @@ class GraphDriverPlugin:
             if name == "Init":
                 await self._initialise(await _decoded(request, Init))
                 return _json({})
-            method = _METHODS.get(name) if name != request.path else None
-            if method is None:
+            if name == request.path or name not in (*_REQUESTS, *_OTHERS):
                 return _json({"Err": f"no such request: {request.path}"}, status=404)
-            return _json(await method(self, await _decoded(request, Call)))
+            return _json(await self._call(name, await _decoded(request, Call)))
         except CLIENT_FAILURES:
             raise
         except Exception as error:
             return _json({"Err": _explain(name, error)}, status=500 if name == "Diff" else 200)
 
-    async def _create(self, call: Call) -> Answer:
-        await self._run(CreateLayer(call.id, call.parent or None, call.storage_options or {}))
-        return {}
-
-    async def _remove(self, call: Call) -> Answer:
-        await self._run(RemoveLayer(call.id))
-        return {}
-
-    async def _get(self, call: Call) -> Answer:
-        return {"Dir": await self._run(GetLayer(call.id, call.mount_label))}
-
-    async def _put(self, call: Call) -> Answer:
-        await self._run(PutLayer(call.id))
-        return {}
-
-    async def _exists(self, call: Call) -> Answer:
-        return {"Exists": await self._run(LayerExists(call.id))}
-
-    async def _status(self, _call: Call) -> Answer:
-        return {"Status": status_items(await self._run(Info()))}
-
-    async def _metadata(self, call: Call) -> Answer:
-        return {"Metadata": await self._run(LayerMetadata(call.id))}
-
-    async def _changes(self, call: Call) -> Answer:
-        async with aclosing(self._executor().pieces(LayerChanges(call.id, call.parent or None))) as changes:
-            return {"Changes": [_change(change) async for change in changes]}
-
-    async def _diff_size(self, call: Call) -> Answer:
-        return {"Size": await self._run(LayerSize(call.id, call.parent or None))}
-
-    async def _cleanup(self, _call: Call) -> Answer:
-        await self._run(PutAllLayers())
-        return {}
-
-    async def _capabilities(self, _call: Call) -> Answer:
-        return {"Capabilities": {"ReproducesExactDiffs": False}}
+    async def _call(self, name: str, call: Call) -> Answer:
+        if name == "Capabilities":
+            return {"Capabilities": {"ReproducesExactDiffs": False}}
+        if name == "Status":
+            return {"Status": status_items(await self._run(Info()))}
+        if name == "Changes":
+            async with aclosing(self._executor().pieces(LayerChanges(call.id, call.parent or None))) as changes:
+                return {"Changes": [_change(change) async for change in changes]}
+        translate, answered_as = _REQUESTS[name]
+        answer = await self._run(translate(call))
+        return {answered_as: answer} if answered_as else {}
 
     async def _diff(self, call: Call) -> Response:
         pieces = self._executor().pieces(LayerArchive(call.id, call.parent or None))
@@ -193,20 +165,23 @@ class GraphDriverPlugin:
         return await self._executor().answer(request)
 
 
-_METHODS: Final[dict[str, Method]] = {
-    "Create": GraphDriverPlugin._create,
-    "CreateReadWrite": GraphDriverPlugin._create,
-    "Remove": GraphDriverPlugin._remove,
-    "Get": GraphDriverPlugin._get,
-    "Put": GraphDriverPlugin._put,
-    "Exists": GraphDriverPlugin._exists,
-    "Status": GraphDriverPlugin._status,
-    "GetMetadata": GraphDriverPlugin._metadata,
-    "Cleanup": GraphDriverPlugin._cleanup,
-    "Changes": GraphDriverPlugin._changes,
-    "DiffSize": GraphDriverPlugin._diff_size,
-    "Capabilities": GraphDriverPlugin._capabilities,
+def _create(call: Call) -> CreateLayer:
+    return CreateLayer(call.id, call.parent or None, call.storage_options or {})
+
+
+# What each request of the daemon is to the home, and the key of its answer.
+_REQUESTS: Final[dict[str, tuple[Callable[[Call], HomeRequest[Any]], str]]] = {
+    "Create": (_create, ""),
+    "CreateReadWrite": (_create, ""),
+    "Remove": (lambda call: RemoveLayer(call.id), ""),
+    "Get": (lambda call: GetLayer(call.id, call.mount_label), "Dir"),
+    "Put": (lambda call: PutLayer(call.id), ""),
+    "Exists": (lambda call: LayerExists(call.id), "Exists"),
+    "GetMetadata": (lambda call: LayerMetadata(call.id), "Metadata"),
+    "DiffSize": (lambda call: LayerSize(call.id, call.parent or None), "Size"),
+    "Cleanup": (lambda _call: PutAllLayers(), ""),
 }
+_OTHERS: Final = ("Capabilities", "Status", "Changes")
 
 
 async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
