@@ -91,7 +91,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "requests": {"metadata_copy", "open_home"},
         "executor": {"open_home", "requests"},
         "control": {"unix_socket", "passed_file", "requests", "executor"},
-        "session": {"spec", "opening", "requests", "executor", "control"},
+        "session": {"spec", "open_home", "opening", "requests", "executor", "control"},
         "maintenance": {"session"},
         "recovery": {"spec", "opening", "session"},
         "layers": {"passed_file", "requests", "session"},

@@ -97,7 +97,7 @@ class Home:
 
     def snapshot(self, origin: str, name: str) -> Created:
         """`create(name, parent=origin)`."""
-        return self.create(name, parent=origin)
+        return self._session.call(Create(name, origin))
 
     @documented_by(Remove)
     def remove(self, name: str, *, deferred: bool = False) -> bool:

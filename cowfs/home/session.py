@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
@@ -27,6 +28,7 @@ from cowfs.devices.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.devices import CopyMetadata, HomeReport, Status
 from cowfs.home.requests.request import Listing, Request
@@ -68,7 +70,8 @@ def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
         HomeBusy: something holds it that does not answer, after `wait_seconds`.
         CowfsError: as `open_here`.
     """
-    return _patiently(spec.path, lambda: Executor(open_here(spec)), Client, wait_seconds)
+    reached = _patiently(spec.path, partial(open_here, spec), Client, wait_seconds)
+    return Executor(reached) if isinstance(reached, OpenHome) else reached
 
 
 @contextmanager
