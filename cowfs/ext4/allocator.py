@@ -18,7 +18,7 @@ from typing import Any
 
 from cowfs.ext4 import layout, libext2fs
 from cowfs.ext4.bitmaps import Bitmaps
-from cowfs.ext4.block_map import Run
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ranges import RangeSet
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from cowfs.ext4.block_map import Run
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.filesystem import Filesystem
 
 _UNREAD: Final = 0

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from cowfs.ext4.block_runs import Run
 
 MAX_EXTENT_BLOCKS = 32768  # the longest run one on-disk extent can describe
 
@@ -22,27 +24,6 @@ class Segment(NamedTuple):
     length: int
     physical: int
     written: bool
-
-
-class Run(NamedTuple):
-    """`length` blocks of the volume from `physical`."""
-
-    physical: int
-    length: int
-
-
-def blocks_within(blocks: Collection[int], runs: Iterable[Run]) -> list[int]:
-    """Those of some blocks that lie in one of some runs, which do not overlap."""
-    if not blocks:
-        return []
-    ordered = sorted(runs)
-    begins = [run.physical for run in ordered]
-    found = []
-    for block in blocks:
-        index = bisect_right(begins, block) - 1
-        if index >= 0 and block < begins[index] + ordered[index].length:
-            found.append(block)
-    return found
 
 
 class BlockMap:

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 from cowfs.blockdev import Buffer, FlushAhead
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Run, Segment
+from cowfs.ext4.block_map import Segment
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.file_map import FileMaps
 from cowfs.ext4.filesystem import Filesystem, os_error
 from cowfs.ext4.inline import InlineData

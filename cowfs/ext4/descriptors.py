@@ -24,7 +24,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from cowfs.ext4 import layout
-from cowfs.ext4.block_map import Run
+from cowfs.ext4.block_runs import Run
 
 if TYPE_CHECKING:
     from cowfs.ext4.filesystem import Filesystem

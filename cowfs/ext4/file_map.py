@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from cowfs.ext4 import extents, indirect, layout
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import BlockMap, Run, Segment
+from cowfs.ext4.block_map import BlockMap, Segment
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.inodes import Inode
 

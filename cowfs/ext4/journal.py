@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cowfs.ext4 import journal_format
-from cowfs.ext4.block_map import Run, blocks_within
+from cowfs.ext4.block_runs import Run, blocks_within
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.journal_file import JournalFile
 from cowfs.ext4.journal_format import JournalFormat, crc32

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cowfs.blockdev import Buffer
 from cowfs.ext4 import extents, indirect, journal_format, layout
-from cowfs.ext4.block_map import Run
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.filesystem import Filesystem
 from cowfs.ext4.inodes import Inode
 from cowfs.ext4.journal_format import DamagedJournal, JournalSuperblock

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
-from cowfs.ext4.block_map import Run, blocks_within
+from cowfs.ext4.block_runs import Run, blocks_within
 
 _CLEAN_BYTES_MAX = 64 << 20
 _DIRTY_BYTES_MAX = 64 << 20

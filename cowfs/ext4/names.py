@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 from cowfs.ext4 import layout
 from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Run, Segment
+from cowfs.ext4.block_map import Segment
+from cowfs.ext4.block_runs import Run
 from cowfs.ext4.directory import Directories
 from cowfs.ext4.directory_block import Entry
 from cowfs.ext4.file_map import FileMaps
