@@ -18,9 +18,9 @@ from pathlib import Path
 
 from bench.rig.harness import Bench, timed
 from bench.rig.pools import make_files, open_pool
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.layers import LayerRoot
 from cowfs.layers.archive import apply_archive, write_archive
 from cowfs.pool import Pool, ThinDevice

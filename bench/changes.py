@@ -19,7 +19,7 @@ from pathlib import Path
 
 from bench.rig.harness import Bench, timed
 from bench.rig.pools import make_files, open_pool
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find_changes, walk_changes
 from cowfs.layers.interface import Change, LayerRoot

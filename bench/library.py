@@ -24,16 +24,16 @@ import cffi
 
 from bench.rig.harness import Bench, timed
 from cowfs.blockdev import FileDevice
-from cowfs.ext4 import mkfs
-from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Segment
-from cowfs.ext4.directory import Directories
-from cowfs.ext4.file_map import FileMaps
-from cowfs.ext4.filesystem import Filesystem
-from cowfs.ext4.inline import InlineData
-from cowfs.ext4.inodes import InodeTable
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.xattrs import ExtendedAttributes
+from cowfs.ext4.files.file_map import FileMaps
+from cowfs.ext4.files.inline import InlineData
+from cowfs.ext4.files.inodes import InodeTable
+from cowfs.ext4.files.xattrs import ExtendedAttributes
+from cowfs.ext4.library.filesystem import Filesystem
+from cowfs.ext4.names.directory import Directories
+from cowfs.ext4.space.allocator import Allocator
+from cowfs.ext4.space.block_map import Segment
+from cowfs.ext4.tools import mkfs
+from cowfs.filetree import ROOT_INODE
 
 VOLUME_BYTES = 1 << 30
 DIRECTORY_MODE = 0o40755

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import FLUSH_AHEAD_BYTES, FileDevice, FlushAhead, MemoryDevice
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.fuse.raw_view import RawView
 from tests.ext4.conftest import MIB, make_file

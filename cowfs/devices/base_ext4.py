@@ -12,9 +12,11 @@ from cowfs.blockdev import BlockDevice
 from cowfs.devices.names import ID_FILE, MAX_NAME_BYTES
 from cowfs.devices.records import Identity
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import growth, layout, mkfs, tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.format import layout
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools import growth, mkfs
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 
 
 class Ext4:

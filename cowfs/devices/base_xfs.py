@@ -12,7 +12,7 @@ from typing import Final
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.records import Identity
 from cowfs.errors import FilesystemError, MissingRequirement
-from cowfs.ext4 import tools
+from cowfs.ext4.tools import commands as tools
 from cowfs.pool import NodeThin
 from cowfs.units import SECTOR_BYTES
 

@@ -6,7 +6,7 @@ import errno
 from typing import Final
 
 from cowfs.errors import HomeError
-from cowfs.ext4 import tools
+from cowfs.ext4.tools import commands as tools
 
 _NOTHING_FOUND: Final = 2
 _SEVERAL_FOUND: Final = 8

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.health import require_status
 from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError, ending_with
-from cowfs.ext4.fsck import check_volume, needs_check, prepare_for_mount
+from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.units import SECTOR_BYTES

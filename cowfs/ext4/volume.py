@@ -38,32 +38,32 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import layout
-from cowfs.ext4.allocator import Allocator
-from cowfs.ext4.block_map import Segment
-from cowfs.ext4.block_runs import Run
-from cowfs.ext4.data import FileData
-from cowfs.ext4.directory_block import Entry
-from cowfs.ext4.file_map import FileMaps
-from cowfs.ext4.filesystem import Filesystem, os_error
-from cowfs.ext4.guard import Guard
-from cowfs.ext4.inline import InlineData
-from cowfs.ext4.inodes import Inode, InodeTable
-from cowfs.ext4.interface import (
+from cowfs.ext4.files.data import FileData
+from cowfs.ext4.files.file_map import FileMaps
+from cowfs.ext4.files.guard import Guard
+from cowfs.ext4.files.inline import InlineData
+from cowfs.ext4.files.inodes import Inode, InodeTable
+from cowfs.ext4.files.tables import InodeTables
+from cowfs.ext4.files.xattrs import ExtendedAttributes
+from cowfs.ext4.format import layout
+from cowfs.ext4.format.directory_block import Entry
+from cowfs.ext4.journal.journal import Journal
+from cowfs.ext4.journal.journal_file import JournalFile
+from cowfs.ext4.journal.journal_format import DamagedJournal
+from cowfs.ext4.journal.recovery import readable, recover, recovered
+from cowfs.ext4.library.block_runs import Run
+from cowfs.ext4.library.filesystem import Filesystem, os_error
+from cowfs.ext4.names.names import Names
+from cowfs.ext4.names.renames import Renames
+from cowfs.ext4.space.allocator import Allocator
+from cowfs.ext4.space.block_map import Segment
+from cowfs.filetree import (
     ROOT_INODE,
     Attributes,
     DirectoryEntry,
     FileTree,
     TreeStatistics,
 )
-from cowfs.ext4.journal import Journal
-from cowfs.ext4.journal_file import JournalFile
-from cowfs.ext4.journal_format import DamagedJournal
-from cowfs.ext4.names import Names
-from cowfs.ext4.recovery import readable, recover, recovered
-from cowfs.ext4.renames import Renames
-from cowfs.ext4.tables import InodeTables
-from cowfs.ext4.xattrs import ExtendedAttributes
 from cowfs.forking import not_inherited
 
 _PATH_MAX = 4096

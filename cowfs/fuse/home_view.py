@@ -47,8 +47,8 @@ import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken, RequestContext, StatvfsData
 
 from cowfs.errors import UnknownDevice, UsageError, ending_with
-from cowfs.ext4.interface import ROOT_INODE as VOLUME_ROOT
-from cowfs.ext4.interface import FileTree, TreeStatistics
+from cowfs.filetree import ROOT_INODE as VOLUME_ROOT
+from cowfs.filetree import FileTree, TreeStatistics
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below
 from cowfs.fuse.translate import SpaceQueue, View, answered, drop_caches
 from cowfs.fuse.tree_view import Numbers, TreeView, as_statvfs

@@ -47,7 +47,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from cowfs.ext4.interface import ROOT_INODE, Attributes, DirectoryEntry, FileTree, TreeStatistics
+from cowfs.filetree import ROOT_INODE, Attributes, DirectoryEntry, FileTree, TreeStatistics
 from cowfs.fuse.callers import may_keep_setgid
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 

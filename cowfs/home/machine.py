@@ -127,7 +127,7 @@ def _mount() -> str:
 
 
 def _libext2fs() -> str:
-    from cowfs.ext4.libext2fs import load
+    from cowfs.ext4.library.libext2fs import load
 
     return f"version {load().version}"
 

@@ -21,7 +21,7 @@ import msgspec
 
 from cowfs.devices.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, MissingRequirement, UsageError
-from cowfs.ext4 import tools
+from cowfs.ext4.tools import commands as tools
 
 POOL_NAME: Final = "docker-thinpool"
 PROFILE_DIRECTORY: Final = "/etc/lvm/profile"

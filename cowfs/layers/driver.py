@@ -23,7 +23,7 @@ from cowfs.devices import BASE, DeviceSet
 from cowfs.devices.names import pool_prefix
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, UsageError, ending_with
-from cowfs.ext4.interface import ROOT_INODE, FileTree
+from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items

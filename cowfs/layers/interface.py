@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
-from cowfs.ext4.interface import FileTree
+from cowfs.filetree import FileTree
 from cowfs.steps import Pieces, Steps
 
 

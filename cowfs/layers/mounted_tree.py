@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from cowfs.blockdev import Buffer
-from cowfs.ext4.interface import ROOT_INODE, Attributes, DirectoryEntry, TreeStatistics
+from cowfs.filetree import ROOT_INODE, Attributes, DirectoryEntry, TreeStatistics
 
 _HANDLE_BYTES: Final = 128  # MAX_HANDLE_SZ
 _GENERATION_BYTES: Final = 4  # the end of the handle, on ext4 and on xfs

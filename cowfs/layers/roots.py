@@ -8,7 +8,7 @@ from typing import Final
 
 from cowfs.devices.names import ID_FILE
 from cowfs.errors import FilesystemError
-from cowfs.ext4.interface import ROOT_INODE, FileTree
+from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.interface import LayerRoot
 
 ROOTFS: Final = b"rootfs"

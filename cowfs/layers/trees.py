@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cowfs.devices import DeviceSet
 from cowfs.devices.volumes import Volumes
-from cowfs.ext4.interface import FileTree
+from cowfs.filetree import FileTree
 
 
 class HeldTree(NamedTuple):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _JUDGE = """
 import sys
 from cowfs.devices import DeviceSet
-from cowfs.ext4.fsck import check_volume
+from cowfs.ext4.tools.fsck import check_volume
 from cowfs.pool import load_backend
 with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
     for record in devices.records():
@@ -32,7 +32,7 @@ with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
 _NEEDS_REPLAY = """
 import sys
 from cowfs.devices import DeviceSet
-from cowfs.ext4.recovery import needs_recovery
+from cowfs.ext4.journal.recovery import needs_recovery
 from cowfs.pool import load_backend
 with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
     print(needs_recovery(devices.activate(sys.argv[2], read_only=True)))

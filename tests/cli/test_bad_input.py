@@ -19,7 +19,7 @@ import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.devices import HomeLock
-from cowfs.ext4 import tools
+from cowfs.ext4.tools import commands as tools
 from cowfs.thinmeta.walk import BITMAP_INDEX, MetadataReader
 from tests.cli.conftest import SMALL, Outcome, Run
 

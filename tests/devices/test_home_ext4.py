@@ -16,8 +16,8 @@ from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.options import min_metadata_bytes
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import HomeError
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
+from cowfs.filetree import ROOT_INODE
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
 

@@ -13,8 +13,8 @@ from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.records import Finding
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import HomeBusy, PoolModeError
-from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.home.recovery import recover_home
 from cowfs.pool import load_backend
 from tests.devices.crash_worlds import EmulatedWorld

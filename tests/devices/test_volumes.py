@@ -13,10 +13,10 @@ import pytest
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
-from cowfs.ext4 import tools
-from cowfs.ext4.fsck import check_volume, needs_check
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools.fsck import check_volume, needs_check
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.pool import load_backend
 from cowfs.steps import finish
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 
 MIB = 1 << 20
 START_NS = 1_700_000_000_123_456_789

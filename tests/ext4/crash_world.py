@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cowfs.blockdev import FileDevice, MemoryDevice
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
 from cowfs.units import SECTOR_BYTES
 

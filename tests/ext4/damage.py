@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.blockdev import FileDevice
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import MIB, make_file
 
 BLOCK: Final = 1024

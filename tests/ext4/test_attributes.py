@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from cowfs.ext4 import layout, tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.format import layout
+from cowfs.ext4.tools import commands as tools
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import START_NS, Image, make_file
 
 SECOND = 1_000_000_000

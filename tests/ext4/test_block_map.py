@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowfs.ext4 import extents, indirect
-from cowfs.ext4.block_map import MAX_EXTENT_BLOCKS, BlockMap
-from cowfs.ext4.data import _contiguous
-from cowfs.ext4.directory import _balanced
+from cowfs.ext4.files.data import _contiguous
+from cowfs.ext4.names.directory import _balanced
+from cowfs.ext4.space import extents, indirect
+from cowfs.ext4.space.block_map import MAX_EXTENT_BLOCKS, BlockMap
 from tests.ext4.conftest import FEATURE_SETS, Image, make_file
 
 Model = dict[int, tuple[int, bool]]

@@ -13,10 +13,10 @@ import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import fsck
-from cowfs.ext4.filesystem import Filesystem
-from cowfs.ext4.growth import grow_filesystem
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.library.filesystem import Filesystem
+from cowfs.ext4.tools import fsck
+from cowfs.ext4.tools.growth import grow_filesystem
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 # Groups of 8 MiB. With and without checksums, and with metadata in its own group or all in the first one.

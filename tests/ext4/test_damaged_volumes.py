@@ -18,8 +18,8 @@ from typing import TypeVar
 import pytest
 
 from cowfs.errors import FilesystemError
-from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
 from tests.ext4.conftest import FEATURE_SETS

@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from cowfs.ext4 import tools
-from cowfs.ext4.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.format.directory_block import DamagedBlock, DirectoryBlock, Entry, checksum_fits
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names
 
 

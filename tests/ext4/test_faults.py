@@ -12,9 +12,9 @@ import pytest
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import OutOfDataSpace
-from cowfs.ext4 import fsck
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import fsck
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 

@@ -13,9 +13,10 @@ import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError, MissingRequirement
-from cowfs.ext4 import libext2fs, libext2fs_abi, tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.library import libext2fs, libext2fs_abi
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import growth, layout
-from cowfs.ext4.growth import grow_filesystem
+from cowfs.ext4.format import layout
+from cowfs.ext4.tools import growth
+from cowfs.ext4.tools.growth import grow_filesystem
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names
 
 FEATURES = FEATURE_SETS | {

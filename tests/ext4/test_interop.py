@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4.interface import ROOT_INODE, Attributes
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE, Attributes
 from tests.ext4.conftest import FEATURE_SETS, Image
 
 MIB = 1 << 20

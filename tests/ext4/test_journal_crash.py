@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4 import journal
-from cowfs.ext4.fsck import needs_check
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.journal_format import INCOMPAT_FAST_COMMIT
-from cowfs.ext4.recovery import needs_recovery
+from cowfs.ext4.journal import journal
+from cowfs.ext4.journal.journal_format import INCOMPAT_FAST_COMMIT
+from cowfs.ext4.journal.recovery import needs_recovery
+from cowfs.ext4.tools.fsck import needs_check
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import journal_format, tools
-from cowfs.ext4.journal_format import MAGIC_BYTES, JournalFormat, JournalSuperblock, crc32
-from cowfs.ext4.journal_replay import read_log
-from cowfs.ext4.recovery import recover, recovered
+from cowfs.ext4.journal import journal_format
+from cowfs.ext4.journal.journal_format import MAGIC_BYTES, JournalFormat, JournalSuperblock, crc32
+from cowfs.ext4.journal.journal_replay import read_log
+from cowfs.ext4.journal.recovery import recover, recovered
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
 from cowfs.testing.blockdev import memory_device
 from tests.ext4.conftest import MIB

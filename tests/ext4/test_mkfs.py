@@ -11,11 +11,12 @@ import pytest
 
 from cowfs.blockdev import FileDevice, MemoryDevice
 from cowfs.errors import FilesystemError, MissingRequirement, UsageError
-from cowfs.ext4 import fsck, tools
-from cowfs.ext4.fsck import CheckStatus
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.mkfs import make_filesystem, probe_filesystem, read_uuid
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools import fsck
+from cowfs.ext4.tools.fsck import CheckStatus
+from cowfs.ext4.tools.mkfs import make_filesystem, probe_filesystem, read_uuid
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 

@@ -15,7 +15,7 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE
+from cowfs.filetree import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image
 
 NAMES = [b"a", b"b", b"c" * 255, b"d\xff"]

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from cowfs.ext4.interface import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, ROOT_INODE
 from tests.ext4.conftest import Image, make_file, names
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import FEATURE_SETS, Image, make_file
 
 

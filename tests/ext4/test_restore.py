@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cowfs.blockdev import BlockDevice
-from cowfs.ext4 import acl, tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.files import acl
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 from tests.ext4.test_xattrs import NAMED, fails

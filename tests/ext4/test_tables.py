@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.tables import Geometry, InodeRange, differ
+from cowfs.ext4.files.tables import Geometry, InodeRange, differ
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import FEATURE_SETS, Image, make_file
 
 BLOCK = 4096

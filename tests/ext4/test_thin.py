@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4 import fsck, tools
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools import fsck
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.pool import Pool, ThinDevice
 from cowfs.pool.table import PoolTable
 from cowfs.units import SECTOR_BYTES, Sectors

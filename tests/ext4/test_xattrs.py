@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cowfs.ext4 import acl
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.files import acl
+from cowfs.ext4.files.xattrs import XATTR_CREATE, XATTR_REPLACE
 from cowfs.ext4.volume import Volume
-from cowfs.ext4.xattrs import XATTR_CREATE, XATTR_REPLACE
+from cowfs.filetree import ROOT_INODE
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file
 
 

@@ -16,7 +16,7 @@ import trio
 from cowfs.devices import DeviceSet, HomeOptions
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import CowfsError
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.filetree import ROOT_INODE
 from cowfs.fuse.home_view import HomeView
 from cowfs.home.serving.shown_devices import ShownDevices
 from cowfs_emulated.backend import EmulatedBackend

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cowfs.errors import MetadataCorrupt, OutOfDataSpace
-from cowfs.ext4.interface import (
+from cowfs.filetree import (
     RENAME_EXCHANGE,
     RENAME_NOREPLACE,
     ROOT_INODE,

@@ -12,7 +12,7 @@ import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, RequestContext, StatvfsData
 
 from cowfs.errors import FilesystemError, MissingRequirement, OutOfDataSpace, UnknownDevice, UsageError
-from cowfs.ext4.interface import TreeStatistics
+from cowfs.filetree import TreeStatistics
 from cowfs.fuse.home_view import HomeView
 from tests.fuse.memory_tree import MemoryTree
 

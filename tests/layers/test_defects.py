@@ -18,7 +18,7 @@ import pytest
 from cowfs.devices import base_xfs
 from cowfs.devices.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
-from cowfs.ext4 import tools
+from cowfs.ext4.tools import commands as tools
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.spec import HomeSpec, Make

@@ -13,8 +13,8 @@ import pytest
 import trio
 
 from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, UsageError
-from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.fuse.home_view import HomeView
 from cowfs.home.serving.served_home import ViewMounter
 from cowfs.home.serving.shown_devices import ShownDevices

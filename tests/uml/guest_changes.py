@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
 from cowfs.layers.interface import Change

@@ -19,7 +19,7 @@ from unittest import mock
 import cowfs
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.fuse.mountinfo import Mount, mount_at
 from cowfs.home.kernel.layers import KernelLayers
 from cowfs.home.open_home import OpenHome

@@ -15,8 +15,8 @@ from cowfs.devices import DeviceSet, filesystem_named
 from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
 from cowfs.devices.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError
-from cowfs.ext4 import tools
-from cowfs.ext4.mkfs import require_filesystem
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools.mkfs import require_filesystem
 from cowfs.home.backend_facts import driver_facts
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
 from cowfs.layers.options import home_options, parse_storage_options

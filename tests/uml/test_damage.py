@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from cowfs.errors import FilesystemError
-from cowfs.ext4.interface import ROOT_INODE
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
 from cowfs.uml import UmlKernel, run_captured
 from tests.conftest import REPOSITORY, session_seed

@@ -15,9 +15,9 @@ import pytest
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import FilesystemError
-from cowfs.ext4 import tools
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.uml import UmlKernel, run_captured
 from tests.conftest import REPOSITORY
 from tests.ext4.crash_world import read_state

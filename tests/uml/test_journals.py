@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import FileDevice, MemoryDevice
-from cowfs.ext4 import journal, tools
-from cowfs.ext4.recovery import needs_recovery
+from cowfs.ext4.journal import journal
+from cowfs.ext4.journal.recovery import needs_recovery
+from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
 from cowfs.testing.blockdev import memory_device
 from cowfs.uml import UmlKernel, run_captured

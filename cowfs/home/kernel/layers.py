@@ -23,7 +23,7 @@ from cowfs.devices.base_xfs import limit_nospace_retries
 from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, MountError
-from cowfs.ext4.interface import FileTree
+from cowfs.filetree import FileTree
 from cowfs.fuse.mountinfo import Mount, mount_at
 from cowfs.fuse.mountpoint import unmount_now
 from cowfs.home.kernel import nodes

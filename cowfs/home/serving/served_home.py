@@ -18,7 +18,7 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.error_record import plain_text
 from cowfs.errors import ending_with
-from cowfs.ext4 import libext2fs
+from cowfs.ext4.library import libext2fs
 from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
 from cowfs.fuse.raw_view import RawView

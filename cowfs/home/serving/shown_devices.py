@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cowfs.devices import BASE, DeviceRecord, DeviceSet
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import UnknownDevice
-from cowfs.ext4.interface import FileTree, TreeStatistics
+from cowfs.filetree import FileTree, TreeStatistics
 from cowfs.pool import PoolStatus
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.layers.interface import IdMaps, IdRange
 
 

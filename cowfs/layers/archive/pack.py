@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from cowfs.errors import FilesystemError, PoolError, UsageError
-from cowfs.ext4 import acl
-from cowfs.ext4.interface import Attributes, DirectoryEntry, FileTree
+from cowfs.ext4.files import acl
+from cowfs.filetree import Attributes, DirectoryEntry, FileTree
 from cowfs.layers.archive import records
 from cowfs.layers.archive.ids import IdShift, UnmappedId
 from cowfs.layers.archive.names import WHITEOUT_PREFIX, is_reserved, show

@@ -14,7 +14,7 @@ import stat
 from typing import Final
 
 from cowfs.errors import ArchiveError
-from cowfs.ext4.interface import Attributes
+from cowfs.filetree import Attributes
 from cowfs.layers.archive.names import show
 from cowfs.layers.interface import LayerRoot
 from cowfs.steps import Steps

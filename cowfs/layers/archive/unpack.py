@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 from cowfs.errors import ArchiveError, FilesystemError, PoolError
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.layers.archive import records
 from cowfs.layers.archive.ids import IdShift, UnmappedId
 from cowfs.layers.archive.names import (

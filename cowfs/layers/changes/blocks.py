@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.tables import InodeRange, InodeTables, differ
+from cowfs.ext4.files.tables import InodeRange, InodeTables, differ
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.layers.changes.names import NameSearch, may_name
 from cowfs.layers.changes.walk import Child, Listing, Walk
 from cowfs.layers.interface import Change, LayerRoot

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-from cowfs.ext4.tables import InodeRange, InodeTables
+from cowfs.ext4.files.tables import InodeRange, InodeTables
 from cowfs.ext4.volume import Volume
 
 _CHUNK_INODES: Final = 256

@@ -23,7 +23,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final, NamedTuple, TypeAlias
 
-from cowfs.ext4.interface import Attributes, FileTree
+from cowfs.filetree import Attributes, FileTree
 from cowfs.layers.interface import Change, ChangeKind, LayerRoot
 from cowfs.steps import Steps
 

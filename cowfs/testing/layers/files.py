@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from cowfs.ext4.interface import Attributes, FileTree
+from cowfs.filetree import Attributes, FileTree
 from cowfs.layers.interface import LayerRoot
 
 _HIDDEN = frozenset({"lost+found"})

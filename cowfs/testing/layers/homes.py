@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from cowfs.devices import BASE, DeviceSet
-from cowfs.ext4 import tools
-from cowfs.ext4.fsck import check_volume
+from cowfs.ext4.tools import commands as tools
+from cowfs.ext4.tools.fsck import check_volume
 from cowfs.home.api import open_home
 from cowfs.home.layers import Layers
 from cowfs.home.opening import open_here

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.filetree import ROOT_INODE
 from cowfs.layers import LayerRoot
 from tests.ext4.conftest import MIB, Image
 from tests.layers.archive.trees import Tree, build, directory, file, look, symlink

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.layers import LayerRoot
 from tests.ext4.conftest import MIB
 from tests.layers.archive.conftest import LayerVolume

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import pytest
 
 from cowfs.errors import FilesystemError, UsageError
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.layers import Change, ChangeKind, IdMaps, IdRange, LayerRoot
 from cowfs.layers.archive import archive_size, write_archive
 from cowfs.steps import finish

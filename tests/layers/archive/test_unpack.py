@@ -16,7 +16,7 @@ from collections.abc import Callable
 import pytest
 
 from cowfs.errors import ArchiveError, FilesystemError
-from cowfs.ext4 import acl
+from cowfs.ext4.files import acl
 from cowfs.layers import IdMaps, IdRange, LayerRoot
 from cowfs.layers.archive import apply_archive
 from cowfs.steps import finish

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4 import fsck
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools import fsck
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes, walk_changes
 from cowfs.layers.interface import Change, ChangeKind, LayerRoot

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.ext4.tables import InodeRange
+from cowfs.ext4.files.tables import InodeRange
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes
 from cowfs.layers.changes import names as names_module

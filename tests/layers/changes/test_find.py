@@ -9,9 +9,9 @@ import pytest
 
 from cowfs.devices.base_ext4 import Ext4
 from cowfs.errors import MetadataCorrupt, NoSuchThin
-from cowfs.ext4 import fsck
-from cowfs.ext4.interface import ROOT_INODE
+from cowfs.ext4.tools import fsck
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.layers.changes import ThinPair, block_changes, find, find_changes
 from cowfs.layers.interface import Change, LayerRoot
 from cowfs.layers.roots import find_root

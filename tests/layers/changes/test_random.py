@@ -12,7 +12,7 @@ import hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from cowfs.ext4.interface import RENAME_EXCHANGE
+from cowfs.filetree import RENAME_EXCHANGE
 from cowfs.layers.changes import names as names_module
 from tests.layers.changes.conftest import FEATURES, Lab, Layer, make_pool, remove_tree
 

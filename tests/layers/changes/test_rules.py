@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cowfs.ext4.interface import RENAME_EXCHANGE, ROOT_INODE, DirectoryEntry
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import RENAME_EXCHANGE, ROOT_INODE, DirectoryEntry
 from cowfs.layers.changes import walk_changes
 from cowfs.layers.interface import Change, ChangeKind, LayerRoot
 from cowfs.steps import finish

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import FileDevice
-from cowfs.ext4.interface import ROOT_INODE
-from cowfs.ext4.mkfs import make_filesystem
+from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.layers import LayerRoot
 from cowfs.testing.layers import DirectoryFiles, FileProcess, Files, TreeFiles
 from cowfs.testing.layers.rules import fill_richly

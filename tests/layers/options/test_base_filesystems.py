@@ -13,8 +13,8 @@ from cowfs.blockdev import MemoryDevice
 from cowfs.devices import DeviceSet, filesystem_named
 from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
 from cowfs.errors import FilesystemError, MissingRequirement
-from cowfs.ext4 import layout
-from cowfs.ext4.mkfs import require_filesystem
+from cowfs.ext4.format import layout
+from cowfs.ext4.tools.mkfs import require_filesystem
 from cowfs.pool import load_backend
 from tests.layers.options.test_homes import MIB, SMALL
 
