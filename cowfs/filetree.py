@@ -1,6 +1,6 @@
-"""What the ext4 engine offers to its users (the FUSE tree view, the layer driver): a file tree by inode number.
+"""A file tree by inode number: what an open ext4 and a mount of the kernel's offer to views and to the layer driver.
 
-Numbers are ext4's own: the root is inode 2. Names are bytes without `/`. Times are nanoseconds since 1970. Every
+The root is inode 2. Names are bytes without `/`. Times are nanoseconds since 1970. Every
 method raises OSError with the errno a kernel file system would give, and then has changed nothing, so that it may be
 tried again (when a full pool has got space). Nothing awaits; one thread at a time.
 
@@ -66,7 +66,7 @@ class TreeStatistics:
 
 
 class FileTree(Protocol):
-    """A mounted volume. `read_only` trees answer EROFS to everything that changes something."""
+    """Files and directories. `read_only` trees answer EROFS to everything that changes something."""
 
     @property
     def read_only(self) -> bool: ...
@@ -153,10 +153,6 @@ class FileTree(Protocol):
         """Entries after `cookie` (0: from the start), `.` and `..` included; safe while entries come and go."""
         ...
 
-    def open_inode(self, inode: int) -> None: ...
-
-    def release_inode(self, inode: int) -> None: ...
-
     def read(self, inode: int, offset: int, length: int) -> bytes:
         """Up to `length` bytes; fewer only at the end of the file. Holes read as zeros."""
         ...
@@ -190,6 +186,18 @@ class FileTree(Protocol):
         """Write everything down and flush the device."""
         ...
 
+    def close(self) -> None:
+        """Release what is still open, sync, and mark the volume cleanly unmounted. The device stays open."""
+        ...
+
+
+class ServedTree(FileTree, Protocol):
+    """A tree that a mount serves: applications hold inodes open, and its device is snapshotted meanwhile."""
+
+    def open_inode(self, inode: int) -> None: ...
+
+    def release_inode(self, inode: int) -> None: ...
+
     def quiesce(self) -> None:
         """Sync, and leave the device as after a clean unmount until the next change: for a snapshot taken now."""
         ...
@@ -200,8 +208,4 @@ class FileTree(Protocol):
 
     def distrust(self) -> None:
         """Something failed halfway: never mark the volume as cleanly unmounted again, so that it is checked next."""
-        ...
-
-    def close(self) -> None:
-        """Release what is still open, sync, and mark the volume cleanly unmounted. The device stays open."""
         ...

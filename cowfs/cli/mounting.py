@@ -266,9 +266,9 @@ def umount_command(settings: Settings, what: str | None, everything: bool, lazy:
 
 
 def _unmount(target: str, *, lazy: bool) -> None:
-    from cowfs.fuse.mountinfo import mount_at
-    from cowfs.fuse.mountpoint import unmount
     from cowfs.home.kernel.devices import is_mount_of_home, unmount_by_kernel
+    from cowfs.mounts.mountinfo import mount_at
+    from cowfs.mounts.mountpoint import unmount
 
     mount = mount_at(target)
     if mount is not None and is_mount_of_home(mount):
@@ -278,7 +278,7 @@ def _unmount(target: str, *, lazy: bool) -> None:
 
 
 def _is_mount_point(path: str) -> bool:
-    from cowfs.fuse.mountinfo import mount_at
+    from cowfs.mounts.mountinfo import mount_at
 
     return mount_at(path) is not None
 
@@ -289,7 +289,7 @@ def _mount_points(settings: Settings, name: str | None) -> list[str]:
     Raises:
         MountError: it is mounted with all the others only.
     """
-    from cowfs.fuse.mountinfo import decode_source, mounts
+    from cowfs.mounts.mountinfo import decode_source, mounts
 
     home = os.path.realpath(settings.home_path)
     sources = [(decode_source(mount.source), mount.target) for mount in mounts() if mount.is_cowfs]

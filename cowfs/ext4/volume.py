@@ -1,4 +1,4 @@
-"""A mounted ext4 volume: the `FileTree` over a block device, in process, without root.
+"""A mounted ext4 volume: the `ServedTree` over a block device, in process, without root.
 
 What holds what:
 
@@ -61,7 +61,7 @@ from cowfs.filetree import (
     ROOT_INODE,
     Attributes,
     DirectoryEntry,
-    FileTree,
+    ServedTree,
     TreeStatistics,
 )
 from cowfs.forking import not_inherited
@@ -595,4 +595,4 @@ class Volume:
 
 
 if TYPE_CHECKING:
-    _: type[FileTree] = Volume
+    _: type[ServedTree] = Volume

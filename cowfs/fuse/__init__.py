@@ -1,7 +1,5 @@
 """The FUSE front end: pyfuse3 and trio at the edge, everything below them synchronous.
 
-    mountinfo     mount tables, and the names of our own mounts
-    mountpoint    what a mount needs, usable mount points, unmounting
     background    a server in the background, and its readiness
     kernel_cache  having the kernel forget names, without taking away what is mounted below them
     server        the process that serves one mount

@@ -36,8 +36,8 @@ import msgspec
 
 from cowfs.error_record import ErrorRecord, record_error, restore_error
 from cowfs.errors import CowfsError, MountError
-from cowfs.fuse.mountinfo import mount_at
-from cowfs.fuse.mountpoint import check_mount_point, check_requirements, is_dead, unmount_now
+from cowfs.mounts.mountinfo import mount_at
+from cowfs.mounts.mountpoint import check_mount_point, check_requirements, is_dead, unmount_now
 
 log = logging.getLogger(__name__)
 

@@ -48,7 +48,7 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken
 
 from cowfs.errors import UnknownDevice, UsageError, ending_with
 from cowfs.filetree import ROOT_INODE as VOLUME_ROOT
-from cowfs.filetree import FileTree, TreeStatistics
+from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below
 from cowfs.fuse.translate import SpaceQueue, View, answered, drop_caches
 from cowfs.fuse.tree_view import Numbers, TreeView, as_statvfs
@@ -79,7 +79,7 @@ class Devices(Protocol):
         """None for a device that is not shown."""
         ...
 
-    def open(self, name: str) -> FileTree:
+    def open(self, name: str) -> ServedTree:
         """The device's volume; each call needs a `close`."""
         ...
 

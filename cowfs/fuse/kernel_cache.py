@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from cowfs.fuse.mountinfo import Mount, mount_at, parse_mountinfo
+from cowfs.mounts.mountinfo import Mount, mount_at, parse_mountinfo
 
 _PROC: Final = Path("/proc")
 _AT_FDCWD: Final = -100

@@ -36,10 +36,11 @@ import trio
 from cowfs.errors import MountError, ending_with, ungrouped
 from cowfs.forking import close_in_children, origin
 from cowfs.fuse import request_wait
-from cowfs.fuse.copies import MountWatch, is_kept_by_copies
 from cowfs.fuse.ending import Ending
-from cowfs.fuse.mountinfo import SUBTYPE, Mount, mounts
-from cowfs.fuse.mountpoint import (
+from cowfs.fuse.translate import MAX_TASKS, View
+from cowfs.mounts.copies import MountWatch, is_kept_by_copies
+from cowfs.mounts.mountinfo import SUBTYPE, Mount, mounts
+from cowfs.mounts.mountpoint import (
     SERVED,
     check_mount_point,
     check_requirements,
@@ -48,7 +49,6 @@ from cowfs.fuse.mountpoint import (
     set_title,
     unmount_now,
 )
-from cowfs.fuse.translate import MAX_TASKS, View
 
 log = logging.getLogger(__name__)
 

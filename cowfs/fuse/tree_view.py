@@ -1,4 +1,4 @@
-"""The tree view: a FileTree (an ext4 volume) as directories and files.
+"""The tree view: a ServedTree (an ext4 volume) as directories and files.
 
 Inode numbers. What the kernel calls an inode is a one-to-one function of the volume's number, see `Numbers`. For a
 view that is a whole mount the two are the same, except that FUSE calls the root 1 and ext4 calls it 2: those are
@@ -47,7 +47,7 @@ from pyfuse3 import (
     StatvfsData,
 )
 
-from cowfs.filetree import ROOT_INODE, Attributes, DirectoryEntry, FileTree, TreeStatistics
+from cowfs.filetree import ROOT_INODE, Attributes, DirectoryEntry, ServedTree, TreeStatistics
 from cowfs.fuse.callers import may_keep_setgid
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
@@ -75,7 +75,7 @@ SWAPPED_ROOT: Final = Numbers(_swap_root, _swap_root)
 
 
 class TreeView(View):
-    """Handlers over one FileTree, which `close` closes. Without a tree, one is attached before the first request.
+    """Handlers over one ServedTree, which `close` closes. Without a tree, one is attached before the first request.
 
     Invariants:
         1. `_lookups[i]` is the kernel's lookup count of volume inode i, never 0; exactly these inodes are pinned.
@@ -86,7 +86,7 @@ class TreeView(View):
 
     def __init__(
         self,
-        tree: FileTree | None,
+        tree: ServedTree | None,
         *,
         read_only: bool = False,
         space: SpaceQueue | None = None,
@@ -100,7 +100,7 @@ class TreeView(View):
         if tree is not None:
             self.attach(tree)
 
-    def attach(self, tree: FileTree) -> None:
+    def attach(self, tree: ServedTree) -> None:
         """Go on with an opening of the volume."""
         for inode in self._lookups:
             tree.open_inode(inode)

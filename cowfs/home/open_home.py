@@ -14,8 +14,8 @@ from cowfs.devices.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, ending_with
 from cowfs.forking import not_inherited
-from cowfs.fuse.mountinfo import decode_source, mounts
-from cowfs.home.kernel.nodes import kernel_mounts
+from cowfs.mounts.mountinfo import decode_source, mounts
+from cowfs.mounts.nodes import kernel_mounts
 
 if TYPE_CHECKING:
     from cowfs.devices import DeviceRecord, DeviceSet
@@ -123,7 +123,7 @@ class OpenHome:
         """What this process shows, what the kernel does, and what other readers of a home that cannot be written do."""
         kernels = (
             MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
-            for name, mount in kernel_mounts(self.devices)
+            for name, mount in kernel_mounts(self.devices.lent())
         )
         return [*self.views, *self._views_of_readers(), *kernels]
 

@@ -8,9 +8,9 @@ import sys
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import CowfsError
-from cowfs.fuse.mountinfo import encode_source
 from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, run_server
+from cowfs.mounts.mountinfo import encode_source
 
 
 def main(target: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cowfs.fuse.mountinfo import Mount, encode_source, mount_at
+from cowfs.mounts.mountinfo import Mount, encode_source, mount_at
 
 if TYPE_CHECKING:
     from tests.conftest import Account

@@ -8,7 +8,7 @@ import pytest
 
 from cowfs.fuse import kernel_cache
 from cowfs.fuse.kernel_cache import drop_unused_names, is_mounted_below, may_be_mounted_below
-from cowfs.fuse.mountinfo import parse_mountinfo
+from cowfs.mounts.mountinfo import parse_mountinfo
 
 SERVED = b"42 30 0:39 / /srv/m rw - fuse.cowfs cowfs:/h: rw,user_id=0\n"
 BOUND = b"43 30 0:39 /a/rootfs /X rw - fuse.cowfs cowfs:/h: rw,user_id=0\n"

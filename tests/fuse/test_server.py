@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import HomeBusy, MissingRequirement, MountError
-from cowfs.fuse import mountpoint
 from cowfs.fuse.background import mount_in_background
-from cowfs.fuse.mountinfo import encode_source, mount_at
-from cowfs.fuse.mountpoint import find_server, unmount
+from cowfs.mounts import mountpoint
+from cowfs.mounts.mountinfo import encode_source, mount_at
+from cowfs.mounts.mountpoint import find_server, unmount
 from tests.conftest import Account
 from tests.fuse.conftest import Serve, mounted_at
 
@@ -30,7 +30,7 @@ SERVE = str(Path(__file__).with_name("serve.py"))
 
 def run_python(account: Account, code: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run code as the account; `Path`, `os`, and the functions under test are imported."""
-    prelude = "import os, sys, errno, time\nfrom pathlib import Path\nfrom cowfs.fuse.mountpoint import *\n"
+    prelude = "import os, sys, errno, time\nfrom pathlib import Path\nfrom cowfs.mounts.mountpoint import *\n"
     return account.run([sys.executable, "-c", prelude + code, *arguments], check=check)
 
 
@@ -202,12 +202,12 @@ def test_all_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 def test_requirements_of_a_user(ordinary_user: Account, tmp_path: Path, needs_fuse: None) -> None:
     device = ordinary_user.directory / "fuse"
     device.touch(0o600)
-    code = "import cowfs.fuse.mountpoint as m; m._DEVICE = sys.argv[1]; m.check_requirements()"
+    code = "import cowfs.mounts.mountpoint as m; m._DEVICE = sys.argv[1]; m.check_requirements()"
     if os.geteuid() == 0:
         done = run_python(ordinary_user, code, device, check=False)
         assert "MissingRequirement" in done.stderr
         assert "may not be opened by uid 65534 (mode 600); try: as root, chmod 666" in done.stderr
-    code = "import cowfs.fuse.mountpoint as m; m.fusermount = lambda: None; m.check_requirements()"
+    code = "import cowfs.mounts.mountpoint as m; m.fusermount = lambda: None; m.check_requirements()"
     done = run_python(ordinary_user, code, check=False)
     assert "fusermount3 is not installed, and only root mounts without it; try: apt-get install fuse3" in done.stderr
 
@@ -215,7 +215,7 @@ def test_requirements_of_a_user(ordinary_user: Account, tmp_path: Path, needs_fu
 def test_unmounting_needs_the_table_of_mounts(ordinary_user: Account, serve: Serve) -> None:
     """The kernel's own answer would be about a file that the user never named."""
     served = serve(ordinary_user, "memory")
-    code = "import cowfs.fuse.mountpoint as m; m._MTAB = sys.argv[1]; "
+    code = "import cowfs.mounts.mountpoint as m; m._MTAB = sys.argv[1]; "
     for action in ("m.check_requirements()", "m.fusermount = lambda: '/bin/false'; m.unmount(sys.argv[2])"):
         done = run_python(ordinary_user, code + action, "/no/mtab", served.target, check=False)
         assert "MissingRequirement: /no/mtab does not exist, and fusermount3 looks there" in done.stderr

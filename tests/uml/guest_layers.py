@@ -20,15 +20,15 @@ import cowfs
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4.files import acl
-from cowfs.fuse.mountinfo import Mount, mount_at
 from cowfs.home.kernel.layers import KernelLayers
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
-from cowfs.layers.mounted_tree import MountedTree
 from cowfs.layers.roots import find_root
+from cowfs.mounts.mounted_tree import MountedTree
+from cowfs.mounts.mountinfo import Mount, mount_at
 from cowfs.steps import finish, pieces_of
 from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case

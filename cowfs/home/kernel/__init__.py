@@ -1,1 +1,1 @@
-"""Mounts by the kernel itself: of devices, of layers, of any node; and what /sys tells of block devices."""
+"""Mounts by the kernel itself, of a home's devices and layers."""

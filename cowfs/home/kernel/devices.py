@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cowfs.devices.names import TARGET_PREFIX
-from cowfs.fuse.mountinfo import Mount, encode_source, mount_at, mounts
-from cowfs.fuse.mountpoint import check_mount_point, unmount_now
-from cowfs.home.kernel import nodes
-from cowfs.home.kernel.mount import mount_node, parse_mount_options
+from cowfs.mounts import nodes
+from cowfs.mounts.kernel_mount import mount_node, parse_mount_options
+from cowfs.mounts.mountinfo import Mount, encode_source, mount_at, mounts
+from cowfs.mounts.mountpoint import check_mount_point, unmount_now
 
 
 def mount_by_kernel(

@@ -24,15 +24,15 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.filetree import FileTree
-from cowfs.fuse.mountinfo import Mount, mount_at
-from cowfs.fuse.mountpoint import unmount_now
-from cowfs.home.kernel import nodes
-from cowfs.home.kernel.mount import mount_node
 from cowfs.layers.driver import Prepare
-from cowfs.layers.mounted_tree import MountedTree
 from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
 from cowfs.layers.trees import HeldTree
+from cowfs.mounts import nodes
+from cowfs.mounts.kernel_mount import mount_node
+from cowfs.mounts.mounted_tree import MountedTree
+from cowfs.mounts.mountinfo import Mount, mount_at
+from cowfs.mounts.mountpoint import unmount_now
 from cowfs.pool import NodeThin, ThinDevice
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class KernelLayers:
     def unmount_all(self) -> None:
         """End every mount of a layer that a process of this home made; what cannot be ended stays."""
         prefix = self._directory + os.sep
-        for layer_id, mount in nodes.kernel_mounts(self._devices):
+        for layer_id, mount in nodes.kernel_mounts(self._devices.lent()):
             if mount.target == prefix + layer_id:
                 with suppress(OSError):
                     self.unmount(layer_id)

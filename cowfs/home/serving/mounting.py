@@ -2,7 +2,7 @@
 
     mount(request, ...)           in the command: starts the server and returns its pid once the mount can be used
     mount_server.serve_mount      in the server: opens the home, serves the view and the home's control socket
-    cowfs.fuse.mountpoint         unmount
+    cowfs.mounts.mountpoint         unmount
 
 The command loads neither the pool nor FUSE: all that is decided by the server, which reports what went wrong.
 """
@@ -21,8 +21,8 @@ from cowfs.devices.files import HomeFiles
 from cowfs.devices.making import is_home
 from cowfs.errors import HomeError
 from cowfs.fuse.background import mount_in_background, start_in_background
-from cowfs.fuse.mountinfo import encode_source
-from cowfs.fuse.mountpoint import detach_dead
+from cowfs.mounts.mountinfo import encode_source
+from cowfs.mounts.mountpoint import detach_dead
 
 LOG_NAME: Final = "cowfs.log"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cowfs.devices import BASE, DeviceRecord, DeviceSet
 from cowfs.devices.volumes import Volumes
 from cowfs.errors import UnknownDevice
-from cowfs.filetree import FileTree, TreeStatistics
+from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.pool import PoolStatus
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class ShownDevices:
             return None
         return record.device_id if _is_shown(record) else None
 
-    def open(self, name: str) -> FileTree:
+    def open(self, name: str) -> ServedTree:
         return self._volumes.open(name)
 
     def close(self, name: str) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowfs.fuse.mountinfo import decode_source, encode_source, mount_at, mounts, parse_mountinfo
+from cowfs.mounts.mountinfo import decode_source, encode_source, mount_at, mounts, parse_mountinfo
 
 LINES = rb"""22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 36 22 0:53 / /mnt/a\040b\134c\011 rw,nosuid shared:7 master:2 - fuse.cowfs cowfs:/home/u/H:base rw,user_id=1000

@@ -253,13 +253,6 @@ class MountedTree:
                 return None
             return begin, os.lseek(fd, begin, os.SEEK_HOLE)
 
-    def open_inode(self, inode: int) -> None:
-        """An inode without a name is gone with its last name."""
-
-    def release_inode(self, inode: int) -> None: ...
-
-    # ------------------------------------------------------------------ the whole
-
     def statistics(self) -> TreeStatistics:
         found = os.fstatvfs(self._root)
         return TreeStatistics(
@@ -275,15 +268,6 @@ class MountedTree:
     def sync(self) -> None:
         if not self.read_only and self._libc.syncfs(self._root):
             raise _last_error(b"")
-
-    def quiesce(self) -> None:
-        self.sync()
-
-    def has_orphans(self) -> bool:
-        return False
-
-    def distrust(self) -> None:
-        """The kernel sees to that itself."""
 
     def close(self) -> None:
         """Sync, and let go of the mount."""

@@ -10,7 +10,7 @@ import stat
 from typing import Final
 
 from cowfs.errors import FilesystemError, MountError, UsageError
-from cowfs.home.kernel import nodes
+from cowfs.mounts import nodes
 
 _PROBED_BYTES: Final = 0x10040 + 8
 _LOG_BYTES: Final = 256

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from cowfs.fuse.mountinfo import Mount, mounts
-
-if TYPE_CHECKING:
-    from cowfs.devices import DeviceSet
+from cowfs.mounts.mountinfo import Mount, mounts
 
 _GONE_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.01
 
 
-def kernel_mounts(devices: DeviceSet) -> list[tuple[str, Mount]]:
-    """The devices of a home that the kernel has mounted, by name, with the mounts; whoever mounted them."""
-    lent = {number: name for name, numbers in devices.lent().items() for number in numbers}
-    if not lent:
+def kernel_mounts(lent: Mapping[str, Collection[int]]) -> list[tuple[str, Mount]]:
+    """The devices that the kernel has mounted, by name, with the mounts.
+
+    Args:
+        lent: by name, the numbers of the nodes that the kernel was given (`DeviceSet.lent`).
+    """
+    names = {number: name for name, numbers in lent.items() for number in numbers}
+    if not names:
         return []
-    return [(lent[number], mount) for mount in mounts() if (number := device_of(mount)) in lent]
+    return [(names[number], mount) for mount in mounts() if (number := device_of(mount)) in names]
 
 
 def device_of(mount: Mount) -> int:

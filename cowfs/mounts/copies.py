@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cowfs.fuse.mountinfo import Mount, mounts, parse_mountinfo
+from cowfs.mounts.mountinfo import Mount, mounts, parse_mountinfo
 
 _MOUNTINFO: Final = "/proc/self/mountinfo"
 

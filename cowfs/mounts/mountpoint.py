@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.errors import MissingRequirement, MountError
-from cowfs.fuse.build_needs import how_to_install
-from cowfs.fuse.mountinfo import Mount, mount_at
+from cowfs.mounts.build_needs import how_to_install
+from cowfs.mounts.mountinfo import Mount, mount_at
 
 _DEVICE: Final = "/dev/fuse"
 _FUSE_CONF: Final = "/etc/fuse.conf"
