@@ -1,1 +1,6 @@
-"""Names of inodes: `directory` has the blocks, `names` and `renames` the kernel's rules, `orphans` what lost its name."""
+"""Names of inodes.
+
+    directory           blocks of entries, with and without a hash index
+    names, renames      the rules of a kernel file system
+    orphans             inodes that lost their last name while open
+"""
