@@ -439,7 +439,7 @@ def test_a_full_disk_under_a_home(cowfs_anywhere: Run, small_disk: Path, room_ki
 
 
 def test_no_fuse_here(cowfs: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cowfs.fuse.mountpoint._DEVICE", str(tmp_path / "fuse"))
+    monkeypatch.setattr("cowfs.mounts.mountpoint._DEVICE", str(tmp_path / "fuse"))
     for words in (["mount"], ["mount", "--foreground"]):
         outcome = cowfs(*words, "web", tmp_path)
         assert "fuse does not exist" in outcome.error

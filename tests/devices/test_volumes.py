@@ -203,10 +203,10 @@ def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, mon
 def test_open_volumes_share_what_one_may_cache(
     devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cowfs.ext4.inodes._CACHED_INODES_MAX", 120)
-    monkeypatch.setattr("cowfs.ext4.inodes._CACHED_INODES_MIN", 10)
-    monkeypatch.setattr("cowfs.ext4.metadata_cache._CLEAN_BYTES_MAX", 64 << 10)
-    monkeypatch.setattr("cowfs.ext4.metadata_cache._BYTES_MIN", 4 << 10)
+    monkeypatch.setattr("cowfs.ext4.files.inodes._CACHED_INODES_MAX", 120)
+    monkeypatch.setattr("cowfs.ext4.files.inodes._CACHED_INODES_MIN", 10)
+    monkeypatch.setattr("cowfs.ext4.library.metadata_cache._CLEAN_BYTES_MAX", 64 << 10)
+    monkeypatch.setattr("cowfs.ext4.library.metadata_cache._BYTES_MIN", 4 << 10)
     opened = [volumes.open(name) for name in ("a", "b")]
 
     def use(volume: Volume) -> None:

@@ -126,7 +126,9 @@ def test_what_fills_its_device_is_left_alone(image: Image) -> None:
 def test_what_cannot_be_grown(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     os.truncate(image.path, 100 * MIB)
     device: Any = FileDevice(image.path)
-    monkeypatch.setattr("cowfs.ext4.tools.run", lambda command, _arguments: (1, f"{command} 1.0\nit is too late\n"))
+    monkeypatch.setattr(
+        "cowfs.ext4.tools.commands.run", lambda command, _arguments: (1, f"{command} 1.0\nit is too late\n")
+    )
     with pytest.raises(FilesystemError, match="resize2fs cannot make it 104857600 bytes large: it is too late"):
         grow_filesystem(device)
     monkeypatch.undo()

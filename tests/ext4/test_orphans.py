@@ -132,7 +132,7 @@ def test_a_list_that_leads_astray_is_refused(make_image: Callable[..., Image], t
 
 def test_pins_do_not_outlive_the_cache(image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
     """Open inodes may leave the cache; those without a name may not."""
-    monkeypatch.setattr("cowfs.ext4.inodes._CACHED_INODES_MAX", 20)
+    monkeypatch.setattr("cowfs.ext4.files.inodes._CACHED_INODES_MAX", 20)
     volume: Volume = image.volume
     inodes = [make_file(volume, b"f%d" % number, b"%d" % number) for number in range(200)]
     for inode in inodes:
