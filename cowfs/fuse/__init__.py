@@ -1,12 +1,13 @@
 """The FUSE front end: pyfuse3 and trio at the edge, everything below them synchronous.
 
-    background    a server in the background, and its readiness
-    kernel_cache  having the kernel forget names, without taking away what is mounted below them
-    server        the process that serves one mount
-    request_wait  how it waits for requests
-    translate     what all views share: errors, queueing for space, quiescing
-    callers       groups and capabilities of who sends a request
-    tree_view, raw_view, home_view      a device's files, a device as a disk, all devices of a home
-
-All before `server` need no pyfuse3.
+background              a server in the background, and its readiness
+server                  the process that serves one mount
+ending, stacks          how it comes to its end; what it did, for its log
+request_wait            how it waits for requests
+translate               what all views share: errors, queueing for space, quiescing
+callers                 groups and capabilities of the process that sends a request
+tree_view, raw_view     a device's files, a device as a disk
+home_view               all devices of a home
+open_devices            which of their volumes are open
+kernel_cache            what the kernel has cached of them
 """

@@ -1,4 +1,6 @@
-"""Having the kernel forget the names it has cached of a mount, without taking away what is mounted below them.
+"""What the kernel has cached of the devices of a home view, and having it forget that.
+
+Names are forgotten without taking away what is mounted below them.
 
 When a name is invalidated, the kernel detaches what is mounted at it and below it, in every mount namespace: a
 container whose root is in the mount loses its /proc, /dev and /sys. So that is the last resort:
@@ -17,10 +19,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import pyfuse3
+import trio
+from pyfuse3 import ROOT_INODE
+
+from cowfs.fuse.open_devices import OpenDevice, OpenDevices
+from cowfs.fuse.translate import drop_caches
 from cowfs.mounts.mountinfo import Mount, mount_at, parse_mountinfo
 
 _PROC: Final = Path("/proc")
@@ -29,6 +39,101 @@ _SYS_FSCONFIG: Final = 431  # the same on every architecture that Linux has Pyth
 _SYS_FSPICK: Final = 433
 _FSPICK_FLAGS: Final = 1 | 2 | 4  # close on exec, follow no symbolic link, mount nothing
 _FSCONFIG_CMD_RECONFIGURE: Final = 7
+_FORGET_SECONDS: Final = 1.0  # how long the kernel may take to tell what it has forgotten
+_DELETED_SECONDS: Final = 5.0
+_DELETED_MAX_SECONDS: Final = 80.0
+
+
+class KernelCache:
+    """What the kernel has cached of the devices behind a view that is mounted.
+
+    A coroutine here waits for the kernel, which may have requests for the view meanwhile: never call it in a handler.
+
+    `revealed`: the device that is shown for a moment although it is marked for deletion, to be looked up.
+    """
+
+    def __init__(self, open_devices: OpenDevices, mount_point: str) -> None:
+        self._open = open_devices
+        self._mount_point = mount_point
+        self.revealed: OpenDevice | None = None
+
+    async def invalidate(self, name: str) -> None:
+        """Something else in this process has changed a device: have the kernel drop what it has cached of it."""
+        device = self._open.by_name(name)
+        if device is None:
+            return
+        device.view.reread()
+        device.root = None
+        await self._drop_names(device)
+        await trio.to_thread.run_sync(drop_caches, device.view.known(), abandon_on_cancel=True)
+        await self._restore_name(device)
+
+    async def close_if_idle(self, name: str) -> bool:
+        """Close a device's volume unless the device is in use; whether it is closed.
+
+        Ends without a checkpoint: what follows at once finds the device unused.
+        """
+        device = self._open.by_name(name)
+        if device is not None and device.view.is_known and not device.holds:
+            await self._have_forgotten(device)
+            device = self._open.by_name(name)
+        if device is None:
+            return True
+        if device.view.is_known or not self._open.can_be_closed(device):
+            with suppress(OSError):  # a volume that cannot be opened is not in use
+                self._open.attach(device)  # so that the device set knows that the device is in use
+            return False
+        self._open.close_volume(device, even_if_it_fails=True)
+        return True
+
+    async def serve_deletions(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """A service: lets go of devices that are marked for deletion, since the kernel does not say when their users
+        are gone. The longer they are in use, the less often: it costs all devices what the kernel has cached.
+        """
+        task_status.started()
+        pause_seconds = _DELETED_SECONDS
+        while True:
+            await trio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, _DELETED_MAX_SECONDS)
+            for device in list(self._open.known.values()):
+                is_deleted = not device.holds and self._open.devices.number(device.name) is None
+                if is_deleted and await self.close_if_idle(device.name):
+                    pause_seconds = _DELETED_SECONDS
+
+    async def _have_forgotten(self, device: OpenDevice) -> None:
+        """Have the kernel forget all of a device that is not in use, and wait until it has said so."""
+        if await self._drop_names(device):
+            with trio.move_on_after(_FORGET_SECONDS):
+                while device.view.is_known:
+                    device.forgotten = trio.Event()
+                    await device.forgotten.wait()
+        await self._restore_name(device)
+
+    async def _drop_names(self, device: OpenDevice) -> bool:
+        """Have the kernel forget the names in a device, and what is not in use with them; False when that cannot be."""
+        if await trio.to_thread.run_sync(drop_unused_names, self._mount_point, abandon_on_cancel=True):
+            return True
+        below = "/" + device.name
+        if await trio.to_thread.run_sync(may_be_mounted_below, self._mount_point, below, abandon_on_cancel=True):
+            return False
+        if not self._open.is_shown(device):
+            await self._look_up(device)  # it can only be told by a name that it has
+        device.is_name_dropped = True
+        await trio.to_thread.run_sync(_drop_name, os.fsencode(device.name), abandon_on_cancel=True)
+        return True
+
+    async def _restore_name(self, device: OpenDevice) -> None:
+        if device.is_name_dropped and device.view.is_known and self._open.is_shown(device):
+            await self._look_up(device)
+        device.is_name_dropped = False
+
+    async def _look_up(self, device: OpenDevice) -> None:
+        self.revealed = device
+        try:
+            path = os.path.join(self._mount_point, device.name)
+            await trio.to_thread.run_sync(_look_up, path, abandon_on_cancel=True)
+        finally:
+            self.revealed = None
 
 
 def drop_unused_names(mount_point: str) -> bool:
@@ -99,3 +204,15 @@ def _is_in_this_user_namespace(process: Path) -> bool:
         return False
     except OSError:
         return True  # it has ended
+
+
+def _drop_name(name: bytes) -> None:
+    try:
+        pyfuse3.invalidate_entry(ROOT_INODE, name)
+    except FileNotFoundError:
+        return  # the kernel does not have it
+
+
+def _look_up(path: str) -> None:
+    """By a process of its own: a thread of this one that waits for the mount would outlive even a kill."""
+    subprocess.run(["/bin/sh", "-c", 'test -e "$1"', "sh", path], stdin=subprocess.DEVNULL, check=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cowfs.fuse.home_view import OPEN_MAX
+from cowfs.fuse.open_devices import OPEN_MAX
 from tests.cli.mounted_home import MountedHome, has_ended, kill_and_wait
 from tests.kit import posix
 

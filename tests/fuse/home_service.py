@@ -3,7 +3,7 @@
 A request is a file DIRECTORY/request with words in it; its answer is DIRECTORY/answer:
 
     write NAME FILE TEXT    change the file in process, as the layer driver would, and have the kernel told
-    hold NAME, end-hold NAME, let-go NAME, settle
+    hold NAME, end-hold NAME, close-if-idle NAME, settle
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ class HomeService:
                 volume.set_attributes(inode, size_bytes=0)
                 volume.write(inode, 0, text)
                 volume.sync()
-            await view.invalidate(name)
+            await view.kernel_cache.invalidate(name)
         elif what == "hold":
             return view.hold(name)
         elif what == "end-hold":
             view.end_hold(name)
-        elif what == "let-go":
-            free = await view.let_go(name)
+        elif what == "close-if-idle":
+            free = await view.kernel_cache.close_if_idle(name)
             return f"{free} {name in self._devices.active()}"
         return "done"

@@ -91,7 +91,7 @@ def test_handles_of_a_home_and_of_a_disk(root_user: Account, serve: Serve) -> No
     path.write_text("content")
     handles = [handle_of(path), handle_of(path.parent), handle_of(served.target / "a")]
     request, answer = root_user.directory / "work" / "request", root_user.directory / "work" / "answer"
-    request.with_suffix(".part").write_text("let-go a")
+    request.with_suffix(".part").write_text("close-if-idle a")
     request.with_suffix(".part").rename(request)
     subprocess.run(
         [sys.executable, "-c", "import os, sys, time\nwhile not os.path.exists(sys.argv[1]): time.sleep(0.01)", answer],

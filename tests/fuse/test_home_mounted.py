@@ -67,13 +67,13 @@ def test_what_changes_in_the_process_is_seen_at_once(home: Served) -> None:
 
 
 def test_a_held_device_is_not_let_go(home: Served) -> None:
-    assert ask(home, "let-go", "a") == "True False"
+    assert ask(home, "close-if-idle", "a") == "True False"
     assert ask(home, "hold", "a") == str(home.target / "a")
     home.account.run(["ls", home.target / "a", home.target / "b"])
-    assert ask(home, "let-go", "a") == "False True"
-    assert ask(home, "let-go", "b") == "True False"
+    assert ask(home, "close-if-idle", "a") == "False True"
+    assert ask(home, "close-if-idle", "b") == "True False"
     assert ask(home, "end-hold", "a") == "done"
-    assert ask(home, "let-go", "a") == "True False"
+    assert ask(home, "close-if-idle", "a") == "True False"
     assert ask(home, "end-hold", "a") == "UsageError"
     assert ask(home, "hold", "c") == "UnknownDevice"
     assert home.end() == 0
@@ -89,10 +89,10 @@ def test_what_is_mounted_inside_a_device_is_not_taken_away(root_user: Account, s
     for source, target in ((inside, outside), (outside, inside)):
         run(["mount", "--bind", source, target])
         try:
-            assert ask(home, "let-go", "a") == "False True"
+            assert ask(home, "close-if-idle", "a") == "False True"
             assert run(["findmnt", "-n", target]).stdout
         finally:
             run(["umount", target])
-    assert ask(home, "let-go", "a") == "True False"
+    assert ask(home, "close-if-idle", "a") == "True False"
     assert run(["cat", inside / "f"]).stdout == "text\n"
     assert home.end() == 0

@@ -91,91 +91,82 @@ def view(devices: FakeDevices) -> HomeView:
     return HomeView(devices, "/mnt", open_max=2)  # type: ignore[arg-type]  # all of a tree that a view uses
 
 
-def do(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-    """The answer to one request."""
-
-    async def ask() -> Any:
-        return await handler(*arguments)
-
-    return trio.run(ask)
-
-
-def refused(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> str:
+async def refused(handler: Callable[..., Awaitable[Any]], *arguments: Any) -> str:
     with pytest.raises(FUSEError) as caught:
-        do(handler, *arguments)
+        await handler(*arguments)
     return errno.errorcode[caught.value.errno]
 
 
-def look_up(view: HomeView, *path: str) -> int:
+async def look_up(view: HomeView, *path: str) -> int:
     inode = int(ROOT_INODE)
     for name in path:
-        entry: EntryAttributes = do(view.lookup, inode, os.fsencode(name), CONTEXT)
+        entry: EntryAttributes = await view.lookup(inode, os.fsencode(name), CONTEXT)
         inode = int(entry.st_ino)
     return inode
 
 
-def visit(view: HomeView, names: str) -> None:
+async def visit(view: HomeView, names: str) -> None:
     """Ask for something in devices that only an open volume can answer."""
     for name in names:
-        do(view.opendir, look_up(view, name), CONTEXT)
+        await view.opendir(await look_up(view, name), CONTEXT)
 
 
-def make_file(view: HomeView, parent: int, name: bytes) -> int:
+async def make_file(view: HomeView, parent: int, name: bytes) -> int:
     """A file that is open; its handle."""
-    info, entry = do(view.create, parent, name, 0o644, os.O_RDWR, CONTEXT)
+    info, entry = await view.create(parent, name, 0o644, os.O_RDWR, CONTEXT)
     assert info.fh >> 1 == entry.st_ino
     return int(info.fh)
 
 
-def test_the_longest_unused_volume_makes_room(devices: FakeDevices, view: HomeView) -> None:
-    a = look_up(view, "a")
-    look_up(view, "b")
+async def test_the_longest_unused_volume_makes_room(devices: FakeDevices, view: HomeView) -> None:
+    a = await look_up(view, "a")
+    await look_up(view, "b")
     assert devices.open_names() == "ab"
-    do(view.getattr, a, CONTEXT)
-    look_up(view, "c")
+    await view.getattr(a, CONTEXT)
+    await look_up(view, "c")
     assert devices.open_names() == "ac"
     assert devices.trees["b"].syncs == 1
     view.close()
     assert devices.open_names() == ""
 
 
-def test_a_volume_that_was_closed_goes_on(devices: FakeDevices, view: HomeView) -> None:
-    handle = make_file(view, look_up(view, "a"), b"f")
-    do(view.write, handle, 0, b"before")
-    look_up(view, "b")
-    look_up(view, "c")
+async def test_a_volume_that_was_closed_goes_on(devices: FakeDevices, view: HomeView) -> None:
+    handle = await make_file(view, await look_up(view, "a"), b"f")
+    await view.write(handle, 0, b"before")
+    await look_up(view, "b")
+    await look_up(view, "c")
     assert devices.open_names() == "bc"
-    do(view.write, handle, 6, b" and after")
+    await view.write(handle, 6, b" and after")
     assert devices.open_names() == "ac"
-    assert do(view.read, handle, 0, 100) == b"before and after"
+    assert await view.read(handle, 0, 100) == b"before and after"
     # What the kernel knew before is known to the new opening: it lives on without a name.
-    do(view.unlink, look_up(view, "a"), b"f", CONTEXT)
-    assert do(view.read, handle, 0, 100) == b"before and after"
+    await view.unlink(await look_up(view, "a"), b"f", CONTEXT)
+    assert await view.read(handle, 0, 100) == b"before and after"
 
 
-def test_what_is_open_without_a_name_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
-    a = look_up(view, "a")
-    handle = make_file(view, a, b"f")
-    do(view.unlink, a, b"f", CONTEXT)
-    visit(view, "bcd")
+async def test_what_is_open_without_a_name_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
+    a = await look_up(view, "a")
+    handle = await make_file(view, a, b"f")
+    await view.unlink(a, b"f", CONTEXT)
+    await visit(view, "bcd")
     assert devices.open_names() == "ad"
-    do(view.release, handle)
-    do(view.forget, [(handle >> 1, 1)])
-    visit(view, "bcd")
+    await view.release(handle)
+    await view.forget([(handle >> 1, 1)])
+    await visit(view, "bcd")
     assert devices.open_names() == "cd"
 
 
-def test_a_volume_that_cannot_be_written_down_stays_open(devices: FakeDevices, view: HomeView) -> None:
-    visit(view, "a")
+async def test_a_volume_that_cannot_be_written_down_stays_open(devices: FakeDevices, view: HomeView) -> None:
+    await visit(view, "a")
     devices.trees["a"].settle_fails = True
-    visit(view, "bc")
+    await visit(view, "bc")
     assert devices.open_names() == "ac"
     devices.trees["a"].settle_fails = False
-    visit(view, "b")
+    await visit(view, "b")
     assert devices.open_names() == "bc"
 
 
-def test_a_request_that_waits_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
+async def test_a_request_that_waits_keeps_its_volume_open(devices: FakeDevices, view: HomeView) -> None:
     class Waiting:
         """A queue for space that stays full for as long as this test likes."""
 
@@ -187,86 +178,83 @@ def test_a_request_that_waits_keeps_its_volume_open(devices: FakeDevices, view: 
             await self.answer.wait()
             return True
 
-    async def main() -> None:
-        waiting = view.space = Waiting()  # type: ignore[assignment]
-        a = (await view.lookup(ROOT_INODE, b"a", CONTEXT)).st_ino
-        info, _ = await view.create(a, b"f", 0o644, os.O_RDWR, CONTEXT)
-        tree = devices.trees["a"]
-        tree.full = tree.may_queue = True
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(view.write, info.fh, 0, b"text")
-            await waiting.asked.wait()
-            for name in (b"b", b"c", b"d"):
-                await view.lookup(ROOT_INODE, name, CONTEXT)
-            assert devices.open_names() == "ad"
-            tree.full = False
-            waiting.answer.set()
-        assert await view.read(info.fh, 0, 100) == b"text"
-
-    trio.run(main)
+    waiting = view.space = Waiting()  # type: ignore[assignment]
+    a = (await view.lookup(ROOT_INODE, b"a", CONTEXT)).st_ino
+    info, _ = await view.create(a, b"f", 0o644, os.O_RDWR, CONTEXT)
+    tree = devices.trees["a"]
+    tree.full = tree.may_queue = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(view.write, info.fh, 0, b"text")
+        await waiting.asked.wait()
+        for name in (b"b", b"c", b"d"):
+            await view.lookup(ROOT_INODE, name, CONTEXT)
+        assert devices.open_names() == "ad"
+        tree.full = False
+        waiting.answer.set()
+    assert await view.read(info.fh, 0, 100) == b"text"
 
 
-def test_held_devices_stay_open_and_there(devices: FakeDevices, view: HomeView) -> None:
+async def test_held_devices_stay_open_and_there(devices: FakeDevices, view: HomeView) -> None:
     assert view.hold("a") == "/mnt/a"
     view.hold("a")
-    visit(view, "bcd")
+    await visit(view, "bcd")
     assert devices.open_names() == "ad"
     devices.hidden.add("a")
-    a = look_up(view, "a")
-    assert do(view.let_go, "a") is False
+    a = await look_up(view, "a")
+    assert await view.kernel_cache.close_if_idle("a") is False
     view.end_hold("a")
     view.end_hold("a")
     with pytest.raises(UsageError):
         view.end_hold("a")
-    assert look_up(view, "a") == a  # as long as the kernel knows it: something may be mounted in it
-    assert do(view.getattr, a, CONTEXT).st_ino == a
-    visit(view, "bcd")  # it could not be opened again
+    assert await look_up(view, "a") == a  # as long as the kernel knows it: something may be mounted in it
+    assert (await view.getattr(a, CONTEXT)).st_ino == a
+    await visit(view, "bcd")  # it could not be opened again
     assert "a" in devices.open_names()
-    do(view.forget, [(a, 2)])
+    await view.forget([(a, 2)])
     view.settle_changes()
     assert "a" not in devices.open_names()
-    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
-    assert refused(view.getattr, a, CONTEXT) == "ESTALE"
+    assert await refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
+    assert await refused(view.getattr, a, CONTEXT) == "ESTALE"
     with pytest.raises(UnknownDevice):
         view.hold("a")
 
 
-def test_what_is_forgotten_is_closed_before_long(devices: FakeDevices, view: HomeView) -> None:
-    a = look_up(view, "a")
-    look_up(view, "a")
+async def test_what_is_forgotten_is_closed_before_long(devices: FakeDevices, view: HomeView) -> None:
+    a = await look_up(view, "a")
+    await look_up(view, "a")
     view.settle_changes()
     assert devices.open_names() == "a"
-    do(view.forget, [(a, 2), (ROOT_INODE, 5)])
+    await view.forget([(a, 2), (ROOT_INODE, 5)])
     view.settle_changes()
     assert devices.open_names() == ""
-    assert do(view.let_go, "a") is True
+    assert await view.kernel_cache.close_if_idle("a") is True
 
 
-def test_closed_volumes_answer_for_their_roots(devices: FakeDevices, view: HomeView) -> None:
-    a = look_up(view, "a")
-    do(view.mkdir, a, b"dir", 0o755, CONTEXT)
-    before = do(view.getattr, a, CONTEXT)
-    look_up(view, "b")
-    look_up(view, "c")
-    entry = do(view.lookup, ROOT_INODE, b"a", CONTEXT)
+async def test_closed_volumes_answer_for_their_roots(devices: FakeDevices, view: HomeView) -> None:
+    a = await look_up(view, "a")
+    await view.mkdir(a, b"dir", 0o755, CONTEXT)
+    before = await view.getattr(a, CONTEXT)
+    await look_up(view, "b")
+    await look_up(view, "c")
+    entry = await view.lookup(ROOT_INODE, b"a", CONTEXT)
     assert devices.open_names() == "bc"
     for field in ("st_ino", "st_mode", "st_nlink", "st_uid", "st_mtime_ns"):
         assert getattr(entry, field) == getattr(before, field)
 
 
-def test_a_device_that_was_replaced_is_another_one(devices: FakeDevices, view: HomeView) -> None:
+async def test_a_device_that_was_replaced_is_another_one(devices: FakeDevices, view: HomeView) -> None:
     """Its content is in another thin; what the kernel knows of the old one is not what it looks up now."""
-    before = look_up(view, "a")
-    visit(view, "bc")
+    before = await look_up(view, "a")
+    await visit(view, "bc")
     devices.numbers["a"] = 99
     devices.trees["a"] = CountedTree()
-    assert refused(view.getattr, before, CONTEXT) == "ESTALE"
-    after = look_up(view, "a")
+    assert await refused(view.getattr, before, CONTEXT) == "ESTALE"
+    after = await look_up(view, "a")
     assert after != before
-    do(view.getattr, after, CONTEXT)
-    do(view.forget, [(before, 1)])
-    do(view.getattr, after, CONTEXT)
-    assert do(view.statfs, CONTEXT).f_blocks == devices.trees["a"].statistics().blocks
+    await view.getattr(after, CONTEXT)
+    await view.forget([(before, 1)])
+    await view.getattr(after, CONTEXT)
+    assert (await view.statfs(CONTEXT)).f_blocks == devices.trees["a"].statistics().blocks
 
 
 @pytest.mark.parametrize(
@@ -277,77 +265,76 @@ def test_a_device_that_was_replaced_is_another_one(devices: FakeDevices, view: H
         (ZeroDivisionError("a bug"), "EIO"),
     ],
 )
-def test_a_volume_that_cannot_be_opened(devices: FakeDevices, view: HomeView, failure: Exception, answer: str) -> None:
+async def test_a_volume_that_cannot_be_opened(
+    devices: FakeDevices, view: HomeView, failure: Exception, answer: str
+) -> None:
     devices.failures["a"] = failure
-    assert refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == answer
+    assert await refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == answer
     with pytest.raises(type(failure)):
         view.hold("a")
-    look_up(view, "b")
+    await look_up(view, "b")
     del devices.failures["a"]
-    look_up(view, "a")
+    await look_up(view, "a")
 
 
-def test_a_known_device_that_cannot_be_opened_again_keeps_its_name(devices: FakeDevices, view: HomeView) -> None:
+async def test_a_known_device_that_cannot_be_opened_again_keeps_its_name(devices: FakeDevices, view: HomeView) -> None:
     """To an error the kernel would detach what is mounted below it."""
-    a = look_up(view, "a")
-    view._known[1].root = None
-    visit(view, "bc")
-    view._known[1].root = None
+    a = await look_up(view, "a")
+    view._open.known[1].root = None
+    await visit(view, "bc")
+    view._open.known[1].root = None
     devices.failures["a"] = FilesystemError("damaged", errno=errno.EUCLEAN)
-    assert look_up(view, "a") == a
-    assert refused(view.getattr, a, CONTEXT) == "EUCLEAN"
+    assert await look_up(view, "a") == a
+    assert await refused(view.getattr, a, CONTEXT) == "EUCLEAN"
 
 
-def test_a_failure_in_one_device_leaves_the_others_writable(
+async def test_a_failure_in_one_device_leaves_the_others_writable(
     devices: FakeDevices, view: HomeView, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_arguments: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    a, b = look_up(view, "a"), look_up(view, "b")
+    a, b = await look_up(view, "a"), await look_up(view, "b")
     monkeypatch.setattr(devices.trees["a"], "make_directory", broken)
-    assert refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EIO"
-    assert refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EROFS"
-    do(view.mkdir, b, b"dir", 0o755, CONTEXT)
+    assert await refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EIO"
+    assert await refused(view.mkdir, a, b"dir", 0o755, CONTEXT) == "EROFS"
+    await view.mkdir(b, b"dir", 0o755, CONTEXT)
 
 
-def test_nothing_moves_between_devices(view: HomeView) -> None:
-    a, b = look_up(view, "a"), look_up(view, "b")
-    handle = make_file(view, a, b"f")
-    assert refused(view.rename, a, b"f", b, b"f", 0, CONTEXT) == "EXDEV"
-    assert refused(view.link, handle >> 1, b, b"f", CONTEXT) == "EXDEV"
-    assert refused(view.rename, ROOT_INODE, b"a", b, b"f", 0, CONTEXT) == "EXDEV"
-    assert refused(view.rename, ROOT_INODE, b"a", ROOT_INODE, b"z", 0, CONTEXT) == "EPERM"
-    do(view.rename, a, b"f", a, b"g", 0, CONTEXT)
+async def test_nothing_moves_between_devices(view: HomeView) -> None:
+    a, b = await look_up(view, "a"), await look_up(view, "b")
+    handle = await make_file(view, a, b"f")
+    assert await refused(view.rename, a, b"f", b, b"f", 0, CONTEXT) == "EXDEV"
+    assert await refused(view.link, handle >> 1, b, b"f", CONTEXT) == "EXDEV"
+    assert await refused(view.rename, ROOT_INODE, b"a", b, b"f", 0, CONTEXT) == "EXDEV"
+    assert await refused(view.rename, ROOT_INODE, b"a", ROOT_INODE, b"z", 0, CONTEXT) == "EPERM"
+    await view.rename(a, b"f", a, b"g", 0, CONTEXT)
 
 
-def test_a_name_is_kept_only_in_a_burst_of_walks(view: HomeView) -> None:
-    async def main() -> list[float]:
-        return [(await view.lookup(ROOT_INODE, b"a", CONTEXT)).entry_timeout for _ in range(100)]
-
-    seconds = trio.run(main)
+async def test_a_name_is_kept_only_in_a_burst_of_walks(view: HomeView) -> None:
+    seconds = [(await view.lookup(ROOT_INODE, b"a", CONTEXT)).entry_timeout for _ in range(100)]
     assert seconds[:10] == [0] * 10
     assert 0 < max(seconds) <= 0.1
 
 
-def test_free_space_is_that_of_what_the_thread_touched_last(devices: FakeDevices, view: HomeView) -> None:
-    def blocks() -> int:
-        data: StatvfsData = do(view.statfs, CONTEXT)
+async def test_free_space_is_that_of_what_the_thread_touched_last(devices: FakeDevices, view: HomeView) -> None:
+    async def blocks() -> int:
+        data: StatvfsData = await view.statfs(CONTEXT)
         return int(data.f_blocks)
 
-    assert blocks() == POOL_BLOCKS
-    a, b = look_up(view, "a"), look_up(view, "b")
-    handle = make_file(view, a, b"f")
+    assert await blocks() == POOL_BLOCKS
+    a, b = await look_up(view, "a"), await look_up(view, "b")
+    handle = await make_file(view, a, b"f")
     devices.trees["b"].statistics = lambda: TreeStatistics(4096, 22, 0, 0, 0, 0, 255)  # type: ignore[method-assign]
-    assert blocks() == devices.trees["a"].statistics().blocks
-    do(view.getattr, b, CONTEXT)
-    assert blocks() == 22
-    do(view.getattr, ROOT_INODE, CONTEXT)
-    assert blocks() == POOL_BLOCKS
-    do(view.getattr, b, CONTEXT)
-    do(view.forget, [(b, 1)])
+    assert await blocks() == devices.trees["a"].statistics().blocks
+    await view.getattr(b, CONTEXT)
+    assert await blocks() == 22
+    await view.getattr(ROOT_INODE, CONTEXT)
+    assert await blocks() == POOL_BLOCKS
+    await view.getattr(b, CONTEXT)
+    await view.forget([(b, 1)])
     view.settle_changes()
-    assert blocks() == POOL_BLOCKS
-    do(view.getattr, a, RequestContext())  # from threads that have no number here
-    assert do(view.statfs, RequestContext()).f_blocks == POOL_BLOCKS
-    do(view.release, handle)
+    assert await blocks() == POOL_BLOCKS
+    await view.getattr(a, RequestContext())  # from threads that have no number here
+    assert (await view.statfs(RequestContext())).f_blocks == POOL_BLOCKS
+    await view.release(handle)

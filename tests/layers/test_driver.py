@@ -239,7 +239,7 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
             with made.volumes.opened("three") as volume:
                 change(volume)
             driver.put("three")
-            assert trio.run(view.let_go, "three")
+            assert trio.run(view.kernel_cache.close_if_idle, "three")
 
         driver.create("three", "two")
         used(lambda volume: volume.list_directory(find_root(volume).inode))

@@ -122,7 +122,7 @@ class ServedHome:
         if not devices.is_shared:  # else others open the home themselves, and there is no place for a socket
             services.append(self._control.serve)
         if isinstance(self._view, HomeView):
-            services.append(self._view.serve_deletions)
+            services.append(self._view.kernel_cache.serve_deletions)
         if self._request.until_put:
             services.append(self._end_when_unused)
         if self._view is None:
@@ -151,11 +151,11 @@ class ServedHome:
             await self._view.write_back()
 
     async def close_if_idle(self, device: str) -> bool:
-        return not isinstance(self._view, HomeView) or await self._view.let_go(device)
+        return not isinstance(self._view, HomeView) or await self._view.kernel_cache.close_if_idle(device)
 
     async def invalidate(self, device: str) -> None:
         if isinstance(self._view, HomeView):
-            await self._view.invalidate(device)
+            await self._view.kernel_cache.invalidate(device)
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when nobody has got a layer any more, nor is about to."""

@@ -14,7 +14,7 @@ from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.pool import PoolStatus
 
 if TYPE_CHECKING:
-    from cowfs.fuse.home_view import Devices
+    from cowfs.fuse.open_devices import Devices
 
 _UNIT_BYTES: Final = 4096
 _NAME_MAX: Final = 255
