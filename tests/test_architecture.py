@@ -1,21 +1,23 @@
 """The dependency graph, asserted from the source text, and the rules that keep the engine deterministic.
 
-                  cli
+                  cli                    the commands
                    │
-                docker     testing      uml   a kernel with dm-thin, in a process
+                docker     testing       Docker's plugin; the shipped test kit       uml: a kernel in a process
                    └───┬──────┘
-                     home          one home, many processes
+                     home                one open home: Python API, requests, executor, the process that serves
                    ┌───┴───┐
-                layers     │       the graph driver: create, get, put, diff, apply
+                layers     │             layers, their archives, what they changed
                    │       │
-                devices   fuse     names and transactions; the mounted views
+                devices   fuse           names, records, transactions; views of a mount
+                   │       │
+                 ext4    mounts          the file system in a device; the system's mounts
                    └───┬───┘
-                     ext4          the file system inside a device
+                   filetree              files and directories by inode number: the interface between the two
                        │
-             pool   thinmeta       the interface; the on-disk format
-                └───┬──┘
-                 blockdev
-         ┌──────┬───┴────┬───────┐
+                pool   thinmeta          the interface of backends; dm-thin's on-disk format
+                 └───┬───┘
+                 blockdev                devices of bytes: files, nodes, memory
+         ┌──────┬────┴───┬────────┐
       forking errors   units   ranges
 
 Arrows point down only. `cowfs` never imports a backend.
