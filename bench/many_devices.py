@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 
 from bench.rig.harness import Bench, timed
-from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.pool import load_backend
 
 LIMIT_SECONDS = 0.3

@@ -15,12 +15,13 @@ from contextlib import closing
 from functools import partial
 
 from bench.rig.harness import Bench, timed
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root
 from cowfs.pool import load_backend
 from cowfs.steps import finish
+from cowfs.volumes import Volumes
 
 EDGE = 50  # layers at either end that are compared
 FILE_BYTES = 1000

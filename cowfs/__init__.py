@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cowfs.version import VERSION
 
 if TYPE_CHECKING:
-    from cowfs.devices import HomeOptions
+    from cowfs.devices.on_disk.options import HomeOptions
     from cowfs.home.api import Home, open_home
 
 __all__ = ["Home", "HomeOptions", "__version__", "open_home"]
@@ -31,7 +31,7 @@ def __getattr__(name: str) -> object:
 
         return getattr(api, name)
     if name == "HomeOptions":
-        from cowfs.devices import HomeOptions  # noqa: PLC0415
+        from cowfs.devices.on_disk.options import HomeOptions  # noqa: PLC0415
 
         return HomeOptions
     raise AttributeError(f"module 'cowfs' has no attribute '{name}'")

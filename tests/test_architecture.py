@@ -8,6 +8,8 @@
                    ┌───┴───┐
                 layers     │             layers, their archives, what they changed
                    │       │
+                volumes    │             ext4 volumes of devices, shared by their users
+                   │       │
                 devices   fuse           names, records, transactions; views of a mount
                    │       │
                  ext4    mounts          the file system in a device; the system's mounts
@@ -57,9 +59,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ext4": FOUNDATION | {"blockdev", "pool", "ranges", "filetree"},
     "fuse": FOUNDATION | {"blockdev", "pool", "filetree", "mounts"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "ext4"},
-    "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices"},
+    "volumes": FOUNDATION | {"pool", "ext4", "devices"},
+    "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
-    "home": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "mounts", "ext4", "fuse", "devices", "layers"},
+    "home": FOUNDATION
+    | {"blockdev", "pool", "thinmeta", "filetree", "mounts", "ext4", "fuse", "devices", "volumes", "layers"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
@@ -104,6 +108,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "journal": {"format", "library", "space", "files"},
         "tools": {"format", "library", "space", "journal"},
         "volume": {"format", "library", "space", "files", "names", "journal"},
+    },
+    "devices": {
+        "on_disk": set(),
+        "active": {"on_disk"},
+        "pools": {"on_disk"},
+        "changes": {"on_disk", "pools"},
+        "base": {"on_disk", "changes"},
+        "recovery": {"on_disk", "pools", "changes", "base"},
+        "deviceset": {"on_disk", "active", "pools", "changes", "base", "recovery"},
     },
     "mounts": {
         "mountinfo": set(),

@@ -197,7 +197,7 @@ def run(words: list[str]) -> int:
     """Run a command line; its exit status."""
     as_json = _asks_for_json(words)
     if os.environ.get(HELD_OUTSIDE):
-        from cowfs.devices import HomeLock
+        from cowfs.devices.on_disk.lock import HomeLock
 
         HomeLock.notes_holder = False
     try:

@@ -13,7 +13,7 @@ from cowfs.errors import CowfsError, UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.devices.free_space import MinimumFree
+    from cowfs.devices.on_disk.options import MinimumFree
     from cowfs.home.open_home import MountedView
     from cowfs.home.requests.devices import Created, DeviceRow, HomeReport
 
@@ -64,7 +64,7 @@ def init_command(
     The pool may be elsewhere: on one or two devices, which must be empty unless --force is given, or a pool that
     somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
     """
-    from cowfs.devices import HomeOptions, PoolSource
+    from cowfs.devices.on_disk.options import HomeOptions, PoolSource
     from cowfs.home.opening import open_here
     from cowfs.home.spec import HomeSpec, Make
 

@@ -196,8 +196,8 @@ def _write_archive(archive: IO[bytes], out: IO[bytes]) -> None:
 @click.pass_obj
 def _apply(settings: Settings, layer_id: str) -> None:
     """Unpack a tar archive from standard input into a layer: all of it or nothing."""
-    from cowfs.devices.files import HomeFiles
-    from cowfs.devices.making import require_home
+    from cowfs.devices.on_disk.files import HomeFiles
+    from cowfs.devices.on_disk.making import require_home
     from cowfs.home.layers import as_file
 
     require_home(HomeFiles(os.path.abspath(settings.home_path)))

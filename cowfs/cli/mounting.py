@@ -15,7 +15,7 @@ import click
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, Settings
 from cowfs.cli.signals import outcome_stands
-from cowfs.devices.names import BASE
+from cowfs.devices.on_disk.names import BASE
 from cowfs.errors import CowfsError, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:

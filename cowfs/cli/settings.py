@@ -16,7 +16,7 @@ from cowfs.errors import HomeError, UsageError
 from cowfs.units import format_size, parse_size
 
 if TYPE_CHECKING:
-    from cowfs.devices.free_space import MinimumFree
+    from cowfs.devices.on_disk.options import MinimumFree
     from cowfs.home.api import Home
 
 # In the environment of a guest: the process outside that holds the home for it, and has noted itself.
@@ -110,7 +110,7 @@ class MinimumFreeType(click.ParamType["MinimumFree"]):
     name = "share"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MinimumFree:
-        from cowfs.devices.free_space import MinimumFree
+        from cowfs.devices.on_disk.options import MinimumFree
 
         if isinstance(value, MinimumFree):
             return value
@@ -128,7 +128,7 @@ class DeviceType(click.ParamType[str]):
     name = "device"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from cowfs.devices.names import is_record_file
+        from cowfs.devices.on_disk.names import is_record_file
 
         home = ctx.find_root().params.get("home")
         try:

@@ -110,9 +110,9 @@ def run_in_uml(settings: Settings, command: str, words: list[str], timeout_secon
 @contextmanager
 def _held(settings: Settings, *, is_new: bool) -> Iterator[None]:
     """Hold the home that the command line names, if it names one."""
-    from cowfs.devices import HomeLock
-    from cowfs.devices.files import HomeFiles
-    from cowfs.devices.making import require_room_for_home
+    from cowfs.devices.on_disk.files import HomeFiles
+    from cowfs.devices.on_disk.lock import HomeLock
+    from cowfs.devices.on_disk.making import require_room_for_home
     from cowfs.home.session import locked
 
     if not settings.home:

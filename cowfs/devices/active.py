@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from cowfs.devices.records import DeviceFile
+from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.errors import DeviceBusy, NoSuchThin, ThinBusy, UsageError
 from cowfs.pool import Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES

@@ -26,22 +26,22 @@ from typing import Final, Self, TypeAlias
 
 import msgspec
 
-from cowfs.devices import figures, free_space, health, making, pool_source
 from cowfs.devices.active import ActiveDevices, Quiescer
-from cowfs.devices.base import BaseDevice, BaseFilesystem, filesystem_named
-from cowfs.devices.deletions import Deletions
-from cowfs.devices.files import HomeFiles, System, close_new_home
-from cowfs.devices.free_space import MinimumFree
-from cowfs.devices.ids import ThinIds
-from cowfs.devices.lock import HomeLock
-from cowfs.devices.names import BASE, check_name, pool_prefix
-from cowfs.devices.options import HomeOptions, PoolSource, check_base_size, check_device_size
-from cowfs.devices.pool_growth import grow_pool
-from cowfs.devices.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
+from cowfs.devices.base.base_device import BaseDevice, BaseFilesystem, filesystem_named
+from cowfs.devices.changes.deletions import Deletions
+from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.replacement import Replacements
+from cowfs.devices.changes.transactions import Transactions
+from cowfs.devices.on_disk import making
+from cowfs.devices.on_disk.files import HomeFiles, System, close_new_home
+from cowfs.devices.on_disk.lock import HomeLock
+from cowfs.devices.on_disk.names import BASE, check_name, pool_prefix
+from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource, check_base_size, check_device_size
+from cowfs.devices.on_disk.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
+from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.devices.pools import figures, free_space, health, pool_source
+from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery
-from cowfs.devices.replacement import Replacements
-from cowfs.devices.store import DeviceStore
-from cowfs.devices.transactions import Transactions
 from cowfs.errors import (
     CowfsError,
     DeviceBusy,

@@ -22,13 +22,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
-from cowfs.devices import figures
-from cowfs.devices.base import BaseDevice
-from cowfs.devices.ids import ThinIds
-from cowfs.devices.names import BASE, check_name
-from cowfs.devices.records import MAX_DEVICE_BYTES, DeviceFile, Finding, FindingKind, Identity
-from cowfs.devices.store import DeviceStore
-from cowfs.devices.transactions import Transactions
+from cowfs.devices.base.base_device import BaseDevice
+from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.transactions import Transactions
+from cowfs.devices.on_disk.names import BASE, check_name
+from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES, DeviceFile, Finding, FindingKind, Identity
+from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.devices.pools import figures
 from cowfs.errors import CowfsError, FilesystemError, ThinBusy, UsageError
 from cowfs.pool import Pool, ThinDevice
 from cowfs.thinmeta.walk import ThinEntry

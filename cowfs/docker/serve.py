@@ -24,7 +24,7 @@ from typing import Final
 
 import trio
 
-from cowfs.devices.files import require_owned
+from cowfs.devices.on_disk.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
 from cowfs.errors import HomeError, UsageError, ending_with, ungrouped
 from cowfs.forking import close_in_children, close_socket, origin

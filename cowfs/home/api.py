@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.names import BASE
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import HomeBusy
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import (
@@ -45,7 +46,7 @@ from cowfs.home.spec import HomeSpec, Make
 from cowfs.pool import ThinDevice
 
 if TYPE_CHECKING:
-    from cowfs.devices import Progress
+    from cowfs.devices.deviceset import Progress
     from cowfs.home.layers import Layers
     from cowfs.home.maintenance import CheckResult
     from cowfs.thinmeta.xml import TextSink

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.making import read_settings
-from cowfs.devices.pool_files import device_size, open_device
-from cowfs.devices.records import TransactionFile
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.making import read_settings
+from cowfs.devices.on_disk.records import TransactionFile
+from cowfs.devices.pools.pool_files import device_size, open_device
 from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
 from cowfs.home.session import locked, metadata_of
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES

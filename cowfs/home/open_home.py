@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from cowfs.devices.names import BASE
+from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy, ending_with
 from cowfs.forking import not_inherited
@@ -18,12 +18,13 @@ from cowfs.mounts.mountinfo import decode_source, mounts
 from cowfs.mounts.nodes import kernel_mounts
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceRecord, DeviceSet
-    from cowfs.devices.volumes import Volumes
+    from cowfs.devices.deviceset import DeviceSet
+    from cowfs.devices.on_disk.records import DeviceRecord
     from cowfs.home.kernel.layers import KernelLayers
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
+    from cowfs.volumes import Volumes
 
 
 class MountedView(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ class OpenHome:
 
     def use_volumes(self, *, read_only: bool = False) -> Volumes:
         """Make the volumes of the home; `read_only` ones change nothing. Before anything else needs them."""
-        from cowfs.devices.volumes import Volumes
+        from cowfs.volumes import Volumes
 
         assert self._volumes is None
         self._volumes = Volumes(self.devices, read_only=read_only)

@@ -12,9 +12,12 @@ import logging
 import os
 from dataclasses import replace
 
-from cowfs.devices import BASE, DeviceSet, HomeOptions, making
-from cowfs.devices.base import filesystem_named
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.base.base_device import filesystem_named
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk import making
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.backend_facts import driver_facts
 from cowfs.home.open_home import OpenHome
 from cowfs.home.spec import HomeSpec, Make

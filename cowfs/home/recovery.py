@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from cowfs.devices.records import Finding
+from cowfs.devices.on_disk.records import Finding
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.home.opening import open_here

@@ -20,11 +20,11 @@ from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.devices import HomeLock
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.making import read_settings, require_home
-from cowfs.devices.pool_files import open_device
-from cowfs.devices.pool_source import is_in_use
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.lock import HomeLock
+from cowfs.devices.on_disk.making import read_settings, require_home
+from cowfs.devices.pools.pool_files import open_device
+from cowfs.devices.pools.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor

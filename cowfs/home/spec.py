@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cowfs.devices import HomeOptions, Progress
+    from cowfs.devices.deviceset import Progress
+    from cowfs.devices.on_disk.options import HomeOptions
 
 
 class Make(enum.Enum):

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, MissingRequirement, UsageError
 from cowfs.ext4.tools import commands as tools
 

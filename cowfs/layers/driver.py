@@ -19,9 +19,8 @@ from functools import partial
 from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
-from cowfs.devices import BASE, DeviceSet
-from cowfs.devices.names import pool_prefix
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.errors import DeviceBusy, UsageError, ending_with
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
@@ -34,6 +33,7 @@ from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.steps import Pieces, Steps
 from cowfs.version import VERSION
+from cowfs.volumes import Volumes
 
 _log = logging.getLogger(__name__)
 _WHY: Final = "ext4 has no place for them, or they are access lists of names without numbers"

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.devices import DeviceRecord, HomeStatus
+from cowfs.devices.on_disk.records import DeviceRecord, HomeStatus
 from cowfs.layers.options.settings import Settings
 from cowfs.pool import PoolMode, PoolStatus
 from cowfs.units import format_decimal_size

@@ -6,7 +6,7 @@ import errno
 import stat
 from typing import Final
 
-from cowfs.devices.names import ID_FILE
+from cowfs.devices.on_disk.names import ID_FILE
 from cowfs.errors import FilesystemError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.interface import LayerRoot

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from cowfs.devices import DeviceSet
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.filetree import FileTree
+from cowfs.volumes import Volumes
 
 
 class HeldTree(NamedTuple):

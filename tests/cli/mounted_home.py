@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _JUDGE = """
 import sys
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.pool import load_backend
 with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
@@ -31,7 +31,7 @@ with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
 
 _NEEDS_REPLAY = """
 import sys
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.ext4.journal.recovery import needs_recovery
 from cowfs.pool import load_backend
 with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:

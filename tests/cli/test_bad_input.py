@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cowfs.blockdev import FileDevice
-from cowfs.devices import HomeLock
+from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.ext4.tools import commands as tools
 from cowfs.thinmeta.walk import BITMAP_INDEX, MetadataReader
 from tests.cli.conftest import SMALL, Outcome, Run

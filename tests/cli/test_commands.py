@@ -16,7 +16,7 @@ import pytest
 from cowfs.cli import output
 from cowfs.cli.app import cli
 from cowfs.cli.settings import SizeType
-from cowfs.devices import HomeOptions
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.pool import PoolStatus, PoolTable, ThinStatus, ThinTable
 from cowfs.units import format_size, parse_size
 from tests.cli.conftest import Run

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cowfs import errors
-from cowfs.devices.records import Finding
+from cowfs.devices.on_disk.records import Finding
 from cowfs.error_record import ErrorRecord
 from cowfs.home.machine import Ability
 from cowfs.home.maintenance import CheckResult, FindingRecord

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.blockdev import BlockDevice, FileDevice, copy_sparse
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.pool import Backend, load_backend
 from cowfs.testing.judges import recount_findings
 from tests.devices.home_fakes import (

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.records import Identity
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.devices.on_disk.records import Identity
 from cowfs.errors import FilesystemError, InvalidRequest, NoSuchThin, PoolError, PoolIoError, ThinBusy, ThinExists
 from cowfs.pool import (
     Capability,

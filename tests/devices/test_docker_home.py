@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import HomeError
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
@@ -70,7 +70,7 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
 
 SESSION = f"""
 import sys
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.pool import load_backend
 with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
     devices.create("mine", parent="{LAYER_3}")

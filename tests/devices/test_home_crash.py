@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import NotAHome
 from tests.devices.crash_worlds import (
     Change,

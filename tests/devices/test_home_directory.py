@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.making import HomeState, is_home, look_at
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.making import HomeState, is_home, look_at
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import NotAHome
 from cowfs.pool import load_backend
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices import DeviceRecord, DeviceSet
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import CowfsError, HomeError, NotAHome
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.options import min_metadata_bytes
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions, min_metadata_bytes
 from cowfs.errors import HomeError
 from cowfs.ext4.tools import commands as tools
 from cowfs.filetree import ROOT_INODE
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
+from cowfs.volumes import Volumes
 
 MIB = 1 << 20
 BACKEND = load_backend("emulated")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import FileDevice
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.free_space import MinimumFree
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions, MinimumFree
 from cowfs.errors import (
     HomeError,
     OutOfDataSpace,

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices import HomeOptions, check_name
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.options import min_metadata_bytes
-from cowfs.devices.records import DeviceFile, SetFile, TransactionFile
-from cowfs.devices.store import DeviceStore
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.names import check_name
+from cowfs.devices.on_disk.options import HomeOptions, min_metadata_bytes
+from cowfs.devices.on_disk.records import DeviceFile, SetFile, TransactionFile
+from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import (
     DeviceBusy,
     DeviceExists,

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import HomeLock
+from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.errors import HomeBusy, HomeError
 from tests.devices.home_fakes import FakeBackend, make_home, open_home
 
 HOLDER = """
 import sys
-from cowfs.devices import HomeLock
+from cowfs.devices.on_disk.lock import HomeLock
 lock = HomeLock.acquire(sys.argv[1])
 print("held", flush=True)
 sys.stdin.read()

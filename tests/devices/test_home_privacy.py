@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import files
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.on_disk import files
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import HomeError
 from tests.devices.home_fakes import FakeBackend, make_home, open_home
 

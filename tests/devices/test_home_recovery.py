@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.records import Finding
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.devices.on_disk.records import Finding
 from cowfs.errors import HomeBusy, PoolModeError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.home.recovery import recover_home
 from cowfs.pool import load_backend
+from cowfs.volumes import Volumes
 from tests.devices.crash_worlds import EmulatedWorld
 from tests.devices.home_fakes import (
     MIB,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import DeviceBusy, UnknownDevice
 from tests.devices.home_fakes import PAGE, FakeBackend, assert_whole, make_home, open_home
 

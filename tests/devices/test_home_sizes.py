@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import (
     DeviceBusy,
     FilesystemError,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import (
     DeviceBusy,
     DeviceExists,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.pool import load_backend
 from tests.devices.home_fakes import MIB, SMALL, make_home
 

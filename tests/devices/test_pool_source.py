@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import BlockDevice, FileDevice
-from cowfs.devices import DeviceSet, HomeOptions, PoolSource
-from cowfs.devices.base_ext4 import Ext4
+from cowfs.devices.base.base_ext4 import Ext4
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
 from cowfs.home.maintenance import check_home, repair_home, restore_home
 from cowfs.home.opening import open_here

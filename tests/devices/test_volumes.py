@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.fsck import check_volume, needs_check
@@ -19,6 +19,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.pool import load_backend
 from cowfs.steps import finish
+from cowfs.volumes import Volumes
 
 MIB = 1 << 20
 BACKEND = load_backend("emulated")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import trio
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
 from cowfs.filetree import ROOT_INODE
 from cowfs.fuse.home_view import HomeView
 from cowfs.home.serving.shown_devices import ShownDevices
+from cowfs.volumes import Volumes
 from cowfs_emulated.backend import EmulatedBackend
 
 OPTIONS = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)

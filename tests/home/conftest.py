@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from cowfs.devices import DeviceSet, HomeOptions
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.control.server import ControlServer, Limits
 from cowfs.home.executor import NO_VIEWS, Executor, Views
 from cowfs.home.open_home import OpenHome

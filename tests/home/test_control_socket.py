@@ -23,7 +23,7 @@ import pytest
 import trio
 
 import cowfs
-from cowfs.devices import HomeLock
+from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.error_record import HolderBug
 from cowfs.errors import CowfsError, HomeBusy, HomeError, HomeVersionError, UsageError
 from cowfs.home import session

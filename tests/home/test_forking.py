@@ -19,7 +19,7 @@ import pytest
 
 import cowfs
 from cowfs.blockdev import FileDevice
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import ForkedError, HomeBusy
 from cowfs.ext4.volume import Volume
 from cowfs.forking import _registered
@@ -233,7 +233,7 @@ def links_of(pid: int) -> list[str]:
 
 SERVER = """
 import os, sys, trio
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.home.control.server import ControlServer
 from cowfs.home.opening import open_here
 from cowfs.home.spec import HomeSpec

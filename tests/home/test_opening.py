@@ -11,7 +11,7 @@ import pytest
 
 import cowfs
 from cowfs.cli.app import run
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, NotAHome, UsageError
 from cowfs.home import opening
 from cowfs.home.open_home import OpenHome

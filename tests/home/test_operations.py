@@ -12,8 +12,8 @@ import pytest
 
 import cowfs
 from cowfs import errors
-from cowfs.devices import DeviceSet
-from cowfs.devices.names import pool_prefix
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.names import pool_prefix
 from cowfs.error_record import record_error, restore_error
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cowfs.devices import DeviceSet, HomeOptions
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.options import Facts, parse_storage_options, settle
 from cowfs.pool import load_backend
 from cowfs.steps import finish, pieces_of
+from cowfs.volumes import Volumes
 
 MIB = 1 << 20
 SMALL = HomeOptions(

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices import base_xfs
-from cowfs.devices.base_xfs import Xfs
+from cowfs.devices.base import base_xfs
+from cowfs.devices.base.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
 from cowfs.ext4.tools import commands as tools
 from cowfs.home.open_home import OpenHome

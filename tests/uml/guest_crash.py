@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.testing.judges import recount_findings
 from cowfs_dmthin import BACKEND, Control
 from cowfs_dmthin.abi import Command

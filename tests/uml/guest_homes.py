@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import cowfs
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import CowfsError, MountError
 from cowfs.home.kernel.devices import mount_by_kernel
 from cowfs.home.requests.devices import OpenNode
@@ -442,7 +442,7 @@ def making_a_home_in_somebody_elses_pool_is_repeated_after_a_crash(folder: Path)
     with foreign_pool(folder):
         words = ["--home", str(folder / "home"), "--backend", "dmthin", "init", "--base-size", "16M"]
         program = (
-            "import os, sys; from cowfs.devices.base_ext4 import Ext4; from cowfs.cli import main\n"
+            "import os, sys; from cowfs.devices.base.base_ext4 import Ext4; from cowfs.cli import main\n"
             "Ext4.make = lambda self, device, uuid: os.kill(os.getpid(), 9)\n"
             "main(sys.argv[1:])\n"
         )

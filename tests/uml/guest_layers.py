@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 import cowfs
-from cowfs.devices.volumes import Volumes
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4.files import acl
 from cowfs.home.kernel.layers import KernelLayers
@@ -33,6 +32,7 @@ from cowfs.steps import finish, pieces_of
 from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
 from cowfs.testing.layers.homes import served
+from cowfs.volumes import Volumes
 from tests.uml.guest_checks import Checks, expected, run_checks, somebody_has_open, wait_until
 from tests.uml.guest_commands import Cowfs
 from tests.uml.guest_homes import loop_device, loops, shell

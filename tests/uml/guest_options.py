@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from cowfs.devices import DeviceSet, filesystem_named
-from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.base.base_device import filesystem_named
+from cowfs.devices.base.base_xfs import Xfs, limit_nospace_retries
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.mkfs import require_filesystem

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.pool import load_backend
 from cowfs.testing.judges import recount_findings
 from cowfs.uml import UmlKernel, run

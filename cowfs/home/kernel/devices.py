@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cowfs.devices.names import TARGET_PREFIX
+from cowfs.devices.on_disk.names import TARGET_PREFIX
 from cowfs.mounts import nodes
 from cowfs.mounts.kernel_mount import mount_node, parse_mount_options
 from cowfs.mounts.mountinfo import Mount, encode_source, mount_at, mounts

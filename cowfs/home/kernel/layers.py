@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from cowfs.devices import DeviceSet
-from cowfs.devices.base_xfs import limit_nospace_retries
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.base.base_xfs import limit_nospace_retries
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.filetree import FileTree
 from cowfs.layers.driver import Prepare
@@ -34,6 +33,7 @@ from cowfs.mounts.mounted_tree import MountedTree
 from cowfs.mounts.mountinfo import Mount, mount_at
 from cowfs.mounts.mountpoint import unmount_now
 from cowfs.pool import NodeThin, ThinDevice
+from cowfs.volumes import Volumes
 
 if TYPE_CHECKING:
     from cowfs.layers.driver import Mounter

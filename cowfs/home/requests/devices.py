@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cowfs.devices.names import BASE
+from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.home.metadata_copy import copy_metadata
@@ -26,7 +26,7 @@ from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceFigures, DeviceRecord
+    from cowfs.devices.on_disk.records import DeviceFigures, DeviceRecord
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

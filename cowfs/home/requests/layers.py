@@ -12,7 +12,7 @@ from typing import IO, Final
 
 import msgspec
 
-from cowfs.devices.names import BASE
+from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.home.open_home import OpenHome

@@ -12,7 +12,7 @@ from cowfs.home.requests.request import Listing, Request, batched
 from cowfs.steps import Pieces, Steps
 
 if TYPE_CHECKING:
-    from cowfs.devices import DeviceFigures
+    from cowfs.devices.on_disk.records import DeviceFigures
 
 
 class UsageRow(msgspec.Struct, frozen=True):

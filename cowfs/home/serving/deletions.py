@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from cowfs.devices import DeviceSet
+from cowfs.devices.deviceset import DeviceSet
 
 _log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 30.0

@@ -12,7 +12,7 @@ from functools import partial
 
 import trio
 
-from cowfs.devices.lock import UNWRITABLE
+from cowfs.devices.on_disk.lock import UNWRITABLE
 from cowfs.errors import HomeError, ending_with, ungrouped
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.making import is_home
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.making import is_home
 from cowfs.errors import HomeError
 from cowfs.fuse.background import mount_in_background, start_in_background
 from cowfs.mounts.mountinfo import encode_source

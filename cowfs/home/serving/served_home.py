@@ -13,9 +13,8 @@ from typing import Final
 
 import trio
 
-from cowfs.devices import DeviceSet
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.error_record import plain_text
 from cowfs.errors import ending_with
 from cowfs.ext4.library import libext2fs
@@ -38,6 +37,7 @@ from cowfs.layers import IdMaps
 from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
+from cowfs.volumes import Volumes
 
 _LOOK_SECONDS: Final = 0.2
 _FIRST_CLIENT_SECONDS: Final = 30.0

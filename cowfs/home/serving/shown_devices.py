@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from cowfs.devices import BASE, DeviceRecord, DeviceSet
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UnknownDevice
 from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.pool import PoolStatus
+from cowfs.volumes import Volumes
 
 if TYPE_CHECKING:
     from cowfs.fuse.open_devices import Devices

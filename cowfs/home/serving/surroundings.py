@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import MountError
 
 

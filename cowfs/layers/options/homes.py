@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from cowfs.devices import HomeOptions, HomeStatus
-from cowfs.devices.options import PoolSource, check_block_size
+from cowfs.devices.on_disk.options import HomeOptions, PoolSource, check_block_size
+from cowfs.devices.on_disk.records import HomeStatus
 from cowfs.errors import UsageError
 from cowfs.layers.direct_lvm import POOL_NAME
 from cowfs.layers.options.driver import DriverOptions

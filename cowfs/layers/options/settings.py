@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.devices import HomeOptions
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import MissingRequirement, UsageError
 from cowfs.layers.options.driver import DriverOptions
 

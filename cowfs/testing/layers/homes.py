@@ -22,7 +22,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from cowfs.devices import BASE, DeviceSet
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.names import BASE
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.home.api import open_home

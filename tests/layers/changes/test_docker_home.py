@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from cowfs.devices import DeviceSet
-from cowfs.devices.volumes import Volumes
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
 from cowfs.layers.roots import find_root
 from cowfs.pool import load_backend
 from cowfs.steps import finish
+from cowfs.volumes import Volumes
 from tests.docker_home import LAYER_1, LAYER_2, LAYER_3, unpack
 from tests.layers.changes.conftest import Kinds, kinds, oracle
 

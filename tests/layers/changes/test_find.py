@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cowfs.devices.base_ext4 import Ext4
+from cowfs.devices.base.base_ext4 import Ext4
 from cowfs.errors import MetadataCorrupt, NoSuchThin
 from cowfs.ext4.tools import fsck
 from cowfs.ext4.volume import Volume

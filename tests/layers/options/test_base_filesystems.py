@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import MemoryDevice
-from cowfs.devices import DeviceSet, filesystem_named
-from cowfs.devices.base_xfs import Xfs, limit_nospace_retries
+from cowfs.devices.base.base_device import filesystem_named
+from cowfs.devices.base.base_xfs import Xfs, limit_nospace_retries
+from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4.format import layout
 from cowfs.ext4.tools.mkfs import require_filesystem

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet
-from cowfs.devices.files import HomeFiles
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import HomeError, MissingRequirement, UsageError
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
 from cowfs.pool import load_backend

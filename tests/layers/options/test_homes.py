@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices import DeviceSet, HomeOptions, HomeStatus
-from cowfs.devices.options import PoolSource
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.options import HomeOptions, PoolSource
+from cowfs.devices.on_disk.records import HomeStatus
 from cowfs.errors import UsageError
 from cowfs.layers.options import HomeChanges, changes_to_home, home_options, parse_storage_options
 from cowfs.pool import load_backend

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cowfs.devices import DeviceRecord, HomeStatus
+from cowfs.devices.on_disk.records import DeviceRecord, HomeStatus
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
 from cowfs.layers.options import DriverOptions, Facts, Settings, settle
 from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus

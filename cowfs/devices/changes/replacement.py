@@ -23,9 +23,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 import msgspec
 
-from cowfs.devices.ids import ThinIds
-from cowfs.devices.records import DeviceFile, Finding, ReplacementFile
-from cowfs.devices.store import DamagedFile, DeviceStore
+from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.on_disk.records import DeviceFile, Finding, ReplacementFile
+from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 

@@ -68,7 +68,7 @@ class TransactionFile(msgspec.Struct, frozen=True):
 class ReplacementFile(msgspec.Struct, frozen=True):
     """Thin `new_id` is a snapshot of `old_id`, the thin of device `name`, and may take its place.
 
-    See `cowfs.devices.replacement`.
+    See `cowfs.devices.changes.replacement`.
     """
 
     name: str

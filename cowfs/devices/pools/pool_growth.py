@@ -11,10 +11,10 @@ import stat
 from contextlib import suppress
 from typing import Final
 
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.health import require_status
-from cowfs.devices.options import check_data_size, check_metadata_size, data_bitmaps
-from cowfs.devices.pool_files import device_size
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.options import check_data_size, check_metadata_size, data_bitmaps
+from cowfs.devices.pools.health import require_status
+from cowfs.devices.pools.pool_files import device_size
 from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, UsageError
 from cowfs.pool import Pool, PoolStatus, PoolTable
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cowfs.blockdev import BlockDevice
-from cowfs.devices.records import Identity
+from cowfs.devices.on_disk.records import Identity
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4.tools import commands as tools
 from cowfs.pool import NodeThin

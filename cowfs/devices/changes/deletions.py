@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from cowfs.devices.names import BASE
-from cowfs.devices.store import DeviceStore
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import CowfsError
 
 _log = logging.getLogger(__name__)

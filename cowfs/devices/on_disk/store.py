@@ -15,9 +15,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_plain_file_name, is_record_file
-from cowfs.devices.records import (
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_plain_file_name, is_record_file
+from cowfs.devices.on_disk.records import (
     DeviceFile,
     DeviceRecord,
     Finding,

@@ -15,7 +15,7 @@ import os
 from contextlib import suppress
 from typing import ClassVar, Final
 
-from cowfs.devices.files import FILE_MODE, give_to_owner, require_private
+from cowfs.devices.on_disk.files import FILE_MODE, give_to_owner, require_private
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.forking import not_inherited
 

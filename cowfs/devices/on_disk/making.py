@@ -15,11 +15,11 @@ from typing import Final
 
 import msgspec
 
-from cowfs.devices.files import TEMPORARY_NAME, HomeFiles
-from cowfs.devices.lock import LOCK_NAME
-from cowfs.devices.names import BASE
-from cowfs.devices.options import HomeOptions, PoolSource
-from cowfs.devices.records import HOME_FORMAT, HOME_VERSION, HomeFile
+from cowfs.devices.on_disk.files import TEMPORARY_NAME, HomeFiles
+from cowfs.devices.on_disk.lock import LOCK_NAME
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import HomeOptions, PoolSource
+from cowfs.devices.on_disk.records import HOME_FORMAT, HOME_VERSION, HomeFile
 from cowfs.errors import HomeError, HomeVersionError, NotAHome, UsageError
 from cowfs.units import format_size
 

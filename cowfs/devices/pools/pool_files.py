@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from cowfs.blockdev import FileDevice
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.options import check_block_size
-from cowfs.devices.records import HomeFile
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.options import check_block_size
+from cowfs.devices.on_disk.records import HomeFile
 from cowfs.errors import HomeError, UsageError
 from cowfs.pool import PoolTable
 from cowfs.thinmeta.format import Superblock

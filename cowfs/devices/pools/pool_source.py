@@ -17,11 +17,12 @@ from typing import Final
 import msgspec
 
 from cowfs.blockdev import FileDevice
-from cowfs.devices import making, pool_files, signatures
-from cowfs.devices.files import HomeFiles
-from cowfs.devices.names import BASE, pool_prefix
-from cowfs.devices.options import HomeOptions, PoolSource
-from cowfs.devices.records import HomeFile
+from cowfs.devices.on_disk import making
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.names import BASE, pool_prefix
+from cowfs.devices.on_disk.options import HomeOptions, PoolSource
+from cowfs.devices.on_disk.records import HomeFile
+from cowfs.devices.pools import pool_files, signatures
 from cowfs.errors import (
     CowfsError,
     HomeBusy,

@@ -5,30 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cowfs.devices.health import require_status
-from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace, UsageError
+from cowfs.devices.on_disk.options import MinimumFree
+from cowfs.devices.pools.health import require_status
+from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace
 from cowfs.pool import NoSpacePolicy, Pool, PoolMode, PoolStatus, UnreadableStatus
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
-
-
-@dataclass(frozen=True, slots=True)
-class MinimumFree:
-    """Below this no device is made or grown; below twice as much there are warnings.
-
-    Attributes:
-        percent: of the data and of the metadata; 0 turns it off.
-        data_bytes: for the data, in place of the percentage.
-    """
-
-    percent: int = 10
-    data_bytes: int | None = None
-
-    def check(self) -> None:
-        """Raises UsageError when it cannot be."""
-        if not 0 <= self.percent < 100:
-            raise UsageError(f"minimum free space of {self.percent} % is not possible; take 0 (no minimum) to 99")
-        if self.data_bytes is not None and self.data_bytes < 0:
-            raise UsageError(f"minimum free space of {self.data_bytes} bytes is not possible; take 0 or more")
 
 
 @dataclass(frozen=True, slots=True)

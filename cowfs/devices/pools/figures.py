@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
-from cowfs.devices.health import require_status
-from cowfs.devices.records import DeviceFigures
+from cowfs.devices.on_disk.records import DeviceFigures
+from cowfs.devices.pools.health import require_status
 from cowfs.errors import CowfsError, MetadataCorrupt, NoSuchThin
 from cowfs.pool import Pool
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, Superblock, unpack_bitmap, unpack_index

@@ -14,7 +14,7 @@
     <home>/cowfs.lock
 
 A file is replaced by writing a temporary one beside it, fsync, rename, fsync of the directory; when a call returns,
-what it did survives a power cut. One process at a time changes a home (`cowfs.devices.lock`).
+what it did survives a power cut. One process at a time changes a home (`cowfs.devices.on_disk.lock`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, Protocol
 
-from cowfs.devices.names import SET_FILE, TRANSACTION_FILE
+from cowfs.devices.on_disk.names import SET_FILE, TRANSACTION_FILE
 from cowfs.errors import HomeError
 
 DIRECTORY_MODE: Final = 0o700

@@ -9,13 +9,13 @@ from typing import Protocol
 import msgspec
 
 from cowfs.blockdev import BlockDevice
-from cowfs.devices.base_ext4 import Ext4
-from cowfs.devices.base_xfs import Xfs
-from cowfs.devices.names import BASE
-from cowfs.devices.options import HomeOptions
-from cowfs.devices.records import DeviceFile, Identity, SetFile
-from cowfs.devices.store import DeviceStore
-from cowfs.devices.transactions import Transactions
+from cowfs.devices.base.base_ext4 import Ext4
+from cowfs.devices.base.base_xfs import Xfs
+from cowfs.devices.changes.transactions import Transactions
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.devices.on_disk.records import DeviceFile, Identity, SetFile
+from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 

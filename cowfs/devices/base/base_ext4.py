@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from cowfs.blockdev import BlockDevice
-from cowfs.devices.names import ID_FILE, MAX_NAME_BYTES
-from cowfs.devices.records import Identity
+from cowfs.devices.on_disk.names import ID_FILE, MAX_NAME_BYTES
+from cowfs.devices.on_disk.records import Identity
 from cowfs.errors import FilesystemError
 from cowfs.ext4.format import layout
 from cowfs.ext4.tools import commands as tools

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.devices.free_space import MinimumFree
-from cowfs.devices.records import MAX_DEVICE_BYTES
+from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES
 from cowfs.errors import UsageError
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.units import (
@@ -54,6 +53,26 @@ class PoolSource:
             raise UsageError(
                 f"'{self.thin_pool}' is not the name of a pool; 'dmsetup ls --target thin-pool' lists them"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class MinimumFree:
+    """Below this no device is made or grown; below twice as much there are warnings.
+
+    Attributes:
+        percent: of the data and of the metadata; 0 turns it off.
+        data_bytes: for the data, in place of the percentage.
+    """
+
+    percent: int = 10
+    data_bytes: int | None = None
+
+    def check(self) -> None:
+        """Raises UsageError when it cannot be."""
+        if not 0 <= self.percent < 100:
+            raise UsageError(f"minimum free space of {self.percent} % is not possible; take 0 (no minimum) to 99")
+        if self.data_bytes is not None and self.data_bytes < 0:
+            raise UsageError(f"minimum free space of {self.data_bytes} bytes is not possible; take 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
