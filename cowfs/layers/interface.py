@@ -16,7 +16,7 @@ Lifecycle.
     driver.remove("l1")
     driver.cleanup()
 
-Ids are those of `cowfs.devices.on_disk.names.check_name`. Nothing here awaits. What takes long is a generator (`cowfs.steps`):
+Ids are names of devices (`devices.on_disk.names`). Nothing here awaits. What takes long is a generator (`cowfs.steps`):
 between two of its steps, each of which leaves the home whole, its caller may do other things.
 
 Source of the semantics: moby's graph driver interface; errors are those of `cowfs.errors`.
