@@ -34,13 +34,10 @@ asked, on which named object, what was found, and what to do next.
 from __future__ import annotations
 
 import errno as _errno
-import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
-
-_log = logging.getLogger(__name__)
 
 
 class CowfsError(OSError):
@@ -283,17 +280,3 @@ def ungrouped() -> Iterator[None]:
         if error is None:
             raise
         raise error from group
-
-
-@contextmanager
-def ending_with(action: Callable[[], object]) -> Iterator[None]:
-    """Do something at the end of a block. Its error is raised, or logged where the block failed already."""
-    try:
-        yield
-    except BaseException:
-        try:
-            action()
-        except Exception as later:
-            _log.info("and on the way out: %s", str(later) or repr(later))
-        raise
-    action()

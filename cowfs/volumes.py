@@ -24,7 +24,8 @@ from typing import Final, NamedTuple
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.health import require_status
-from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError, ending_with
+from cowfs.ending import ending_with
+from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.pool import ThinDevice, UnreadableStatus

@@ -26,7 +26,8 @@ import trio
 
 from cowfs.devices.on_disk.files import require_owned
 from cowfs.docker.plugin import GraphDriverPlugin, Init
-from cowfs.errors import HomeError, UsageError, ending_with, ungrouped
+from cowfs.ending import ending_with
+from cowfs.errors import HomeError, UsageError, ungrouped
 from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import Executor

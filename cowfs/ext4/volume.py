@@ -140,7 +140,7 @@ class Volume:
 
         Raises:
             FilesystemError: no ext4 (EINVAL), features that are not supported (EOPNOTSUPP, or EROFS for writing),
-                not cleanly unmounted or damaged (EUCLEAN); see `cowfs.ext4.fsck.prepare_for_mount`.
+                not cleanly unmounted or damaged (EUCLEAN); see `cowfs.ext4.tools.fsck.prepare_for_mount`.
             MissingRequirement: libext2fs is not usable here.
         """
         assert read_only or not rescue

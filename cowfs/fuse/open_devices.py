@@ -20,7 +20,8 @@ from typing import Final, Protocol
 import trio
 from pyfuse3 import EntryAttributes
 
-from cowfs.errors import UsageError, ending_with
+from cowfs.ending import ending_with
+from cowfs.errors import UsageError
 from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.fuse.tree_view import TreeView
 

@@ -33,7 +33,8 @@ from typing import Any, Final
 import pyfuse3
 import trio
 
-from cowfs.errors import MountError, ending_with, ungrouped
+from cowfs.ending import ending_with
+from cowfs.errors import MountError, ungrouped
 from cowfs.forking import close_in_children, origin
 from cowfs.fuse import request_wait
 from cowfs.fuse.ending import Ending

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from cowfs.devices.on_disk.names import BASE
+from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy, ending_with
+from cowfs.errors import DeviceBusy
 from cowfs.forking import not_inherited
 from cowfs.mounts.mountinfo import decode_source, mounts
 from cowfs.mounts.nodes import kernel_mounts

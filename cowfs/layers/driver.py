@@ -21,7 +21,8 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE, pool_prefix
-from cowfs.errors import DeviceBusy, UsageError, ending_with
+from cowfs.ending import ending_with
+from cowfs.errors import DeviceBusy, UsageError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes

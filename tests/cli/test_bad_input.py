@@ -507,7 +507,7 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
 
     before = contents(home)
     monkeypatch.setattr(os, "open", read_only_open)
-    assert cowfs("layer", "list").out == "web\nweb-1\n"
+    assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
     assert cowfs("--storage-opt", "dm.basesize=1G", "layer", "changes", "web-1", "web").status == 0
     assert cowfs("--json", "layer", "size", "web").json["size_bytes"] == 0
     for words in (["create", "x"], ["layer", "remove", "web"], ["resize", "web", "32M"], ["trim", "web"]):
@@ -519,9 +519,9 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
 
 def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:
     def lines(*words: str) -> list[str]:
-        command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", *words, "layer", "list"]
+        command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", *words, "list"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-        assert json.loads(done.stdout) == ["web", "web-1"]
+        assert [row["name"] for row in json.loads(done.stdout)] == ["base", "web", "web-1"]
         return done.stderr.splitlines()
 
     (home / "metadata" / "bro\nken").write_text("garbage")
@@ -540,9 +540,12 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
     os.mkfifo(started)
     temporary.mkdir()
     words = ["--home", str(home), "layer", "create", "larger", "web", "--size", "32M"]
-    script = f"from cowfs.ext4 import tools; tools.find = lambda *_: {str(tool)!r}; from cowfs.cli.app import main; "
+    script = (
+        f"from cowfs.ext4.tools import commands; commands.find = lambda *_: {str(tool)!r}; "
+        f"from cowfs.cli.app import main; main({words!r})"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{script} main({words!r})"],
+        [sys.executable, "-c", script],
         stderr=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(temporary)},
     )
@@ -555,18 +558,18 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
         process.kill()
     assert (process.returncode, error.strip()) == (143, b"cowfs: interrupted")
     assert list(temporary.iterdir()) == []
-    assert cowfs("layer", "list").out == "web\nweb-1\n"
+    assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
 
 
 @pytest.mark.parametrize(
     ("command", "status", "error"),
     [
-        ("layer list > /dev/full", 1, "cowfs: standard output: No space left on device"),
-        ("layer list >&-", 1, "cowfs: standard output: Bad file descriptor"),
+        ("list > /dev/full", 1, "cowfs: standard output: No space left on device"),
+        ("list >&-", 1, "cowfs: standard output: Bad file descriptor"),
         ("layer diff web > /dev/full", 1, "cowfs: standard output: No space left on device"),
         ("layer diff web >&-", 1, "cowfs: standard output: Bad file descriptor"),
         ("layer apply web <&-", HOME, "Bad file descriptor"),
-        ("layer list <&- >&- 2>&-", 1, ""),
+        ("list <&- >&- 2>&-", 1, ""),
         ("layer create third <&- 2>&-", 0, ""),
     ],
 )

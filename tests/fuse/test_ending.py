@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from cowfs.errors import HomeError, ending_with
+from cowfs.ending import ending_with
+from cowfs.errors import HomeError
 from cowfs.fuse.ending import END_SIGNALS, Ending
 from cowfs.fuse.stacks import describe_stacks
 

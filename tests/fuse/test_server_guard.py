@@ -12,7 +12,7 @@ import pytest
 TOUCH = """
 import ctypes, os, shutil, subprocess, sys, tempfile
 from pathlib import Path
-from cowfs.fuse.mountpoint import SERVED
+from cowfs.mounts.mountpoint import SERVED
 target, code = sys.argv[1:]
 SERVED[target] = "0:1"
 path = target + "/file"

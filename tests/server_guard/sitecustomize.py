@@ -41,7 +41,7 @@ NOT_AUDITED = ("stat", "lstat", "access", "readlink", "statvfs", "mkfifo", "mkno
 
 
 def served_mount_points() -> list[str]:
-    module = sys.modules.get("cowfs.fuse.mountpoint")
+    module = sys.modules.get("cowfs.mounts.mountpoint")
     return list(getattr(module, "SERVED", ()))
 
 

@@ -13,7 +13,8 @@ from functools import partial
 import trio
 
 from cowfs.devices.on_disk.lock import UNWRITABLE
-from cowfs.errors import HomeError, ending_with, ungrouped
+from cowfs.ending import ending_with
+from cowfs.errors import HomeError, ungrouped
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome

@@ -15,8 +15,8 @@ import trio
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
-from cowfs.errors import ending_with
 from cowfs.ext4.library import libext2fs
 from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
