@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from bench.rig.harness import Bench, timed
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.pool import load_backend
 
@@ -21,17 +21,17 @@ def run(bench: Bench) -> None:
     options = HomeOptions(base_size_bytes=64 << 20, metadata_size_bytes=256 << 20, durable=False)
     home = bench.directory / "home"
     numbers = itertools.count()
-    DeviceSet.init(home, backend, options).close()
+    opening.make_home(home, backend, options).close()
     for count in (bench.size(1000, 50), bench.size(2000, 100)):
-        with DeviceSet.open(home, backend, durable=False) as devices:
+        with opening.open_home(home, backend, opening.OpenOptions(durable=False)) as devices:
             while len(devices.records()) <= count:
                 devices.create(f"layer-{next(numbers)}")
 
         def open_home() -> float:
-            return timed(lambda: DeviceSet.open(home, backend, durable=False).close())
+            return timed(lambda: opening.open_home(home, backend, opening.OpenOptions(durable=False)).close())
 
         def list_devices() -> float:
-            with DeviceSet.open(home, backend, durable=False) as devices:
+            with opening.open_home(home, backend, opening.OpenOptions(durable=False)) as devices:
                 return timed(lambda: devices.figures_of(record.name for record in devices.records()))
 
         (opened,) = bench.compare(f"open a home of {count} devices", {"cowfs": open_home}, unit="s").values()

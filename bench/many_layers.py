@@ -15,7 +15,7 @@ from contextlib import closing
 from functools import partial
 
 from bench.rig.harness import Bench, timed
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root
@@ -32,13 +32,13 @@ def run(bench: Bench) -> None:
     home = bench.directory / "home"
     options = HomeOptions(data_size_bytes=20 << 30, metadata_size_bytes=256 << 20, base_size_bytes=1 << 30)
     backend = load_backend("emulated")
-    with closing(DeviceSet.init(home, backend, options)) as devices:
+    with closing(opening.make_home(home, backend, options)) as devices:
         volumes = Volumes(devices)
         driver = LayerDriver(devices, volumes)
         stack_layers(bench, driver, volumes, bench.size(128, 8))
         add_layers(bench, driver, bench.size(2000, 120))
     bench.compare(
-        "open a home of as many", {"cowfs": lambda: timed(lambda: DeviceSet.open(home, backend).close())}, unit="s"
+        "open a home of as many", {"cowfs": lambda: timed(lambda: opening.open_home(home, backend).close())}, unit="s"
     )
     bench.record("peak memory", "peak memory", "MiB", [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
 

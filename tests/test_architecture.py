@@ -117,7 +117,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "changes": {"on_disk", "pools"},
         "base": {"on_disk", "changes"},
         "recovery": {"on_disk", "pools", "changes", "base"},
-        "deviceset": {"on_disk", "active", "pools", "changes", "base", "recovery"},
+        "injected": {"on_disk", "base"},
+        "deviceset": {"on_disk", "active", "pools", "changes", "base", "recovery", "injected"},
+        "opening": {"on_disk", "pools", "base", "injected", "deviceset"},
     },
     "mounts": {
         "mountinfo": set(),

@@ -1,6 +1,8 @@
 """The device set of a home: thin devices by name, laid out as moby's devicemapper does, crash safe.
 
+opening     making and opening a home; each ends in a `DeviceSet`
 deviceset   `DeviceSet`, which everything else here serves. Read it first
+injected    what a test puts in the place of the system, of chance and of mkfs
 recovery    records and pool that contradict each other
 base        the base device and its file system
 changes     changes that happen wholly or not at all

@@ -1,12 +1,14 @@
 """The device set of a home: named thin devices over one pool. What the command line and the mounts build on.
 
-    DeviceSet.init(home, backend, options)      makes a home, with a base device that holds an empty ext4
-    devices = DeviceSet.open(home, backend)     locks it, recovers it, checks that pool and records belong together
-      devices.create("a")                       a snapshot of the base device
-      devices.create("b", parent="a")           a snapshot of "a", consistent also while "a" is in use
-      thin = devices.activate("b")              a disk; counted, ended by `deactivate`
+    make_home(home, backend, options)       makes a home, with a base device that holds an empty ext4
+    devices = open_home(home, backend)      locks it, recovers it, checks that pool and records belong together
+      devices.create("a")                   a snapshot of the base device
+      devices.create("b", parent="a")       a snapshot of "a", consistent also while "a" is in use
+      thin = devices.activate("b")          a disk; counted, ended by `deactivate`
       devices.remove("b")
     devices.close()
+
+The first two are in `cowfs.devices.opening`.
 
 One process at a time has a home open. Nothing here awaits, and one thread at a time calls it. Opening reads one small
 file per device and activates nothing but the base device, for a moment, to read its UUID.
@@ -15,56 +17,49 @@ file per device and activates nothing but the base device, for a moment, to read
 from __future__ import annotations
 
 import errno
-import os
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, TypeAlias
+from typing import Self
 
 import msgspec
 
 from cowfs.devices.active import ActiveDevices, Quiescer
-from cowfs.devices.base.base_device import BaseDevice, BaseFilesystem, filesystem_named
+from cowfs.devices.base.base_device import BaseDevice, filesystem_named
 from cowfs.devices.changes.deletions import Deletions
 from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.changes.replacement import Replacements
 from cowfs.devices.changes.transactions import Transactions
-from cowfs.devices.on_disk import making
-from cowfs.devices.on_disk.files import HomeFiles, System, close_new_home
+from cowfs.devices.injected import Injected
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, check_name, pool_prefix
-from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource, check_base_size, check_device_size
+from cowfs.devices.on_disk.options import MinimumFree, check_device_size
 from cowfs.devices.on_disk.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.devices.pools import figures, free_space, health, pool_source
+from cowfs.devices.pools import figures, free_space, health
 from cowfs.devices.pools.pool_growth import grow_pool
-from cowfs.devices.recovery import Recovery
+from cowfs.devices.recovery import Recovery, contradictions, remake_base
 from cowfs.errors import (
     CowfsError,
     DeviceBusy,
     DeviceExists,
     HomeError,
-    MetadataCorrupt,
     MissingRequirement,
     NoSuchThin,
-    OutOfDataSpace,
     PoolModeError,
     ThinBusy,
     UsageError,
 )
 from cowfs.forking import not_inherited
-from cowfs.pool import Backend, NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
+from cowfs.pool import NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
-
-Progress: TypeAlias = Callable[[str, int, int], None]
-_INIT_STEPS: Final = 3
 
 
 class DeviceSet:
-    """An open home. Made by `init` and `open`; ended by `close`, which a `with` block calls.
+    """An open home, from `cowfs.devices.opening`; ended by `close`, which a `with` block calls.
 
     `discards_removed`: the data device is told what a removed device leaves free. On a pool of the kernel it takes a
     discard of the whole device first; other pools do it anyway.
@@ -79,10 +74,9 @@ class DeviceSet:
         lock: HomeLock,
         pool: Pool,
         settings: HomeFile,
-        filesystem: BaseFilesystem | None,
+        injected: Injected,
         *,
         read_only: bool,
-        new_uuid: Callable[[], str],
     ) -> None:
         self._files = files
         self._lock = lock
@@ -106,145 +100,26 @@ class DeviceSet:
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin, self.quiesced)
         self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
-        filesystem = filesystem or filesystem_named(set_file.base_filesystem)
+        filesystem = injected.filesystem or filesystem_named(set_file.base_filesystem)
         not_inherited(self, f"the home {files.home}", ends=("close", "deactivate"))
         self._base = BaseDevice(
-            pool, self._store, self._transactions, filesystem, self._active.open_thin, new_uuid, set_file
+            pool, self._store, self._transactions, filesystem, self._active.open_thin, injected.new_uuid, set_file
         )
 
-    # ------------------------------------------------------------------ making, opening, closing
+    # ------------------------------------------------------------------ opening, recovery, closing
 
-    @classmethod
-    def init(
-        cls,
-        home: str | os.PathLike[str],
-        backend: Backend,
-        options: HomeOptions | None = None,
-        *,
-        progress: Progress | None = None,
-        filesystem: BaseFilesystem | None = None,
-        system: System = os,
-        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
-    ) -> DeviceSet:
-        """Make a home in a new or empty directory, or finish one whose making was cut short, and open it.
-
-        Args:
-            progress: called with (what is done next, steps done, steps in all).
-
-        Raises:
-            UsageError: an option that cannot be.
-            HomeError: EEXIST for a home, ENOTEMPTY for another directory, EPERM for one that others may write into, or
-                what the file system answers.
-        """
-        options = options or HomeOptions()
-        options.check()
-        say = progress or (lambda _what, _done, _total: None)
-        files = HomeFiles(os.path.abspath(home), durable=options.durable, system=system)
-        making.require_room_for_home(files)
-        files.make_directory(files.home)
-        close_new_home(files.home)
-        with ExitStack() as undo:
-            lock = HomeLock.acquire(files.home)
-            undo.callback(lock.release)
-            making.require_room_for_home(files)
-            say("making the pool", 0, _INIT_STEPS)
-            options = pool_source.look_at_source(files, options)
-            making.begin_home(files, options)
-            pool = pool_source.make_pool(files, backend, options)
-            undo.callback(pool.close)
-            settings = making.settings_of(options)
-            devices = cls(files, lock, pool, settings, filesystem, read_only=False, new_uuid=new_uuid)
-            devices._recover()
-            say("making the base device", 1, _INIT_STEPS)
-            try:
-                devices.ensure_base()
-                devices._require_free_space()
-            except OutOfDataSpace as error:
-                if options.source.thin_pool:
-                    raise
-                raise making.too_little_data(options, devices._base.empty_bytes(options)) from error
-            say("finishing", 2, _INIT_STEPS)
-            making.finish_home(files, options)
-            say("done", _INIT_STEPS, _INIT_STEPS)
-            undo.pop_all()
-        return devices
-
-    @classmethod
-    def open(
-        cls,
-        home: str | os.PathLike[str],
-        backend: Backend,
-        *,
-        read_only: bool = False,
-        durable: bool = True,
-        min_free_percent: int | None = None,
-        min_free_bytes: int | None = None,
-        source: PoolSource | None = None,
-        base_size_bytes: int | None = None,
-        verify: bool = True,
-        filesystem: BaseFilesystem | None = None,
-        system: System = os,
-        new_uuid: Callable[[], str] = lambda: str(uuid.uuid4()),
-    ) -> DeviceSet:
-        """Lock a home, finish or undo what a crash left, and check that pool and records belong together.
-
-        Args:
-            read_only: change nothing, not even after a crash; works on a read-only medium.
-            durable: False gives up flushes.
-            min_free_percent, min_free_bytes: in place of what the home says, as in `HomeOptions`.
-            source: where the pool is, for a home that does not say so because another program made it.
-            base_size_bytes: what the base device must have: a smaller one is grown, for the devices that are made
-                after; it is also the size of a base that is still to be made.
-            verify: False leaves out the check of the base device, to get at the devices of a damaged home.
-
-        Raises:
-            NotAHome, HomeVersionError, HomeBusy: as they say.
-            HomeError: pool files missing, truncated, or not those of the records; EPERM when others may write into
-                the home.
-            UsageError: the base device is larger than `base_size_bytes`.
-            MetadataCorrupt: the pool's metadata.
-
-        A pool that failed, or that needs a check, does not keep a home from opening: it is then open read-only, and
-        `problems` says why.
-        """
-        if base_size_bytes is not None:
-            check_base_size(base_size_bytes)
-        if min_free_percent is not None or min_free_bytes is not None:
-            MinimumFree(min_free_percent or 0, min_free_bytes).check()
-        files = HomeFiles(os.path.abspath(home), durable=durable, system=system)
-        making.require_home(files)
-        settings = making.read_settings(files)
-        with ExitStack() as undo, _damage_of(files):
-            lock = HomeLock.acquire(files.home, read_only=read_only)
-            undo.callback(lock.release)
-            making.require_home(files)
-            settings = making.read_settings(files)
-            if source is not None:
-                settings = pool_source.at_source(files, settings, source)
-            if min_free_percent is not None:
-                settings = msgspec.structs.replace(settings, min_free_percent=min_free_percent, min_free_bytes=None)
-            if min_free_bytes is not None:
-                settings = msgspec.structs.replace(settings, min_free_bytes=min_free_bytes)
-            pool = pool_source.open_pool(files, backend, settings, read_only=read_only)
-            undo.callback(pool.close)
-            devices = cls(files, lock, pool, settings, filesystem, read_only=read_only, new_uuid=new_uuid)
-            if devices._health.can_read:
-                devices._recover()
-                devices._note_missing_thins()
-                devices._note_conflicts()
-                if verify:
-                    devices._base.verify()
-            if base_size_bytes is not None:
-                devices._require_base_size(base_size_bytes)
-            undo.pop_all()
-        return devices
+    @property
+    def can_be_read(self) -> bool:
+        """Whether the pool could be read when the home was opened; if not, only its records are of use."""
+        return self._health.can_read
 
     @property
     def is_shared(self) -> bool:
         """Whether the home cannot be written here, and other processes may read it at the same time."""
         return self._lock.is_shared
 
-    def _recover(self) -> None:
+    def undo_unfinished(self) -> None:
+        """Finish or undo what a crash left: the first thing after opening, where the pool can be read."""
         try:
             self._transactions.recover()
             self._replacements.recover()
@@ -258,37 +133,18 @@ class DeviceSet:
             if self.read_only or name not in self
         )
 
-    def _note_missing_thins(self) -> None:
-        in_pool = set(self.pool.thin_ids())
-        missing = [(name, record) for name, record in self._store.items() if record.device_id not in in_pool]
-        self._store.problems.extend(
-            f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is gone"
-            for name, record in missing
-        )
+    def verify(self, *, base: bool = True) -> None:
+        """Check that pool and records belong together; what contradicts without harm is noted among the problems.
 
-    def _note_conflicts(self) -> None:
-        claims: dict[int, list[str]] = {}
-        for name, record in self._store.items():
-            claims.setdefault(record.device_id, []).append(name)
-        self._store.problems.extend(
-            f"thin {thin_id} is that of {' and '.join(map(repr, sorted(names)))}, so all but one of the records are "
-            "wrong; run 'recover' on the closed home"
-            for thin_id, names in claims.items()
-            if len(names) > 1
-        )
+        Args:
+            base: False leaves out the base device, without which the home is not known to be that of the pool.
 
-    def _require_base_size(self, size_bytes: int) -> None:
-        self._settings = msgspec.structs.replace(self._settings, base_size_bytes=size_bytes)
-        base = self._base.finished()
-        if base is None or self.read_only:
-            return
-        if size_bytes < base.size:
-            raise UsageError(
-                f"Base device size cannot be smaller than {base.size} bytes ({format_size(base.size)}), which it has, "
-                f"and {size_bytes} ({format_size(size_bytes)}) were asked for"
-            )
-        if size_bytes > base.size:
-            self.resize(BASE, size_bytes)
+        Raises:
+            HomeError: the base device is not the one that the records mean.
+        """
+        self._store.problems.extend(contradictions(self.pool, self._store))
+        if base:
+            self._base.verify()
 
     def recover(self, *, delete_orphans: bool = False) -> list[Finding]:
         """Bring records and pool together again, where they say different things; `cowfs.devices.recovery` says how.
@@ -319,22 +175,8 @@ class DeviceSet:
         )
         findings = [*self._store.findings, *recovery.run()]
         if all(finding.kind != "foreign_pool" for finding in findings):
-            findings.extend(self._remake_base(any(finding.device == BASE for finding in findings)))
+            findings.extend(remake_base(self._base, findings, None if self.read_only else self.ensure_base))
         return findings
-
-    def _remake_base(self, is_told: bool) -> Iterator[Finding]:
-        """Make the base anew when there is none; `is_told`: it is among the findings what becomes of it."""
-        if self._base.is_there() or (is_told and self.read_only):
-            return
-        found = "the home has no base device that was made to its end"
-        try:
-            if not self.read_only:
-                self.ensure_base()
-        except CowfsError as error:
-            yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
-        else:
-            if not is_told:
-                yield Finding("base", found, "made anew", BASE)
 
     def close(self) -> None:
         """Deactivate every device, close the pool and release the lock. A second call does nothing.
@@ -407,7 +249,7 @@ class DeviceSet:
                 f"size {size_bytes} of device {name!r} is less than that of its parent {origin_name!r}, "
                 f"{origin.size}; a snapshot cannot be smaller"
             )
-        self._require_free_space()
+        self.require_free_space()
 
         def send(thin_id: int) -> None:
             try:
@@ -449,7 +291,7 @@ class DeviceSet:
                 f"{size_bytes} ({format_size(size_bytes)}); make a smaller one and copy what is in it"
             )
         self._check_idle(name, record, "resize it")
-        self._require_free_space()
+        self.require_free_space()
         self._transactions.settle()
         with self._replacements.replacing(name, size_bytes) as thin:
             self._base.grow_filesystem(name, thin)
@@ -627,7 +469,7 @@ class DeviceSet:
         """
         self.check_writable()
         if not self._base.is_there():
-            self._require_free_space()
+            self.require_free_space()
             self._base.ensure(self._settings.base_size_bytes)
 
     # ------------------------------------------------------------------ use
@@ -770,7 +612,8 @@ class DeviceSet:
     def _minimum_free(self) -> MinimumFree:
         return MinimumFree(self._settings.min_free_percent, self._settings.min_free_bytes)
 
-    def _require_free_space(self) -> None:
+    def require_free_space(self) -> None:
+        """Raises OutOfDataSpace or OutOfMetadataSpace when less than the minimum is free."""
         free_space.require_minimum(self.pool, self._minimum_free)
 
     def _check_unused(self, name: str) -> None:
@@ -789,13 +632,3 @@ class DeviceSet:
             raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
         self._replacements.check_idle(name)
         return record
-
-
-@contextmanager
-def _damage_of(files: HomeFiles) -> Iterator[None]:
-    """Say of damaged metadata where it is, and what tells more."""
-    try:
-        yield
-    except MetadataCorrupt as error:
-        text = f"{error.detail}; this is in {files.metadata}, and 'check' says what else is wrong there"
-        raise MetadataCorrupt(text, block=error.block, path=error.path, errno=error.errno) from error

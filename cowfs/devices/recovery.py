@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
 from cowfs.devices.base.base_device import BaseDevice
@@ -35,6 +35,49 @@ from cowfs.thinmeta.walk import ThinEntry
 from cowfs.units import SECTOR_BYTES, format_size
 
 _COPY_NUMBER = re.compile(r"\.\d+$")
+
+
+def contradictions(pool: Pool, store: DeviceStore) -> Iterator[str]:
+    """Where records contradict the pool or each other, in words; the rest of the home works without them."""
+    in_pool = set(pool.thin_ids())
+    for name, record in store.items():
+        if record.device_id not in in_pool:
+            yield (
+                f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is "
+                "gone"
+            )
+    claims: dict[int, list[str]] = {}
+    for name, record in store.items():
+        claims.setdefault(record.device_id, []).append(name)
+    for thin_id, names in claims.items():
+        if len(names) > 1:
+            yield (
+                f"thin {thin_id} is that of {' and '.join(map(repr, sorted(names)))}, so all but one of the records "
+                "are wrong; run 'recover' on the closed home"
+            )
+
+
+def remake_base(
+    base: BaseDevice, findings: Iterable[Finding], ensure: Callable[[], object] | None
+) -> Iterator[Finding]:
+    """Make the base device anew when there is none.
+
+    Args:
+        findings: what was found before.
+        ensure: makes the base device; None where nothing may be changed.
+    """
+    is_reported = any(finding.device == BASE for finding in findings)
+    if base.is_there() or (is_reported and ensure is None):
+        return
+    found = "the home has no base device that was made to its end"
+    try:
+        if ensure is not None:
+            ensure()
+    except CowfsError as error:
+        yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
+    else:
+        if not is_reported:
+            yield Finding("base", found, "made anew", BASE)
 
 
 class Recovery:

@@ -46,7 +46,7 @@ from cowfs.home.spec import HomeSpec, Make
 from cowfs.pool import ThinDevice
 
 if TYPE_CHECKING:
-    from cowfs.devices.deviceset import Progress
+    from cowfs.devices.opening import Progress
     from cowfs.home.layers import Layers
     from cowfs.home.maintenance import CheckResult
     from cowfs.thinmeta.xml import TextSink

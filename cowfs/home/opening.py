@@ -12,8 +12,10 @@ import logging
 import os
 from dataclasses import replace
 
+from cowfs.devices import opening
 from cowfs.devices.base.base_device import filesystem_named
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.names import BASE
@@ -41,7 +43,7 @@ def open_here(spec: HomeSpec) -> OpenHome:
 
     Raises:
         UsageError: an unknown backend, an option or size that cannot be, or a base device that would shrink.
-        NotAHome, HomeVersionError, HomeBusy, HomeError, MetadataCorrupt: as `DeviceSet.init` and `DeviceSet.open`.
+        NotAHome, HomeVersionError, HomeBusy, HomeError, MetadataCorrupt: as in `cowfs.devices.opening`.
         MissingRequirement: an option needs a program or a kernel that is not present.
     """
     options = parse_storage_options(spec.storage_options)
@@ -78,12 +80,12 @@ def _make(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Se
     making.require_room_for_home(files)  # before a disk is taken for its pool
     files.make_directory(files.home)
     _prepare_pool(files, options)
-    devices = DeviceSet.init(
+    devices = opening.make_home(
         files.home,
         load_backend(spec.backend),
         wanted,
         progress=spec.progress,
-        filesystem=filesystem_named(settings.filesystem, settings.mkfs_args),
+        injected=Injected(filesystem=filesystem_named(settings.filesystem, settings.mkfs_args)),
     )
     _apply_discards(devices, options)
     return devices
@@ -91,14 +93,16 @@ def _make(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Se
 
 def _open(spec: HomeSpec, files: HomeFiles, options: DriverOptions) -> DeviceSet:
     _prepare_pool(files, options)
-    devices = DeviceSet.open(
+    devices = opening.open_home(
         files.home,
         load_backend(spec.backend),
-        read_only=spec.read_only,
-        durable=spec.durable,
-        verify=spec.verify,
-        min_free_percent=options.min_free_space_percent,
-        source=pool_source(options),
+        opening.OpenOptions(
+            read_only=spec.read_only,
+            durable=spec.durable,
+            verify=spec.verify,
+            min_free_percent=options.min_free_space_percent,
+            source=pool_source(options),
+        ),
     )
     if spec.storage_options:
         try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cowfs.devices.deviceset import Progress
     from cowfs.devices.on_disk.options import HomeOptions
+    from cowfs.devices.opening import Progress
 
 
 class Make(enum.Enum):

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 _JUDGE = """
 import sys
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.pool import load_backend
-with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
+with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
     for record in devices.records():
         result = check_volume(devices.activate(record.name, read_only=True))
         assert result.clean, (record.name, result.output)
@@ -31,10 +31,10 @@ with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
 
 _NEEDS_REPLAY = """
 import sys
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.ext4.journal.recovery import needs_recovery
 from cowfs.pool import load_backend
-with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
+with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
     print(needs_recovery(devices.activate(sys.argv[2], read_only=True)))
     devices.deactivate(sys.argv[2])
 """

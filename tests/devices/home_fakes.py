@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.on_disk.records import Identity
 from cowfs.errors import FilesystemError, InvalidRequest, NoSuchThin, PoolError, PoolIoError, ThinBusy, ThinExists
@@ -459,20 +461,30 @@ class FakeThin:
         raise NotImplementedError
 
 
+_DOORS = {field.name for field in dataclasses.fields(Injected)}
+
+
 def uuids() -> Callable[[], str]:
     """UUIDs that a test can repeat."""
     return iter(UUIDS * 100).__next__
 
 
-def make_home(home: Path, backend: Any, options: HomeOptions = SMALL, **arguments: Any) -> DeviceSet:
-    arguments.setdefault("filesystem", Filesystem())
-    return DeviceSet.init(home, backend, options, new_uuid=uuids(), **arguments)
+def make_home(
+    home: Path, backend: Any, options: HomeOptions = SMALL, *, progress: opening.Progress | None = None, **doors: Any
+) -> DeviceSet:
+    """As `opening.make_home`; `doors` are those of `Injected`."""
+    return opening.make_home(home, backend, options, progress=progress, injected=_injected(doors))
 
 
 def open_home(home: Path, backend: Any, **arguments: Any) -> DeviceSet:
+    """As `opening.open_home`; the arguments are those of `OpenOptions` and of `Injected`."""
     arguments.setdefault("durable", "system" in arguments)
-    arguments.setdefault("filesystem", Filesystem())
-    return DeviceSet.open(home, backend, new_uuid=uuids(), **arguments)
+    doors = {key: arguments.pop(key) for key in _DOORS & set(arguments)}
+    return opening.open_home(home, backend, opening.OpenOptions(**arguments), injected=_injected(doors))
+
+
+def _injected(doors: dict[str, Any]) -> Injected:
+    return Injected(**{"filesystem": Filesystem(), "new_uuid": uuids(), **doors})
 
 
 def fill_metadata(devices: DeviceSet) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.errors import HomeError
 from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
@@ -26,7 +26,7 @@ def home(tmp_path: Path) -> Path:
 
 def test_it_lists_and_activates_every_device(home: Path) -> None:
     before = {path.name: path.read_bytes() for path in (home / "metadata").iterdir()}
-    with DeviceSet.open(home, load_backend("emulated")) as devices:
+    with opening.open_home(home, load_backend("emulated")) as devices:
         assert {record.name: record.device_id for record in devices.records()} == DEVICE_IDS
         assert {record.size_bytes for record in devices.records()} == {1 << 30}
         assert {record.parent for record in devices.records()} == {None}
@@ -44,7 +44,7 @@ def test_it_lists_and_activates_every_device(home: Path) -> None:
 
 
 def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
-    with DeviceSet.open(home, load_backend("emulated")) as devices:
+    with opening.open_home(home, load_backend("emulated")) as devices:
         made = devices.create("mine", parent=LAYER_3)
         assert made.device_id == 3  # free since Docker removed a container
         devices.create("empty")
@@ -55,7 +55,7 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
         assert origin.pread(1 << 20, 1 << 16) == content
         assert devices.figures("mine").exclusive_bytes == 1 << 16
         require_clean_pool(devices.pool)
-    with DeviceSet.open(home, load_backend("emulated")) as devices:
+    with opening.open_home(home, load_backend("emulated")) as devices:
         assert devices.activate("mine").pread(1 << 20, 4) == b"xxxx"
         devices.deactivate("mine")
         devices.remove("mine")
@@ -70,9 +70,9 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
 
 SESSION = f"""
 import sys
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.pool import load_backend
-with DeviceSet.open(sys.argv[1], load_backend("emulated")) as devices:
+with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
     devices.create("mine", parent="{LAYER_3}")
     for record in devices.records():
         devices.activate(record.name).pread(0, 4096)
@@ -109,7 +109,7 @@ def test_a_read_only_copy_is_not_touched(home: Path) -> None:
 
     shutil.rmtree(home / "mnt")
     before = state()
-    with DeviceSet.open(home, load_backend("emulated"), read_only=True) as devices:
+    with opening.open_home(home, load_backend("emulated"), opening.OpenOptions(read_only=True)) as devices:
         assert len(devices.records()) == 4
         thin = devices.activate(LAYER_3)
         assert thin.pread(1024 + 56, 2) == b"\x53\xef"

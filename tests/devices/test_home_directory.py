@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.making import HomeState, is_home, look_at
 from cowfs.devices.on_disk.options import HomeOptions
@@ -22,14 +22,14 @@ def docker(tmp_path: Path) -> Path:
     """The directory of a daemon, with a home where its devicemapper driver has one, and another driver's directory."""
     root = tmp_path / "docker"
     (root / "overlay2" / "l").mkdir(parents=True)
-    with DeviceSet.init(root / "devicemapper", load_backend("emulated"), SMALL):
+    with opening.make_home(root / "devicemapper", load_backend("emulated"), SMALL):
         pass
     return root
 
 
 def refusal(directory: Path) -> str:
     before = sorted(os.listdir(directory)) if directory.is_dir() else None
-    with pytest.raises(NotAHome) as caught, DeviceSet.open(directory, load_backend("emulated")):
+    with pytest.raises(NotAHome) as caught, opening.open_home(directory, load_backend("emulated")):
         pass
     assert before == (sorted(os.listdir(directory)) if directory.is_dir() else None)
     assert not is_home(HomeFiles(str(directory)))

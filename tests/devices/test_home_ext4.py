@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions, min_metadata_bytes
 from cowfs.errors import HomeError
@@ -41,7 +42,7 @@ def judged(devices: DeviceSet, name: str) -> dict[str, str]:
 
 
 def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
         uuid = devices.status().base_uuid
         for name in ("base", "a"):
@@ -49,7 +50,7 @@ def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) 
             assert facts["Filesystem UUID"] == uuid
             assert int(facts["Block count"]) * int(facts["Block size"]) == 64 * MIB
         require_clean_pool(devices.pool)
-    with DeviceSet.open(tmp_path / "home", BACKEND) as devices:
+    with opening.open_home(tmp_path / "home", BACKEND) as devices:
         assert devices.problems == ()
         assert devices.status().base_uuid == uuid
 
@@ -57,25 +58,25 @@ def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) 
 def test_two_homes_have_two_uuids(tmp_path: Path) -> None:
     uuids = set()
     for name in ("one", "two"):
-        with DeviceSet.init(tmp_path / name, BACKEND, SMALL) as devices:
+        with opening.make_home(tmp_path / name, BACKEND, SMALL) as devices:
             uuids.add(devices.status().base_uuid)
     assert len(uuids) == 2
     (tmp_path / "one/metadata/deviceset-metadata").replace(tmp_path / "two/metadata/deviceset-metadata")
     with pytest.raises(HomeError, match="do not belong together"):
-        DeviceSet.open(tmp_path / "two", BACKEND)
+        opening.open_home(tmp_path / "two", BACKEND)
 
 
 def test_a_base_without_a_file_system_is_refused_and_can_be_looked_at(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.activate("base").pwrite(0, bytes(4096))
     with pytest.raises(HomeError, match=r"base device \(thin 1\) of the home .* is not what the home says"):
-        DeviceSet.open(tmp_path / "home", BACKEND)
-    with DeviceSet.open(tmp_path / "home", BACKEND, verify=False) as devices:
+        opening.open_home(tmp_path / "home", BACKEND)
+    with opening.open_home(tmp_path / "home", BACKEND, opening.OpenOptions(verify=False)) as devices:
         assert "base" in devices
 
 
 def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a", size_bytes=128 * MIB)
         devices.create("b", parent="a", size_bytes=200 * MIB)
         devices.create("c")
@@ -92,7 +93,7 @@ def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
 
 
 def test_a_device_that_grew_holds_what_it_held(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
         devices.create("b", parent="a")
         with Volumes(devices).opened("a") as volume:
@@ -109,19 +110,19 @@ def test_a_device_that_grew_holds_what_it_held(tmp_path: Path) -> None:
 
 
 def test_a_base_that_grew_is_what_devices_are_made_of(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
-    with DeviceSet.open(tmp_path / "home", BACKEND, base_size_bytes=128 * MIB) as devices:
+    with opening.open_home(tmp_path / "home", BACKEND, opening.OpenOptions(base_size_bytes=128 * MIB)) as devices:
         devices.create("b")
         sizes = {name: int(judged(devices, name)["Block count"]) for name in ("base", "a", "b")}
         assert sizes["base"] == sizes["b"] == 2 * sizes["a"]
         require_clean_pool(devices.pool)
-    with DeviceSet.open(tmp_path / "home", BACKEND) as devices:
+    with opening.open_home(tmp_path / "home", BACKEND) as devices:
         assert devices.problems == ()
 
 
 def test_the_smallest_base_works(tmp_path: Path) -> None:
-    with DeviceSet.init(tmp_path / "home", BACKEND, replace(SMALL, base_size_bytes=MIB)) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, replace(SMALL, base_size_bytes=MIB)) as devices:
         devices.create("a")
         judged(devices, "a")
 
@@ -133,7 +134,7 @@ def test_the_least_metadata_holds_a_pool_that_can_be_used(tmp_path: Path) -> Non
             SMALL, data_size_bytes=data_blocks << 16, metadata_size_bytes=min_metadata_bytes(data_blocks),
             base_size_bytes=16 * MIB, min_free_percent=0,
         )  # fmt: skip
-        with DeviceSet.init(tmp_path / str(data_blocks), BACKEND, options) as devices:
+        with opening.make_home(tmp_path / str(data_blocks), BACKEND, options) as devices:
             for number in range(5):
                 devices.create(f"d{number}")
                 thin = devices.activate(f"d{number}")
@@ -145,11 +146,11 @@ def test_the_least_metadata_holds_a_pool_that_can_be_used(tmp_path: Path) -> Non
 
 def test_a_default_home_is_made_and_opened_quickly(tmp_path: Path) -> None:
     begin = time.perf_counter()
-    with DeviceSet.init(tmp_path / "home", BACKEND) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND) as devices:
         made = time.perf_counter() - begin
         mapped = devices.figures("base").mapped_bytes
     begin = time.perf_counter()
-    DeviceSet.open(tmp_path / "home", BACKEND).close()
+    opening.open_home(tmp_path / "home", BACKEND).close()
     print(f"100 GiB home: made in {made * 1000:.0f} ms, opened in {(time.perf_counter() - begin) * 1000:.0f} ms")
     print(f"its base of 10 GiB maps {mapped} bytes")
     assert mapped < 16 * MIB

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import FileDevice
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions, MinimumFree
 from cowfs.errors import (
     HomeError,
@@ -128,8 +130,10 @@ def test_a_pool_that_does_not_answer_does_not_hide_what_can_be_done(home: Path, 
 
 def test_a_home_opened_read_only_is_no_problem(home: Path) -> None:
     home = home.parent / "real"
-    DeviceSet.init(home, EMULATED, SMALL, filesystem=Filesystem()).close()
-    with DeviceSet.open(home, EMULATED, read_only=True, filesystem=Filesystem()) as devices:
+    opening.make_home(home, EMULATED, SMALL, injected=Injected(filesystem=Filesystem())).close()
+    with opening.open_home(
+        home, EMULATED, opening.OpenOptions(read_only=True), injected=Injected(filesystem=Filesystem())
+    ) as devices:
         assert devices.status().problems == ()
         with pytest.raises(HomeError, match="open it for writing"):
             devices.create("new")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.on_disk.records import Finding
@@ -362,7 +363,7 @@ def test_a_pool_that_needs_a_check_comes_first(tmp_path: Path, backend: FakeBack
 
 def test_layers_of_a_real_home_come_back(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    with DeviceSet.init(home, EMULATED, REAL) as devices:
+    with opening.make_home(home, EMULATED, REAL) as devices:
         volumes = Volumes(devices)
         for name, parent in (("lower", None), ("upper", "lower")):
             devices.create(name, parent=parent, size_bytes=32 * MIB)
@@ -384,7 +385,7 @@ def test_layers_of_a_real_home_come_back(tmp_path: Path) -> None:
         name: f"recorded as {name!r}" for name in ("base", "lower", "upper", "killed")
     }
     assert report.left == []
-    with DeviceSet.open(home, EMULATED) as devices:
+    with opening.open_home(home, EMULATED) as devices:
         assert {r.name: r.size_bytes // MIB for r in devices.records()} == {
             "base": 16, "lower": 32, "upper": 32, "killed": 32,
         }  # fmt: skip
@@ -393,7 +394,7 @@ def test_layers_of_a_real_home_come_back(tmp_path: Path) -> None:
 
 def test_a_mounted_home_is_refused(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    DeviceSet.init(home, EMULATED, REAL).close()
+    opening.make_home(home, EMULATED, REAL).close()
     with serving(home), pytest.raises(HomeBusy, match=r"recovering needs the home .* to itself"):
         recover_home(home, "emulated", wait_seconds=0)
     assert recover_home(home, "emulated").findings == []

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import (
     DeviceBusy,
@@ -218,7 +220,9 @@ def test_an_emulated_pool_grows_under_its_users(tmp_path: Path) -> None:
         data_size_bytes=16 * MIB, metadata_size_bytes=2 * MIB, base_size_bytes=64 * MIB, error_if_no_space=True,
         min_free_percent=0, durable=False,
     )  # fmt: skip
-    with DeviceSet.init(tmp_path / "home", load_backend("emulated"), options, filesystem=Filesystem()) as devices:
+    with opening.make_home(
+        tmp_path / "home", load_backend("emulated"), options, injected=Injected(filesystem=Filesystem())
+    ) as devices:
         devices.create("a")
         thin = devices.activate("a")
         thin.pwrite(0, b"x" * 15 * MIB)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.devices import opening
 from cowfs.devices.base.base_ext4 import Ext4
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
 from cowfs.home.maintenance import check_home, repair_home, restore_home
@@ -48,7 +49,7 @@ def source(tmp_path: Path) -> PoolSource:
 
 def init(home: Path, source: PoolSource, **changes: object) -> None:
     options = replace(OPTIONS, source=source, **changes)  # type: ignore[arg-type]
-    with DeviceSet.init(home, BACKEND, options) as devices:
+    with opening.make_home(home, BACKEND, options) as devices:
         devices.create("web")
 
 
@@ -80,7 +81,7 @@ def dumped(home: Path) -> str:
 def test_two_devices_are_used_whole_and_found_again(home: Path, source: PoolSource) -> None:
     init(home, source)
     assert os.listdir(home / "devicemapper") == []
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         status = devices.status()
         assert (status.data_file, status.metadata_file) == (source.data_device, source.metadata_device)
         assert status.data_total_bytes == 48 * MIB
@@ -94,7 +95,7 @@ def test_the_missing_half_is_a_file_of_the_home(home: Path, source: PoolSource, 
     init(home, half)
     (other,) = {"data", "metadata"} - {role}
     assert os.listdir(home / "devicemapper") == [other]
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         status = devices.status()
         assert status.data_total_bytes == (48 if role == "data" else 64) * MIB
         assert status.metadata_total_bytes == (8 if role == "metadata" else 4) * MIB
@@ -118,7 +119,7 @@ def test_relative_paths_are_remembered_as_absolute_ones(
     monkeypatch.chdir(tmp_path)
     init(home, PoolSource("data", "./metadata"))
     monkeypatch.chdir("/")
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         assert devices.pool.table().data_device == source.data_device
 
 
@@ -126,8 +127,8 @@ def test_a_home_that_says_nothing_is_told_where_its_pool_is(home: Path, source: 
     init(home, source)
     (home / "cowfs.json").unlink()  # as another program leaves it
     with pytest.raises(HomeError, match="incomplete"):
-        DeviceSet.open(home, BACKEND)
-    with DeviceSet.open(home, BACKEND, source=source) as devices:
+        opening.open_home(home, BACKEND)
+    with opening.open_home(home, BACKEND, opening.OpenOptions(source=source)) as devices:
         assert "web" in devices
 
 
@@ -200,11 +201,11 @@ def test_a_device_that_is_gone_or_cut_short_is_told(home: Path, source: PoolSour
     init(home, source)
     os.rename(source.data_device, tmp_path / "elsewhere")
     with pytest.raises(HomeError, match=f"{source.data_device} missing; attach what holds it"):
-        DeviceSet.open(home, BACKEND)
+        opening.open_home(home, BACKEND)
     os.rename(tmp_path / "elsewhere", source.data_device)
     os.truncate(source.data_device, 40 * MIB)
     with pytest.raises(HomeError, match="truncated"):
-        DeviceSet.open(home, BACKEND)
+        opening.open_home(home, BACKEND)
 
 
 def test_a_pool_in_use_is_told(home: Path, source: PoolSource) -> None:
@@ -212,9 +213,9 @@ def test_a_pool_in_use_is_told(home: Path, source: PoolSource) -> None:
     table = PoolTable(Sectors(96 * MIB // 1024), source.metadata_device, source.data_device, Sectors(128))
     pool = BACKEND.open_pool("other", table)
     with pytest.raises(HomeBusy, match=r"in use by another pool.*--backend dmthin"):
-        DeviceSet.open(home, BACKEND)
+        opening.open_home(home, BACKEND)
     pool.close()
-    DeviceSet.open(home, BACKEND).close()
+    opening.open_home(home, BACKEND).close()
 
 
 class Interrupted(BaseException):
@@ -231,10 +232,10 @@ def test_a_making_that_was_cut_short_is_repeated_on_its_own_devices_only(
     home: Path, source: PoolSource, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        DeviceSet.init(home, BACKEND, replace(OPTIONS, source=source), filesystem=DyingExt4())
+        opening.make_home(home, BACKEND, replace(OPTIONS, source=source), injected=Injected(filesystem=DyingExt4()))
     assert "thin pool already" in refusal(tmp_path / "other", source, errno.EEXIST)
     init(home, source)
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         assert "web" in devices
 
 
@@ -277,5 +278,5 @@ def test_metadata_on_a_device_is_checked_repaired_and_restored_in_place(
     assert result.repaired
     assert result.clean
     assert dumped(home) == xml
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         devices.create("more")

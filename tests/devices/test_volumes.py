@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
@@ -28,7 +29,7 @@ SMALL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base
 
 @pytest.fixture
 def devices(tmp_path: Path) -> Iterator[DeviceSet]:
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
         devices.create("b")
         yield devices
@@ -95,7 +96,7 @@ def test_one_volume_per_device_until_its_last_user_closes_it(devices: DeviceSet,
 def test_a_volume_that_is_not_changed_writes_nothing(devices: DeviceSet) -> None:
     home = devices.home
     devices.close()
-    with DeviceSet.open(home, BACKEND, durable=False) as again:
+    with opening.open_home(home, BACKEND, opening.OpenOptions(durable=False)) as again:
         before = digests(home)
         volumes = Volumes(again)
         volume = volumes.open("a")
@@ -149,7 +150,7 @@ def test_volumes_that_are_only_read(devices: DeviceSet, read_only: bool) -> None
     """Because it was asked for, or because the home is open that way."""
     home = devices.home
     devices.close()
-    with DeviceSet.open(home, BACKEND, read_only=read_only, durable=False) as again:
+    with opening.open_home(home, BACKEND, opening.OpenOptions(read_only=read_only, durable=False)) as again:
         volumes = Volumes(again, read_only=True)
         with volumes.opened("a") as volume, pytest.raises(OSError, match="Read-only") as caught:
             write_file(volume, b"f", b"content")
@@ -285,7 +286,7 @@ def test_an_idle_volume_is_not_written_by_a_trim(devices: DeviceSet, volumes: Vo
 
 def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -> None:
     options = replace(SMALL, base_size_bytes=4 << 30)
-    with DeviceSet.init(tmp_path / "home", BACKEND, options) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, options) as devices:
         devices.create("a")
         dirty_free_space(devices, "a")
         volumes = Volumes(devices)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import trio
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
 from cowfs.filetree import ROOT_INODE
@@ -30,7 +30,7 @@ class HomeService:
 
     def __init__(self, directory: str, target: str) -> None:
         self._directory = Path(os.path.abspath(directory))
-        self._devices = DeviceSet.init(self._directory / "home", EmulatedBackend(), OPTIONS)
+        self._devices = opening.make_home(self._directory / "home", EmulatedBackend(), OPTIONS)
         self._devices.create("a")
         self._devices.create("b")
         self._volumes = Volumes(self._devices)

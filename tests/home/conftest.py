@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.control.server import ControlServer, Limits
 from cowfs.home.executor import NO_VIEWS, Executor, Views
@@ -29,7 +29,7 @@ DEFAULT_LIMITS = Limits()
 def home(tmp_path: Path) -> Path:
     """A home that nobody holds, with the devices base and web."""
     path = tmp_path / "home"
-    with DeviceSet.init(path, load_backend("emulated"), SMALL) as devices:
+    with opening.make_home(path, load_backend("emulated"), SMALL) as devices:
         devices.create("web")
     return path
 

@@ -19,7 +19,7 @@ import pytest
 
 import cowfs
 from cowfs.blockdev import FileDevice
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.errors import ForkedError, HomeBusy
 from cowfs.ext4.volume import Volume
 from cowfs.forking import _registered
@@ -141,7 +141,7 @@ def test_an_open_device_is_its_openers(home: Path) -> None:
 
 
 def test_everything_below_a_home_is_its_openers(home: Path) -> None:
-    with DeviceSet.open(home, load_backend("emulated")) as devices:
+    with opening.open_home(home, load_backend("emulated")) as devices:
         pool, disk = devices.pool, devices.activate("web")
         with closing(Volume.open(disk)) as volume, closing(FileDevice(home / "devicemapper/data")) as file:
             uses: list[Callable[[], object]] = [
@@ -184,7 +184,7 @@ def test_a_child_may_open_its_own(home: Path, tmp_path: Path) -> None:
     def work() -> str:
         with pytest.raises(HomeBusy, match=f"held by process {os.getppid()}"):
             cowfs.open_home(home)
-        DeviceSet.init(tmp_path / "other", load_backend("emulated"), SMALL).close()
+        opening.make_home(tmp_path / "other", load_backend("emulated"), SMALL).close()
         with cowfs.open_home(tmp_path / "other") as other:
             return other.create("a").name
 
@@ -233,6 +233,7 @@ def links_of(pid: int) -> list[str]:
 
 SERVER = """
 import os, sys, trio
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.home.control.server import ControlServer
 from cowfs.home.opening import open_here

@@ -12,7 +12,7 @@ import pytest
 
 import cowfs
 from cowfs import errors
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.names import pool_prefix
 from cowfs.error_record import record_error, restore_error
 from cowfs.home.control.client import Client
@@ -125,7 +125,7 @@ def test_errors_keep_class_errno_and_exit_code(opened: cowfs.Home, name: str) ->
 @pytest.mark.parametrize("name", SUCCEEDING)
 def test_answers_are_the_same_through_the_holder(home: Path, tmp_path: Path, name: str) -> None:
     twin = tmp_path / "twin"
-    with DeviceSet.init(twin, load_backend("emulated"), SMALL) as devices:
+    with opening.make_home(twin, load_backend("emulated"), SMALL) as devices:
         devices.create("web")
     with cowfs.open_home(home, durable=False) as here:
         expected = SUCCEEDING[name](here)

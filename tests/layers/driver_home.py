@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.layers.driver import LayerDriver
@@ -50,7 +51,11 @@ def opened(home: Path, *options: str) -> Iterator[Opened]:
     """A home, made where there is none."""
     backend = load_backend("emulated")
     is_new = not home.exists()
-    with DeviceSet.init(home, backend, SMALL) if is_new else DeviceSet.open(home, backend, durable=False) as devices:
+    with (
+        opening.make_home(home, backend, SMALL)
+        if is_new
+        else opening.open_home(home, backend, opening.OpenOptions(durable=False)) as devices
+    ):
         made = Opened(devices, *options)
         yield made
         assert made.volumes.names() == []

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import cowfs
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.errors import CowfsError, MountError
 from cowfs.home.kernel.devices import mount_by_kernel
 from cowfs.home.requests.devices import OpenNode
@@ -578,7 +578,7 @@ def a_node_that_vanished_is_made_up_for(folder: Path) -> None:
 @check
 def a_lent_device_is_lent_once(folder: Path) -> None:
     home = make_home(folder)
-    with DeviceSet.open(home.home, load_backend("dmthin")) as devices:
+    with opening.open_home(home.home, load_backend("dmthin")) as devices:
         fd = devices.lend("web")
         assert devices.lent().keys() == {"web"}
         with expected(CowfsError, errno.EBUSY, "in use already", f"process {os.getpid()}"):

@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cowfs.devices import opening
 from cowfs.devices.base.base_device import filesystem_named
 from cowfs.devices.base.base_xfs import Xfs, limit_nospace_retries
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4.tools import commands as tools
@@ -158,11 +159,11 @@ def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
     home.mkdir()
     Lvm(folder).prepare(home, disk)
     options = parse_storage_options([f"dm.directlvm_device={disk}", "dm.basesize=64M"])
-    with DeviceSet.init(home, BACKEND, home_options(options)) as devices:
+    with opening.make_home(home, BACKEND, home_options(options)) as devices:
         devices.create("layer")
         assert devices.status().block_bytes == 512 << 10
         assert not devices.discards_removed
-    with DeviceSet.open(home, BACKEND) as devices:
+    with opening.open_home(home, BACKEND) as devices:
         assert [record.name for record in devices.records()] == ["base", "layer"]
 
 
@@ -194,12 +195,14 @@ def a_home_of_xfs(folder: Path) -> None:
         ["dm.fs=xfs", "dm.mkfsarg=-L", "dm.mkfsarg=layers", "dm.basesize=512M", "dm.loopdatasize=4G"]
     )
     filesystem = filesystem_named(options.fs, options.mkfs_args)
-    with DeviceSet.init(folder / "home", BACKEND, home_options(options), filesystem=filesystem) as devices:
+    with opening.make_home(
+        folder / "home", BACKEND, home_options(options), injected=Injected(filesystem=filesystem)
+    ) as devices:
         status = devices.status()
         assert status.base_filesystem == "xfs"
         devices.create("same")
         devices.create("larger", size_bytes=768 << 20)
-    with DeviceSet.open(folder / "home", BACKEND) as devices:
+    with opening.open_home(folder / "home", BACKEND) as devices:
         same, larger = devices.activate("same"), devices.activate("larger")
         assert isinstance(same, NodeThin)
         assert isinstance(larger, NodeThin)
@@ -221,13 +224,13 @@ def a_home_of_xfs(folder: Path) -> None:
 @check
 def another_xfs_is_found_out(folder: Path) -> None:
     options = home_options(parse_storage_options(["dm.basesize=512M", "dm.loopdatasize=4G"]))
-    with DeviceSet.init(folder / "home", BACKEND, options, filesystem=Xfs()) as devices:
+    with opening.make_home(folder / "home", BACKEND, options, injected=Injected(filesystem=Xfs())) as devices:
         thin = devices.activate("base")
         assert isinstance(thin, NodeThin)
         said("xfs_admin", "-U", "generate", thin.node)
         devices.deactivate("base")
     try:
-        DeviceSet.open(folder / "home", BACKEND).close()
+        opening.open_home(folder / "home", BACKEND).close()
     except HomeError as error:
         if "has UUID" in str(error):
             return

@@ -13,7 +13,6 @@ from cowfs.devices.base.base_ext4 import Ext4
 from cowfs.devices.base.base_xfs import Xfs
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
-from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.on_disk.records import DeviceFile, Identity, SetFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
@@ -162,10 +161,6 @@ class BaseDevice:
         self._save_set(uuid)
         # Last, because it is what says that all the rest is there.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
-
-    def empty_bytes(self, options: HomeOptions) -> int:
-        """How much of a pool the base takes that a new home has."""
-        return self._filesystem.empty_bytes(options.base_size_bytes, options.block_bytes)
 
     def grow_new(self, name: str, record: DeviceFile) -> None:
         """Make the file system of a thin that is becoming a device fill it."""

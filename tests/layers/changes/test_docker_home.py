@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
 from cowfs.layers.roots import find_root
@@ -19,7 +20,7 @@ from tests.layers.changes.conftest import Kinds, kinds, oracle
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DeviceSet]:
     home = unpack(tmp_path_factory.mktemp("home"))
-    with DeviceSet.open(home, load_backend("emulated")) as devices:
+    with opening.open_home(home, load_backend("emulated")) as devices:
         yield devices
 
 

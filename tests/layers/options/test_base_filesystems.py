@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from cowfs.blockdev import MemoryDevice
+from cowfs.devices import opening
 from cowfs.devices.base.base_device import filesystem_named
 from cowfs.devices.base.base_xfs import Xfs, limit_nospace_retries
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
 from cowfs.errors import FilesystemError, MissingRequirement
 from cowfs.ext4.format import layout
 from cowfs.ext4.tools.mkfs import require_filesystem
@@ -24,19 +25,21 @@ BACKEND = load_backend("emulated")
 
 def test_arguments_of_mkfs_reach_it(tmp_path: Path) -> None:
     filesystem = filesystem_named("ext4", ["-b", "1024"])
-    with DeviceSet.init(tmp_path / "home", BACKEND, SMALL, filesystem=filesystem) as devices:
+    with opening.make_home(tmp_path / "home", BACKEND, SMALL, injected=Injected(filesystem=filesystem)) as devices:
         superblock = layout.read_superblock(devices.activate("base", read_only=True))
         assert superblock.block_bytes == 1024
 
 
 def test_arguments_that_mkfs_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(FilesystemError, match=r"mke2fs failed with status 1: .*invalid block size"):
-        DeviceSet.init(tmp_path / "home", BACKEND, SMALL, filesystem=filesystem_named("ext4", ["-b", "777"]))
+        opening.make_home(
+            tmp_path / "home", BACKEND, SMALL, injected=Injected(filesystem=filesystem_named("ext4", ["-b", "777"]))
+        )
 
 
 def test_xfs_needs_a_node_of_the_kernel(tmp_path: Path) -> None:
     with pytest.raises(MissingRequirement) as caught:
-        DeviceSet.init(tmp_path / "home", BACKEND, SMALL, filesystem=filesystem_named("xfs"))
+        opening.make_home(tmp_path / "home", BACKEND, SMALL, injected=Injected(filesystem=filesystem_named("xfs")))
     assert str(caught.value) == (
         "xfs needs a block device node, and the device's backend runs in this process, not in the kernel; "
         "try: cowfs --backend dmthin ..."

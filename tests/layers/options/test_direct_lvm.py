@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import HomeError, MissingRequirement, UsageError
 from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
@@ -157,7 +157,7 @@ def test_a_damaged_file(setup: Setup, content: bytes) -> None:
 
 def test_a_home_may_be_made_beside_it(setup: Setup) -> None:
     setup.prepare(Played())
-    with DeviceSet.init(setup.home, load_backend("emulated"), SMALL):
+    with opening.make_home(setup.home, load_backend("emulated"), SMALL):
         pass
     assert read_config(setup.files) == LvmConfig(device=DISK)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.devices.on_disk.records import HomeStatus
 from cowfs.errors import UsageError
@@ -100,7 +100,7 @@ def test_where_the_pool_is(options: list[str], source: PoolSource) -> None:
 @pytest.fixture(scope="module")
 def status(tmp_path_factory: pytest.TempPathFactory) -> HomeStatus:
     home: Path = tmp_path_factory.mktemp("homes") / "home"
-    with DeviceSet.init(home, load_backend("emulated"), SMALL) as devices:
+    with opening.make_home(home, load_backend("emulated"), SMALL) as devices:
         return devices.status()
 
 

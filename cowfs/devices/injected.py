@@ -1,0 +1,26 @@
+"""What a test puts in the place of the system, of chance and of mkfs."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cowfs.devices.base.base_device import BaseFilesystem
+from cowfs.devices.on_disk.files import System
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """How a device set reaches what is not its own.
+
+    Attributes:
+        filesystem: of the base device, how it is made; the one that the home has, or ext4, when None.
+        system: the calls that change a home's files.
+        new_uuid: called once for each file system made.
+    """
+
+    filesystem: BaseFilesystem | None = None
+    system: System = os
+    new_uuid: Callable[[], str] = lambda: str(uuid.uuid4())

@@ -1,0 +1,195 @@
+"""Making and opening homes: each ends in a `DeviceSet` that holds the lock, the pool and the records.
+
+make_home(home, backend, options)         in a new or empty directory
+open_home(home, backend, OpenOptions())   what a crash left is finished or undone first
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import msgspec
+
+from cowfs.devices.base.base_device import filesystem_named
+from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.injected import Injected
+from cowfs.devices.on_disk import making
+from cowfs.devices.on_disk.files import HomeFiles, close_new_home
+from cowfs.devices.on_disk.lock import HomeLock
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource, check_base_size
+from cowfs.devices.on_disk.records import HomeFile
+from cowfs.devices.pools import pool_source
+from cowfs.errors import MetadataCorrupt, OutOfDataSpace, UsageError
+from cowfs.pool import Backend
+from cowfs.units import format_size
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+_STEPS: Final = 3
+_NOTHING_INJECTED: Final = Injected()
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a home is opened.
+
+    Attributes:
+        read_only: change nothing, not even after a crash; works on a read-only medium.
+        durable: False gives up flushes.
+        min_free_percent, min_free_bytes: in place of what the home says, as in `HomeOptions`.
+        source: where the pool is, for a home that does not say so because another program made it.
+        base_size_bytes: what the base device must have: a smaller one is grown, for the devices that are made after;
+            it is also the size of a base that is still to be made.
+        verify: False leaves out the check of the base device, to get at the devices of a damaged home.
+    """
+
+    read_only: bool = False
+    durable: bool = True
+    min_free_percent: int | None = None
+    min_free_bytes: int | None = None
+    source: PoolSource | None = None
+    base_size_bytes: int | None = None
+    verify: bool = True
+
+    def check(self) -> None:
+        """Raises UsageError for a size or a minimum that cannot be."""
+        if self.base_size_bytes is not None:
+            check_base_size(self.base_size_bytes)
+        MinimumFree(self.min_free_percent or 0, self.min_free_bytes).check()
+
+    def applied(self, settings: HomeFile) -> HomeFile:
+        """What a home says of itself, with these options in its place; its pool stays where it is."""
+        if self.min_free_percent is not None:
+            settings = msgspec.structs.replace(settings, min_free_percent=self.min_free_percent, min_free_bytes=None)
+        if self.min_free_bytes is not None:
+            settings = msgspec.structs.replace(settings, min_free_bytes=self.min_free_bytes)
+        if self.base_size_bytes is not None:
+            settings = msgspec.structs.replace(settings, base_size_bytes=self.base_size_bytes)
+        return settings
+
+
+def make_home(
+    home: str | os.PathLike[str],
+    backend: Backend,
+    options: HomeOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    injected: Injected = _NOTHING_INJECTED,
+) -> DeviceSet:
+    """Make a home in a new or empty directory, or finish one whose making was cut short, and open it.
+
+    Args:
+        progress: called with (what is done next, steps done, steps in all).
+
+    Raises:
+        UsageError: an option that cannot be.
+        HomeError: EEXIST for a home, ENOTEMPTY for another directory, EPERM for one that others may write into, or
+            what the file system answers.
+    """
+    options = options or HomeOptions()
+    options.check()
+    say = progress or (lambda _what, _done, _total: None)
+    files = HomeFiles(os.path.abspath(home), durable=options.durable, system=injected.system)
+    making.require_room_for_home(files)
+    files.make_directory(files.home)
+    close_new_home(files.home)
+    with ExitStack() as undo:
+        lock = HomeLock.acquire(files.home)
+        undo.callback(lock.release)
+        making.require_room_for_home(files)
+        say("making the pool", 0, _STEPS)
+        options = pool_source.look_at_source(files, options)
+        making.begin_home(files, options)
+        pool = pool_source.make_pool(files, backend, options)
+        undo.callback(pool.close)
+        devices = DeviceSet(files, lock, pool, making.settings_of(options), injected, read_only=False)
+        devices.undo_unfinished()
+        say("making the base device", 1, _STEPS)
+        _make_base(devices, options, injected)
+        say("finishing", 2, _STEPS)
+        making.finish_home(files, options)
+        say("done", _STEPS, _STEPS)
+        undo.pop_all()
+    return devices
+
+
+def open_home(
+    home: str | os.PathLike[str],
+    backend: Backend,
+    options: OpenOptions | None = None,
+    *,
+    injected: Injected = _NOTHING_INJECTED,
+) -> DeviceSet:
+    """Lock a home, finish or undo what a crash left, and check that pool and records belong together.
+
+    Raises:
+        NotAHome, HomeVersionError, HomeBusy: as they say.
+        HomeError: pool files missing, truncated, or not those of the records; EPERM when others may write into the
+            home.
+        UsageError: the base device is larger than the options ask for.
+        MetadataCorrupt: the pool's metadata.
+
+    A pool that failed, or that needs a check, does not keep a home from opening: it is then open read-only, and
+    `problems` says why.
+    """
+    options = options or OpenOptions()
+    options.check()
+    files = HomeFiles(os.path.abspath(home), durable=options.durable, system=injected.system)
+    making.require_home(files)
+    making.read_settings(files)
+    with ExitStack() as undo, _damage_of(files):
+        lock = HomeLock.acquire(files.home, read_only=options.read_only)
+        undo.callback(lock.release)
+        making.require_home(files)
+        settings = options.applied(making.read_settings(files))
+        if options.source is not None:
+            settings = pool_source.at_source(files, settings, options.source)
+        pool = pool_source.open_pool(files, backend, settings, read_only=options.read_only)
+        undo.callback(pool.close)
+        devices = DeviceSet(files, lock, pool, settings, injected, read_only=options.read_only)
+        if devices.can_be_read:
+            devices.undo_unfinished()
+            devices.verify(base=options.verify)
+        if options.base_size_bytes is not None:
+            _grow_base(devices, options.base_size_bytes)
+        undo.pop_all()
+    return devices
+
+
+def _make_base(devices: DeviceSet, options: HomeOptions, injected: Injected) -> None:
+    try:
+        devices.ensure_base()
+        devices.require_free_space()
+    except OutOfDataSpace as error:
+        if options.source.thin_pool:
+            raise
+        filesystem = injected.filesystem or filesystem_named(devices.base_filesystem)
+        taken_bytes = filesystem.empty_bytes(options.base_size_bytes, options.block_bytes)
+        raise making.too_little_data(options, taken_bytes) from error
+
+
+def _grow_base(devices: DeviceSet, size_bytes: int) -> None:
+    base = devices.record(BASE) if BASE in devices else None
+    if base is None or not base.initialized or base.deleted or devices.read_only:
+        return
+    if size_bytes < base.size_bytes:
+        raise UsageError(
+            f"Base device size cannot be smaller than {base.size_bytes} bytes ({format_size(base.size_bytes)}), which "
+            f"it has, and {size_bytes} ({format_size(size_bytes)}) were asked for"
+        )
+    if size_bytes > base.size_bytes:
+        devices.resize(BASE, size_bytes)
+
+
+@contextmanager
+def _damage_of(files: HomeFiles) -> Iterator[None]:
+    """Say of damaged metadata where it is, and what tells more."""
+    try:
+        yield
+    except MetadataCorrupt as error:
+        text = f"{error.detail}; this is in {files.metadata}, and 'check' says what else is wrong there"
+        raise MetadataCorrupt(text, block=error.block, path=error.path, errno=error.errno) from error
