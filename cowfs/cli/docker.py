@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,9 +23,10 @@ def docker_plugin_command(settings: Settings, socket_path: str) -> None:
     A home that is not there yet is made when the daemon starts, as its storage options say. The files of all layers
     are in one mount, at H/mnt.
     """
-    from cowfs.cli.log import log_server
+    from cowfs.cli.serving import begin_serving
+    from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.docker.serve import PluginRequest, serve_plugin
 
-    log_server(settings.log)
+    begin_serving(settings, os.path.realpath(HomeFiles(os.path.abspath(settings.home_path)).mounts))
     options = settings.storage_options
     serve_plugin(PluginRequest(settings.home_path, settings.backend, Path(socket_path), options))

@@ -113,14 +113,12 @@ def mount_command(
         write_base,
     )
     if foreground:
-        from cowfs.cli.log import log_server
+        from cowfs.cli.serving import begin_serving
         from cowfs.home.serving.mount_server import serve_mount
-        from cowfs.home.serving.surroundings import outside
 
-        log_server(settings.log)
         target = os.path.realpath(mountpoint)  # now: a server touches nothing of its own mount
+        begin_serving(settings, target)
         on_ready = None if report_fd else partial(_say_ready, settings, name, target)
-        os.environ["PATH"] = os.pathsep.join(outside(os.environ.get("PATH", "").split(os.pathsep), target))
         serve_mount(request, report_fd=report_fd, on_ready=on_ready)
         return
     pid = mount(request, _server_command(settings, request), on_ready=outcome_stands)

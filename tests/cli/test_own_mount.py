@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.cli.app import run
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.home.passed_file import may_be_read
+from cowfs.home.serving.surroundings import away_from
 from tests.cli.mounted_home import MountedHome, has_ended
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -73,6 +76,32 @@ def test_which_files_may_be_read(tmp_path: Path) -> None:
             assert may_be_read(fd, home) == may
     for fd in (memory, receiver, sender):
         os.close(fd)
+
+
+@pytest.mark.parametrize("words", [["mount", "--foreground"], ["docker-plugin", "--socket", "/nowhere"]])
+def test_no_server_looks_for_programs_or_modules_on_its_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    target = tmp_path / "home" / "mnt"
+    target.mkdir(parents=True)
+    (tmp_path / "link").symlink_to("home/mnt/web")
+    leading = [str(target), f"{target}/web/bin", f"{tmp_path}/link", f"{tmp_path}/other/../home/mnt/bin"]
+    others = ["/usr/bin", f"{target}-other", str(tmp_path)]
+    monkeypatch.setenv("PATH", os.pathsep.join([*leading, *others]))
+    seen = []
+
+    def serve(*_: object, **__: object) -> None:
+        seen.append(os.environ["PATH"].split(os.pathsep))
+
+    monkeypatch.setattr("cowfs.home.serving.mount_server.serve_mount", serve)
+    monkeypatch.setattr("cowfs.docker.serve.serve_plugin", serve)
+    monkeypatch.setattr("cowfs.cli.serving.log_server", lambda _: None)
+    where = [str(target)] if words[0] == "mount" else []
+    assert run(["--home", str(target.parent), *words, *where]) == 0
+    assert seen == [others]
+    monkeypatch.setattr(sys, "path", [*leading, *others])
+    with away_from(str(target), HomeFiles(str(target.parent)), read_only=False):
+        assert sys.path == others
 
 
 def test_temporary_files_are_not_on_the_mount(mounted: MountedHome) -> None:

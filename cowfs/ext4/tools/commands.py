@@ -103,8 +103,8 @@ def temporary_image(size_bytes: int, *, holds_little: bool = False) -> Iterator[
         except OSError as error:
             raise FilesystemError(
                 f"cannot make a sparse file of {size_bytes} bytes ({format_size(size_bytes)}) for e2fsprogs in "
-                f"{os.path.dirname(path)}: {error.strerror}; name a file system that can hold one with TMPDIR, or take "
-                "a smaller size",
+                f"{os.path.dirname(path)}: {error.strerror}; take a smaller size, or have temporary files on a file "
+                "system that can hold one: a server has them in its home, a command where TMPDIR says",
                 errno=error.errno,
             ) from error
         image = FileDevice(path)
