@@ -30,7 +30,7 @@ class Layers:
         self._sizes = sizes
         home = directory / "home"
         options = [*OPTIONS, "dm.override_udev_sync_check=true"] if driver == "devicemapper" else OPTIONS
-        ours = [sys.executable, "-m", "cowfs", "--home", str(home), "docker-plugin", "--socket"]
+        ours = [sys.executable, "-m", "cowfs", "--home", str(home), "docker", "plugin", "--socket"]
         command = [program] if driver == "devicemapper" else ours
         self.plugin = Plugin(command, Path("/run/cowfs-bench-plugin.sock"), home, options, directory / "plugin.log")
 

@@ -5,13 +5,12 @@ This package is the only place that reads the environment.
 
 Exit status: 0; 2 for a request that is malformed; 3 where the machine lacks something; 4 pool, 5 home or device,
 6 mount, 7 file system, 8 User-Mode Linux; 1 for anything else the system refused; 130 after Ctrl-C, 143 after SIGTERM.
-Either asks a server that is ready (`mount --foreground`, `docker-plugin`) to end, and then it ends with 0.
+Either asks a server that is ready (`mount --foreground`, `docker plugin`) to end, and then it ends with 0.
 A traceback is a defect of cowfs.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -21,41 +20,11 @@ import click
 from click.core import ParameterSource
 
 from cowfs.cli import output, signals
+from cowfs.cli.commands import FORMER_NAMES, SECTIONS, LazyGroup, command_words
 from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
 from cowfs.errors import CowfsError, UsageError
 from cowfs.version import VERSION
 
-# Command -> module beside this one, in the order of the help; the second word is its line there.
-_COMMANDS: Final = {
-    "init": ("devices", "Make a new home."),
-    "create": ("devices", "Make a device."),
-    "snapshot": ("devices", "Snapshot a device."),
-    "list": ("devices", "List the devices."),
-    "status": ("devices", "Show the figures of the home and its pool."),
-    "inspect": ("devices", "Show everything about one device."),
-    "mount": ("mounting", "Mount a device, as a file tree or as a disk image."),
-    "umount": ("mounting", "Unmount what 'mount' mounted."),
-    "remove": ("devices", "Remove devices."),
-    "usage": ("space", "Show where the space of the pool is."),
-    "trim": ("space", "Give back what devices do not use."),
-    "resize": ("space", "Grow a device."),
-    "pool-resize": ("space", "Make the pool larger."),
-    "layer": ("layers", "Make, use, pack and unpack layers."),
-    "info": ("layers", "Show what 'docker info' shows of a storage driver."),
-    "docker-plugin": ("docker", "Be a storage driver of Docker's daemon."),
-    "check": ("metadata", "Recount the pool's metadata and report what is wrong."),
-    "recover": ("recovery", "Bring records and pool together again."),
-    "dump": ("metadata", "Write the pool's metadata as XML."),
-    "restore": ("metadata", "Replace the pool's metadata by what an XML file says."),
-    "delta": ("metadata", "Write what differs between two devices as XML."),
-    "message": ("kernel", "Send the pool a message in the kernel's words."),
-    "table": ("kernel", "Print the lines of 'dmsetup table'."),
-    "dmstatus": ("kernel", "Print the lines of 'dmsetup status'."),
-    "doctor": ("doctor", "Try what this machine can do, and say why not."),
-    "uml": ("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
-    "help": ("help", "Explain a command."),
-    "completion": ("completion", "Print the completion script of a shell."),
-}
 _GLOBAL_OPTIONS: Final = (
     *("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit"),
     *("--quiet", "-q", "--verbose", "-v", "--log"),
@@ -64,26 +33,12 @@ _WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit", "
 _BROKEN_PIPE: Final = 141
 
 
-class _Commands(click.Group):
-    """The group of all commands, each imported when it is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        module = importlib.import_module(f"cowfs.cli.{_COMMANDS[cmd_name][0]}")
-        command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    sections=SECTIONS,
+    aliases=FORMER_NAMES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=PATH, help="The home. [env: COWFS_HOME]")
 @click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
 @click.option(
@@ -111,8 +66,8 @@ def cli(
 ) -> None:
     """Thin devices and snapshots in user space, mountable as file trees and disk images.
 
-    A home holds a pool and its devices. These options stand before the command, and 'cowfs help COMMAND' explains
-    one.
+    A home holds a pool and its devices. These options stand before the command; 'cowfs help COMMAND'
+    explains one, as in 'cowfs help mount' and 'cowfs help pool resize'.
 
     \b
       cowfs --home H init                     make a home
@@ -134,26 +89,27 @@ def cli(
 
         explicit = ctx.get_parameter_source("backend") is ParameterSource.COMMANDLINE
         defaults = [] if explicit else ["--backend", "dmthin"]
-        status = run_in_uml(settings, ctx.invoked_subcommand or "", [*defaults, *_for_the_guest(words)], time_limit)
+        global_options, command = _for_the_guest(words)
+        status = run_in_uml(settings, command_words(command), [*defaults, *global_options, *command], time_limit)
         ctx.exit(status)
     if time_limit is not None:
         raise UsageError("--time-limit is for --uml; add that, or leave it out")
 
 
-def _for_the_guest(words: list[str]) -> list[str]:
-    """A command line without the options that bring it into a guest."""
+def _for_the_guest(words: list[str]) -> tuple[list[str], list[str]]:
+    """A command line without the options that bring it into a guest: the global options, and the command's words."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
         if word == "--time-limit":
             next(rest, None)
         elif word != "--uml" and not word.startswith("--time-limit="):
+            if not word.startswith("-"):
+                return kept, [word, *rest]
             kept.append(word)
             if word in _WITH_VALUES:
                 kept += [value for value in [next(rest, None)] if value is not None]
-            elif not word.startswith("-"):
-                break
-    return [*kept, *rest]
+    return kept, []
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

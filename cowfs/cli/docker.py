@@ -1,4 +1,4 @@
-"""The command docker-plugin."""
+"""The commands of the group docker: plugin, info."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 
 import click
 
+from cowfs.cli import output
 from cowfs.cli.settings import PATH, Settings
 
 
-@click.command("docker-plugin")
+@click.command("plugin")
 @click.option("--socket", "socket_path", metavar="PATH", required=True, type=PATH, help="Where to listen.")
 @click.pass_obj
-def docker_plugin_command(settings: Settings, socket_path: str) -> None:
+def plugin_command(settings: Settings, socket_path: str) -> None:
     """Serve the home as a storage driver to Docker's daemon, until SIGTERM or Ctrl-C.
 
     \b
-      cowfs --home H docker-plugin --socket /run/docker/plugins/cowfs.sock &
+      cowfs --home H docker plugin --socket /run/docker/plugins/cowfs.sock &
       dockerd --experimental --storage-driver cowfs
 
     A home that is not there yet is made when the daemon starts, as its storage options say. The files of all layers
@@ -30,3 +31,18 @@ def docker_plugin_command(settings: Settings, socket_path: str) -> None:
     begin_serving(settings, os.path.realpath(HomeFiles(os.path.abspath(settings.home_path)).mounts))
     options = settings.storage_options
     serve_plugin(PluginRequest(settings.home_path, settings.backend, Path(socket_path), options))
+
+
+@click.command("info")
+@click.pass_obj
+def info_command(settings: Settings) -> None:
+    """Show what 'docker info' shows of the devicemapper driver."""
+    from cowfs.layers.info import status_items
+
+    with settings.open_home() as home:
+        info = home.layers.info()
+    if settings.as_json:
+        output.print_json(info)
+    else:
+        for name, value in status_items(info):
+            print(f"{name}: {output.printable(value)}")

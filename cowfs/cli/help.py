@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cowfs.errors import UsageError
+from cowfs.cli.suggestions import no_such_command
 
 
 @click.command("help")
@@ -15,7 +15,8 @@ def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
 
     \b
       cowfs help mount
-      cowfs help layer diff
+      cowfs help pool
+      cowfs help pool resize
     """
     root = ctx.find_root()
     shown = click.Context(root.command, info_name=root.info_name, **root.command.context_settings)
@@ -23,6 +24,6 @@ def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
         group = shown.command
         command = group.get_command(shown, word) if isinstance(group, click.Group) else None
         if command is None:
-            raise UsageError(f"no such command '{word}'; see '{shown.command_path} --help'")
+            raise no_such_command(shown, word)
         shown = click.Context(command, info_name=word, parent=shown, **command.context_settings)
     click.echo(shown.get_help())

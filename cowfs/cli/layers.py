@@ -1,4 +1,4 @@
-"""The commands about layers, as a storage driver has them: layer, info."""
+"""The commands of the group layer: what a storage driver does with layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import click
 
 from cowfs.blockdev import FileDevice, copy_sparse
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Group, Settings
+from cowfs.cli.settings import DEVICE, Settings
 from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,32 +23,18 @@ if TYPE_CHECKING:
     from cowfs.home.layers import Layers
 
 
-@click.group("layer", cls=Group)
-def layer_command() -> None:
-    """Layers: devices whose files are a directory, with archives of what they changed.
-
-    \b
-      cowfs --home H layer create base-image
-      cowfs --home H layer apply base-image < image.tar
-      cowfs --home H layer create mine base-image
-      cowfs --home H layer get mine           its files, at the path that this prints
-      cowfs --home H layer changes mine base-image
-      cowfs --home H layer diff mine base-image > mine.tar
-    """
-
-
 @contextmanager
 def _layers(settings: Settings) -> Iterator[Layers]:
     with settings.open_home() as home:
         yield home.layers
 
 
-@layer_command.command("create")
+@click.command("create")
 @click.argument("layer_id", metavar="ID")
 @click.argument("parent", type=DEVICE, required=False)
 @click.option("--size", metavar="SIZE", help="Size of the layer, at least its parent's. [default: the parent's]")
 @click.pass_obj
-def _create(settings: Settings, layer_id: str, parent: str | None, size: str | None) -> None:
+def create_command(settings: Settings, layer_id: str, parent: str | None, size: str | None) -> None:
     """Make the layer ID, a snapshot of PARENT or an empty one."""
     with _layers(settings) as layers:
         layers.create(layer_id, parent, {} if size is None else {"size": size})
@@ -56,10 +42,10 @@ def _create(settings: Settings, layer_id: str, parent: str | None, size: str | N
         output.print_json({"id": layer_id, "parent": parent})
 
 
-@layer_command.command("remove")
+@click.command("remove")
 @click.argument("layer_ids", metavar="ID...", nargs=-1, required=True, type=DEVICE)
 @click.pass_obj
-def _remove(settings: Settings, layer_ids: tuple[str, ...]) -> None:
+def remove_command(settings: Settings, layer_ids: tuple[str, ...]) -> None:
     """Remove layers. One that is not there is no error; one in use goes when it is free."""
     with _layers(settings) as layers:
         for layer_id in layer_ids:
@@ -68,10 +54,10 @@ def _remove(settings: Settings, layer_ids: tuple[str, ...]) -> None:
         output.print_json({"removed": list(layer_ids)})
 
 
-@layer_command.command("exists")
+@click.command("exists")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
-def _exists(settings: Settings, layer_id: str) -> int:
+def exists_command(settings: Settings, layer_id: str) -> int:
     """Exit status 0 if there is a layer ID, 1 if not."""
     with _layers(settings) as layers:
         exists = layers.exists(layer_id)
@@ -80,9 +66,9 @@ def _exists(settings: Settings, layer_id: str) -> int:
     return 0 if exists else 1
 
 
-@layer_command.command("list")
+@click.command("list")
 @click.pass_obj
-def _list(settings: Settings) -> None:
+def list_command(settings: Settings) -> None:
     """List the layers, a line each."""
     with _layers(settings) as layers:
         ids = list(layers.list())
@@ -93,10 +79,10 @@ def _list(settings: Settings) -> None:
             print(output.printable(layer_id))
 
 
-@layer_command.command("metadata")
+@click.command("metadata")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
-def _metadata(settings: Settings, layer_id: str) -> None:
+def metadata_command(settings: Settings, layer_id: str) -> None:
     """Show which device a layer is."""
     with _layers(settings) as layers:
         items = layers.metadata(layer_id)
@@ -107,11 +93,11 @@ def _metadata(settings: Settings, layer_id: str) -> None:
             print(f"{name}: {output.printable(value)}")
 
 
-@layer_command.command("get")
+@click.command("get")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.option("--mount-label", metavar="LABEL", default="", help="SELinux label, for mounts by the kernel.")
 @click.pass_obj
-def _get(settings: Settings, layer_id: str, mount_label: str) -> None:
+def get_command(settings: Settings, layer_id: str, mount_label: str) -> None:
     """Make a layer's files reachable, and print the path. As many 'layer put' end it.
 
     A server in the background holds the home until the last layer is put.
@@ -126,10 +112,10 @@ def _get(settings: Settings, layer_id: str, mount_label: str) -> None:
         print(output.printable(path))
 
 
-@layer_command.command("put")
+@click.command("put")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
-def _put(settings: Settings, layer_id: str) -> None:
+def put_command(settings: Settings, layer_id: str) -> None:
     """End one 'layer get'."""
     with _layers(settings) as layers:
         layers.put(layer_id)
@@ -137,11 +123,11 @@ def _put(settings: Settings, layer_id: str) -> None:
         output.print_json({"id": layer_id})
 
 
-@layer_command.command("changes")
+@click.command("changes")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("parent", type=DEVICE, required=False)
 @click.pass_obj
-def _changes(settings: Settings, layer_id: str, parent: str | None) -> None:
+def changes_command(settings: Settings, layer_id: str, parent: str | None) -> None:
     """List what a layer changed against PARENT: C, A or D and a path, as 'docker diff' does."""
     with _layers(settings) as layers:
         changes = list(layers.changes(layer_id, parent))
@@ -152,12 +138,12 @@ def _changes(settings: Settings, layer_id: str, parent: str | None) -> None:
             print(f"{change.kind} {output.printable(change.path)}")
 
 
-@layer_command.command("diff")
+@click.command("diff")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("parent", type=DEVICE, required=False)
 @click.option("--sparse", is_flag=True, help="Leave the holes of files out; not for archives that Docker is to read.")
 @click.pass_obj
-def _diff(settings: Settings, layer_id: str, parent: str | None, sparse: bool) -> None:
+def diff_command(settings: Settings, layer_id: str, parent: str | None, sparse: bool) -> None:
     """Write a tar archive of what a layer changed against PARENT, or of all its files.
 
     Holes of files are zeros in it. With --sparse they are left out: 'layer apply', GNU tar and Python read such
@@ -191,10 +177,10 @@ def _write_archive(archive: IO[bytes], out: IO[bytes]) -> None:
     os.lseek(fd, 0, os.SEEK_END)  # whoever shares the descriptor goes on from there
 
 
-@layer_command.command("apply")
+@click.command("apply")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
-def _apply(settings: Settings, layer_id: str) -> None:
+def apply_command(settings: Settings, layer_id: str) -> None:
     """Unpack a tar archive from standard input into a layer: all of it or nothing."""
     from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.devices.on_disk.making import require_home
@@ -210,11 +196,11 @@ def _apply(settings: Settings, layer_id: str) -> None:
         print(size_bytes)
 
 
-@layer_command.command("size")
+@click.command("size")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("parent", type=DEVICE, required=False)
 @click.pass_obj
-def _size(settings: Settings, layer_id: str, parent: str | None) -> None:
+def size_command(settings: Settings, layer_id: str, parent: str | None) -> None:
     """Print the bytes of the files that a layer added or modified."""
     with _layers(settings) as layers:
         size_bytes = layers.size(layer_id, parent)
@@ -222,18 +208,3 @@ def _size(settings: Settings, layer_id: str, parent: str | None) -> None:
         output.print_json({"id": layer_id, "size_bytes": size_bytes})
     else:
         print(size_bytes)
-
-
-@click.command("info")
-@click.pass_obj
-def info_command(settings: Settings) -> None:
-    """Show what 'docker info' shows of the devicemapper driver."""
-    from cowfs.layers.info import status_items
-
-    with _layers(settings) as layers:
-        info = layers.info()
-    if settings.as_json:
-        output.print_json(info)
-    else:
-        for name, value in status_items(info):
-            print(f"{name}: {output.printable(value)}")

@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from cowfs.cli import app
+from cowfs.cli.commands import LazyGroup
 from cowfs.version import VERSION
 
 _PREFORMATTED: Final = "\b"  # how click marks a paragraph whose lines stay as they are
@@ -72,15 +73,20 @@ def _format(context: click.Context) -> str:
     options = [one for one in command.get_params(context) if isinstance(one, click.Option)]
     records = [record for option in options if (record := option.get_help_record(context))]
     lines += [".SH OPTIONS", *_entries(records)]
-    below = _below(context)
-    if below:
-        lines += [".SH COMMANDS"]
-        lines += _entries([(f"{_page(one)}(1)", one.command.get_short_help_str(_WIDTH)) for one in below])
+    if isinstance(command, LazyGroup):
+        lines += [".SH COMMANDS", *_commands_by_section(command, page)]
     if context.parent is None:
         lines += [".SH EXIT STATUS", *_paragraphs(_exit_status())]
     else:
         lines += [".SH SEE ALSO", f".BR {_text(_page(context.parent))} (1)"]
     return "\n".join(lines) + "\n"
+
+
+def _commands_by_section(group: LazyGroup, page: str) -> Iterator[str]:
+    for title, section in group.sections.items():
+        if len(group.sections) > 1:
+            yield f".SS {_text(title)}"
+        yield from _entries([(f"{page}-{name}(1)", entry.summary) for name, entry in section.items()])
 
 
 def _exit_status() -> str:

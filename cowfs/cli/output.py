@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cowfs.errors import CowfsError
+from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -175,3 +176,9 @@ class _Bar:
 
 def flag(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def size_change(old_bytes: int, new_bytes: int) -> str:
+    if old_bytes == new_bytes:
+        return f"{format_size(new_bytes)}, as before"
+    return f"{format_size(new_bytes)}, was {format_size(old_bytes)}"

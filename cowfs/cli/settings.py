@@ -68,16 +68,6 @@ class Settings:
             return open_as(read_only=True)
 
 
-class Group(click.Group):
-    """Commands whose lines in the help are whole sentences, however wide the terminal is."""
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
-        lines = [(command.name or "", command.get_short_help_str(1000)) for command in commands if command is not None]
-        with formatter.section("Commands"):
-            formatter.write_dl(lines)
-
-
 class SizeType(click.ParamType[int]):
     """A size such as 64K or 10G, more than zero.
 

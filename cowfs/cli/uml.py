@@ -77,13 +77,14 @@ def uml_command(
     )
 
 
-def run_in_uml(settings: Settings, command: str, words: list[str], timeout_seconds: float | None) -> int:
-    """Run `cowfs WORDS`, whose command is `command`, in a guest; its exit status.
+def run_in_uml(settings: Settings, named: list[str], words: list[str], timeout_seconds: float | None) -> int:
+    """Run `cowfs WORDS`, whose command is `named` (a group and its command are two words), in a guest; its exit status.
 
     The guest does not see the locks of this machine, so this process holds the home meanwhile.
     """
     from cowfs.uml import run
 
+    command = " ".join(named)
     if command in _MOUNTING:
         raise UsageError(
             f"'{command}' is of no use in User-Mode Linux: a mount there ends with its command, and this machine never "

@@ -1,4 +1,4 @@
-"""The process behind `cowfs docker-plugin`: a home, its files in one FUSE mount, and Docker's protocol on a socket.
+"""The process behind `cowfs docker plugin`: a home, its files in one FUSE mount, and Docker's protocol on a socket.
 
     listen on the socket
     open the home            at once where there is one; else made when the daemon says how (`GraphDriver.Init`)

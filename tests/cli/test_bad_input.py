@@ -41,7 +41,7 @@ def contents(home: Path) -> dict[str, bytes]:
 # --------------------------------------------------------------------------------------------- requests
 
 BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
-    "no such command": (["format"], USAGE, "no such command 'format'; see 'cowfs --help'"),
+    "no such command": (["frobnicate"], USAGE, "no such command 'frobnicate'; see 'cowfs --help'"),
     "no such option": (["create", "x", "--force"], USAGE, "no such option '--force'; see 'cowfs create --help'"),
     "global option late": (["list", "--json"], USAGE, "--json stands before the command: cowfs --json ... COMMAND"),
     "argument missing": (["snapshot", "web"], USAGE, "missing argument 'NAME'; see 'cowfs snapshot --help'"),

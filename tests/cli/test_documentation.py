@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from cowfs import errors
+from cowfs.cli.commands import FORMER_NAMES, GROUPS
 from cowfs.devices.on_disk.records import Finding
 from cowfs.error_record import ErrorRecord
 from cowfs.home.machine import Ability
@@ -44,3 +45,14 @@ def test_every_exit_status_is_documented() -> None:
     documented = {int(status) for status in re.findall(r"^\| (\d+) \|", TEXT, re.M)}
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CowfsError)]
     assert {kind.exit_code for kind in kinds} <= documented
+
+
+def test_every_group_is_documented_with_its_commands() -> None:
+    documented = {
+        group: re.findall(r"`(\w+)`", commands.split(":")[0])
+        for group, commands in re.findall(r"^\| `(\w+)` \| (`.*) \|$", TEXT, re.M)
+        if group in GROUPS
+    }
+    assert documented == {group: list(entry.commands) for group, entry in GROUPS.items()}
+    (former,) = re.findall(r"Former names of commands still work.*?exit status 2", TEXT, re.S)
+    assert set(FORMER_NAMES) <= set(re.findall(r"`([a-z-]+)`", former))

@@ -27,7 +27,7 @@ def plain(page: str) -> str:
 
 
 def test_every_command_has_a_page_with_its_options(pages: dict[str, str]) -> None:
-    context = click.Context(app.cli, info_name="cowfs")
+    context = click.Context(app.cli, info_name="cowfs", **app.cli.context_settings)
     for name in app.cli.list_commands(context):
         command = app.cli.get_command(context, name)
         assert command is not None
@@ -36,7 +36,9 @@ def test_every_command_has_a_page_with_its_options(pages: dict[str, str]) -> Non
             if isinstance(option, click.Option) and not option.hidden:
                 assert option.opts[-1] in text, (name, option.opts)
         assert f"cowfs-{name}(1)" in plain(pages["cowfs.1"])
-    assert "cowfs-layer-diff.1" in pages
+    assert {"cowfs-layer-diff.1", "cowfs-pool-resize.1", "cowfs-docker-plugin.1"} <= pages.keys()
+    assert "cowfs-dmstatus.1" not in pages
+    assert ".SS Groups of commands" in pages["cowfs.1"]
 
 
 def test_examples_keep_their_lines_and_words_their_signs(pages: dict[str, str]) -> None:

@@ -167,7 +167,7 @@ def storage_driver(name: str, directory: Path, options: Sequence[str]) -> Iterat
     log_path = directory / "plugin.log"
     home = ["--home", str(directory / "home")]
     with log_path.open("ab") as log:
-        command = [sys.executable, "-m", "cowfs", *home, "docker-plugin", "--socket", str(PLUGIN_SOCKET)]
+        command = [sys.executable, "-m", "cowfs", *home, "docker", "plugin", "--socket", str(PLUGIN_SOCKET)]
         plugin = subprocess.Popen(command, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + _START_SECONDS

@@ -132,7 +132,7 @@ class ServedHome:
         program = [sys.executable, "-m", "cowfs", "--home", str(self._path), "--backend", self._backend, *options]
         with open(self._log, "ab") as log:
             return subprocess.Popen(
-                [*program, "docker-plugin", "--socket", address],
+                [*program, "docker", "plugin", "--socket", address],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

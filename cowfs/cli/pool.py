@@ -1,4 +1,4 @@
-"""The commands about the pool's metadata as a whole: check, dump, restore, delta."""
+"""The commands of the group pool: usage, resize; and of its metadata as a whole: check, dump, restore, delta."""
 
 from __future__ import annotations
 
@@ -12,13 +12,80 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.cli.tables import Column, Table, refuse_for_json
 from cowfs.errors import CowfsError, PoolError
+from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.home.maintenance import CheckResult
+    from cowfs.home.requests.space import UsageRow, UsageTotals
     from cowfs.thinmeta.xml import TextSink
 
 _BUFFER_CHARACTERS: Final = 64 << 10
+_THINS: Final[Table[UsageRow]] = Table(
+    (
+        Column("NAME", lambda thin: f"(thin {thin.id})" if thin.name is None else thin.name),
+        Column("MAPPED", lambda thin: format_size(thin.mapped_bytes), lambda thin: thin.mapped_bytes),
+        Column("SHARED", lambda thin: format_size(thin.shared_bytes), lambda thin: thin.shared_bytes),
+        Column("EXCLUSIVE", lambda thin: format_size(thin.exclusive_bytes), lambda thin: thin.exclusive_bytes),
+        Column("METADATA", lambda thin: format_size(thin.metadata_bytes), lambda thin: thin.metadata_bytes),
+    ),
+    lambda thin: thin.name,
+)
+
+
+@click.command("usage")
+@_THINS.options
+@click.pass_obj
+def usage_command(
+    settings: Settings, patterns: tuple[str, ...], columns: str | None, sort: str | None, reverse: bool
+) -> None:
+    """Show where the space of the pool is, the largest first.
+
+    With PATTERN, as in 'snap-*', only devices whose names match one of them; the totals are always those of the pool.
+
+    EXCLUSIVE is what removing a device gives back, with so much METADATA; SHARED it has in common with others. Thins in
+    brackets belong to no device; 'recover' gives them a name, or deletes them.
+    """
+    from cowfs.home.requests.space import UsageReport
+
+    refuse_for_json(settings.as_json, columns)
+    with settings.open_home() as home:
+        report = home.usage()
+    thins = _THINS.chosen(report.thins, patterns)
+    if settings.as_json:
+        output.print_json(UsageReport(_THINS.ordered(thins, sort, reverse=reverse), report.totals))
+        return
+    thins.sort(key=lambda thin: (-thin.exclusive_bytes, -thin.mapped_bytes, thin.name or "", thin.id))
+    _THINS.print(_THINS.ordered(thins, sort, reverse=reverse), columns)
+    _print_totals(report.totals)
+
+
+def _print_totals(totals: UsageTotals) -> None:
+    print(
+        f"data: {format_size(totals.data_used_bytes)} of {format_size(totals.data_total_bytes)} used, "
+        f"{format_size(totals.exclusive_bytes)} exclusive and {format_size(totals.shared_bytes)} shared; "
+        f"sharing saves {format_size(totals.saved_bytes)}"
+    )
+    print(f"metadata: {format_size(totals.metadata_used_bytes)} of {format_size(totals.metadata_total_bytes)} used")
+
+
+@click.command("resize")
+@click.option("--data-size", type=SIZE, help="Size of the data. [default: what its file or device has]")
+@click.option("--metadata-size", type=SIZE, help="Size of the metadata. [default: what its file or device has]")
+@click.pass_obj
+def resize_command(settings: Settings, data_size: int | None, metadata_size: int | None) -> None:
+    """Make the pool larger, while its devices are in use or not. Pools do not shrink.
+
+    On block devices, enlarge these first, then run this without a size.
+    """
+    with settings.open_home() as home:
+        resized = home.resize_pool(data_size_bytes=data_size, metadata_size_bytes=metadata_size)
+    if settings.as_json:
+        output.print_json(resized)
+    else:
+        print(f"data: {output.size_change(resized.old_data_bytes, resized.data_bytes)}")
+        print(f"metadata: {output.size_change(resized.old_metadata_bytes, resized.metadata_bytes)}")
 
 
 @click.command("check")
@@ -85,7 +152,7 @@ def dump_command(settings: Settings) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.pass_obj
 def restore_command(settings: Settings, file: BinaryIO) -> None:
-    """Replace the pool's metadata by what FILE says, XML from 'dump' or thin_dump; - is standard input.
+    """Replace the pool's metadata by what FILE says, XML from 'pool dump' or thin_dump; - is standard input.
 
     Not while mounted. The new metadata is written beside the old one, checked, and takes its place last; the old file
     is kept as devicemapper/metadata.replaced. The data file and the home's records stay as they are.

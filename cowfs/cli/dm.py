@@ -1,4 +1,4 @@
-"""The commands that speak the kernel's language: message, table, dmstatus."""
+"""The commands of the group dm, in the formats of dmsetup: message, table, status."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def table_command(settings: Settings) -> None:
         _print_lines(settings, home.table())
 
 
-@click.command("dmstatus")
+@click.command("status")
 @click.pass_obj
-def dmstatus_command(settings: Settings) -> None:
+def status_command(settings: Settings) -> None:
     """Print the status lines of the pool and of every device, as 'dmsetup status' does."""
     with settings.open_home() as home:
         _print_lines(settings, home.target_status())

@@ -1,0 +1,209 @@
+"""Which commands there are: their groups, their sections in the help, and a line about each. Declare a new one here.
+
+The word order is `cowfs GROUP COMMAND`: a noun, then what to do with it, as in `cowfs pool resize`. What users do with
+devices every day needs no group: `cowfs resize web 20G`.
+
+A command is the function `COMMAND_command` of the module named here, which is imported when the command runs. A former
+name is a hidden alias of the same command: it is neither listed nor completed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: the module with its function, its line in the help, and the top-level name that it once had."""
+
+    module: str
+    summary: str
+    former: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOfCommands:
+    """Commands behind one word: the group's line in the help, its own help, and its commands."""
+
+    summary: str
+    help: str
+    commands: Mapping[str, Command]
+
+
+Section: TypeAlias = Mapping[str, Command | GroupOfCommands]
+
+_POOL: Final = GroupOfCommands(
+    "Show, enlarge, check and repair the pool of a home.",
+    """The pool of a home, which all its devices share: its space and its metadata.
+
+    \b
+      cowfs --home H pool usage               where the space is
+      cowfs --home H pool resize --data-size 200G
+      cowfs --home H pool check               recount the metadata
+      cowfs --home H pool dump > pool.xml     the metadata as XML
+    """,
+    {
+        "usage": Command("pool", "Show which devices use the space of the pool.", former="usage"),
+        "resize": Command("pool", "Enlarge the pool.", former="pool-resize"),
+        "check": Command("pool", "Check the pool's metadata by a full recount, or repair it.", former="check"),
+        "dump": Command("pool", "Write the pool's metadata as XML.", former="dump"),
+        "restore": Command("pool", "Replace the pool's metadata by the contents of an XML file.", former="restore"),
+        "delta": Command("pool", "Write the differences between two devices as XML.", former="delta"),
+    },
+)
+_LAYER: Final = GroupOfCommands(
+    "Create, mount, pack and unpack container layers.",
+    """Layers: devices whose files are a directory, with archives of what they changed.
+
+    \b
+      cowfs --home H layer create base-image
+      cowfs --home H layer apply base-image < image.tar
+      cowfs --home H layer create mine base-image
+      cowfs --home H layer get mine           mounts it and prints the path of its files
+      cowfs --home H layer changes mine base-image
+      cowfs --home H layer diff mine base-image > mine.tar
+    """,
+    {
+        "create": Command("layers", "Create a layer: a snapshot of another layer, or an empty one."),
+        "remove": Command("layers", "Remove layers."),
+        "exists": Command("layers", "Test whether a layer exists: exit status 0 or 1."),
+        "list": Command("layers", "List the layers, one per line."),
+        "metadata": Command("layers", "Show which device holds a layer."),
+        "get": Command("layers", "Mount a layer and print the path of its files."),
+        "put": Command("layers", "Release a layer that 'layer get' mounted."),
+        "changes": Command("layers", "List what a layer changed, as 'docker diff' does."),
+        "diff": Command("layers", "Write a tar archive of what a layer changed."),
+        "apply": Command("layers", "Unpack a tar archive into a layer, completely or not at all."),
+        "size": Command("layers", "Print the size of the files that a layer added or modified."),
+    },
+)
+_DOCKER: Final = GroupOfCommands(
+    "Serve a home to Docker's daemon.",
+    """Docker: the home as a storage driver of its daemon.""",
+    {
+        "plugin": Command("docker", "Serve Docker's graph-driver plugin protocol.", former="docker-plugin"),
+        "info": Command("docker", "Show the driver's lines of 'docker info'.", former="info"),
+    },
+)
+_DM: Final = GroupOfCommands(
+    "Send device-mapper messages, print tables and status lines.",
+    """The device mapper's view of the pool and its devices, in the formats of dmsetup.""",
+    {
+        "message": Command("dm", "Send a message to the pool, as 'dmsetup message' does.", former="message"),
+        "table": Command("dm", "Print table lines, as 'dmsetup table' does.", former="table"),
+        "status": Command("dm", "Print status lines, as 'dmsetup status' does.", former="dmstatus"),
+    },
+)
+
+SECTIONS: Final[Mapping[str, Section]] = {
+    "Homes": {
+        "init": Command("devices", "Create a home."),
+        "status": Command("devices", "Show the state and the space of a home and its pool."),
+        "recover": Command("recovery", "Reconcile the device records with the pool's metadata."),
+        "doctor": Command("doctor", "Check what this machine supports, and say how to fix what is missing."),
+    },
+    "Devices": {
+        "create": Command("devices", "Create a device."),
+        "snapshot": Command("devices", "Create a snapshot of a device."),
+        "list": Command("devices", "List the devices."),
+        "inspect": Command("devices", "Show all details of one device."),
+        "mount": Command("mounting", "Mount a device as a file tree or as a disk image, or mount all devices."),
+        "umount": Command("mounting", "Unmount what 'mount' mounted."),
+        "resize": Command("space", "Enlarge a device and its file system."),
+        "trim": Command("space", "Return unused space of devices to the pool."),
+        "remove": Command("devices", "Remove devices."),
+    },
+    "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM},
+    "Other": {
+        "uml": Command("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
+        "help": Command("help", "Show the help of a command."),
+        "completion": Command("completion", "Print the completion script for a shell."),
+    },
+}
+GROUPS: Final = {
+    name: entry
+    for section in SECTIONS.values()
+    for name, entry in section.items()
+    if isinstance(entry, GroupOfCommands)
+}
+FORMER_NAMES: Final = {
+    command.former: (group, name)
+    for group, entry in GROUPS.items()
+    for name, command in entry.commands.items()
+    if command.former
+}
+
+
+def command_words(words: Sequence[str]) -> list[str]:
+    """The words of a command line, from the command on, that name the command: one, or a group and its command."""
+    return list(words[: 2 if words and words[0] in GROUPS else 1])
+
+
+class LazyGroup(click.Group):
+    """Commands that are imported when they run; listed by section, one whole sentence each.
+
+    Args:
+        sections: The commands, by the title of their section.
+        aliases: Hidden names -> group and command.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        sections: Mapping[str, Section],
+        aliases: Mapping[str, tuple[str, str]] | None = None,
+        **attributes: Any,
+    ) -> None:
+        super().__init__(*args, **attributes)
+        self.sections = sections
+        self._aliases = aliases or {}
+        self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._aliases:
+            group, name = self._aliases[cmd_name]
+            return _load(name, GROUPS[group].commands[name])
+        entry = self._entries.get(cmd_name)
+        return None if entry is None else _load(cmd_name, entry)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and not args[0].startswith("-") and not ctx.resilient_parsing:
+            from cowfs.cli.suggestions import no_such_command
+
+            raise no_such_command(ctx, args[0])
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self._entries))
+        for title, section in self.sections.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), entry.summary) for name, entry in section.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        found = [(name, entry.summary) for name, entry in self._entries.items() if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=summary) for name, summary in found]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+def _load(name: str, entry: Command | GroupOfCommands) -> click.Command:
+    if isinstance(entry, GroupOfCommands):
+        return LazyGroup(name, sections={"Commands": entry.commands}, help=entry.help, short_help=entry.summary)
+    command = getattr(importlib.import_module(f"cowfs.cli.{entry.module}"), f"{name}_command")
+    assert isinstance(command, click.Command)
+    command.short_help = entry.summary
+    return command
