@@ -7,23 +7,25 @@ child. So in the child, before `os.fork` returns there, every object that was re
     has its descriptors closed, and writes nothing more;
     raises ForkedError at every use. Only what ends a use, such as `close` or the end of a `with` block, does nothing.
 
-The parent does not notice, and no use asks first: it is the class of the objects that is another one in the child.
-Programs that a process starts inherit no descriptor in the first place.
+A child where that fails ends at once. The parent does not notice, and no use asks first: it is the class of the objects
+that is another one in the child. Programs that a process starts inherit no descriptor in the first place.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from cowfs.errors import ForkedError
 
 T = TypeVar("T")
+_UNSAFE: Final = 1  # exit status of a child that could not let go of what is its parent's
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +75,27 @@ def origin() -> Callable[[], bool]:
 
 
 def _close_inherited() -> None:
-    things = [(entry.reference(), entry) for entry in _registered.values()]
-    _registered.clear()
-    for thing, entry in things:
-        if thing is None:
-            continue
-        if entry.drop is not None:
-            with suppress(OSError):
-                entry.drop(thing)
-        if entry.what:
-            _disable(thing, entry)
+    """A child in which this does not succeed ends here: it would take its parent's blocks for its own."""
+    try:
+        for entry in _taken_out():
+            thing = entry.reference()
+            if thing is None:
+                continue
+            if entry.drop is not None:
+                with suppress(OSError):
+                    entry.drop(thing)
+            if entry.what:
+                _disable(thing, entry)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(_UNSAFE)
+
+
+def _taken_out() -> Iterator[_Registered]:
+    """What is registered, the last first. Objects may end meanwhile, and are then no longer registered."""
+    with suppress(KeyError):
+        while True:
+            yield _registered.popitem()[1]
 
 
 def _disable(thing: Any, entry: _Registered) -> None:

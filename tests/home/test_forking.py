@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -22,7 +23,7 @@ from cowfs.blockdev import FileDevice
 from cowfs.devices import opening
 from cowfs.errors import ForkedError, HomeBusy
 from cowfs.ext4.volume import Volume
-from cowfs.forking import _registered
+from cowfs.forking import _registered, close_in_children, not_inherited
 from cowfs.home.control.client import Client
 from cowfs.home.requests.devices import Status
 from cowfs.pool import load_backend
@@ -316,3 +317,38 @@ def test_objects_that_are_gone_are_forgotten(tmp_path: Path) -> None:
     for _ in range(10):
         FileDevice(path).close()
     assert len(_registered) <= before
+
+
+class Thing:
+    name = "thing"
+
+    def use(self) -> str:
+        return self.name
+
+
+def test_objects_that_end_in_the_child_hinder_nothing() -> None:
+    """The garbage collector runs while the child lets go of thousands of objects, and one of them is garbage."""
+    thing, others = Thing(), [Thing() for _ in range(5000)]
+    not_inherited(thing, "a thing")
+    for other in others:
+        close_in_children(other, lambda _: None)
+    gc.collect()
+    garbage: Any = Thing()
+    garbage.itself = garbage
+    close_in_children(garbage, lambda _: None)
+    del garbage
+    with pytest.raises(ForkedError):
+        in_child(thing.use)
+
+
+def test_a_child_that_cannot_let_go_ends(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(_: Thing) -> None:
+        raise RuntimeError("not closed")
+
+    thing = Thing()
+    not_inherited(thing, "a thing", drop=fail)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert "RuntimeError: not closed" in capfd.readouterr().err
