@@ -31,7 +31,7 @@ from pyfuse3 import ROOT_INODE
 
 from cowfs.fuse.open_devices import OpenDevice, OpenDevices
 from cowfs.fuse.translate import drop_caches
-from cowfs.mounts.mountinfo import Mount, mount_at, parse_mountinfo
+from cowfs.mounts.mountinfo import Mount, parse_mountinfo, topmost_at
 
 _PROC: Final = Path("/proc")
 _AT_FDCWD: Final = -100
@@ -159,9 +159,10 @@ def may_be_mounted_below(mount_point: str, directory: str) -> bool:
     """Whether anything may be mounted at or below a directory of a mount, in any mount namespace.
 
     Args:
+        mount_point: without symbolic links.
         directory: its path in the mount, `/NAME`.
     """
-    mount = mount_at(mount_point)
+    mount = topmost_at(mount_point)
     if mount is None:
         return True
     return any(table is None or is_mounted_below(table, mount.device, directory) for table in _mount_tables())

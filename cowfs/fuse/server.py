@@ -40,7 +40,7 @@ from cowfs.fuse import request_wait
 from cowfs.fuse.ending import Ending
 from cowfs.fuse.translate import MAX_TASKS, View
 from cowfs.mounts.copies import MountWatch, is_kept_by_copies
-from cowfs.mounts.mountinfo import SUBTYPE, Mount, mounts
+from cowfs.mounts.mountinfo import SUBTYPE, topmost_at
 from cowfs.mounts.mountpoint import (
     SERVED,
     check_mount_point,
@@ -213,7 +213,7 @@ class _Session:
         self._path = path
         self._ending = ending
         self._is_same_process = origin()
-        self._mount = _topmost(path)
+        self._mount = topmost_at(path)
         SERVED[path] = self._mount.device if self._mount is not None else ""
 
     async def serve(
@@ -274,15 +274,9 @@ class _Session:
         del SERVED[self._path]
 
 
-def _topmost(path: str) -> Mount | None:
-    """The mount at a path without symbolic links, which is not touched."""
-    found = [mount for mount in mounts() if mount.target == path]
-    return found[-1] if found else None
-
-
 def _is_ours(path: str) -> bool:
     """Whether what is mounted there is what this process has mounted, and not something else by now."""
-    mount = _topmost(path)
+    mount = topmost_at(path)
     return mount is not None and mount.device == SERVED.get(path)
 
 

@@ -62,12 +62,13 @@ def mounts() -> list[Mount]:
 
 def mount_at(target: str | os.PathLike[str]) -> Mount | None:
     """The topmost mount whose mount point is exactly this path, or None."""
-    wanted = os.path.realpath(target)
-    found = None
-    for mount in mounts():
-        if mount.target == wanted:
-            found = mount
-    return found
+    return topmost_at(os.path.realpath(target))
+
+
+def topmost_at(path: str) -> Mount | None:
+    """As `mount_at`, for a path without symbolic links, which is not touched: a server may ask for its own mount."""
+    found = [mount for mount in mounts() if mount.target == path]
+    return found[-1] if found else None
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:

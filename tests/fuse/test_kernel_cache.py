@@ -49,7 +49,7 @@ def process(proc: Path, number: int, namespace: str, table: bytes | None, user: 
 @pytest.fixture
 def proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(kernel_cache, "_PROC", tmp_path)
-    monkeypatch.setattr(kernel_cache, "mount_at", lambda _: parse_mountinfo(SERVED)[0])
+    monkeypatch.setattr(kernel_cache, "topmost_at", lambda _: parse_mountinfo(SERVED)[0])
     (tmp_path / "self").mkdir()
     (tmp_path / "self" / "uid_map").write_text("0 0 4294967295\n")
     process(tmp_path, 1, "mnt:[1]", SERVED)
