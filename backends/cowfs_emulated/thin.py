@@ -175,7 +175,7 @@ class EmulatedThin:
     def pread(self, offset: int, length: int) -> bytes:
         end = offset + length
         if not 0 <= offset < end <= self._readable_bytes:
-            self._explain_refusal("read", offset, length, self._readable_bytes)
+            self._raise_refusal("read", offset, length, self._readable_bytes)
             return b""
         block_bytes = self._block_bytes
         vblock = offset // block_bytes
@@ -216,7 +216,7 @@ class EmulatedThin:
         length = len(data)
         end = offset + length
         if not 0 <= offset < end <= self._writable_bytes:
-            self._explain_refusal("write", offset, length, self._writable_bytes)
+            self._raise_refusal("write", offset, length, self._writable_bytes)
             return
         block_bytes = self._block_bytes
         vblock = offset // block_bytes
@@ -298,7 +298,7 @@ class EmulatedThin:
         """Make a range read as zeros: whole blocks are unmapped where that shows zeros, the rest is written."""
         end = offset + length
         if not 0 <= offset < end <= self._writable_bytes:
-            self._explain_refusal("zero", offset, length, self._writable_bytes)
+            self._raise_refusal("zero", offset, length, self._writable_bytes)
             return
         block_bytes = self._block_bytes
         first, last = -(-offset // block_bytes), end // block_bytes
@@ -337,7 +337,7 @@ class EmulatedThin:
                 f"discard on '{self._name}': pool '{self._engine.name}' has ignore_discard", errno=errno.EOPNOTSUPP
             )
         if not 0 <= offset < end <= self._writable_bytes:
-            self._explain_refusal("discard", offset, length, self._writable_bytes)
+            self._raise_refusal("discard", offset, length, self._writable_bytes)
             return
         first, last = -(-offset // self._block_bytes), end // self._block_bytes
         if first < last:
@@ -346,7 +346,7 @@ class EmulatedThin:
     def flush(self) -> None:
         """Commit the pool when this thin changed since the last commit; else flush the data device alone."""
         if not self._readable_bytes:
-            self._explain_refusal("flush", 0, 0, self._readable_bytes)
+            self._raise_refusal("flush", 0, 0, self._readable_bytes)
             raise self._engine.mode_error(f"flush of '{self._name}'", errno.EIO)
         if self._shared.lost_changes:
             raise PoolIoError(
@@ -381,8 +381,8 @@ class EmulatedThin:
         if self._closed:
             raise InvalidRequest(f"'{self._name}' is not active any more", errno=errno.EBADF)
 
-    def _explain_refusal(self, request: str, offset: int, length: int, limit_bytes: int) -> None:
-        """Raise why a request was not served; returns when it is legal and asks for nothing."""
+    def _raise_refusal(self, request: str, offset: int, length: int, limit_bytes: int) -> None:
+        """Raise the reason why a request was not served; returns when it is legal and of length 0."""
         self._require_open()
         if self._suspended or self._pool_suspended:
             what = f"'{self._name}'" if self._suspended else f"pool '{self._engine.name}'"

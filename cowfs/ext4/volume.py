@@ -40,7 +40,7 @@ from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import FilesystemError
 from cowfs.ext4.files.data import FileData
 from cowfs.ext4.files.file_map import FileMaps
-from cowfs.ext4.files.guard import Guard
+from cowfs.ext4.files.guard import WriteGuard
 from cowfs.ext4.files.inline import InlineData
 from cowfs.ext4.files.inodes import Inode, InodeTable
 from cowfs.ext4.files.tables import InodeTables
@@ -108,7 +108,7 @@ class Volume:
         self._xattrs = ExtendedAttributes(fs, self._inodes)
         self._inline = InlineData(fs, self._allocator, self._maps, self._xattrs)
         self._data = FileData(fs, self._allocator, self._maps, self._inline)
-        self._guard = Guard(fs, self._make_room)
+        self._guard = WriteGuard(fs, self._make_room)
         self._names = Names(fs, self._guard, self._allocator, self._maps, self._inodes, self._xattrs, self._inline)
         self._renames = Renames(fs, self._guard, self._inodes, self._names)
         self._journal: Journal | None = None

@@ -42,7 +42,7 @@ from cowfs.filetree import ROOT_INODE as VOLUME_ROOT
 from cowfs.fuse.kernel_cache import KernelCache
 from cowfs.fuse.open_devices import OPEN_MAX, Devices, OpenDevice, OpenDevices
 from cowfs.fuse.translate import SpaceQueue, View, answered
-from cowfs.fuse.tree_view import Numbers, TreeView, as_statvfs
+from cowfs.fuse.tree_view import InodeMap, TreeView, as_statvfs
 
 _INODE_BITS: Final = 32
 _INODE_MASK: Final = (1 << _INODE_BITS) - 1
@@ -170,8 +170,8 @@ class HomeView(View):
 
     def _make_view(self, number: int) -> TreeView:
         base = number << _INODE_BITS
-        numbers = Numbers(_INODE_MASK.__and__, lambda inode: InodeT(base | inode))
-        return TreeView(None, read_only=self.read_only, space=self.space, numbers=numbers)
+        inode_map = InodeMap(_INODE_MASK.__and__, lambda inode: InodeT(base | inode))
+        return TreeView(None, read_only=self.read_only, space=self.space, inode_map=inode_map)
 
     def _attached_device(self, request: str, number: int) -> OpenDevice:
         """A device with its volume open. Raises FUSEError."""

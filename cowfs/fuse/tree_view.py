@@ -1,6 +1,6 @@
 """The tree view: a ServedTree (an ext4 volume) as directories and files.
 
-Inode numbers. What the kernel calls an inode is a one-to-one function of the volume's number, see `Numbers`. For a
+Inode numbers. What the kernel calls an inode is a one-to-one function of the volume's number, see `InodeMap`. For a
 view that is a whole mount the two are the same, except that FUSE calls the root 1 and ext4 calls it 2: those are
 swapped. The kernel checks permissions (`default_permissions`).
 
@@ -60,18 +60,18 @@ _CAPABILITY: Final = b"security.capability"
 _ACCESS_LIST: Final = b"system.posix_acl_access"
 
 
-class Numbers(NamedTuple):
-    """How the kernel calls the inodes of a volume: `outer` makes its number of the volume's, `inner` undoes that."""
+class InodeMap(NamedTuple):
+    """Between inode numbers of a volume and those that the kernel has for them; each function undoes the other."""
 
-    inner: Callable[[int], int]
-    outer: Callable[[int], InodeT]
+    of_volume: Callable[[int], int]
+    of_kernel: Callable[[int], InodeT]
 
 
 def _swap_root(inode: int) -> InodeT:
     return InodeT(3 - inode if inode in {1, 2} else inode)
 
 
-SWAPPED_ROOT: Final = Numbers(_swap_root, _swap_root)
+SWAPPED_ROOT: Final = InodeMap(_swap_root, _swap_root)
 
 
 class TreeView(View):
@@ -90,10 +90,10 @@ class TreeView(View):
         *,
         read_only: bool = False,
         space: SpaceQueue | None = None,
-        numbers: Numbers = SWAPPED_ROOT,
+        inode_map: InodeMap = SWAPPED_ROOT,
     ) -> None:
         super().__init__(read_only=read_only or (tree is not None and tree.read_only), space=space)
-        self._inner, self._outer = numbers
+        self._of_volume, self._of_kernel = inode_map
         self._lookups: dict[int, int] = {}
         self._without_capability: set[int] = set()
         self.is_attached = False
@@ -137,7 +137,7 @@ class TreeView(View):
 
     def known(self) -> list[InodeT]:
         """What the kernel knows, by its own numbers."""
-        return [self._outer(inode) for inode in self._lookups]
+        return [self._of_kernel(inode) for inode in self._lookups]
 
     def reread(self) -> None:
         """Forget what is remembered of the volume: something else has changed it."""
@@ -148,9 +148,9 @@ class TreeView(View):
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if name == b".":
-            return self._known(self._by_handle(self._inner(parent_inode)))
+            return self._known(self._by_handle(self._of_volume(parent_inode)))
         try:
-            attributes = self._tree.lookup(self._inner(parent_inode), name)
+            attributes = self._tree.lookup(self._of_volume(parent_inode), name)
         except FileNotFoundError:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is none
             missing.entry_timeout = CACHE_SECONDS
@@ -172,7 +172,7 @@ class TreeView(View):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
             try:
-                self._forget(self._inner(inode), count)
+                self._forget(self._of_volume(inode), count)
             except OSError as error:
                 # Nobody waits for an answer; the volume's own recovery finds the inode on its orphan list.
                 self.log_once(f"forget of inode {inode}: {error}")
@@ -215,7 +215,7 @@ class TreeView(View):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         entry = self._make_node(parent_inode, name, stat.S_IFREG | stat.S_IMODE(mode), 0, ctx)
-        self._without_capability.add(self._inner(entry.st_ino))
+        self._without_capability.add(self._of_volume(entry.st_ino))
         return self.open_file(entry.st_ino, flags), entry
 
     @changing
@@ -223,27 +223,27 @@ class TreeView(View):
         return self._make_node(parent_inode, name, mode, rdev, ctx)
 
     def _make_node(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_node(self._inner(parent_inode), name, mode, ctx.uid, ctx.gid, rdev))
+        return self._known(self._tree.make_node(self._of_volume(parent_inode), name, mode, ctx.uid, ctx.gid, rdev))
 
     @changing
     def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_directory(self._inner(parent_inode), name, mode, ctx.uid, ctx.gid))
+        return self._known(self._tree.make_directory(self._of_volume(parent_inode), name, mode, ctx.uid, ctx.gid))
 
     @changing
     def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.make_symlink(self._inner(parent_inode), name, target, ctx.uid, ctx.gid))
+        return self._known(self._tree.make_symlink(self._of_volume(parent_inode), name, target, ctx.uid, ctx.gid))
 
     @changing
     def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(self._tree.link(self._inner(inode), self._inner(new_parent_inode), new_name))
+        return self._known(self._tree.link(self._of_volume(inode), self._of_volume(new_parent_inode), new_name))
 
     @changing
     def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.unlink(self._inner(parent_inode), name)
+        self._tree.unlink(self._of_volume(parent_inode), name)
 
     @changing
     def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.remove_directory(self._inner(parent_inode), name)
+        self._tree.remove_directory(self._of_volume(parent_inode), name)
 
     @changing
     def rename(
@@ -255,18 +255,18 @@ class TreeView(View):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        old, new = self._inner(parent_inode_old), self._inner(parent_inode_new)
+        old, new = self._of_volume(parent_inode_old), self._of_volume(parent_inode_new)
         self._tree.rename(old, name_old, new, name_new, flags, ctx.uid, ctx.gid)
 
     @answered
     def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return self._tree.read_symlink(self._inner(inode))
+        return self._tree.read_symlink(self._of_volume(inode))
 
     # Attributes.
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._tree.attributes(self._inner(inode)))
+        return self._entry(self._tree.attributes(self._of_volume(inode)))
 
     @changing
     def setattr(
@@ -278,7 +278,7 @@ class TreeView(View):
             mtime_ns = time.time_ns()
         return self._entry(
             self._tree.set_attributes(
-                self._inner(inode),
+                self._of_volume(inode),
                 mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
                 uid=attr.st_uid if fields.update_uid else None,
                 gid=attr.st_gid if fields.update_gid else None,
@@ -312,16 +312,16 @@ class TreeView(View):
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.check_writable()
         if flags & os.O_TRUNC:
-            await self._truncate_on_open(self._inner(inode), ctx)
+            await self._truncate_on_open(self._of_volume(inode), ctx)
         return self.open_file(inode, flags)
 
     @answered
     def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._tree.read(self._inner(fh >> 1), off, size)
+        return self._tree.read(self._of_volume(fh >> 1), off, size)
 
     @changing
     def write(self, fh: int, off: int, buf: bytes) -> int:
-        return self._tree.write(self._inner(fh >> 1), off, buf)
+        return self._tree.write(self._of_volume(fh >> 1), off, buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         await self._flush()
@@ -343,7 +343,7 @@ class TreeView(View):
     @answered
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         tree = self._tree
-        inode = self._inner(fh)
+        inode = self._of_volume(fh)
         told = False
         try:
             for item in tree.list_directory(inode, start_id):
@@ -369,7 +369,7 @@ class TreeView(View):
                 raise
         entry = EntryAttributes()
         entry.entry_timeout = entry.attr_timeout = 0
-        entry.st_ino = self._outer(item.inode)
+        entry.st_ino = self._of_kernel(item.inode)
         entry.st_mode = pyfuse3.ModeT(item.mode or stat.S_IFREG)
         return entry
 
@@ -384,7 +384,7 @@ class TreeView(View):
 
     @answered
     def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        inode = self._inner(inode)
+        inode = self._of_volume(inode)
         if name == _CAPABILITY:
             return self._capability(inode)
         return self._tree.get_xattr(inode, name)
@@ -402,7 +402,7 @@ class TreeView(View):
 
     @changing
     def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        inode = self._inner(inode)
+        inode = self._of_volume(inode)
         self._without_capability.discard(inode)
         self._tree.set_xattr(inode, name, value)
         if name == _ACCESS_LIST:
@@ -416,18 +416,18 @@ class TreeView(View):
 
     @answered
     def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        names = self._tree.list_xattrs(self._inner(inode))
+        names = self._tree.list_xattrs(self._of_volume(inode))
         return names if ctx.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     @changing
     def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        self._tree.remove_xattr(self._inner(inode), name)
+        self._tree.remove_xattr(self._of_volume(inode), name)
 
     def _entry(self, attributes: Attributes) -> EntryAttributes:
         entry = EntryAttributes()
         entry.entry_timeout = CACHE_SECONDS
         entry.attr_timeout = CACHE_SECONDS
-        entry.st_ino = self._outer(attributes.inode)
+        entry.st_ino = self._of_kernel(attributes.inode)
         if attributes.inode != ROOT_INODE:  # a root is never another one, and is known before its volume is opened
             entry.generation = attributes.generation
         entry.st_mode = pyfuse3.ModeT(attributes.mode)

@@ -119,9 +119,9 @@ class _MapChecker:
 
     def _check_counts(self, index: int, counts: bytearray, above_two: dict[int, int], location: int, path: str) -> None:
         base = index * ENTRIES_PER_BITMAP
-        settled = self._settle_overflow(base, counts, above_two, location, path)
+        in_overflow = self._check_overflow(base, counts, above_two, location, path)
         expected = self._recount.as_stored(index)
-        if counts == expected and all(above_two[block] == self._recount.count(block) for block in settled):
+        if counts == expected and all(above_two[block] == self._recount.count(block) for block in in_overflow):
             return
         run: tuple[int, int, int, int] | None = None  # first block, length, found, expected
         for offset, (stored, wanted) in enumerate(zip(counts, expected, strict=True)):
@@ -129,7 +129,7 @@ class _MapChecker:
                 continue
             block = base + offset
             if stored == 3:
-                if block not in settled:
+                if block not in in_overflow:
                     continue  # without a count in the overflow btree there is nothing to compare
                 stored, wanted = above_two[block], self._recount.count(block)  # noqa: PLW2901
             elif wanted == 3:
@@ -159,7 +159,7 @@ class _MapChecker:
 
     # ------------------------------------------------------------------ overflow btree
 
-    def _settle_overflow(
+    def _check_overflow(
         self, base: int, counts: bytearray, above_two: dict[int, int], location: int, path: str
     ) -> set[int]:
         """The blocks whose count the overflow btree rightly has; reports where it and the bitmap contradict."""
@@ -172,11 +172,11 @@ class _MapChecker:
         for block in sorted(above_two.keys() - marked):
             what = f"a reference count of {above_two[block]} for {self._map.name} block {block}, which its bitmap has"
             self._overflow_error(what)
-        settled = marked & above_two.keys()
-        for block in sorted(block for block in settled if above_two[block] < 3):
+        in_overflow = marked & above_two.keys()
+        for block in sorted(block for block in in_overflow if above_two[block] < 3):
             self._overflow_error(f"a reference count of {above_two[block]} for {self._map.name} block {block}: too low")
-            settled.discard(block)
-        return settled
+            in_overflow.discard(block)
+        return in_overflow
 
     def _overflow_error(self, what: str) -> None:
         self._report.add(Severity.ERROR, what, block=self._map.root.ref_count_root, path=self._map.overflow_path)

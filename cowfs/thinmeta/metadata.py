@@ -439,7 +439,7 @@ class Metadata:
             return []
         self.check_writable()
         self._write_details()
-        self._maps.settle(self._superblock)
+        self._maps.update_trees(self._superblock)
         self._store.write_nodes()
         self._maps.write_metadata_map(self._superblock)
         self._device.flush()

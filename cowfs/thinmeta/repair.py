@@ -100,7 +100,7 @@ def repair(
     origin = find_origin(reader, progress)
     for note in origin.notes:
         report.lose(None, note)
-    superblock = _settle_superblock(origin, report, transaction_id, data_block_sectors, data_blocks)
+    superblock = _choose_superblock(origin, report, transaction_id, data_block_sectors, data_blocks)
     salvage = _Salvage(reader, target, superblock, report, progress)
     needs_check = superblock.flags & Superblock.NEEDS_CHECK
     salvage.build(flags=needs_check)
@@ -111,7 +111,7 @@ def repair(
     return report
 
 
-def _settle_superblock(
+def _choose_superblock(
     origin: Origin,
     report: RepairReport,
     transaction_id: int | None,

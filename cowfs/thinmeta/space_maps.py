@@ -2,7 +2,7 @@
 
 A map is bitmaps of two bits a block, an index of the bitmaps, and a tree of the counts that do not fit into two bits. A
 commit writes changed bitmaps to new blocks. For the metadata map that changes the map itself, until nothing more
-changes: `settle` chooses all blocks first, and only then is the map written.
+changes: `update_trees` chooses all blocks first, and only then is the map written.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class SpaceMaps:
     def _load_bitmap(self, location: int) -> bytearray:
         return unpack_bitmap(self._store.read_block(location), location, "space map bitmap")
 
-    def settle(self, superblock: Superblock) -> None:
+    def update_trees(self, superblock: Superblock) -> None:
         """Bring the trees of both maps up to date, and choose the blocks that they are written to."""
-        self._settle_data_map(superblock.data_space_map)
-        self._settle_metadata_map(superblock.metadata_space_map)
+        self._update_data_map(superblock.data_space_map)
+        self._update_metadata_map(superblock.metadata_space_map)
 
-    def _settle_data_map(self, root: SpaceMapRoot) -> None:
+    def _update_data_map(self, root: SpaceMapRoot) -> None:
         """Give changed data bitmaps new homes, and bring the trees of the data space map up to date."""
-        self._settle_overflow(self.data, root)
+        self._update_overflow(self.data, root)
         for index in sorted(self.data.dirty):
             self._rehome(self.data, index)
             self._store.write_block(
@@ -96,7 +96,7 @@ class SpaceMaps:
         root.nr_blocks = self.data.nr_blocks
         root.nr_allocated = self.data.allocated
 
-    def _settle_metadata_map(self, root: SpaceMapRoot) -> None:
+    def _update_metadata_map(self, root: SpaceMapRoot) -> None:
         """The same for the metadata map, which describes itself: loop until nothing needs a new home."""
         counts = self._store.counts
         homed: set[int] = set()
@@ -105,15 +105,15 @@ class SpaceMaps:
             if not index_homed:
                 root.bitmap_root = self._rehome_block(root.bitmap_root)
                 index_homed = True
-            self._settle_overflow(counts, root)
+            self._update_overflow(counts, root)
             for index in sorted(counts.dirty - homed):
                 self._rehome(counts, index)
                 homed.add(index)
         root.nr_blocks = counts.nr_blocks
         root.nr_allocated = counts.allocated
 
-    def _settle_overflow(self, counts: Counts, root: SpaceMapRoot) -> None:
-        # Settling the metadata map may change counts again, so what is taken here is gone from the waiting list.
+    def _update_overflow(self, counts: Counts, root: SpaceMapRoot) -> None:
+        # Updating the metadata map may change counts again, so what is taken here is gone from the waiting list.
         pending, counts.overflow = counts.overflow, {}
         crossings, counts.crossings = counts.crossings, []
         for block, above in crossings:
@@ -139,7 +139,7 @@ class SpaceMaps:
         return target
 
     def write_metadata_map(self, superblock: Superblock) -> None:
-        """Write the bitmaps of the metadata, and their index, into the blocks that `settle` chose."""
+        """Write the bitmaps of the metadata, and their index, into the blocks that `update_trees` chose."""
         counts, root = self._store.counts, superblock.metadata_space_map
         if not counts.dirty:
             return

@@ -10,7 +10,7 @@ from cowfs.errors import FilesystemError
 from cowfs.ext4.library.filesystem import Filesystem, os_error
 
 
-class Guard:
+class WriteGuard:
     """Asked before every change, and told of the error that ended all writing.
 
     Args:

@@ -141,12 +141,12 @@ class Journal:
 
     def _restart(self) -> None:
         """Bring everything to its place, and begin the log anew."""
-        self._settle()
+        self._checkpoint()
         self._write_start()
         self._fs.flush_device()
         self._on_device = _OnDevice.STARTED
 
-    def _settle(self) -> None:
+    def _checkpoint(self) -> None:
         """Bring everything to its place, so that nothing of the log is needed any more."""
         self._fs.cache.write_committed()
         self._fs.flush_device()
@@ -163,7 +163,7 @@ class Journal:
         """Bring everything to its place, and leave the journal empty, as it was found. Committed before, all of it."""
         if self._on_device is _OnDevice.EMPTY and not self._may_be_there:
             return
-        self._settle()
+        self._checkpoint()
         # A commit that failed may have left a part of the next transaction.
         self._sequence = self._following(self._sequence)
         self._file.write_superblock(self._superblock.packed_empty(self._sequence))

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 
 from cowfs.ext4.files.file_map import FileMaps
-from cowfs.ext4.files.guard import Guard
+from cowfs.ext4.files.guard import WriteGuard
 from cowfs.ext4.files.inline import InlineData
 from cowfs.ext4.files.inodes import Inode, InodeTable
 from cowfs.ext4.files.xattrs import ExtendedAttributes
@@ -32,7 +32,7 @@ class Names:
     def __init__(
         self,
         fs: Filesystem,
-        guard: Guard,
+        guard: WriteGuard,
         allocator: Allocator,
         maps: FileMaps,
         inodes: InodeTable,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cowfs.ext4.files.guard import Guard
+from cowfs.ext4.files.guard import WriteGuard
 from cowfs.ext4.files.inodes import Inode, InodeTable
 from cowfs.ext4.library.filesystem import Filesystem, os_error
 from cowfs.ext4.names.names import Names, check_name, check_removable
@@ -20,7 +20,7 @@ _FLAGS: Final = (0, RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT, RENAME_N
 class Renames:
     """Renaming in one volume."""
 
-    def __init__(self, fs: Filesystem, guard: Guard, inodes: InodeTable, names: Names) -> None:
+    def __init__(self, fs: Filesystem, guard: WriteGuard, inodes: InodeTable, names: Names) -> None:
         self._fs = fs
         self._guard = guard
         self._inodes = inodes

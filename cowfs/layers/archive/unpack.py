@@ -132,7 +132,7 @@ class _Unpacker:
         if not parts:
             if not stat.S_ISDIR(entry.kind):
                 raise ArchiveError("the layer's root can only be a directory", entry=show(entry.name))
-            self._dress_directory(self._target.root, entry)
+            self._apply_metadata(self._target.root, entry)
         elif parts[0].startswith(NOTE_PREFIX) and parts != [OPAQUE]:
             if parts[0] == LINK_SOURCES and len(parts) > 1 and stat.S_ISREG(entry.kind):
                 yield from self._make(entry, parts)
@@ -175,7 +175,7 @@ class _Unpacker:
         existing = target.find(parent, name)
         if existing is not None and stat.S_ISDIR(kind) and stat.S_ISDIR(existing.mode):
             target.bring(parent, name)
-            self._dress_directory(existing.inode, entry)
+            self._apply_metadata(existing.inode, entry)
             return
         if existing is not None and source != existing.inode:
             yield from target.remove(parent, name, existing.inode, existing.mode)
@@ -267,7 +267,7 @@ class _Unpacker:
 
     # Attributes.
 
-    def _dress_directory(self, inode: int, entry: Entry) -> None:
+    def _apply_metadata(self, inode: int, entry: Entry) -> None:
         """Give a directory that is there what the entry says, and take away attributes that it does not have."""
         keep = {*entry.xattrs, *(_ACL_NAMES[keyword] for keyword in entry.acl_texts)}
         for name in self._tree.list_xattrs(inode):

@@ -86,9 +86,9 @@ class _BlockWalk(Walk):
     def _directories_naming(self, tables: InodeTables, inodes: _ChangedInodes) -> set[int]:
         """Where the changed files have names. Most that have a new one have no old one, and need no search."""
         search = NameSearch(self._volume, tables, inodes.links)
-        search.look_into([ROOT_INODE])  # the file that tells whose layer it is lies there, and changes with each
-        search.look_into(sorted(inodes.directories))
-        search.look_everywhere()
+        search.search_directories([ROOT_INODE])  # the layer's id file lies there, and differs in each layer
+        search.search_directories(sorted(inodes.directories))
+        search.search_everywhere()
         return search.found
 
     def _with_all_above(self, directories: set[int]) -> set[int]:

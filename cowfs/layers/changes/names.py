@@ -44,16 +44,16 @@ class NameSearch:
         self._directories: dict[int, list[int]] = {}
         self.found: set[int] = set()
 
-    def look_into(self, directories: Iterable[int]) -> None:
+    def search_directories(self, directories: Iterable[int]) -> None:
         """Find the names that some directories hold."""
         for directory in directories:
             if not self._missing:
                 return
             if directory not in self._seen:
                 self._seen.add(directory)
-                self._look_into(directory)
+                self._search_directory(directory)
 
-    def _look_into(self, directory: int) -> None:
+    def _search_directory(self, directory: int) -> None:
         missing = self._missing
         for block in self._volume.name_blocks(directory):
             if not may_name(block, missing.keys()):
@@ -68,16 +68,16 @@ class NameSearch:
                 else:
                     del missing[entry.inode]
 
-    def look_everywhere(self) -> None:
+    def search_everywhere(self) -> None:
         """Find all names that are left."""
         for inode in sorted(self._missing):
             if inode in self._missing:
-                self.look_into(self._nearest(inode))
+                self.search_directories(self._nearest(inode))
         reach = 0
         while self._missing and reach <= self._chunks:
             near = {self._chunk(inode) for inode in self._missing}
             for chunk in sorted(_widened(near, reach, self._chunks)):
-                self.look_into(self._directories_in(chunk))
+                self.search_directories(self._directories_in(chunk))
             reach = 2 * reach + 1
 
     def _nearest(self, inode: int) -> list[int]:

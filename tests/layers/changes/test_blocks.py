@@ -57,13 +57,13 @@ def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
 def looked_into(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The directories whose names were searched."""
     found: list[int] = []
-    original = names_module.NameSearch._look_into
+    original = names_module.NameSearch._search_directory
 
-    def look_into(search: names_module.NameSearch, directory: int) -> None:
+    def search_directories(search: names_module.NameSearch, directory: int) -> None:
         found.append(directory)
         original(search, directory)
 
-    monkeypatch.setattr(names_module.NameSearch, "_look_into", look_into)
+    monkeypatch.setattr(names_module.NameSearch, "_search_directory", search_directories)
     return found
 
 
