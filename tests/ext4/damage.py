@@ -1,8 +1,8 @@
 """Volumes with everything in them, and damage to any field of them, for tests of what must go on working.
 
-patient = Patient(path, ["-O", "^metadata_csum"])
-patient.damaged(rng)            a copy with one to four fields changed, and what was changed
-patient.with_inode(name, ...)   a copy with one field of one inode changed
+sample = SampleImage(path, ["-O", "^metadata_csum"])
+sample.damaged(rng)            a copy with one to four fields changed, and what was changed
+sample.with_inode(name, ...)   a copy with one field of one inode changed
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SUPERBLOCK_FIELDS: Final = [
 _KINDS: Final = ["inode"] * 3 + ["directory"] * 2 + ["tree", "attributes", "descriptor", "superblock"]
 
 
-class Patient:
+class SampleImage:
     """A volume of 16 MiB in blocks of 1 KiB with files of all kinds; `good` holds its bytes."""
 
     def __init__(self, path: Path, options: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
 from tests.ext4.conftest import FEATURE_SETS
-from tests.ext4.damage import BLOCK, MANY, Patient
+from tests.ext4.damage import BLOCK, MANY, SampleImage
 
 KINDS = {
     "plain": FEATURE_SETS["no-checksums"],
@@ -36,13 +36,13 @@ R = TypeVar("R")
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def any_patient(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Patient:
-    return Patient(tmp_path_factory.mktemp("patient") / "image", KINDS[request.param])
+def any_image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SampleImage:
+    return SampleImage(tmp_path_factory.mktemp("sample") / "image", KINDS[request.param])
 
 
 @pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory) -> Patient:
-    return Patient(tmp_path_factory.mktemp("patient") / "image", KINDS["plain"])
+def sample(tmp_path_factory: pytest.TempPathFactory) -> SampleImage:
+    return SampleImage(tmp_path_factory.mktemp("sample") / "image", KINDS["plain"])
 
 
 @contextlib.contextmanager
@@ -81,13 +81,13 @@ INODE_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", INODE_DAMAGE)
-def test_a_damaged_inode_is_listed_and_fails_alone(patient: Patient, damage: str) -> None:
+def test_a_damaged_inode_is_listed_and_fails_alone(sample: SampleImage, damage: str) -> None:
     offset, width, value = INODE_DAMAGE[damage]
     if "inode table" in damage:
-        value = patient.offsets[b"/"] // BLOCK
-    inode = patient.inodes[b"file-7"]
-    with opened(patient.with_inode(b"file-7", offset, width, value)) as volume:
-        top = patient.inodes[b"top"]
+        value = sample.offsets[b"/"] // BLOCK
+    inode = sample.inodes[b"file-7"]
+    with opened(sample.with_inode(b"file-7", offset, width, value)) as volume:
+        top = sample.inodes[b"top"]
         listed = list(volume.list_directory(top))
         assert {entry.name for entry in listed} >= {b"file-%d" % number for number in range(60)}
         require_error(lambda: volume.attributes(inode), errno.EUCLEAN, errno.ESTALE)
@@ -100,24 +100,24 @@ def test_a_damaged_inode_is_listed_and_fails_alone(patient: Patient, damage: str
 
 
 def test_a_name_without_type_of_a_damaged_inode(tmp_path: Path) -> None:
-    patient = Patient(tmp_path / "image", ["-O", "^metadata_csum,^filetype"])
-    with opened(patient.with_inode(b"file-7", 0x00, 2, 0)) as volume:
-        listed = {entry.name: entry.mode for entry in volume.list_directory(patient.inodes[b"top"])}
+    sample = SampleImage(tmp_path / "image", ["-O", "^metadata_csum,^filetype"])
+    with opened(sample.with_inode(b"file-7", 0x00, 2, 0)) as volume:
+        listed = {entry.name: entry.mode for entry in volume.list_directory(sample.inodes[b"top"])}
     assert listed[b"file-7"] == 0
     assert listed[b"file-8"] == stat.S_IFREG
 
 
 def test_a_wrong_checksum_of_an_inode(tmp_path: Path) -> None:
-    patient = Patient(tmp_path / "image", KINDS["checksums"])
-    with opened(patient.with_inode(b"file-7", 0x04, 4, 99)) as volume:
-        require_error(lambda: volume.lookup(patient.inodes[b"top"], b"file-7"))
-        assert b"file-7" in names_of(volume, patient.inodes[b"top"])
+    sample = SampleImage(tmp_path / "image", KINDS["checksums"])
+    with opened(sample.with_inode(b"file-7", 0x04, 4, 99)) as volume:
+        require_error(lambda: volume.lookup(sample.inodes[b"top"], b"file-7"))
+        assert b"file-7" in names_of(volume, sample.inodes[b"top"])
 
 
-def test_figures_of_a_volume_whose_journal_claims_to_be_huge(patient: Patient) -> None:
-    with opened(patient.good) as volume:
+def test_figures_of_a_volume_whose_journal_claims_to_be_huge(sample: SampleImage) -> None:
+    with opened(sample.good) as volume:
         journal = volume.inode_tables().geometry.offset(8)
-    with opened(patient.with_bytes(journal + 0x6C, (1 << 31).to_bytes(4, "little")), read_only=True) as volume:
+    with opened(sample.with_bytes(journal + 0x6C, (1 << 31).to_bytes(4, "little")), read_only=True) as volume:
         figures = volume.statistics()
     assert 0 <= figures.blocks_free <= figures.blocks <= 16384
 
@@ -125,11 +125,11 @@ def test_figures_of_a_volume_whose_journal_claims_to_be_huge(patient: Patient) -
 # Directories.
 
 
-def test_a_damaged_block_hides_only_its_names(any_patient: Patient) -> None:
+def test_a_damaged_block_hides_only_its_names(any_image: SampleImage) -> None:
     """All others are listed, then the error comes; and none of the names in it is said to be absent."""
-    good = any_patient.good
-    many = any_patient.inodes[b"many"]
-    block = any_patient.directory_blocks[b"many"][5]
+    good = any_image.good
+    many = any_image.inodes[b"many"]
+    block = any_image.directory_blocks[b"many"][5]
     image = good[: block * BLOCK] + bytes(BLOCK) + good[(block + 1) * BLOCK :]
     with opened(image) as volume:
         found = names_of(volume, many)
@@ -145,14 +145,14 @@ def test_a_damaged_block_hides_only_its_names(any_patient: Patient) -> None:
         assert not volume.read_only
 
 
-def test_names_before_the_damage_of_a_block(patient: Patient) -> None:
+def test_names_before_the_damage_of_a_block(sample: SampleImage) -> None:
     """They are found, and stay as they are: the block cannot be written."""
-    many = patient.inodes[b"many"]
-    block = patient.directory_blocks[b"many"][2]
-    good = patient.good[block * BLOCK : (block + 1) * BLOCK]
+    many = sample.inodes[b"many"]
+    block = sample.directory_blocks[b"many"][2]
+    good = sample.good[block * BLOCK : (block + 1) * BLOCK]
     first = good[8 : 8 + good[6]]
     place = int.from_bytes(good[4:6], "little")
-    with opened(patient.with_bytes(block * BLOCK + place + 4, b"\x03\x00")) as volume:
+    with opened(sample.with_bytes(block * BLOCK + place + 4, b"\x03\x00")) as volume:
         assert first in names_of(volume, many)
         assert volume.lookup(many, first).inode == int.from_bytes(good[:4], "little")
         require_error(lambda: volume.unlink(many, first))
@@ -161,27 +161,27 @@ def test_names_before_the_damage_of_a_block(patient: Patient) -> None:
 
 
 @pytest.mark.parametrize("name", [b"a/b", b"\0ile"])
-def test_a_name_that_cannot_be(patient: Patient, name: bytes) -> None:
-    top = patient.inodes[b"top"]
-    place = patient.good.index(b"file-7", patient.directory_blocks[b"top"][0] * BLOCK)
-    with opened(patient.with_bytes(place, name)) as volume:
+def test_a_name_that_cannot_be(sample: SampleImage, name: bytes) -> None:
+    top = sample.inodes[b"top"]
+    place = sample.good.index(b"file-7", sample.directory_blocks[b"top"][0] * BLOCK)
+    with opened(sample.with_bytes(place, name)) as volume:
         assert len(names_of(volume, top)) == 62
         with pytest.raises(FilesystemError):
             list(volume.list_directory(top))
 
 
-def test_a_directory_without_blocks_is_not_removed(patient: Patient) -> None:
+def test_a_directory_without_blocks_is_not_removed(sample: SampleImage) -> None:
     """What it has lies beyond its size."""
-    with opened(patient.with_inode(b"sub", 0x04, 4, 0)) as volume:
-        top, sub = patient.inodes[b"top"], patient.inodes[b"sub"]
+    with opened(sample.with_inode(b"sub", 0x04, 4, 0)) as volume:
+        top, sub = sample.inodes[b"top"], sample.inodes[b"sub"]
         require_error(lambda: volume.remove_directory(top, b"sub"))
         require_error(lambda: volume.make_directory(sub, b"new", 0o755, 0, 0))
         assert not volume.read_only
 
 
-def test_a_directory_that_claims_to_be_huge(patient: Patient) -> None:
-    with opened(patient.with_inode(b"top", 0x04, 4, 0xFFFFFC00)) as volume:
-        assert names_of(volume, patient.inodes[b"top"]) >= {b"file-7", b"sub"}
+def test_a_directory_that_claims_to_be_huge(sample: SampleImage) -> None:
+    with opened(sample.with_inode(b"top", 0x04, 4, 0xFFFFFC00)) as volume:
+        assert names_of(volume, sample.inodes[b"top"]) >= {b"file-7", b"sub"}
 
 
 # A damaged index.
@@ -198,12 +198,12 @@ INDEX_DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", INDEX_DAMAGE)
-def test_a_damaged_index_hides_nothing(any_patient: Patient, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_index_hides_nothing(any_image: SampleImage, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     offset, data = INDEX_DAMAGE[damage]
-    many = any_patient.inodes[b"many"]
-    block = any_patient.directory_blocks[b"many"][0]
+    many = any_image.inodes[b"many"]
+    block = any_image.directory_blocks[b"many"][0]
     every = {b"name-%d-%s" % (number, b"l" * 40) for number in range(MANY)}
-    with opened(any_patient.with_bytes(block * BLOCK + offset, data)) as volume:
+    with opened(any_image.with_bytes(block * BLOCK + offset, data)) as volume:
         assert {entry.name for entry in volume.list_directory(many)} == {*every, b".", b".."}
         half = itertools.islice(volume.list_directory(many), 100)
         cookie = [entry.cookie for entry in half][-1]
@@ -213,7 +213,7 @@ def test_a_damaged_index_hides_nothing(any_patient: Patient, damage: str, caplog
         require_error(lambda: volume.lookup(many, b"absent"), errno.ENOENT)
         require_error(lambda: volume.make_directory(many, b"new", 0o755, 0, 0))
         require_error(lambda: volume.rename(ROOT_INODE, b"big", many, b"new"))
-        require_error(lambda: volume.rename(ROOT_INODE, b"many", any_patient.inodes[b"top"], b"many"))
+        require_error(lambda: volume.rename(ROOT_INODE, b"many", any_image.inodes[b"top"], b"many"))
         require_error(lambda: volume.remove_directory(ROOT_INODE, b"many"), errno.ENOTEMPTY)
         gone = sorted(every)[:10]
         for name in gone:
@@ -224,41 +224,41 @@ def test_a_damaged_index_hides_nothing(any_patient: Patient, damage: str, caplog
         assert sum("index of directory" in record.message for record in caplog.records) == 1
 
 
-def test_the_index_flag_of_a_directory_that_has_none(patient: Patient) -> None:
-    flags = int.from_bytes(patient.good[patient.offsets[b"sub"] + 0x20 :][:4], "little")
-    with opened(patient.with_inode(b"sub", 0x20, 4, flags | 0x1000)) as volume:
-        sub = patient.inodes[b"sub"]
+def test_the_index_flag_of_a_directory_that_has_none(sample: SampleImage) -> None:
+    flags = int.from_bytes(sample.good[sample.offsets[b"sub"] + 0x20 :][:4], "little")
+    with opened(sample.with_inode(b"sub", 0x20, 4, flags | 0x1000)) as volume:
+        sub = sample.inodes[b"sub"]
         assert names_of(volume, sub) == {b".", b"..", b"deep"}
-        assert volume.lookup(sub, b"deep").inode == patient.inodes[b"deep"]
-        require_error(lambda: volume.remove_directory(patient.inodes[b"top"], b"sub"), errno.ENOTEMPTY)
+        assert volume.lookup(sub, b"deep").inode == sample.inodes[b"deep"]
+        require_error(lambda: volume.remove_directory(sample.inodes[b"top"], b"sub"), errno.ENOTEMPTY)
 
 
 # Anything.
 
 
 @pytest.mark.parametrize("chunk", range(4))
-def test_any_damage(any_patient: Patient, chunk: int) -> None:
+def test_any_damage(any_image: SampleImage, chunk: int) -> None:
     """Each operation answers, or raises OSError; looking never ends the writing."""
     for case in range(CASES // 4):
         seed = f"{session_seed()}-{chunk}-{case}"
         rng = random.Random(seed)
-        image, what = any_patient.damaged(rng)
+        image, what = any_image.damaged(rng)
         for read_only in (True, False):
             try:
-                survive(image, any_patient, rng, read_only=read_only)
+                survive(image, any_image, rng, read_only=read_only)
             except Exception as error:
                 if isinstance(error, OSError) and error.errno:
                     continue
                 raise AssertionError(f"seed {seed}, {what}, read_only={read_only}") from error
 
 
-def survive(image: bytes, patient: Patient, rng: random.Random, *, read_only: bool) -> None:
+def survive(image: bytes, sample: SampleImage, rng: random.Random, *, read_only: bool) -> None:
     volume = Volume.open(memory_device(image), read_only=read_only)
     look(volume)
     if not read_only:
         assert not volume.read_only, "looking ended the writing"
         for _ in range(4):
-            change(volume, patient, rng)
+            change(volume, sample, rng)
         look(volume)
     volume.close()
 
@@ -302,11 +302,11 @@ def look_at(volume: Volume, directory: int, name: bytes, inode: int) -> None:
     tried(volume.read_symlink, inode)
 
 
-def change(volume: Volume, patient: Patient, rng: random.Random) -> None:
-    directories = [patient.inodes[name] for name in (b"/", b"top", b"many", b"sub")]
-    names = [*list(patient.inodes)[1:], b"name-%d-%s" % (rng.randrange(MANY), b"l" * 40)]
+def change(volume: Volume, sample: SampleImage, rng: random.Random) -> None:
+    directories = [sample.inodes[name] for name in (b"/", b"top", b"many", b"sub")]
+    names = [*list(sample.inodes)[1:], b"name-%d-%s" % (rng.randrange(MANY), b"l" * 40)]
     directory, other = rng.choice(directories), rng.choice(directories)
-    inode = rng.choice(list(patient.inodes.values()))
+    inode = rng.choice(list(sample.inodes.values()))
     number = b"%d" % rng.getrandbits(32)
     made = tried(volume.make_node, directory, b"new-" + number, stat.S_IFREG | 0o644, 0, 0)
     if made is not None:

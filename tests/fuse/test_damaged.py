@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Account
-from tests.ext4.damage import BLOCK, MANY, Patient
+from tests.ext4.damage import BLOCK, MANY, SampleImage
 from tests.fuse.conftest import Serve
 
 pytestmark = pytest.mark.fuse
@@ -20,8 +20,8 @@ NAMES = {b"name-%d-%s" % (number, b"l" * 40) for number in range(MANY)}
 
 
 @pytest.fixture
-def patient(account: Account) -> Patient:
-    return Patient(account.mkdir("images") / "image", ["-O", "^metadata_csum"])
+def sample(account: Account) -> SampleImage:
+    return SampleImage(account.mkdir("images") / "image", ["-O", "^metadata_csum"])
 
 
 @pytest.fixture
@@ -47,9 +47,9 @@ def list_as(account: Account, path: bytes) -> tuple[set[bytes], str]:
     ids=["size", "links", "mode", "type", "attributes"],
 )
 def test_a_damaged_inode(
-    account: Account, patient: Patient, mounted: Callable[[bytes], bytes], offset: int, width: int, value: int
+    account: Account, sample: SampleImage, mounted: Callable[[bytes], bytes], offset: int, width: int, value: int
 ) -> None:
-    root = mounted(patient.with_inode(b"file-7", offset, width, value))
+    root = mounted(sample.with_inode(b"file-7", offset, width, value))
     for _ in range(2):
         assert list_as(account, root + b"/top") == (TOP, "")
     for look in ("stat", "cat"):
@@ -60,10 +60,10 @@ def test_a_damaged_inode(
 
 
 def test_a_damaged_index_and_a_damaged_block(
-    account: Account, patient: Patient, mounted: Callable[[bytes], bytes]
+    account: Account, sample: SampleImage, mounted: Callable[[bytes], bytes]
 ) -> None:
-    root_block, leaf = (patient.directory_blocks[b"many"][index] for index in (0, 5))
-    index = patient.with_bytes(root_block * BLOCK + 28, b"\x77")
+    root_block, leaf = (sample.directory_blocks[b"many"][index] for index in (0, 5))
+    index = sample.with_bytes(root_block * BLOCK + 28, b"\x77")
     root = mounted(index[: leaf * BLOCK] + bytes(BLOCK) + index[(leaf + 1) * BLOCK :])
     found, complaint = list_as(account, root + b"/many")
     assert found < NAMES
@@ -76,8 +76,8 @@ def test_a_damaged_index_and_a_damaged_block(
     account.run(["touch", Path(os.fsdecode(root), "top", "elsewhere")])
 
 
-def test_figures_that_make_no_sense(account: Account, patient: Patient, mounted: Callable[[bytes], bytes]) -> None:
-    root = mounted(patient.with_bytes(BLOCK + 0x08, b"\xff" * 12))  # reserved, free and free inodes
+def test_figures_that_make_no_sense(account: Account, sample: SampleImage, mounted: Callable[[bytes], bytes]) -> None:
+    root = mounted(sample.with_bytes(BLOCK + 0x08, b"\xff" * 12))  # reserved, free and free inodes
     figures = os.statvfs(root)
     assert figures.f_bavail == 0
     assert figures.f_bfree <= figures.f_blocks <= 16384

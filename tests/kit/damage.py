@@ -1,9 +1,9 @@
-"""Damage to metadata, one named defect per function, for tests of whoever must notice it.
+"""Damage to metadata, one named defect per function, for tests of what must notice it.
 
 Every function in `DAMAGES` takes a device with clean metadata and breaks one thing. Checksums are made right again
 unless they are what is broken, and so are the counters that follow from the thing, so that a checker has exactly one
 reason to complain. What a defect needs (a thin with several leaves, a held metadata snapshot, a count in an overflow
-btree) must be there; `Patient` finds it and raises LookupError otherwise.
+btree) must be there; `MetadataEditor` finds the place and raises LookupError otherwise.
 
     sample = some clean device
     DAMAGES["data_leak"](sample)
@@ -47,7 +47,7 @@ _U64: Final = struct.Struct("<Q")
 _KEYS_OFFSET: Final = 32
 
 
-class Patient:
+class MetadataEditor:
     """Finds the places to damage, and rewrites blocks."""
 
     def __init__(self, device: BlockDevice) -> None:
@@ -182,15 +182,15 @@ class Patient:
 
 
 def superblock_checksum(device: BlockDevice) -> None:
-    Patient(device).flip(0, 8 * 2000)
+    MetadataEditor(device).flip(0, 8 * 2000)
 
 
 def superblock_magic(device: BlockDevice) -> None:
-    Patient(device).patch(0, 32, _U64.pack(SUPERBLOCK_MAGIC + 1))
+    MetadataEditor(device).patch(0, 32, _U64.pack(SUPERBLOCK_MAGIC + 1))
 
 
 def superblock_blocknr(device: BlockDevice) -> None:
-    Patient(device).patch(0, 8, _U64.pack(1))
+    MetadataEditor(device).patch(0, 8, _U64.pack(1))
 
 
 def version_1(device: BlockDevice) -> None:
@@ -234,102 +234,102 @@ def snapshot_counter(device: BlockDevice) -> None:
 
 
 def held_root_is_no_superblock(device: BlockDevice) -> None:
-    patient = Patient(device)
-    _set_superblock(device, held_root=patient.leaf()[0])
+    editor = MetadataEditor(device)
+    _set_superblock(device, held_root=editor.leaf()[0])
 
 
 def metadata_map_larger_than_device(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.superblock.metadata_space_map.nr_blocks = device.size_bytes // METADATA_BLOCK_BYTES + 1
-    patient.write_superblock()
+    editor = MetadataEditor(device)
+    editor.superblock.metadata_space_map.nr_blocks = device.size_bytes // METADATA_BLOCK_BYTES + 1
+    editor.write_superblock()
 
 
 def metadata_nr_allocated(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.superblock.metadata_space_map.nr_allocated += 1
-    patient.write_superblock()
+    editor = MetadataEditor(device)
+    editor.superblock.metadata_space_map.nr_allocated += 1
+    editor.write_superblock()
 
 
 def data_nr_allocated(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.superblock.data_space_map.nr_allocated -= 1
-    patient.write_superblock()
+    editor = MetadataEditor(device)
+    editor.superblock.data_space_map.nr_allocated -= 1
+    editor.write_superblock()
 
 
 def _set_superblock(device: BlockDevice, **fields: int | bytes) -> None:
-    patient = Patient(device)
+    editor = MetadataEditor(device)
     for name, value in fields.items():
-        setattr(patient.superblock, name, value)
-    patient.write_superblock()
+        setattr(editor.superblock, name, value)
+    editor.write_superblock()
 
 
 # --------------------------------------------------------------------------------------------- checksums
 
 
 def index_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.metadata_space_map.bitmap_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.metadata_space_map.bitmap_root, 8 * 4000)
 
 
 def metadata_bitmap_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.metadata_bitmap(), 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.metadata_bitmap(), 8 * 4000)
 
 
 def data_bitmap_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.data_bitmap(), 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.data_bitmap(), 8 * 4000)
 
 
 def data_index_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.data_space_map.bitmap_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.data_space_map.bitmap_root, 8 * 4000)
 
 
 def data_overflow_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.data_space_map.ref_count_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.data_space_map.ref_count_root, 8 * 4000)
 
 
 def metadata_overflow_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.metadata_space_map.ref_count_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.metadata_space_map.ref_count_root, 8 * 4000)
 
 
 def leaf_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.leaf()[0], 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.leaf()[0], 8 * 4000)
 
 
 def mapping_root_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.deep_thin()[0], 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.deep_thin()[0], 8 * 4000)
 
 
 def top_level_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.mapping_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.mapping_root, 8 * 4000)
 
 
 def details_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.flip(patient.superblock.details_root, 8 * 4000)
+    editor = MetadataEditor(device)
+    editor.flip(editor.superblock.details_root, 8 * 4000)
 
 
 def held_checksum(device: BlockDevice) -> None:
-    patient = Patient(device)
-    if not patient.superblock.held_root:
+    editor = MetadataEditor(device)
+    if not editor.superblock.held_root:
         raise LookupError("no metadata snapshot is held")
-    patient.flip(patient.superblock.held_root, 8 * 4000)
+    editor.flip(editor.superblock.held_root, 8 * 4000)
 
 
 # --------------------------------------------------------------------------------------------- nodes
 
 
 def node_blocknr(device: BlockDevice) -> None:
-    patient = Patient(device)
-    location, _ = patient.leaf()
-    patient.patch(location, 8, _U64.pack(location + 1))
+    editor = MetadataEditor(device)
+    location, _ = editor.leaf()
+    editor.patch(location, 8, _U64.pack(location + 1))
 
 
 def node_value_size(device: BlockDevice) -> None:
@@ -350,297 +350,295 @@ def node_too_many_entries(device: BlockDevice) -> None:
 
 def node_max_entries(device: BlockDevice) -> None:
     """A leaf laid out for 250 entries instead of 252."""
-    patient = Patient(device)
-    location, leaf = patient.last_leaf()
+    editor = MetadataEditor(device)
+    location, leaf = editor.last_leaf()
     if len(leaf.keys) > 250:
         raise LookupError("the leaf is too full")
-    patient.patch(location, 20, _U32.pack(250))
-    patient.patch(location, _KEYS_OFFSET + 8 * 250, leaf.values.tobytes())
+    editor.patch(location, 20, _U32.pack(250))
+    editor.patch(location, _KEYS_OFFSET + 8 * 250, leaf.values.tobytes())
 
 
 def keys_out_of_order(device: BlockDevice) -> None:
-    patient = Patient(device)
-    location, leaf = patient.leaf()
+    editor = MetadataEditor(device)
+    location, leaf = editor.leaf()
     leaf.keys[3], leaf.keys[4] = leaf.keys[4], leaf.keys[3]
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def keys_outside_of_parents(device: BlockDevice) -> None:
-    patient = Patient(device)
-    _, parent = patient.deep_thin()
-    location, leaf = patient.leaf()
+    editor = MetadataEditor(device)
+    _, parent = editor.deep_thin()
+    location, leaf = editor.leaf()
     leaf.keys[-1] = parent.keys[1]
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def node_too_empty(device: BlockDevice) -> None:
     """A leaf one entry short of a third, with everything that counts its entries corrected."""
-    patient = Patient(device)
-    thin_id, location, leaf = patient.own_leaf()
+    editor = MetadataEditor(device)
+    thin_id, location, leaf = editor.own_leaf()
     keep = U64.max_entries // 3 - 1
     for value in leaf.values[keep:]:
         block, _ = unpack_mapping(value)
-        patient.set_data_count(block, patient.counts(patient.data_bitmap())[block] - 1)
+        editor.set_data_count(block, editor.counts(editor.data_bitmap())[block] - 1)
     removed = len(leaf.keys) - keep
     del leaf.keys[keep:], leaf.values[keep:]
-    patient.write_node(location, leaf)
-    _change_details(patient, thin_id, lambda details: _lower(details, removed))
+    editor.write_node(location, leaf)
+    _change_details(editor, thin_id, lambda details: _lower(details, removed))
 
 
 def child_is_parent(device: BlockDevice) -> None:
     """An internal node that leads back to itself."""
-    patient = Patient(device)
-    root, node = patient.deep_thin()
+    editor = MetadataEditor(device)
+    root, node = editor.deep_thin()
     node.values[0] = root
-    patient.write_node(root, node)
+    editor.write_node(root, node)
 
 
 def child_past_the_end(device: BlockDevice) -> None:
-    patient = Patient(device)
-    root, node = patient.deep_thin()
+    editor = MetadataEditor(device)
+    root, node = editor.deep_thin()
     node.values[0] = device.size_bytes // METADATA_BLOCK_BYTES
-    patient.write_node(root, node)
+    editor.write_node(root, node)
 
 
 def node_of_another_tree(device: BlockDevice) -> None:
     """A mapping node whose child is the top level of the mapping trees."""
-    patient = Patient(device)
-    root, node = patient.deep_thin()
-    node.values[0] = patient.superblock.mapping_root
-    patient.write_node(root, node)
+    editor = MetadataEditor(device)
+    root, node = editor.deep_thin()
+    node.values[0] = editor.superblock.mapping_root
+    editor.write_node(root, node)
 
 
 def _patch_leaf_header(device: BlockDevice, offset: int, value: int) -> None:
-    patient = Patient(device)
-    patient.patch(patient.leaf()[0], offset, _U32.pack(value))
+    editor = MetadataEditor(device)
+    editor.patch(editor.leaf()[0], offset, _U32.pack(value))
 
 
 # --------------------------------------------------------------------------------------------- reference counts
 
 
 def metadata_leak(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_metadata_count(patient.first(patient.metadata_bitmap(), 0, patient.reader.blocks), 1)
+    editor = MetadataEditor(device)
+    editor.set_metadata_count(editor.first(editor.metadata_bitmap(), 0, editor.reader.blocks), 1)
 
 
 def metadata_count_too_high(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_metadata_count(
-        patient.superblock.details_root, patient_count(patient, patient.superblock.details_root) + 1
-    )
+    editor = MetadataEditor(device)
+    editor.set_metadata_count(editor.superblock.details_root, patient_count(editor, editor.superblock.details_root) + 1)
 
 
 def metadata_count_zero(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_metadata_count(patient.first(patient.metadata_bitmap(), 1), 0)
+    editor = MetadataEditor(device)
+    editor.set_metadata_count(editor.first(editor.metadata_bitmap(), 1), 0)
 
 
 def data_leak(device: BlockDevice) -> None:
-    patient = Patient(device)
-    limit = patient.superblock.data_space_map.nr_blocks
-    patient.set_data_count(patient.first(patient.data_bitmap(), 0, limit), 1)
+    editor = MetadataEditor(device)
+    limit = editor.superblock.data_space_map.nr_blocks
+    editor.set_data_count(editor.first(editor.data_bitmap(), 0, limit), 1)
 
 
 def data_count_too_high(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_data_count(patient.first(patient.data_bitmap(), 1), 2)
+    editor = MetadataEditor(device)
+    editor.set_data_count(editor.first(editor.data_bitmap(), 1), 2)
 
 
 def data_count_too_low(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_data_count(patient.first(patient.data_bitmap(), 2), 1)
+    editor = MetadataEditor(device)
+    editor.set_data_count(editor.first(editor.data_bitmap(), 2), 1)
 
 
 def data_count_zero(device: BlockDevice) -> None:
-    patient = Patient(device)
-    patient.set_data_count(patient.first(patient.data_bitmap(), 1), 0)
+    editor = MetadataEditor(device)
+    editor.set_data_count(editor.first(editor.data_bitmap(), 1), 0)
 
 
 def overflow_entry_missing(device: BlockDevice) -> None:
     """A bitmap says three or more where the overflow btree has nothing."""
-    patient = Patient(device)
-    patient.set_data_count(patient.first(patient.data_bitmap(), 1), 3)
+    editor = MetadataEditor(device)
+    editor.set_data_count(editor.first(editor.data_bitmap(), 1), 3)
 
 
 def overflow_entry_without_mark(device: BlockDevice) -> None:
     """The overflow btree has a count for a block that is free."""
-    patient = Patient(device)
-    limit = patient.superblock.data_space_map.nr_blocks
-    location, leaf = _overflow_leaf(patient)
-    leaf.keys.append(patient.first(patient.data_bitmap(), 0, limit))
+    editor = MetadataEditor(device)
+    limit = editor.superblock.data_space_map.nr_blocks
+    location, leaf = _overflow_leaf(editor)
+    leaf.keys.append(editor.first(editor.data_bitmap(), 0, limit))
     leaf.values.append(3)
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def overflow_count(device: BlockDevice) -> None:
-    patient = Patient(device)
-    location, leaf = _overflow_leaf(patient)
+    editor = MetadataEditor(device)
+    location, leaf = _overflow_leaf(editor)
     if not leaf.keys:
         raise LookupError("no data block has a count above two")
     leaf.values[0] += 1
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def overflow_count_too_low(device: BlockDevice) -> None:
     """A count of two in the overflow btree, which is for three and more."""
-    patient = Patient(device)
-    location, leaf = _overflow_leaf(patient)
+    editor = MetadataEditor(device)
+    location, leaf = _overflow_leaf(editor)
     if not leaf.keys:
         raise LookupError("no data block has a count above two")
     leaf.values[0] = 2
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def counts_past_the_end(device: BlockDevice) -> None:
     """A count in the last data bitmap for a block that the map does not have."""
-    patient = Patient(device)
+    editor = MetadataEditor(device)
     location, leaf = [
         (location, node)
-        for location, node in patient.nodes(patient.superblock.data_space_map.bitmap_root, BITMAP_INDEX)
+        for location, node in editor.nodes(editor.superblock.data_space_map.bitmap_root, BITMAP_INDEX)
         if node.is_leaf
     ][-1]
     bitmap = leaf.values[-2]
-    counts = patient.counts(bitmap)
-    inside = patient.superblock.data_space_map.nr_blocks % ENTRIES_PER_BITMAP
+    counts = editor.counts(bitmap)
+    inside = editor.superblock.data_space_map.nr_blocks % ENTRIES_PER_BITMAP
     if not inside:
         raise LookupError("the last bitmap has no entries past the end")
     counts[inside] = 1
-    patient.write(bitmap, pack_bitmap(counts, bitmap))
+    editor.write(bitmap, pack_bitmap(counts, bitmap))
     leaf.values[-1] = IndexEntry(bitmap, counts.count(0), 0).to_words()[1]
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def bitmap_missing(device: BlockDevice) -> None:
     """A data map one bitmap larger than its index btree."""
-    patient = Patient(device)
-    _, leaf = patient.data_index()
-    patient.superblock.data_space_map.nr_blocks = len(leaf.keys) * ENTRIES_PER_BITMAP + 1
-    patient.write_superblock()
+    editor = MetadataEditor(device)
+    _, leaf = editor.data_index()
+    editor.superblock.data_space_map.nr_blocks = len(leaf.keys) * ENTRIES_PER_BITMAP + 1
+    editor.write_superblock()
 
 
 def data_nr_free(device: BlockDevice) -> None:
-    patient = Patient(device)
-    location, leaf = patient.data_index()
+    editor = MetadataEditor(device)
+    location, leaf = editor.data_index()
     leaf.values[1] -= 1
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def data_none_free_before(device: BlockDevice) -> None:
     """The hint skips a free block, which would never be used."""
-    patient = Patient(device)
-    location, leaf = patient.data_index()
-    limit = patient.superblock.data_space_map.nr_blocks
-    first_free = patient.counts(leaf.values[0]).find(0, 0, min(limit, ENTRIES_PER_BITMAP))
+    editor = MetadataEditor(device)
+    location, leaf = editor.data_index()
+    limit = editor.superblock.data_space_map.nr_blocks
+    first_free = editor.counts(leaf.values[0]).find(0, 0, min(limit, ENTRIES_PER_BITMAP))
     if first_free < 0:
         raise LookupError("no free data block")
     leaf.values[1] = leaf.values[1] & 0xFFFFFFFF | (first_free + 1) << 32
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def metadata_nr_free(device: BlockDevice) -> None:
-    patient = Patient(device)
-    index = patient.superblock.metadata_space_map.bitmap_root
+    editor = MetadataEditor(device)
+    index = editor.superblock.metadata_space_map.bitmap_root
     (free,) = _U32.unpack_from(device.pread(index * METADATA_BLOCK_BYTES + 24, 4))
-    patient.patch(index, 24, _U32.pack(free - 1))
+    editor.patch(index, 24, _U32.pack(free - 1))
 
 
-def patient_count(patient: Patient, block: int) -> int:
+def patient_count(editor: MetadataEditor, block: int) -> int:
     """The stored count of a metadata block of the first bitmap."""
-    return patient.counts(patient.metadata_bitmap())[block]
+    return editor.counts(editor.metadata_bitmap())[block]
 
 
-def _overflow_leaf(patient: Patient) -> tuple[int, Node]:
+def _overflow_leaf(editor: MetadataEditor) -> tuple[int, Node]:
     """The last leaf of the data map's overflow btree."""
-    return patient.nodes(patient.superblock.data_space_map.ref_count_root, OVERFLOW)[-1]
+    return editor.nodes(editor.superblock.data_space_map.ref_count_root, OVERFLOW)[-1]
 
 
 # --------------------------------------------------------------------------------------------- devices
 
 
 def mapped_blocks(device: BlockDevice) -> None:
-    patient = Patient(device)
-    _change_details(patient, _last_thin(patient), lambda details: _lower(details, 1))
+    editor = MetadataEditor(device)
+    _change_details(editor, _last_thin(editor), lambda details: _lower(details, 1))
 
 
 def details_time(device: BlockDevice) -> None:
     """A device snapshotted in the pool's future."""
-    patient = Patient(device)
+    editor = MetadataEditor(device)
 
     def later(details: DeviceDetails) -> None:
-        details.snapshotted_time = patient.superblock.time + 1
+        details.snapshotted_time = editor.superblock.time + 1
 
-    _change_details(patient, _last_thin(patient), later)
+    _change_details(editor, _last_thin(editor), later)
 
 
 def details_missing(device: BlockDevice) -> None:
     """A device that the top level has and the details btree has not."""
-    patient = Patient(device)
-    location, leaf = patient.nodes(patient.superblock.details_root, DEVICE_DETAILS)[-1]
+    editor = MetadataEditor(device)
+    location, leaf = editor.nodes(editor.superblock.details_root, DEVICE_DETAILS)[-1]
     leaf.keys.pop()
     del leaf.values[-3:]
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def mapping_tree_missing(device: BlockDevice) -> None:
     """A device that the details btree has and the top level has not. The new one maps nothing."""
-    patient = Patient(device)
-    location, leaf = patient.nodes(patient.superblock.details_root, DEVICE_DETAILS)[-1]
+    editor = MetadataEditor(device)
+    location, leaf = editor.nodes(editor.superblock.details_root, DEVICE_DETAILS)[-1]
     if len(leaf.keys) >= DETAILS.max_entries:
         raise LookupError("the leaf is full")
     leaf.keys.append(leaf.keys[-1] + 1)
     leaf.values.extend(DeviceDetails(0, 0, 0, 0).to_words())
-    patient.write_node(location, leaf)
+    editor.write_node(location, leaf)
 
 
 def thin_id_too_large(device: BlockDevice) -> None:
     """A device id of 25 bits, in both trees."""
-    patient = Patient(device)
+    editor = MetadataEditor(device)
     for root, tree in (
-        (patient.superblock.details_root, DEVICE_DETAILS),
-        (patient.superblock.mapping_root, TOP_LEVEL),
+        (editor.superblock.details_root, DEVICE_DETAILS),
+        (editor.superblock.mapping_root, TOP_LEVEL),
     ):
-        location, leaf = patient.nodes(root, tree)[-1]
+        location, leaf = editor.nodes(root, tree)[-1]
         leaf.keys[-1] = 2**24
-        patient.write_node(location, leaf)
+        editor.write_node(location, leaf)
 
 
 def mapping_beyond_data(device: BlockDevice) -> None:
     """A mapping to a block that the data map does not have; the block mapped before is not counted any more."""
-    patient = Patient(device)
-    location, leaf = patient.leaf()
-    counts = patient.counts(patient.data_bitmap())
+    editor = MetadataEditor(device)
+    location, leaf = editor.leaf()
+    counts = editor.counts(editor.data_bitmap())
     i = next(i for i, value in enumerate(leaf.values) if counts[unpack_mapping(value)[0]] < 3)
     block, time = unpack_mapping(leaf.values[i])
-    leaf.values[i] = pack_mapping(patient.superblock.data_space_map.nr_blocks + 5, time)
-    patient.write_node(location, leaf)
-    patient.set_data_count(block, counts[block] - 1)
+    leaf.values[i] = pack_mapping(editor.superblock.data_space_map.nr_blocks + 5, time)
+    editor.write_node(location, leaf)
+    editor.set_data_count(block, counts[block] - 1)
 
 
 def mapping_time(device: BlockDevice) -> None:
-    patient = Patient(device)
-    location, leaf = patient.leaf()
+    editor = MetadataEditor(device)
+    location, leaf = editor.leaf()
     block, _ = unpack_mapping(leaf.values[0])
-    leaf.values[0] = pack_mapping(block, patient.superblock.time + 1)
-    patient.write_node(location, leaf)
+    leaf.values[0] = pack_mapping(block, editor.superblock.time + 1)
+    editor.write_node(location, leaf)
 
 
-def _last_thin(patient: Patient) -> int:
-    return [thin_id for thin_id, _ in patient.reader.details(patient.superblock)][-1]
+def _last_thin(editor: MetadataEditor) -> int:
+    return [thin_id for thin_id, _ in editor.reader.details(editor.superblock)][-1]
 
 
 def _lower(details: DeviceDetails, blocks: int) -> None:
     details.mapped_blocks -= blocks
 
 
-def _change_details(patient: Patient, thin_id: int, change: Callable[[DeviceDetails], None]) -> None:
-    for location, node in patient.nodes(patient.superblock.details_root, DEVICE_DETAILS):
+def _change_details(editor: MetadataEditor, thin_id: int, change: Callable[[DeviceDetails], None]) -> None:
+    for location, node in editor.nodes(editor.superblock.details_root, DEVICE_DETAILS):
         if node.is_leaf and thin_id in node.keys:
             words = slice(3 * node.keys.index(thin_id), 3 * node.keys.index(thin_id) + 3)
             details = DeviceDetails.from_words(*node.values[words])
             change(details)
             for i, word in enumerate(details.to_words()):
                 node.values[words.start + i] = word
-            patient.write_node(location, node)
+            editor.write_node(location, node)
             return
     raise LookupError(f"no thin {thin_id}")
 

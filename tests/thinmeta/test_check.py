@@ -17,7 +17,7 @@ from cowfs.thinmeta.findings import MAX_FINDINGS
 from cowfs.thinmeta.format import pack_bitmap
 from cowfs.thinmeta.walk import MAPPINGS, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
-from tests.kit.damage import DAMAGES, Patient
+from tests.kit.damage import DAMAGES, MetadataEditor
 from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 ERROR, LEAK, WARNING = Severity.ERROR, Severity.LEAK, Severity.WARNING
@@ -168,17 +168,17 @@ def test_data_device_smaller_than_the_map(sample: MemoryDevice) -> None:
 
 def test_leaves_at_unequal_depth(sample: MemoryDevice) -> None:
     """A node put between the root and its last leaf: also too empty, since it has one child."""
-    patient = Patient(sample)
-    root, node = patient.deep_thin()
-    inserted = patient.first(patient.metadata_bitmap(), 0, patient.reader.blocks)
+    editor = MetadataEditor(sample)
+    root, node = editor.deep_thin()
+    inserted = editor.first(editor.metadata_bitmap(), 0, editor.reader.blocks)
     between = node.copy()
     del between.keys[:-1], between.values[:-1]
-    patient.write_node(inserted, between)
+    editor.write_node(inserted, between)
     node.values[-1] = inserted
-    patient.write_node(root, node)
-    patient.set_metadata_count(inserted, 1)
+    editor.write_node(root, node)
+    editor.set_metadata_count(inserted, 1)
     child = between.values[0]
-    references = patient.counts(patient.metadata_bitmap())[child]
+    references = editor.counts(editor.metadata_bitmap())[child]
     findings = [str(finding) for finding in check(sample).findings]
     assert any("leaves at unequal depth, 1 and 2 below it" in line for line in findings)
     assert any(f"node {inserted}): too few entries: found 1" in line for line in findings)
@@ -187,13 +187,13 @@ def test_leaves_at_unequal_depth(sample: MemoryDevice) -> None:
 
 def test_many_findings_are_counted_and_cut(sample: MemoryDevice) -> None:
     """Every second free data block leaks, so no two make one finding."""
-    patient = Patient(sample)
-    bitmap = patient.data_bitmap()
-    counts = patient.counts(bitmap)
+    editor = MetadataEditor(sample)
+    bitmap = editor.data_bitmap()
+    counts = editor.counts(bitmap)
     free = [block for block in range(0, len(counts), 2) if not counts[block]]
     for block in free:
         counts[block] = 1
-    patient.write(bitmap, pack_bitmap(counts, bitmap))
+    editor.write(bitmap, pack_bitmap(counts, bitmap))
     report = check(sample)
     assert report.totals[LEAK] == len(free)
     assert len(report.findings) == MAX_FINDINGS
@@ -202,9 +202,9 @@ def test_many_findings_are_counted_and_cut(sample: MemoryDevice) -> None:
 
 
 def test_a_run_of_leaked_blocks_is_one_finding(sample: MemoryDevice) -> None:
-    patient = Patient(sample)
+    editor = MetadataEditor(sample)
     for block in range(15000, 15100):
-        patient.set_data_count(block, 1)
+        editor.set_data_count(block, 1)
     (finding,) = check(sample).findings
     assert "reference count of data blocks 15000..15099: found 1, expected 0" in str(finding)
 
@@ -259,9 +259,9 @@ def test_progress_is_told() -> None:
 
 def reachable_blocks(device: MemoryDevice) -> set[int]:
     """Metadata blocks with a reference, as the recount sees them."""
-    patient = Patient(device)
-    counts = patient.counts(patient.metadata_bitmap())
-    return {block for block in range(patient.reader.blocks) if counts[block]}
+    editor = MetadataEditor(device)
+    counts = editor.counts(editor.metadata_bitmap())
+    return {block for block in range(editor.reader.blocks) if counts[block]}
 
 
 def test_a_flipped_bit_in_a_used_block_is_never_clean(sample_content: bytes, rng: random.Random) -> None:
@@ -300,7 +300,7 @@ def test_flipped_bits_under_a_right_checksum(sample_content: bytes, rng: random.
     for _ in range(600):
         location, offset = rng.choice(used), rng.randrange(4, METADATA_BLOCK_BYTES)
         (byte,) = device.pread(location * METADATA_BLOCK_BYTES + offset, 1)
-        Patient(device).patch(location, offset, bytes([byte ^ 1 << rng.randrange(8)]))
+        MetadataEditor(device).patch(location, offset, bytes([byte ^ 1 << rng.randrange(8)]))
         report = check(device)
         try:
             text = xml_of(device)
@@ -319,10 +319,10 @@ def test_many_flipped_bits_under_right_checksums(seed: int, sample_content: byte
     for _ in range(40):
         device = MemoryDevice(len(sample_content))
         device.pwrite(0, sample_content)
-        patient = Patient(device)
+        editor = MetadataEditor(device)
         for location in rng.sample(sorted(reachable_blocks(device)), 6):
             offset = rng.choice([rng.randrange(4, 64), rng.randrange(4, METADATA_BLOCK_BYTES)])
-            patient.patch(location, offset, rng.randbytes(rng.randrange(1, 9))[: METADATA_BLOCK_BYTES - offset])
+            editor.patch(location, offset, rng.randbytes(rng.randrange(1, 9))[: METADATA_BLOCK_BYTES - offset])
         report = check(device)
         try:
             xml_of(device)
@@ -342,16 +342,16 @@ def test_truncated_anywhere_is_never_clean(sample_content: bytes, rng: random.Ra
 
 def test_a_tree_without_end_is_refused(sample: MemoryDevice) -> None:
     """More levels than any tree has, each node with one child: a chain through every free block."""
-    patient = Patient(sample)
-    root, node = patient.deep_thin()
-    free = sorted(set(range(patient.reader.blocks)) - reachable_blocks(sample))
+    editor = MetadataEditor(sample)
+    root, node = editor.deep_thin()
+    free = sorted(set(range(editor.reader.blocks)) - reachable_blocks(sample))
     chain = node.copy()
     del chain.keys[1:], chain.values[1:]
     for location, child in zip(free, [*free[1:], node.values[0]], strict=True):
         chain.values[0] = child
-        patient.write_node(location, chain)
+        editor.write_node(location, chain)
     node.values[0] = free[0]
-    patient.write_node(root, node)
+    editor.write_node(root, node)
     assert any("the tree has more than 32 levels" in str(finding) for finding in check(sample).findings)
     with pytest.raises(MetadataCorrupt, match="more than 32 levels"):
         xml_of(sample)
@@ -359,18 +359,18 @@ def test_a_tree_without_end_is_refused(sample: MemoryDevice) -> None:
 
 def test_a_node_used_twice_in_one_tree_does_not_multiply_work(sample: MemoryDevice) -> None:
     """All children of an internal node are the same one; unfolded it would be walked for ever."""
-    patient = Patient(sample)
-    root, node = patient.deep_thin()
+    editor = MetadataEditor(sample)
+    root, node = editor.deep_thin()
     for i in range(len(node.values)):
         node.values[i] = node.values[0]
-    patient.write_node(root, node)
+    editor.write_node(root, node)
     assert not check(sample).ok
     with pytest.raises(MetadataCorrupt, match="outside of what the parent says"):
         list(MetadataReader(sample).leaves(root, MAPPINGS, ""))
 
 
 def test_a_data_map_as_large_as_numbers_go(sample: MemoryDevice) -> None:
-    patient = Patient(sample)
-    patient.superblock.data_space_map.nr_blocks = 2**63
-    patient.write_superblock()
+    editor = MetadataEditor(sample)
+    editor.superblock.data_space_map.nr_blocks = 2**63
+    editor.write_superblock()
     assert any("bitmaps of a map of" in str(finding) for finding in check(sample).findings)

@@ -14,7 +14,7 @@ from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.delta import changed_ranges
 from cowfs.thinmeta.usage import usage
 from cowfs.units import METADATA_BLOCK_BYTES
-from tests.kit.damage import DAMAGES, Patient
+from tests.kit.damage import DAMAGES, MetadataEditor
 from tests.thinmeta.conftest import copy_of, map_blocks
 
 HEADER_FIELDS = (4, 8, 16, 20, 24, 28, 32, 40, 64, 72, 80, 88, 192, 200, 208, 216, 320, 328, 336)
@@ -52,13 +52,13 @@ def test_each_defect(name: str, sample: MemoryDevice) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_random_lies_under_right_checksums(seed: int, sample_content: bytes) -> None:
     rng = random.Random(seed)
-    patient = Patient(memory_device(sample_content))
-    counts = patient.counts(patient.metadata_bitmap())
-    used = [block for block in range(patient.reader.blocks) if counts[block]]
+    editor = MetadataEditor(memory_device(sample_content))
+    counts = editor.counts(editor.metadata_bitmap())
+    used = [block for block in range(editor.reader.blocks) if counts[block]]
     for _ in range(60):
         device = memory_device(sample_content)
         offset = rng.choice([rng.choice(HEADER_FIELDS), rng.randrange(4, METADATA_BLOCK_BYTES - 8)])
-        Patient(device).patch(rng.choice(used), offset, rng.randbytes(rng.randrange(1, 9)))
+        MetadataEditor(device).patch(rng.choice(used), offset, rng.randbytes(rng.randrange(1, 9)))
         for work in (use, look):
             with contextlib.suppress(CowfsError):
                 work(copy_of(device))

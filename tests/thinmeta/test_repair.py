@@ -17,7 +17,7 @@ from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.thinmeta.repair import RepairReport, repair
 from cowfs.thinmeta.walk import TOP_LEVEL, MetadataReader
 from cowfs.units import METADATA_BLOCK_BYTES
-from tests.kit.damage import DAMAGES, Patient
+from tests.kit.damage import DAMAGES, MetadataEditor
 from tests.thinmeta.conftest import Tools, copy_of, map_blocks, xml_of
 
 Mappings = dict[int, dict[int, int]]
@@ -142,13 +142,13 @@ def test_an_impossible_block_size_must_be_given(sample: MemoryDevice) -> None:
 
 def test_exactly_one_leaf_is_lost_and_its_sharers_say_so(sample: MemoryDevice) -> None:
     original = mappings_of(sample)
-    patient = Patient(sample)
-    location, leaf = patient.last_leaf()
-    patient.flip(location, 5000)
+    editor = MetadataEditor(sample)
+    location, leaf = editor.last_leaf()
+    editor.flip(location, 5000)
     sharers = [
         thin_id
-        for thin_id, root, _ in patient.reader.thin_roots(patient.superblock)
-        if location in patient.reader.node(root, TOP_LEVEL, "").values
+        for thin_id, root, _ in editor.reader.thin_roots(editor.superblock)
+        if location in editor.reader.node(root, TOP_LEVEL, "").values
     ]
     target, report = repaired(sample)
     kept = mappings_of(target)
@@ -184,7 +184,7 @@ def test_superblock_gone_but_sizes_known(sample: MemoryDevice, old_tools: Tools)
 def test_superblock_names_wrong_roots(sample: MemoryDevice) -> None:
     """A damaged root pointer in a damaged superblock: the right trees are found again."""
     original = mappings_of(sample)
-    Patient(sample).flip(0, 8 * 320 + 1)
+    MetadataEditor(sample).flip(0, 8 * 320 + 1)
     target, report = repaired(sample)
     assert mappings_of(target) == original
     assert any("the superblock is damaged" in str(loss) for loss in report.losses)
@@ -218,8 +218,8 @@ def test_many_snapshots_of_a_damaged_tree_stay_shared() -> None:
         metadata.create_snap(thin_id, 0)
     metadata.commit()
     metadata.close()
-    patient = Patient(device)
-    patient.flip(patient.leaf()[0], 9999)
+    editor = MetadataEditor(device)
+    editor.flip(editor.leaf()[0], 9999)
     target, report = repaired(device, 1 << 20)
     assert report.thins == 301
     assert report.check.metadata_used_blocks < 60
@@ -231,8 +231,8 @@ def test_docker_metadata(name: str, docker: MemoryDevice, old_tools: Tools) -> N
     """Real metadata, one level deep: where a leaf is a root, the first device's own tree is what is lost."""
     original = mappings_of(docker)
     if name == "leaf_checksum":
-        patient = Patient(docker)
-        patient.flip(patient.thin_root(4), 77)
+        editor = MetadataEditor(docker)
+        editor.flip(editor.thin_root(4), 77)
         del original[4]
     else:
         DAMAGES[name](docker)
@@ -252,14 +252,14 @@ def test_random_damage_is_repaired_or_refused(seed: int, sample_content: bytes) 
     for _ in range(25):
         device = MemoryDevice(len(sample_content))
         device.pwrite(0, sample_content)
-        patient = Patient(device)
+        editor = MetadataEditor(device)
         for _ in range(rng.randrange(1, 5)):
             location = rng.randrange(42)
             if rng.random() < 0.5:
-                patient.flip(location, rng.randrange(8 * METADATA_BLOCK_BYTES))
+                editor.flip(location, rng.randrange(8 * METADATA_BLOCK_BYTES))
             else:
                 offset = rng.choice([rng.randrange(4, 64), rng.randrange(4, METADATA_BLOCK_BYTES - 8)])
-                patient.patch(location, offset, rng.randbytes(rng.randrange(1, 9)))
+                editor.patch(location, offset, rng.randbytes(rng.randrange(1, 9)))
         target = MemoryDevice(1 << 20)
         try:
             report = repair(device, target)

@@ -22,7 +22,7 @@ from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
 from cowfs.uml import UmlKernel, run_captured
 from tests.conftest import REPOSITORY, session_seed
-from tests.ext4.damage import BLOCK, Patient
+from tests.ext4.damage import BLOCK, SampleImage
 
 KINDS = {"plain": ["-O", "^metadata_csum"], "checksums": []}
 CASES = 12  # of each kind
@@ -38,19 +38,19 @@ def write_sparse(path: Path, image: bytes) -> None:
                 file.write(piece)
 
 
-def chosen(patient: Patient) -> dict[str, bytes]:
+def chosen(sample: SampleImage) -> dict[str, bytes]:
     """The cases that matter most, and some of all kinds."""
-    many = patient.directory_blocks[b"many"]
+    many = sample.directory_blocks[b"many"]
     images = {
-        "size": patient.with_inode(b"file-7", 0x6C, 4, 0x80000000),
-        "links": patient.with_inode(b"file-7", 0x1A, 2, 0),
-        "mode": patient.with_inode(b"file-7", 0x00, 2, 0),
-        "index": patient.with_bytes(many[0] * BLOCK + 28, b"\x77"),
-        "index-wiped": patient.with_bytes(many[0] * BLOCK, bytes(BLOCK)),
-        "leaf-wiped": patient.with_bytes(many[5] * BLOCK, bytes(BLOCK)),
+        "size": sample.with_inode(b"file-7", 0x6C, 4, 0x80000000),
+        "links": sample.with_inode(b"file-7", 0x1A, 2, 0),
+        "mode": sample.with_inode(b"file-7", 0x00, 2, 0),
+        "index": sample.with_bytes(many[0] * BLOCK + 28, b"\x77"),
+        "index-wiped": sample.with_bytes(many[0] * BLOCK, bytes(BLOCK)),
+        "leaf-wiped": sample.with_bytes(many[5] * BLOCK, bytes(BLOCK)),
     }
     for case in range(CASES):
-        images[f"case-{case}"], _ = patient.damaged(random.Random(f"{session_seed()} {case}"))
+        images[f"case-{case}"], _ = sample.damaged(random.Random(f"{session_seed()} {case}"))
     return images
 
 
@@ -91,7 +91,7 @@ def look_at(volume: Volume, directory: int, name: bytes) -> str | int:
 def test_nothing_is_hidden_that_the_kernel_shows(
     uml_kernel: UmlKernel, kind: str, tmp_path: Path, fast_directory: Path
 ) -> None:
-    images = chosen(Patient(tmp_path / "patient", KINDS[kind]))
+    images = chosen(SampleImage(tmp_path / "sample", KINDS[kind]))
     directory = fast_directory / kind
     directory.mkdir()
     for name, image in images.items():
