@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.health import require_status
 from cowfs.ending import ending_with
-from cowfs.errors import DeviceBusy, FilesystemError, PoolModeError, UsageError
+from cowfs.errors import FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.pool import ThinDevice, UnreadableStatus
@@ -193,7 +193,7 @@ class Volumes:
         """
         self._devices.check_writable(to_make_room=True)
         if name in self._devices.active() and not self.is_open(name):
-            raise DeviceBusy(f"device {name!r} is in use as a disk; trim it from where it is used")
+            raise self._devices.uses.busy(name, "trimmed", " (or trim it from where it is used)")
         unmapped = freed = 0
         with self.opened(name) as volume, _named(name):
             thin = self._devices.active()[name]

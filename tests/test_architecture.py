@@ -112,13 +112,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
     "devices": {
         "on_disk": set(),
+        "uses": set(),
         "active": {"on_disk"},
         "pools": {"on_disk"},
         "changes": {"on_disk", "pools"},
         "base": {"on_disk", "changes"},
         "recovery": {"on_disk", "pools", "changes", "base"},
         "injected": {"on_disk", "base"},
-        "deviceset": {"on_disk", "active", "pools", "changes", "base", "recovery", "injected"},
+        "deviceset": {"on_disk", "active", "pools", "changes", "base", "recovery", "injected", "uses"},
         "opening": {"on_disk", "pools", "base", "injected", "deviceset"},
     },
     "mounts": {

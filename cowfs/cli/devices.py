@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -14,6 +15,7 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.on_disk.options import MinimumFree
+    from cowfs.devices.uses import DeviceUse
     from cowfs.home.open_home import MountedView
     from cowfs.home.requests.devices import Created, DeviceRow, HomeReport
 
@@ -238,6 +240,7 @@ def _print_status(report: HomeReport) -> None:
             ("Unknown thins", ", ".join(map(str, report.orphan_thin_ids))),
             *(("Problem", problem) for problem in report.problems),
             *(("Warning", warning) for warning in report.warnings),
+            *(("In use", f"{use.device}, {_use(use)}") for use in report.uses),
         ]
     )
 
@@ -258,6 +261,21 @@ def _devices(report: HomeReport) -> str:
 def _view(view: MountedView) -> str:
     kind = {"raw": "disk image", "kernel": "file tree, by the kernel"}.get(view.view, "file tree")
     return f"{kind}, read-only" if view.read_only else kind
+
+
+def _use(use: DeviceUse) -> str:
+    kind = {
+        "layer": "mounted as a layer",
+        "tree": "mounted as a file tree",
+        "raw": "mounted as a disk image",
+        "kernel": "mounted by the kernel",
+        "disk": "open as a disk",
+        "reader": "being read as a layer",
+        "home": "open in the mount of its home",
+    }[use.kind]
+    where = f" at {use.where}" if use.where else ""
+    since = "" if use.since is None else f", since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(use.since))}"
+    return f"{kind}{where}{since}"
 
 
 def _used(used_bytes: int, total_bytes: int) -> str:
@@ -292,6 +310,7 @@ def inspect_command(settings: Settings, name: str) -> None:
             ("Active", output.flag(report.active)),
             ("Deleted", "yes, and goes when nothing uses it any more" if report.deleted else ""),
             *(("Mounted", f"{view.mount_point}, {_view(view)}") for view in report.views),
+            *(("In use", _use(use)) for use in report.uses),
         ]
     )
 

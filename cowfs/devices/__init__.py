@@ -7,6 +7,7 @@ recovery    records and pool that contradict each other
 base        the base device and its file system
 changes     changes that happen wholly or not at all
 pools       the pool under a home: where it is, what it can still do, what is occupied
-active      devices in use
+active      devices in use, and holding one still for a snapshot
+uses        who uses a device, and since when
 on_disk     the files of a home's directory, its lock, its making
 """

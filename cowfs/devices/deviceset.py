@@ -42,6 +42,7 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures, free_space, health
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery, contradictions, remake_base
+from cowfs.devices.uses import DeviceUses
 from cowfs.errors import (
     CowfsError,
     DeviceBusy,
@@ -64,6 +65,8 @@ class DeviceSet:
     `discards_removed`: the data device is told what a removed device leaves free. On a pool of the kernel it takes a
     discard of the whole device first; other pools do it anyway.
 
+    `uses`: who uses which device; what activates one for a user notes it there.
+
     Names are file names; `base` is the base device. Every change is durable when its call returns, and after a crash
     it is there wholly or not at all.
     """
@@ -84,6 +87,7 @@ class DeviceSet:
         self._is_closed = False
         self._active = ActiveDevices(pool, pool_prefix(files.home))
         self.pool = pool
+        self.uses = DeviceUses(injected.clock)
         self._node_pool = pool if isinstance(pool, NodePool) else None
         # On devices of the user's own it is slow and seldom wanted.
         self.discards_removed = not (settings.data_device or settings.thin_pool)
@@ -290,7 +294,7 @@ class DeviceSet:
                 f"device {name!r} has {record.size} bytes ({format_size(record.size)}) and cannot shrink to "
                 f"{size_bytes} ({format_size(size_bytes)}); make a smaller one and copy what is in it"
             )
-        self._check_idle(name, record, "resize it")
+        self._require_inactive(name, "resized")
         self.require_free_space()
         self._transactions.settle()
         with self._replacements.replacing(name, size_bytes) as thin:
@@ -327,11 +331,11 @@ class DeviceSet:
             UsageError: the base device.
         """
         self.check_writable(to_make_room=True)
-        record = self._store.require(name)
+        self._store.require(name)
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
         try:
-            self._check_idle(name, record, "remove it")
+            self._require_inactive(name, "removed")
             self._remove_idle(name)
         except (DeviceBusy, ThinBusy) as error:
             if deferred:
@@ -510,8 +514,7 @@ class DeviceSet:
                 remedy="cowfs --backend dmthin ...",
                 errno=errno.EOPNOTSUPP,
             )
-        if name in self._active:
-            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it first")
+        self._require_inactive(name, "mounted by the kernel")
         thin = self._active.open_thin(name, record, self.read_only)
         assert isinstance(thin, NodeThin)
         return thin.lend()
@@ -549,8 +552,8 @@ class DeviceSet:
             UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
         """
         self.check_writable()
-        record = self._usable(name)
-        self._check_idle(name, record, "write it anew")
+        self._usable(name)
+        self._require_inactive(name, "written anew")
         self._transactions.settle()
         with self._replacements.replacing(name) as thin:
             yield thin
@@ -622,9 +625,9 @@ class DeviceSet:
             note = ", marked for deletion" if record.deleted else ""
             raise DeviceExists(f"device {name!r} exists already (thin {record.device_id}{note}); choose another name")
 
-    def _check_idle(self, name: str, record: DeviceFile, then: str) -> None:
+    def _require_inactive(self, name: str, purpose: str) -> None:
         if name in self._active:
-            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is in use; unmount it, then {then}")
+            raise self.uses.busy(name, purpose)
 
     def _usable(self, name: str) -> DeviceFile:
         record = self._store.require(name)

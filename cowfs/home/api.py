@@ -202,7 +202,8 @@ class Home:
         devices = self._local_devices(f"opening the device '{name}'")
         disk = devices.activate(name, read_only=read_only or (name == BASE and not write_base))
         try:
-            yield disk
+            with devices.uses.using(name, "disk"):
+                yield disk
         finally:
             devices.deactivate(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 
 from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.uses import DeviceUse, require_idle
 from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy
 from cowfs.forking import not_inherited
 from cowfs.mounts.mountinfo import decode_source, mounts
 from cowfs.mounts.nodes import kernel_mounts
@@ -156,18 +156,26 @@ class OpenHome:
             shown += [MountedView(name, f"{view.mount_point}/{name}", "home", view.read_only) for view in whole]
         return shown
 
-    def require_unused(self, record: DeviceRecord, purpose: str, alternative: str = "") -> None:
-        """Raises DeviceBusy for a device that is mounted, or is in use where the whole home is."""
-        active = record.name in self.devices.active()
-        views = [view for view in self.views_of(record) if active or view.view != "home"]
-        if not views:
-            return
-        where = views[0].mount_point
-        how, remedy = "mounted", f"first run: cowfs umount {where}"
-        if self._driver is not None and self._driver.is_got(record.name):
-            how, remedy = "in use", f"it was got as a layer, so first run: cowfs layer put {record.name}"
-        elif views[0].view == "home":
-            how, remedy = "in use", f"see by whom with: fuser -vm {where}"
-        raise DeviceBusy(
-            f"device '{record.name}' is {how} at {where}, so it cannot be {purpose}; {remedy}{alternative}"
-        )
+    # ------------------------------------------------------------------ uses
+
+    def all_uses(self) -> list[DeviceUse]:
+        """Who uses which device: this process, the kernel, and other readers of a home that cannot be written."""
+        names = {record.name for record in self.devices.records()}
+        return [*self.devices.uses.all(), *(use for use in self._uses_outside() if use.device in names)]
+
+    def uses_of(self, name: str) -> list[DeviceUse]:
+        """Who uses a device, the oldest use first; those of which that is not known come last."""
+        return [*self.devices.uses.of(name), *(use for use in self._uses_outside() if use.device == name)]
+
+    def _uses_outside(self) -> Iterator[DeviceUse]:
+        """By the table of mounts, which does not say since when."""
+        for name, mount in kernel_mounts(self.devices.lent()):
+            yield DeviceUse(name, "kernel", plain_text(mount.target), None)
+        for view in self._views_of_readers():
+            if view.device is not None:
+                yield DeviceUse(view.device, "tree", view.mount_point, None)
+
+    def require_idle(self, name: str, purpose: str, alternative: str = "") -> None:
+        """Raises DeviceBusy for a device that is in use; a reader of a copy of it does not count."""
+        uses = (use for use in self.uses_of(name) if use.kind != "reader")
+        require_idle(name, uses, purpose, alternative)

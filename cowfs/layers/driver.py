@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE, pool_prefix
+from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
-from cowfs.errors import DeviceBusy, UsageError
+from cowfs.errors import UsageError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
@@ -66,6 +66,7 @@ class Mounter(Protocol):
 @dataclass(slots=True)
 class _Got:
     path: str
+    end_use: Callable[[], None]
     count: int = 1
 
 
@@ -110,7 +111,6 @@ class LayerDriver:
         self._make_devices = make_devices
         self._got: dict[str, _Got] = {}
         self.was_asked = False  # whether somebody ever tried to get a layer
-        self._readers: Counter[str] = Counter()
 
     # ------------------------------------------------------------------ making and removing
 
@@ -124,8 +124,8 @@ class LayerDriver:
     def remove(self, layer_id: str) -> None:
         if layer_id not in self._devices:
             return
-        if self._readers[layer_id] and not self._settings.deferred_deletion:
-            raise DeviceBusy(f"layer {layer_id!r} is being read; remove it when that is done")
+        if not self._settings.deferred_deletion:
+            require_idle(layer_id, self._devices.uses.of(layer_id, "reader"), "removed")
         self._devices.remove(layer_id, deferred=self._settings.deferred_deletion)
 
     def exists(self, layer_id: str) -> bool:
@@ -155,7 +155,7 @@ class LayerDriver:
                 prepare=lambda tree: ensure_root(tree, self._owner),
                 sign=lambda tree: sign(tree, layer_id, self._owner),
             )
-            self._got[layer_id] = _Got(path)
+            self._got[layer_id] = _Got(path, self._devices.uses.begin(layer_id, "layer", path))
             return path
         got.count += 1
         return got.path
@@ -165,9 +165,13 @@ class LayerDriver:
         if got is not None and got.count > 1:
             got.count -= 1
             return
-        self._got.pop(layer_id, None)
+        if got is not None:
+            self._end(layer_id)
         if self._mounter is not None:
             self._mounter.unmount(layer_id)
+
+    def _end(self, layer_id: str) -> None:
+        self._got.pop(layer_id).end_use()
 
     @property
     def can_show_files(self) -> bool:
@@ -179,9 +183,6 @@ class LayerDriver:
         """Whether a layer was got and not put yet."""
         return bool(self._got)
 
-    def is_got(self, layer_id: str) -> bool:
-        return layer_id in self._got
-
     def cleanup(self) -> None:
         with ExitStack() as last:
             for layer_id, got in self._got.items():
@@ -190,7 +191,8 @@ class LayerDriver:
 
     def unmount_all(self) -> None:
         """As `cleanup`, and take down what an earlier process left, too; what cannot be ended stays."""
-        self._got.clear()
+        for layer_id in list(self._got):
+            self._end(layer_id)
         if self._mounter is not None:
             self._mounter.unmount_all()
 
@@ -277,18 +279,12 @@ class LayerDriver:
         Raises:
             UsageError: one is a layer and the other is not, so that no file of one belongs to one of the other.
         """
-        self._readers[layer_id] += 1
-        try:
-            with self._trees.reading(layer_id) as held:
-                is_layer = self._is_layer(layer_id, held.tree, beside)
-                if beside is not None and is_layer != beside.is_layer:
-                    raise _mixed(*sorted([(layer_id, is_layer), (beside.name, beside.is_layer)], key=itemgetter(1)))
-                root = find_root(held.tree) if is_layer else LayerRoot(held.tree, ROOT_INODE)
-                yield _Source(layer_id, root, held.thin_id, is_layer)
-        finally:
-            self._readers[layer_id] -= 1
-            if not self._readers[layer_id]:
-                del self._readers[layer_id]
+        with self._devices.uses.using(layer_id, "reader"), self._trees.reading(layer_id) as held:
+            is_layer = self._is_layer(layer_id, held.tree, beside)
+            if beside is not None and is_layer != beside.is_layer:
+                raise _mixed(*sorted([(layer_id, is_layer), (beside.name, beside.is_layer)], key=itemgetter(1)))
+            root = find_root(held.tree) if is_layer else LayerRoot(held.tree, ROOT_INODE)
+            yield _Source(layer_id, root, held.thin_id, is_layer)
 
     def _require_layer(self, layer_id: str) -> None:
         if layer_id == BASE:

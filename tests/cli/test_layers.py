@@ -49,7 +49,7 @@ def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
     assert layers.shell(f"cowfs --home '{layers.home}' layer diff two one | tar tf -") == ".wh.b\nnew\n"
 
     refused = layers.refused(5, "resize", "two", "128M")
-    assert refused.endswith("so it cannot be resized; it was got as a layer, so first run: cowfs layer put two")
+    assert refused.endswith("so it cannot be resized; first run: cowfs layer put two")
 
     # Removing what is in use puts it off.
     layers.run("layer", "remove", "two")

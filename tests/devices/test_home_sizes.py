@@ -109,7 +109,7 @@ def test_what_cannot_be_resized(home: Path, backend: FakeBackend) -> None:
             with pytest.raises(error, match=text):
                 action()
         devices.activate("a")
-        with pytest.raises(DeviceBusy, match="in use; unmount it, then resize it"):
+        with pytest.raises(DeviceBusy, match="is in use, so it cannot be resized"):
             devices.resize("a", 2 * MIB)
         devices.remove("a", deferred=True)
         with pytest.raises(DeviceBusy, match="marked for deletion"):

@@ -304,7 +304,7 @@ def test_what_cannot_be_trimmed(devices: DeviceSet, volumes: Volumes) -> None:
     with pytest.raises(UnknownDevice):
         finish(volumes.trim("x"))
     devices.activate("a")
-    with pytest.raises(DeviceBusy, match="in use as a disk"):
+    with pytest.raises(DeviceBusy, match="is in use, so it cannot be trimmed"):
         finish(volumes.trim("a"))
     devices.activate("b").pwrite(0, bytes(4096))
     devices.deactivate("b")

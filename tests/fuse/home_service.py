@@ -34,7 +34,7 @@ class HomeService:
         self._devices.create("a")
         self._devices.create("b")
         self._volumes = Volumes(self._devices)
-        self.view = HomeView(ShownDevices(self._devices, self._volumes), os.path.realpath(target))
+        self.view = HomeView(ShownDevices(self._devices, self._volumes, target), os.path.realpath(target))
         self.tick = self._devices.pool.tick
 
     def close(self) -> None:

@@ -231,7 +231,7 @@ def test_a_layer_in_use_is_written_in_place(home: Path) -> None:
 
 def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
     with opened(home) as made:
-        view = HomeView(ShownDevices(made.devices, made.volumes), str(home / "mnt"))
+        view = HomeView(ShownDevices(made.devices, made.volumes, str(home / "mnt")), str(home / "mnt"))
         driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
 
         def used(change: Callable[[Volume], object]) -> None:
@@ -253,7 +253,7 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
 def test_a_get_that_fails_keeps_no_server(home: Path) -> None:
     """Who serves a home for layers that are got ends once somebody asked and nothing is in use."""
     with opened(home) as made:
-        view = HomeView(ShownDevices(made.devices, made.volumes), str(home / "mnt"))
+        view = HomeView(ShownDevices(made.devices, made.volumes, str(home / "mnt")), str(home / "mnt"))
         driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
         assert not driver.was_asked
         with pytest.raises(UnknownDevice):

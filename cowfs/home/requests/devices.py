@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.uses import DeviceUse
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.home.metadata_copy import copy_metadata
@@ -60,8 +61,11 @@ class DeviceRow(msgspec.Struct, frozen=True):
     mounted: list[str]
 
 
-class DeviceReport(msgspec.Struct, frozen=True):
-    """Everything about one device; the two times are values of the pool's snapshot counter, not of a clock."""
+class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything about one device; the two times are values of the pool's snapshot counter, not of a clock.
+
+    `uses`: who uses it; left out where nothing does.
+    """
 
     name: str
     id: int
@@ -77,13 +81,15 @@ class DeviceReport(msgspec.Struct, frozen=True):
     active: bool
     deleted: bool
     views: list[MountedView]
+    uses: list[DeviceUse] = []
 
 
-class HomeReport(msgspec.Struct, frozen=True):
+class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """The figures of a home.
 
     `mode` is one of write, out_of_data_space, out_of_metadata_space, read_only and fail. `holder_pid` is null when
     nobody held the home before it was asked. `host_free_bytes` is what the file system under the data file still has.
+    `uses`: who uses its devices; left out where nothing does.
     """
 
     home: str
@@ -114,6 +120,7 @@ class HomeReport(msgspec.Struct, frozen=True):
     orphan_thin_ids: list[int]
     problems: list[str]
     warnings: list[str]
+    uses: list[DeviceUse] = []
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
@@ -154,6 +161,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             orphan_thin_ids=list(status.orphan_thin_ids),
             problems=[plain_text(problem) for problem in status.problems],
             warnings=list(status.warnings),
+            uses=_plain(home.all_uses()),
         )
 
 
@@ -199,6 +207,7 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
             or self.name in home.devices.lent(),
             deleted=record.deleted,
             views=home.views_of(record),
+            uses=_plain(home.uses_of(self.name)),
         )
 
 
@@ -251,9 +260,9 @@ class Remove(Request[bool], frozen=True, tag="remove"):
         return self.name if self.deferred else None
 
     def run(self, home: OpenHome) -> bool:
-        record = home.devices.record(self.name)
+        name = home.devices.record(self.name).name
         if not self.deferred:
-            home.require_unused(record, "removed", " (or remove it with --deferred)")
+            home.require_idle(name, "removed", " (or remove it with --deferred)")
         return home.devices.remove(self.name, deferred=self.deferred)
 
 
@@ -352,6 +361,15 @@ def _row(
         deleted=record.deleted,
         mounted=[view.mount_point for view in home.views_of(record, views)],
     )
+
+
+def _plain(uses: Sequence[DeviceUse]) -> list[DeviceUse]:
+    return [
+        msgspec.structs.replace(
+            use, device=plain_text(use.device), where=plain_text(use.where) if use.where is not None else None
+        )
+        for use in uses
+    ]
 
 
 def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:

@@ -119,7 +119,7 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
 
     def run(self, home: OpenHome) -> Resized:
         before = home.devices.record(self.name)
-        home.require_unused(before, "resized")
+        home.require_idle(self.name, "resized")
         after = home.devices.resize(self.name, self.size_bytes)
         return Resized(after.name, after.device_id, before.size_bytes, after.size_bytes)
 

@@ -175,18 +175,23 @@ class ServedHome:
 
 
 def _make_view(devices: DeviceSet, volumes: Volumes, request: MountRequest, stack: ExitStack) -> View:
+    target = _target(request)
     pool = devices.pool
     space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
     read_only = request.read_only
     if request.raw and request.device is not None:
         thin = devices.activate(request.device, read_only=read_only)
         stack.enter_context(ending_with(partial(devices.deactivate, request.device)))
+        stack.callback(devices.uses.begin(request.device, "raw", target))
         return RawView(thin, request.device, read_only=read_only, space=space)
     if request.device is not None:
         volume = volumes.open(request.device, repair=request.repair)
+        stack.callback(devices.uses.begin(request.device, "tree", target))
         return TreeView(volume, read_only=read_only, space=space)
     libext2fs.load()  # raises what would otherwise only be known when the first device is looked at
-    return HomeView(ShownDevices(devices, volumes), _target(request), read_only=read_only, space=space)
+    return HomeView(
+        ShownDevices(devices, volumes, _target(request)), _target(request), read_only=read_only, space=space
+    )
 
 
 def _target(request: MountRequest) -> str:

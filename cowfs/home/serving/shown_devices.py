@@ -5,6 +5,7 @@ The base is what new devices are made from, so a careless `rm -r MNT/*` must not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from cowfs.devices.deviceset import DeviceSet
@@ -23,11 +24,17 @@ _NAME_MAX: Final = 255
 
 
 class ShownDevices:
-    """What `cowfs.fuse.home_view.HomeView` asks of a device set and its open volumes."""
+    """What `cowfs.fuse.home_view.HomeView` asks of a device set and its open volumes.
 
-    def __init__(self, devices: DeviceSet, volumes: Volumes) -> None:
+    Args:
+        mount_point: of the view, for the ledger of uses.
+    """
+
+    def __init__(self, devices: DeviceSet, volumes: Volumes, mount_point: str) -> None:
         self._devices = devices
         self._volumes = volumes
+        self._mount_point = mount_point
+        self._ends: dict[str, Callable[[], None]] = {}
 
     def shown(self) -> list[tuple[int, str]]:
         return sorted((record.device_id, record.name) for record in self._devices.records() if _is_shown(record))
@@ -40,9 +47,12 @@ class ShownDevices:
         return record.device_id if _is_shown(record) else None
 
     def open(self, name: str) -> ServedTree:
-        return self._volumes.open(name)
+        volume = self._volumes.open(name)
+        self._ends[name] = self._devices.uses.begin(name, "home", f"{self._mount_point}/{name}")
+        return volume
 
     def close(self, name: str) -> None:
+        self._ends.pop(name)()
         self._volumes.close(name)
 
     def rebalance(self) -> None:
