@@ -23,7 +23,7 @@ from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import ThinPair, find_changes, walk_changes
 from cowfs.layers.interface import Change, LayerRoot
-from cowfs.layers.roots import ensure_root, find_root, sign
+from cowfs.layers.roots import ensure_root, find_root, write_layer_id
 from cowfs.pool import Pool
 from cowfs.steps import Steps, finish
 
@@ -105,7 +105,7 @@ def make_layers(pool: Pool, files: int) -> None:
     for layer_id in (EDITED_ID, FAR_ID):
         pool.create_snap(layer_id, PARENT_ID)
         with closing(pool.activate("layer", layer_id, THIN_SECTORS)) as thin, closing(Volume.open(thin)) as volume:
-            sign(volume, f"layer {layer_id}", (0, 0))
+            write_layer_id(volume, f"layer {layer_id}", (0, 0))
             if layer_id == FAR_ID:
                 volume.write(moved, 0, b"edited")
             else:

@@ -6,7 +6,7 @@
     volumes.close("web")              ends one use; the last one closes the volume and deactivates the device
     volumes.close_all()
 
-A snapshot of an open volume is consistent: the volume is settled when the device set holds its device still. A volume
+A snapshot of an open volume is consistent: the volume is quiesced when the device set suspends its device. A volume
 that is open and not changed writes nothing.
 
 Memory. However many are open, they cache no more than one alone may: those in use share it (`rebalance`).

@@ -160,7 +160,7 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.home.opening import settle_for
+    from cowfs.home.opening import resolve_settings
     from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
     from cowfs.layers.options import parse_storage_options
 
@@ -176,7 +176,7 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
                     errno=errno.EROFS,
                 )
             target = empty_mount_directory(home.path)
-        by_kernel = settle_for(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
+        by_kernel = resolve_settings(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
         request = MountRequest(
             settings.home_path, settings.backend, None, str(target), until_put=True, by_kernel=by_kernel
         )

@@ -32,7 +32,7 @@ from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import apply_options, open_here, settle_for
+from cowfs.home.opening import apply_options, open_here, resolve_settings
 from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
@@ -192,7 +192,7 @@ class _Plugin:
         options = parse_storage_options([*self._request.options, *(init.options or ())])
         if not is_first:
             apply_options(self._home().home.devices, options)
-        self._home().use_driver(settle_for(self._request.backend, options), init.maps())
+        self._home().use_driver(resolve_settings(self._request.backend, options), init.maps())
 
     def _home(self) -> ServedHome:
         if self._served is None or not self._ready.is_set():

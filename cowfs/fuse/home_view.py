@@ -159,11 +159,11 @@ class HomeView(View):
         for device in list(self._open.known.values()):
             await device.view.write_back()
 
-    def settle(self) -> None:
-        self._open.settle()
+    def sync_clean(self) -> None:
+        self._open.sync_clean()
 
-    def settle_changes(self) -> None:
-        self._open.settle_changes()
+    def sync_changes(self) -> None:
+        self._open.sync_changes()
 
     def close(self) -> None:
         self._open.close()

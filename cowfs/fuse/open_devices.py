@@ -1,7 +1,7 @@
 """Which devices of a home are open behind its view, and which are closed to make room.
 
 A device's volume is opened when a request needs it, not when the device is listed. At most `open_max` are open at a
-time: for another one, the longest unused is settled, closed and detached from its view, which goes on when a request
+time: for another one, the longest unused is synced, closed and detached from its view, which goes on when a request
 comes. What the kernel has cached of it stays valid. A volume stays open while it is held (`hold`), while a request
 waits in it, and while something without a name is open in it.
 """
@@ -149,14 +149,14 @@ class OpenDevices:
         if view.is_attached:
             try:
                 if not view.failure:
-                    view.settle()
+                    view.sync_clean()
                 device.root = view.root()
             except OSError as error:
                 self._log_once(f"device '{device.name}': {error}")
                 if not even_if_it_fails:
                     return
             except Exception:
-                view.fail("settle")
+                view.fail("sync_clean")
             view.detach()
             del self.attached[device.number]
             try:
@@ -198,20 +198,20 @@ class OpenDevices:
             raise UsageError(f"device '{name}' is not held")
         device.holds -= 1
 
-    def settle(self) -> None:
+    def sync_clean(self) -> None:
         for device in list(self.attached.values()):
             if not device.view.failure:
-                device.view.settle()
+                device.view.sync_clean()
 
-    def settle_changes(self) -> None:
+    def sync_changes(self) -> None:
         self.devices.rebalance()
         for device in list(self.attached.values()):
             try:
-                device.view.settle_changes()
+                device.view.sync_changes()
             except OSError as error:
                 self._log_once(f"device '{device.name}': {error}")
             except Exception:
-                device.view.fail("settle_changes")
+                device.view.fail("sync_changes")
             if not device.view.is_known and self.can_be_closed(device):
                 self.close_volume(device)
 

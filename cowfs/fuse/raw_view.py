@@ -54,7 +54,7 @@ class RawView(View):
         self._pwrite = device.pwrite
         self._wrote = FlushAhead(device).wrote
 
-    def settle(self) -> None:
+    def sync_clean(self) -> None:
         self._device.flush()
 
     def close(self) -> None:

@@ -57,7 +57,7 @@ Service = Callable[..., Awaitable[None]]
 """`async def service(*, task_status)`: calls `task_status.started()` when it is up, then runs until cancelled."""
 
 _TICK_SECONDS: Final = 1.0
-_SETTLE_SECONDS: Final = 5.0  # as ext4's own commit interval
+_SYNC_SECONDS: Final = 5.0  # as ext4's own commit interval
 _GREETING_SECONDS: Final = 30.0
 _LAST_REQUESTS_SECONDS: Final = 1.0
 _READ_AHEAD_KIB: Final = 1024  # one request of the largest size; the kernel's default is 128
@@ -227,7 +227,7 @@ class _Session:
                 await nursery.start(_run_service, service, ready)
             if tick is not None:
                 nursery.start_soon(_repeat, _TICK_SECONDS, view, tick)
-            nursery.start_soon(_repeat, _SETTLE_SECONDS, view, view.settle_changes)
+            nursery.start_soon(_repeat, _SYNC_SECONDS, view, view.sync_changes)
             nursery.start_soon(self._announce, ready, on_ready)
             nursery.start_soon(self._end_when_unmounted)
             await pyfuse3.main(max_tasks=MAX_TASKS)

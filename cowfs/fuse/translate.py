@@ -118,15 +118,15 @@ class View(pyfuse3.Operations):
         """
         await self.write_back()
         if not self.read_only and not self.failure:
-            self.settle()
+            self.sync_clean()
 
-    def settle(self) -> None:
+    def sync_clean(self) -> None:
         """The synchronous end of `quiesce`: make the device one that can be mounted as it is."""
 
-    def settle_changes(self) -> None:
-        """Settle if anything changed since the last time: called regularly, it bounds what a crash can lose."""
+    def sync_changes(self) -> None:
+        """Sync if anything changed since the last time: called regularly, it bounds what a crash can lose."""
         if self.changed and not self.failure:
-            self.settle()
+            self.sync_clean()
             self.changed = False
 
     async def write_back(self) -> None:

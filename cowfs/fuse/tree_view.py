@@ -118,7 +118,7 @@ class TreeView(View):
         """Whether the kernel knows anything of the volume."""
         return bool(self._lookups)
 
-    def settle(self) -> None:
+    def sync_clean(self) -> None:
         if self.is_attached:
             self._tree.quiesce()
 

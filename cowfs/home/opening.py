@@ -31,7 +31,7 @@ from cowfs.layers.options import (
     home_options,
     parse_storage_options,
     pool_source,
-    settle,
+    resolve_options,
 )
 from cowfs.pool import load_backend
 
@@ -47,7 +47,7 @@ def open_here(spec: HomeSpec) -> OpenHome:
         MissingRequirement: an option needs a program or a kernel that is not present.
     """
     options = parse_storage_options(spec.storage_options)
-    settings = settle_for(spec.backend, options)
+    settings = resolve_settings(spec.backend, options)
     files = HomeFiles(os.path.abspath(spec.path))
     if spec.make is Make.NEVER or (spec.make is Make.WHERE_ABSENT and making.is_home(files)):
         devices = _open(spec, files, options)
@@ -56,9 +56,9 @@ def open_here(spec: HomeSpec) -> OpenHome:
     return OpenHome(devices, spec.backend, settings)
 
 
-def settle_for(backend: str, options: DriverOptions) -> Settings:
+def resolve_settings(backend: str, options: DriverOptions) -> Settings:
     """What storage options mean on this machine. Raises UsageError, MissingRequirement."""
-    return settle(options, driver_facts(load_backend(backend)))
+    return resolve_options(options, driver_facts(load_backend(backend)))
 
 
 def apply_options(devices: DeviceSet, options: DriverOptions) -> None:

@@ -28,8 +28,8 @@ from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
 from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot
-from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, settle
-from cowfs.layers.roots import ensure_root, find_root, looks_like_layer, sign
+from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, resolve_options
+from cowfs.layers.roots import ensure_root, find_root, looks_like_layer, write_layer_id
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.steps import Pieces, Steps
@@ -45,12 +45,12 @@ Prepare: TypeAlias = Callable[[FileTree], object]
 class Mounter(Protocol):
     """Makes the files of layers reachable at paths."""
 
-    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, write_id: Prepare) -> str:
         """The path of the root directory of a layer; nothing is mounted when this raises.
 
         Args:
             prepare: sees to that directory.
-            sign: called when the layer is changed, at the latest before its files are closed, and perhaps always.
+            write_id: called when the layer is changed, at the latest before its files are closed, and perhaps always.
         """
         ...
 
@@ -64,10 +64,10 @@ class Mounter(Protocol):
 
 
 @dataclass(slots=True)
-class _Got:
+class _LayerMount:
     path: str
     end_use: Callable[[], None]
-    count: int = 1
+    ref_count: int = 1
 
 
 class _Source(NamedTuple):
@@ -104,13 +104,13 @@ class LayerDriver:
         self._has_nodes = isinstance(devices.pool, NodePool)
         self._mounter = mounter
         self._trees = trees or EngineTrees(devices, volumes)
-        self._settings = settings or settle(DriverOptions(), Facts())
+        self._settings = settings or resolve_options(DriverOptions(), Facts())
         self._maps = maps or IdMaps()
-        # Whoever serves the files can then write to them.
+        # The process that serves the files can then write to them.
         self._owner = self._maps.root if self._maps.uids else (os.geteuid(), os.getegid())
         self._make_devices = make_devices
-        self._got: dict[str, _Got] = {}
-        self.was_asked = False  # whether somebody ever tried to get a layer
+        self._mounts: dict[str, _LayerMount] = {}
+        self.was_mount_requested = False  # whether `get` was ever called
 
     # ------------------------------------------------------------------ making and removing
 
@@ -141,57 +141,57 @@ class LayerDriver:
     # ------------------------------------------------------------------ files at a path
 
     def get(self, layer_id: str, mount_label: str = "") -> str:
-        self.was_asked = True
+        self.was_mount_requested = True
         self._require_layer(layer_id)
         if self._mounter is None:
             raise UsageError(
                 f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
             )
-        got = self._got.get(layer_id)
-        if got is None:
+        mount = self._mounts.get(layer_id)
+        if mount is None:
             path = self._mounter.mount(
                 layer_id,
                 mount_label,
                 prepare=lambda tree: ensure_root(tree, self._owner),
-                sign=lambda tree: sign(tree, layer_id, self._owner),
+                write_id=lambda tree: write_layer_id(tree, layer_id, self._owner),
             )
-            self._got[layer_id] = _Got(path, self._devices.uses.begin(layer_id, "layer", path))
+            self._mounts[layer_id] = _LayerMount(path, self._devices.uses.begin(layer_id, "layer", path))
             return path
-        got.count += 1
-        return got.path
+        mount.ref_count += 1
+        return mount.path
 
     def put(self, layer_id: str) -> None:
-        got = self._got.get(layer_id)
-        if got is not None and got.count > 1:
-            got.count -= 1
+        mount = self._mounts.get(layer_id)
+        if mount is not None and mount.ref_count > 1:
+            mount.ref_count -= 1
             return
-        if got is not None:
+        if mount is not None:
             self._end(layer_id)
         if self._mounter is not None:
             self._mounter.unmount(layer_id)
 
     def _end(self, layer_id: str) -> None:
-        self._got.pop(layer_id).end_use()
+        self._mounts.pop(layer_id).end_use()
 
     @property
     def can_show_files(self) -> bool:
-        """Whether `get` has somebody who mounts."""
+        """Whether there is a mounter, which `get` needs."""
         return self._mounter is not None
 
     @property
-    def has_gets(self) -> bool:
-        """Whether a layer was got and not put yet."""
-        return bool(self._got)
+    def has_mounts(self) -> bool:
+        """Whether a layer is mounted: there was a `get` without its `put`."""
+        return bool(self._mounts)
 
     def cleanup(self) -> None:
         with ExitStack() as last:
-            for layer_id, got in self._got.items():
-                got.count = 1
+            for layer_id, mount in self._mounts.items():
+                mount.ref_count = 1
                 last.enter_context(ending_with(partial(self.put, layer_id)))
 
     def unmount_all(self) -> None:
         """As `cleanup`, and take down what an earlier process left, too; what cannot be ended stays."""
-        for layer_id in list(self._got):
+        for layer_id in list(self._mounts):
             self._end(layer_id)
         if self._mounter is not None:
             self._mounter.unmount_all()
@@ -244,7 +244,7 @@ class LayerDriver:
         self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
             root = ensure_root(tree, self._owner)
-            sign(tree, layer_id, self._owner)
+            write_layer_id(tree, layer_id, self._owner)
             applied = yield from apply_archive(
                 root, archive, maps=self._maps, make_devices=self._make_devices, end_required=end_required
             )

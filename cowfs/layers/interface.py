@@ -144,7 +144,7 @@ class Driver(Protocol):
         ...
 
     def put(self, layer_id: str) -> None:
-        """End one `get`. A layer that nobody has got is no error."""
+        """End one `get`. A layer that is not mounted is not an error."""
         ...
 
     def metadata(self, layer_id: str) -> dict[str, str]:
@@ -184,5 +184,5 @@ class Driver(Protocol):
         ...
 
     def cleanup(self) -> None:
-        """Take down what is still got, save what must be saved. Raises the first error, after doing all of it."""
+        """Unmount what is still mounted, save what must be saved. Raises the first error, after doing all of it."""
         ...

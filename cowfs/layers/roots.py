@@ -49,8 +49,8 @@ def ensure_root(tree: FileTree, owner: tuple[int, int]) -> LayerRoot:
     return root
 
 
-def sign(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> None:
-    """Write down whose files these are: recovery goes by it.
+def write_layer_id(tree: FileTree, layer_id: str, owner: tuple[int, int]) -> None:
+    """Write the layer's id file, by which recovery finds the layer's name.
 
     A snapshot comes with its parent's name; unlike moby, who changes a layer writes it anew.
     """

@@ -24,7 +24,7 @@ from cowfs.errors import (
 from cowfs.home.maintenance import repair_home
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.devices import ListDevices, Status
-from cowfs.layers.options import DriverOptions, Facts, settle
+from cowfs.layers.options import DriverOptions, Facts, resolve_options
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend
 from cowfs.steps import pieces_of
 from cowfs.testing.judges import require_clean_pool
@@ -98,12 +98,12 @@ def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
         assert names(devices) == ["a", "base"]
         status = devices.status()
         assert (status.mode, status.data_total_bytes, status.orphan_thin_ids) == (PoolMode.FAIL, 0, ())
-        rows = list(pieces_of(ListDevices().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts())))))
+        rows = list(pieces_of(ListDevices().run(OpenHome(devices, "fake", resolve_options(DriverOptions(), Facts())))))
         assert [(row.name, row.mapped_bytes, row.exclusive_bytes) for row in rows] == [
             ("a", None, None),
             ("base", None, None),
         ]
-        assert Status().run(OpenHome(devices, "fake", settle(DriverOptions(), Facts()))).problems == list(
+        assert Status().run(OpenHome(devices, "fake", resolve_options(DriverOptions(), Facts()))).problems == list(
             devices.problems
         )
         for change in changes(devices).values():

@@ -3,7 +3,7 @@
 A request is a file DIRECTORY/request with words in it; its answer is DIRECTORY/answer:
 
     write NAME FILE TEXT    change the file in process, as the layer driver would, and have the kernel told
-    hold NAME, end-hold NAME, close-if-idle NAME, settle
+    hold NAME, end-hold NAME, close-if-idle NAME
 """
 
 from __future__ import annotations

@@ -28,15 +28,15 @@ POOL_BLOCKS = 4711
 
 
 class CountedTree(MemoryTree):
-    """Says how often it is open, and fails to settle when told to."""
+    """Says how often it is open, and fails to sync on request."""
 
     def __init__(self) -> None:
         super().__init__()
         self.users = 0
-        self.settle_fails = False
+        self.sync_fails = False
 
     def quiesce(self) -> None:
-        if self.settle_fails:
+        if self.sync_fails:
             raise OutOfDataSpace("the pool is full")
         super().quiesce()
 
@@ -158,10 +158,10 @@ async def test_what_is_open_without_a_name_keeps_its_volume_open(devices: FakeDe
 
 async def test_a_volume_that_cannot_be_written_down_stays_open(devices: FakeDevices, view: HomeView) -> None:
     await visit(view, "a")
-    devices.trees["a"].settle_fails = True
+    devices.trees["a"].sync_fails = True
     await visit(view, "bc")
     assert devices.open_names() == "ac"
-    devices.trees["a"].settle_fails = False
+    devices.trees["a"].sync_fails = False
     await visit(view, "b")
     assert devices.open_names() == "bc"
 
@@ -211,7 +211,7 @@ async def test_held_devices_stay_open_and_there(devices: FakeDevices, view: Home
     await visit(view, "bcd")  # it could not be opened again
     assert "a" in devices.open_names()
     await view.forget([(a, 2)])
-    view.settle_changes()
+    view.sync_changes()
     assert "a" not in devices.open_names()
     assert await refused(view.lookup, ROOT_INODE, b"a", CONTEXT) == "ENOENT"
     assert await refused(view.getattr, a, CONTEXT) == "ESTALE"
@@ -222,10 +222,10 @@ async def test_held_devices_stay_open_and_there(devices: FakeDevices, view: Home
 async def test_what_is_forgotten_is_closed_before_long(devices: FakeDevices, view: HomeView) -> None:
     a = await look_up(view, "a")
     await look_up(view, "a")
-    view.settle_changes()
+    view.sync_changes()
     assert devices.open_names() == "a"
     await view.forget([(a, 2), (ROOT_INODE, 5)])
-    view.settle_changes()
+    view.sync_changes()
     assert devices.open_names() == ""
     assert await view.kernel_cache.close_if_idle("a") is True
 
@@ -333,7 +333,7 @@ async def test_free_space_is_that_of_what_the_thread_touched_last(devices: FakeD
     assert await blocks() == POOL_BLOCKS
     await view.getattr(b, CONTEXT)
     await view.forget([(b, 1)])
-    view.settle_changes()
+    view.sync_changes()
     assert await blocks() == POOL_BLOCKS
     await view.getattr(a, RequestContext())  # from threads that have no number here
     assert (await view.statfs(RequestContext())).f_blocks == POOL_BLOCKS

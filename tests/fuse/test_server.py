@@ -452,7 +452,7 @@ def test_what_was_written_a_while_ago_survives_a_kill(root_user: Account, serve:
     (served.target / "f").write_bytes(b"kept" * 10_000)
     deadline = time.monotonic() + 60
     while b"kept" not in debugfs(image, "cat /f") and time.monotonic() < deadline:
-        time.sleep(0.2)  # nobody syncs: the server settles by itself
+        time.sleep(0.2)  # no application syncs: the server does
     served.process.kill()
     assert debugfs(image, "cat /f") == b"kept" * 10_000
     subprocess.run(["e2fsck", "-fn", image], check=True, capture_output=True)

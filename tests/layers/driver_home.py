@@ -12,7 +12,7 @@ from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.layers.driver import LayerDriver
-from cowfs.layers.options import Facts, parse_storage_options, settle
+from cowfs.layers.options import Facts, parse_storage_options, resolve_options
 from cowfs.pool import load_backend
 from cowfs.steps import finish, pieces_of
 from cowfs.volumes import Volumes
@@ -29,7 +29,7 @@ class Opened:
     def __init__(self, devices: DeviceSet, *options: str) -> None:
         self.devices = devices
         self.volumes = Volumes(devices)
-        settings = settle(parse_storage_options(options), Facts())
+        settings = resolve_options(parse_storage_options(options), Facts())
         self.driver = LayerDriver(devices, self.volumes, settings=settings)
 
     def apply(self, layer_id: str, archive: bytes) -> int:

@@ -288,7 +288,7 @@ def test_a_get_that_fails_leaves_nothing_active(tmp_path: Path) -> None:
         driver = LayerDriver(home.devices, home.volumes, Refusing())
         with pytest.raises(FilesystemError):
             driver.get("a")
-        assert not driver.has_gets
+        assert not driver.has_mounts
         assert home.devices.active() == {}
         driver.remove("a")
         assert "a" not in home.devices

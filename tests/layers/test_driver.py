@@ -255,11 +255,11 @@ def test_a_get_that_fails_keeps_no_server(home: Path) -> None:
     with opened(home) as made:
         view = HomeView(ShownDevices(made.devices, made.volumes, str(home / "mnt")), str(home / "mnt"))
         driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
-        assert not driver.was_asked
+        assert not driver.was_mount_requested
         with pytest.raises(UnknownDevice):
             driver.get("nobody")
-        assert driver.was_asked
-        assert not driver.has_gets
+        assert driver.was_mount_requested
+        assert not driver.has_mounts
 
 
 def owner(made: Opened, layer_id: str) -> bytes:

@@ -333,7 +333,7 @@ def retries_of_an_xfs_are_limited(folder: Path) -> None:
             mock.patch("cowfs.home.kernel.layers.limit_nospace_retries", side_effect=refusal),
             expected(FilesystemError, errno.ENOENT),
         ):
-            layers.mount("one", "", prepare=lambda tree: None, sign=lambda tree: None)
+            layers.mount("one", "", prepare=lambda tree: None, write_id=lambda tree: None)
         assert mount_at(path.parent) is None
         wait_until(lambda: not host.devices.lent())
 

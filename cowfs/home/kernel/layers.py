@@ -65,7 +65,7 @@ class KernelLayers:
 
     # ------------------------------------------------------------------ at a path
 
-    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, write_id: Prepare) -> str:
         target = self._mount_point(layer_id)
         if self._mount_of(layer_id) is None:
             self._make_mount_point(target)
@@ -78,7 +78,7 @@ class KernelLayers:
             if not self._devices.read_only:
                 with closing(_tree_at(target)) as tree:
                     prepare(tree)
-                    sign(tree)
+                    write_id(tree)
         except BaseException:
             self.unmount(layer_id)
             raise

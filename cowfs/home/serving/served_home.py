@@ -51,10 +51,10 @@ class ViewMounter:
         self._volumes = volumes
         self._held: set[str] = set()
 
-    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, sign: Prepare) -> str:  # noqa: ARG002
+    def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, write_id: Prepare) -> str:  # noqa: ARG002
         with self._volumes.opened(layer_id) as volume:
             prepare(volume)
-            self._volumes.change_last(layer_id, sign)  # a layer that nobody changes is not written to
+            self._volumes.change_last(layer_id, write_id)  # a layer that nobody changes is not written to
             path = self._view.hold(layer_id)
         self._held.add(layer_id)
         return os.path.join(path, os.fsdecode(ROOTFS))
@@ -164,9 +164,9 @@ class ServedHome:
         while True:
             await trio.sleep(_LOOK_SECONDS)
             driver = self.home.driver
-            if driver.has_gets or self._control.clients:
+            if driver.has_mounts or self._control.clients:
                 continue
-            if driver.was_asked or trio.current_time() > patience_ends:
+            if driver.was_mount_requested or trio.current_time() > patience_ends:
                 if self._view is None:
                     self._has_ended.set()
                 else:

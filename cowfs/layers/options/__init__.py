@@ -1,7 +1,7 @@
 """Storage options: `dm.KEY=VALUE` of a driver, `size=VALUE` of a layer.
 
     options = parse_storage_options(["dm.basesize=20G", "dm.mountopt=discard"])   what the user said, checked
-    settings = settle(options, facts)                                             with the defaults of this machine
+    settings = resolve_options(options, facts)                                    with the defaults of this machine
     home_options(options)                                                         for a home that is made now
     changes_to_home(options, status)                                              for one that is there
 
@@ -13,7 +13,7 @@ Source of names, defaults and texts: moby's devicemapper driver.
 from cowfs.layers.options.driver import DOCKER_OPTIONS, DriverOptions, parse_storage_options
 from cowfs.layers.options.homes import HomeChanges, changes_to_home, home_options, pool_source
 from cowfs.layers.options.layer import check_layer_size, parse_layer_options
-from cowfs.layers.options.settings import Facts, Settings, settle
+from cowfs.layers.options.settings import Facts, Settings, resolve_options
 
 __all__ = [
     "DOCKER_OPTIONS",
@@ -27,5 +27,5 @@ __all__ = [
     "parse_layer_options",
     "parse_storage_options",
     "pool_source",
-    "settle",
+    "resolve_options",
 ]

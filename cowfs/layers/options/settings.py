@@ -37,7 +37,7 @@ class Settings:
     """What a driver goes by.
 
     `filesystem` is for a base device that is made now; one that is there keeps its own. `mount_options` is one text,
-    parts separated by commas. `kernel_mounts`: the kernel mounts layers that are got; else FUSE shows them.
+    parts separated by commas. `kernel_mounts`: the kernel mounts layers on `get`; else FUSE shows them.
     """
 
     filesystem: str
@@ -60,7 +60,7 @@ class Settings:
         return ",".join(parts)
 
 
-def settle(options: DriverOptions, facts: Facts) -> Settings:
+def resolve_options(options: DriverOptions, facts: Facts) -> Settings:
     """The settings that the options mean on a machine.
 
     Raises:

@@ -15,7 +15,7 @@ from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes, walk_changes
 from cowfs.layers.interface import Change, ChangeKind, LayerRoot
-from cowfs.layers.roots import ensure_root, find_root, sign
+from cowfs.layers.roots import ensure_root, find_root, write_layer_id
 from cowfs.pool import Pool, PoolTable, ThinDevice
 from cowfs.steps import finish
 from cowfs.thinmeta.delta import DeltaRange, changed_ranges
@@ -48,7 +48,7 @@ class Layer:
         self.thin = thin
         self.volume = Volume.open(thin, now_ns=lab.clock)
         self.root = ensure_root(self.volume, (0, 0)).inode
-        sign(self.volume, f"layer {thin.thin_id}", (0, 0))
+        write_layer_id(self.volume, f"layer {thin.thin_id}", (0, 0))
         lab.layers.append(self)
 
     @property

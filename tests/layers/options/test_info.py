@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from cowfs.devices.on_disk.records import DeviceRecord, HomeStatus
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
-from cowfs.layers.options import DriverOptions, Facts, Settings, settle
+from cowfs.layers.options import DriverOptions, Facts, Settings, resolve_options
 from cowfs.pool import DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
 from cowfs.units import DataBlocks, MetaBlocks, format_decimal_size
 
 GIB = 1 << 30
-SETTINGS = settle(DriverOptions(), Facts())
+SETTINGS = resolve_options(DriverOptions(), Facts())
 POOL = PoolStatus(
     transaction_id=7,
     used_metadata_blocks=MetaBlocks(256),

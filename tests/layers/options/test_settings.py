@@ -8,7 +8,7 @@ import pytest
 
 from cowfs.errors import MissingRequirement, UsageError
 from cowfs.home.backend_facts import driver_facts
-from cowfs.layers.options import DriverOptions, Facts, Settings, parse_storage_options, settle
+from cowfs.layers.options import DriverOptions, Facts, Settings, parse_storage_options, resolve_options
 from cowfs.pool import load_backend
 
 EMULATED = Facts()
@@ -17,7 +17,7 @@ OLD_KERNEL = dataclasses.replace(KERNEL, dm_version=(4, 26, 9))
 
 
 def settings(*options: str, facts: Facts = EMULATED) -> Settings:
-    return settle(parse_storage_options(options), facts)
+    return resolve_options(parse_storage_options(options), facts)
 
 
 def refusal(*options: str, facts: Facts = EMULATED) -> str:
@@ -81,10 +81,10 @@ def test_deferring(facts: Facts, removal: bool | None, deletion: bool | None, ou
     options = DriverOptions(use_deferred_removal=removal, use_deferred_deletion=deletion)
     if isinstance(outcome, str):
         with pytest.raises(UsageError) as caught:
-            settle(options, facts)
+            resolve_options(options, facts)
         assert str(caught.value) == outcome
     else:
-        found = settle(options, facts)
+        found = resolve_options(options, facts)
         assert (found.deferred_removal, found.deferred_deletion) == outcome
 
 
