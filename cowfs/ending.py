@@ -18,6 +18,6 @@ def ending_with(action: Callable[[], object]) -> Iterator[None]:
         try:
             action()
         except Exception as later:
-            _log.info("and on the way out: %s", str(later) or repr(later))
+            _log.info("and while closing: %s", str(later) or repr(later))
         raise
     action()

@@ -32,7 +32,7 @@ from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.units import SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
-_REPAIR: Final = "'mount --repair' lets e2fsck try"
+_REPAIR: Final = "'mount --repair' runs e2fsck"
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 

@@ -160,7 +160,7 @@ class DmThinBackend:
         if used and set(used) != {metadata.device_number, data.device_number}:
             raise InvalidRequest(
                 f"there is already a device '{name}' on this machine, on other devices than {metadata.path} and "
-                f"{data.path}; it belongs to somebody else",
+                f"{data.path}; it belongs to another program",
                 errno=errno.EBUSY,
             )
         is_used = False
@@ -192,7 +192,7 @@ class DmThinBackend:
             if error.errno != errno.EBUSY:
                 raise
             raise InvalidRequest(
-                f"device '{name}', left by a process that is gone, is still in use: {describe_holders(device_number)}; "
+                f"device '{name}', left by an ended process, is still in use: {describe_holders(device_number)}; "
                 "unmount or end that first",
                 errno=errno.EBUSY,
             ) from error
@@ -239,7 +239,7 @@ def _no_device_mapper(error: OSError) -> _Missing:
     if error.errno in (errno.EACCES, errno.EPERM):
         return _missing("device mapper is for root (CAP_SYS_ADMIN)", f"sudo cowfs ... (or, without root: {_IN_UML})")
     reason = os.strerror(error.errno or errno.EIO).lower()
-    what = "is not there" if error.errno == errno.ENOENT else f"is of no use: {reason}"
+    what = "is not there" if error.errno == errno.ENOENT else f"is not usable: {reason}"
     return _missing(
         f"this kernel has no device mapper ({DM_CONTROL_PATH} {what})",
         f"sudo modprobe dm-thin-pool (or, without it: {_IN_UML})",

@@ -16,7 +16,7 @@ def describe_holders(*device_numbers: int) -> str:
     this = f"process {os.getpid()}"
     found = [who for who in found if who != this] or found
     if not found:
-        return "its holder could not be told"
+        return "what uses it is unknown"
     more = len(found) - _MOST_NAMED
     return "held by " + ", ".join(found[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 

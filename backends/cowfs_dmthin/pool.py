@@ -473,7 +473,9 @@ class DmPool:
     def reload(self, table: PoolTable) -> None:
         self._require_open()
         if self._is_foreign:
-            raise InvalidRequest(f"pool '{self._name}' belongs to somebody else, so its table cannot be changed here")
+            raise InvalidRequest(
+                f"pool '{self._name}' was created by another program, so its table cannot be changed here"
+            )
         check_reload(self._name, self._table, table)
         load_pool_table(self._control, self._name, table, self._metadata, self._data)
         self._loaded = table

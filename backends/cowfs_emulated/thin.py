@@ -408,7 +408,7 @@ def mapping_status(engine: Engine, mapping: ThinMapping) -> ThinStatus | Unreada
 
 def require_thin_id(thin_id: int) -> None:
     if not 0 <= thin_id <= MAX_THIN_ID:
-        raise InvalidRequest(f"{thin_id} is not a device id; they go from 0 to {MAX_THIN_ID}")
+        raise InvalidRequest(f"{thin_id} is not a device id; ids are 0 to {MAX_THIN_ID}")
 
 
 def open_origin(path: str) -> BlockDevice:

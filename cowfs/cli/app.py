@@ -40,16 +40,18 @@ _BROKEN_PIPE: Final = 141
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option("--home", metavar="DIR", envvar="COWFS_HOME", type=PATH, help="The home. [env: COWFS_HOME]")
-@click.option("--backend", metavar="NAME", default="emulated", show_default=True, help="Who runs the pool.")
 @click.option(
-    "--storage-opt", metavar="KEY=VALUE", multiple=True, help="An option of the storage driver, as of dockerd."
+    "--backend", metavar="NAME", default="emulated", show_default=True, help="Backend that implements the pool."
+)
+@click.option(
+    "--storage-opt", metavar="KEY=VALUE", multiple=True, help="Storage driver option, as for dockerd; may be repeated."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print results and errors as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Show no warnings and no progress, only results and errors.")
-@click.option("-v", "--verbose", "verbosity", count=True, help="Show more of what is done; -vv shows all.")
-@click.option("--log", "log_file", metavar="FILE", type=PATH, help="Append the log to FILE; a server's log, too.")
+@click.option("-v", "--verbose", "verbosity", count=True, help="Show more log messages; -vv shows all.")
+@click.option("--log", "log_file", metavar="FILE", type=PATH, help="Append the log to FILE, also that of a server.")
 @click.option("--uml", "in_uml", is_flag=True, help="Run the command in User-Mode Linux, with --backend dmthin.")
-@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="With --uml: end the command after that.")
+@click.option("--time-limit", type=SECONDS, metavar="SECONDS", help="With --uml: end the command after this time.")
 @click.version_option(VERSION, prog_name="cowfs", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(

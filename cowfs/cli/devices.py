@@ -22,23 +22,37 @@ if TYPE_CHECKING:
 
 @click.command("init")
 @click.option("--data-size", type=SIZE, default="100G", show_default=True, help="Size of the pool's data file, sparse.")
-@click.option("--metadata-size", type=SIZE, default="2G", show_default=True, help="Size of its metadata file, sparse.")
+@click.option(
+    "--metadata-size", type=SIZE, default="2G", show_default=True, help="Size of the pool's metadata file, sparse."
+)
 @click.option("--block-size", type=SIZE, default="64K", show_default=True, help="Unit of sharing, a multiple of 64K.")
 @click.option("--base-size", type=SIZE, default="10G", show_default=True, help="Size of the base device.")
 @click.option(
-    "--min-free", type=MINIMUM_FREE, default="10%", show_default=True, help="A share, or a size for the data."
+    "--min-free",
+    type=MINIMUM_FREE,
+    default="10%",
+    show_default=True,
+    help="Space to keep free: a percentage, or a size of data.",
 )
 @click.option(
     "--no-space",
     type=click.Choice(["queue", "error"]),
     default="queue",
     show_default=True,
-    help="What writes do in a full pool: wait for space for a minute, or fail at once.",
+    help="What writes do when the pool is full: wait up to a minute for space, or fail at once.",
 )
-@click.option("--data-device", metavar="DEV", type=PATH, default="", help="A device for the pool's data, used whole.")
-@click.option("--metadata-device", metavar="DEV", type=PATH, default="", help="A device for its metadata, used whole.")
-@click.option("--thin-pool", metavar="NAME", default="", help="A pool of the kernel that is there and was never used.")
-@click.option("--force", is_flag=True, help="Overwrite what is on the devices.")
+@click.option(
+    "--data-device", metavar="DEV", type=PATH, default="", help="Block device for the pool's data, used completely."
+)
+@click.option(
+    "--metadata-device",
+    metavar="DEV",
+    type=PATH,
+    default="",
+    help="Block device for the pool's metadata, used completely.",
+)
+@click.option("--thin-pool", metavar="NAME", default="", help="Existing kernel pool that was never used.")
+@click.option("--force", is_flag=True, help="Overwrite existing data on the devices.")
 @click.pass_obj
 def init_command(
     settings: Settings,
@@ -53,18 +67,19 @@ def init_command(
     thin_pool: str,
     force: bool,
 ) -> None:
-    """Make a new home, in a new or empty directory.
+    """Create a home, in a new or empty directory.
 
-    It holds a pool and one device, base, with an empty ext4; every other device begins as a snapshot of base. The
-    files are sparse: they occupy what is written. A home whose making was cut short is made anew.
+    The home contains a pool and one device, base, with an empty ext4; every other device begins as a snapshot of
+    base. The files are sparse: they occupy what is written. A home whose initialisation was interrupted is
+    initialised again.
 
-    Where less than --min-free of the pool is free, no device is made; near it there are warnings. A size is for the
-    data, and 10% then for the metadata.
+    When less than --min-free of the pool is free, devices cannot be created; close to the limit there are warnings.
+    A size applies to the data, and 10% to the metadata then.
 
     Sizes are bytes or carry K, M, G, T or P, powers of 1024.
 
-    The pool may be elsewhere: on one or two devices, which must be empty unless --force is given, or a pool that
-    somebody else made (with --backend dmthin), which is used and never removed. The home remembers it.
+    The pool may be elsewhere: on one or two block devices, which must be empty unless --force is given, or an
+    existing kernel pool (with --backend dmthin), which is used and never removed. The home records where.
     """
     from cowfs.devices.on_disk.options import HomeOptions, PoolSource
     from cowfs.home.opening import open_here
@@ -107,7 +122,7 @@ def init_command(
 @click.option("--size", type=SIZE, help="Size of the device, at least the parent's. [default: the parent's]")
 @click.pass_obj
 def create_command(settings: Settings, name: str, parent: str | None, size: int | None) -> None:
-    """Make the device NAME: a snapshot of base, or of ORIGIN. Takes the same time whatever ORIGIN holds."""
+    """Create the device NAME: a snapshot of base, or of ORIGIN. The time does not depend on the data in ORIGIN."""
     with settings.open_home() as home:
         _print_created(settings, home.create(name, parent=parent, size_bytes=size))
 
@@ -117,7 +132,7 @@ def create_command(settings: Settings, name: str, parent: str | None, size: int 
 @click.argument("name")
 @click.pass_obj
 def snapshot_command(settings: Settings, origin: str, name: str) -> None:
-    """Make the device NAME as a snapshot of ORIGIN, which may be mounted and busy."""
+    """Create the device NAME as a snapshot of ORIGIN, which may be mounted and busy."""
     with settings.open_home() as home:
         _print_created(settings, home.snapshot(origin, name))
 
@@ -161,12 +176,13 @@ _DEVICES: Final[Table[DeviceRow]] = Table(
 def list_command(
     settings: Settings, patterns: tuple[str, ...], columns: str | None, sort: str | None, reverse: bool, tree: bool
 ) -> None:
-    """List the devices: what they map, what is theirs alone, where they are mounted.
+    """List the devices: their mapped and exclusive space, and where they are mounted.
 
     With PATTERN, as in 'snap-*', only devices whose names match one of them.
 
-    MAPPED is what a device has written or shares; EXCLUSIVE is what removing it gives back. A dash stands for a parent
-    that is not known or no longer there. A deleted device was removed while in use, and goes when it is free.
+    MAPPED is the space of all blocks of a device, shared ones included; EXCLUSIVE is the space that removing it frees.
+    A dash means that the parent is unknown or was removed. A deleted device was removed while it was busy; it is freed
+    on last close.
     """
     if tree and (columns or sort or reverse):
         raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")
@@ -202,7 +218,7 @@ def _print_tree(rows: list[DeviceRow]) -> None:
 @click.command("status")
 @click.pass_obj
 def status_command(settings: Settings) -> None:
-    """Show the figures of the home and its pool, and who holds it."""
+    """Show the state and the space of the home and its pool, its mounts, and the process that holds its lock."""
     with settings.open_home() as home:
         report = home.status()
     if settings.as_json:
@@ -212,12 +228,12 @@ def status_command(settings: Settings) -> None:
 
 
 def _print_status(report: HomeReport) -> None:
-    needs = ", needs check: run 'check --repair'" if report.needs_check else ""
+    needs = ", needs check: run 'pool check --repair'" if report.needs_check else ""
     snapshot = report.metadata_snapshot_block
     output.print_fields(
         [
             ("Home", report.home),
-            ("Held by", f"process {report.holder_pid}" if report.holder_pid else "nobody"),
+            ("Lock holder", f"process {report.holder_pid}" if report.holder_pid else "none"),
             *(
                 ("Mounted", f"{view.device or 'every device'} at {view.mount_point}, {_view(view)}")
                 for view in report.views
@@ -225,7 +241,7 @@ def _print_status(report: HomeReport) -> None:
             ("Backend", report.backend),
             ("Pool", report.pool),
             ("Mode", f"{report.mode.replace('_', ' ')}{needs}"),
-            ("When full", "writes wait for space" if report.no_space == "queue" else "writes fail"),
+            ("When full", "queue: writes wait for space" if report.no_space == "queue" else "error: writes fail"),
             ("Transaction", str(report.transaction_id)),
             ("Block size", format_size(report.block_bytes)),
             ("Data", _used(report.data_used_bytes, report.data_total_bytes)),
@@ -237,7 +253,7 @@ def _print_status(report: HomeReport) -> None:
             ("Data file", f"{report.data_file}, {format_size(report.data_file_allocated_bytes)} on disk"),
             ("Metadata file", report.metadata_file),
             ("Disk free", format_size(report.host_free_bytes)),
-            ("Unknown thins", ", ".join(map(str, report.orphan_thin_ids))),
+            ("Orphan thins", ", ".join(map(str, report.orphan_thin_ids))),
             *(("Problem", problem) for problem in report.problems),
             *(("Warning", warning) for warning in report.warnings),
             *(("In use", f"{use.device}, {_use(use)}") for use in report.uses),
@@ -287,7 +303,7 @@ def _used(used_bytes: int, total_bytes: int) -> str:
 @click.argument("name", type=DEVICE)
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> None:
-    """Show everything about the device NAME."""
+    """Show all details of the device NAME."""
     with settings.open_home() as home:
         report = home.inspect(name)
     if settings.as_json:
@@ -308,7 +324,7 @@ def inspect_command(settings: Settings, name: str) -> None:
             ("Created at time", str(report.creation_time)),
             ("Last snapshot at time", str(report.snapshotted_time)),
             ("Active", output.flag(report.active)),
-            ("Deleted", "yes, and goes when nothing uses it any more" if report.deleted else ""),
+            ("Deleted", "yes, and removed on last close" if report.deleted else ""),
             *(("Mounted", f"{view.mount_point}, {_view(view)}") for view in report.views),
             *(("In use", _use(use)) for use in report.uses),
         ]
@@ -317,12 +333,12 @@ def inspect_command(settings: Settings, name: str) -> None:
 
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", type=DEVICE)
-@click.option("--deferred", is_flag=True, help="Let a device that is in use go when nothing uses it any more.")
+@click.option("--deferred", is_flag=True, help="Mark a busy device for deletion; it is removed on last close.")
 @click.pass_obj
 def remove_command(settings: Settings, names: tuple[str, ...], deferred: bool) -> int:
-    """Remove devices that are not mounted. Their snapshots keep what they share with them.
+    """Remove devices that are not mounted. Their snapshots keep the data that they share with them.
 
-    A device that cannot be removed does not keep the others from it; the exit status is then the first error's.
+    When a device cannot be removed, the others still are; the exit status is then that of the first error.
     """
     removed: list[str] = []
     waiting: list[str] = []
@@ -337,7 +353,7 @@ def remove_command(settings: Settings, names: tuple[str, ...], deferred: bool) -
                 continue
             (removed if is_gone else waiting).append(name)
             if not settings.as_json:
-                done = "removed {}" if is_gone else "{} is in use; it goes when nothing uses it any more"
+                done = "removed {}" if is_gone else "{} is busy; removal deferred until its last close"
                 print(done.format(output.printable(name)))
     if settings.as_json:
         output.print_json({"removed": removed, "deferred": waiting})

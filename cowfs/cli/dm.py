@@ -17,16 +17,15 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, required=True, metavar="MESSAGE")
 @click.pass_obj
 def message_command(settings: Settings, words: tuple[str, ...]) -> None:
-    """Send the pool a message, as 'dmsetup message POOL 0 MESSAGE' does, with the same grammar and errors.
+    """Send the pool a message, as 'dmsetup message POOL 0 MESSAGE' does, with the same syntax and errors.
 
     \b
       create_thin ID                 set_transaction_id OLD NEW
       create_snap ID ORIGIN_ID       reserve_metadata_snap
       delete ID                      release_metadata_snap
 
-    Messages act on the pool below the home's records: a thin made here belongs to no device of the home ('status'
-    lists it as unknown), and a device whose thin is deleted here is broken. Use create, snapshot and remove for
-    devices.
+    Messages bypass the home's device records: a thin created here is an orphan ('status' lists it), and a device whose
+    thin is deleted here loses its data. For devices, use create, snapshot and remove.
     """
     text = " ".join(words)
     with settings.open_home() as home:

@@ -12,7 +12,9 @@ from cowfs.cli.settings import PATH, Settings
 
 
 @click.command("plugin")
-@click.option("--socket", "socket_path", metavar="PATH", required=True, type=PATH, help="Where to listen.")
+@click.option(
+    "--socket", "socket_path", metavar="PATH", required=True, type=PATH, help="Path of the socket to listen on."
+)
 @click.pass_obj
 def plugin_command(settings: Settings, socket_path: str) -> None:
     """Serve the home as a storage driver to Docker's daemon, until SIGTERM or Ctrl-C.
@@ -21,8 +23,8 @@ def plugin_command(settings: Settings, socket_path: str) -> None:
       cowfs --home H docker plugin --socket /run/docker/plugins/cowfs.sock &
       dockerd --experimental --storage-driver cowfs
 
-    A home that is not there yet is made when the daemon starts, as its storage options say. The files of all layers
-    are in one mount, at H/mnt.
+    If the home does not exist yet, it is created when the daemon starts, by the daemon's storage options. The files of
+    all layers are in one mount, at H/mnt.
     """
     from cowfs.cli.serving import begin_serving
     from cowfs.devices.on_disk.files import HomeFiles

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     "needs",
     type=click.Choice(["pool", "fuse", "dm"]),
     multiple=True,
-    help="Try only what this takes: homes in user space (pool), mounting them (fuse), homes on dm-thin (dm).",
+    help="Check only the needs of homes in user space (pool), of mounts (fuse), or of homes on dm-thin (dm).",
 )
 @click.pass_obj
 def doctor_command(settings: Settings, needs: tuple[str, ...]) -> int:
-    """Try what this machine can do for this user, and say what helps where it cannot.
+    """Check what this machine supports for this user, and say how to fix what is missing.
 
-    Exit status 3 when something is missing that making and mounting a home needs, or what --need asks for; anything
-    else that is missing is shown and does not count. --need may be given more than once.
+    Exit status 3 when something is missing that creating and mounting a home needs, or that --need names; anything
+    else that is missing is only shown. --need may be given more than once.
     """
     from cowfs.cli.uml import boot_uml
     from cowfs.home.machine import Need, examine

@@ -11,7 +11,7 @@ from cowfs.cli.suggestions import no_such_command
 @click.argument("words", nargs=-1, metavar="[COMMAND]...")
 @click.pass_context
 def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Explain COMMAND, as 'cowfs COMMAND --help' does; without COMMAND list all of them.
+    """Show the help of COMMAND, as 'cowfs COMMAND --help' does; without COMMAND list all commands.
 
     \b
       cowfs help mount

@@ -35,7 +35,7 @@ def _layers(settings: Settings) -> Iterator[Layers]:
 @click.option("--size", metavar="SIZE", help="Size of the layer, at least its parent's. [default: the parent's]")
 @click.pass_obj
 def create_command(settings: Settings, layer_id: str, parent: str | None, size: str | None) -> None:
-    """Make the layer ID, a snapshot of PARENT or an empty one."""
+    """Create the layer ID, a snapshot of PARENT or an empty one."""
     with _layers(settings) as layers:
         layers.create(layer_id, parent, {} if size is None else {"size": size})
     if settings.as_json:
@@ -46,7 +46,7 @@ def create_command(settings: Settings, layer_id: str, parent: str | None, size: 
 @click.argument("layer_ids", metavar="ID...", nargs=-1, required=True, type=DEVICE)
 @click.pass_obj
 def remove_command(settings: Settings, layer_ids: tuple[str, ...]) -> None:
-    """Remove layers. One that is not there is no error; one in use goes when it is free."""
+    """Remove layers. A layer that does not exist is not an error; a busy layer is removed on last close."""
     with _layers(settings) as layers:
         for layer_id in layer_ids:
             layers.remove(layer_id)
@@ -58,7 +58,7 @@ def remove_command(settings: Settings, layer_ids: tuple[str, ...]) -> None:
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
 def exists_command(settings: Settings, layer_id: str) -> int:
-    """Exit status 0 if there is a layer ID, 1 if not."""
+    """Test whether the layer ID exists: exit status 0 if it does, 1 if not."""
     with _layers(settings) as layers:
         exists = layers.exists(layer_id)
     if settings.as_json:
@@ -69,7 +69,7 @@ def exists_command(settings: Settings, layer_id: str) -> int:
 @click.command("list")
 @click.pass_obj
 def list_command(settings: Settings) -> None:
-    """List the layers, a line each."""
+    """List the layers, one per line."""
     with _layers(settings) as layers:
         ids = list(layers.list())
     if settings.as_json:
@@ -83,7 +83,7 @@ def list_command(settings: Settings) -> None:
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
 def metadata_command(settings: Settings, layer_id: str) -> None:
-    """Show which device a layer is."""
+    """Show which device holds the layer ID."""
     with _layers(settings) as layers:
         items = layers.metadata(layer_id)
     if settings.as_json:
@@ -98,9 +98,9 @@ def metadata_command(settings: Settings, layer_id: str) -> None:
 @click.option("--mount-label", metavar="LABEL", default="", help="SELinux label, for mounts by the kernel.")
 @click.pass_obj
 def get_command(settings: Settings, layer_id: str, mount_label: str) -> None:
-    """Make a layer's files reachable, and print the path. As many 'layer put' end it.
+    """Mount the layer ID and print the path of its files. Each 'layer get' needs one 'layer put'.
 
-    A server in the background holds the home until the last layer is put.
+    A server in the background holds the home until the last 'layer put'.
     """
     from cowfs.cli.mounting import serving_layers
 
@@ -116,7 +116,7 @@ def get_command(settings: Settings, layer_id: str, mount_label: str) -> None:
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
 def put_command(settings: Settings, layer_id: str) -> None:
-    """End one 'layer get'."""
+    """Release the layer ID once; the last 'layer put' unmounts it."""
     with _layers(settings) as layers:
         layers.put(layer_id)
     if settings.as_json:
@@ -141,17 +141,17 @@ def changes_command(settings: Settings, layer_id: str, parent: str | None) -> No
 @click.command("diff")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("parent", type=DEVICE, required=False)
-@click.option("--sparse", is_flag=True, help="Leave the holes of files out; not for archives that Docker is to read.")
+@click.option("--sparse", is_flag=True, help="Omit the holes of sparse files; Docker cannot read such archives.")
 @click.pass_obj
 def diff_command(settings: Settings, layer_id: str, parent: str | None, sparse: bool) -> None:
     """Write a tar archive of what a layer changed against PARENT, or of all its files.
 
-    Holes of files are zeros in it. With --sparse they are left out: 'layer apply', GNU tar and Python read such
+    Holes of sparse files become zeros. With --sparse they are omitted: 'layer apply', GNU tar and Python read such
     archives, but Docker's layer store cannot.
     """
     if os.isatty(sys.stdout.fileno()):
         raise UsageError(
-            "a tar archive is nothing for a terminal; say where it goes, as in 'cowfs layer diff ID > FILE'"
+            "refusing to write a tar archive to a terminal; redirect it, as in 'cowfs layer diff ID > FILE'"
         )
     with _layers(settings) as layers:
         archive = layers.diff(layer_id, parent, sparse=sparse)
@@ -181,7 +181,7 @@ def _write_archive(archive: IO[bytes], out: IO[bytes]) -> None:
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.pass_obj
 def apply_command(settings: Settings, layer_id: str) -> None:
-    """Unpack a tar archive from standard input into a layer: all of it or nothing."""
+    """Unpack a tar archive from standard input into a layer, completely or not at all."""
     from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.devices.on_disk.making import require_home
     from cowfs.home.layers import as_file

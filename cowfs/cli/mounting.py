@@ -30,12 +30,14 @@ _START_ATTEMPTS: Final = 2
 @click.option("--raw", is_flag=True, help="Show MNT/NAME, a disk image, instead of the files in the device.")
 @click.option("--read-only", is_flag=True, help="Mount for reading only.")
 @click.option(
-    "--write-base", is_flag=True, help="Mount the base device for writing: every later device has what it has."
+    "--write-base", is_flag=True, help="Mount the base device for writing; every later device contains the changes."
 )
-@click.option("--repair", is_flag=True, help="Let e2fsck repair a damaged file system first, whatever it takes.")
+@click.option("--repair", is_flag=True, help="Run e2fsck -y on a damaged file system first, even if data is lost.")
 @click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
 @click.option("--dev", is_flag=True, help="Honour device nodes in the mount; for root only.")
-@click.option("--kernel", is_flag=True, help="Have the kernel mount it (backend dmthin); no process stays behind.")
+@click.option(
+    "--kernel", is_flag=True, help="Let the kernel mount the device (backend dmthin), without a server process."
+)
 @click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
 @click.option("--until-put", is_flag=True, hidden=True)
@@ -60,15 +62,15 @@ def mount_command(
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
-    Returns when the files can be used, and leaves a server behind that holds the home until 'cowfs umount MNT'. The
-    other commands go on working through it. Its log is cowfs.log in the home, or the FILE of --log.
+    Returns when the files can be used, and leaves a server running that holds the home until 'cowfs umount MNT'. The
+    other commands work through that server. Its log is cowfs.log in the home, or the FILE of --log.
 
     A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on one
-    that has no journal or is marked as damaged, and repairs what takes no decision; --repair lets it repair the rest.
+    that has no journal or is marked as damaged, and makes only safe repairs (-p); --repair makes the others too (-y).
 
-    With --kernel the kernel mounts the device's node, whatever file system it holds; the home is free meanwhile.
+    With --kernel the kernel mounts the device's node, with any file system that it supports; the home stays free.
 
-    Where all are mounted, devices that are made or removed come and go at once. The base device is not among them.
+    When all devices are mounted, later ones appear and removed ones disappear at once. The base device is not shown.
 
     The base device is mounted for reading only, since every new device begins as a copy of it; see --write-base.
     """
@@ -84,7 +86,7 @@ def mount_command(
             raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
         if suid or dev:
             raise UsageError(
-                "the kernel honours set-id bits and device nodes unless told --options nosuid,nodev; "
+                "the kernel honours set-id bits and device nodes without --options nosuid,nodev; "
                 "leave out --suid and --dev"
             )
         assert name is not None
@@ -171,7 +173,7 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
                 return
             if not os.access(home.path, os.W_OK):
                 raise HomeError(
-                    f"layers are got from a home that can be written, which {home.path} cannot; "
+                    f"'layer get' needs a home that can be written, and {home.path} cannot; "
                     "'mount --read-only MNT' shows the files of each layer in MNT/LAYER/rootfs",
                     errno=errno.EROFS,
                 )
@@ -183,7 +185,7 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
         mount(request, _server_command(settings, request))
     with settings.open_home() as home:
         if home.holder_pid is None:
-            raise HomeError(f"the server of the layers of {home.path} ended before it was asked; try again")
+            raise HomeError(f"the server of the layers of {home.path} ended before this request; try again")
         yield home
 
 
@@ -224,18 +226,18 @@ def _server_command(settings: Settings, request: MountRequest) -> Callable[[int]
 
 @click.command("umount")
 @click.argument("what", required=False, metavar="MNT | NAME", type=DEVICE)
-@click.option("--all", "everything", is_flag=True, help="Unmount all that is mounted from the home.")
+@click.option("--all", "everything", is_flag=True, help="Unmount all mounts of the home.")
 @click.option("--lazy", is_flag=True, help="Detach at once; a process with open files in it keeps the server running.")
 @click.pass_obj
 def umount_command(settings: Settings, what: str | None, everything: bool, lazy: bool) -> int:
-    """Unmount MNT, or wherever the device NAME of the home is mounted.
+    """Unmount MNT, or every mount of the device NAME of the home.
 
-    Everything is written down and the home is free when this returns.
+    When this returns, all data is written and the home is free.
 
-    What is a mount point is taken for MNT, and for NAME only otherwise; write ./NAME for a path in any case.
+    An argument that is a mount point is MNT, any other is NAME; a path can always be written as ./NAME.
 
-    With --all, a mount that cannot be unmounted does not keep the others from it; the exit status is then the first
-    error's.
+    With --all, when a mount cannot be unmounted, the others still are; the exit status is then that of the first
+    error.
     """
     if everything == (what is not None):
         raise UsageError("umount takes either MNT or NAME, or --all")

@@ -40,12 +40,12 @@ _THINS: Final[Table[UsageRow]] = Table(
 def usage_command(
     settings: Settings, patterns: tuple[str, ...], columns: str | None, sort: str | None, reverse: bool
 ) -> None:
-    """Show where the space of the pool is, the largest first.
+    """Show which devices use the space of the pool, the largest first.
 
     With PATTERN, as in 'snap-*', only devices whose names match one of them; the totals are always those of the pool.
 
-    EXCLUSIVE is what removing a device gives back, with so much METADATA; SHARED it has in common with others. Thins in
-    brackets belong to no device; 'recover' gives them a name, or deletes them.
+    EXCLUSIVE is the data space that removing a device frees, METADATA the metadata space; SHARED is mapped by other
+    devices too. Thins in brackets are orphans, which no device record names; 'recover' names or deletes them.
     """
     from cowfs.home.requests.space import UsageReport
 
@@ -71,13 +71,13 @@ def _print_totals(totals: UsageTotals) -> None:
 
 
 @click.command("resize")
-@click.option("--data-size", type=SIZE, help="Size of the data. [default: what its file or device has]")
-@click.option("--metadata-size", type=SIZE, help="Size of the metadata. [default: what its file or device has]")
+@click.option("--data-size", type=SIZE, help="New size of the data. [default: the size of its file or device]")
+@click.option("--metadata-size", type=SIZE, help="New size of the metadata. [default: the size of its file or device]")
 @click.pass_obj
 def resize_command(settings: Settings, data_size: int | None, metadata_size: int | None) -> None:
-    """Make the pool larger, while its devices are in use or not. Pools do not shrink.
+    """Enlarge the pool; its devices may be in use. Pools cannot shrink.
 
-    On block devices, enlarge these first, then run this without a size.
+    When the pool is on block devices, enlarge those first, then run this without a size.
     """
     with settings.open_home() as home:
         resized = home.resize_pool(data_size_bytes=data_size, metadata_size_bytes=metadata_size)
@@ -89,17 +89,17 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
 
 
 @click.command("check")
-@click.option("--repair", is_flag=True, help="Make it clean, from what the mapping trees say. Not while mounted.")
-@click.option("--block-size", type=SIZE, help="The pool's, for a repair where the superblock that knew it is lost.")
+@click.option("--repair", is_flag=True, help="Repair: rebuild what is wrong from the mapping trees. Not while mounted.")
+@click.option("--block-size", type=SIZE, help="Data block size of the pool, for a repair after its superblock is lost.")
 @click.pass_obj
 def check_command(settings: Settings, repair: bool, block_size: int | None) -> int:
-    """Recount the pool's metadata and report what is wrong, with the path from the root to each damaged block.
+    """Check the pool's metadata by a full recount; report errors with the path from the root to each damaged block.
 
-    Works on a mounted home, on what is committed, and on metadata that no pool accepts. Exit status 4 when there are
-    leaks or errors left.
+    Works on a mounted home (on its last commit), and on metadata that is too damaged to open. Exit status 4 when leaks
+    or errors are left.
 
     --repair clears the needs-check flag, or writes new metadata from the mappings that can be read and keeps the old
-    file beside it as devicemapper/metadata.replaced. What could not be kept is told; exit status 1 then.
+    file beside it as devicemapper/metadata.replaced. What was lost is reported, with exit status 1.
     """
     from cowfs.home.maintenance import check_home, repair_home
 
@@ -140,7 +140,7 @@ def _print_check(result: CheckResult) -> None:
 def dump_command(settings: Settings) -> None:
     """Write the pool's metadata to standard output as XML, as thin_dump does.
 
-    Works on a mounted home, on what is committed. With --json, a JSON object with the XML in its field xml.
+    Works on a mounted home, on its last commit. With --json, a JSON object with the XML in its field xml.
     """
     from cowfs.home.maintenance import dump_home
 
@@ -152,7 +152,7 @@ def dump_command(settings: Settings) -> None:
 @click.argument("file", type=click.File("rb"))
 @click.pass_obj
 def restore_command(settings: Settings, file: BinaryIO) -> None:
-    """Replace the pool's metadata by what FILE says, XML from 'pool dump' or thin_dump; - is standard input.
+    """Replace the pool's metadata by the contents of FILE, XML from 'pool dump' or thin_dump; - is standard input.
 
     Not while mounted. The new metadata is written beside the old one, checked, and takes its place last; the old file
     is kept as devicemapper/metadata.replaced. The data file and the home's records stay as they are.
@@ -172,7 +172,7 @@ def restore_command(settings: Settings, file: BinaryIO) -> None:
 @click.argument("right", type=DEVICE, metavar="B")
 @click.pass_obj
 def delta_command(settings: Settings, left: str, right: str) -> None:
-    """Write what differs between the mappings of devices A and B to standard output as XML, as thin_delta does.
+    """Write the differences between the mappings of devices A and B to standard output as XML, as thin_delta does.
 
     With --json, a JSON object with the XML in its field xml.
     """

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 @click.command("recover")
-@click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
-@click.option("--delete-orphans", is_flag=True, help="Delete thins that belong to no device, instead of adopting them.")
+@click.option("--dry-run", is_flag=True, help="Change nothing; show what would be done.")
+@click.option("--delete-orphans", is_flag=True, help="Delete orphan thins instead of creating device records for them.")
 @click.pass_obj
 def recover_command(settings: Settings, dry_run: bool, delete_orphans: bool) -> int:
-    """Bring the records of the home and its pool together again, where they say different things.
+    """Reconcile the device records of the home with its pool's metadata, where they contradict each other.
 
     \b
-    - What a crash left unfinished is finished or undone.
-    - Records that cannot be read, or whose thin is gone, are set aside, in cowfs.damaged of the home.
-    - A thin that no record names gets its record back where its name can be told, by the file 'id' of a layer or by
-      the transaction that made it; else it becomes the device recovered-<id>.
-    - A base device that is missing is made anew.
+    - Changes that a crash interrupted are finished or undone.
+    - Records that cannot be read, or whose thin is missing, are moved to cowfs.damaged in the home.
+    - An orphan thin, which no record names, gets its record back if its name is known from the file 'id' of a layer
+      or from the transaction that made it; otherwise it becomes the device recovered-<id>.
+    - A missing base device is created again.
 
-    The home must not be mounted. Exit status 1 when something is left that only a person can decide.
+    The home must not be mounted. Exit status 1 when something is left that needs a decision of yours.
     """
     from cowfs.home.recovery import recover_home
 

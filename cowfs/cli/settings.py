@@ -88,7 +88,7 @@ class SizeType(click.ParamType[int]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if size_bytes == 0:
-            self.fail(f"'{value}' is nothing; a size is more than 0", param, ctx)
+            self.fail(f"size '{value}' is too small; a size is more than 0", param, ctx)
         if size_bytes < self._least_bytes:
             self.fail(f"'{value}' is too small; take at least {format_size(self._least_bytes)}", param, ctx)
         return size_bytes
@@ -108,7 +108,7 @@ class MinimumFreeType(click.ParamType["MinimumFree"]):
         if percent == value:
             return MinimumFree(MinimumFree().percent, SIZE.convert(value, param, ctx))
         if not percent.isascii() or not percent.isdigit():
-            self.fail(f"'{value}' is no share; write 10% or a size such as 20G", param, ctx)
+            self.fail(f"'{value}' is not a percentage; write 10% or a size such as 20G", param, ctx)
         return MinimumFree(int(percent))
 
 

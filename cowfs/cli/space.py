@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 @click.argument("names", nargs=-1, metavar="[NAME]...", type=DEVICE)
 @click.pass_obj
 def trim_command(settings: Settings, names: tuple[str, ...]) -> int:
-    """Give back to the pool what the file systems in devices do not use: in those named, or in all.
+    """Return blocks that the file systems do not use to the pool: of the devices named, or of all.
 
-    Devices may be mounted. What a device shares with others comes back when none of them has it any more.
+    Devices may be mounted. A block that several devices share is freed when none of them maps it any more.
 
-    A device that cannot be trimmed does not keep the others from it; the exit status is then the first error's.
+    When a device cannot be trimmed, the others still are; the exit status is then that of the first error.
     """
     status = 0
     done: list[TrimmedDevice] = []
@@ -40,10 +40,10 @@ def trim_command(settings: Settings, names: tuple[str, ...]) -> int:
     if settings.as_json:
         output.print_json({"trimmed": done, "freed_bytes": sum(device.freed_bytes for device in done)})
         return status
-    header = ("NAME", "UNMAPPED", "CAME BACK")
+    header = ("NAME", "UNMAPPED", "FREED")
     rows = [(device.name, format_size(device.unmapped_bytes), format_size(device.freed_bytes)) for device in done]
     output.print_table(header, rows, right=frozenset({1, 2}))
-    print(f"{format_size(sum(device.freed_bytes for device in done))} came back")
+    print(f"{format_size(sum(device.freed_bytes for device in done))} freed")
     return status
 
 
@@ -52,10 +52,10 @@ def trim_command(settings: Settings, names: tuple[str, ...]) -> int:
 @click.argument("size", type=SIZE)
 @click.pass_obj
 def resize_command(settings: Settings, name: str, size: int) -> None:
-    """Grow the device NAME, which is not mounted, and the file system in it to SIZE.
+    """Enlarge the device NAME, which must not be mounted, and the file system in it to SIZE.
 
-    It has the old size or the new one, whatever happens meanwhile. Devices do not shrink. Growing base makes the
-    devices larger that are made from it later.
+    After an interruption the device has either the old size or the new one. Devices cannot shrink. Enlarging base
+    affects only devices that are created later.
     """
     with settings.open_home() as home:
         resized = home.resize(name, size)

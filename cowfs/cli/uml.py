@@ -41,7 +41,7 @@ class _UmlCommand(click.Command):
     show_default=True,
     help="Memory of the guest, at least 48M.",
 )
-@click.option("--timeout", "timeout_seconds", type=SECONDS, metavar="SECONDS", help="End the command after that.")
+@click.option("--timeout", "timeout_seconds", type=SECONDS, metavar="SECONDS", help="End the command after this time.")
 @click.argument("words", nargs=-1, required=True, metavar="install | -- COMMAND...", type=click.UNPROCESSED)
 @click.pass_context
 def uml_command(
@@ -87,8 +87,8 @@ def run_in_uml(settings: Settings, named: list[str], words: list[str], timeout_s
     command = " ".join(named)
     if command in _MOUNTING:
         raise UsageError(
-            f"'{command}' is of no use in User-Mode Linux: a mount there ends with its command, and this machine never "
-            "sees it; the same home mounts here with --backend emulated, and 'cowfs uml -- sh' is for work inside"
+            f"'{command}' is not possible in User-Mode Linux: a mount there ends with its command and is not seen by "
+            "this machine; the same home mounts here with --backend emulated, and 'cowfs uml -- sh' is for work inside"
         )
     if command == "uml":
         raise UsageError("'uml' boots User-Mode Linux without --uml; leave it out")

@@ -128,7 +128,7 @@ class DeviceSet:
             self._transactions.recover()
             self._replacements.recover()
         except CowfsError as error:
-            self._store.problems.append(f"what a crash left could not be undone yet: {error}")
+            self._store.problems.append(f"changes that a crash interrupted could not be undone yet: {error}")
         marked = self._deletions.names()
         self.retry_deletions()
         self._store.findings.extend(

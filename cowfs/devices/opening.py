@@ -191,5 +191,5 @@ def _damage_of(files: HomeFiles) -> Iterator[None]:
     try:
         yield
     except MetadataCorrupt as error:
-        text = f"{error.detail}; this is in {files.metadata}, and 'check' says what else is wrong there"
+        text = f"{error.detail}; this is in {files.metadata}, and 'pool check' shows what else is wrong there"
         raise MetadataCorrupt(text, block=error.block, path=error.path, errno=error.errno) from error

@@ -69,7 +69,7 @@ def remake_base(
     is_reported = any(finding.device == BASE for finding in findings)
     if base.is_there() or (is_reported and ensure is None):
         return
-    found = "the home has no base device that was made to its end"
+    found = "the home has no completely initialised base device"
     try:
         if ensure is not None:
             ensure()
@@ -199,7 +199,7 @@ class Recovery:
             rightful = [name for name in names if self._store.require(name).transaction_id == made]
             found = f"thin {thin_id} is that of {' and '.join(map(repr, names))}"
             if len(rightful) != 1:
-                self._note("conflict", f"{found}, and nothing tells whose it is", "", None, thin_id)
+                self._note("conflict", f"{found}, and it is unknown which device it belongs to", "", None, thin_id)
                 continue
             for name in names:
                 if name != rightful[0]:

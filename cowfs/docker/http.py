@@ -83,7 +83,7 @@ async def serve_connection(stream: trio.SocketStream, handler: Handler) -> None:
                 await connection.refuse(error)
                 raise
     except CLIENT_FAILURES as error:
-        _log.info("a client is gone, or does not speak HTTP: %s", str(error) or "too slow")
+        _log.info("a client disconnected, or does not speak HTTP: %s", str(error) or "too slow")
     except _BodyFailed as error:
         _log.error("an answer breaks off: %s", error.__cause__)
     except Exception:

@@ -99,14 +99,16 @@ def _require_free(address: str) -> None:
     except OSError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{address} is no socket; choose another path for the plugin's, or move that away")
+        raise UsageError(
+            f"{address} is not a socket; choose another path for the plugin's socket, or move that file away"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(address)
         except ConnectionRefusedError:
             os.unlink(address)
         except OSError as error:
-            raise HomeError(f"cannot look at {address}: {error.strerror or error}", errno=error.errno) from error
+            raise HomeError(f"cannot inspect {address}: {error.strerror or error}", errno=error.errno) from error
         else:
             raise HomeError(f"another process listens on {address} already; end it first", errno=errno.EADDRINUSE)
 
@@ -141,7 +143,7 @@ class _Plugin:
 
     async def _wait_for_daemon(self) -> bool:
         """Wait until the daemon's first request has made the home; False when a signal came before."""
-        _log.info("%s is no home yet; it is made when the daemon says how", self._request.home)
+        _log.info("%s is not a home yet; it is initialised when the daemon sends its options", self._request.home)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_on_signal, nursery.cancel_scope)
             await self._opened.wait()

@@ -334,7 +334,7 @@ async def _run_service(
     except Exception:
         if not ready.is_set():
             raise
-        log.exception("a service beside the mount has failed; the mount goes on without it")
+        log.exception("a service beside the mount has failed; the mount continues without it")
 
 
 async def _repeat(seconds: float, view: View, action: Callable[[], None]) -> None:

@@ -288,7 +288,7 @@ class LayerDriver:
 
     def _require_layer(self, layer_id: str) -> None:
         if layer_id == BASE:
-            raise UsageError(f"{BASE!r} is no layer but what layers are made from, so it stays empty; create a layer")
+            raise UsageError(f"{BASE!r} is reserved: layers are created from it, so it stays empty; create a layer")
         if layer_id in self._devices and self._devices.record(layer_id).is_layer is False:
             raise UsageError(
                 f"device {layer_id!r} is not a layer: it was made by 'create', and all of its file system are its "

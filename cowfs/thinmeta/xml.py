@@ -276,7 +276,7 @@ class _XmlReader:
             self.fail(f"text '{text.strip()[:40]}' between the elements")
 
     def _doctype(self, *_: object) -> None:
-        self.fail("a document type declaration, which metadata has not")
+        self.fail("a document type declaration, which metadata must not have")
 
     # ------------------------------------------------------------------ elements
 

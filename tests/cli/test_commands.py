@@ -117,11 +117,11 @@ def test_status(cowfs: Run, home: Path) -> None:
     assert re.fullmatch(r"Disk free      [0-9.]+ \w+", disk_free)  # others write to the disk meanwhile
     assert out == (
         f"Home           {home}\n"
-        "Held by        nobody\n"
+        "Lock holder    none\n"
         "Backend        emulated\n"
         f"Pool           {report['pool']}\n"
         "Mode           write\n"
-        "When full      writes wait for space\n"
+        "When full      queue: writes wait for space\n"
         "Transaction    3\n"
         "Block size     64 KiB\n"
         f"Data           {format_size(used)} of 256 MiB used ({100 * used / total:.1f} %)\n"
@@ -140,7 +140,7 @@ def test_status_tells_what_needs_care(cowfs: Run, home: Path) -> None:
     (home / "metadata" / "web").write_text("{")
     out = cowfs("status").out
     assert re.search(r"^Metadata snapshot +held at block \d+$", out, re.M)
-    assert re.search(r"^Unknown thins +2, 77$", out, re.M)
+    assert re.search(r"^Orphan thins +2, 77$", out, re.M)
     assert re.search(r"^Problem +the record of device 'web' is damaged", out, re.M) is not None
 
 
@@ -338,9 +338,7 @@ def test_trim(cowfs: Run) -> None:
     devices = [{"name": name} | nothing for name in ("base", "web", "web-1")]
     assert cowfs("--json", "trim").json == {"trimmed": devices, "freed_bytes": 0}
     some = cowfs("trim", "web", "nope", "base")
-    assert (
-        some.out == "NAME  UNMAPPED  CAME BACK\nweb        0 B        0 B\nbase       0 B        0 B\n0 B came back\n"
-    )
+    assert some.out == "NAME  UNMAPPED  FREED\nweb        0 B    0 B\nbase       0 B    0 B\n0 B freed\n"
     assert (some.status, some.err.count("\n")) == (5, 1)
 
 

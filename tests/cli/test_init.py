@@ -78,10 +78,10 @@ def test_it_works_where_proc_is_of_an_outer_pid_namespace(root_user: Account, ne
         cowfs mount web mnt
         echo hello > mnt/file
         cowfs umount mnt
-        cowfs status | grep 'Held by'
+        cowfs status | grep 'Lock holder'
         """,
     )
-    assert re.search(r"Held by +nobody", out)
+    assert re.search(r"Lock holder +none", out)
 
 
 def test_a_proc_that_does_not_show_this_process_is_the_cause_that_is_named(root_user: Account) -> None:

@@ -50,7 +50,7 @@ def test_other_directories_and_files(docker: Path) -> None:
         "overlay2": "it is something else",
         "file": "it is not a directory",
         "empty": "it is an empty directory",
-        "absent": "there is nothing there",
+        "absent": "it does not exist",
     }.items():
         assert refusal(docker / name) == (
             f"{docker / name} is not a home: {what}; make one with init, or name another directory"

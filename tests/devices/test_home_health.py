@@ -76,7 +76,7 @@ def test_a_pool_that_needs_a_check_is_told_and_read(home: Path, backend: FakeBac
         assert devices.status().problems == devices.problems
         assert devices.activate("a").pread(0, 14) == b"still readable"
         for what, change in changes(devices).items():
-            with pytest.raises(PoolModeError, match="'check --repair'") as caught:
+            with pytest.raises(PoolModeError, match="'pool check --repair'") as caught:
                 change()
             assert caught.value.errno == errno.EROFS, what
         assert devices.retry_deletions() == 0
@@ -154,7 +154,7 @@ def test_the_flag_of_a_real_pool(tmp_path: Path) -> None:
         assert devices.status().needs_check
         assert "needs a check" in devices.problems[0]
         assert devices.activate("a").pread(0, 14) == b"still readable"
-        with pytest.raises(PoolModeError, match="'check --repair'"):
+        with pytest.raises(PoolModeError, match="'pool check --repair'"):
             devices.create("b")
     assert repair_home(home).repaired
     with open_home(home, EMULATED) as devices:
@@ -171,7 +171,7 @@ def test_devices_can_be_removed_when_the_metadata_is_full(home: Path, backend: F
         (problem,) = devices.status().problems
         assert "no metadata space left; devices can be read and removed" in problem
         for change in ("create", "resize", "ensure_base"):
-            with pytest.raises(PoolModeError, match="pool-resize --metadata-size"):
+            with pytest.raises(PoolModeError, match="pool resize --metadata-size"):
                 changes(devices)[change]()
         devices.remove("a")
         assert names(devices) == ["base"]

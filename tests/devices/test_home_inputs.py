@@ -235,7 +235,7 @@ def test_the_bases_transaction_names_it_by_the_empty_string(tmp_path: Path, back
 
 
 def test_directories_that_are_not_homes(tmp_path: Path, backend: FakeBackend) -> None:
-    with pytest.raises(NotAHome, match="is not a home: there is nothing there; make one with init"):
+    with pytest.raises(NotAHome, match="is not a home: it does not exist; make one with init"):
         open_home(tmp_path / "nothing", backend)
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotAHome, match="it is an empty directory"):
@@ -276,7 +276,7 @@ def test_a_home_cut_short_is_not_opened_but_made_again(tmp_path: Path, backend: 
     home = tmp_path / "home"
     with pytest.raises(OSError, match="No space"):
         make_home(home, backend, filesystem=NoSpace())
-    with pytest.raises(NotAHome, match="was not made to its end; run init again to finish it"):
+    with pytest.raises(NotAHome, match="is incomplete, because its initialisation was interrupted; run init again"):
         open_home(home, backend)
     with make_home(home, backend, replace(SMALL, base_size_bytes=2 * MIB)) as devices:
         assert devices.record("base").size_bytes == 2 * MIB
@@ -353,7 +353,7 @@ def test_a_damaged_superblock(home: Path, backend: FakeBackend) -> None:
         file.write(b"\xff")
     with pytest.raises(MetadataCorrupt, match="metadata block 0") as caught:
         open_home(home, backend)
-    assert f"this is in {home}/devicemapper/metadata, and 'check' says" in str(caught.value)
+    assert f"this is in {home}/devicemapper/metadata, and 'pool check' shows" in str(caught.value)
 
 
 def test_links_in_place_of_pool_files_or_records_are_not_followed(home: Path, backend: FakeBackend) -> None:

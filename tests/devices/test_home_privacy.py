@@ -84,7 +84,7 @@ def test_a_link_is_not_the_directory_of_mounts(home: Path, tmp_path: Path) -> No
     elsewhere.mkdir(0o755)
     (home / "mnt").rmdir()
     (home / "mnt").symlink_to(elsewhere)
-    with pytest.raises(HomeError, match="close to others the directory"):
+    with pytest.raises(HomeError, match="restrict access to the directory"):
         HomeFiles(str(home)).make_mounts()
     assert mode_of(elsewhere) == 0o755
 

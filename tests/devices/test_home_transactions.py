@@ -348,7 +348,7 @@ def test_a_transaction_of_another_time_undoes_nothing(home: Path, backend: FakeB
         write_transaction(home, transaction_id, "a", 2)
         with open_home(home, backend) as devices:
             assert "a" in devices
-            assert "not of the same time" in devices.problems[0]
+            assert "out of sync" in devices.problems[0]
             assert_whole(devices)
 
 

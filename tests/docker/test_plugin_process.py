@@ -182,7 +182,7 @@ def test_a_home_that_it_cannot_have(plugin: Plugin) -> None:
 def test_what_it_does_not_start_with(plugin: Plugin) -> None:
     assert "Unknown option" in plugin.refused("--storage-opt", "dm.colour=red")
     plugin.account.run(["sh", "-c", f"echo precious > {plugin.socket}"])
-    assert "is no socket" in plugin.refused()
+    assert "is not a socket" in plugin.refused()
     assert plugin.socket.read_text() == "precious\n"
     plugin.socket.unlink()
     client = plugin.start()

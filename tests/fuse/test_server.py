@@ -287,7 +287,7 @@ def test_a_service_that_fails_later_does_not_take_the_mount_away(root_user: Acco
     served = serve(root_user, "memory", "--fault", "late-service")
     (served.target / "f").write_text("still here")
     assert served.end() == 0
-    assert "the mount goes on without it" in served.logged()
+    assert "the mount continues without it" in served.logged()
 
 
 def test_a_server_that_dies(tmp_path: Path, needs_fuse: None) -> None:

@@ -64,9 +64,9 @@ def test_a_diff_applied_elsewhere_gives_the_same_layer(home: Path, tmp_path: Pat
 
 def test_the_base_device_stays_empty(home: Path) -> None:
     with opened(home) as made:
-        with pytest.raises(UsageError, match="'base' is no layer"):
+        with pytest.raises(UsageError, match="'base' is reserved"):
             made.apply("base", archive(a=b"in every layer"))
-        with pytest.raises(UsageError, match="'base' is no layer"):
+        with pytest.raises(UsageError, match="'base' is reserved"):
             made.driver.get("base")
         made.driver.create("three", None)
         assert made.changes("three") == []

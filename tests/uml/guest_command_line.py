@@ -189,8 +189,8 @@ def changing_sizes(cowfs: Recorder) -> None:
     cowfs("resize", "copy", "1M")
     cowfs("inspect", "copy")
     cowfs("trim", "web")
-    cowfs("pool-resize", "--data-size", "160M", "--metadata-size", "8M")
-    cowfs("pool-resize", "--data-size", "64M")
+    cowfs("pool", "resize", "--data-size", "160M", "--metadata-size", "8M")
+    cowfs("pool", "resize", "--data-size", "64M")
     cowfs("status")
 
 

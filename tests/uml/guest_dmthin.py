@@ -128,7 +128,7 @@ def a_process_that_is_killed_leaves_nothing(folder: Path) -> None:
 @check
 def a_device_of_somebody_else_is_left_alone(folder: Path) -> None:
     theirs = open_pool(make_table(folder, metadata="m2", data="d2"))
-    with expected(InvalidRequest, errno.EBUSY, "check-pool", "somebody else"):
+    with expected(InvalidRequest, errno.EBUSY, "check-pool", "another program"):
         open_pool(make_table(folder))
     assert theirs.thin_ids() == []
     theirs.close()

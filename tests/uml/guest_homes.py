@@ -517,7 +517,7 @@ def a_full_pool_holds_a_write_and_not_who_serves_the_mount(folder: Path) -> None
         assert "writes wait for space" in home("status").out
         assert (mount / "small").read_text() == "there"
         assert dd.poll() is None
-        home("pool-resize", "--data-size", "32M")
+        home("pool", "resize", "--data-size", "32M")
         assert dd.wait(timeout=20) == 0
     assert " rw " in home("dmstatus").out
     assert (mount / "file").read_bytes() == content

@@ -170,7 +170,7 @@ class Transactions:
         if pending.open_transaction_id != current_id + 1:
             return (
                 f"the last transaction was {pending.open_transaction_id} and the pool is at {current_id}: "
-                "pool and records are not of the same time"
+                "pool and records are out of sync"
             )
         record = self._store.get(name)
         claims = [other for other in self._store.claims(pending.device_id) if other != name]

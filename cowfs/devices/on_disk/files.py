@@ -214,7 +214,7 @@ class HomeFiles:
             group: of a container's root, which has to reach its files too.
         """
         self.make_directory(self.mounts)
-        with _explained("close to others the directory", self.mounts):
+        with _explained("restrict access to the directory", self.mounts):
             fd = os.open(self.mounts, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 if group is not None:
@@ -297,7 +297,7 @@ def close_new_home(home: str) -> None:
 
 def require_private(home: str) -> None:
     """Raises HomeError (EPERM) when others may put files of theirs in the place of the home's."""
-    with _explained("look at the home", home):
+    with _explained("inspect the home", home):
         mode = stat.S_IMODE(os.stat(home).st_mode)
     if mode & _OTHERS_WRITE:
         raise HomeError(
@@ -309,7 +309,7 @@ def require_private(home: str) -> None:
 
 def require_owned(home: str) -> None:
     """Raises HomeError (EPERM) when the home is of another user than this one and root, who could change its files."""
-    with _explained("look at the home", home):
+    with _explained("inspect the home", home):
         owner = os.stat(home).st_uid
     if owner not in (0, os.geteuid()):
         raise HomeError(

@@ -29,7 +29,7 @@ _MARKER: Final = b"This home is being made. If nothing is making it, run init ag
 class HomeState(enum.Enum):
     ABSENT = "there is nothing"
     EMPTY = "an empty directory"
-    HALF_MADE = "a home whose making was cut short"
+    HALF_MADE = "a home whose initialisation was interrupted"
     HOME = "a home"
     OTHER = "something else"
 
@@ -77,10 +77,12 @@ def require_home(files: HomeFiles) -> None:
     if state is HomeState.HOME:
         return
     if state is HomeState.HALF_MADE:
-        raise NotAHome(f"the home {files.home} was not made to its end; run init again to finish it")
+        raise NotAHome(
+            f"the home {files.home} is incomplete, because its initialisation was interrupted; run init again"
+        )
     what = f"it is {state.value}"
     if state is HomeState.ABSENT:
-        what = "there is nothing there"
+        what = "it does not exist"
     elif not os.path.isdir(files.home):
         what = "it is not a directory"
     elif (near := _home_near(files.home)) is not None:

@@ -31,7 +31,7 @@ def _problem(name: str) -> str:
     if not name:
         return "it is empty"
     if name in (BASE, SET_FILE, TRANSACTION_FILE):
-        return "the home uses it for itself"
+        return "it is reserved for the home"
     if name.startswith("."):
         return "it starts with a dot"
     if name.endswith(MIGRATED_SUFFIX):

@@ -36,7 +36,7 @@ def require_minimum(pool: Pool, minimum: MinimumFree) -> None:
         error = OutOfDataSpace if space.what == "data" else OutOfMetadataSpace
         raise error(
             f"{space.describe(pool.name)}, less than the {space.least_bytes} ({format_size(space.least_bytes)}) that "
-            f"stay free; remove or trim devices, make the pool larger with 'pool-resize', or lower the minimum"
+            f"stay free; remove or trim devices, make the pool larger with 'pool resize', or lower the minimum"
         )
 
 
@@ -50,7 +50,7 @@ def warnings(pool: Pool, minimum: MinimumFree) -> list[str]:
         return []
     if status.mode is PoolMode.OUT_OF_DATA_SPACE:
         writes = "wait" if status.no_space is NoSpacePolicy.QUEUE else "fail"
-        remedy = "remove or trim devices, or make it larger with 'pool-resize --data-size'"
+        remedy = "remove or trim devices, or make it larger with 'pool resize --data-size'"
         return [f"pool {pool.name} has no data space left, so writes {writes}; {remedy}"]
     return [
         f"{space.describe(pool.name)}; below {format_size(space.least_bytes)} no device is made"

@@ -31,11 +31,11 @@ def examine(pool: Pool) -> Health:
     try:
         status = pool.status(flush=False)
     except CowfsError as error:
-        return Health(problem=f"pool {pool.name} does not tell its state: {error}")
+        return Health(problem=f"pool {pool.name} does not report its state: {error}")
     if isinstance(status, UnreadableStatus):
         problem = (
             f"pool {pool.name} has failed: it answers '{status.value}', and nothing in it can be read or changed; "
-            "close the home, then run 'check', and 'check --repair'"
+            "close the home, then run 'pool check', and 'pool check --repair'"
         )
         return Health(can_read=False, can_change=False, problem=problem, mode=PoolMode.FAIL)
     mode = status.mode
@@ -47,8 +47,8 @@ def examine(pool: Pool) -> Health:
     problem = ""
     if status.needs_check:
         problem = (
-            f"pool {pool.name} needs a check, because a change of its metadata failed; until 'check --repair' has run "
-            "on the closed home, devices can be read and nothing can be changed"
+            f"pool {pool.name} needs a check, because a change of its metadata failed; until 'pool check --repair' has "
+            "run on the closed home, devices can be read and nothing can be changed"
         )
     elif mode is PoolMode.READ_ONLY:
         problem = (
@@ -58,7 +58,7 @@ def examine(pool: Pool) -> Health:
     elif mode is PoolMode.OUT_OF_METADATA_SPACE:
         problem = (
             f"pool {pool.name} has no metadata space left; devices can be read and removed, and nothing else can be "
-            "changed until it is made larger with 'pool-resize --metadata-size'"
+            "changed until it is made larger with 'pool resize --metadata-size'"
         )
     can_change = not status.needs_check and mode is not PoolMode.READ_ONLY
     return Health(can_change=can_change, problem=problem, mode=mode)

@@ -1,7 +1,7 @@
-"""Opening the pool of a home, wherever it is: in the home's own files, on devices, or a pool that somebody else made.
+"""Opening the pool of a home, wherever it is: in the home's own files, on devices, or an existing pool of the kernel.
 
 A new home takes devices over only when nothing is on them, or when it is told that what is there may be lost; and a
-pool of somebody else's only when nothing was ever made in it.
+externally created pool only if it was never used.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def make_pool(files: HomeFiles, backend: Backend, options: HomeOptions) -> Pool:
     """The pool of a home that is being made, after `look_at_source` and `making.begin_home`.
 
     Raises:
-        HomeError: a pool of somebody else's in which something was made already.
+        HomeError: an externally created pool that was used before.
     """
     settings = making.settings_of(options)
     if options.source.thin_pool:
@@ -218,7 +218,7 @@ def _usable_metadata_bytes(size_bytes: int) -> int:
 
 
 def _check_unused(pool: Pool) -> None:
-    """Raises HomeError unless nothing was ever made in a pool of somebody else's."""
+    """Raises HomeError if an externally created pool was used before."""
     status = pool.status()
     if not isinstance(status, PoolStatus):
         raise PoolModeError(f"pool '{pool.name}' answers '{status.value}'; repair it, or name another one")
@@ -231,7 +231,7 @@ def _check_unused(pool: Pool) -> None:
         what = f"has {len(pool.thin_ids())} thin devices"
     if what:
         raise HomeError(
-            f"unable to take ownership of thin-pool {pool.name}, which already {what}: somebody else uses it; "
+            f"unable to take ownership of thin-pool {pool.name}, which already {what}: another program uses it; "
             "name a pool that was never used",
             errno=errno.EEXIST,
         )

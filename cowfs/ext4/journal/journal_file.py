@@ -88,7 +88,7 @@ def _places(fs: Filesystem) -> RangeMap[int]:
     inode = Inode(fs, fs.super.s_journal_inum)
     inode.load()
     if not inode.is_regular or not inode.links:
-        raise DamagedJournal(f"should be inode {inode.number}, which is no file")
+        raise DamagedJournal(f"should be inode {inode.number}, which is not a file")
     if inode.flags & layout.INODE_FLAG_EXTENTS:
         map_, _ = extents.load(fs, inode.number, inode.checksum_seed, inode.pointers)
     else:

@@ -121,7 +121,7 @@ class ControlServer:
             except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
                 await _last_words(connection, error)
             except (OSError, trio.TooSlowError) as error:
-                _log.info("a client of the control socket is gone: %s", str(error) or "too slow")
+                _log.info("a client of the control socket disconnected: %s", str(error) or "too slow")
 
     def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
@@ -297,7 +297,7 @@ async def _last_words(connection: _Connection, error: CowfsError) -> None:
     try:
         await connection.send(_line(Reply(error=record_error(error))))
     except (OSError, trio.TooSlowError):
-        _log.info("a client of the control socket left before it was told: %s", error)
+        _log.info("a client of the control socket disconnected before its answer: %s", error)
 
 
 def _error_line(request: bytes, error: Exception) -> bytes:

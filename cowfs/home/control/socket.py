@@ -56,7 +56,7 @@ def remove_stale(address: str, home: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HomeError(f"{home / SOCKET_NAME} is not a socket; move it away, the home's control socket goes there")
+        raise HomeError(f"{home / SOCKET_NAME} is not a socket; move it away, the home's control socket must be there")
     os.unlink(address)
 
 

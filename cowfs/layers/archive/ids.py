@@ -46,7 +46,11 @@ class IdShift:
         for begin, end, target in ranges:
             if begin <= number < end:
                 return target + number - begin
-        where = "of the host is no container's" if self._inward else "of the container has no place on the host"
+        where = (
+            "of the host is not mapped into the container"
+            if self._inward
+            else "of the container is not mapped to the host"
+        )
         raise UnmappedId(f"{kind} id {number} {where} by the id maps")
 
 

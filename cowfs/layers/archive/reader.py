@@ -172,7 +172,7 @@ class ArchiveReader:
         for magic, name in _COMPRESSED.items():
             if block.startswith(magic):
                 return ArchiveError(f"it is compressed with {name}; decompress it first")
-        return ArchiveError(f"it is no tar archive: {reason}")
+        return ArchiveError(f"it is not a tar archive: {reason}")
 
     def _extended(self, info: tarfile.TarInfo) -> bytes:
         """What an extended header holds."""

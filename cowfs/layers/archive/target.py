@@ -216,4 +216,4 @@ def _why_no_parent(found: Attributes | None, part: bytes) -> str:
         return "a symbolic link in its path leads nowhere"
     if stat.S_ISLNK(found.mode):
         return "too many symbolic links in its path"
-    return f"'{show(part)}' in its path is no directory"
+    return f"'{show(part)}' in its path is not a directory"

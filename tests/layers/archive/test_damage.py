@@ -67,7 +67,7 @@ def test_every_truncation(layers: LayerVolume) -> None:
         expected = (
             r"it is empty|it ends after '.*' without the blocks of zeros that end an archive"
             if length in ends
-            else r"ends in the middle|without the blocks|no header follows|no tar"
+            else r"ends in the middle|without the blocks|no header follows|not a tar"
         )
         with pytest.raises(ArchiveError, match=expected):
             read_all(archive[:length])
@@ -87,7 +87,7 @@ def test_every_truncation_where_the_end_is_known_otherwise() -> None:
         if length in ends:
             assert read_all(archive[:length], end_required=False) == whole[: ends.index(length)]
             continue
-        with pytest.raises(ArchiveError, match=r"ends in the middle|ends after an extended|no header follows|no tar"):
+        with pytest.raises(ArchiveError, match=r"ends in the middle|ends after an extended|no header follows|a tar"):
             read_all(archive[:length], end_required=False)
 
 
@@ -98,7 +98,7 @@ def test_every_truncation_where_the_end_is_known_otherwise() -> None:
         ({b"": (0, b"BZh9")}, "compressed with bzip2"),
         ({b"": (0, b"\xfd7zXZ\0")}, "compressed with xz"),
         ({b"": (0, b"\x28\xb5\x2f\xfd")}, "compressed with zstd"),
-        ({b"": (0, b"anything")}, "it is no tar archive: bad checksum"),
+        ({b"": (0, b"anything")}, "it is not a tar archive: bad checksum"),
         ({b"": (512, b"anything")}, "no header follows 'dir': bad checksum"),
         ({b"": (512, bytes(512))}, "a block of zeros where a header belongs, after 'dir'"),
     ],
@@ -124,7 +124,7 @@ def field(name: bytes, offset: int, data: bytes, kind: bytes = tarfile.REGTYPE) 
     [
         (field(b"x", 124, b"\xff" * 12), "a size of -1 bytes"),
         (field(b"x", 124, b"\x80" + b"\xff" * 11), "a size of"),
-        (field(b"x", 124, b"99999999999\0"), "no tar archive"),
+        (field(b"x", 124, b"99999999999\0"), "not a tar archive"),
         (field(b"x", 108, b"\xff" * 8), "an owner of -1:0"),
         (field(b"x", 116, b"\x80" + b"\xff" * 7), "an owner of 0:"),
         (field(b"x", 329, b"\x80" + b"\xff" * 7, tarfile.CHRTYPE), "a device"),
@@ -246,7 +246,7 @@ V1 = {"major": b"1", "minor": b"0", "name": b"s"}
         (entry(b"s", content=padded(b"-1\n"), records=sparse_records(**V1, realsize=b"9")), "where a number belongs"),
         (entry(b"s", records=sparse_records(major=b"2", minor=b"0", realsize=b"9")), "not known here"),
         (field(b"s", 386, b"00000000001\0" * 2, b"S"), "1 bytes at 1 after 0 of 0"),
-        (field(b"s", 386, b"00000000009\0" * 2, b"S"), "no tar archive|invalid literal"),
+        (field(b"s", 386, b"00000000009\0" * 2, b"S"), "not a tar archive|invalid literal"),
         (field(b"s", 482, b"\1", b"S") + b"0000000009x\0" * 42 + bytes(8), "a number that is none"),
         (field(b"s", 482, b"\1", b"S"), "ends in the middle of a sparse map"),
         (
@@ -378,5 +378,5 @@ def test_random_bytes(layer: LayerRoot, rng: random.Random) -> None:
 
 
 def test_a_bomb_of_compressed_data_is_not_opened(layer: LayerRoot) -> None:
-    with pytest.raises(CowfsError, match="no tar archive"):
+    with pytest.raises(CowfsError, match="not a tar archive"):
         apply(layer, zlib.compress(bytes(MIB)) + struct.pack("<Q", 0) * 100)
