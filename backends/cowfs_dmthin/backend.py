@@ -14,8 +14,8 @@ from cowfs.units import METADATA_BLOCK_BYTES
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import DM_CONTROL_PATH, LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
 from cowfs_dmthin.control import Control, ControlError, only_line
+from cowfs_dmthin.fault_injection import FailingDevice, set_no_space_timeout
 from cowfs_dmthin.holders import describe_holders
-from cowfs_dmthin.laboratory import BreakableDevice, set_no_space_timeout
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.pool import POOL_SUFFIX, DmPool, load_pool_table
 
@@ -27,11 +27,11 @@ _BUSY_PAUSE_SECONDS = 0.02
 class DmThinBackend:
     """Thin pools of this machine's kernel, on block devices and, through loop devices, on regular files.
 
-    What a crash left under the same name and on the same devices is taken over: thin devices that somebody still uses
+    What a crash left under the same name and on the same devices is taken over: thin devices that are still in use
     stay as they are, everything else is removed and loaded anew.
 
     Two locks (flock) say who may open a pool. A shared one on the metadata excludes pools of the emulated backend,
-    which take it exclusively; the kernel holds it as long as the pool device is there, also after a crash. An exclusive
+    which take it exclusively; the kernel holds it as long as the pool device exists, also after a crash. An exclusive
     one on the data excludes other pools of this backend, and ends with the process.
     """
 
@@ -110,12 +110,12 @@ class DmThinBackend:
             undo.pop_all()
         return pool
 
-    def breakable_device(self, name: str, path: str) -> BreakableDevice:
+    def failing_device(self, name: str, path: str) -> FailingDevice:
         """A device for tests, which shows a file and can be made to fail."""
-        return BreakableDevice(self._control, name, path)
+        return FailingDevice(self._control, name, path)
 
     def set_no_space_timeout(self, seconds: float) -> float:
-        """For tests: see `laboratory`."""
+        """For tests: see `fault_injection`."""
         return set_no_space_timeout(seconds)
 
     def _load(self, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
@@ -136,13 +136,13 @@ class DmThinBackend:
         """Give a pool that was taken over the table that is wanted now, where that is another one."""
         control = self._control
         line = only_line(control.table(name), name)
-        told = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
+        live = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
         wanted = table.replace(
-            metadata_device=told.metadata_device, data_device=told.data_device, read_only=told.read_only
+            metadata_device=live.metadata_device, data_device=live.data_device, read_only=live.read_only
         )
         try:
-            if wanted != told:
-                load_pool_table(control, name, table.replace(read_only=told.read_only), metadata, data)
+            if wanted != live:
+                load_pool_table(control, name, table.replace(read_only=live.read_only), metadata, data)
                 control.suspend(name)
             control.resume(name)
         except ControlError as error:
@@ -151,7 +151,7 @@ class DmThinBackend:
             raise _opening_error(name, table, metadata, data, error) from error
 
     def _take_over(self, name: str, metadata: Backing, data: Backing) -> bool:
-        """Clear what a process left that died; the lock on the data says it did. Whether the pool is there, in use."""
+        """Clear what a dead process left (the lock on the data says so). Returns True if the pool exists, in use."""
         control = self._control
         info = control.info(name)
         if info is None:

@@ -97,7 +97,7 @@ class Control:
         """`remove` of a device that may be gone already. What fails for a moment only is tried once more.
 
         Raises:
-            ControlError: EBUSY, when somebody uses it; it is as it was.
+            ControlError: EBUSY, when it is in use; it is as it was.
         """
         for is_last in (False, True):
             try:

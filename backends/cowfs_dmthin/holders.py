@@ -9,7 +9,7 @@ _MOST_NAMED = 5
 
 
 def describe_holders(*device_numbers: int) -> str:
-    """What uses devices, as far as it can be told: mounts, devices on top of them, processes that have them open."""
+    """What uses devices, as far as it is known: mounts, devices on top of them, processes that have them open."""
     looks = (_mounts, _devices_above, _processes)
     found = list(dict.fromkeys(who for look in looks for number in device_numbers for who in look(number)))
     # This process usually holds it on the way to finding out who else does.

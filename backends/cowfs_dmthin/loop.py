@@ -1,6 +1,6 @@
 """Backing devices of a pool: regular files through loop devices, block devices as they are.
 
-A loop device is made to clear itself: it lasts while somebody has it open, first this process, then the pool's table,
+A loop device is made to clear itself: it lasts while it is open, first in this process, then the pool's table,
 and is gone with the last of them, also after a crash. An existing loop device of the same file, known by the file's
 device and inode numbers, is used instead of a second one.
 """
@@ -84,7 +84,7 @@ class Backing:
         when the pool's table does.
 
         Raises:
-            InvalidRequest (EBUSY): somebody has an exclusive lock.
+            InvalidRequest (EBUSY): another process has an exclusive lock.
         """
         self._lock(self.file_fd if self.file_fd >= 0 else self._fd, fcntl.LOCK_SH)
 
@@ -92,7 +92,7 @@ class Backing:
         """Keep other processes off, for as long as this one lives: through an open file that no loop device has.
 
         Raises:
-            InvalidRequest (EBUSY): somebody has a lock.
+            InvalidRequest (EBUSY): another process has a lock.
         """
         fd = self.file_fd if self.file_fd >= 0 else self._fd
         self._lock_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -201,7 +201,7 @@ def _attach(file_fd: int, path: str, access: int, read_only: bool) -> int:
                 fcntl.ioctl(fd, LOOP_CONFIGURE, config)
             except OSError as error:
                 os.close(fd)
-                if error.errno != errno.EBUSY:  # EBUSY: somebody else took this one
+                if error.errno != errno.EBUSY:  # EBUSY: another process took this one
                     reason = os.strerror(error.errno or errno.EIO).lower()
                     raise InvalidRequest(f"no loop device for {path}: {reason}", errno=error.errno) from error
             else:
@@ -212,7 +212,7 @@ def _attach(file_fd: int, path: str, access: int, read_only: bool) -> int:
 
 
 def _loop_number(index: int) -> int:
-    """Loop devices have one minor number each, unless the module was told to make partitions (not supported)."""
+    """Loop devices have one minor number each, unless the module is set to make partitions (not supported)."""
     with open(f"/sys/block/loop{index}/dev", encoding="ascii") as file:
         major, minor = map(int, file.read().split(":"))
     return os.makedev(major, minor)

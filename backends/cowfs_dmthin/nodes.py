@@ -1,4 +1,4 @@
-"""Opening devices by number, whoever makes the nodes: devtmpfs, udev, or nobody.
+"""Opening devices by number, whether devtmpfs or udev makes the nodes, or neither.
 
 A name below /dev is only a hint; what was opened is checked by its device number.
 """

@@ -47,22 +47,22 @@ from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
-from cowfs_dmthin.room import Room
+from cowfs_dmthin.space_guard import SpaceGuard
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
 POOL_SUFFIX = "-pool"
-_QUIET_READS = 3
+_STABLE_READ_TRIES = 3
 
 
 class DmPool:
     """A `Pool` of the kernel. Made by `DmThinBackend.open_pool`.
 
     The kernel commits on its own once a second, so `tick` has nothing to do. Writes that would wait in the kernel for
-    space are refused instead: see `room`.
+    space are refused instead: see `space_guard`.
 
-    The pool device goes with its last user, this process or a thin that somebody uses (see `DmThin.lend`): so nothing
-    outlives a crash. A pool of somebody else's (`is_foreign`) is never removed.
+    The pool device goes with its last user, this process or a thin that is in use (see `DmThin.lend`): so nothing
+    outlives a crash. A pool that was made externally (`is_foreign`) is never removed.
 
     Reading metadata while the pool runs: see `_read_committed`.
     """
@@ -90,7 +90,7 @@ class DmPool:
         self._suspended = False
         self._closed = False
         self._thins: list[DmThin] = []
-        self.room = Room(lambda must_commit: self.status(flush=must_commit))
+        self.space_guard = SpaceGuard(lambda must_commit: self.status(flush=must_commit))
         self._device_number = self._info().device_number
         self._fd = self._hold()
         not_inherited(self, f"pool '{name}'", drop=lambda pool: os.close(pool._fd))
@@ -188,13 +188,13 @@ class DmPool:
         except ControlError as error:
             raise self._message_error(text, error) from error
         finally:
-            self._look_again()
+            self._invalidate()
 
-    def _look_again(self) -> None:
+    def _invalidate(self) -> None:
         """Blocks may have been freed or become shared."""
-        self.room.look_again()
+        self.space_guard.invalidate()
         for thin in self._thins:
-            thin.look_again()
+            thin.invalidate()
 
     def _message_error(self, text: str, error: ControlError) -> PoolError:
         """The kernel's refusal in the words of all backends. It looks at the mode before it looks at the words."""
@@ -251,7 +251,7 @@ class DmPool:
         return PoolStatus.parse(self._ask(lambda: self._control.status(self._name, flush=flush)).parameters)
 
     def _ask(self, ask: Callable[[], list[TargetLine]]) -> TargetLine:
-        """The pool's only target, as a request tells it."""
+        """The pool's only target, from a request."""
         try:
             return only_line(ask(), self._name)
         except ControlError as error:
@@ -275,11 +275,11 @@ class DmPool:
         return self.status(flush=False) is UnreadableStatus.FAIL
 
     def table(self) -> PoolTable:
-        """The live table, as the kernel tells it, with the paths in place of device numbers."""
+        """The kernel's live table, with the paths in place of device numbers."""
         self._require_open()
         line = self._ask(lambda: self._control.table(self._name))
-        told = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
-        return told.replace(metadata_device=self._metadata.path, data_device=self._data.path)
+        live = PoolTable.parse(f"{line.start_sectors} {line.length_sectors} {line.target} {line.parameters}")
+        return live.replace(metadata_device=self._metadata.path, data_device=self._data.path)
 
     def thin_ids(self) -> list[int]:
         return self._read_committed(Metadata.thin_ids)
@@ -327,7 +327,7 @@ class DmPool:
                 copy_sparse(device, file.fileno(), ranges)
                 return FileDevice(file.name, read_only=True)
 
-        return self._read_quietly(copy)
+        return self._read_stable(copy)
 
     def read_metadata(self, read: Callable[[BlockDevice, bool], _T]) -> _T:
         """What a metadata snapshot holds stays in place, whatever the pool commits meanwhile."""
@@ -335,10 +335,10 @@ class DmPool:
             self.reserve_metadata_snap()
         except PoolError:  # another one is held, or the pool is read-only and hardly commits
             self.commit()
-            return self._read_quietly(lambda device: read(device, False))
+            return self._read_stable(lambda device: read(device, False))
         try:
-            for _ in range(_QUIET_READS):
-                with suppress(MetadataCorrupt):  # where it is held stands in the superblock, which is being written
+            for _ in range(_STABLE_READ_TRIES):
+                with suppress(MetadataCorrupt):  # the superblock, which says where it is, is being written
                     return self._read_once(lambda device: read(device, True))
             return self._read_once(lambda device: read(device, True))
         finally:
@@ -353,16 +353,16 @@ class DmPool:
             with closing(Metadata.open(device, read_only=True)) as metadata:
                 return read(metadata)
 
-        return self._read_quietly(read_metadata)
+        return self._read_stable(read_metadata)
 
-    def _read_quietly(self, read: Callable[[BlockDevice], _T]) -> _T:
+    def _read_stable(self, read: Callable[[BlockDevice], _T]) -> _T:
         """Read the metadata device so that no commit falls into the reading.
 
         The blocks of one commit stay in place until the next commit is complete, and every commit writes. So what was
         read is one commit when the device completed no write meanwhile. A pool that never pauses is suspended for the
         reading; that is the last resort, since its resume arms the low water event again.
         """
-        for _ in range(_QUIET_READS):
+        for _ in range(_STABLE_READ_TRIES):
             before = self._metadata.writes_completed()
             with suppress(MetadataCorrupt):
                 result = self._read_once(read)
@@ -430,7 +430,7 @@ class DmPool:
     def active(self) -> list[ThinDevice]:
         return list(self._thins)
 
-    def forget(self, thin: DmThin) -> None:
+    def remove_active(self, thin: DmThin) -> None:
         self._thins.remove(thin)
 
     def lent(self) -> dict[int, list[int]]:
@@ -459,7 +459,7 @@ class DmPool:
         return {name: number for lent_id, name, number in self._lent() if lent_id == thin_id}
 
     def _used(self, devices: dict[str, int]) -> dict[str, int]:
-        """Those of some lent devices that somebody uses; the others, left by a crash, are removed."""
+        """Those of some devices that are in use; the others, left by a crash, are removed."""
         used = {}
         for name, number in devices.items():
             if self._is_used(name):
@@ -504,9 +504,9 @@ class DmPool:
         self._table = self._loaded or self._table
         self._loaded = None
         self._suspended = False
-        self._look_again()
+        self._invalidate()
         for thin in self._thins:
-            thin.settle()
+            thin.apply_suspension()
 
     # ------------------------------------------------------------------------------------------ time, end
 
@@ -515,17 +515,17 @@ class DmPool:
 
     def extra_space_wait_seconds(self) -> float:
         self._require_open()
-        return self.room.wait_seconds()
+        return self.space_guard.wait_seconds()
 
     def commit(self) -> None:
         """A status that flushes is the kernel's way to ask for a commit."""
         self.status()
 
     def close(self) -> None:
-        """As `Pool.close`; a pool with thins that were lent stays until the last of them goes.
+        """As `Pool.close`; a pool with exported thins stays until the last of them is removed.
 
         Raises:
-            ThinBusy (EBUSY): somebody uses a thin's node or the pool's; it then stays open.
+            ThinBusy (EBUSY): a thin's node or the pool's is in use; the pool then stays open.
         """
         if self._closed:
             return
@@ -539,7 +539,7 @@ class DmPool:
         with suppress(PoolError):  # a pool that failed is closed all the same
             self.commit()
         if not self._is_foreign:
-            is_lent = True  # then, or when it cannot be told, the kernel removes the pool with its last user
+            is_lent = True  # then, or when it is unknown, the kernel removes the pool with its last user
             with suppress(ControlError):
                 is_lent = bool(self._used({name: number for _, name, number in self._lent()}))
             if not is_lent:
@@ -552,7 +552,7 @@ class DmPool:
 
     def _remove(self) -> None:
         with suppress(ControlError):
-            # Else it would go by itself, later, when the node is closed.
+            # Else the kernel would remove it later, when the node is closed.
             self._control.cancel_deferred_remove(self._name)
         os.close(self._fd)
         self._fd = -1
@@ -578,7 +578,7 @@ def load_pool_table(control: Control, name: str, table: PoolTable, metadata: Bac
 
 
 def dm_name_of_thin(pool_name: str, name: str) -> str:
-    """`<prefix>-<name>` where the pool is `<prefix>-pool`, as moby has it; a digest where that is no name."""
+    """`<prefix>-<name>` where the pool is `<prefix>-pool`, as moby has it; a digest where that is not a valid name."""
     prefix = pool_name.removesuffix(POOL_SUFFIX)
     plain = name if name.startswith(f"{prefix}-") else f"{prefix}-{name}"
     if plain != pool_name and "/" not in plain and len(os.fsencode(plain)) <= MAX_DM_NAME_BYTES:

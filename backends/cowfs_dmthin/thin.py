@@ -20,7 +20,7 @@ from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.disk import DirectDisk
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing
-from cowfs_dmthin.room import Petition, Room
+from cowfs_dmthin.space_guard import Petition, SpaceGuard
 
 _COPY_CHUNK_BYTES = 1 << 20
 _LOOK_AHEAD_BLOCKS = 256
@@ -31,7 +31,7 @@ _NOTICE_SECONDS = 0.02
 _T = TypeVar("_T")
 
 
-class Owner(Protocol):
+class ThinOwner(Protocol):
     """What a thin device needs of its pool."""
 
     @property
@@ -53,7 +53,7 @@ class Owner(Protocol):
     def ignores_discards(self) -> bool: ...
 
     @property
-    def room(self) -> Room: ...
+    def space_guard(self) -> SpaceGuard: ...
 
     def blocks_needed(self, thin_id: int, begin_vblock: int, count: int) -> list[bool]: ...
 
@@ -69,24 +69,24 @@ class Owner(Protocol):
 
     def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]: ...
 
-    def forget(self, thin: DmThin) -> None: ...
+    def remove_active(self, thin: DmThin) -> None: ...
 
 
 class DmThin:
     """A `ThinDevice` of the kernel. Made by `DmPool.activate`.
 
-    The kernel is told at once to remove the device with its last user, which is this process until `lend`: so nothing
+    The kernel is asked at once to remove the device with its last user, which is this process until `lend`: so nothing
     outlives a crash.
 
     I/O on a suspended device would wait in the kernel; it is refused with EAGAIN, as on every backend, as long as it
     was suspended through this object or its pool. So would a write to a full pool that queues; it is refused too, with
-    `may_queue` (see `room`).
+    `may_queue` (see `space_guard`).
     """
 
     def __init__(
         self,
         control: Control,
-        pool: Owner,
+        pool: ThinOwner,
         name: str,
         dm_name: str,
         thin_id: int,
@@ -104,8 +104,8 @@ class DmThin:
         self._read_only = read_only
         self._origin = origin
         self._suspended = False
-        # What the kernel was told; a pool that is suspended lets no request of this kind through.
-        self._told_suspended = False
+        # The state in the kernel; a pool that is suspended lets no request of this kind through.
+        self._is_suspended_in_kernel = False
         self._closed = False
         self._petition: Petition | None = None
         self._needs: dict[int, bool] = {}  # by virtual block: whether a write to it takes a new data block
@@ -202,8 +202,8 @@ class DmThin:
             self._control.suspend(self.dm_name, flush=False)
         self._control.resume(self.dm_name)
         self._length_sectors = length_sectors
-        self._told_suspended = False
-        self.settle()
+        self._is_suspended_in_kernel = False
+        self.apply_suspension()
 
     def suspend(self) -> None:
         self._require_open()
@@ -214,25 +214,25 @@ class DmThin:
                 self.flush()
         finally:
             self._suspended = True
-            self.settle()
+            self.apply_suspension()
 
     def resume(self) -> None:
         self._require_open()
         self._suspended = False
-        self.settle()
+        self.apply_suspension()
 
-    def settle(self) -> None:
-        """Tell the kernel what it was not told yet; while the pool is suspended this waits for the pool's resume."""
-        if self._pool.suspended or self._told_suspended == self._suspended:
+    def apply_suspension(self) -> None:
+        """Bring the kernel's state up to date; while the pool is suspended this waits for the pool's resume."""
+        if self._pool.suspended or self._is_suspended_in_kernel == self._suspended:
             return
         if self._suspended:
             self._control.suspend(self.dm_name, flush=not self.awaits_space())
         else:
             self._control.resume(self.dm_name)
-        self._told_suspended = self._suspended
+        self._is_suspended_in_kernel = self._suspended
 
     def lend(self) -> int:
-        """Give the device up to whoever uses its node; it goes with the last of them.
+        """Give the device up to the users of its node; it is removed with the last of them.
 
         Returns:
             A descriptor of the node, the first user, which the caller closes.
@@ -248,13 +248,13 @@ class DmThin:
         """Deactivate.
 
         Raises:
-            ThinBusy (EBUSY): somebody else uses the node; the device stays active, and may be closed again.
+            ThinBusy (EBUSY): another process uses the node; the device stays active, and may be closed again.
         """
         if self._closed:
             return
         self._withdraw()
         with suppress(ControlError):
-            # Else it would go by itself, later, when the node is closed.
+            # Else the kernel would remove it later, when the node is closed.
             self._control.cancel_deferred_remove(self.dm_name)
         self._disk.close()
         try:
@@ -270,7 +270,7 @@ class DmThin:
 
     def _end(self) -> None:
         self._closed = True
-        self._pool.forget(self)
+        self._pool.remove_active(self)
         if self._origin is not None:
             self._origin.close()
 
@@ -293,11 +293,11 @@ class DmThin:
         if not self._admit("write", offset, length):
             return
         blocks = -(-(offset + length) // self.block_bytes) - offset // self.block_bytes
-        if not self.awaits_space() and self._pool.room.take(blocks):
+        if not self.awaits_space() and self._pool.space_guard.take(blocks):
             self._needs.clear()
             self._carry_out("write", offset, length, lambda: self._disk.pwrite(offset, data))
         else:
-            self._write_with_little_room(offset, memoryview(data).cast("B"))
+            self._write_with_little_space(offset, memoryview(data).cast("B"))
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: whole blocks are unmapped where that shows zeros, the rest is written."""
@@ -333,14 +333,14 @@ class DmThin:
         if size > 0:
             self._withdraw()
             self._carry_out("discard", offset, length, lambda: self._disk.discard(begin, size))
-            self._pool.room.look_again(must_commit=True)
-            self.look_again()
+            self._pool.space_guard.invalidate(must_commit=True)
+            self.invalidate()
 
     def flush(self) -> None:
         self._admit("flush", 0, 0)
         if not self._pool.durable:
             return
-        if not self._pool.room.holds_writes():
+        if not self._pool.space_guard.holds_writes():
             with suppress(OutOfDataSpace):
                 self._carry_out("flush", 0, 0, self._disk.flush)
                 return
@@ -349,9 +349,9 @@ class DmThin:
         if not self._pool.can_provision():
             raise self._pool.refusal_by_mode(f"flush of '{self._name}'", errno.EIO)
 
-    # ------------------------------------------------------------------------------------------ little room
+    # ------------------------------------------------------------------------------------------ little space
 
-    def look_again(self) -> None:
+    def invalidate(self) -> None:
         """What is known about blocks may be wrong."""
         self._needs.clear()
 
@@ -361,12 +361,12 @@ class DmThin:
             self._petition = None
         return self._petition is not None
 
-    def _write_with_little_room(self, offset: int, data: memoryview) -> None:
+    def _write_with_little_space(self, offset: int, data: memoryview) -> None:
         """Write what needs no new block, or finds one, block by block; refuse the first that does not."""
         while data:
             vblock = offset // self.block_bytes
             piece = data[: (vblock + 1) * self.block_bytes - offset]
-            if self._needs_block(vblock) and not self._pool.room.take(1) and not self._ask_for(vblock):
+            if self._needs_block(vblock) and not self._pool.space_guard.take(1) and not self._ask_for(vblock):
                 raise self._no_space("write", offset, len(data), may_queue=self._pool.extra_space_wait_seconds() > 0)
             if self._petition is not None and self._petition.vblock == vblock:
                 self._withdraw()  # else it might come after this write
@@ -385,12 +385,12 @@ class DmThin:
 
     def _ask_for(self, vblock: int) -> bool:
         """Have the kernel see that the pool is full; whether it answered at once instead."""
-        if self.awaits_space() or self._pool.room.holds_writes():
+        if self.awaits_space() or self._pool.space_guard.holds_writes():
             return False
         offset = vblock * self.block_bytes
         self._petition = Petition(self._disk.fd, vblock, offset, self._disk.pread(offset, self._disk.sector_bytes))
         for _ in range(_NOTICE_TRIES):
-            if self._petition.is_answered(_NOTICE_SECONDS) or self._pool.room.holds_writes():
+            if self._petition.is_answered(_NOTICE_SECONDS) or self._pool.space_guard.holds_writes():
                 break
         return not self.awaits_space()
 
@@ -418,7 +418,7 @@ class DmThin:
         self._load(self._length_sectors)
         self._control.suspend(self.dm_name, flush=False)
         self._control.resume(self.dm_name)
-        if self._told_suspended:
+        if self._is_suspended_in_kernel:
             self._control.suspend(self.dm_name)
 
     # ------------------------------------------------------------------------------------------ errors

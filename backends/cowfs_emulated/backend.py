@@ -21,7 +21,7 @@ class EmulatedBackend:
 
     A pool holds an exclusive `flock` on its metadata file while it is open, and claims block devices. A read-only one
     on files that cannot be written here only looks whether the lock is free: any number may read such files, and
-    whoever opens the pool sees to it that nothing writes them.
+    the opener of the pool sees to it that nothing writes them.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EmulatedBackend:
         no_space_timeout_seconds: float,
         wrap_device: Callable[[str, BlockDevice], BlockDevice],
     ) -> EmulatedBackend:
-        """The same backend in a laboratory.
+        """The same backend, for tests.
 
         Args:
             clock: seconds.

@@ -19,7 +19,7 @@ A freed block becomes allocatable with the commit and is punched before anybody 
 awaits. A crash in between leaves old bytes in a free block; they never show, because a block is zeroed when the write
 that provisions it does not cover it.
 
-Near the end of the metadata every change is committed by itself. The one that does not fit is rolled back and fails;
+Near the end of the metadata each change is a transaction of its own. One that does not fit is rolled back and fails;
 the pool is then OUT_OF_METADATA_SPACE and has lost nothing that it acknowledged.
 
 Source of the rules: Linux 6.1, drivers/md/dm-thin.c, observed. Different on purpose: a write whose data I/O fails
@@ -64,7 +64,7 @@ _MAX_BITMAPS_PER_CHANGE: Final = 252
 
 
 class Follower(Protocol):
-    """What the engine tells the thin devices that are active on it."""
+    """Called by the engine on the thin devices that are active on it."""
 
     def note_abort(self) -> None:
         """The transaction is about to be thrown away."""
@@ -320,7 +320,7 @@ class Engine:
         try:
             dblock, length = self._take(count)
         except OutOfDataSpace:
-            # What this transaction freed is to be had after its commit.
+            # What this transaction freed is available after its commit.
             self.commit()
             self._require_space()
             try:

@@ -41,7 +41,7 @@ class EmulatedPool:
     """A `Pool` on two block devices, which it closes in the end.
 
     Args:
-        metadata, data: the devices; a `refresh_size` method, where they have one, tells that they grew.
+        metadata, data: the devices; a `refresh_size` method, where they have one, notices that they grew.
         table: what to be. Its two paths are only compared, with those of later tables.
         clock: seconds, for the periodic commit and the end of queueing.
         durable: False never flushes a device.

@@ -1,6 +1,6 @@
-"""Numbered cases: what everything of a kind does, each tried in a laboratory of that kind.
+"""Numbered cases: what everything of a kind does, each tried in a lab of that kind.
 
-A case is a function from its laboratory; its name says what is so, and tests, prose and reports cite its number.
+A case is a function from its lab; its name says what is so, and tests, prose and reports cite its number.
 A room of cases derives its own `Case` with what decides whether it applies, and a decorator that adds to its `Cases`.
 """
 
@@ -36,7 +36,7 @@ class Case(Generic[_Lab]):
         return f"{self.number}-{self.run.__name__}"
 
 
-_Case = TypeVar("_Case", bound=Case)  # type: ignore[type-arg]  # of any laboratory
+_Case = TypeVar("_Case", bound=Case)  # type: ignore[type-arg]  # of any lab
 
 
 class Cases(list[_Case]):

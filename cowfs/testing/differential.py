@@ -35,7 +35,7 @@ from cowfs.blockdev import FileDevice
 from cowfs.errors import UmlError
 from cowfs.pool import Backend, load_backend
 from cowfs.testing.clock import ManualClock
-from cowfs.testing.conformance import Adjustable
+from cowfs.testing.conformance import DependencyInjectable
 from cowfs.testing.generator import Generator
 from cowfs.testing.judges import has_thin_check, recount_findings, thin_check_findings
 from cowfs.testing.script import Geometry, Player, make_files
@@ -97,7 +97,7 @@ class SideBySide:
         self._operations: Counter[str] = Counter()  # of the last play
         self._plays = 0  # of the last script
         # By which the backends commit that cannot be told another one.
-        has_own_clock = any(not isinstance(backend, Adjustable) for backend in backends.values())
+        has_own_clock = any(not isinstance(backend, DependencyInjectable) for backend in backends.values())
         self._clock: Callable[[], float] = time.monotonic if has_own_clock else ManualClock()
         self._thin_check = thin_check and has_thin_check()
 
@@ -206,7 +206,7 @@ class SideBySide:
 
 def _without_clock(backend: Backend) -> Backend:
     """The same backend, not committing by the clock if it can be told not to."""
-    if not isinstance(backend, Adjustable):
+    if not isinstance(backend, DependencyInjectable):
         return backend
     return backend.for_tests(clock=ManualClock(), no_space_timeout_seconds=0, wrap_device=lambda _role, device: device)
 

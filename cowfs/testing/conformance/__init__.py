@@ -23,13 +23,13 @@ from cowfs.testing.conformance import (
     suites,
     tables,
 )
-from cowfs.testing.conformance.lab import Adjustable, Lab, NotApplicableError
+from cowfs.testing.conformance.lab import DependencyInjectable, Lab, NotApplicableError
 from cowfs.testing.conformance.registry import BEHAVIOURS, Behaviour, check
 
 __all__ = [
     "BEHAVIOURS",
-    "Adjustable",
     "Behaviour",
+    "DependencyInjectable",
     "Lab",
     "NotApplicableError",
     "check",

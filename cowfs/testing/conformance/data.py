@@ -9,7 +9,7 @@ from cowfs.pool import Capability
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
-    Means,
+    LabFeature,
     allocated_bytes,
     expect_content,
     expect_equal,
@@ -140,7 +140,7 @@ def a_pool_without_activity_does_not_commit(lab: Lab) -> None:
     expect_equal(lab.superblock(pool), before, "superblock")
 
 
-@behaviour("1.6-9", means=Means.CLOCK)
+@behaviour("1.6-9", lab_features=LabFeature.CLOCK)
 def the_first_change_after_a_quiet_second_is_committed_at_once(lab: Lab) -> None:
     pool, thin = lab.pool_with_thin()
     lab.pass_time(pool, 1.5)

@@ -10,7 +10,7 @@ from cowfs.testing.blockdev import Fault
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
-    Means,
+    LabFeature,
     expect_content,
     expect_equal,
     expect_error,
@@ -30,10 +30,10 @@ from cowfs.units import METADATA_BLOCK_BYTES
     "commit-failure-sets-needs-check",
     "commit-failure-falls-back",
     "abort-on-provisioned-thin",
-    means=Means.FAULTS,
+    lab_features=LabFeature.FAULTS,
 )
 def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
-    pool, thin = lab.breakable_pool_with_thin(4)
+    pool, thin = lab.failing_pool_with_thin(4)
     fill(thin, 4, 4, 2)
     before = pool.event_counter
     lab.fail_writes(pool, "metadata")
@@ -56,9 +56,9 @@ def a_failed_commit_sets_needs_check_and_falls_back(lab: Lab) -> None:
     expect_equal(mapped_blocks(lab.thin(pool)), 4, "mapped blocks after reopening")
 
 
-@behaviour("1.8-21", "needs-check-survives-reactivation-until-cleared", means=Means.FAULTS)
+@behaviour("1.8-21", "needs-check-survives-reactivation-until-cleared", lab_features=LabFeature.FAULTS)
 def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
-    pool, thin = lab.breakable_pool_with_thin(4)
+    pool, thin = lab.failing_pool_with_thin(4)
     fill(thin, 4, 1, 2)
     lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -80,9 +80,9 @@ def needs_check_survives_reopening_until_it_is_cleared(lab: Lab) -> None:
     fill(lab.thin(pool), 4, 1, 2)
 
 
-@behaviour("1.8-22", means=Means.FAULTS)
+@behaviour("1.8-22", lab_features=LabFeature.FAULTS)
 def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
-    pool, thin = lab.breakable_pool_with_thin()
+    pool, thin = lab.failing_pool_with_thin()
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -92,10 +92,10 @@ def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
     expect_equal((status_of(pool).mode, status_of(pool).needs_check), (PoolMode.READ_ONLY, True), "mode, needs_check")
 
 
-@behaviour("1.8-23", means=Means.FAULTS)
+@behaviour("1.8-23", lab_features=LabFeature.FAULTS)
 def a_thin_that_lost_changes_fails_its_flushes_until_the_pool_is_reopened(lab: Lab) -> None:
     """Seen where the data device fails, which a commit flushes first: a kernel that got further forgets who lost."""
-    pool = lab.breakable_pool()
+    pool = lab.failing_pool()
     loser, bystander = lab.thin(pool, 0), lab.thin(pool, 1)
     for thin in (loser, bystander):
         fill(thin, 0, 1, 1)
@@ -110,9 +110,9 @@ def a_thin_that_lost_changes_fails_its_flushes_until_the_pool_is_reopened(lab: L
     lab.thin(pool, 0).flush()
 
 
-@behaviour("1.8-24", means=Means.FAULTS)
+@behaviour("1.8-24", lab_features=LabFeature.FAULTS)
 def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
-    pool, thin = lab.breakable_pool_with_thin()
+    pool, thin = lab.failing_pool_with_thin()
     fill(thin, 0, 1, 1)
     lab.fail_writes(pool, "data")
     expect_error(errno.EIO, thin.flush)
@@ -121,9 +121,9 @@ def a_data_device_that_cannot_flush_fails_the_commit(lab: Lab) -> None:
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-25", "metadata-on-an-error-target", means=Means.FAULTS)
+@behaviour("1.8-25", "metadata-on-an-error-target", lab_features=LabFeature.FAULTS)
 def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
-    pool, thin = lab.breakable_pool_with_thin(4)
+    pool, thin = lab.failing_pool_with_thin(4)
     fill(thin, 4, 4, 2)
     lab.fail_everything(pool, "metadata")
     expect_error(errno.EIO, thin.flush)
@@ -144,10 +144,10 @@ def an_abort_that_fails_fails_the_pool(lab: Lab) -> None:
     expect_content(lab.thin(pool, name="again"), 4, 4, 0)
 
 
-@behaviour("1.8-26", means=Means.FAULTS)
+@behaviour("1.8-26", lab_features=LabFeature.FAULTS)
 def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     lab.expect_leaks()
-    pool, thin = lab.breakable_pool_with_thin()
+    pool, thin = lab.failing_pool_with_thin()
     fill(thin, 0, 4, 1)
     pool.create_snap(1, 0)
     before = list(thin.extents())
@@ -167,7 +167,7 @@ def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
     expect_content(thin, 0, 4, 1)
 
 
-@behaviour("1.8-27", means=Means.NTH_FAULT)
+@behaviour("1.8-27", lab_features=LabFeature.NTH_FAULT)
 def a_full_host_file_system_is_an_error_of_the_write_alone(lab: Lab) -> None:
     pool, thin = lab.pool_with_thin(1)
     lab.inject(pool, "data", Fault({"write"}, number=errno.ENOSPC))
@@ -246,7 +246,7 @@ def a_damaged_bitmap_met_while_allocating_is_a_failed_operation(lab: Lab) -> Non
     expect_content(thin, 0, 4, 1)
 
 
-@behaviour("1.8-31", means=Means.NTH_FAULT)
+@behaviour("1.8-31", lab_features=LabFeature.NTH_FAULT)
 def every_single_fault_of_the_metadata_device_leaves_a_commit(lab: Lab) -> None:
     """One write or flush fails, each in turn: what the pool shows then is a commit, and so is what is on the disk."""
     for operation in ("write", "flush"):

@@ -283,7 +283,7 @@ def every_figure_agrees_with_the_mappings(lab: Lab) -> None:
 
 @behaviour("20")
 def the_metadata_is_clean_for_all_judges_after_a_mixed_history(lab: Lab) -> None:
-    """The judging is done when the laboratory closes."""
+    """The judging is done when the lab closes."""
     pool, thin = lab.pool_with_thin(blocks=200, data_blocks=256)
     for number in range(100):
         fill(thin, number * 37 % 200, 1, number + 1)

@@ -1,12 +1,12 @@
-"""Where behaviours are tried: a laboratory makes devices, opens pools on them, and judges what is left behind.
+"""Where behaviours are tried: a lab makes devices, opens pools on them, and judges what is left behind.
 
-A backend is given; everything else is a directory for its files. What a laboratory can do to pools beyond `Backend`,
+A backend is given; everything else is a directory for its files. What a lab can do to pools beyond `Backend`,
 to put them into special situations, depends on what the backend offers:
 
-    Adjustable    takes another clock, another patience of full pools, and devices that fail on request
-    Breakable     runs on devices of the machine's, and makes some that fail; its patience is the machine's
+    DependencyInjectable    takes another clock, another timeout of full pools, and devices that fail on request
+    FaultInjectable         runs on devices of the machine's, and makes some that fail; its timeout is the machine's
 
-`means_of` tells what that comes to; behaviours declare the means they need.
+`features_of` says what that comes to; behaviours declare the features they need.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ P = ParamSpec("P")
 BLOCK_SECTORS = 128
 BLOCK = BLOCK_SECTORS * SECTOR_BYTES
 NO_SPACE_TIMEOUT_SECONDS = 60.0
-_SHORT_PATIENCE_SECONDS = 2.0
+_SHORT_TIMEOUT_SECONDS = 2.0
 _COMMIT_SECONDS = 1.0
 _TRIES = 50
 _LIMIT_SECONDS = 30.0
@@ -42,17 +42,17 @@ class NotApplicableError(Exception):
     """This behaviour cannot be tried here; the text says why."""
 
 
-class Means(enum.Flag):
-    """What a laboratory can do to the pools of a backend."""
+class LabFeature(enum.Flag):
+    """What a lab can do to the pools of a backend."""
 
     CLOCK = enum.auto()  # move time by hand
-    PATIENCE = enum.auto()  # choose how long a full pool lets writes wait
+    TIMEOUT = enum.auto()  # choose how long a full pool lets writes wait
     FAULTS = enum.auto()  # make the writes of a device fail, or everything, until it is healed
     NTH_FAULT = enum.auto()  # make chosen requests of a device fail, and no others
 
 
 @runtime_checkable
-class Adjustable(Protocol):
+class DependencyInjectable(Protocol):
     """A backend that can be put on another clock and on other devices."""
 
     def for_tests(
@@ -88,22 +88,22 @@ class FailingDevice(Protocol):
 
 
 @runtime_checkable
-class Breakable(Protocol):
+class FaultInjectable(Protocol):
     """A backend on devices of the machine's."""
 
-    def breakable_device(self, name: str, path: str) -> FailingDevice: ...
+    def failing_device(self, name: str, path: str) -> FailingDevice: ...
 
     def set_no_space_timeout(self, seconds: float) -> float:
         """How long pools that fill up from now on let writes wait; what it was. 0 is for ever."""
         ...
 
 
-def means_of(backend: Backend) -> Means:
-    if isinstance(backend, Adjustable):
-        return Means.CLOCK | Means.PATIENCE | Means.FAULTS | Means.NTH_FAULT
-    if isinstance(backend, Breakable):
-        return Means.PATIENCE | Means.FAULTS
-    return Means(0)
+def features_of(backend: Backend) -> LabFeature:
+    if isinstance(backend, DependencyInjectable):
+        return LabFeature.CLOCK | LabFeature.TIMEOUT | LabFeature.FAULTS | LabFeature.NTH_FAULT
+    if isinstance(backend, FaultInjectable):
+        return LabFeature.TIMEOUT | LabFeature.FAULTS
+    return LabFeature(0)
 
 
 class Lab:
@@ -118,8 +118,8 @@ class Lab:
         self._pools: dict[str, Pool] = {}
         self._tables: dict[str, PoolTable] = {}
         self._faulty: dict[tuple[str, str], FaultyDevice] = {}
-        self._breakable: dict[str, tuple[str, FailingDevice]] = {}  # by path: the file that it shows, and itself
-        self._patience_before: float | None = None
+        self._failing: dict[str, tuple[str, FailingDevice]] = {}  # by path: the file that it shows, and itself
+        self._timeout_before: float | None = None
         self._opening = ""
         self._serial = 0
         self._may_leak = False
@@ -127,9 +127,9 @@ class Lab:
         self._damaged: set[str] = set()
         self.clock = ManualClock()
         self._plain = backend
-        self._adjustable = isinstance(backend, Adjustable)
+        self._is_adjustable = isinstance(backend, DependencyInjectable)
         self.backend = backend
-        if self._adjustable:
+        if self._is_adjustable:
             self.set_no_space_timeout(NO_SPACE_TIMEOUT_SECONDS)
 
     @property
@@ -141,17 +141,17 @@ class Lab:
 
     def set_no_space_timeout(self, seconds: float) -> None:
         """For pools opened from now on. 0 is for ever."""
-        if isinstance(self._plain, Adjustable):
+        if isinstance(self._plain, DependencyInjectable):
             self.backend = self._plain.for_tests(
                 clock=self.clock, no_space_timeout_seconds=seconds, wrap_device=self._wrap
             )
-        elif isinstance(self._plain, Breakable):
+        elif isinstance(self._plain, FaultInjectable):
             before = self._plain.set_no_space_timeout(seconds)
-            self._patience_before = before if self._patience_before is None else self._patience_before
+            self._timeout_before = before if self._timeout_before is None else self._timeout_before
 
-    def choose_patience(self) -> float:
-        """Set, and tell, a patience of full pools in seconds: one that may really have to go by is short."""
-        seconds = NO_SPACE_TIMEOUT_SECONDS if self._adjustable else _SHORT_PATIENCE_SECONDS
+    def choose_timeout(self) -> float:
+        """Set, and return, the timeout of full pools in seconds: one that may really have to pass is short."""
+        seconds = NO_SPACE_TIMEOUT_SECONDS if self._is_adjustable else _SHORT_TIMEOUT_SECONDS
         self.set_no_space_timeout(seconds)
         return seconds
 
@@ -193,31 +193,31 @@ class Lab:
         self._tables[name] = table
         return pool
 
-    def breakable_pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
+    def failing_pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
         """A fresh pool whose devices can be made to fail, or given faults."""
-        return self.open(self.breakable_table(data_blocks, metadata_blocks, **options))
+        return self.open(self.failing_table(data_blocks, metadata_blocks, **options))
 
-    def breakable_table(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> PoolTable:
+    def failing_table(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> PoolTable:
         table = self.new_table(data_blocks, metadata_blocks, **options)  # type: ignore[arg-type]
-        if isinstance(self._plain, Breakable):
-            devices = [self._make_breakable(path) for path in (table.metadata_device, table.data_device)]
+        if isinstance(self._plain, FaultInjectable):
+            devices = [self._make_failing(path) for path in (table.metadata_device, table.data_device)]
             table = table.replace(metadata_device=devices[0], data_device=devices[1])
         return table
 
-    def _make_breakable(self, file: str) -> str:
-        assert isinstance(self._plain, Breakable)
-        device = self._plain.breakable_device(f"cowfs-lab-{os.getpid()}-disk-{len(self._breakable)}", file)
-        self._breakable[device.path] = file, device
+    def _make_failing(self, file: str) -> str:
+        assert isinstance(self._plain, FaultInjectable)
+        device = self._plain.failing_device(f"cowfs-lab-{os.getpid()}-disk-{len(self._failing)}", file)
+        self._failing[device.path] = file, device
         return device.path
 
     def _file_of(self, path: str) -> str:
         """The file that a device of a table is, or shows."""
-        return self._breakable[path][0] if path in self._breakable else path
+        return self._failing[path][0] if path in self._failing else path
 
     def _enlarge(self, path: str, size_bytes: int) -> None:
         os.truncate(self._file_of(path), size_bytes)
-        if path in self._breakable:
-            self._breakable[path][1].heal()
+        if path in self._failing:
+            self._failing[path][1].heal()
 
     def pool(self, data_blocks: int = 64, metadata_blocks: int = 1024, **options: int | bool) -> Pool:
         """A fresh pool; options as of `new_table`."""
@@ -266,9 +266,9 @@ class Lab:
         pool = self.pool(data_blocks, metadata_blocks, **features)
         return pool, self._filled(pool, filled, blocks)
 
-    def breakable_pool_with_thin(self, filled: int = 0) -> tuple[Pool, ThinDevice]:
+    def failing_pool_with_thin(self, filled: int = 0) -> tuple[Pool, ThinDevice]:
         """As `pool_with_thin`, on devices that can be made to fail; what was filled is flushed."""
-        pool = self.breakable_pool()
+        pool = self.failing_pool()
         thin = self._filled(pool, filled, 16)
         thin.flush()
         return pool, thin
@@ -290,7 +290,7 @@ class Lab:
 
     def pass_time(self, pool: Pool, seconds: float) -> None:
         """Let time go by for a pool: on its clock where that can be moved, else by waiting."""
-        if self._adjustable:
+        if self._is_adjustable:
             self.clock.advance(seconds)
             pool.tick()
         else:
@@ -298,11 +298,11 @@ class Lab:
 
     def now(self) -> float:
         """Seconds on the pools' clock."""
-        return self.clock() if self._adjustable else time.monotonic()
+        return self.clock() if self._is_adjustable else time.monotonic()
 
     def wait_until(self, holds: Callable[[], bool], what: str) -> None:
         """Wait for what the machine does in its own time; on a clock that is moved by hand it is so already."""
-        deadline = time.monotonic() + (0 if self._adjustable else _LIMIT_SECONDS)
+        deadline = time.monotonic() + (0 if self._is_adjustable else _LIMIT_SECONDS)
         while not holds():
             if time.monotonic() >= deadline:
                 raise AssertionError(f"it does not come about: {what}")
@@ -310,7 +310,7 @@ class Lab:
 
     def wait_for_a_commit(self, pool: Pool, before: bytes) -> None:
         """Let a second pass, after which the superblock must be another one than before."""
-        if self._adjustable:
+        if self._is_adjustable:
             self.pass_time(pool, 1.5)
         self.wait_until(lambda: self.superblock(pool) != before, "a commit, although a second passed")
 
@@ -336,18 +336,18 @@ class Lab:
         raise AssertionError(f"none of {_TRIES} tries took less than a second")
 
     def fail_writes(self, pool: Pool, role: str) -> None:
-        """Make writes to a device (`metadata` or `data`) of a breakable pool fail until it is healed, flushes too."""
-        if self._adjustable:
+        """Make writes to a device (`metadata` or `data`) of a failing pool fail until it is healed, flushes too."""
+        if self._is_adjustable:
             self.inject(pool, role, Fault({"write", "flush"}))
         else:
-            self._breakable_of(pool, role).fail_writes()
+            self._failing_device_of(pool, role).fail_writes()
 
     def fail_everything(self, pool: Pool, role: str) -> None:
-        """Make a device of a breakable pool fail altogether until it is healed."""
-        if self._adjustable:
+        """Make a device of a failing pool fail altogether until it is healed."""
+        if self._is_adjustable:
             self.inject(pool, role, Fault())
         else:
-            self._breakable_of(pool, role).fail_everything()
+            self._failing_device_of(pool, role).fail_everything()
 
     def inject(self, pool: Pool, role: str, fault: Fault) -> Fault:
         """Make chosen requests to a device of a pool fail."""
@@ -355,14 +355,14 @@ class Lab:
 
     def heal(self, pool: Pool) -> None:
         for role in ("metadata", "data"):
-            if self._adjustable:
+            if self._is_adjustable:
                 self._faulty[pool.name, role].heal()
             else:
-                self._breakable_of(pool, role).heal()
+                self._failing_device_of(pool, role).heal()
 
-    def _breakable_of(self, pool: Pool, role: str) -> FailingDevice:
+    def _failing_device_of(self, pool: Pool, role: str) -> FailingDevice:
         table = self.table(pool)
-        return self._breakable[table.metadata_device if role == "metadata" else table.data_device][1]
+        return self._failing[table.metadata_device if role == "metadata" else table.data_device][1]
 
     def _wrap(self, role: str, device: BlockDevice) -> BlockDevice:
         device = FaultyDevice(device)
@@ -421,10 +421,10 @@ class Lab:
             with contextlib.suppress(OSError) if not judge else contextlib.nullcontext():
                 pool.close()
         self._pools.clear()
-        for _, disk in self._breakable.values():
+        for _, disk in self._failing.values():
             disk.close()
-        if self._patience_before is not None:
-            self.set_no_space_timeout(self._patience_before)
+        if self._timeout_before is not None:
+            self.set_no_space_timeout(self._timeout_before)
         if not judge or self._may_leak:
             return
         for path in {table.metadata_device for table in self._tables.values()} - self._damaged:

@@ -9,11 +9,11 @@ from cowfs.blockdev import BlockDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Backend, Capability
 from cowfs.testing.cases import Case, Cases
-from cowfs.testing.conformance.lab import Lab, Means, NotApplicableError, means_of
+from cowfs.testing.conformance.lab import Lab, LabFeature, NotApplicableError, features_of
 from cowfs.testing.judges import require_clean
 
 _NONE = Capability(0)
-_NO_MEANS = Means(0)
+_NO_FEATURES = LabFeature(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Behaviour(Case[Lab]):
 
     Args:
         needs, unless: capabilities that make it applicable, or not.
-        means: what the laboratory must be able to do to the backend's pools.
+        lab_features: what the lab must be able to do to the backend's pools.
     """
 
     needs: Capability = _NONE
     unless: Capability = _NONE
-    means: Means = _NO_MEANS
+    lab_features: LabFeature = _NO_FEATURES
 
     def why_not(self, backend: Backend) -> str:
         """Why it is, by declaration, not for a backend; empty when it is."""
@@ -38,19 +38,19 @@ class Behaviour(Case[Lab]):
             return f"backend '{backend.name}' does not declare {missing.name}"
         if present := self.unless & backend.capabilities:
             return f"backend '{backend.name}' declares {present.name}"
-        for mean in self.means & ~means_of(backend):
-            return f"backend '{backend.name}': {WITHOUT_MEANS[mean]}"
+        for feature in self.lab_features & ~features_of(backend):
+            return f"backend '{backend.name}': {WITHOUT_FEATURE[feature]}"
         return ""
 
 
 SUITE = "suite-"
 BEHAVIOURS: Cases[Behaviour] = Cases()
 
-WITHOUT_MEANS = {
-    Means.CLOCK: "its clock is the machine's, which nobody moves by hand",
-    Means.NTH_FAULT: "its devices fail as a whole, not at one request of the caller's choice",
-    Means.FAULTS: "its devices cannot be made to fail",
-    Means.PATIENCE: "its patience with full pools cannot be changed",
+WITHOUT_FEATURE = {
+    LabFeature.CLOCK: "its clock is the machine's, which no test can move",
+    LabFeature.NTH_FAULT: "its devices fail as a whole, not at one request of the caller's choice",
+    LabFeature.FAULTS: "its devices cannot be made to fail",
+    LabFeature.TIMEOUT: "its timeout of full pools cannot be changed",
 }
 
 
@@ -59,14 +59,14 @@ def behaviour(
     *originals: str,
     needs: Capability = _NONE,
     unless: Capability = _NONE,
-    means: Means = _NO_MEANS,
+    lab_features: LabFeature = _NO_FEATURES,
 ) -> Callable[[Callable[[Lab], None]], Callable[[Lab], None]]:
     """Register a function from Lab as a behaviour; its name says what is so. Arguments are those of `Behaviour`."""
     if number.startswith(SUITE):
         originals = (number.removeprefix(SUITE), *originals)
 
     def register(run: Callable[[Lab], None]) -> Callable[[Lab], None]:
-        BEHAVIOURS.add(Behaviour(number, run, originals, needs, unless, means))
+        BEHAVIOURS.add(Behaviour(number, run, originals, needs, unless, lab_features))
         return run
 
     return register

@@ -10,7 +10,7 @@ from cowfs.testing.conformance.lab import (
     BLOCK,
     NO_SPACE_TIMEOUT_SECONDS,
     Lab,
-    Means,
+    LabFeature,
     PendingWrite,
     expect_content,
     expect_equal,
@@ -86,14 +86,14 @@ def queued_writes_complete_when_something_is_discarded(lab: Lab) -> None:
     expect_content(thin, 0, 1, 0)
 
 
-@behaviour("1.8-6", "out-of-space-times-out", "resize-after-out-of-space-timeout", means=Means.PATIENCE)
+@behaviour("1.8-6", "out-of-space-times-out", "resize-after-out-of-space-timeout", lab_features=LabFeature.TIMEOUT)
 def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
-    patience = lab.choose_patience()
+    timeout = lab.choose_timeout()
     pool, thin = lab.pool_with_thin(4, data_blocks=4, low_water_blocks=4)
     before, begin = pool.event_counter, lab.now()
     write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
-    lab.pass_time(pool, patience - 1)
-    if not write.waiting() and lab.now() - begin < patience:
+    lab.pass_time(pool, timeout - 1)
+    if not write.waiting() and lab.now() - begin < timeout:
         raise AssertionError("the write did not wait until the end")
     lab.pass_time(pool, 1.5)
     lab.wait_until(lambda: status_of(pool).no_space is NoSpacePolicy.ERROR, "the policy in force is to fail")
@@ -108,13 +108,13 @@ def queueing_ends_after_the_timeout_and_the_policy_comes_back(lab: Lab) -> None:
     fill(thin, 4, 1, 2)
 
 
-@behaviour("1.8-7", means=Means.PATIENCE)
+@behaviour("1.8-7", lab_features=LabFeature.TIMEOUT)
 def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
-    patience = lab.choose_patience()
+    timeout = lab.choose_timeout()
     lab.set_no_space_timeout(0)
     pool, thin = _full(lab)
     write = PendingWrite(thin, 4 * BLOCK, b"\x02" * BLOCK)
-    lab.pass_time(pool, patience / 2)
+    lab.pass_time(pool, timeout / 2)
     expect_equal(pool.extra_space_wait_seconds(), math.inf, "seconds to wait")
     expect_equal(write.waiting(), True, "the write waits")
     thin.discard(0, BLOCK)
@@ -122,18 +122,18 @@ def a_timeout_of_zero_queues_for_ever(lab: Lab) -> None:
     expect_equal(write.result(), 0, "the write after a discard")
 
 
-@behaviour("1.8-8", means=Means.PATIENCE)
+@behaviour("1.8-8", lab_features=LabFeature.TIMEOUT)
 def the_time_left_to_wait_is_told(lab: Lab) -> None:
-    patience = NO_SPACE_TIMEOUT_SECONDS
-    lab.set_no_space_timeout(patience)
+    timeout = NO_SPACE_TIMEOUT_SECONDS
+    lab.set_no_space_timeout(timeout)
     pool, thin = _full(lab)
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 4, 1, 2))
     expect_equal(getattr(error, "may_queue", None), True, "may_queue")
     left = pool.extra_space_wait_seconds()
     lab.pass_time(pool, 1)
     later = pool.extra_space_wait_seconds()
-    if not 0 < later <= left - 1 <= patience - 1:
-        raise AssertionError(f"of {patience} seconds {left} were left, and after one second {later}")
+    if not 0 < later <= left - 1 <= timeout - 1:
+        raise AssertionError(f"of {timeout} seconds {left} were left, and after one second {later}")
     failing = lab.pool(1, error_if_no_space=True)
     device = lab.thin(failing)
     fill(device, 0, 1, 1)

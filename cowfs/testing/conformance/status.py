@@ -8,7 +8,7 @@ import os
 import re
 
 from cowfs.pool import Capability, DiscardMode, NoSpacePolicy, PoolMode, PoolStatus, ThinStatus
-from cowfs.testing.conformance.lab import BLOCK, Lab, Means, expect_equal, expect_error, fill, status_of, used
+from cowfs.testing.conformance.lab import BLOCK, Lab, LabFeature, expect_equal, expect_error, fill, status_of, used
 from cowfs.testing.conformance.registry import behaviour
 from cowfs.units import Sectors
 
@@ -104,10 +104,10 @@ def a_status_without_flush_does_not_commit(lab: Lab) -> None:
     lab.before_a_commit_is_due(provision_and_flush, steps)
 
 
-@behaviour("1.4-9", needs=Capability.KERNEL_NODES, means=Means.FAULTS)
+@behaviour("1.4-9", needs=Capability.KERNEL_NODES, lab_features=LabFeature.FAULTS)
 def passdown_that_the_data_device_does_not_take_shows_as_none(lab: Lab) -> None:
     """A device that takes discards only of less than a block is no better than one that takes none."""
-    table = lab.breakable_table()
+    table = lab.failing_table()
     queue = f"/sys/block/{os.path.basename(table.data_device)}/queue"
     with open(f"{queue}/discard_max_bytes", "w", encoding="ascii") as file:
         file.write("32768")

@@ -12,7 +12,7 @@ from cowfs.pool import PoolMode, ThinDevice
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
-    Means,
+    LabFeature,
     expect_any_error,
     expect_content,
     expect_equal,
@@ -451,10 +451,10 @@ def metadata_grows_while_a_thin_is_written(lab: Lab) -> None:
     expect_equal((pool.thin_ids(), used(pool)), ([], 0), "ids and used data blocks")
 
 
-@behaviour("suite-abort-on-fresh-pool", "abort-during-io", means=Means.FAULTS)
+@behaviour("suite-abort-on-fresh-pool", "abort-during-io", lab_features=LabFeature.FAULTS)
 def an_abort_leaves_the_last_commit_also_of_a_fresh_pool(lab: Lab) -> None:
     for provisioned in (False, True):
-        pool = lab.breakable_pool()
+        pool = lab.failing_pool()
         thin = lab.thin(pool)
         if provisioned:
             fill(thin, 0, 4, 1)

@@ -1,4 +1,4 @@
-"""Where cases are tried: a laboratory makes a home, drives its layers, and judges what is left.
+"""Where cases are tried: a lab makes a home, drives its layers, and judges what is left.
 
 A factory is given, which opens the home in a directory, or makes it when it is not there. What cases need beyond the
 `Driver` is in `Home`; what a kind of home does not have, it refuses with NotApplicableError.
@@ -109,7 +109,7 @@ class LayerLab:
             home.close()
 
     def abandon(self) -> None:
-        """Close after a failure, which is what is told."""
+        """Close after a failure, which is what is reported."""
         with suppress(OSError, AssertionError):
             self.close()
 

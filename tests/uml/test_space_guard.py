@@ -1,4 +1,4 @@
-"""How the dmthin backend tells whether a write would wait for space in the kernel."""
+"""How the dmthin backend knows whether a write would wait for space in the kernel."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import math
 import pytest
 
 from cowfs.pool import PoolStatus, UnreadableStatus
-from cowfs_dmthin import room
-from cowfs_dmthin.room import Room
+from cowfs_dmthin import space_guard
+from cowfs_dmthin.space_guard import SpaceGuard
 
 FULL = "0 115/1024 64/64 - out_of_data_space no_discard_passdown queue_if_no_space - 256 "
 
 
 class FakePool:
-    """Tells a status, and remembers how it was asked."""
+    """Returns a status, and records how it was asked."""
 
     def __init__(self) -> None:
         self.line = line_of(64 - 10)
         self.now = 100.0
         self.asked: list[bool] = []
-        self.room = Room(self.status, lambda: self.now)
+        self.guard = SpaceGuard(self.status, lambda: self.now)
 
     def status(self, must_commit: bool) -> PoolStatus | UnreadableStatus:
         self.asked.append(must_commit)
@@ -37,37 +37,37 @@ def pool() -> FakePool:
 
 
 def test_one_question_covers_as_many_blocks_as_are_free(pool: FakePool) -> None:
-    assert pool.room.take(4)
-    assert pool.room.take(6)
+    assert pool.guard.take(4)
+    assert pool.guard.take(6)
     assert pool.asked == [False]
     pool.line = line_of(64)
-    assert not pool.room.take(1)
-    assert not pool.room.take(1)
+    assert not pool.guard.take(1)
+    assert not pool.guard.take(1)
     assert pool.asked == [False] * 3
 
 
 def test_an_answer_does_not_last(pool: FakePool) -> None:
-    assert pool.room.take(1)
+    assert pool.guard.take(1)
     pool.line = line_of(64)
-    assert pool.room.take(1)
+    assert pool.guard.take(1)
     pool.now += 1
-    assert not pool.room.take(1)
+    assert not pool.guard.take(1)
 
 
 def test_what_was_freed_is_asked_for_with_a_commit(pool: FakePool) -> None:
-    assert pool.room.take(1)
-    pool.room.look_again(must_commit=True)
-    pool.room.look_again()
-    assert pool.room.take(1)
-    pool.room.look_again()
-    assert pool.room.take(1)
+    assert pool.guard.take(1)
+    pool.guard.invalidate(must_commit=True)
+    pool.guard.invalidate()
+    assert pool.guard.take(1)
+    pool.guard.invalidate()
+    assert pool.guard.take(1)
     assert pool.asked == [False, False, True, False]
 
 
 def test_a_pool_that_does_not_queue_is_left_to_commit_by_itself(pool: FakePool) -> None:
     pool.line = line_of(64).replace("queue_if", "error_if")
-    pool.room.look_again(must_commit=True)
-    assert pool.room.take(1)
+    pool.guard.invalidate(must_commit=True)
+    assert pool.guard.take(1)
     assert pool.asked == [False]
 
 
@@ -82,24 +82,24 @@ def test_a_pool_that_does_not_queue_is_left_to_commit_by_itself(pool: FakePool) 
 )
 def test_where_the_kernel_answers_at_once_there_is_room_for_everything(pool: FakePool, line: str) -> None:
     pool.line = line
-    assert pool.room.take(1 << 40)
-    assert not pool.room.holds_writes()
-    assert pool.room.wait_seconds() == 0
+    assert pool.guard.take(1 << 40)
+    assert not pool.guard.holds_writes()
+    assert pool.guard.wait_seconds() == 0
 
 
-def test_the_kernels_patience_is_counted_from_when_it_was_full(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    patience = 60.0
-    monkeypatch.setattr(room, "_patience_seconds", lambda: patience)
-    assert not pool.room.holds_writes()
-    assert pool.room.wait_seconds() == 60
+def test_the_kernels_timeout_is_counted_from_when_it_was_full(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    timeout = 60.0
+    monkeypatch.setattr(space_guard, "_no_space_timeout_seconds", lambda: timeout)
+    assert not pool.guard.holds_writes()
+    assert pool.guard.wait_seconds() == 60
     pool.now += 1000
     pool.line = FULL
-    assert not pool.room.take(1)
-    assert pool.room.holds_writes()
-    assert pool.room.wait_seconds() == 60
+    assert not pool.guard.take(1)
+    assert pool.guard.holds_writes()
+    assert pool.guard.wait_seconds() == 60
     pool.now += 20
-    assert pool.room.wait_seconds() == 40
+    assert pool.guard.wait_seconds() == 40
     pool.now += 60
-    assert 0 < pool.room.wait_seconds() < 1  # the kernel says when it is over
-    patience = math.inf
-    assert pool.room.wait_seconds() == math.inf
+    assert 0 < pool.guard.wait_seconds() < 1  # the kernel says when it is over
+    timeout = math.inf
+    assert pool.guard.wait_seconds() == math.inf

@@ -1,4 +1,4 @@
-"""What tests do to pools of the kernel: put devices below them that can be made to fail, and change its patience.
+"""What tests do to kernel pools: put devices below them that can be made to fail, and change the no-space timeout.
 
 See `cowfs.testing.conformance.lab`. Devices that fail need the kernel's `flakey` target (module dm-flakey).
 """
@@ -12,12 +12,12 @@ from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import TargetLine
 from cowfs_dmthin.control import Control
 from cowfs_dmthin.loop import open_backing
-from cowfs_dmthin.room import PATIENCE_PATH
+from cowfs_dmthin.space_guard import TIMEOUT_PATH
 
 _FOREVER_SECONDS = 1_000_000
 
 
-class BreakableDevice:
+class FailingDevice:
     """A device that passes everything on to a file or disk, until it is made to fail.
 
     Attributes:
@@ -60,7 +60,7 @@ class BreakableDevice:
 
 def set_no_space_timeout(seconds: float) -> float:
     """How long full pools that fill up from now on let writes wait, on this machine; what it was. 0 is for ever."""
-    with open(PATIENCE_PATH, "r+", encoding="ascii") as file:
+    with open(TIMEOUT_PATH, "r+", encoding="ascii") as file:
         before = float(file.read())
         file.seek(0)
         file.write(f"{seconds:.0f}\n")

@@ -1,14 +1,14 @@
 """Keeping writes from waiting in the kernel.
 
-A full pool that queues holds whoever writes until space comes or its patience ends, a minute as a rule. A process that
+A full pool that queues blocks a writer until space comes or its timeout ends, a minute as a rule. A process that
 serves others must not be held, least of all from taking the request that enlarges the pool. So a write asks first:
 
-    Room        whether the pool has blocks for it, known from the status, which is asked for again when what it told
+    SpaceGuard  whether the pool has blocks for it, known from the status, which is asked for again when what it said
                 last is used up or old
     Petition    where there is none: asks the kernel for one block, so that the pool knows that it is full
 
-The write is then refused with `may_queue` set. That the pool is full, the event that tells so, and the end of its
-patience remain the kernel's. What others take from the pool between question and write, through nodes that they use,
+The write is then refused with `may_queue` set. That the pool is full, the event that says so, and the end of its
+timeout remain the kernel's. What others take from the pool between question and write, through nodes that they use,
 may make a write wait all the same.
 """
 
@@ -27,12 +27,12 @@ from cowfs.forking import not_inherited
 from cowfs.pool import NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
 
 _VALID_SECONDS = 0.1
-PATIENCE_PATH = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
-_DEFAULT_PATIENCE_SECONDS = 60.0  # of kernels before it was a parameter
+TIMEOUT_PATH = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
+_DEFAULT_TIMEOUT_SECONDS = 60.0  # of kernels before it was a parameter
 _LEAST_WAIT_SECONDS = 0.1
 
 
-class Room:
+class SpaceGuard:
     """How many blocks may be written to without waiting in the kernel.
 
     Args:
@@ -60,8 +60,8 @@ class Room:
         self._blocks -= blocks
         return True
 
-    def look_again(self, *, must_commit: bool = False) -> None:
-        """What was known may be wrong. `must_commit`: blocks were freed, which are to be had after a commit."""
+    def invalidate(self, *, must_commit: bool = False) -> None:
+        """What was known may be wrong. `must_commit`: blocks were freed, which are available after a commit."""
         self._blocks = 0
         self._must_commit |= must_commit
 
@@ -75,13 +75,13 @@ class Room:
         status = self._ask(False)
         if not _queues(status):
             return 0.0
-        patience = _patience_seconds()
+        timeout = _no_space_timeout_seconds()
         if status.mode is not PoolMode.OUT_OF_DATA_SPACE:
             self._full_since = None
-            return patience
+            return timeout
         if self._full_since is None:
             self._full_since = self._clock()
-        return max(patience - (self._clock() - self._full_since), _LEAST_WAIT_SECONDS)
+        return max(timeout - (self._clock() - self._full_since), _LEAST_WAIT_SECONDS)
 
     def _count(self) -> int:
         status = self._ask(False)
@@ -133,9 +133,9 @@ def _queues(status: PoolStatus | UnreadableStatus) -> TypeGuard[PoolStatus]:
     )
 
 
-def _patience_seconds() -> float:
+def _no_space_timeout_seconds() -> float:
     try:
-        with open(PATIENCE_PATH, encoding="ascii") as file:
+        with open(TIMEOUT_PATH, encoding="ascii") as file:
             return float(file.read()) or float("inf")
     except FileNotFoundError:
-        return _DEFAULT_PATIENCE_SECONDS
+        return _DEFAULT_TIMEOUT_SECONDS
