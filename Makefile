@@ -36,13 +36,17 @@ test: packages-test lint test-next
 	-$(BIN)/python -m tests.kit.docker_engine
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
 
-# The interface of pools and their metadata: what needs neither pyfuse3 nor guests.
+# The interface of pools and their metadata: what needs neither pyfuse3 nor guests; with few examples, as 'make test'
+# has all of them on one Python.
 test-next:
 	@if $(NEXT_PYTHON) --version >/dev/null 2>&1; then \
 		set -e; \
-		$(NEXT)/bin/python -m pip --version >/dev/null 2>&1 || $(NEXT_PYTHON) -m venv --clear $(NEXT); \
-		$(NEXT)/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[test]'; \
-		$(NEXT)/bin/pytest -q -n $(WORKERS) --hypothesis-profile=ci tests/pool tests/thinmeta; \
+		if [ ! $(NEXT)/setup.stamp -nt pyproject.toml ]; then \
+			$(NEXT)/bin/python -m pip --version >/dev/null 2>&1 || $(NEXT_PYTHON) -m venv --clear $(NEXT); \
+			$(NEXT)/bin/python -m pip --quiet --disable-pip-version-check install --editable '.[test]'; \
+			touch $(NEXT)/setup.stamp; \
+		fi; \
+		$(NEXT)/bin/pytest -q -n $(WORKERS) --hypothesis-profile=few tests/pool tests/thinmeta; \
 	else \
 		echo "make: skipped on $(NEXT_PYTHON), which is not here; on Debian 13: apt-get install python3.13-venv," \
 			"elsewhere: pip install uv && uv python install 3.13 --default"; \

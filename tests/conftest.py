@@ -39,6 +39,7 @@ GRACE_SECONDS = float(os.environ.get("COWFS_TEST_GRACE_SECONDS", "5"))  # for se
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("default"), derandomize=True)
+hypothesis.settings.register_profile("few", parent=hypothesis.settings.get_profile("ci"), max_examples=20)
 hypothesis.settings.register_profile(
     "deep", parent=hypothesis.settings.get_profile("default"), max_examples=2000, stateful_step_count=100
 )
