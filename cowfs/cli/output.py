@@ -6,7 +6,6 @@ standard error is a terminal and the work has already taken a while.
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +89,11 @@ def _width(text: str) -> int:
 
 
 def _say_too_narrow(wanted: int) -> None:
-    if sys.stdout.isatty() and (width := shutil.get_terminal_size().columns) < wanted:
+    if not sys.stdout.isatty():
+        return
+    import shutil
+
+    if (width := shutil.get_terminal_size().columns) < wanted:
         print_line(f"cowfs: the table is {wanted} columns wide and this terminal {width}; --columns chooses some")
 
 

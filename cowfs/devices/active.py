@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -123,6 +122,8 @@ class ActiveDevices:
         full = f"{self._prefix}-{name}"
         if name != "pool" and len(full.encode(errors="surrogateescape")) <= _MAX_DM_NAME_BYTES:
             return full
+        import hashlib
+
         digest = hashlib.sha256(name.encode(errors="surrogateescape"))
         return f"{self._prefix}-{digest.hexdigest()}"
 

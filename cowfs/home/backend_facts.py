@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 import struct
 from typing import Final
 
@@ -25,6 +24,8 @@ def driver_facts(backend: Backend) -> Facts:
     """
     if Capability.KERNEL_NODES not in backend.capabilities:
         return Facts()
+    import shutil
+
     try:
         with open("/proc/filesystems") as file:
             kernel_knows_xfs = "xfs" in file.read().split()

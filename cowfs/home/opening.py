@@ -23,7 +23,6 @@ from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.backend_facts import driver_facts
 from cowfs.home.open_home import OpenHome
 from cowfs.home.spec import HomeSpec, Make
-from cowfs.layers.direct_lvm import prepare_pool
 from cowfs.layers.options import (
     DriverOptions,
     Settings,
@@ -115,6 +114,8 @@ def _open(spec: HomeSpec, files: HomeFiles, options: DriverOptions) -> DeviceSet
 
 def _prepare_pool(files: HomeFiles, options: DriverOptions) -> None:
     if not options.lvm.is_empty:
+        from cowfs.layers.direct_lvm import prepare_pool
+
         prepare_pool(files, options.lvm, force=bool(options.directlvm_device_force))
 
 

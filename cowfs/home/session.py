@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.on_disk.files import HomeFiles
@@ -26,13 +26,15 @@ from cowfs.devices.on_disk.making import read_settings, require_home
 from cowfs.devices.pools.pool_files import open_device
 from cowfs.devices.pools.pool_source import is_in_use
 from cowfs.errors import HomeBusy, HomeError
-from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.devices import CopyMetadata, HomeReport, Status
 from cowfs.home.requests.request import Listing, Request
 from cowfs.home.spec import HomeSpec
+
+if TYPE_CHECKING:
+    from cowfs.home.control.client import Client
 
 WAIT_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.02
@@ -70,7 +72,7 @@ def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
         HomeBusy: something holds it that does not answer, after `wait_seconds`.
         CowfsError: as `open_here`.
     """
-    reached = _patiently(spec.path, partial(open_here, spec), Client, wait_seconds)
+    reached = _patiently(spec.path, partial(open_here, spec), _reach_holder, wait_seconds)
     return Executor(reached) if isinstance(reached, OpenHome) else reached
 
 
@@ -95,7 +97,7 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
                 return lock
         return Executor(open_here(HomeSpec(home, backend)))
 
-    reached = _patiently(home, open_metadata, Client, wait_seconds)
+    reached = _patiently(home, open_metadata, _reach_holder, wait_seconds)
     if isinstance(reached, HomeLock):
         try:
             with closing(open_device(files.metadata)) as device:
@@ -172,11 +174,17 @@ def open_unheld(
     """Open something of a home in this process; raises HomeBusy that `explain` words when another one serves it."""
 
     def refuse(_home: Path) -> T:
-        with Client(home) as client:
+        with _reach_holder(home) as client:
             report = client.call(Status())
         raise HomeBusy(explain(report), holder_pid=client.holder_pid)
 
     return _patiently(home, open_here, refuse, wait_seconds)
+
+
+def _reach_holder(home: Path) -> Client:
+    from cowfs.home.control.client import Client
+
+    return Client(home)
 
 
 def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:

@@ -22,8 +22,8 @@ import msgspec
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, MissingRequirement, UsageError
 from cowfs.ext4.tools import commands as tools
+from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 
-POOL_NAME: Final = "docker-thinpool"
 PROFILE_DIRECTORY: Final = "/etc/lvm/profile"
 _PROFILE: Final = "docker-thinpool"
 _GROUP: Final = "docker"
@@ -42,31 +42,6 @@ _DEFAULT_PERCENT: Final = 95
 _DEFAULT_METADATA_PERCENT: Final = 1
 _DEFAULT_THRESHOLD: Final = 80
 _DEFAULT_EXTENSION: Final = 20
-
-
-class LvmConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for; 0 and an empty text stand for what was not given. Keys of the file are moby's."""
-
-    device: str = msgspec.field(name="Device", default="")
-    thinp_percent: int = msgspec.field(name="ThinpPercent", default=0)
-    thinp_metapercent: int = msgspec.field(name="ThinpMetaPercent", default=0)
-    autoextend_percent: int = msgspec.field(name="AutoExtendPercent", default=0)
-    autoextend_threshold: int = msgspec.field(name="AutoExtendThreshold", default=0)
-
-    @property
-    def is_empty(self) -> bool:
-        return self == LvmConfig()
-
-    def check(self) -> None:
-        """Raises UsageError for parts that do not go together."""
-        if self.is_empty:
-            return
-        if not self.device:
-            raise UsageError("must provide device path in `dm.directlvm_device` in order to configure direct-lvm")
-        if bool(self.thinp_percent) != bool(self.thinp_metapercent):
-            raise UsageError("must set both `dm.thinp_percent` and `dm.thinp_metapercent` if either is specified")
-        if self.thinp_percent + self.thinp_metapercent > 100:
-            raise UsageError("combined `dm.thinp_percent` and `dm.thinp_metapercent` must not be greater than 100")
 
 
 class Commands(Protocol):

@@ -510,6 +510,24 @@ def test_quick_commands_load_little(home: Path) -> None:
         assert done.returncode == 0, (words, done.stderr)
 
 
+def test_commands_on_devices_load_only_what_they_run(home: Path) -> None:
+    """Neither programs nor ext4 beyond its superblock, nor what a home that another process holds is asked with."""
+    unwanted = (
+        *("asyncio", "cffi", "hashlib", "importlib.metadata", "json", "rich", "shutil", "socket", "sortedcontainers"),
+        *("subprocess", "tempfile", "cowfs.docker", "cowfs.ext4.library", "cowfs.ext4.tools", "cowfs.ext4.volume"),
+        *("cowfs.fuse", "cowfs.home.control", "cowfs.home.kernel", "cowfs.home.layers", "cowfs.layers.driver"),
+    )
+    code = (
+        "import sys; from cowfs.cli.app import run; status = run(sys.argv[1:]); "
+        f"loaded = sorted(set({unwanted}) & set(sys.modules)); "
+        "sys.exit(f'loaded {loaded}' if loaded else status)"
+    )
+    for words in (["list"], ["status"], ["create", "x"], ["snapshot", "x", "x-1"]):
+        command = [sys.executable, "-c", code, "--home", str(home), *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == 0, (words, done.stderr)
+
+
 def test_run_as_a_module(home: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", "list"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)

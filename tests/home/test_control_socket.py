@@ -436,7 +436,7 @@ def test_a_full_backlog_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_a_backlog_that_stays_full_is_one_clear_line(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with full_backlog(home):
-        monkeypatch.setattr(session, "Client", functools.partial(Client, greeting_seconds=0.1))
+        monkeypatch.setattr(session, "_reach_holder", functools.partial(Client, greeting_seconds=0.1))
         with pytest.raises(HomeBusy, match=f"held by process {os.getpid()} .*; it does not answer"):
             session.connect(HomeSpec(home))
 
@@ -631,7 +631,7 @@ def test_a_holder_that_does_not_greet_is_busy(home: Path, monkeypatch: pytest.Mo
     lock = HomeLock.acquire(str(home))
     listener = control_socket.listen(home)
     try:
-        monkeypatch.setattr(session, "Client", functools.partial(Client, greeting_seconds=0.1))
+        monkeypatch.setattr(session, "_reach_holder", functools.partial(Client, greeting_seconds=0.1))
         with pytest.raises(HomeBusy, match="does not answer") as caught:
             session.connect(HomeSpec(home))
         assert caught.value.holder_pid == os.getpid()

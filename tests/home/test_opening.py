@@ -13,11 +13,11 @@ import cowfs
 from cowfs.cli.app import run
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, NotAHome, UsageError
-from cowfs.home import opening
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.spec import HomeSpec, Make
-from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig
+from cowfs.layers import direct_lvm
+from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from tests.home.conftest import SMALL
 
 SIZES = ("dm.loopdatasize=512M", "dm.loopmetadatasize=8M", "dm.basesize=32M")
@@ -87,7 +87,7 @@ def test_making_prepares_the_pool_on_the_disk_that_is_named(
         prepared.append((files.home, config, force))
         return POOL_NAME
 
-    monkeypatch.setattr(opening, "prepare_pool", prepare)
+    monkeypatch.setattr(direct_lvm, "prepare_pool", prepare)
     path = tmp_path / "home"
     with suppress(CowfsError):  # this backend uses no pool of the kernel
         make(path, "dm.directlvm_device=/dev/sdx")
@@ -98,6 +98,6 @@ def test_no_disk_is_taken_where_no_home_can_be_made(home: Path, monkeypatch: pyt
     def prepare(*_: object, **__: object) -> OpenHome:
         raise AssertionError("the disk would have been taken")
 
-    monkeypatch.setattr(opening, "prepare_pool", prepare)
+    monkeypatch.setattr(direct_lvm, "prepare_pool", prepare)
     with pytest.raises(HomeError, match="a home already"):
         open_here(HomeSpec(home, storage_options=("dm.directlvm_device=/dev/sdx",), make=Make.ALWAYS))

@@ -20,7 +20,8 @@ from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.mkfs import require_filesystem
 from cowfs.home.backend_facts import driver_facts
-from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
+from cowfs.layers.direct_lvm import prepare_pool, read_config
+from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from cowfs.layers.options import home_options, parse_storage_options
 from cowfs.pool import NodeThin, load_backend
 from tests.uml.guest_checks import Checks, run_checks

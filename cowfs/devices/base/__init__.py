@@ -2,5 +2,6 @@
 
 base_device     its record, its check, its making
 base_ext4       its file system, made by mke2fs
+ext4_content    what is in it
 base_xfs        its file system, made by mkfs.xfs
 """

@@ -10,7 +10,6 @@ import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.base.base_ext4 import Ext4
-from cowfs.devices.base.base_xfs import Xfs
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceFile, Identity, SetFile
@@ -52,7 +51,11 @@ def filesystem_named(name: str, mkfs_args: Sequence[str] = ()) -> BaseFilesystem
     Args:
         mkfs_args: further arguments of its mkfs.
     """
-    return Xfs(mkfs_args) if name == Xfs.name else Ext4(mkfs_args)
+    if name == "xfs":
+        from cowfs.devices.base.base_xfs import Xfs
+
+        return Xfs(mkfs_args)
+    return Ext4(mkfs_args)
 
 
 class BaseDevice:

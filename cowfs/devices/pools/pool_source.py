@@ -22,7 +22,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.devices.on_disk.records import HomeFile
-from cowfs.devices.pools import pool_files, signatures
+from cowfs.devices.pools import pool_files
 from cowfs.errors import (
     CowfsError,
     HomeBusy,
@@ -91,6 +91,8 @@ def make_pool(files: HomeFiles, backend: Backend, options: HomeOptions) -> Pool:
                 _check_unused(pool)
             undo.pop_all()
         return pool
+    from cowfs.devices.pools import signatures
+
     for path in (options.source.data_device, options.source.metadata_device):
         if path and signatures.find(path):
             signatures.wipe(path)
@@ -190,6 +192,8 @@ def _identity(device: FileDevice) -> tuple[int, int]:
 
 def _refuse_content(path: str, role: str) -> None:
     """Raises HomeError when something is on a device."""
+    from cowfs.devices.pools import signatures
+
     what = signatures.find(path)
     if not what and role == "metadata":
         with closing(_open(path, role)) as device:

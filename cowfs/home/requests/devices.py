@@ -19,7 +19,6 @@ from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.uses import DeviceUse
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
-from cowfs.home.metadata_copy import copy_metadata
 from cowfs.home.open_home import MountedView, OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, batched
 from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
@@ -323,6 +322,8 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
     """
 
     def run(self, home: OpenHome) -> OpenFile:
+        from cowfs.home.metadata_copy import copy_metadata
+
         home.devices.pool.commit()
         source = home.devices.pool.open_metadata()
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cowfs.errors import UsageError
-from cowfs.layers.direct_lvm import LvmConfig
+from cowfs.layers.lvm_config import LvmConfig
 from cowfs.layers.options import values
 
 FILESYSTEMS: Final = ("ext4", "xfs")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource, check_block_size
 from cowfs.devices.on_disk.records import HomeStatus
 from cowfs.errors import UsageError
-from cowfs.layers.direct_lvm import POOL_NAME
+from cowfs.layers.lvm_config import POOL_NAME
 from cowfs.layers.options.driver import DriverOptions
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_decimal_size, format_size
 

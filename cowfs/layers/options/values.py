@@ -8,7 +8,6 @@ PERCENT  UINT, a % after it may be left out
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Final
 
@@ -69,4 +68,6 @@ def _syntax_error(function: str, text: str) -> UsageError:
 
 
 def _quote(text: str) -> str:
+    import json
+
     return json.dumps(text, ensure_ascii=False)

@@ -12,7 +12,8 @@ import pytest
 from cowfs.devices import opening
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import HomeError, MissingRequirement, UsageError
-from cowfs.layers.direct_lvm import POOL_NAME, LvmConfig, prepare_pool, read_config
+from cowfs.layers.direct_lvm import prepare_pool, read_config
+from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from cowfs.pool import load_backend
 from tests.layers.options.test_homes import SMALL
 

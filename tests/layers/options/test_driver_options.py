@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cowfs.errors import UsageError
-from cowfs.layers.direct_lvm import LvmConfig
+from cowfs.layers.lvm_config import LvmConfig
 from cowfs.layers.options import DOCKER_OPTIONS, DriverOptions, parse_storage_options
 
 NOT_A_BOOL = 'strconv.ParseBool: parsing "maybe": invalid syntax'
