@@ -1,4 +1,4 @@
-"""The commands of the group pool: usage, resize; and of its metadata as a whole: check, dump, restore, delta."""
+"""The commands of the group pool: usage, resize, set; and of its metadata as a whole: check, dump, restore, delta."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TextIO
 
 import click
 
@@ -86,6 +86,27 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
     else:
         print(f"data: {output.size_change(resized.old_data_bytes, resized.data_bytes)}")
         print(f"metadata: {output.size_change(resized.old_metadata_bytes, resized.metadata_bytes)}")
+
+
+@click.command("set")
+@click.option(
+    "--no-space",
+    type=click.Choice(["queue", "error"]),
+    required=True,
+    help="What writes do in a full pool: wait for space, or fail at once.",
+)
+@click.pass_obj
+def set_command(settings: Settings, no_space: Literal["queue", "error"]) -> None:
+    """Change how the pool behaves, while its devices are in use or not.
+
+    With --no-space error, writes that wait for space fail now.
+    """
+    with settings.open_home() as home:
+        changed = home.set_no_space(no_space)
+    if settings.as_json:
+        output.print_json(changed)
+    else:
+        print(f"when full: {'writes wait for space' if changed.no_space == 'queue' else 'writes fail'}")
 
 
 @click.command("check")

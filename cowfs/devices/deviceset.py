@@ -40,6 +40,7 @@ from cowfs.devices.on_disk.options import MinimumFree, check_device_size
 from cowfs.devices.on_disk.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures, free_space, health
+from cowfs.devices.pools.no_space import set_no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery, contradictions, remake_base
 from cowfs.devices.uses import DeviceUses
@@ -315,6 +316,20 @@ class DeviceSet:
         self._transactions.settle()
         grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
         return self.status()
+
+    def set_no_space(self, policy: NoSpacePolicy) -> None:
+        """What writes do when the data is full, also while devices are in use. With `ERROR`, writes that wait end.
+
+        The record comes first, so that a crash in between is finished by the next opening.
+
+        Raises:
+            UsageError: the pool was not made by this home.
+            HomeError, PoolError: it cannot be recorded, or the pool does not take it; then all is as it was.
+        """
+        self.check_writable(to_make_room=True)
+        if self._settings.thin_pool:
+            raise UsageError(f"pool {self.pool.name} was not made by this home; change it by the tools that made it")
+        set_no_space(self._files, self.pool, policy)
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         """Remove a device; its children keep what they share with it.

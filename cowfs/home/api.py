@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE
@@ -31,10 +31,12 @@ from cowfs.home.requests.devices import (
 )
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
+    PoolPolicy,
     Resize,
     Resized,
     ResizedPool,
     ResizePool,
+    SetNoSpace,
     Trim,
     TrimmedDevice,
     Usage,
@@ -115,6 +117,10 @@ class Home:
     @documented_by(ResizePool)
     def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> ResizedPool:
         return self._session.call(ResizePool(data_size_bytes, metadata_size_bytes))
+
+    @documented_by(SetNoSpace)
+    def set_no_space(self, no_space: Literal["queue", "error"]) -> PoolPolicy:
+        return self._session.call(SetNoSpace(no_space))
 
     @documented_by(ListDevices)
     def devices(self) -> list[DeviceRow]:

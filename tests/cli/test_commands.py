@@ -61,6 +61,13 @@ def test_what_a_full_pool_does_is_chosen_when_it_is_made(cowfs_anywhere: Run, tm
     assert json.loads(cowfs_anywhere(*home, "--json", "status").out)["no_space"] == policy
 
 
+def test_what_a_full_pool_does_can_be_changed(cowfs: Run) -> None:
+    assert cowfs("pool", "set", "--no-space", "error").out == "when full: writes fail\n"
+    assert json.loads(cowfs("--json", "status").out)["no_space"] == "error"
+    assert json.loads(cowfs("--json", "pool", "set", "--no-space", "queue").out) == {"no_space": "queue"}
+    assert json.loads(cowfs("--json", "status").out)["no_space"] == "queue"
+
+
 def test_list(cowfs: Run) -> None:
     m = mapped(cowfs)
     w = max(len("MAPPED"), len(m))

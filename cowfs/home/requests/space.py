@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from cowfs.error_record import plain_text
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, batched
+from cowfs.pool import NoSpacePolicy
 from cowfs.steps import Pieces, Steps
 
 if TYPE_CHECKING:
@@ -145,7 +146,27 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
         )
 
 
-SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool)
+class PoolPolicy(msgspec.Struct, frozen=True):
+    """What writes do when the data of the pool is full."""
+
+    no_space: Literal["queue", "error"]
+
+
+class SetNoSpace(Request[PoolPolicy], frozen=True, tag="set_no_space"):
+    """Choose what writes do when the data of the pool is full: wait for space, or fail. `error` ends those that wait.
+
+    Raises:
+        UsageError: the pool was not made by this home.
+    """
+
+    no_space: Literal["queue", "error"]
+
+    def run(self, home: OpenHome) -> PoolPolicy:
+        home.devices.set_no_space(NoSpacePolicy.ERROR if self.no_space == "error" else NoSpacePolicy.QUEUE)
+        return PoolPolicy(self.no_space)
+
+
+SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool, SetNoSpace)
 
 
 def _usage(name: str | None, figures: DeviceFigures) -> UsageRow:
