@@ -30,6 +30,7 @@ from cowfs.devices.active import ActiveDevices, Quiescer
 from cowfs.devices.base.base_device import BaseDevice, filesystem_named
 from cowfs.devices.changes.deletions import Deletions
 from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.replacement import Replacements
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.injected import Injected
@@ -104,6 +105,7 @@ class DeviceSet:
             self._ids.reserve(thin_id)
         self._transactions = Transactions(pool, self._store, self._ids, partial(figures.is_fresh, pool))
         self._replacements = Replacements(pool, self._store, self._ids, self._active.open_thin, self.quiesced)
+        self._renames = Renames(self._store)
         self._deletions = Deletions(self._store, self._remove_idle, self._active.__contains__)
         filesystem = injected.filesystem or filesystem_named(set_file.base_filesystem)
         not_inherited(self, f"the home {files.home}", ends=("close", "deactivate"))
@@ -128,6 +130,7 @@ class DeviceSet:
         try:
             self._transactions.recover()
             self._replacements.recover()
+            self._renames.recover()
         except CowfsError as error:
             self._store.problems.append(f"changes that a crash interrupted could not be undone yet: {error}")
         marked = self._deletions.names()
@@ -272,6 +275,7 @@ class DeviceSet:
             inherited = False if origin_name == BASE else self._store.is_layer(origin_name)
             self._store.note_parent(name, record.transaction_id, origin_name, is_layer or inherited)
 
+        self._renames.settle()
         self._transactions.make(name, size_bytes or origin.size, send, note_parent)
         return self._store.view(name)
 
@@ -301,6 +305,32 @@ class DeviceSet:
         with self._replacements.replacing(name, size_bytes) as thin:
             self._base.grow_filesystem(name, thin)
         return self._store.view(name)
+
+    def rename(self, name: str, new_name: str) -> DeviceRecord:
+        """Give a device another name; it stays the parent of its children. After a crash it has the one or the other.
+
+        Raises:
+            UsageError: the base device, or a name that cannot be.
+            UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
+            DeviceExists: `new_name` is taken.
+        """
+        self.check_writable(to_make_room=True)
+        record = self._usable(name)
+        if name == BASE:
+            raise UsageError("the base device cannot be renamed: the home finds it by its name")
+        if new_name == name:
+            raise UsageError(f"device {name!r} has this name already; choose another one")
+        check_name(new_name)
+        self._check_unused(new_name)
+        self._require_inactive(name, "renamed")
+        if name in self.lent():
+            raise DeviceBusy(
+                f"device {name!r} (thin {record.device_id}) is in use through its node, which has this name; end that, "
+                "then rename it"
+            )
+        self._transactions.settle()
+        self._renames.rename(name, new_name)
+        return self._store.view(new_name)
 
     def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeStatus:
         """Make the pool larger, also while devices are in use. Without a size, a device is taken as large as it is.

@@ -12,7 +12,8 @@ understood) comes first. Then, unless pool and records do not belong together at
 Each step is one replaced or renamed file, or one message, so it can be cut short anywhere and run again.
 
 Whose a thin was: its file system may say (the file `id`, which the layer driver writes into a layer that is used; a
-snapshot that never was has its parent's), and so does `cowfs.parents`, by the transaction that made the thin.
+snapshot that never was has its parent's, and a renamed layer has its former name until it is changed), and so does
+`cowfs.parents`, by the transaction that made the thin. A name whose record was damaged is believed first.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ class Recovery:
         for thin_id in sorted(orphans, key=lambda thin_id: (self._thins[thin_id].details.transaction_id, thin_id)):
             entry = self._thins[thin_id]
             identity = self._look_into(entry)
-            name = self._name_of(entry, identity)
+            name = self._name_of(entry, identity, damaged)
             size_bytes = self._size_of(entry, identity)
             found = f"thin {thin_id} ({format_size(size_bytes)}) belongs to no device"
             if self._delete_orphans and name not in damaged:
@@ -273,15 +274,15 @@ class Recovery:
         size_bytes = max(mapped_bytes, identity.size_bytes if identity else 0)
         return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
 
-    def _name_of(self, entry: ThinEntry, identity: Identity | None) -> str | None:
-        """The name that a thin had, when it can be told and nobody else has it."""
+    def _name_of(self, entry: ThinEntry, identity: Identity | None, damaged: set[str]) -> str | None:
+        """The name that a thin had, when it can be told and no device has it."""
         line = self._store.line_of_transaction(entry.details.transaction_id + 1)
-        told = [identity.name if identity else None, line.name if line else None]
-        for name in told:
-            if name and name not in self._names and _is_name(name):
+        told = [name for name in (identity.name if identity else None, line.name if line else None) if name]
+        for name in sorted(told, key=lambda name: name not in damaged):
+            if name not in self._names and _is_name(name):
                 return name
         is_empty = identity is not None and identity.is_empty and identity.uuid == self._base.set_file.base_uuid
-        return BASE if is_empty and not any(told) and BASE not in self._names else None
+        return BASE if is_empty and not told and BASE not in self._names else None
 
     def _free_name(self, thin_id: int) -> str:
         name, number = f"recovered-{thin_id}", 1

@@ -68,7 +68,7 @@ class World:
         return open_home(self.home, self.backend(), **arguments)
 
     def contents(self) -> Contents:
-        """Size and first page of each device, the pool's two sizes; all of the home is looked at on the way."""
+        """Size and first page of each device, all parents, the pool's two sizes; the whole home is looked at."""
         with self.open() as devices:
             return self.contents_of(devices)
 
@@ -82,6 +82,8 @@ class World:
             devices.deactivate(record.name)
         assert sorted(found) == record_files(self.home)
         assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
+        assert not (self.home / "cowfs.renaming").exists()
+        found["parents"] = 0, repr({record.name: record.parent for record in devices.records()}).encode()
         status = devices.status()
         self.judge(devices)
         return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
@@ -264,6 +266,10 @@ def create_from_active(devices: DeviceSet) -> None:
 
 def remove(devices: DeviceSet) -> None:
     devices.remove("b")
+
+
+def rename(devices: DeviceSet) -> None:
+    devices.rename("a", "renamed")
 
 
 def deferred_remove(devices: DeviceSet) -> None:

@@ -69,14 +69,14 @@ class DyingOs:
     """`os` for HomeFiles. A write that is killed writes its first half.
 
     With `power_cut`, what no fsync had made durable is undone when `lose_power` is called: names changed in a directory
-    that was not synced since, and the content of files that were not.
+    that was not synced since, and what was added to files that were not.
     """
 
     def __init__(self, steps: Steps, *, power_cut: bool = False) -> None:
         self._steps = steps
         self._power_cut = power_cut
         self._undo: dict[str, list[Callable[[], None]]] = {}
-        self._unsynced: dict[int, int] = {}
+        self._unsynced: dict[int, tuple[int, int]] = {}  # inode -> a descriptor, the size that is durable
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
         self._steps.step(f"open {Path(path).name}")
@@ -88,7 +88,9 @@ class DyingOs:
 
     def write(self, fd: int, data: bytes) -> int:
         if self._power_cut:
-            self._unsynced.setdefault(os.fstat(fd).st_ino, os.dup(fd))
+            found = os.fstat(fd)
+            if found.st_ino not in self._unsynced:
+                self._unsynced[found.st_ino] = os.dup(fd), found.st_size
         try:
             self._steps.step("write")
         except Killed:
@@ -101,9 +103,9 @@ class DyingOs:
     def fsync(self, fd: int) -> None:
         self._steps.step("fsync")
         self._undo.pop(os.readlink(f"/proc/self/fd/{fd}"), None)
-        duplicate = self._unsynced.pop(os.fstat(fd).st_ino, None)
-        if duplicate is not None:
-            os.close(duplicate)
+        unsynced = self._unsynced.pop(os.fstat(fd).st_ino, None)
+        if unsynced is not None:
+            os.close(unsynced[0])
 
     def ftruncate(self, fd: int, length: int) -> None:
         self._steps.step("ftruncate")
@@ -136,8 +138,8 @@ class DyingOs:
             self._undo.setdefault(directory, []).append(undo)
 
     def lose_power(self) -> None:
-        for fd in self._unsynced.values():
-            os.ftruncate(fd, 0)
+        for fd, size_bytes in self._unsynced.values():
+            os.ftruncate(fd, size_bytes)
             os.close(fd)
         self._unsynced.clear()
         for undos in self._undo.values():
@@ -162,6 +164,10 @@ class FailingOs(DyingOs):
         super().__init__(Steps())
         self._label, self._error, self._left = label, error, skip
         self._steps.step = self._fail_or_pass  # type: ignore[method-assign]
+
+    def mend(self) -> None:
+        """Fail no more."""
+        self._left = -1
 
     def _fail_or_pass(self, label: str) -> None:
         if label.startswith(self._label):

@@ -21,6 +21,7 @@ from tests.devices.crash_worlds import (
     create_larger,
     deferred_remove,
     remove,
+    rename,
     replace,
     resize,
 )
@@ -44,7 +45,10 @@ def resize_pool(devices: DeviceSet) -> None:
     devices.resize_pool(data_size_bytes=8 * MIB, metadata_size_bytes=4 * MIB)
 
 
-CHANGES = [create, create_from_active, create_larger, remove, deferred_remove, replace, resize, grow_base, resize_pool]
+CHANGES = [
+    *(create, create_from_active, create_larger, remove, rename, deferred_remove, replace),
+    *(resize, grow_base, resize_pool),
+]
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
@@ -73,16 +77,17 @@ def test_a_change_is_wholly_there_or_wholly_absent(
         assert world.contents() == found  # opening again changes nothing
         with world.open() as devices:
             taken = {record.device_id for record in devices.records()}
-            assert devices.create("next", parent="a").device_id not in taken
+            parent = "a" if "a" in devices else "renamed"
+            assert devices.create("next", parent=parent).device_id not in taken
             assert_whole(devices)
-        assert world.contents()["next"] == world.contents()["a"]
+        assert world.contents()["next"] == world.contents()[parent]
     assert seen == {True, False}
     print(
         f"{change.__name__} on the {world.name} pool: killed at {points} points{' with power cut' if power_cut else ''}"
     )
 
 
-@pytest.mark.parametrize("change", [create, create_larger, remove, resize])
+@pytest.mark.parametrize("change", [create, create_larger, remove, rename, resize])
 def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Path, change: Change) -> None:
     before = world.contents()
     saved = world.save(tmp_path / "saved")
@@ -106,6 +111,47 @@ def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Pat
         first += 1
     assert points > first
     print(f"{change.__name__} on the {world.name} pool: recovery killed at {points} points after {first} kills")
+
+
+@pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])
+def test_a_rename_cut_short_is_seen_whole_by_readers_and_leaves_nothing_to_recover(
+    world: World, tmp_path: Path, power_cut: bool
+) -> None:
+    """Also where there were devices that had the new name, and children of these."""
+    with world.open() as devices:
+        devices.create("renamed")
+        devices.create("c", parent="renamed")
+        devices.create("d", parent="b")
+        devices.remove("renamed")
+    before = parents(world, read_only=True)
+    saved = world.save(tmp_path / "saved")
+    after = {"renamed": "base", "b": "renamed", "d": "b", "c": None, "base": None}
+    points, seen = 0, set()
+    while True:
+        world.restore(saved)
+        if not world.run_until(points, rename, power_cut=power_cut):
+            break
+        points += 1
+        found = parents(world, read_only=True)
+        assert found in (before, after), points
+        assert parents(world, read_only=False) == found
+        if isinstance(world, EmulatedWorld):
+            with world.open(read_only=True, verify=False) as devices:
+                assert devices.recover() == []
+        seen.add(found == after)
+        with world.open() as devices:
+            name = "renamed" if found == after else "a"
+            devices.rename(name, "elsewhere")
+            devices.create(name, parent="elsewhere")
+        expected = {"elsewhere": "base", name: "elsewhere", "b": "elsewhere", "d": "b", "c": None, "base": None}
+        assert parents(world, read_only=False) == expected
+    assert seen == {True, False}
+    print(f"rename on the {world.name} pool: killed at {points} points")
+
+
+def parents(world: World, *, read_only: bool) -> dict[str, str | None]:
+    with world.open(read_only=read_only) as devices:
+        return {record.name: record.parent for record in devices.records()}
 
 
 @pytest.mark.parametrize("power_cut", [False, True], ids=["kill", "power-cut"])

@@ -168,6 +168,24 @@ def test_a_record_that_is_not_there_comes_back_from_the_transaction(home: Path) 
     assert records(home)["b"] == (3, MIB, "a")
 
 
+@pytest.mark.parametrize("is_former_name_taken", [False, True])
+def test_a_renamed_layer_comes_back_under_its_new_name(home: Path, is_former_name_taken: bool) -> None:
+    """Its file `id` has the former one until it is changed."""
+    with open_home(home, EMULATED) as devices:
+        devices.rename("a", "renamed")
+        if is_former_name_taken:
+            devices.create("a")
+    before = records(home)
+    break_record(home, "renamed")
+    assert recover_twice(home) == [
+        ("damaged_file", None, "set aside"),
+        ("orphan_thin", "renamed", "recorded as 'renamed'"),
+    ]
+    assert {name: record[0] for name, record in records(home).items() if name != "another"} == {
+        name: record[0] for name, record in before.items()
+    }
+
+
 def test_parent_and_child_come_back_under_their_own_names(home: Path) -> None:
     for name in "ab":
         break_record(home, name)

@@ -8,6 +8,7 @@
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
+    <home>/cowfs.renaming           a note about a new name of a device, there while it gets it
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
     <home>/cowfs.damaged/           files that could not be understood, set aside
     <home>/cowfs.tmp/               temporary files of the process that serves the home, there while it does
@@ -78,6 +79,7 @@ class HomeFiles:
         self.home_file = os.path.join(home, "cowfs.json")
         self.init_marker = os.path.join(home, "cowfs.init")
         self.parents = os.path.join(home, "cowfs.parents")
+        self.renaming = os.path.join(home, "cowfs.renaming")
         self.replacements = os.path.join(home, "cowfs.replacing")
         self.damaged = os.path.join(home, "cowfs.damaged")
         self.temporary = os.path.join(home, "cowfs.tmp")

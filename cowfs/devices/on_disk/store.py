@@ -62,6 +62,8 @@ class DeviceStore:
         self.damaged_names: list[str] = []
         self._records: dict[str, DeviceFile] = {}
         self._parents: dict[str, ParentLine] | None = None
+        self._unread: HomeError | None = None  # why parents are not known
+        self._is_saved = True  # whether the file of parents says what memory does
 
     def load(self) -> None:
         """Read every record."""
@@ -175,6 +177,20 @@ class DeviceStore:
         """Drop a record from memory only."""
         self._records.pop(name, None)
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Give the record of a device another name; `new_name` has none.
+
+        Raises HomeError: the record has the old name, or it has the new one and it is not known whether that is so
+        after a crash.
+        """
+        try:
+            self.files.rename(self.files.record(name), self.files.record(new_name))
+        except HomeError:
+            if self.files.read(self.files.record(new_name)) is not None:
+                self._records[new_name] = self._records.pop(name)
+            raise
+        self._records[new_name] = self._records.pop(name)
+
     def delete(self, name: str, *, durable: bool = True) -> None:
         self.forget(name)
         self.files.remove(self.files.record(name), durable=durable)
@@ -195,6 +211,21 @@ class DeviceStore:
         # The newline comes first, so that a line cut short by a crash does not take the next one with it.
         self.files.append(self.files.parents, b"\n" + msgspec.json.encode(line))
         self._parent_lines()[name] = line
+
+    def change_lines(self, change: Callable[[ParentLine], ParentLine | None]) -> None:
+        """Replace every line about parents by what `change` makes of it, all of them or none; None drops a line.
+
+        Raises HomeError: they cannot be read, or not be written. In the second case memory has them changed, and the
+        next call writes them.
+        """
+        lines = self._parent_lines()
+        if self._unread is not None:
+            raise self._unread
+        changed = {line.name: line for line in map(change, lines.values()) if line is not None}
+        if changed != lines:
+            self._parents, self._is_saved = changed, False
+        if not self._is_saved and not self.read_only:
+            self._save_parents(changed)
 
     def parent(self, name: str) -> str | None:
         """The parent, unless it is unknown or no longer the device it was."""
@@ -244,6 +275,7 @@ class DeviceStore:
         try:
             lines = (self.files.read(self.files.parents) or b"").split(b"\n")
         except HomeError as error:
+            self._unread = error
             self.problems.append(f"parents are unknown: {error}")
             return {}, 0
         decode: Callable[[bytes], ParentLine] = msgspec.json.Decoder(ParentLine).decode
@@ -259,8 +291,12 @@ class DeviceStore:
     def _compact_parents(self, parents: dict[str, ParentLine]) -> None:
         for name in [name for name in parents if name not in self._records]:
             del parents[name]
+        self._save_parents(parents)
+
+    def _save_parents(self, parents: dict[str, ParentLine]) -> None:
         data = b"".join(b"\n" + msgspec.json.encode(line) for line in parents.values())
         self.files.write(self.files.parents, data)
+        self._is_saved = True
 
 
 def _is_text(name: str) -> bool:
