@@ -120,6 +120,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "umount": Command("mounting", "Unmount what 'mount' mounted."),
         "resize": Command("space", "Enlarge a device and its file system."),
         "trim": Command("space", "Return unused space of devices to the pool."),
+        "rename": Command("devices", "Rename a device."),
         "remove": Command("devices", "Remove devices."),
     },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM},

@@ -331,6 +331,24 @@ def inspect_command(settings: Settings, name: str) -> None:
     )
 
 
+@click.command("rename")
+@click.argument("old", type=DEVICE)
+@click.argument("new")
+@click.pass_obj
+def rename_command(settings: Settings, old: str, new: str) -> None:
+    """Give the device OLD the name NEW. Its snapshots stay its snapshots.
+
+    While the whole home is mounted at MNT, MNT/OLD becomes MNT/NEW at once. A device that is mounted on its own, or of
+    which a file is open, is not renamed.
+    """
+    with settings.open_home() as home:
+        renamed = home.rename(old, new)
+    if settings.as_json:
+        output.print_json(renamed)
+    else:
+        print(f"renamed {output.printable(renamed.old_name)} to {renamed.name}")
+
+
 @click.command("remove")
 @click.argument("names", nargs=-1, required=True, metavar="NAME...", type=DEVICE)
 @click.option("--deferred", is_flag=True, help="Mark a busy device for deletion; it is removed on last close.")

@@ -23,6 +23,8 @@ from cowfs.home.requests.devices import (
     Inspect,
     ListDevices,
     Remove,
+    Rename,
+    Renamed,
     SendMessage,
     Status,
     Table,
@@ -101,6 +103,10 @@ class Home:
     def snapshot(self, origin: str, name: str) -> Created:
         """`create(name, parent=origin)`."""
         return self._session.call(Create(name, origin))
+
+    @documented_by(Rename)
+    def rename(self, name: str, new_name: str) -> Renamed:
+        return self._session.call(Rename(name, new_name))
 
     @documented_by(Remove)
     def remove(self, name: str, *, deferred: bool = False) -> bool:

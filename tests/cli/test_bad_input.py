@@ -53,6 +53,11 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "unknown to mount": (["mount", "nope", "MNT"], HOME, "there is no device 'nope' in the home"),
     "unknown to compare": (["delta", "web", "nope"], HOME, "there is no device 'nope' in the home"),
     "duplicate": (["create", "web"], HOME, "device 'web' exists already (thin 2); choose another name"),
+    "rename base": (["rename", "base", "x"], USAGE, "the base device cannot be renamed"),
+    "rename to base": (["rename", "web", "base"], USAGE, "'base' cannot be the name of a device"),
+    "rename to itself": (["rename", "web", "web"], USAGE, "'web' has this name already"),
+    "rename to another": (["rename", "web", "web-1"], HOME, "'web-1' exists already"),
+    "rename unknown": (["rename", "nope", "x"], HOME, "there is no device 'nope'"),
     "remove base": (["remove", "base"], USAGE, "the base device cannot be removed"),
     "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: the home uses it"),
     "reserved set": (["create", "deviceset-metadata"], USAGE, "it is reserved for the home"),
@@ -510,7 +515,13 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
     assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
     assert cowfs("--storage-opt", "dm.basesize=1G", "layer", "changes", "web-1", "web").status == 0
     assert cowfs("--json", "layer", "size", "web").json["size_bytes"] == 0
-    for words in (["create", "x"], ["layer", "remove", "web"], ["resize", "web", "32M"], ["trim", "web"]):
+    for words in (
+        ["create", "x"],
+        ["rename", "web", "x"],
+        ["layer", "remove", "web"],
+        ["resize", "web", "32M"],
+        ["trim", "web"],
+    ):
         outcome = cowfs(*words)
         assert outcome.status == HOME, words
         assert "is open read-only" in outcome.error

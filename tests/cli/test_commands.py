@@ -25,7 +25,7 @@ BASE_BYTES = 16 << 20
 
 SECTIONS = {
     "Homes": ["init", "status", "recover", "doctor"],
-    "Devices": ["create", "snapshot", "list", "inspect", "mount", "umount", "resize", "trim", "remove"],
+    "Devices": ["create", "snapshot", "list", "inspect", "mount", "umount", "resize", "trim", "rename", "remove"],
     "Groups of commands": ["pool", "layer", "docker", "dm"],
     "Other": ["uml", "help", "completion"],
 }
@@ -213,6 +213,17 @@ def test_messages_go_to_the_pool(cowfs: Run) -> None:
     report = cowfs("--json", "status").json
     assert report["orphan_thin_ids"] == [8]
     assert report["transaction_id"] == 9
+
+
+def test_rename(cowfs: Run) -> None:
+    assert cowfs("rename", "web", "my shop").out == "renamed web to my shop\n"
+    assert {row["name"]: row["parent"] for row in cowfs("--json", "list").json} == {
+        "base": None,
+        "my shop": "base",
+        "web-1": "my shop",
+    }
+    assert cowfs("--json", "rename", "my shop", "web").json == {"name": "web", "old_name": "my shop", "id": 2}
+    assert cowfs("--json", "recover", "--dry-run").json["findings"] == []
 
 
 def test_remove_goes_on_after_an_error(cowfs: Run) -> None:

@@ -16,7 +16,7 @@ from cowfs.home.machine import Ability
 from cowfs.home.maintenance import CheckResult, FindingRecord
 from cowfs.home.open_home import MountedView
 from cowfs.home.recovery import RecoveryReport
-from cowfs.home.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, TargetLine
+from cowfs.home.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, Renamed, TargetLine
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
@@ -26,7 +26,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
     "kind",
     [
         *(Ability, CheckResult, Created, DeviceReport, DeviceRow, Finding, FindingRecord, HomeReport, MountedView),
-        *(RecoveryReport, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
+        *(RecoveryReport, Renamed, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,
 )

@@ -127,6 +127,56 @@ def test_devices_come_and_go_at_once(whole: MountedHome) -> None:
     assert shell("cat 'mount point/monday/file'") == "two\n"
 
 
+def test_a_device_gets_another_name_at_once(whole: MountedHome) -> None:
+    """Also one that was used lately; what is open in another device stays open."""
+    shell = whole.shell
+    shell("cd 'mount point' && echo one >web/file && ! test -e shop && cat web/file >/dev/null && ls -l web >/dev/null")
+    whole.run("snapshot", "web", "monday")
+    with running(whole, KEEP_OPEN, whole.target / "monday" / "file"):
+        answer = whole.json("rename", "web", "shop")
+        assert (answer["name"], answer["old_name"]) == ("shop", "web")
+        assert shell("cd 'mount point' && ls && cat shop/file && ! test -e web && ! test -e web/file") == (
+            "data\nmonday\nshop\none\n"
+        )
+        shell("cd 'mount point' && echo two >shop/file")
+        assert "fuser -vm" in whole.refused(5, "rename", "monday", "tuesday")
+    rows = {row["name"]: (row["parent"], row["mounted"]) for row in whole.json("list")}
+    assert rows["monday"][0] == "shop"
+    assert rows["shop"] == ("base", [f"{whole.target}/shop"])
+    whole.run("create", "web")
+    assert shell("cd 'mount point' && ls web && cat shop/file monday/file") == "lost+found\ntwo\none\n"
+    whole.run("rename", "monday", "tuesday")
+    whole.run("umount", whole.target)
+    whole.run("mount", "shop", whole.target)
+    assert shell("cat 'mount point/file'") == "two\n"
+
+
+def test_a_device_in_use_is_not_renamed(whole: MountedHome) -> None:
+    directory = whole.target / "web" / "dir"
+    whole.shell("mkdir 'mount point/web/dir' && echo text >'mount point/web/dir/file'")
+    for code, where in ((STAY_IN, directory), (KEEP_OPEN, directory / "file")):
+        with running(whole, code, where):
+            line = whole.refused(5, "rename", "web", "shop")
+            assert f"device 'web' is in use at {whole.target}/web, so it cannot be renamed; see by whom" in line
+            assert whole.shell("cat 'mount point/web/dir/file'") == "text\n"
+    whole.run("layer", "create", "box")
+    path = Path(whole.run("layer", "get", "box").stdout.strip())
+    assert "first run: cowfs layer put box" in whole.refused(5, "rename", "box", "crate")
+    whole.account.run(["touch", path / "file"])
+    whole.run("layer", "put", "box")
+    whole.run("rename", "box", "crate")
+    path = Path(whole.run("layer", "get", "crate").stdout.strip())
+    assert path == whole.target / "crate" / "rootfs"
+    whole.account.run(["touch", path / "other"])
+    whole.run("layer", "put", "crate")
+    assert whole.shell("cat 'mount point/crate/id'; ls 'mount point/crate/rootfs'") == "cratefile\nother\n"
+    whole.run("umount", whole.target)
+    whole.run("mount", "web", whole.target)
+    line = whole.refused(5, "rename", "web", "shop")
+    assert f"device 'web' is mounted at {whole.target}, so it cannot be renamed; first run: cowfs umount" in line
+    whole.run("rename", "data", "dates")
+
+
 def test_a_snapshot_holds_what_was_written_to_its_origin(whole: MountedHome) -> None:
     """Also through mmap, and whatever goes on in other devices."""
     code = (

@@ -121,7 +121,9 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
         yield layers.LayerSize(layer, parent), None
     yield layers.PutLayer("child"), None
     yield layers.RemoveLayer("child"), None
-    yield devices.Remove("web"), None
+    yield devices.Rename("used", "other"), DeviceBusy
+    yield devices.Rename("web", "shop"), None
+    yield devices.Remove("shop"), None
     about_layers: tuple[AnyRequest, ...] = (
         layers.LayerExists("used"),
         layers.ListLayers(),
@@ -133,6 +135,7 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield layers.ApplyLayer("used"), None
     yield layers.PutLayer("used"), None  # of a runtime that has the layer still mounted
     yield devices.OpenNode("used"), MissingRequirement
+    yield devices.Rename("used", "other"), DeviceBusy
     yield devices.Remove("used"), DeviceBusy
     yield layers.RemoveLayer("used"), None  # marks it
     yield devices.Remove("used", deferred=True), None

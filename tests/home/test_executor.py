@@ -16,7 +16,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
-from cowfs.home.requests.devices import Create, OpenNode, Remove, Status
+from cowfs.home.requests.devices import Create, OpenNode, Remove, Rename, Status
 from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,
@@ -89,6 +89,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (Status(), ["run"]),
         (Create("new"), ["write back base", "run"]),
         (Create("new", "a"), ["write back a", "run"]),
+        (Rename("a", "b"), ["close a", "run"]),
         (Remove("a"), ["close a", "run"]),
         (Remove("a", deferred=True), ["close a", "run", "close a"]),
         (Resize("a", 1), ["close a", "run"]),

@@ -42,6 +42,14 @@ class Created(msgspec.Struct, frozen=True):
     warnings: list[str]
 
 
+class Renamed(msgspec.Struct, frozen=True):
+    """A device with a new name."""
+
+    name: str
+    old_name: str
+    id: int
+
+
 class DeviceRow(msgspec.Struct, frozen=True):
     """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known.
 
@@ -236,6 +244,29 @@ class Create(Request[Created], frozen=True, tag="create"):
         return Created(record.name, record.device_id, record.size_bytes, record.parent, home.devices.warnings())
 
 
+class Rename(Request[Renamed], frozen=True, tag="rename"):
+    """Give a device another name, all of it or nothing; its children are its children as before.
+
+    A mount of the whole home shows it under the new name at once.
+
+    Raises:
+        UsageError: a name that cannot be, or the base device.
+        DeviceExists, UnknownDevice: `new_name` is taken, or `name` is not there.
+        DeviceBusy: it is mounted alone or as a layer, or one of its files is open.
+    """
+
+    name: str
+    new_name: str
+
+    def device_needed_idle(self) -> str:
+        return self.name
+
+    def run(self, home: OpenHome) -> Renamed:
+        home.require_idle(home.devices.record(self.name).name, "renamed")
+        record = home.devices.rename(self.name, self.new_name)
+        return Renamed(record.name, self.name, record.device_id)
+
+
 class Remove(Request[bool], frozen=True, tag="remove"):
     """Remove a device; its snapshots keep what they share with it.
 
@@ -382,6 +413,7 @@ REQUESTS: Final = (
     ListDevices,
     Inspect,
     Create,
+    Rename,
     Remove,
     SendMessage,
     Table,
