@@ -7,7 +7,7 @@ the home is from when the process listens, since the daemon starts a plugin no m
 Python.
 
 Expected: a layer's life costs devicemapper two fsynced files and four commits of the kernel's pool, a device made and
-taken down and a mount; ours three such files and two commits, and the mount is there already. Unpacking is a system
+taken down and a mount; ours three such files and two commits, and the mount exists already. Unpacking is a system
 call for each step there and one pass over memory here. `changes` there stats every file of two trees, here some blocks
 are compared. Opening reads one record for each layer on both sides.
 """

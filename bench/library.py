@@ -3,7 +3,7 @@
 Both sides work on one kind of volume, through the same metadata cache and the same I/O channel, without a mount and
 without a journal. docs/decisions/0002-own-directories-and-extents.md says what followed from it.
 
-Expected: no. `ext2fs_link` uses an index that is there, but `ext2fs_lookup` and `ext2fs_unlink` walk all blocks of a
+Expected: no. `ext2fs_link` uses an existing index, but `ext2fs_lookup` and `ext2fs_unlink` walk all blocks of a
 directory, 600 of them at 100 000 names, and a directory that the library fills from the start gets no index.
 `ext2fs_extent_set_bmap` reads, changes and writes one node for each block, where our map is in memory and stored once.
 """

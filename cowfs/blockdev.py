@@ -129,7 +129,7 @@ class FileDevice:
         """Over a file that is open already, which may have no path; the descriptor is closed with the device.
 
         Args:
-            name: stands for the path in messages.
+            name: used in messages instead of the path.
         """
         device = cls.__new__(cls)
         device.path = name
@@ -294,7 +294,7 @@ def copy_sparse(source: BlockDevice, fd: int, ranges: Iterable[tuple[int, int]] 
     """Copy a device into an empty file of its size, leaving holes for what is zero.
 
     Args:
-        ranges: (begin, end) of the bytes to copy; what `data_ranges` tells when None.
+        ranges: (begin, end) of the bytes to copy; those of `data_ranges` when None.
     """
     os.ftruncate(fd, source.size_bytes)
     for begin, end in data_ranges(source) if ranges is None else ranges:

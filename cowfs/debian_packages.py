@@ -46,7 +46,7 @@ def unpack(
         try:
             unpacked.rename(target)
         except OSError:
-            # Somebody else was faster; theirs is as good.
+            # Another process was faster; its result is as good.
             if not is_whole(target):
                 shutil.rmtree(target)
                 unpacked.rename(target)

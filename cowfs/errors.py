@@ -65,7 +65,7 @@ class UsageError(CowfsError):
 
 
 class ArchiveError(UsageError):
-    """A layer archive that cannot be unpacked. What came before in it is there: the layer is to be thrown away.
+    """A layer archive that cannot be unpacked. What came before in it was unpacked: the layer is to be thrown away.
 
     `entry` is the name of the entry at which it ended, "" for the archive itself.
     """
@@ -162,7 +162,7 @@ class MetadataCorrupt(PoolError):
     """A metadata block does not hold what it must.
 
     Args:
-        block: number of the offending metadata block; -1 when it could not be told.
+        block: number of the offending metadata block; -1 when it is unknown.
         path: what led to it from the superblock, for example `mapping root 17 -> thin 3 -> node 40`.
     """
 
@@ -197,7 +197,7 @@ class HomeVersionError(HomeError):
 
 
 class HomeBusy(HomeError):
-    """Another process holds the home. `holder_pid` is 0 when it could not be told."""
+    """Another process holds the home. `holder_pid` is 0 when it is unknown."""
 
     default_errno = _errno.EBUSY
 

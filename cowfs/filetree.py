@@ -2,7 +2,7 @@
 
 The root is inode 2. Names are bytes without `/`. Times are nanoseconds since 1970. Every
 method raises OSError with the errno a kernel file system would give, and then has changed nothing, so that it may be
-tried again (when a full pool has got space). Nothing awaits; one thread at a time.
+tried again (when a full pool has space again). Nothing awaits; one thread at a time.
 
 Lifetime of inodes. `open_inode` pins an inode that has lost its last name until as many `release_inode` calls; its
 space is freed at the last release, or at the next mount when the process died before (orphan list).
@@ -158,7 +158,7 @@ class FileTree(Protocol):
         ...
 
     def find_data(self, inode: int, offset: int) -> tuple[int, int] | None:
-        """The first range at or after `offset` that is no hole, as (begin, end), as SEEK_DATA and SEEK_HOLE find it.
+        """The first range at or after `offset` that is not a hole, as (begin, end), as SEEK_DATA and SEEK_HOLE find it.
 
         None when there is only a hole up to the end of the file.
         """

@@ -55,7 +55,7 @@ def not_inherited(
 
 
 def close_in_children(thing: T, drop: Callable[[T], object]) -> None:
-    """Only close the descriptors of an object in forked processes, as long as it is there."""
+    """Only close the descriptors of an object in forked processes, as long as it exists."""
     not_inherited(thing, "", drop=drop)
 
 
@@ -64,12 +64,12 @@ class _Detachable(Protocol):
 
 
 def close_socket(socket: _Detachable) -> None:
-    """Close a socket, of trio or not, without a word to whoever waits for it or is connected to it."""
+    """Close a socket, of trio or not, without a word to tasks that wait for it and to its peer."""
     os.close(socket.detach())
 
 
 def origin() -> Callable[[], bool]:
-    """Tells later whether this is still the process that called this, and not one forked from it."""
+    """Returns True later if this is still the process that called this, and not one forked from it."""
     pid = os.getpid()
     return lambda: os.getpid() == pid
 

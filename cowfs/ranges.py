@@ -151,7 +151,7 @@ class RangeMap(Generic[_V]):
     def insert(self, begin: int, end: int, value: _V) -> None:
         """Raises ValueError when the range is empty, or part of it has a value."""
         if begin >= end or next(self.within(begin, end), None) is not None:
-            raise ValueError(f"{begin} up to {end} is empty, or overlaps a range that is there")
+            raise ValueError(f"{begin} up to {end} is empty, or overlaps a range in the map")
         self._items[begin] = end, value
 
     def at(self, number: int) -> tuple[Range, _V] | None:

@@ -1,4 +1,4 @@
-"""The open ext4 volumes of a home: one per device, whoever uses it (a mounted view, the layer driver), counted.
+"""The open ext4 volumes of a home: one per device, with a count of users (a mounted view, the layer driver).
 
     volumes = Volumes(devices)
     volume = volumes.open("web")      activates the device, checks its file system where needed, opens it
@@ -165,7 +165,7 @@ class Volumes:
             self._prepare(thin, repair=False)
             volume = Volume.open(
                 thin, journaled=False, name=f"device {name!r}"
-            )  # as long as it is not whole, nobody gets to see it
+            )  # as long as it is not complete, it is not shown
             try:
                 yield volume
             except BaseException:
@@ -223,7 +223,7 @@ class Volumes:
         return sorted(self._open)
 
     def close_all(self) -> None:
-        """Close every volume, whoever uses it and whatever fails; the first error is raised at the end."""
+        """Close every volume, also one in use, whatever fails; the first error is raised at the end."""
         with ExitStack() as last:
             for opened in self._open.values():
                 last.enter_context(ending_with(opened.closing.close))

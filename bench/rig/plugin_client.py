@@ -15,7 +15,7 @@ _POLL_SECONDS = 0.005
 
 
 class Plugin:
-    """A plugin's process, of which nobody else is a client.
+    """A plugin's process, of which this is the only client.
 
     After a start, `process_seconds` is what passed until it listened, and `home_seconds` from there until it was ready.
 

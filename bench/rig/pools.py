@@ -38,7 +38,7 @@ def open_pool(table: PoolTable) -> Pool:
 def build_pool(directory: Path, mapped_blocks: int, *, spare_blocks: int) -> PoolTable:
     """A pool with thin 1 mapping `mapped_blocks` (a power of two), no two neighbours on neighbouring data blocks.
 
-    So every mapping stands for itself: nothing folds into runs.
+    So every mapping is separate: nothing folds into runs.
     """
     metadata_bytes = (mapped_blocks // 100 + 4096) * 4096
     table = make_files(directory, data_blocks=mapped_blocks + spare_blocks, metadata_bytes=metadata_bytes)

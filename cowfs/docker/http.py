@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A body in pieces is sent chunked; when making one fails, the connection breaks, so that nobody takes a part of it
+    """A body in pieces is sent chunked; if making one fails, the connection breaks, so no client takes a part of it
     for the whole."""
 
     status: int

@@ -5,7 +5,7 @@
     POST /GraphDriver.Diff {"ID", "Parent"}            a tar archive
     POST /GraphDriver.ApplyDiff?id=..&parent=..        a tar archive in, {"Size": n} out
 
-Every failure is an answer with `Err`, one line; for a Diff, which is no JSON, the status says so.
+Every failure is an answer with `Err`, one line; for a Diff, which is not JSON, the status says so.
 
 Source: moby's `daemon/graphdriver/proxy.go` and its documentation of the protocol.
 """

@@ -2,7 +2,7 @@
 
     listen on the socket
     open the home            at once where there is one; else made when the daemon says how (`GraphDriver.Init`)
-    mount all of it at HOME/mnt            unless the kernel mounts each layer that is got
+    mount all of it at HOME/mnt            unless the kernel mounts each layer on `get`
     answer                   until SIGTERM or SIGINT; the home is free at the end
 
 The daemon starts after the plugin and keeps no connection: either may be restarted without the other.
@@ -71,9 +71,9 @@ def serve_plugin(request: PluginRequest) -> None:
 
 @contextmanager
 def _listening(path: Path) -> Iterator[socket.socket]:
-    """A socket that only this user can reach, in a directory that is there; taken away at the end.
+    """A socket that only this user can reach, in an existing directory; removed at the end.
 
-    A socket that nobody answers on is left from a process that was killed, and is replaced.
+    A socket without a listener is left from a process that was killed, and is replaced.
     """
     address = os.fspath(path)
     _require_free(address)
@@ -186,7 +186,7 @@ class _Plugin:
     # --- what the protocol asks for
 
     async def initialise(self, init: Init) -> None:
-        """A daemon has started: it holds nothing of what an earlier one may have got."""
+        """A daemon has started: it uses no layer that an earlier one mounted."""
         is_first = self._opened_home is None
         if is_first:
             self._open(init.options or ())

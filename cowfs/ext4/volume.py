@@ -23,7 +23,7 @@ Failure. An operation that cannot be done leaves everything as it was. When an e
 change (the device cannot be read any more), the volume turns read-only, and nothing more is written to it: the
 device holds what the last sync put there.
 
-Access times are not kept up (as with noatime). Blocks reserved for root are given to everyone; `statistics` tells.
+Access times are not kept up (as with noatime). Blocks reserved for root are given to everyone, as `statistics` shows.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Volume:
 
         Args:
             journaled: commit changes to the journal, where there is one. Without, all that is written is written once:
-                for making a volume that nobody will want if it is not finished.
+                for making a volume that is of no use if it is not finished.
             rescue: with `read_only`: open what is damaged too, to read what can be read; `problems` says what is wrong.
             name: of the volume, in what is logged about damage.
 
@@ -524,7 +524,7 @@ class Volume:
             self._allocator.discard(self._journal.take_used())
 
     def distrust(self) -> None:
-        """Something failed halfway in whoever uses it: what is written from now on stays marked for a check."""
+        """Something failed halfway in a caller: what is written from now on stays marked for a check."""
         self._is_trusted = False
         if not self._fs.read_only and not self._fs.closed:
             self._fs.distrust()

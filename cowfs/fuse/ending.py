@@ -32,7 +32,7 @@ _Handler: TypeAlias = Callable[[int, FrameType | None], Any] | int | None
 
 
 class Ending:
-    """In the main thread, once per server. `is_ready` is set by the server when what it was started for is there."""
+    """In the main thread, once per server. `is_ready` is set by the server when it serves what it was started for."""
 
     def __init__(self, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self.is_ready = False

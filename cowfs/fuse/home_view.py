@@ -13,7 +13,7 @@ removed ones are gone. Walks that begin inside a device ask nothing. Only in a b
 moment, or programs that use absolute paths would wait for us at every one.
 
 In use. The kernel remembers what it has looked up for as long as it likes, so that alone does not mean that a device is
-in use. `KernelCache.close_if_idle` has it forget what it can; what it still knows then is in use: an open file, a
+in use. `KernelCache.close_if_idle` has it drop what it can; what it still knows then is in use: an open file, a
 working directory, a bind mount. What others have mounted in a device stays: the name of a device that the kernel knows
 leads to the same directory until the device is closed, also when it is marked for deletion or cannot be opened.
 
@@ -275,7 +275,7 @@ class HomeView(View):
             try:
                 entry = self._root_of(device) or _unseen(number)
             except OSError:
-                entry = _unseen(number)  # whoever looks at it gets the error
+                entry = _unseen(number)  # a request for it gets the error
             entry.entry_timeout = 0
             if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, cookie):
                 self._open.drop_if_unused(device)
@@ -382,7 +382,7 @@ class HomeView(View):
         return await device.view.statfs(ctx)
 
     def _working_in(self, thread_id: int) -> OpenDevice | None:
-        """The device that the working directory of a thread is in. The kernel tells without asking us."""
+        """The device that the working directory of a thread is in. The kernel knows it without asking us."""
         try:
             path = os.readlink(f"/proc/{thread_id}/cwd")
         except OSError:

@@ -1,4 +1,4 @@
-"""What the kernel has cached of the devices of a home view, and having it forget that.
+"""What the kernel has cached of the devices of a home view, and having it drop that.
 
 Names are forgotten without taking away what is mounted below them.
 
@@ -101,7 +101,7 @@ class KernelCache:
                     pause_seconds = _DELETED_SECONDS
 
     async def _have_forgotten(self, device: OpenDevice) -> None:
-        """Have the kernel forget all of a device that is not in use, and wait until it has said so."""
+        """Have the kernel drop all of a device that is not in use, and wait until it has said so."""
         if await self._drop_names(device):
             with trio.move_on_after(_FORGET_SECONDS):
                 while device.view.is_known:
@@ -110,14 +110,14 @@ class KernelCache:
         await self._restore_name(device)
 
     async def _drop_names(self, device: OpenDevice) -> bool:
-        """Have the kernel forget the names in a device, and what is not in use with them; False when that cannot be."""
+        """Have the kernel drop the names in a device, and what is not in use with them; False when that cannot be."""
         if await trio.to_thread.run_sync(drop_unused_names, self._mount_point, abandon_on_cancel=True):
             return True
         below = "/" + device.name
         if await trio.to_thread.run_sync(may_be_mounted_below, self._mount_point, below, abandon_on_cancel=True):
             return False
         if not self._open.is_shown(device):
-            await self._look_up(device)  # it can only be told by a name that it has
+            await self._look_up(device)  # only a name that it has can be invalidated
         device.is_name_dropped = True
         await trio.to_thread.run_sync(_drop_name, os.fsencode(device.name), abandon_on_cancel=True)
         return True
@@ -137,7 +137,7 @@ class KernelCache:
 
 
 def drop_unused_names(mount_point: str) -> bool:
-    """Have the kernel forget what it has cached of names in a mount and does not need. Never in a handler.
+    """Have the kernel drop what it has cached of names in a mount and does not need. Never in a handler.
 
     A reconfiguration that changes nothing does that (fs/super.c, `reconfigure_super`); it first writes back what
     programs have changed through mmap.

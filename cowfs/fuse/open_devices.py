@@ -60,7 +60,7 @@ class OpenDevice:
 
     Invariant: `root` is the volume's root as it is while the view is detached; None when that is not known.
 
-    `is_name_dropped`: the kernel was told to forget its name, with which a working directory in it has lost its path.
+    `is_name_dropped`: the kernel was made to drop its name, with which a working directory in it has lost its path.
     """
 
     name: str

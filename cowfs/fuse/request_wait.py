@@ -1,13 +1,13 @@
 """How the workers of pyfuse3's main loop wait for the next request.
 
 pyfuse3 lets two of its workers take turns at the FUSE device: for each request one goes through a lock and an epoll
-wait, both of them a round through trio's scheduler, while the other one stands by. That costs more than most requests
-do. Here the worker that has just answered keeps the device, which stops the whole event loop, because whoever asked is
+wait, both of them a round through trio's scheduler, while the other one waits. That costs more than most requests
+do. Here the worker that has just answered keeps the device, which stops the whole event loop, because the caller is
 likely to ask again at once.
 
     wait_readable
       eager     busy polling, then poll(2) for at most EAGER_SECONDS, as long as a round through trio was less than
-                ROUND_SECONDS ago and another worker stands by, to take over should the handler of the coming request
+                ROUND_SECONDS ago and another worker waits, to take over should the handler of the coming request
                 have to wait
       patient   stand in line for the one place in trio's epoll, so that everything else in the loop gets its turn
 
@@ -113,7 +113,7 @@ class BusyPolling:
 
 
 class RequestWait:
-    """Stands in for `trio.lowlevel`. Serves the workers of one FUSE session, whose device is `fd` throughout.
+    """Used in place of `trio.lowlevel`. Serves the workers of one FUSE session, whose device is `fd` throughout.
 
     Invariants:
         1. At most one task is in trio's epoll wait, the holder of `_place`.

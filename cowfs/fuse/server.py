@@ -171,7 +171,7 @@ def _mount(view: View, path: str, options: MountOptions) -> None:
 
 
 def _close_fuse_devices(_view: View) -> None:
-    """In a forked process, which must not keep the mount alive; libfuse tells of no descriptor."""
+    """In a forked process, which must not keep the mount alive; libfuse does not give its descriptor."""
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":

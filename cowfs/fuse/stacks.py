@@ -35,7 +35,7 @@ class StackWatch:
         self._timer = threading.Timer(self._seconds, self._log, [trio.lowlevel.current_root_task()])
         self._timer.daemon = True
         self._timer.start()
-        with contextlib.suppress(ValueError, OSError):  # standard error is no file
+        with contextlib.suppress(ValueError, OSError):  # standard error is not a file
             faulthandler.dump_traceback_later(self._seconds + _LOCKED_SECONDS)
 
     def stop(self) -> None:

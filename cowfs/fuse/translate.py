@@ -42,7 +42,7 @@ _MAX_ERRNO: Final = 511  # what the kernel takes in a reply
 
 
 class SpaceQueue:
-    """Where writes wait that a full pool told to try again.
+    """Where writes wait that a full pool refused for now.
 
     Args:
         tick: lets the pool do what time alone makes due (the end of queueing).
@@ -76,7 +76,7 @@ class SpaceQueue:
         self._changed = trio.Event()
 
     def end(self) -> None:
-        """Nobody waits any longer: what does not find space now fails."""
+        """No write waits any longer: what does not find space now fails."""
         self._ended = True
         self.wake()
 
@@ -133,7 +133,7 @@ class View(pyfuse3.Operations):
         """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
 
         Runs beside the session, whose write requests it causes. Only files open for reading and writing can have such
-        pages; the kernel writes them, waiting for the answers, when it is told to drop its cache of the file. (syncfs
+        pages; the kernel writes them, waiting for the answers, when it is made to drop its cache of the file. (syncfs
         would not do: on FUSE it returns before the writes are answered.)
         """
         if self._mappable:
@@ -186,7 +186,7 @@ class View(pyfuse3.Operations):
 
 
 def drop_caches(inodes: Sequence[int]) -> None:
-    """Have the kernel write and forget what it has cached of some inodes. Never in a handler, nor in its thread."""
+    """Have the kernel write and drop what it has cached of some inodes. Never in a handler, nor in its thread."""
     for inode in inodes:
         try:
             pyfuse3.invalidate_inode(pyfuse3.InodeT(inode))

@@ -10,7 +10,7 @@ counts as known. So one pin (`open_inode`) per known inode is all it takes for f
 A view can do without its volume for a time (`detach`): numbers last, so the volume that is attached later answers for
 what the kernel knows and has cached. Only what is open without a name would be lost.
 
-Caching. While a device is mounted here, nobody else changes it, so names (missing ones too), attributes and pages
+Caching. While a device is mounted here, nothing else changes it, so names (missing ones too), attributes and pages
 are cached by the kernel without an end; what a request changes, the kernel itself invalidates. Data is written
 through, not back (`enable_writeback_cache` off): write(2) then fails with ENOSPC itself instead of some later
 close(2), and what applications wrote is here when a snapshot is taken. Writing back would buy less than it seems,
@@ -108,7 +108,7 @@ class TreeView(View):
         self.is_attached = True
 
     def detach(self) -> None:
-        """Do without the volume, which its opener closes, until it is attached again. Only `forget` may be asked."""
+        """Do without the volume, which its opener closes, until it is attached again. Only `forget` may be called."""
         self.is_attached = False
         self.changed = False
         del self._tree
@@ -174,7 +174,7 @@ class TreeView(View):
             try:
                 self._forget(self._of_volume(inode), count)
             except OSError as error:
-                # Nobody waits for an answer; the volume's own recovery finds the inode on its orphan list.
+                # The kernel waits for no answer; the volume's own recovery finds the inode on its orphan list.
                 self.log_once(f"forget of inode {inode}: {error}")
             except Exception:  # pyfuse3 ends the mount on anything that gets out
                 self.fail("forget")
@@ -344,7 +344,7 @@ class TreeView(View):
     def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         tree = self._tree
         inode = self._of_volume(fh)
-        told = False
+        listed = False
         try:
             for item in tree.list_directory(inode, start_id):
                 entry = self._listed(item)
@@ -352,16 +352,16 @@ class TreeView(View):
                     entry.st_ino = pyfuse3.ROOT_INODE  # the root of a volume is in the root of the mount, or is it
                 if not pyfuse3.readdir_reply(token, item.name, entry, item.cookie):
                     return
-                told = True
+                listed = True
                 if item.name not in {b".", b".."}:  # the kernel counts no lookup for these two
                     self._note_lookup(item.inode)
         except OSError:
-            if not told:
+            if not listed:
                 raise
             # The kernel must learn of those before; the next request starts here and fails.
 
     def _listed(self, item: DirectoryEntry) -> EntryAttributes:
-        """What a listing says of a name. One with a damaged inode is there too; whoever looks at it gets the error."""
+        """The listing's entry of a name. One with a damaged inode is listed too; a request for it gets the error."""
         try:
             return self._entry(self._tree.attributes(item.inode))
         except OSError as error:

@@ -1,6 +1,6 @@
 """direct-lvm: a thin pool that LVM makes on a whole disk, once, for `dm.directlvm_device`.
 
-What was set up stands in the home's `setup-config.json`, with the values the user gave; as long as they are the same,
+The setup is recorded in the home's `setup-config.json`, with the values the user gave; as long as they are the same,
 the pool `docker-thinpool` is simply used. A disk is looked at before it is taken, and after a failed step what the
 steps before it made is taken back.
 
@@ -67,7 +67,7 @@ def prepare_pool(
     """Set direct-lvm up unless this home did so before; the name of the pool.
 
     Args:
-        files: of a home whose directory is there.
+        files: of a home whose directory exists.
         force: take the disk even when it holds a file system.
         profile_directory: where LVM looks for profiles.
 

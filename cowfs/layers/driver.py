@@ -3,7 +3,7 @@
 Nothing but `get` needs a mount: `changes`, `diff`, `apply` and `diff_size` work on the ext4 itself. How files are made
 reachable at a path is the `Mounter`'s business.
 
-`apply` gives a layer that nobody uses its new content all at once or not at all, whatever happens meanwhile; a layer
+`apply` gives a layer that is not in use its new content all at once or not at all, whatever happens meanwhile; a layer
 whose files are in use is written in place.
 """
 
@@ -83,7 +83,7 @@ class LayerDriver:
     """A `Driver` over an open home, which stays its owner's.
 
     Args:
-        volumes: the open volumes of `devices`, shared with whoever else shows their files.
+        volumes: the open volumes of `devices`, shared with the views that show their files.
         mounter: None where nothing serves the files of layers.
         trees: how files are reached otherwise; by the ext4 engine when None.
         make_devices: whether an archive's device nodes are made; skipped otherwise.

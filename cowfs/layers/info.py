@@ -1,4 +1,4 @@
-"""What a driver tells about itself: the status items of `docker info`, and the metadata of a layer.
+"""What a driver reports about itself: the status items of `docker info`, and the metadata of a layer.
 
 The figures come first, as bytes (`DriverInfo`, which is the JSON form, too); the items are their text, under moby's
 names, in its order, with its number formats. Where the pool is not well, items of our own follow.
@@ -28,8 +28,8 @@ _MODE_WORDS: Final = {
 class DriverInfo:
     """The figures behind the status items; zero and empty is what could not be read.
 
-    `data_file` and `metadata_file` are what the pool is made of, also of a pool that somebody else made. The loop files
-    have names where loop devices of the kernel stand between. What is available is no more than the file system under a
+    `data_file` and `metadata_file` are what the pool is made of, also of a pool that cowfs did not make. The loop files
+    have names where the pool is on loop devices. What is available is no more than the file system under a
     pool file has left.
     """
 

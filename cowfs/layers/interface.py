@@ -120,7 +120,7 @@ class Driver(Protocol):
         ...
 
     def remove(self, layer_id: str) -> None:
-        """Remove a layer; one that is not there is no error. A busy one is marked and goes when it is free.
+        """Remove a layer; one that does not exist is not an error. A busy one is marked, and deleted on last use.
 
         Raises:
             DeviceBusy: it is in use and deferred deletion is off.
@@ -139,7 +139,7 @@ class Driver(Protocol):
         """Make a layer's files reachable; the path of its root directory. Each call needs a `put`.
 
         Raises:
-            UnknownDevice; UsageError for the base device, which is no layer.
+            UnknownDevice; UsageError for the base device, which is not a layer.
         """
         ...
 
@@ -174,7 +174,7 @@ class Driver(Protocol):
             end_required: refuse an archive without its end: it may be cut off. False where it is known not to be.
 
         Raises:
-            UnknownDevice; UsageError for the base device, which is no layer.
+            UnknownDevice; UsageError for the base device, which is not a layer.
             ArchiveError, FilesystemError, PoolError: as `cowfs.layers.archive.apply_archive`.
         """
         ...

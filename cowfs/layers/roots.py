@@ -17,7 +17,7 @@ _ID_MODE: Final = 0o600
 
 
 def find_root(tree: FileTree) -> LayerRoot:
-    """The root of a layer; inode 0 when nobody has used the layer yet."""
+    """The root of a layer; inode 0 when the layer was never used."""
     try:
         attributes = tree.lookup(ROOT_INODE, ROOTFS)
     except FileNotFoundError:
@@ -37,7 +37,7 @@ def ensure_root(tree: FileTree, owner: tuple[int, int]) -> LayerRoot:
     """The root of a layer, made when it is not there.
 
     Args:
-        owner: uid and gid of the root directory; set also on one that is there, as moby does.
+        owner: uid and gid of the root directory; set also on an existing one, as moby does.
     """
     uid, gid = owner
     root = find_root(tree)

@@ -22,7 +22,7 @@ class Trees(Protocol):
     """Opens the files of layers, each for the length of a `with` block."""
 
     def reading(self, layer_id: str) -> AbstractContextManager[HeldTree]:
-        """A layer as it is now, whoever uses it meanwhile."""
+        """A layer as it is now, also while it is in use."""
         ...
 
     def writing(self, layer_id: str) -> AbstractContextManager[FileTree]:

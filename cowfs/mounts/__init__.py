@@ -1,4 +1,4 @@
-"""Mounts as the system has them, whoever serves them.
+"""Mounts as the system has them, of any server.
 
 mountinfo       the mount table, and the names of our own mounts
 mountpoint      what a mount needs, usable mount points, unmounting

@@ -129,7 +129,7 @@ def check_mount_point(source: str, target: str) -> str:
 
 
 def detach_dead(path: str) -> None:
-    """Detach a mount of cowfs whose server is gone; what else is there, or nothing, stays as it is.
+    """Detach a mount of cowfs whose server is gone; any other mount, or none, stays as it is.
 
     Args:
         path: absolute, without symbolic links.
@@ -218,7 +218,7 @@ def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) 
     """Unmount what cowfs mounted, and return when its server has closed everything and is gone.
 
     Args:
-        lazy: detach at once; whoever still uses files in it keeps the server running, and nothing is waited for.
+        lazy: detach at once; a process that still uses files in it keeps the server running, and nothing is waited for.
 
     Raises:
         MountError: nothing of cowfs is mounted there, files in it are in use, or the server does not end.

@@ -1,4 +1,4 @@
-"""Block devices as the kernel tells of them in /sys, and which of a home's it has mounted. They go by their numbers."""
+"""Block devices as the kernel lists them in /sys, by number, and which of a home's it has mounted."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def folder(number: int) -> str:
 
 
 def target_name(number: int) -> str:
-    """The name device mapper knows a device by; empty for what is no device of its."""
+    """The name device mapper knows a device by; empty for a device that is not device mapper's."""
     return _read(f"{folder(number)}/dm/name")
 
 
@@ -59,7 +59,7 @@ def above(number: int) -> list[int]:
 
 
 def wait_until(holds: Callable[[], bool]) -> bool:
-    """Wait for what the kernel does by itself a moment later; somebody else may keep it from it, so not for ever.
+    """Wait for what the kernel does a moment later; another process may prevent it, so not for ever.
 
     Returns:
         Whether it holds.

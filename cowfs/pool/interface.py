@@ -7,7 +7,7 @@ afterwards the two are peers, and either may be deleted first.
 
 Lifecycle.
 
-    backend.open_pool(name, table)      formats the metadata when its first 4 KiB are zero, else opens what is there
+    backend.open_pool(name, table)      formats the metadata when its first 4 KiB are zero, else opens the pool
       pool.create_thin(1)               id 1 exists, maps nothing
       thin = pool.activate("a", 1, n)   a disk of n sectors; the same id may be active under several names
       thin.pwrite / pread / discard / flush
@@ -244,7 +244,7 @@ class NodeThin(ThinDevice, Protocol):
         ...
 
     def lend(self) -> int:
-        """Give the device up to whoever uses its node; it goes with the last of them, as the pool does.
+        """Give the device up to the users of its node; it is removed with the last of them, as the pool is.
 
         Returns:
             A descriptor of the node, the first user, which the caller closes.
@@ -315,12 +315,12 @@ class Backend(Protocol):
 
 @runtime_checkable
 class NodeBackend(Backend, Protocol):
-    """A backend with `Capability.KERNEL_NODES`: its pools are devices, which somebody else may have made."""
+    """A backend with `Capability.KERNEL_NODES`: its pools are devices, which cowfs need not have made."""
 
     def open_existing_pool(self, name: str, *, durable: bool = True) -> Pool:
-        """Use a pool that somebody else made; it is never made, changed nor removed.
+        """Use a pool that cowfs did not make; it is never made, changed nor removed.
 
         Raises:
-            InvalidRequest: no such device (ENXIO), it is suspended (EBUSY), or it is no pool.
+            InvalidRequest: no such device (ENXIO), it is suspended (EBUSY), or it is not a pool.
         """
         ...

@@ -70,7 +70,7 @@ class PoolTable:
 
     @classmethod
     def parse(cls, text: str) -> PoolTable:
-        """Raises InvalidRequest for anything the kernel's constructor refuses by itself."""
+        """Raises InvalidRequest for anything the kernel's constructor refuses."""
         words = text.split()
         try:
             start, length, target, metadata, data, block, low_water = words[:7]
@@ -116,7 +116,7 @@ class ThinTable:
 
     @classmethod
     def parse(cls, text: str) -> ThinTable:
-        """Raises InvalidRequest for anything the kernel's constructor refuses by itself."""
+        """Raises InvalidRequest for anything the kernel's constructor refuses."""
         words = text.split()
         try:
             start, length, target, pool, thin_id = words[:5]

@@ -147,7 +147,7 @@ class Entry:
 class Journal:
     """What happened to several devices, in the one order in which it happened.
 
-    A *crash point* is a position in the journal: everything before it was asked for. What a device was told before its
+    A *crash point* is a position in the journal: everything before it was asked for. What a device got before its
     last flush before that point is on it; of the rest, any part may be.
     """
 

@@ -43,5 +43,5 @@ class Cases(list[_Case]):
     """Cases in the order of their definition."""
 
     def add(self, case: _Case) -> None:
-        assert all(known.number != case.number for known in self), f"case {case.number} is there twice"
+        assert all(known.number != case.number for known in self), f"case {case.number} is registered twice"
         self.append(case)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ManualClock:
-    """Called, it tells the time [seconds]; it stands still until `advance`."""
+    """Called, it returns the time [seconds], which changes only by `advance`."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now

@@ -70,7 +70,7 @@ class Result:
         operations: how often each was played, by verb, and by verb and errno where it was refused.
         plays: how many it took until one was fast enough.
         thin_check: it was there to judge.
-        difference: as `Difference.format` tells it.
+        difference: as `Difference.format` has it.
     """
 
     seed: int
@@ -96,7 +96,7 @@ class SideBySide:
         self._directory = directory
         self._operations: Counter[str] = Counter()  # of the last play
         self._plays = 0  # of the last script
-        # By which the backends commit that cannot be told another one.
+        # The clock of the backends that take no other one; they commit by it.
         has_own_clock = any(not isinstance(backend, DependencyInjectable) for backend in backends.values())
         self._clock: Callable[[], float] = time.monotonic if has_own_clock else ManualClock()
         self._thin_check = thin_check and has_thin_check()
@@ -205,7 +205,7 @@ class SideBySide:
 
 
 def _without_clock(backend: Backend) -> Backend:
-    """The same backend, not committing by the clock if it can be told not to."""
+    """The same backend, not committing by the clock if it can be set so."""
     if not isinstance(backend, DependencyInjectable):
         return backend
     return backend.for_tests(clock=ManualClock(), no_space_timeout_seconds=0, wrap_device=lambda _role, device: device)

@@ -1,4 +1,4 @@
-"""Random scripts for pools, from a seed: mostly sensible, since a refused operation tells little.
+"""Random scripts for pools, from a seed: mostly sensible, since a refused operation shows little.
 
 A model of the pool goes along (`PoolModel`, with blocks of one byte), so that thins mostly exist and are not suspended,
 ranges lie inside them, and a full pool is given room again. It need not be right in detail: backends say what happens.
@@ -67,7 +67,7 @@ class Generator:
             thin=rng.choice([24 * 128, 24 * 128 + 16, 40 * 384]),
             low_water=rng.choice([0, 3]),
         )
-        # Few thins and long transactions: what is freed in one, and not to be had before its end, tells much.
+        # Few thins and long transactions: what is freed in one, and not available before its end, shows much.
         self._churns = rng.random() < 0.5
         self._weights = self._choose_weights()
         self._model = PoolModel(self.geometry.data, 1)

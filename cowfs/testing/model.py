@@ -1,6 +1,6 @@
 """What a pool should hold, as plain dicts: the in-memory truth that backends are compared with.
 
-A thin is a dict from virtual block to `Mapping`; a mapping points to a `Block`, an object whose identity stands for the
+A thin is a dict from virtual block to `Mapping`; a mapping points to a `Block`, an object whose identity is the
 data block. Sharing is identity; counting blocks is counting distinct objects. Content is written into the object in
 place, so a snapshot of the dicts (`committed`) sees later overwrites of its blocks, as a disk would.
 

@@ -19,7 +19,7 @@ named by id, activated when first used, and have the geometry's length until the
 
 The kernel commits by its clock, too: after a change that comes more than a second after its worker's last commit. So
 that scripts do not depend on it, the first change of each transaction is flushed, which sets that clock back, and
-`Player.open_seconds` tells how long ago; the transaction has to end before a second is over. With `commit_each` in the
+`Player.open_seconds` is how long ago; the transaction has to end before a second is over. With `commit_each` in the
 geometry every write and discard is followed by a commit instead.
 
 The outcome of an operation is a line too: what it gave, or `E` and the name of the errno.

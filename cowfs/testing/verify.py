@@ -25,7 +25,7 @@ _MEMORY_BYTES: Final = 1 << 30
 
 
 class _Ended(Exception):
-    """Nobody wants the rest: raised where a guest's output is taken, which ends the guest."""
+    """The rest is not needed: raised where a guest's output is taken, which ends the guest."""
 
 
 def verify(

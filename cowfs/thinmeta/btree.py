@@ -1,7 +1,7 @@
 """Btrees of the metadata: lookup, insertion and removal by shadowing, with the kernel's splitting and merging rules.
 
 A tree is named by the block of its root; whatever changes it returns the root it has afterwards. Keys are u64. Going
-down to change something, every node on the path is shadowed and its parent told, and room is made from the top (a full
+down for a change, each node on the path is shadowed and its parent changed, and room is made from the top (a full
 node never meets an insertion, a nearly empty one never meets a removal), so that no step ever has to go back up.
 
 Fill rule: a node that is not the root holds at least a third of its maximum.
@@ -231,7 +231,7 @@ class BTree:
     # ------------------------------------------------------------------ removal
 
     def remove(self, root: int, key: int) -> int:
-        """Remove a key that is there; returns the root. What its value points to is the caller's business."""
+        """Remove a key that exists; returns the root. What its value points to is left to the caller."""
         root, _ = self.remove_range(root, key, key + 1)
         return root
 

@@ -67,7 +67,7 @@ class MetadataBuilder:
     Invariant: `metadata` holds one count per reference from a node that was written; the roots that the superblock
     names are counted by `finish`.
 
-    Raises (all methods that write): OSError from the device. Running out of blocks is told by `finish` alone.
+    Raises (all methods that write): OSError from the device. Running out of blocks is reported by `finish` alone.
     """
 
     def __init__(self, device: BlockDevice, *, data_block_sectors: int, data_blocks: int) -> None:
@@ -140,7 +140,7 @@ class MetadataBuilder:
             self.data.add_each(data_blocks(leaf.values))
 
     def _forget_unused_leaves(self) -> None:
-        """Leaves meant for sharing that nobody took: their blocks stay free, their data blocks are not used."""
+        """Leaves meant for sharing that no thin took: their blocks stay free, their data blocks are not used."""
         for location in self._loose:
             if location < self.metadata_blocks and not self.metadata.count(location):
                 for block in data_blocks(self.read_leaf(location).values):

@@ -11,7 +11,7 @@ uses it. So a loaded bitmap holds one byte per block, the count in the low two b
 Finding a free run is then one C search for a zero byte, and the end of a transaction one `translate`.
 
 Counts above two that changed wait in `overflow` until the commit writes them into the overflow btree, and `crossings`
-tells in which order keys come and go there: the shape of a btree depends on it, and the kernel does each at once.
+has the order in which keys come and go there: the shape of a btree depends on it, and the kernel does each at once.
 
 What is on disk comes from two callables, so this module does no I/O.
 """

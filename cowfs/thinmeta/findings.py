@@ -48,7 +48,7 @@ class CheckReport:
     """The outcome of a check.
 
     `findings` holds the first thousand; `totals` counts all by severity. `counts_complete` is false when damage hid
-    references: then counts that are too high cannot be told from right ones and are not reported.
+    references: then counts that are too high look like right ones and are not reported.
     """
 
     findings: list[Finding] = field(default_factory=list)

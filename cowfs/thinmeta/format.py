@@ -1,6 +1,6 @@
 """The dm-thin metadata format, version 2: blocks to typed values and back. No policy, no I/O.
 
-Every metadata block is 4096 bytes, little endian, and one of four kinds, told apart by the salt of its checksum:
+Every metadata block is 4096 bytes, little endian, and one of four kinds, which differ in the salt of the checksum:
 
     superblock   block 0, and the held copy     csum flags blocknr uuid magic version time ... (see Superblock)
     btree node   32-byte header, keys, values   csum flags blocknr nr_entries max_entries value_size pad

@@ -58,7 +58,7 @@ from cowfs.units import (
 class Metadata:
     """The metadata of an open pool; made by `create` or `open`.
 
-    One thread at a time. `changed` tells whether there is something to commit.
+    One thread at a time. `changed` says whether there is something to commit.
     """
 
     def __init__(self, device: BlockDevice, superblock: Superblock, *, read_only: bool, cache_nodes: int) -> None:
@@ -113,7 +113,7 @@ class Metadata:
         """Open what is on a device.
 
         Args:
-            data_block_sectors: what the caller believes; None to take what is there.
+            data_block_sectors: what the caller believes; None to take the stored one.
             cache_nodes: how many clean btree nodes to keep (about 4 KiB each).
 
         Raises:
@@ -196,7 +196,7 @@ class Metadata:
 
     @property
     def data_free_blocks(self) -> int:
-        """As the kernel counts: also what this transaction freed, which is to be had only after the commit."""
+        """As the kernel counts: also what this transaction freed, which is available only after the commit."""
         return self._maps.data.free
 
     # ------------------------------------------------------------------ devices

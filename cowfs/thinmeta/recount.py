@@ -1,4 +1,4 @@
-"""Counting references from nothing, for whoever reads or writes a whole metadata device at once.
+"""Counting references from nothing, for readers and writers of a whole metadata device at once.
 
 Counts are kept in pieces of one bitmap (16320 blocks), allocated when first touched, so the memory needed follows what
 is used and not what a header claims. A piece holds one byte per block, up to 255; the rest is in a dict.

@@ -2,7 +2,7 @@
 
 The mapping trees are believed, everything that follows from them is made anew: reference counts, space maps, mapped
 blocks. Subtrees without a flaw are copied as they are, sharing included; in the others, readable leaves are kept (and
-shared) and get new parents. What is lost is told range by range.
+shared) and get new parents. What is lost is reported range by range.
 
     superblock valid, device trees readable      taken as the start
     otherwise                                    the whole device is searched for the roots of both device trees
@@ -92,7 +92,7 @@ def repair(
 
     Raises:
         MetadataCorrupt: no device trees are left.
-        InvalidRequest: the superblock is lost and a size that it told was not given.
+        InvalidRequest: the superblock is lost and a size that it held was not given.
         OutOfMetadataSpace: the target is too small; says how many blocks it takes.
     """
     report = RepairReport()
@@ -280,7 +280,7 @@ class _Salvage:
     # ------------------------------------------------------------------ reading around damage
 
     def _readable_leaves(self, root: int, tree: TreeKind, thin_id: int | None) -> list[tuple[Node, int, bool]]:
-        """(leaf, location, whether it is complete) of each leaf that can be read, keys ascending; tells the others.
+        """(leaf, location, whether it is complete) of each leaf that can be read, keys ascending; reports the others.
 
         Entries that their parents place elsewhere are cut off, so that what is returned never overlaps.
         """

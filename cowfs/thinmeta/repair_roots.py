@@ -58,7 +58,7 @@ class _Details:
 
     @property
     def age(self) -> tuple[int, int, int]:
-        """Larger is newer, as far as can be told: snapshot counter, transaction id, mapped blocks."""
+        """Larger is newer, as far as is known: snapshot counter, transaction id, mapped blocks."""
         devices = self.devices.values()
         return (
             max((max(device.creation_time, device.snapshotted_time) for device in devices), default=0),

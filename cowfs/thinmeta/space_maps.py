@@ -130,7 +130,7 @@ class SpaceMaps:
         entry.bitmap_block = self._rehome_block(entry.bitmap_block)
 
     def _rehome_block(self, location: int) -> int:
-        """A block made in this transaction to replace a bitmap or index block; `location` 0 stands for none yet."""
+        """A block made in this transaction to replace a bitmap or index block; `location` 0 means none yet."""
         if location and self._store.is_new(location):
             return location
         target = self._store.allocate()

@@ -1,7 +1,7 @@
 """Metadata blocks within a transaction: a bounded node cache, allocation, and shadowing.
 
 A committed block is never overwritten (except block 0). To change a node that is not new in this transaction, its
-content moves to a new block, the parent is told, and the old block loses a reference. A node with other parents keeps
+content moves to a new block, its parent is changed, the old block loses a reference. A node with other parents keeps
 its content too, and everything it points to gains a reference. A node made in this transaction with one reference is
 changed in place.
 
@@ -93,7 +93,7 @@ class Store:
         return target, node
 
     def relieve(self) -> None:
-        """Write dirty nodes early when there are too many. Only between changes: nobody may hold a node to change."""
+        """Write dirty nodes early when there are too many. Only between changes: no caller may hold a node then."""
         if len(self._dirty) > _MAX_DIRTY_NODES:
             self.write_nodes()
 

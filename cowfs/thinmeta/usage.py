@@ -1,4 +1,4 @@
-"""How much each thin device maps, and how much of that nobody else uses."""
+"""How much each thin device maps, and how much of that is its alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ThinUsage:
 def usage(device: BlockDevice, *, thin_ids: Sequence[int] | None = None, held: bool = False) -> list[ThinUsage]:
     """The usage of every thin device, or of those asked for, by ascending id.
 
-    What other devices can reach is told by the stored reference counts, so a shared subtree is not walked, and the
+    What other devices can reach is known from the stored reference counts, so a shared subtree is not walked, and the
     cost is in what each device has for itself. Only while a metadata snapshot is held, which the stored counts
     include, everything is counted again.
 

@@ -1,4 +1,4 @@
-"""Reading metadata that nobody vouches for: blocks, trees, and runs of mappings, with the way from the superblock.
+"""Reading untrusted metadata: blocks, trees, and runs of mappings, with the way from the superblock.
 
 Every reader here raises MetadataCorrupt for what cannot be right, names the block and the path to it
 (`mapping root 17 -> thin 3 -> node 40`), and ends on any input: a child's keys must lie inside the range that its

@@ -33,7 +33,7 @@ from cowfs.uml.processor import claimed_processor
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
 BOOT_TIMEOUT_SECONDS: Final = 60.0
-# How long a command that was told to end may take, and then the guest to halt, before it is killed.
+# How long a command that was asked to end may take, and then the guest to halt, before it is killed.
 ENDING_SECONDS: Final = 10.0
 
 _CHUNK_BYTES = 1 << 16

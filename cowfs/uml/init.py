@@ -241,7 +241,7 @@ def prepare(kernel: Kernel, job: Job) -> None:
         kernel.mount("host", path, "hostfs", path)
     for path in job["modules"]:
         kernel.load_module(path)
-    # Where udev is not told otherwise these exist; without them tools cannot find their own descriptors.
+    # With udev's defaults these exist; without them tools cannot find their own descriptors.
     for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
         with contextlib.suppress(FileExistsError):
             os.symlink(target, f"/dev/{name}")

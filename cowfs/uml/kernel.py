@@ -46,7 +46,7 @@ class UmlKernel:
 
 
 def default_cache() -> Path:
-    """Where packages are unpacked when nobody says otherwise: the user's cache folder."""
+    """Where packages are unpacked by default: the user's cache folder."""
     return Path("~/.cache").expanduser() / "cowfs"
 
 
@@ -54,7 +54,7 @@ def find_kernel(cache: Path | None = None) -> UmlKernel:
     """The kernel of the installed package, or the one that `install` unpacked into `cache`.
 
     Raises:
-        MissingRequirement: neither is there; the remedy says how to get it.
+        MissingRequirement: neither exists; the remedy says how to get it.
     """
     for root in (Path("/"), _unpacked(cache)):
         kernel = kernel_below(root)
@@ -82,7 +82,7 @@ def _unpacked(cache: Path | None) -> Path:
 
 
 def kernel_below(root: Path) -> UmlKernel | None:
-    """The kernel unpacked in a folder. Raises MissingRequirement when it is there and cannot be run."""
+    """The kernel unpacked in a folder. Raises MissingRequirement when it exists and cannot be run."""
     executable = root / "usr/bin/linux.uml"
     if not os.access(executable, os.X_OK):
         return None

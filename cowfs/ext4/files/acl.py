@@ -32,7 +32,7 @@ _VERSION: Final = struct.Struct("<I")
 _SHORT: Final = struct.Struct("<HH")
 _LONG: Final = struct.Struct("<HHI")
 
-_TAGS: Final = {  # by the word of the text form, and whether somebody is named
+_TAGS: Final = {  # by the word of the text form, and whether it names a user or group
     ("user", False): _USER_OBJ,
     ("user", True): USER,
     ("group", False): _GROUP_OBJ,
@@ -104,7 +104,7 @@ def from_text(text: str) -> list[AclEntry]:
     """The entries of a text, separated by commas or lines.
 
     Raises:
-        OSError: EINVAL for what is not a list, EOPNOTSUPP for a name without a number: nobody here knows whose it is.
+        OSError: EINVAL for what is not a list, EOPNOTSUPP for a name without a number, which cannot be looked up here.
     """
     lines = [line.partition("#")[0].strip() for line in text.replace(",", "\n").splitlines()]
     entries = sorted(_text_entry(line) for line in lines if line)

@@ -2,7 +2,7 @@
 
 File data does not pass through libext2fs. A request is cut where the block map is cut, and each physical run is one
 `pread` or `pwrite` of the device. The order of a write that needs new blocks keeps a failure harmless: blocks are
-allocated, data is written into them, and only then does the file refer to them. The filesystem is told of data that a
+allocated, data is written into them, and only then does the file refer to them. The filesystem learns of data that a
 commit makes visible, which must be durable before it.
 
 Bytes after the end of a file, in its last block, are zeros: so that a file can grow without looking back.
@@ -61,7 +61,7 @@ class FileData:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def find(self, inode: Inode, offset: int) -> tuple[int, int] | None:
-        """The first byte range at or after `offset` that is no hole, as (begin, end); None when there is none."""
+        """The first byte range at or after `offset` that is not a hole, as (begin, end); None when there is none."""
         if inode.is_inline:
             return (offset, inode.size) if offset < inode.size else None
         size = self._fs.block_bytes

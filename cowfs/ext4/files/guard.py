@@ -11,7 +11,7 @@ from cowfs.ext4.library.filesystem import Filesystem, os_error
 
 
 class WriteGuard:
-    """Asked before every change, and told of the error that ended all writing.
+    """Asked before every change, and given the error that ended all writing.
 
     Args:
         make_room: has the cache written, or committed, where it is time to.

@@ -109,7 +109,7 @@ class InlineData:
         self._store(inode, parts)
 
     def set_entry(self, inode: Inode, name: bytes, target: int, file_type: int = 0) -> None:
-        """Let a name that is there lead to another inode, or with 0 to none: so it is removed."""
+        """Let an existing name lead to another inode, or with 0 to none: so it is removed."""
         parts = self._parts(inode)
         offset = next(offset for offset, entry in self._entries(inode, parts) if entry.name == name)
         struct.pack_into("<I", parts, offset, target)

@@ -417,7 +417,7 @@ class InodeTable:
         self._cache.pop(inode.number, None)
 
     def prepare_values(self, numbers: Iterable[int]) -> None:
-        """The library is about to free these inodes by itself, or to take others, to keep large attributes in them.
+        """The library is about to free these inodes, or to take others, to keep large attributes in them.
 
         Raises:
             FilesystemError (EUCLEAN): it must not, since the inode bitmap is bad.
@@ -430,7 +430,7 @@ class InodeTable:
         self._allocator.show_free_inode()
 
     def note_use(self, numbers: Iterable[int]) -> None:
-        """The library has taken or freed inodes by itself."""
+        """The library has taken or freed inodes."""
         self._allocator.note_inodes(numbers)
 
     def pin(self, number: int) -> None:

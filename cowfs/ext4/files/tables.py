@@ -9,8 +9,8 @@ is missed then. The fields that are looked at here:
                            0x82  2  checksum, high                   0x8C  4  access time, nanoseconds
 
 Every change of an inode, of its attributes, or of the names in a directory shows in the record, at least in its time of
-change. So two equal records mean that nothing happened, as long as records have nanoseconds and nobody but a file
-system has written (a repair changes directories without a trace in their inodes): `Geometry` holds what tells.
+change. So two equal records mean that nothing happened, as long as records have nanoseconds and only a file
+system has written (a repair changes directories without a trace in their inodes): `Geometry` holds what shows it.
 
 Source: Linux fs/ext4/ext4.h.
 """

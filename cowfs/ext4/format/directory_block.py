@@ -189,7 +189,7 @@ class DirectoryBlock:
             self._last = offset
 
     def replace(self, name: bytes, inode: int, file_type: int) -> None:
-        """Let a name that is there lead to another inode."""
+        """Let an existing name lead to another inode."""
         offset = self._offsets[name]
         struct.pack_into("<I", self.data, offset, inode)
         self.data[offset + 7] = file_type

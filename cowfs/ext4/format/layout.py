@@ -152,7 +152,7 @@ class Superblock:
 
     @classmethod
     def unpack(cls, raw: bytes, *, where: str = "the device") -> Superblock:
-        """Raises FilesystemError (EINVAL) when `raw` is no superblock."""
+        """Raises FilesystemError (EINVAL) when `raw` is not a superblock."""
         magic, state = struct.unpack_from("<HH", raw, 0x38)
         if magic != SUPERBLOCK_MAGIC:
             raise FilesystemError(

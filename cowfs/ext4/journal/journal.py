@@ -78,7 +78,7 @@ class Journal:
         """Before the volume is marked: make sure that nothing is in the journal which a replay would take."""
         if not self._is_foreign:
             return
-        # Somebody else left it, and said that it need not be replayed. None of its transactions has this number.
+        # Another writer left it, and said that it need not be replayed. None of its transactions has this number.
         self._sequence = (self._sequence + self._superblock.blocks) % _SEQUENCES or 1
         self._file.write_superblock(self._superblock.packed_empty(self._sequence))
         self._fs.flush_device()

@@ -221,7 +221,7 @@ class JournalFormat:
         return tag.checksum == (found if self._is_v3 else found & 0xFFFF)
 
     def is_committed(self, block: bytes, checksum: int) -> bool:
-        """Whether a commit block stands for a transaction whose descriptors and copies have a checksum."""
+        """Whether a commit block ends a transaction whose descriptors and copies have a checksum."""
         kind, size, stored = struct.unpack_from(">BBxxI", block, _HEADER.size)
         if self.has_block_checksums:
             return bool(stored == crc32c(self._seed, block[:0x10] + bytes(4) + block[0x14:]))

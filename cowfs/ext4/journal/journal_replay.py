@@ -1,6 +1,6 @@
 """Reading a journal's log: which blocks of the volume have newer content in it.
 
-The log ends where no complete transaction follows. A transaction that is there with its commit block and does not fit
+The log ends where no complete transaction follows. A complete transaction, with its commit block, and does not fit
 its checksums was cut short by a crash if it is the last one, and is damage otherwise, or where the commit block was
 written only after the rest. Whatever the bytes are, the outcome is a list of blocks or `DamagedJournal`.
 """
@@ -129,7 +129,7 @@ def read_log(superblock: JournalSuperblock, read: Callable[[int], bytes]) -> Rep
         read: a block of the journal by its number in it.
 
     Raises:
-        DamagedJournal: it cannot be told what the log says.
+        DamagedJournal: the log cannot be read.
         OSError: what `read` raises.
     """
     transactions = _Log(superblock, read).transactions() if superblock.start else []

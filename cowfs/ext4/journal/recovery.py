@@ -1,6 +1,6 @@
 """Replaying a volume's journal: what a crash left there comes to its place, and the volume is as after a clean unmount.
 
-    recover(device)      writes it: afterwards nobody has to
+    recover(device)      writes it: afterwards no recovery is needed
     recovered(device)    a view of the device with it, for reading only; nothing is written
     readable(device)     the same if that is possible, and otherwise the device as it is
 

@@ -1,4 +1,4 @@
-"""libext2fs and what it stands on.
+"""libext2fs and what is below it.
 
 libext2fs, libext2fs_abi    its declarations, and their parsed form
 filesystem                  one open volume of the library: geometry, superblock, inodes, marks

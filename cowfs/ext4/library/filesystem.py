@@ -256,7 +256,7 @@ class Filesystem:
             self.cache.write_out()
             self.flush_device()
         finally:
-            self._mark = _Mark.NONE  # after a failure nobody knows, and it has to be said again
+            self._mark = _Mark.NONE  # after a failure it is unknown, and has to be said again
 
     def mark_in_use(self) -> None:
         """Say on the device that something is being written; nothing happens when it says so."""

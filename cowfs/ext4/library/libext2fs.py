@@ -1,6 +1,6 @@
 """libext2fs.so.2 through cffi in ABI mode: declarations, loading, checks, and errors.
 
-Only what the engine uses is declared. ABI mode means that nothing is compiled, and that nobody checks the
+Only what the engine uses is declared. ABI mode means that nothing is compiled, and that no compiler checks the
 declarations for us: so the version is checked at load, and `cowfs.ext4.library.filesystem` compares known fields after
 opening a volume before anything else is trusted.
 

@@ -162,7 +162,7 @@ class Directories:
         self._add_indexed(directory, entry)
 
     def remove(self, directory: Inode, name: bytes) -> None:
-        """Remove a name that is there."""
+        """Remove an existing name."""
         if directory.is_inline:
             self._set_inline_entry(directory, name, 0, 0)
             return
@@ -173,7 +173,7 @@ class Directories:
         self._write(directory, logical, block)
 
     def replace(self, directory: Inode, name: bytes, inode: int, mode: int) -> None:
-        """Let a name that is there lead to another inode."""
+        """Let an existing name lead to another inode."""
         file_type = layout.file_type_code(mode) if self._fs.has_file_types else 0
         if directory.is_inline:
             self._set_inline_entry(directory, name, inode, file_type)
@@ -398,7 +398,7 @@ class Directories:
             raise FilesystemError(directory.damage, errno=errno.EUCLEAN)
 
     def _parent_or_itself(self, directory: Inode) -> int:
-        """For a listing, in which `..` is no name that could be missed."""
+        """For a listing, in which `..` cannot be missed."""
         try:
             return self.parent(directory)
         except FilesystemError:

@@ -1,6 +1,6 @@
 """Names and links: making, linking and removing what directories hold, by the rules of a kernel file system.
 
-The rules: `.` and `..` are nobody's to make or remove; a directory counts the `..` of its subdirectories as links; an
+The rules: callers never make or remove `.` and `..`; a directory counts the `..` of its subdirectories as links; an
 inode whose last name goes is freed, or becomes an orphan while it is open. Checks come first, and what cannot be
 undone comes last, together.
 """
@@ -107,7 +107,7 @@ class Names:
         return self.place(directory, name, mode, uid, gid, fill_and_inherit)
 
     def make_nameless(self, directory: Inode, mode: int, uid: int, gid: int) -> Inode:
-        """A new inode for a name that is there, with what the directory hands down. Raises OSError (ENOSPC)."""
+        """A new inode for an existing name, with what the directory hands down. Raises OSError (ENOSPC)."""
         gid = directory.gid if directory.mode & stat.S_ISGID else gid
         inode = self._inodes.create(directory, mode, uid, gid)
         try:

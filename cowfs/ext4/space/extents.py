@@ -39,7 +39,7 @@ def _capacity(block_bytes: int) -> int:
 
 
 def _tail_offset(block_bytes: int) -> int:
-    """Where the checksum stands: block sizes leave room for it after the entries."""
+    """Where the checksum is: block sizes leave room for it after the entries."""
     return _HEADER.size + _capacity(block_bytes) * _ENTRY_BYTES
 
 

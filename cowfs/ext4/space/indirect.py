@@ -98,7 +98,7 @@ def nodes_needed(fs: Filesystem, map_: BlockMap) -> int:
 
 def _nodes_of(map_: BlockMap, width: int) -> list[set[int]]:
     """Which pointer blocks exist, per level: level 0 holds pointers to data. Blocks are numbered through, in order
-    of the data below them, each level by itself; number 0 of level n is the one that the root points to."""
+    of the data below them, each level separately; number 0 of level n is the one that the root points to."""
     leaves: set[int] = set()
     for segment in map_:
         first = max(segment.logical, _DIRECT) - _DIRECT

@@ -1,6 +1,6 @@
 """Commands of the system, those of e2fsprogs above all, and temporary images for them to work on.
 
-The commands want a file. A device of ours is no file, so its content is copied: only what is mapped, into a sparse
+The commands want a file. A device of ours is not a file, so its content is copied: only what is mapped, into a sparse
 temporary file of the same size, and back only what changed.
 """
 

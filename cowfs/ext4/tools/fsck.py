@@ -85,7 +85,7 @@ def prepare_for_mount(device: BlockDevice, *, read_only: bool = False, repair: b
         None when no check was needed.
 
     Raises:
-        FilesystemError: no ext4 (EINVAL); damage that nobody allowed to repair (EUCLEAN); a journal that cannot be
+        FilesystemError: no ext4 (EINVAL); damage whose repair was not allowed (EUCLEAN); a journal that cannot be
             replayed, on a device that is only to be read (EROFS).
     """
     if not needs_check(device):

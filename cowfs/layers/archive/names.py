@@ -1,6 +1,6 @@
 """Names in a layer archive: paths relative to the layer's root, whiteouts, and what leads out of the layer.
 
-The target of a symbolic link is no such name: it is text that a layer may hold whatever it says, and paths through it
+The target of a symbolic link is not such a name, but text that a layer may hold whatever it says, and paths through it
 are resolved within the layer's root.
 
     dir/.wh.NAME          NAME is deleted, with everything below it

@@ -333,7 +333,7 @@ class _Packer:
 
 
 def _fitting(value: int, largest: int, keyword: bytes, extended: dict[bytes, bytes]) -> int:
-    """A number as the header can hold it: 0 when it is too large, and an extended record tells."""
+    """A number as the header can hold it: 0 when it is too large; an extended record then has it."""
     if value <= largest:
         return value
     extended[keyword] = b"%d" % value

@@ -129,7 +129,7 @@ class ArchiveReader:
             yield
 
     def finish(self) -> None:
-        """Read what pads the archive, so that whoever writes it into a pipe comes to its end."""
+        """Read what pads the archive, so that a writer into a pipe comes to its end."""
         self._input.take(_TRAILER_BYTES_MAX)
 
     # Headers.

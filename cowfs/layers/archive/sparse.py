@@ -90,7 +90,7 @@ def _old_number(field: bytes) -> int:
 
 
 def from_records(found: Sequence[tuple[bytes, bytes]], next_block: Callable[[], bytes]) -> SparseMap | None:
-    """The map that an extended header tells of, if it does.
+    """The map in an extended header, if it has one.
 
     Args:
         next_block: reads a block of what is stored of the file; called for 1.0 only.

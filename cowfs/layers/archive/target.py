@@ -30,7 +30,7 @@ class Target:
     """A layer, and what was unpacked into it.
 
     Args:
-        owner: uid and gid of directories that no entry tells of.
+        owner: uid and gid of directories that have no entry.
     """
 
     def __init__(self, layer: LayerRoot, owner: tuple[int, int]) -> None:
@@ -46,7 +46,7 @@ class Target:
     # Finding.
 
     def find(self, directory: int, name: bytes) -> Attributes | None:
-        """What is there under a name; a symbolic link is not followed."""
+        """What has a name; a symbolic link is not followed."""
         if directory in self._fresh and not self.was_brought(directory, name):
             return None
         try:
@@ -55,7 +55,7 @@ class Target:
             return None
 
     def directory(self, parts: list[bytes]) -> Steps[int | None]:
-        """The directory at a path; None when none is there."""
+        """The directory at a path; None if there is none."""
         return self._resolved.get(b"/".join(parts)) or (yield from self._resolve(parts))
 
     def parent(self, parts: list[bytes], entry: bytes) -> Steps[int]:
@@ -65,7 +65,7 @@ class Target:
             entry: whose path this is, for messages.
 
         Raises:
-            ArchiveError: something in the way is no directory, a symbolic link to nowhere, or links go in circles.
+            ArchiveError: something on the path is not a directory, a symbolic link to nowhere, or links go in circles.
         """
         path = b"/".join(parts)
         found = self._resolved.get(path)
@@ -178,7 +178,7 @@ class Target:
                     pending.append(entry.inode)
 
     def remove(self, parent: int, name: bytes, inode: int, mode: int) -> Steps[None]:
-        """Remove a name that is there, and everything below it when it is a directory."""
+        """Remove an existing name, and everything below it when it is a directory."""
         if stat.S_ISDIR(mode) or stat.S_ISLNK(mode):
             self._forget_resolved()
         if not stat.S_ISDIR(mode):

@@ -268,7 +268,7 @@ class _Unpacker:
     # Attributes.
 
     def _apply_metadata(self, inode: int, entry: Entry) -> None:
-        """Give a directory that is there what the entry says, and take away attributes that it does not have."""
+        """Give an existing directory what the entry says, and remove attributes that it does not have."""
         keep = {*entry.xattrs, *(_ACL_NAMES[keyword] for keyword in entry.acl_texts)}
         for name in self._tree.list_xattrs(inode):
             if name not in keep:

@@ -2,7 +2,7 @@
 
 A path is added or deleted when only one side has it. It is modified when the two sides differ in mode (type
 included), owner, group, device number, any extended attribute, or, unless it is a directory, in size, time of last
-modification, or content. A directory that became something else, or the other way round, is one modification. A
+modification, or content. A directory that became something else, or something else a directory, is one modification. A
 directory above a change is modified too, unless it is new. Inode numbers and link counts do not matter.
 
 Differences to moby's driver, each of which let changes get lost there: times are compared to the nanosecond, all
@@ -58,7 +58,7 @@ def walk_changes(layer: LayerRoot, parent: LayerRoot | None) -> Steps[list[Chang
 
 
 class Walk:
-    """One comparison of two trees. Whoever knows more about them overrides what says where to look."""
+    """One comparison of two trees. A subclass that knows more about them overrides what says where to look."""
 
     def __init__(self, layer: LayerRoot, parent: LayerRoot) -> None:
         self.layer = layer.tree
@@ -132,7 +132,7 @@ class Walk:
         return below
 
     def _forgive(self, error: OSError) -> None:
-        """What was there a moment ago may have gone, unless nobody can have changed it."""
+        """A name may have been removed since, unless the tree cannot change."""
         if self._holds_still or error.errno not in _GONE:
             raise error
 

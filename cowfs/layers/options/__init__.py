@@ -3,7 +3,7 @@
     options = parse_storage_options(["dm.basesize=20G", "dm.mountopt=discard"])   what the user said, checked
     settings = resolve_options(options, facts)                                    with the defaults of this machine
     home_options(options)                                                         for a home that is made now
-    changes_to_home(options, status)                                              for one that is there
+    changes_to_home(options, status)                                              for an existing one
 
 Nothing is kept between two calls, and what the user did not say stays None (or empty) in `DriverOptions`.
 

@@ -1,4 +1,4 @@
-"""What the options mean for a home: how a new one is made, and what changes in one that is there."""
+"""What the options mean for a home: how a new one is made, and what changes in an existing one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, format_decimal_size,
 
 
 def home_options(options: DriverOptions, defaults: HomeOptions | None = None) -> HomeOptions:
-    """A new home as the options want it; a size that is no whole number of blocks or sectors loses the rest.
+    """A new home as the options want it; a size that is not a whole number of blocks or sectors loses the rest.
 
     Args:
         defaults: for what the options do not say.
@@ -50,7 +50,7 @@ def pool_source(options: DriverOptions) -> PoolSource | None:
 
 @dataclass(frozen=True, slots=True)
 class HomeChanges:
-    """What is to change in a home; None is nothing. Sizes in bytes, always more than what is there."""
+    """What is to change in a home; None is nothing. Sizes in bytes, always more than the present ones."""
 
     data_size_bytes: int | None = None
     metadata_size_bytes: int | None = None
@@ -60,10 +60,10 @@ class HomeChanges:
 
 
 def changes_to_home(options: DriverOptions, status: HomeStatus) -> HomeChanges:
-    """What the options change in a home that is there.
+    """What the options change in an existing home.
 
     Pool files and the base device grow. A pool file that is larger already stays so, and so do the block size and the
-    base device's file system; what was asked for then stands in the warnings.
+    base device's file system; what was asked for is then in the warnings.
 
     Raises:
         UsageError: a base device that would shrink.

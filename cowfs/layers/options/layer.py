@@ -13,7 +13,7 @@ def parse_layer_options(options: Mapping[str, str] | None) -> int | None:
     """The size in bytes that a layer shall have, whole sectors; None, also for a size of 0, is its parent's.
 
     Raises:
-        UsageError: a key other than `size`, all of them named; a value that is no size.
+        UsageError: a key other than `size`, all of them named; a value that is not a size.
     """
     options = options or {}
     unknown = sorted(key for key in options if key.lower() != "size")

@@ -36,7 +36,7 @@ class Facts:
 class Settings:
     """What a driver goes by.
 
-    `filesystem` is for a base device that is made now; one that is there keeps its own. `mount_options` is one text,
+    `filesystem` is for a base device that is made now; an existing one keeps its own. `mount_options` is one text,
     parts separated by commas. `kernel_mounts`: the kernel mounts layers on `get`; else FUSE shows them.
     """
 

@@ -70,7 +70,7 @@ def a_shared_block_is_unmapped_and_stays_for_the_other(lab: Lab) -> None:
     expect_content(snapshot, 0, 4, 1)
     expect_equal(used(pool), 4, "used data blocks")
     snapshot.discard(0, 2 * BLOCK)
-    expect_equal(used(pool), 2, "used data blocks when nobody holds two of them")
+    expect_equal(used(pool), 2, "used data blocks when no thin maps two of them")
 
 
 @behaviour("1.7-6", "discard-past-the-end-fails")
@@ -126,7 +126,7 @@ def a_discard_is_passed_down_to_the_data_but_not_for_shared_blocks(lab: Lab) -> 
     pool.delete(1)
     thin.discard(8 * BLOCK, 8 * BLOCK)
     pool.commit()
-    lab.wait_until(lambda: allocated_bytes(path) <= full - 7 * BLOCK, "what nobody shares is given back")
+    lab.wait_until(lambda: allocated_bytes(path) <= full - 7 * BLOCK, "what is not shared is given back")
 
 
 @behaviour("1.7-11", unless=Capability.FREED_SPACE_RETURNED)

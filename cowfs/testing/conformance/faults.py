@@ -94,7 +94,7 @@ def needs_check_reaches_the_disk_once_the_device_works_again(lab: Lab) -> None:
 
 @behaviour("1.8-23", lab_features=LabFeature.FAULTS)
 def a_thin_that_lost_changes_fails_its_flushes_until_the_pool_is_reopened(lab: Lab) -> None:
-    """Seen where the data device fails, which a commit flushes first: a kernel that got further forgets who lost."""
+    """Seen where the data device fails, which a commit flushes first: a kernel that came further keeps no record."""
     pool = lab.failing_pool()
     loser, bystander = lab.thin(pool, 0), lab.thin(pool, 1)
     for thin in (loser, bystander):

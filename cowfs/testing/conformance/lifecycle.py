@@ -77,7 +77,7 @@ def growing_the_metadata_is_seen_at_the_resume(lab: Lab) -> None:
 
 @behaviour("1.10-5")
 def growing_with_the_table_alone_needs_no_suspend_of_ours(lab: Lab) -> None:
-    """A resume with a table in the inactive slot suspends by itself; without one it does nothing."""
+    """A resume with a table in the inactive slot implies a suspend; without one it does nothing."""
     pool = lab.pool(8)
     pool.resume()
     lab.grow_data(pool, 12)

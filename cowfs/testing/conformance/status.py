@@ -106,7 +106,7 @@ def a_status_without_flush_does_not_commit(lab: Lab) -> None:
 
 @behaviour("1.4-9", needs=Capability.KERNEL_NODES, lab_features=LabFeature.FAULTS)
 def passdown_that_the_data_device_does_not_take_shows_as_none(lab: Lab) -> None:
-    """A device that takes discards only of less than a block is no better than one that takes none."""
+    """A device that takes discards only of less than a block is like one that takes none."""
     table = lab.failing_table()
     queue = f"/sys/block/{os.path.basename(table.data_device)}/queue"
     with open(f"{queue}/discard_max_bytes", "w", encoding="ascii") as file:

@@ -46,7 +46,7 @@ class Files(Protocol):
     """The files below one root."""
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """A regular file with exactly this content and mode; one that is there is written anew."""
+        """A regular file with exactly this content and mode; an existing one is written anew."""
         ...
 
     def write_many(self, contents: dict[str, bytes]) -> None:

@@ -112,7 +112,7 @@ class ServedHome:
     def __init__(self, directory: str, backend: str, storage_options: Sequence[str]) -> None:
         self._path = Path(directory)
         self._backend = backend
-        # Whatever is wrong with the options is told here, and not by the end of a process.
+        # What is wrong with the options is reported here, and not by the end of a process.
         open_here(_spec(self._path, backend, storage_options)).close()
         self._log = f"{directory}.log"
         self._socket_directory = tempfile.TemporaryDirectory(prefix="cowfs-")  # its path must be short
@@ -164,7 +164,7 @@ class ServedHome:
             home.message(text)
 
     def retry_deletions(self) -> int:
-        raise NotApplicableError("the process that serves the home tries by itself")
+        raise NotApplicableError("the process that serves the home retries on its own")
 
     def mapped_bytes(self, layer_id: str) -> int:
         with open_home(self._path, backend=self._backend) as home:

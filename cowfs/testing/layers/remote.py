@@ -32,7 +32,7 @@ class _Answer(msgspec.Struct, array_like=True):
 
 
 class FileProcess:
-    """Works on files when told; `close` ends it."""
+    """Works on files on request; `close` ends it."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(

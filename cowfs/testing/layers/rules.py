@@ -292,7 +292,7 @@ def the_status_has_the_items_of_the_original_in_its_order(lab: LayerLab) -> None
 
 @case("rule-15")
 def a_difference_against_any_layer_can_be_made(lab: LayerLab) -> None:
-    """Also against one that is no ancestor."""
+    """Also against one that is not an ancestor."""
     lab.layer("left", None, {"both": b"same", "left": b"1", "differs": b"left"})
     lab.layer("right", None, {"both": b"same", "right": b"1", "differs": b"right!"})
     with lab.files("left") as left, lab.files("right") as right:

@@ -70,7 +70,7 @@ def what_a_child_deletes_stays_with_the_parent(lab: LayerLab) -> None:
 
 @case("snapshot-5", "RemoveIntermediateSnapshot")
 def layers_go_in_any_order(lab: LayerLab) -> None:
-    """Layers are independent once they are made; what the snapshotter refuses is no loss here."""
+    """Layers are independent once they are made; what the snapshotter refuses is allowed here."""
     lab.layer("bottom", None, {"bottom": content(1, MIB)})
     lab.layer("middle", "bottom", {"middle": content(2, MIB)})
     lab.layer("top", "middle", {"top": content(3, MIB)})
@@ -162,7 +162,7 @@ def a_name_is_taken_once(lab: LayerLab) -> None:
 
 @case("snapshot-12")
 def what_was_written_before_a_snapshot_is_in_it(lab: LayerLab) -> None:
-    """The origin is in use, and nobody has flushed anything."""
+    """The origin is in use, and nothing was flushed."""
     lab.create("origin")
     with lab.files("origin") as files:
         for number in range(5):
