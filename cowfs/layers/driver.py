@@ -124,6 +124,7 @@ class LayerDriver:
     def remove(self, layer_id: str) -> None:
         if layer_id not in self._devices:
             return
+        self._require_layer(layer_id)
         if not self._settings.deferred_deletion:
             require_idle(layer_id, self._devices.uses.of(layer_id, "reader"), "removed")
         self._devices.remove(layer_id, deferred=self._settings.deferred_deletion)

@@ -115,9 +115,14 @@ def test_layers_and_other_devices_are_told_apart(home: Path) -> None:
                 ):
                     ask(*pair)
         assert made.changes("two-copy", "two") == []
-        for use in (lambda: made.apply("web", archive(a=b"a")), lambda: made.driver.get("web")):
+        for use in (
+            lambda: made.apply("web", archive(a=b"a")),
+            lambda: made.driver.get("web"),
+            lambda: made.driver.remove("web"),
+        ):
             with pytest.raises(UsageError, match="device 'web' is not a layer: it was made by 'create'"):
                 use()
+        assert "web" in made.devices
     with opened(home) as made:
         assert made.driver.list_layers() == ["fresh", "one", "two", "two-copy"]
 
