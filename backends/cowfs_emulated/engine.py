@@ -165,6 +165,11 @@ class Engine:
             for follower in self.followers:
                 follower.note_mode()
 
+    def set_no_space_timeout(self, seconds: float) -> None:
+        self.no_space_timeout_seconds = seconds
+        if self.mode is PoolMode.OUT_OF_DATA_SPACE:
+            self._start_queueing()
+
     def _start_queueing(self) -> None:
         self._queue_deadline = self.clock() + (self.no_space_timeout_seconds or math.inf)
 

@@ -104,6 +104,13 @@ class EmulatedPool:
     def event_counter(self) -> int:
         return self._engine.event_counter
 
+    @property
+    def no_space_timeout_seconds(self) -> float:
+        return self._engine.no_space_timeout_seconds
+
+    def set_no_space_timeout(self, seconds: float) -> None:
+        self._engine.set_no_space_timeout(seconds)
+
     # ------------------------------------------------------------------------------------------ messages
 
     def create_thin(self, thin_id: int) -> None:

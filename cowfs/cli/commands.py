@@ -53,7 +53,7 @@ _POOL: Final = GroupOfCommands(
     {
         "usage": Command("pool", "Show which devices use the space of the pool.", former="usage"),
         "resize": Command("pool", "Enlarge the pool.", former="pool-resize"),
-        "set": Command("pool", "Choose what writes do when the pool is full."),
+        "set": Command("pool", "Set what writes do when the pool is full."),
         "check": Command("pool", "Check the pool's metadata by a full recount, or repair it.", former="check"),
         "dump": Command("pool", "Write the pool's metadata as XML.", former="dump"),
         "restore": Command("pool", "Replace the pool's metadata by the contents of an XML file.", former="restore"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, MINIMUM_FREE, PATH, SIZE, Settings
+from cowfs.cli.settings import DEVICE, MINIMUM_FREE, PATH, SIZE, WAIT, Settings
 from cowfs.cli.tables import Column, Table, refuse_for_json
 from cowfs.errors import CowfsError, UsageError
 from cowfs.units import format_size
@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     type=click.Choice(["queue", "error"]),
     default="queue",
     show_default=True,
-    help="What writes do when the pool is full: wait up to a minute for space, or fail at once.",
+    help="What writes do when the pool is full: wait for space, or fail at once.",
+)
+@click.option(
+    "--no-space-timeout",
+    type=WAIT,
+    metavar="SECONDS",
+    help="How long writes wait, 0 for ever. [default: 60; with --backend dmthin, as the kernel's module says]",
 )
 @click.option(
     "--data-device", metavar="DEV", type=PATH, default="", help="Block device for the pool's data, used completely."
@@ -62,6 +68,7 @@ def init_command(
     base_size: int,
     min_free: MinimumFree,
     no_space: str,
+    no_space_timeout: float | None,
     data_device: str,
     metadata_device: str,
     thin_pool: str,
@@ -93,6 +100,7 @@ def init_command(
         min_free_percent=min_free.percent,
         min_free_bytes=min_free.data_bytes,
         error_if_no_space=no_space == "error",
+        no_space_timeout_seconds=no_space_timeout,
         source=PoolSource(data_device, metadata_device, thin_pool),
         overwrite=force,
     )
@@ -241,7 +249,7 @@ def _print_status(report: HomeReport) -> None:
             ("Backend", report.backend),
             ("Pool", report.pool),
             ("Mode", f"{report.mode.replace('_', ' ')}{needs}"),
-            ("When full", "queue: writes wait for space" if report.no_space == "queue" else "error: writes fail"),
+            ("When full", output.when_full(report.no_space, report.no_space_timeout_seconds)),
             ("Transaction", str(report.transaction_id)),
             ("Block size", format_size(report.block_bytes)),
             ("Data", _used(report.data_used_bytes, report.data_total_bytes)),

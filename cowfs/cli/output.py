@@ -185,3 +185,11 @@ def size_change(old_bytes: int, new_bytes: int) -> str:
     if old_bytes == new_bytes:
         return f"{format_size(new_bytes)}, as before"
     return f"{format_size(new_bytes)}, was {format_size(old_bytes)}"
+
+
+def when_full(no_space: str, timeout_seconds: float | None) -> str:
+    """What writes to a full pool do, in words."""
+    if no_space == "error":
+        return "error: writes fail"
+    limit = f", at most {timeout_seconds:g} s" if timeout_seconds else ""
+    return f"queue: writes wait for space{limit}"

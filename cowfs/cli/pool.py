@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TextIO
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, SIZE, Settings
+from cowfs.cli.settings import DEVICE, SIZE, WAIT, Settings
 from cowfs.cli.tables import Column, Table, refuse_for_json
-from cowfs.errors import CowfsError, PoolError
+from cowfs.errors import CowfsError, PoolError, UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
@@ -89,24 +89,23 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
 
 
 @click.command("set")
-@click.option(
-    "--no-space",
-    type=click.Choice(["queue", "error"]),
-    required=True,
-    help="What writes do in a full pool: wait for space, or fail at once.",
-)
+@click.option("--no-space", "policy", type=click.Choice(["queue", "error"]), help="Writes wait for space, or fail.")
+@click.option("--no-space-timeout", "timeout_seconds", type=WAIT, metavar="SECONDS", help="So long, 0 for ever.")
 @click.pass_obj
-def set_command(settings: Settings, no_space: Literal["queue", "error"]) -> None:
-    """Change how the pool behaves, while its devices are in use or not.
+def set_command(settings: Settings, policy: Literal["queue", "error"] | None, timeout_seconds: float | None) -> None:
+    """Set what writes do when the pool is full; its devices may be in use. The home remembers it.
 
-    With --no-space error, writes that wait for space fail now.
+    Writes that wait already follow at once. The kernel (with --backend dmthin) has one time-out for all of its pools,
+    the parameter no_space_timeout of its module dm_thin_pool.
     """
+    if policy is None and timeout_seconds is None:
+        raise UsageError("nothing to set; give --no-space, --no-space-timeout or both")
     with settings.open_home() as home:
-        changed = home.set_no_space(no_space)
+        setting = home.set_no_space(policy, timeout_seconds=timeout_seconds)
     if settings.as_json:
-        output.print_json(changed)
+        output.print_json(setting)
     else:
-        print(f"when full: {'writes wait for space' if changed.no_space == 'queue' else 'writes fail'}")
+        print(f"when full: {output.when_full(setting.no_space, setting.timeout_seconds)}")
 
 
 @click.command("check")

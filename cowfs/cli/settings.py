@@ -132,4 +132,5 @@ PATH = click.Path(readable=False)  # whether it can be used is found out by usin
 SIZE = SizeType()
 MINIMUM_FREE = MinimumFreeType()
 SECONDS = click.FloatRange(min=0, min_open=True)
+WAIT = click.FloatRange(min=0)  # seconds, 0 for ever
 DEVICE = DeviceType()

@@ -40,8 +40,7 @@ from cowfs.devices.on_disk.names import BASE, check_name, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size
 from cowfs.devices.on_disk.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.devices.pools import figures, free_space, health
-from cowfs.devices.pools.no_space import set_no_space
+from cowfs.devices.pools import figures, free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery, contradictions, remake_base
 from cowfs.devices.uses import DeviceUses
@@ -347,19 +346,20 @@ class DeviceSet:
         grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
         return self.status()
 
-    def set_no_space(self, policy: NoSpacePolicy) -> None:
-        """What writes do when the data is full, also while devices are in use. With `ERROR`, writes that wait end.
+    def set_no_space(self, *, error: bool | None = None, timeout_seconds: float | None = None) -> HomeStatus:
+        """What writes to a full pool do from now on, those that wait already included; None leaves it.
 
-        The record comes first, so that a crash in between is finished by the next opening.
+        Args:
+            error: fail at once; otherwise wait for space.
+            timeout_seconds: for so long; 0 is for ever.
 
         Raises:
-            UsageError: the pool was not made by this home.
-            HomeError, PoolError: it cannot be recorded, or the pool does not take it; then all is as it was.
+            UsageError: a pool that this home did not make, or a time-out that the pool has not to itself.
+            HomeError, PoolError: the setting cannot be written, or the pool does not take it; it is as it was.
         """
         self.check_writable(to_make_room=True)
-        if self._settings.thin_pool:
-            raise UsageError(f"pool {self.pool.name} was not made by this home; change it by the tools that made it")
-        set_no_space(self._files, self.pool, policy)
+        no_space.change(self._files, self.pool, error=error, timeout_seconds=timeout_seconds)
+        return self.status()
 
     def remove(self, name: str, *, deferred: bool = False) -> bool:
         """Remove a device; its children keep what they share with it.
@@ -472,6 +472,7 @@ class DeviceSet:
             pool=answer,
             mode=pool.mode if pool else PoolMode.FAIL,
             no_space=pool.no_space if pool else NoSpacePolicy.ERROR,
+            no_space_timeout_seconds=no_space.timeout_of(self.pool),
             needs_check=pool.needs_check if pool else False,
             transaction_id=pool.transaction_id if pool else 0,
             block_bytes=self.pool.block_bytes,

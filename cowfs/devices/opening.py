@@ -23,7 +23,7 @@ from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource, check_base_size
 from cowfs.devices.on_disk.records import HomeFile
-from cowfs.devices.pools import pool_source
+from cowfs.devices.pools import no_space, pool_source
 from cowfs.errors import MetadataCorrupt, OutOfDataSpace, UsageError
 from cowfs.pool import Backend
 from cowfs.units import format_size
@@ -92,6 +92,7 @@ def make_home(
     """
     options = options or HomeOptions()
     options.check()
+    no_space.check_timeout(backend, options.no_space_timeout_seconds)
     say = progress or (lambda _what, _done, _total: None)
     files = HomeFiles(os.path.abspath(home), durable=options.durable, system=injected.system)
     making.require_room_for_home(files)
@@ -106,6 +107,7 @@ def make_home(
         making.begin_home(files, options)
         pool = pool_source.make_pool(files, backend, options)
         undo.callback(pool.close)
+        no_space.apply(pool, making.settings_of(options))
         devices = DeviceSet(files, lock, pool, making.settings_of(options), injected, read_only=False)
         devices.undo_unfinished()
         say("making the base device", 1, _STEPS)
@@ -150,6 +152,8 @@ def open_home(
             settings = pool_source.at_source(files, settings, options.source)
         pool = pool_source.open_pool(files, backend, settings, read_only=options.read_only)
         undo.callback(pool.close)
+        if not settings.thin_pool:
+            no_space.apply(pool, settings)
         devices = DeviceSet(files, lock, pool, settings, injected, read_only=options.read_only)
         if devices.can_be_read:
             devices.undo_unfinished()

@@ -33,7 +33,7 @@ from cowfs.home.requests.devices import (
 )
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
-    PoolPolicy,
+    NoSpaceSetting,
     Resize,
     Resized,
     ResizedPool,
@@ -125,8 +125,10 @@ class Home:
         return self._session.call(ResizePool(data_size_bytes, metadata_size_bytes))
 
     @documented_by(SetNoSpace)
-    def set_no_space(self, no_space: Literal["queue", "error"]) -> PoolPolicy:
-        return self._session.call(SetNoSpace(no_space))
+    def set_no_space(
+        self, policy: Literal["queue", "error"] | None = None, *, timeout_seconds: float | None = None
+    ) -> NoSpaceSetting:
+        return self._session.call(SetNoSpace(policy, timeout_seconds))
 
     @documented_by(ListDevices)
     def devices(self) -> list[DeviceRow]:

@@ -8,6 +8,7 @@ from cowfs.pool.interface import (
     NodePool,
     NodeThin,
     Pool,
+    PoolWithTimeout,
     ProbeResult,
     ThinDevice,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "PoolMode",
     "PoolStatus",
     "PoolTable",
+    "PoolWithTimeout",
     "ProbeResult",
     "ThinDevice",
     "ThinStatus",

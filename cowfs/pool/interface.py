@@ -253,6 +253,18 @@ class NodeThin(ThinDevice, Protocol):
 
 
 @runtime_checkable
+class PoolWithTimeout(Pool, Protocol):
+    """A pool with a queue time-out of its own. The kernel has one for all of its pools, a parameter of the module."""
+
+    @property
+    def no_space_timeout_seconds(self) -> float: ...
+
+    def set_no_space_timeout(self, seconds: float) -> None:
+        """How long a full pool lets writes wait from now on; 0 is for ever."""
+        ...
+
+
+@runtime_checkable
 class GroupingPool(Pool, Protocol):
     """A pool that can commit several messages at once."""
 

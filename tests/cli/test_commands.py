@@ -61,11 +61,15 @@ def test_what_a_full_pool_does_is_chosen_when_it_is_made(cowfs_anywhere: Run, tm
     assert json.loads(cowfs_anywhere(*home, "--json", "status").out)["no_space"] == policy
 
 
-def test_what_a_full_pool_does_can_be_changed(cowfs: Run) -> None:
-    assert cowfs("pool", "set", "--no-space", "error").out == "when full: writes fail\n"
-    assert json.loads(cowfs("--json", "status").out)["no_space"] == "error"
-    assert json.loads(cowfs("--json", "pool", "set", "--no-space", "queue").out) == {"no_space": "queue"}
-    assert json.loads(cowfs("--json", "status").out)["no_space"] == "queue"
+def test_what_a_full_pool_does_is_changed(cowfs: Run) -> None:
+    assert "queue: writes wait for space, at most 60 s\n" in cowfs("status").out
+    assert cowfs("pool", "set", "--no-space", "error").out == "when full: error: writes fail\n"
+    assert "error: writes fail\n" in cowfs("status").out
+    changed = cowfs("--json", "pool", "set", "--no-space", "queue", "--no-space-timeout", "90").json
+    assert changed == {"no_space": "queue", "timeout_seconds": 90}
+    assert cowfs("--json", "status").json["no_space_timeout_seconds"] == 90
+    said = cowfs("pool", "set", "--no-space-timeout", "0").out
+    assert said == "when full: queue: writes wait for space\n"
 
 
 def test_list(cowfs: Run) -> None:
@@ -128,7 +132,7 @@ def test_status(cowfs: Run, home: Path) -> None:
         "Backend        emulated\n"
         f"Pool           {report['pool']}\n"
         "Mode           write\n"
-        "When full      queue: writes wait for space\n"
+        "When full      queue: writes wait for space, at most 60 s\n"
         "Transaction    3\n"
         "Block size     64 KiB\n"
         f"Data           {format_size(used)} of 256 MiB used ({100 * used / total:.1f} %)\n"
@@ -275,6 +279,7 @@ def test_json_of_the_reports(cowfs: Run, home: Path) -> None:
     status = cowfs("--json", "status").json
     assert status.keys() == {
         *("home", "backend", "holder_pid", "views", "pool", "mode", "no_space", "needs_check", "transaction_id"),
+        "no_space_timeout_seconds",
         *("block_bytes", "data_used_bytes", "data_total_bytes", "metadata_used_bytes", "metadata_total_bytes"),
         *(
             "min_free_percent",

@@ -108,7 +108,7 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield space.Resize("used", 128 << 20), DeviceBusy
     yield space.Resize("web", 128 << 20), None
     yield space.ResizePool(2 << 30), None
-    yield space.SetNoSpace("error"), None
+    yield space.SetNoSpace("queue", 60.0), None
     yield space.Trim("used"), None
     yield layers.GetLayer("used"), None
     yield layers.PutLayer("used"), None

@@ -19,12 +19,11 @@ from cowfs.errors import (
     HomeError,
     OutOfDataSpace,
     OutOfMetadataSpace,
-    PoolError,
     PoolIoError,
     UnknownDevice,
     UsageError,
 )
-from cowfs.pool import NoSpacePolicy, load_backend
+from cowfs.pool import load_backend
 from cowfs.testing.judges import require_clean_pool
 from tests.devices.home_fakes import (
     MIB,
@@ -171,32 +170,6 @@ def test_a_pool_grows_while_it_is_used(home: Path, backend: FakeBackend) -> None
         assert again.data_total_bytes == 8 * MIB
     with open_home(home, backend) as devices:
         assert devices.status().data_total_bytes == 8 * MIB
-
-
-def test_what_a_full_pool_does_is_changed_while_it_is_used(home: Path, backend: FakeBackend) -> None:
-    with open_home(home, backend) as devices:
-        thin = devices.activate("a")
-        for policy in (NoSpacePolicy.ERROR, NoSpacePolicy.QUEUE, NoSpacePolicy.ERROR):
-            devices.set_no_space(policy)
-            assert devices.pool.table().error_if_no_space == (policy is NoSpacePolicy.ERROR)
-        thin.pwrite(0, b"still there")
-    with open_home(home, backend) as devices:
-        assert devices.pool.table().error_if_no_space
-
-
-def test_a_policy_that_the_pool_refuses_is_not_recorded(
-    home: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = (home / "cowfs.json").read_bytes()
-
-    def refuse(_table: object) -> None:
-        raise PoolError("refused")
-
-    with open_home(home, backend) as devices:
-        monkeypatch.setattr(devices.pool, "reload", refuse)
-        with pytest.raises(PoolError, match="refused"):
-            devices.set_no_space(NoSpacePolicy.ERROR)
-    assert (home / "cowfs.json").read_bytes() == before
 
 
 def test_a_file_that_grew_by_other_means_is_taken_as_it_is(home: Path, backend: FakeBackend) -> None:

@@ -62,7 +62,7 @@ SUCCEEDING: dict[str, Act] = {
     "trim": lambda home: home.trim("web"),
     "resize": lambda home: home.resize("web", 2 * BASE_BYTES),
     "resize pool": lambda home: home.resize_pool(data_size_bytes=512 << 20),
-    "set no space": lambda home: home.set_no_space("error"),
+    "set no space": lambda home: home.set_no_space("error", timeout_seconds=5),
     "devices": lambda home: home.devices(),
     "inspect": lambda home: home.inspect("base"),
     "message": lambda home: home.message("create_snap 7 1"),

@@ -86,6 +86,26 @@ def loops(folder: Path) -> Iterator[tuple[str, str]]:
         shell("losetup", "--detach", *names)
 
 
+# --- full pools
+
+
+@check
+def what_a_full_pool_of_the_kernel_does_is_chosen_and_changed(folder: Path) -> None:
+    home = make_home(folder, "--no-space", "error")
+    assert "error_if_no_space" in home("dm", "status").out
+    home("pool", "set", "--no-space", "queue")
+    assert "queue_if_no_space" in home("dm", "status").out
+    home("pool", "set", "--no-space", "error")
+    assert "error_if_no_space" in home("dm", "status").out
+    report = home("--json", "status").json
+    assert (report["no_space"], report["no_space_timeout_seconds"]) == ("error", None)
+    home.fails(2, "parameters/no_space_timeout", words=("pool", "set", "--no-space-timeout", "5"))
+    other = Cowfs(folder / "other", "dmthin")
+    other.fails(2, "parameters/no_space_timeout", words=("init", *SMALL, "--no-space-timeout", "5"))
+    assert not (folder / "other").exists()
+    assert_free()
+
+
 # --- mounts by the kernel
 
 
@@ -465,7 +485,7 @@ def tell(home: Cowfs) -> dict[str, Any]:
     return {
         "status": status,
         **{what: home("--json", what).json for what in ("list", "table")},
-        "dmstatus": home("dmstatus").out,
+        "dmstatus": home("dm", "status").out,
         "dump": home("dump").out,
         "check": home("--json", "check").json,
     }
@@ -513,13 +533,13 @@ def a_full_pool_holds_a_write_and_not_who_serves_the_mount(folder: Path) -> None
     with subprocess.Popen(
         ["dd", f"if={folder}/content", f"of={mount}/file", "bs=1M", "conv=fsync", "status=none"]
     ) as dd:
-        wait_until(lambda: "out_of_data_space" in home("dmstatus").out)
+        wait_until(lambda: "out_of_data_space" in home("dm", "status").out)
         assert "writes wait for space" in home("status").out
         assert (mount / "small").read_text() == "there"
         assert dd.poll() is None
         home("pool", "resize", "--data-size", "32M")
         assert dd.wait(timeout=20) == 0
-    assert " rw " in home("dmstatus").out
+    assert " rw " in home("dm", "status").out
     assert (mount / "file").read_bytes() == content
     home("umount", mount)
     assert_free()
@@ -537,7 +557,7 @@ def a_server_that_is_told_to_end_does_though_a_write_waits_for_space(folder: Pat
     with subprocess.Popen(
         ["dd", "if=/dev/zero", f"of={mount}/base", "bs=1M", "seek=40", "conv=notrunc"], stderr=-1
     ) as dd:
-        wait_until(lambda: "out_of_data_space" in home("dmstatus").out)
+        wait_until(lambda: "out_of_data_space" in home("dm", "status").out)
         assert dd.poll() is None
         os.kill(home("--json", "status").json["holder_pid"], signal.SIGTERM)
         dd.communicate(timeout=20)

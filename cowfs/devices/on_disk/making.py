@@ -115,21 +115,30 @@ def read_settings(files: HomeFiles) -> HomeFile:
     Raises:
         HomeVersionError: another version of the program made it, or the file is damaged.
     """
+    settings = stored_settings(files)
+    files.use_devices(settings.data_device, settings.metadata_device)
+    return settings
+
+
+def stored_settings(files: HomeFiles) -> HomeFile:
+    """What `cowfs.json` says, moby's defaults without one. Raises HomeVersionError."""
     data = files.read(files.home_file)
     if data is None:
         return HomeFile()
     try:
         version = msgspec.json.decode(data, type=_Version)
         if version.format == HOME_FORMAT and version.version == HOME_VERSION:
-            settings = msgspec.json.decode(data, type=HomeFile)
-            files.use_devices(settings.data_device, settings.metadata_device)
-            return settings
+            return msgspec.json.decode(data, type=HomeFile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise HomeVersionError(f"{files.home_file} is damaged ({error}); restore it or remove it") from error
     raise HomeVersionError(
         f"the home {files.home} is of format '{version.format}' version {version.version}, and this program knows "
         f"'{HOME_FORMAT}' version {HOME_VERSION}; use the program that made it"
     )
+
+
+def store_settings(files: HomeFiles, settings: HomeFile) -> None:
+    files.write(files.home_file, msgspec.json.encode(settings))
 
 
 class _Version(msgspec.Struct):
@@ -149,6 +158,7 @@ def settings_of(options: HomeOptions) -> HomeFile:
         data_device=options.source.data_device,
         metadata_device=options.source.metadata_device,
         thin_pool=options.source.pool_name,
+        no_space_timeout_seconds=options.no_space_timeout_seconds,
     )
 
 
@@ -204,7 +214,7 @@ def begin_home(files: HomeFiles, options: HomeOptions) -> None:
     files.make_mounts()
     if options.source != PoolSource():
         # Tells the next attempt whose the content of these devices is.
-        files.write(files.home_file, msgspec.json.encode(settings_of(options)))
+        store_settings(files, settings_of(options))
     if options.source.thin_pool:
         return
     if files.data == files.own_data:
@@ -214,7 +224,7 @@ def begin_home(files: HomeFiles, options: HomeOptions) -> None:
 
 
 def finish_home(files: HomeFiles, options: HomeOptions) -> None:
-    files.write(files.home_file, msgspec.json.encode(settings_of(options)))
+    store_settings(files, settings_of(options))
     files.remove(files.init_marker)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -83,7 +84,9 @@ class HomeOptions:
     whole. `overwrite`: what is on them may be lost.
 
     `low_water_blocks` is in data blocks. `min_free_percent` of data and of metadata stay free, or `min_free_bytes` of
-    data in place of the percentage: below it no device is made; 0 turns that off. `durable=False` gives up flushes, for
+    data in place of the percentage: below it no device is made; 0 turns that off. `error_if_no_space`: writes to a full
+    pool fail at once; else they wait for `no_space_timeout_seconds` (0: for ever; None: the backend's own).
+    `durable=False` gives up flushes, for
     homes that live no longer than a test.
     """
 
@@ -94,6 +97,7 @@ class HomeOptions:
     low_water_blocks: int = 32768
     skip_block_zeroing: bool = True
     error_if_no_space: bool = False
+    no_space_timeout_seconds: float | None = None
     no_discard_passdown: bool = False
     min_free_percent: int = 10
     min_free_bytes: int | None = None
@@ -115,6 +119,13 @@ class HomeOptions:
         if self.low_water_blocks < 0:
             raise UsageError(f"low water mark {self.low_water_blocks} is negative; take 0 or more data blocks")
         self.minimum_free.check()
+        check_no_space_timeout(self.no_space_timeout_seconds)
+
+
+def check_no_space_timeout(seconds: float | None) -> None:
+    """Raises UsageError."""
+    if seconds is not None and not 0 <= seconds < math.inf:
+        raise UsageError(f"{seconds} s is not a time that writes can wait for space; take 0 (for ever) or more seconds")
 
 
 def check_block_size(block_bytes: int) -> None:

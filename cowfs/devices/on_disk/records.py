@@ -87,7 +87,11 @@ class OldRecordsFile(msgspec.Struct, frozen=True):
 
 
 class HomeFile(msgspec.Struct, frozen=True):
-    """The defaults are moby's, for a home that it left. The last three are those of `PoolSource`, where it is given."""
+    """The defaults are moby's, for a home that it left.
+
+    `data_device`, `metadata_device` and `thin_pool` are those of `PoolSource`, where it is given.
+    `no_space_timeout_seconds` is None for the backend's own.
+    """
 
     format: str = HOME_FORMAT
     version: int = HOME_VERSION
@@ -101,6 +105,7 @@ class HomeFile(msgspec.Struct, frozen=True):
     data_device: str = ""
     metadata_device: str = ""
     thin_pool: str = ""
+    no_space_timeout_seconds: float | None = None
 
 
 class ParentLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -204,6 +209,7 @@ class HomeStatus:
     pool: PoolStatus | UnreadableStatus
     mode: PoolMode
     no_space: NoSpacePolicy
+    no_space_timeout_seconds: float | None
     needs_check: bool
     transaction_id: int
     block_bytes: int

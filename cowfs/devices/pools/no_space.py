@@ -1,28 +1,68 @@
-"""Changing what writes do in a full pool, while it is in use."""
+"""What writes to a full pool do: they wait for space, for a time, or fail at once."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
+from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.devices.on_disk.making import read_settings
-from cowfs.errors import CowfsError
-from cowfs.pool import NoSpacePolicy, Pool
+from cowfs.devices.on_disk.options import check_no_space_timeout
+from cowfs.devices.on_disk.records import HomeFile
+from cowfs.errors import CowfsError, UsageError
+from cowfs.pool import Backend, NodeBackend, NodePool, Pool, PoolWithTimeout
+
+_KERNEL_PARAMETER: Final = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 
 
-def set_no_space(files: HomeFiles, pool: Pool, policy: NoSpacePolicy) -> None:
-    """Record the policy, then let the pool have it; neither where one fails. Raises HomeError, PoolError."""
-    settings, table = read_settings(files), pool.table()
-    is_error = policy is NoSpacePolicy.ERROR
-    files.write(files.home_file, msgspec.json.encode(msgspec.structs.replace(settings, error_if_no_space=is_error)))
+def timeout_of(pool: Pool) -> float | None:
+    """How long writes wait, in seconds, 0 for ever; None where the pool cannot tell."""
+    return pool.no_space_timeout_seconds if isinstance(pool, PoolWithTimeout) else None
+
+
+def check_timeout(maker: Pool | Backend, seconds: float | None) -> None:
+    """Raises UsageError when a pool, or those of a backend, have no time-out of their own to set."""
+    if seconds is not None and not isinstance(maker, PoolWithTimeout) and isinstance(maker, NodePool | NodeBackend):
+        raise UsageError(
+            f"{maker.name}: the kernel has one time-out for all of its pools; as root, write {seconds:.0f} to "
+            f"{_KERNEL_PARAMETER}"
+        )
+
+
+def apply(pool: Pool, settings: HomeFile) -> None:
+    """Have an open pool do as a home's settings say. Raises PoolError; the pool is then as it was."""
+    if settings.no_space_timeout_seconds is not None and isinstance(pool, PoolWithTimeout):
+        pool.set_no_space_timeout(settings.no_space_timeout_seconds)
+    before = pool.table()
+    if before.error_if_no_space == settings.error_if_no_space:
+        return
     try:
-        pool.reload(table.replace(error_if_no_space=is_error))
+        pool.reload(before.replace(error_if_no_space=settings.error_if_no_space))
         pool.resume()
     except BaseException:
         with suppress(CowfsError):
-            pool.reload(table)
+            pool.reload(before)
             pool.resume()
-        files.write(files.home_file, msgspec.json.encode(settings))
+        raise
+
+
+def change(files: HomeFiles, pool: Pool, *, error: bool | None, timeout_seconds: float | None) -> None:
+    """Change a home's settings, and have its pool follow; see `DeviceSet.set_no_space`."""
+    check_no_space_timeout(timeout_seconds)
+    check_timeout(pool, timeout_seconds)
+    before = making.stored_settings(files)
+    if before.thin_pool:
+        raise UsageError(f"pool {pool.name} was not made by this home; set it by the tools that made it")
+    after = msgspec.structs.replace(
+        before,
+        error_if_no_space=before.error_if_no_space if error is None else error,
+        no_space_timeout_seconds=before.no_space_timeout_seconds if timeout_seconds is None else timeout_seconds,
+    )
+    making.store_settings(files, after)
+    try:
+        apply(pool, after)
+    except BaseException:
+        making.store_settings(files, before)
         raise

@@ -106,6 +106,7 @@ class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     pool: str
     mode: str
     no_space: str
+    no_space_timeout_seconds: float | None
     needs_check: bool
     transaction_id: int
     block_bytes: int
@@ -147,6 +148,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             pool=status.pool_name,
             mode=status.mode.name.lower(),
             no_space="queue" if status.no_space is NoSpacePolicy.QUEUE else "error",
+            no_space_timeout_seconds=status.no_space_timeout_seconds,
             needs_check=status.needs_check,
             transaction_id=status.transaction_id,
             block_bytes=status.block_bytes,

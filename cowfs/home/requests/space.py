@@ -1,4 +1,4 @@
-"""Requests about sizes and space: who occupies what, giving space back, growing a device, growing the pool."""
+"""Requests about sizes and space: what occupies it, giving it back, growing a device or the pool, a full pool."""
 
 from __future__ import annotations
 
@@ -146,24 +146,32 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
         )
 
 
-class PoolPolicy(msgspec.Struct, frozen=True):
-    """What writes do when the data of the pool is full."""
+class NoSpaceSetting(msgspec.Struct, frozen=True):
+    """`no_space` is queue or error. `timeout_seconds` is 0 for ever, and null where the pool cannot tell."""
 
-    no_space: Literal["queue", "error"]
+    no_space: str
+    timeout_seconds: float | None
 
 
-class SetNoSpace(Request[PoolPolicy], frozen=True, tag="set_no_space"):
-    """Choose what writes do when the data of the pool is full: wait for space, or fail. `error` ends those that wait.
+class SetNoSpace(Request[NoSpaceSetting], frozen=True, tag="set_no_space"):
+    """What writes to a full pool do from now on, those that wait already included. None leaves a setting as it is.
+
+    `policy`: `error` to fail at once, `queue` to wait for `timeout_seconds` (0: for ever), then fail. The home
+    remembers both.
 
     Raises:
-        UsageError: the pool was not made by this home.
+        UsageError: a pool that the home did not make, or a time-out that the pool has not to itself: the kernel has one
+            for all of its pools.
     """
 
-    no_space: Literal["queue", "error"]
+    policy: Literal["queue", "error"] | None = None
+    timeout_seconds: float | None = None
 
-    def run(self, home: OpenHome) -> PoolPolicy:
-        home.devices.set_no_space(NoSpacePolicy.ERROR if self.no_space == "error" else NoSpacePolicy.QUEUE)
-        return PoolPolicy(self.no_space)
+    def run(self, home: OpenHome) -> NoSpaceSetting:
+        error = None if self.policy is None else self.policy == "error"
+        status = home.devices.set_no_space(error=error, timeout_seconds=self.timeout_seconds)
+        policy = "queue" if status.no_space is NoSpacePolicy.QUEUE else "error"
+        return NoSpaceSetting(policy, status.no_space_timeout_seconds)
 
 
 SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool, SetNoSpace)

@@ -38,6 +38,7 @@ HOME = HomeStatus(
     pool=POOL,
     mode=PoolMode.WRITE,
     no_space=NoSpacePolicy.QUEUE,
+    no_space_timeout_seconds=60.0,
     needs_check=False,
     transaction_id=7,
     block_bytes=65536,
