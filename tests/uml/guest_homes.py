@@ -18,9 +18,9 @@ import pytest
 
 import cowfs
 from cowfs.devices import opening
-from cowfs.errors import CowfsError, MountError
+from cowfs.errors import CowfsError, DeviceBusy, MountError
 from cowfs.home.kernel.devices import mount_by_kernel
-from cowfs.home.requests.devices import OpenNode
+from cowfs.home.requests.devices import OpenNode, Rename
 from cowfs.home.session import connect
 from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
@@ -159,6 +159,34 @@ def what_the_kernel_has_mounted_is_busy(folder: Path) -> None:
         home.fails(6, f"umount {mnt}: files in it are in use", words=("umount", mnt))
     home("umount", mnt)
     home("remove", "web")
+
+
+@check
+def a_device_is_renamed_unless_the_kernel_uses_it_by_its_name(folder: Path) -> None:
+    home, mnt, served = make_home(folder), point(folder), point(folder, "served")
+    home("snapshot", "web", "copy")
+    home("mount", "--kernel", "web", mnt)
+    (mnt / "file").write_text("kept")
+    home.fails(5, f"'web' is mounted at {mnt}", "cannot be renamed", "umount", words=("rename", "web", "shop"))
+    home("umount", mnt)
+    with connect(HomeSpec(home.home, "dmthin")) as session:
+        node = session.call(OpenNode("web")).fd
+        with pytest.raises(DeviceBusy, match="in use through its node"):
+            session.call(Rename("web", "shop"))
+        os.close(node)
+        assert session.call(Rename("web", "shop")).name == "shop"
+    assert {name: row["parent"] for name, row in home.rows().items()} == {"base": None, "copy": "shop", "shop": "base"}
+    home("mount", "--kernel", "shop", mnt)
+    assert (mnt / "file").read_text() == "kept"
+    assert any(name.endswith("-shop") for name in CONTROL.devices())
+    home("umount", mnt)
+    home("mount", served)
+    assert (served / "shop" / "file").read_text() == "kept"
+    home("rename", "shop", "web")
+    assert (served / "web" / "file").read_text() == "kept"
+    assert not (served / "shop").exists()
+    home("umount", served)
+    assert_free()
 
 
 @check
