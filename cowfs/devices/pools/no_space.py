@@ -58,7 +58,7 @@ def change(files: HomeFiles, pool: Pool, *, error: bool | None, timeout_seconds:
     after = msgspec.structs.replace(
         before,
         error_if_no_space=before.error_if_no_space if error is None else error,
-        no_space_timeout_seconds=before.no_space_timeout_seconds if timeout_seconds is None else timeout_seconds,
+        no_space_timeout_seconds=before.no_space_timeout_seconds if timeout_seconds is None else float(timeout_seconds),
     )
     making.store_settings(files, after)
     try:
