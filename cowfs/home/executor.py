@@ -15,12 +15,14 @@ consistent state is no work of the views: the device set does it around the snap
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self, TypeVar
 
+from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Request
 from cowfs.steps import Steps, finish, pieces_of
@@ -84,8 +86,9 @@ class Executor:
 
     def call(self, request: Request[R]) -> R:
         """The answer to a request. Raises what its operation raises."""
-        answer = request.run(self.home)
-        return finish(answer) if isinstance(answer, Generator) else answer
+        with self._naming_a_full_disk(request):
+            answer = request.run(self.home)
+            return finish(answer) if isinstance(answer, Generator) else answer
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
         """The answer to a listing; the home may change between two pieces."""
@@ -118,13 +121,29 @@ class Executor:
         if (needed := request.device_needed_idle()) is not None:
             await self._views.close_if_idle(needed)
         try:
-            yield
+            with self._naming_a_full_disk(request):
+                yield
         finally:
             if (given_up := request.device_given_up()) is not None:
                 await self._views.close_if_idle(given_up)
             rewritten = request.device_rewritten()
             if rewritten is not None and not await self._views.close_if_idle(rewritten):
                 await self._views.invalidate(rewritten)
+
+    @contextmanager
+    def _naming_a_full_disk(self, request: AnyRequest) -> Iterator[None]:
+        """An error of the disk below the home says which write failed; what was asked, and what helps, is said here."""
+        try:
+            yield
+        except (HomeError, PoolIoError) as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            outcome = "nothing was changed" if request.is_whole else "it was not completed"
+            message = (
+                f"{request.summary()} failed: the disk below {self.path} is full; {outcome}; free space on that disk, "
+                "then run this again"
+            )
+            raise HomeError(message, errno=error.errno) from error
 
     def close(self) -> None:
         self.home.close()

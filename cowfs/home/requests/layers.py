@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import closing
-from typing import IO, Final
+from typing import IO, ClassVar, Final
 
 import msgspec
 
@@ -165,6 +165,8 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     Raises:
         UsageError: an archive that is damaged, or reaches out of the layer.
     """
+
+    is_whole: ClassVar[bool] = False
 
     id: str
     end_required: bool = True

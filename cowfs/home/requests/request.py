@@ -13,7 +13,7 @@ from __future__ import annotations
 import typing
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -29,7 +29,15 @@ T = TypeVar("T")
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
-    """Base of everything that can be sent."""
+    """Base of everything that can be sent. `is_whole`: it is done wholly, or not at all."""
+
+    is_whole: ClassVar[bool] = True
+
+    def summary(self) -> str:
+        """What is asked, in a few words: the operation, and what it is about."""
+        words = str(self.__struct_config__.tag).replace("_", " ")
+        subject = next((value for value in msgspec.structs.astuple(self) if isinstance(value, str)), "")
+        return f"{words} '{subject}'" if subject else words
 
     def devices_read(self) -> tuple[str, ...]:
         """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""

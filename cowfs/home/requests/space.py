@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 import msgspec
 
@@ -96,6 +96,8 @@ class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
     Raises:
         UnknownDevice, FilesystemError; DeviceBusy: it is in use as a disk, or mounted by the kernel.
     """
+
+    is_whole: ClassVar[bool] = False
 
     name: str
 
