@@ -47,7 +47,7 @@ from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
-from cowfs_dmthin.space_guard import SpaceGuard
+from cowfs_dmthin.space_guard import SpaceGuard, no_space_timeout_seconds
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
@@ -111,6 +111,10 @@ class DmPool:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def no_space_timeout_seconds(self) -> float:
+        return no_space_timeout_seconds()
 
     @property
     def block_bytes(self) -> int:

@@ -75,7 +75,7 @@ class SpaceGuard:
         status = self._ask(False)
         if not _queues(status):
             return 0.0
-        timeout = _no_space_timeout_seconds()
+        timeout = no_space_timeout_seconds() or float("inf")
         if status.mode is not PoolMode.OUT_OF_DATA_SPACE:
             self._full_since = None
             return timeout
@@ -133,9 +133,10 @@ def _queues(status: PoolStatus | UnreadableStatus) -> TypeGuard[PoolStatus]:
     )
 
 
-def _no_space_timeout_seconds() -> float:
+def no_space_timeout_seconds() -> float:
+    """How long full pools of the kernel let writes wait; 0 is for ever."""
     try:
         with open(TIMEOUT_PATH, encoding="ascii") as file:
-            return float(file.read()) or float("inf")
+            return float(file.read())
     except FileNotFoundError:
         return _DEFAULT_TIMEOUT_SECONDS

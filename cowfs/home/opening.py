@@ -20,6 +20,7 @@ from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.devices.pools import no_space
 from cowfs.home.backend_facts import driver_facts
 from cowfs.home.open_home import OpenHome
 from cowfs.home.spec import HomeSpec, Make
@@ -76,6 +77,7 @@ def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
 
 def _make(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Settings) -> DeviceSet:
     wanted = home_options(options, replace(spec.options or HomeOptions(), durable=spec.durable))
+    no_space.check_timeout(load_backend(spec.backend), wanted.no_space_timeout_seconds)
     making.require_room_for_home(files)  # before a disk is taken for its pool
     files.make_directory(files.home)
     _prepare_pool(files, options)

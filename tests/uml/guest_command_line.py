@@ -34,6 +34,8 @@ _LEFT_OUT: Final = (
     r"(?<=Disk free )[^\n]*",
     r"(?<=Data file )[^\n]*",
     r"(?<=process )\d+",
+    r"(?<=since )[\d: -]+",
+    r'(?<="since": )[\d.]+',
     r"no_(?=discard_passdown)",
 )
 

@@ -98,7 +98,7 @@ def what_a_full_pool_of_the_kernel_does_is_chosen_and_changed(folder: Path) -> N
     home("pool", "set", "--no-space", "error")
     assert "error_if_no_space" in home("dm", "status").out
     report = home("--json", "status").json
-    assert (report["no_space"], report["no_space_timeout_seconds"]) == ("error", None)
+    assert (report["no_space"], report["no_space_timeout_seconds"]) == ("error", 60)
     home.fails(2, "parameters/no_space_timeout", words=("pool", "set", "--no-space-timeout", "5"))
     other = Cowfs(folder / "other", "dmthin")
     other.fails(2, "parameters/no_space_timeout", words=("init", *SMALL, "--no-space-timeout", "5"))
@@ -289,7 +289,7 @@ def a_home_that_is_served_lends_its_devices_too(folder: Path) -> None:
     home, served, mnt = make_home(folder), point(folder, "served"), point(folder)
     home("create", "other")
     home("mount", "web", served)
-    home.fails(5, "'web'", "in use", words=("mount", "--kernel", "web", mnt))
+    home.fails(5, "'web'", "is mounted at", words=("mount", "--kernel", "web", mnt))
     home("mount", "--kernel", "other", mnt)
     (mnt / "file").write_text("other")
     assert {name: row["mounted"] for name, row in home.rows().items()} == {

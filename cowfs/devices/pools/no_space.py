@@ -19,7 +19,8 @@ _KERNEL_PARAMETER: Final = "/sys/module/dm_thin_pool/parameters/no_space_timeout
 
 def timeout_of(pool: Pool) -> float | None:
     """How long writes wait, in seconds, 0 for ever; None where the pool cannot tell."""
-    return pool.no_space_timeout_seconds if isinstance(pool, PoolWithTimeout) else None
+    seconds: float | None = getattr(pool, "no_space_timeout_seconds", None)
+    return seconds
 
 
 def check_timeout(maker: Pool | Backend, seconds: float | None) -> None:
