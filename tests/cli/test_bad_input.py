@@ -59,7 +59,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "rename to another": (["rename", "web", "web-1"], HOME, "'web-1' exists already"),
     "rename unknown": (["rename", "nope", "x"], HOME, "there is no device 'nope'"),
     "remove base": (["remove", "base"], USAGE, "the base device cannot be removed"),
-    "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: the home uses it"),
+    "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: it is reserved for the home"),
     "reserved set": (["create", "deviceset-metadata"], USAGE, "it is reserved for the home"),
     "reserved transaction": (["create", "transaction-metadata"], USAGE, "it is reserved for the home"),
     "dot": (["create", ".x"], USAGE, "it starts with a dot"),
@@ -115,7 +115,7 @@ def test_bad_requests(cowfs: Run, home: Path, tmp_path: Path, case: str) -> None
 
 
 BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
-    "data zero": (["--data-size", "0"], "'0' is nothing"),
+    "data zero": (["--data-size", "0"], "size '0' is too small"),
     "data negative": (["--data-size", "-1"], "'-1' is not a size"),
     "data unit": (["--data-size", "10Q"], "'10Q' is not a size"),
     "data no multiple": (
@@ -128,7 +128,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
     "metadata large": (["--metadata-size", "17G"], "is more than a pool can use"),
     "base no multiple": (["--base-size", "1000"], "is not a multiple of the sector size"),
     "base small": (["--base-size", "4K"], "is too small for an ext4 file system"),
-    "block zero": (["--block-size", "0"], "'0' is nothing"),
+    "block zero": (["--block-size", "0"], "size '0' is too small"),
     "block small": (["--block-size", "32K"], "take a multiple of 64K from 64K to 1G"),
     "block no multiple": (["--block-size", "96K"], "take a multiple of 64K from 64K to 1G"),
     "block large": (["--block-size", "2G"], "take a multiple of 64K from 64K to 1G"),
@@ -435,7 +435,7 @@ def test_a_full_disk_under_a_home(cowfs_anywhere: Run, small_disk: Path, room_ki
     made = outcome.status == 0
     if not made:
         assert outcome.status in {POOL, HOME}
-        assert "o space left" in outcome.error
+        assert "is full; nothing was changed; free space" in outcome.error
     names = [row["name"] for row in cowfs_anywhere("--home", home, "--json", "list").json]
     assert names == ["base", "x"] if made else ["base"]
     fill(small_disk, 1 << 20)
@@ -518,7 +518,7 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
     for words in (
         ["create", "x"],
         ["rename", "web", "x"],
-        ["layer", "remove", "web"],
+        ["remove", "web"],
         ["resize", "web", "32M"],
         ["trim", "web"],
     ):
