@@ -79,7 +79,7 @@ def test_wide_characters_are_aligned(cowfs: Run) -> None:
 
 def test_a_terminal_that_is_too_narrow_is_told_how_wide(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((40, 20)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_any, **_named: os.terminal_size((40, 20)))
     narrow = cowfs("list")
     width = max(map(len, narrow.out.splitlines()))
     assert narrow.error == f"the table is {width} columns wide and this terminal 40; --columns chooses some"
