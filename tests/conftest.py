@@ -9,6 +9,7 @@ sessions is interrupted, xdist kills them, and the process that started them cle
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pwd
 import random
@@ -305,6 +306,17 @@ def server_guard(ordinary_root: Path) -> Iterator[None]:
 
 
 # --- nothing is left behind
+
+
+@pytest.fixture(autouse=True)
+def no_log_stays() -> Iterator[None]:
+    """Take a command line's log handlers away that a test set up in this process: the next test sees its own alone."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session", autouse=True)
