@@ -30,6 +30,7 @@ from cowfs.errors import UmlError
 from cowfs.uml import init
 from cowfs.uml.kernel import UmlKernel, find_kernel
 from cowfs.uml.processor import claimed_processor
+from cowfs.uml.processor_state import has_large_registers, open_enlarged
 
 DEFAULT_MEMORY_BYTES: Final = 512 << 20
 BOOT_TIMEOUT_SECONDS: Final = 60.0
@@ -271,15 +272,22 @@ def _start(
         *(f"uml_dir={folder.parent}/", f"umid={umid}"),
         *("--", "-I", "-S", f"{folder}/init.py", f"{folder}/job.json"),
     ]
-    return subprocess.Popen(
-        [str(kernel.executable), *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=console,
-        stderr=subprocess.STDOUT,
-        env={"TMPDIR": _memory_directory(memory_bytes), "HOME": str(folder), "PATH": _DEFAULT_ENVIRONMENT["PATH"]},
-        pass_fds=[line],
-        start_new_session=True,
-    )
+    with contextlib.ExitStack() as stack:
+        executable, passed = str(kernel.executable), [line]
+        if has_large_registers():
+            fd = open_enlarged(kernel.executable)
+            stack.callback(os.close, fd)
+            executable = f"/proc/self/fd/{fd}"
+            passed.append(fd)
+        return subprocess.Popen(
+            [executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            env={"TMPDIR": _memory_directory(memory_bytes), "HOME": str(folder), "PATH": _DEFAULT_ENVIRONMENT["PATH"]},
+            pass_fds=passed,
+            start_new_session=True,
+        )
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
