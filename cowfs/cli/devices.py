@@ -15,9 +15,8 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.on_disk.options import MinimumFree
-    from cowfs.devices.uses import DeviceUse
-    from cowfs.home.open_home import MountedView
-    from cowfs.home.requests.devices import Created, DeviceRow, HomeReport
+    from cowfs.devices.reports import DeviceRow, DeviceUse, HomeReport, MountedView
+    from cowfs.home.requests.devices import Created
 
 
 @click.command("init")

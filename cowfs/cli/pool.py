@@ -13,12 +13,12 @@ import click
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, SIZE, WAIT, Settings
 from cowfs.cli.tables import Column, Table, refuse_for_json
-from cowfs.errors import CowfsError, PoolError, UsageError
+from cowfs.errors import CowfsError, UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.home.maintenance import CheckResult
-    from cowfs.home.requests.space import UsageRow, UsageTotals
+    from cowfs.devices.reports import UsageRow, UsageTotals
+    from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
 _BUFFER_CHARACTERS: Final = 64 << 10
@@ -47,7 +47,7 @@ def usage_command(
     EXCLUSIVE is the data space that removing a device frees, METADATA the metadata space; SHARED is mapped by other
     devices too. Thins in brackets are orphans, which no device record names; 'recover' names or deletes them.
     """
-    from cowfs.home.requests.space import UsageReport
+    from cowfs.devices.reports import UsageReport
 
     refuse_for_json(settings.as_json, columns)
     with settings.open_home() as home:
@@ -133,16 +133,12 @@ def check_command(settings: Settings, repair: bool, block_size: int | None) -> i
         output.print_json(result)
     else:
         _print_check(result)
-    if not result.clean:
-        return PoolError.exit_code
-    return CowfsError.exit_code if result.losses else 0
+    return CowfsError.exit_code if result.clean and result.losses else result.exit_code
 
 
-def _print_check(result: CheckResult) -> None:
+def _print_check(result: CheckReport) -> None:
     for finding in result.findings:
-        difference = f": found {finding.found}, expected {finding.expected}" if finding.expected else ""
-        where = f"metadata block {finding.block} ({finding.path})"
-        print(output.printable(f"{finding.severity}: {where}: {finding.what}{difference}"))
+        print(output.printable(str(finding)))
     if result.hidden_findings:
         print(f"... and {result.hidden_findings} more")
     for loss in result.losses:

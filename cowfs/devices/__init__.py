@@ -9,5 +9,6 @@ changes     changes that happen wholly or not at all
 pools       the pool under a home: where it is, what it can still do, what is occupied
 active      devices in use, and holding one still for a snapshot
 uses        who uses a device, and since when
+reports     what is reported of a home and its devices; each report declared once
 on_disk     the files of a home's directory, its lock, its making
 """

@@ -38,12 +38,14 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, check_name, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size
-from cowfs.devices.on_disk.records import DeviceFigures, DeviceFile, DeviceRecord, Finding, HomeFile, HomeStatus
+from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures, free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery, contradictions, remake_base
+from cowfs.devices.reports import DeviceReport, Finding, HomeReport, UsageRow
 from cowfs.devices.uses import DeviceUses
+from cowfs.error_record import plain_text
 from cowfs.errors import (
     CowfsError,
     DeviceBusy,
@@ -331,7 +333,7 @@ class DeviceSet:
         self._renames.rename(name, new_name)
         return self._store.view(new_name)
 
-    def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeStatus:
+    def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeReport:
         """Make the pool larger, also while devices are in use. Without a size, a device is taken as large as it is.
 
         Raises:
@@ -346,7 +348,7 @@ class DeviceSet:
         grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
         return self.status()
 
-    def set_no_space(self, *, error: bool | None = None, timeout_seconds: float | None = None) -> HomeStatus:
+    def set_no_space(self, *, error: bool | None = None, timeout_seconds: float | None = None) -> HomeReport:
         """What writes to a full pool do from now on, those that wait already included; None leaves it.
 
         Args:
@@ -438,63 +440,90 @@ class DeviceSet:
     def __contains__(self, name: str) -> bool:
         return self._store.get(name) is not None
 
-    def figures(self, name: str) -> DeviceFigures:
-        """What a device occupies; the exclusive bytes take time in proportion to what it maps alone."""
-        return figures.device_figures(self.pool, name, self._store.require(name).device_id)
+    def inspect(self, name: str) -> DeviceReport:
+        """Everything about a device; the exclusive bytes take time in proportion to what it maps alone.
 
-    def figures_of(self, names: Iterable[str]) -> dict[str, DeviceFigures]:
-        """As `figures`, of several devices at one moment; those that are not there, or have no thin, are left out."""
+        Raises:
+            UnknownDevice, NoSuchThin: no record, or no thin for it.
+        """
+        record = self._store.view(name)
+        with figures.reading(self.pool) as reading:
+            thin = reading.find(record.device_id)
+            if thin is None:
+                raise NoSuchThin(f"device {name!r}: its thin {record.device_id} is not in pool {self.pool.name}")
+            usage = reading.usage(thin, name)
+            highest = reading.highest_mapped_byte(thin)
+        return DeviceReport(
+            name=name,
+            id=record.device_id,
+            size_bytes=record.size_bytes,
+            mapped_bytes=usage.mapped_bytes,
+            exclusive_bytes=usage.exclusive_bytes,
+            highest_mapped_byte=highest,
+            parent=record.parent,
+            children=[other.name for other in self.records() if other.parent == name],
+            created_transaction_id=thin.details.transaction_id,
+            creation_time=thin.details.creation_time,
+            snapshotted_time=thin.details.snapshotted_time,
+            active=any(active.thin_id == record.device_id for active in self.pool.active()) or name in self.lent(),
+            deleted=record.deleted,
+            views=[],
+        )
+
+    def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
+        """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
         found = {}
         with figures.reading(self.pool) as reading:
             thins = reading.thins()
             for name in names:
                 record = self._store.get(name)
                 if record is not None and record.device_id in thins:
-                    found[name] = reading.of(thins[record.device_id], name)
+                    found[name] = reading.usage(thins[record.device_id], name)
         return found
 
-    def orphan_figures(self) -> list[DeviceFigures]:
+    def orphan_usage(self) -> list[UsageRow]:
         """What the thins occupy that belong to no device; they have no names."""
         with figures.reading(self.pool) as reading:
             thins = reading.thins()
-            return [reading.of(thins[thin_id], "") for thin_id in self._orphans(thins)]
+            return [reading.usage(thins[thin_id], None) for thin_id in self._orphans(thins)]
 
-    def status(self) -> HomeStatus:
-        """The home at a glance. A pool that cannot answer gives zeros and mode FAIL."""
+    def status(self) -> HomeReport:
+        """The figures of the home and its pool."""
         answer = self.pool.status()
         pool = answer if isinstance(answer, PoolStatus) else None
         table = self.pool.table()
         allocated, free = figures.backing_space(table.data_device)
         base = self._store.get(BASE)
-        return HomeStatus(
-            home=str(self.home),
-            pool_name=self.pool.name,
-            pool=answer,
-            mode=pool.mode if pool else PoolMode.FAIL,
-            no_space=pool.no_space if pool else NoSpacePolicy.ERROR,
+        return HomeReport(
+            home=plain_text(self._files.home),
+            backend="",
+            holder_pid=None,
+            views=[],
+            pool=self.pool.name,
+            mode=(pool.mode if pool else PoolMode.FAIL).name.lower(),
+            no_space="queue" if pool and pool.no_space is NoSpacePolicy.QUEUE else "error",
             no_space_timeout_seconds=no_space.timeout_of(self.pool),
             needs_check=pool.needs_check if pool else False,
             transaction_id=pool.transaction_id if pool else 0,
             block_bytes=self.pool.block_bytes,
-            data_file=table.data_device,
-            metadata_file=table.metadata_device,
             data_used_bytes=pool.used_data_blocks * self.pool.block_bytes if pool else 0,
             data_total_bytes=pool.total_data_blocks * self.pool.block_bytes if pool else 0,
             metadata_used_bytes=pool.used_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
             metadata_total_bytes=pool.total_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
             min_free_percent=self._settings.min_free_percent,
             min_free_bytes=self._settings.min_free_bytes,
-            data_file_allocated_bytes=allocated,
-            backing_free_bytes=free,
-            device_count=len(self._store) - (base is not None),
-            deleted_count=sum(record.deleted for _, record in self._store.items()),
-            orphan_thin_ids=self._orphans(self.pool.thin_ids()) if pool else (),
+            metadata_snapshot_block=pool.held_root if pool else None,
+            devices=len(self._store) - (base is not None),
+            deleted_devices=sum(record.deleted for _, record in self._store.items()),
             base_size_bytes=base.size if base else 0,
             base_uuid=self._base.set_file.base_uuid,
-            base_filesystem=self._base.set_file.base_filesystem,
-            read_only=self.read_only,
-            problems=self._all_problems(),
-            warnings=tuple(self.warnings()),
+            data_file=plain_text(table.data_device),
+            data_file_allocated_bytes=allocated,
+            metadata_file=plain_text(table.metadata_device),
+            host_free_bytes=free,
+            orphan_thin_ids=list(self._orphans(self.pool.thin_ids())) if pool else [],
+            problems=[plain_text(problem) for problem in self._all_problems()],
+            warnings=self.warnings(),
         )
 
     def _all_problems(self) -> tuple[str, ...]:

@@ -27,9 +27,10 @@ from cowfs.devices.base.base_device import BaseDevice
 from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE, check_name
-from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES, DeviceFile, Finding, FindingKind, Identity
+from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES, DeviceFile, Identity
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures
+from cowfs.devices.reports import Finding, FindingKind
 from cowfs.errors import CowfsError, FilesystemError, ThinBusy, UsageError
 from cowfs.pool import Pool, ThinDevice
 from cowfs.thinmeta.walk import ThinEntry
@@ -121,7 +122,7 @@ class Recovery:
         with figures.reading(self._pool) as reading:
             self._thins = reading.thins()
             for thin_id in orphans:
-                self._highest[thin_id] = reading.of(self._thins[thin_id], "").highest_mapped_byte or 0
+                self._highest[thin_id] = reading.highest_mapped_byte(self._thins[thin_id]) or 0
         if not self._belong_together():
             return self._findings
         self._set_missing_aside()

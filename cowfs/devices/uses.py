@@ -13,31 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-import msgspec
-
+from cowfs.devices.reports import DeviceUse, UseKind
+from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy
-
-UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "disk", "reader", "home"]
 
 # What a message names first where a device has several uses: what ends the others with it.
 _ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "disk", "reader", "home")
-
-
-class DeviceUse(msgspec.Struct, frozen=True):
-    """One use of a device.
-
-    `kind` is `tree`, `raw` or `kernel` for a device mounted alone, `home` for one open in a mount of the whole home,
-    `layer` for one mounted as a layer, `reader` for a layer that is being read or compared, `disk` for one open in a
-    Python program. `where` is its path, null where it has none. `since` is in seconds since 1970, null where it is not
-    known.
-    """
-
-    device: str
-    kind: UseKind
-    where: str | None
-    since: float | None
 
 
 class DeviceUses:
@@ -53,7 +36,7 @@ class DeviceUses:
 
     def begin(self, device: str, kind: UseKind, where: str | None = None) -> Callable[[], None]:
         """Note a use; returns what ends it, of which only the first call counts."""
-        use = DeviceUse(device, kind, where, self._clock())
+        use = DeviceUse(device, kind, plain_text(where) if where is not None else None, self._clock())
         self._uses.setdefault(device, []).append(use)
 
         def end() -> None:

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Literal, Self
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, UsageReport, UsageTotals
 from cowfs.errors import HomeBusy
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import (
     Create,
     Created,
-    DeviceReport,
-    DeviceRow,
-    HomeReport,
     Inspect,
     ListDevices,
     Remove,
@@ -42,8 +40,6 @@ from cowfs.home.requests.space import (
     Trim,
     TrimmedDevice,
     Usage,
-    UsageReport,
-    UsageTotals,
 )
 from cowfs.home.session import Session, connect, metadata_of_session
 from cowfs.home.spec import HomeSpec, Make
@@ -52,7 +48,7 @@ from cowfs.pool import ThinDevice
 if TYPE_CHECKING:
     from cowfs.devices.opening import Progress
     from cowfs.home.layers import Layers
-    from cowfs.home.maintenance import CheckResult
+    from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
 
@@ -179,7 +175,7 @@ class Home:
     def target_status(self) -> list[TargetLine]:
         return list(self._session.iterate(TargetStatus()))
 
-    def check(self) -> CheckResult:
+    def check(self) -> CheckReport:
         """Recount the pool's metadata as it is committed now."""
         from cowfs.home.maintenance import check_metadata
 

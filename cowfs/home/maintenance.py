@@ -29,7 +29,7 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-    from cowfs.thinmeta.check import CheckReport
+    from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.format import Superblock
     from cowfs.thinmeta.repair import RepairReport
     from cowfs.thinmeta.xml import TextSink
@@ -41,49 +41,16 @@ _COPY_BYTES: Final = 1 << 20
 Progress = Callable[[int, int], None]
 
 
-class FindingRecord(msgspec.Struct, frozen=True):
-    """One thing that is wrong; `severity` is warning, leak or error, `path` leads to the block from the superblock."""
-
-    severity: str
-    what: str
-    block: int
-    path: str
-    expected: str
-    found: str
-
-
-class CheckResult(msgspec.Struct, frozen=True):
-    """What a check found. `clean` is true without leaks and errors, `repaired` when a repair made it so.
-
-    `losses` are what the repair could not keep; the findings are those before it.
-    """
-
-    clean: bool
-    repaired: bool
-    summary: str
-    findings: list[FindingRecord]
-    hidden_findings: int
-    needs_check: bool
-    transaction_id: int
-    thins: int
-    mapped_blocks: int
-    metadata_used_blocks: int
-    metadata_blocks: int
-    data_used_blocks: int
-    data_blocks: int
-    losses: list[str] = []
-
-
-def check_home(home: Path, backend: str, *, progress: Progress | None = None) -> CheckResult:
+def check_home(home: Path, backend: str, *, progress: Progress | None = None) -> CheckReport:
     """Recount the metadata of a home, in use or not, opened by a pool or refused by it."""
     with metadata_of(home, backend) as metadata:
         return check_metadata(metadata, progress=progress)
 
 
-def check_metadata(metadata: BlockDevice, *, progress: Progress | None = None) -> CheckResult:
+def check_metadata(metadata: BlockDevice, *, progress: Progress | None = None) -> CheckReport:
     from cowfs.thinmeta.check import check
 
-    return _result(check(metadata, progress=progress))
+    return check(metadata, progress=progress)
 
 
 def dump_home(home: Path, backend: str, out: TextSink, *, progress: Progress | None = None) -> None:
@@ -105,7 +72,7 @@ def delta_metadata(metadata: BlockDevice, left_id: int, right_id: int, out: Text
     delta(metadata, left_id, right_id, out)
 
 
-def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progress | None = None) -> CheckResult:
+def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progress | None = None) -> CheckReport:
     """Make the metadata of a home clean: clear the needs-check flag, or write new metadata from the mappings.
 
     What mapping trees can still be read is taken as the truth; the result names what is lost.
@@ -123,13 +90,13 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
     with _locked(home, "repairing metadata") as files:
         with closing(open_device(files.metadata, read_only=False)) as device:
             report = check(device, progress=progress)
-            if report.ok:
+            if report.clean:
                 clear_needs_check(device)
-                return msgspec.structs.replace(_result(report), repaired=report.needs_check, needs_check=False)
+                return msgspec.structs.replace(report, repaired=report.needs_check, needs_check=False)
         with _replacing_metadata(files) as new, closing(open_device(files.metadata)) as old:
             made = _repair(files, old, new, block_bytes, progress)
     losses = [str(loss) for loss in made.losses]
-    return msgspec.structs.replace(_result(report), clean=True, repaired=True, needs_check=False, losses=losses)
+    return msgspec.structs.replace(report, clean=True, repaired=True, needs_check=False, losses=losses)
 
 
 def _repair(
@@ -162,7 +129,7 @@ def _last_transaction(files: HomeFiles) -> int | None:
         return None
 
 
-def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = None) -> CheckResult:
+def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = None) -> CheckReport:
     """Replace the metadata of a home by what an XML of thin_dump says.
 
     Raises:
@@ -219,9 +186,9 @@ def _replacing_metadata(files: HomeFiles) -> Iterator[FileDevice]:
             yield device
             device.flush()
             report = check(device, data_size_blocks=_data_blocks(files, device))
-            if not report.ok:
+            if not report.clean:
                 first = report.findings[0]
-                message = f"the new metadata is not clean, {report.summary()}: {first}; nothing was changed"
+                message = f"the new metadata is not clean, {report.summary}: {first}; nothing was changed"
                 raise MetadataCorrupt(message, block=first.block, path=first.path)
     except BaseException:
         with suppress(OSError):
@@ -279,23 +246,3 @@ def _data_blocks(files: HomeFiles, metadata: BlockDevice) -> int | None:
     if superblock is None:
         return None
     return device_size(files.data) // (superblock.data_block_sectors * SECTOR_BYTES)
-
-
-def _result(report: CheckReport) -> CheckResult:
-    return CheckResult(
-        clean=report.ok,
-        repaired=False,
-        summary=report.summary(),
-        findings=[
-            FindingRecord(f.severity.value, f.what, f.block, f.path, f.expected, f.found) for f in report.findings
-        ],
-        hidden_findings=report.hidden,
-        needs_check=report.needs_check,
-        transaction_id=report.transaction_id,
-        thins=report.thins,
-        mapped_blocks=report.mapped_blocks,
-        metadata_used_blocks=report.metadata_used_blocks,
-        metadata_blocks=report.metadata_blocks,
-        data_used_blocks=report.data_used_blocks,
-        data_blocks=report.data_blocks,
-    )

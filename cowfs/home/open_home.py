@@ -8,10 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import msgspec
-
 from cowfs.devices.on_disk.names import BASE
-from cowfs.devices.uses import DeviceUse, require_idle
+from cowfs.devices.reports import DeviceUse, MountedView
+from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
 from cowfs.forking import not_inherited
@@ -26,18 +25,6 @@ if TYPE_CHECKING:
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
     from cowfs.volumes import Volumes
-
-
-class MountedView(msgspec.Struct, frozen=True):
-    """A device that is shown at a mount point: by the holder as `tree` or `raw`, or by the `kernel`.
-
-    The view `home` shows every device, each in a directory of its name below the mount point; `device` is null then.
-    """
-
-    device: str | None
-    mount_point: str
-    view: str
-    read_only: bool
 
 
 class OpenHome:

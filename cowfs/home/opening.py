@@ -64,7 +64,7 @@ def resolve_settings(backend: str, options: DriverOptions) -> Settings:
 def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
     """Let an open home be as the options ask, and grow. Raises UsageError for a base device that would shrink."""
     _apply_discards(devices, options)
-    changes = changes_to_home(options, devices.status())
+    changes = changes_to_home(options, devices.status(), devices.base_filesystem)
     for warning in changes.warnings:
         _log.warning("%s", warning)
     if devices.read_only:

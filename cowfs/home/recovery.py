@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from cowfs.devices.on_disk.records import Finding
+from cowfs.devices.reports import Finding
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.home.opening import open_here
@@ -63,10 +63,5 @@ def recover_home(
 
 
 def _printable(finding: Finding) -> Finding:
-    return Finding(
-        finding.kind,
-        plain_text(finding.found),
-        plain_text(finding.action),
-        None if finding.device is None else plain_text(finding.device),
-        finding.thin_id,
-    )
+    """With the paths in it as text that JSON can carry."""
+    return msgspec.structs.replace(finding, found=plain_text(finding.found), action=plain_text(finding.action))

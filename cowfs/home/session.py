@@ -25,11 +25,12 @@ from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.making import read_settings, require_home
 from cowfs.devices.pools.pool_files import open_device
 from cowfs.devices.pools.pool_source import is_in_use
+from cowfs.devices.reports import HomeReport
 from cowfs.errors import HomeBusy, HomeError
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
-from cowfs.home.requests.devices import CopyMetadata, HomeReport, Status
+from cowfs.home.requests.devices import CopyMetadata, Status
 from cowfs.home.requests.request import Listing, Request
 from cowfs.home.spec import HomeSpec
 

@@ -211,7 +211,12 @@ class LayerDriver:
         loops = [loop_device_of(path) for path in (status.data_file, status.metadata_file) if self._has_nodes]
         data_loop, metadata_loop = loops or ("", "")
         return driver_info(
-            status, self._settings, data_loop=data_loop, metadata_loop=metadata_loop, library_version=VERSION
+            status,
+            self._settings,
+            base_filesystem=self._devices.base_filesystem,
+            data_loop=data_loop,
+            metadata_loop=metadata_loop,
+            library_version=VERSION,
         )
 
     # ------------------------------------------------------------------ archives

@@ -7,25 +7,19 @@ names, in its order, with its number formats. Where the pool is not well, items 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Final
 
-from cowfs.devices.on_disk.records import DeviceRecord, HomeStatus
+import msgspec
+
+from cowfs.devices.on_disk.records import DeviceRecord
+from cowfs.devices.reports import HomeReport
 from cowfs.layers.options.settings import Settings
-from cowfs.pool import PoolMode, PoolStatus
 from cowfs.units import format_decimal_size
 
-_MODE_WORDS: Final = {
-    PoolMode.WRITE: "rw",
-    PoolMode.OUT_OF_DATA_SPACE: "out_of_data_space",
-    PoolMode.OUT_OF_METADATA_SPACE: "out_of_metadata_space",
-    PoolMode.READ_ONLY: "ro",
-    PoolMode.FAIL: "fail",
-}
+_MODE_WORDS: Final = {"write": "rw", "read_only": "ro"}  # of pool modes, where it is another than their name
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DriverInfo:
+class DriverInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The figures behind the status items; zero and empty is what could not be read.
 
     `data_file` and `metadata_file` are what the pool is made of, also of a pool that cowfs did not make. The loop files
@@ -53,15 +47,16 @@ class DriverInfo:
     deferred_deletion: bool = False
     deferred_deleted_count: int = 0
     library_version: str = ""
-    pool_mode: str = _MODE_WORDS[PoolMode.FAIL]
+    pool_mode: str = "fail"
     needs_check: bool = False
     problems: tuple[str, ...] = ()
 
 
 def driver_info(
-    status: HomeStatus | None,
+    status: HomeReport | None,
     settings: Settings,
     *,
+    base_filesystem: str = "",
     data_loop: str = "",
     metadata_loop: str = "",
     library_version: str = "",
@@ -80,10 +75,10 @@ def driver_info(
             library_version=library_version,
         )
     return DriverInfo(
-        pool_name=status.pool_name,
+        pool_name=status.pool,
         pool_block_bytes=status.block_bytes,
         base_size_bytes=status.base_size_bytes,
-        backing_filesystem=status.base_filesystem,
+        backing_filesystem=base_filesystem,
         data_file=data_loop or status.data_file,
         metadata_file=metadata_loop or status.metadata_file,
         data_loop_file=status.data_file if data_loop else "",
@@ -91,21 +86,21 @@ def driver_info(
         data_used_bytes=status.data_used_bytes,
         data_total_bytes=status.data_total_bytes,
         data_available_bytes=_available(
-            status.data_file, status.data_total_bytes - status.data_used_bytes, status.backing_free_bytes
+            status.data_file, status.data_total_bytes - status.data_used_bytes, status.host_free_bytes
         ),
         metadata_used_bytes=status.metadata_used_bytes,
         metadata_total_bytes=status.metadata_total_bytes,
         metadata_available_bytes=_available(
-            status.metadata_file, status.metadata_total_bytes - status.metadata_used_bytes, status.backing_free_bytes
+            status.metadata_file, status.metadata_total_bytes - status.metadata_used_bytes, status.host_free_bytes
         ),
         min_free_bytes=_min_free(status),
         deferred_removal=settings.deferred_removal,
         deferred_deletion=settings.deferred_deletion,
-        deferred_deleted_count=status.deleted_count,
+        deferred_deleted_count=status.deleted_devices,
         library_version=library_version,
-        pool_mode=_MODE_WORDS[status.mode],
+        pool_mode=_MODE_WORDS.get(status.mode, status.mode),
         needs_check=status.needs_check,
-        problems=status.problems,
+        problems=tuple(status.problems),
     )
 
 
@@ -139,7 +134,7 @@ def status_items(info: DriverInfo) -> list[tuple[str, str]]:
     ]
     if info.library_version:
         items.append(("Library Version", info.library_version))
-    if info.pool_mode != _MODE_WORDS[PoolMode.WRITE]:
+    if info.pool_mode != _MODE_WORDS["write"]:
         items.append(("Pool Mode", info.pool_mode))
     if info.needs_check:
         items.append(("Pool Needs Check", _word(info.needs_check)))
@@ -177,10 +172,10 @@ def _available(path: str, free_bytes: int, backing_free_bytes: int) -> int:
     return max(0, min(free_bytes, backing_free_bytes) if os.path.isfile(path) else free_bytes)
 
 
-def _min_free(status: HomeStatus) -> int:
+def _min_free(status: HomeReport) -> int:
     if status.min_free_bytes is not None:
         return status.min_free_bytes
-    blocks = status.pool.total_data_blocks if isinstance(status.pool, PoolStatus) else 0
+    blocks = status.data_total_bytes // status.block_bytes if status.data_total_bytes else 0
     return blocks * status.min_free_percent // 100 * status.block_bytes
 
 

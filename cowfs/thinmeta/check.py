@@ -17,11 +17,13 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import InvalidRequest, MetadataCorrupt
 from cowfs.thinmeta.check_space_maps import StoredMap, compare_map
 from cowfs.thinmeta.check_trees import TreeChecker
-from cowfs.thinmeta.findings import CheckReport, Finding, Severity
+from cowfs.thinmeta.findings import CheckReport, Finding, Findings, Severity
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
     FORMAT_VERSION,
@@ -62,16 +64,15 @@ def check(device: BlockDevice, *, data_size_blocks: int | None = None, progress:
 
     Damage is reported, never raised.
     """
-    report = CheckReport()
+    findings = Findings()
     reader = MetadataReader(device)
     try:
         superblock = Superblock.unpack(reader.read_block(0, "superblock"))
     except MetadataCorrupt as error:
-        report.add_error(error)
-        report.counts_complete = False
-        return report
-    _Check(reader, report, superblock, progress).run(data_size_blocks)
-    return report
+        findings.add_error(error)
+        findings.counts_complete = False
+        return findings.report()
+    return _Check(reader, findings, superblock, progress).run(data_size_blocks)
 
 
 def clear_needs_check(device: BlockDevice) -> CheckReport:
@@ -81,10 +82,8 @@ def clear_needs_check(device: BlockDevice) -> CheckReport:
         InvalidRequest: the metadata is not clean; nothing was written.
     """
     report = check(device)
-    if not report.ok:
-        raise InvalidRequest(
-            f"needs check is not cleared: the check found {report.summary()}; repair the metadata first"
-        )
+    if not report.clean:
+        raise InvalidRequest(f"needs check is not cleared: the check found {report.summary}; repair the metadata first")
     block = bytearray(device.pread(0, METADATA_BLOCK_BYTES))
     (flags,) = _FLAGS.unpack_from(block)
     if flags & Superblock.NEEDS_CHECK:
@@ -98,39 +97,45 @@ class _Check:
     """One run: the superblock's fields, then trees, then what they say about each other."""
 
     def __init__(
-        self, reader: MetadataReader, report: CheckReport, superblock: Superblock, progress: Progress | None
+        self, reader: MetadataReader, findings: Findings, superblock: Superblock, progress: Progress | None
     ) -> None:
         self.reader = reader
-        self.report = report
+        self.findings = findings
+        self.thins = self.mapped_blocks = 0
         self.superblock = superblock
-        self.trees = TreeChecker(reader, report, time=superblock.time, progress=progress)
+        self.trees = TreeChecker(reader, findings, time=superblock.time, progress=progress)
         self.trees.expected_nodes = min(superblock.metadata_space_map.nr_allocated, reader.blocks)
 
-    def run(self, data_size_blocks: int | None) -> None:
+    def run(self, data_size_blocks: int | None) -> CheckReport:
         superblock, trees = self.superblock, self.trees
         self._check_superblock(data_size_blocks)
         if superblock.incompat_flags:
-            self.report.counts_complete = False  # what is behind the superblock may be something else
-            return
+            self.findings.counts_complete = False  # what is behind the superblock may be something else
+            return self.findings.report()
         trees.refer(0)
         data_map = self._check_data_map_trees()
         metadata_map = self._check_metadata_map_trees()
         self._check_devices(superblock, "")
         self._check_held()
-        self.report.counts_complete = trees.metadata_complete and trees.data_complete
-        compare_map(self.reader, self.report, data_map, trees.data, complete=trees.data_complete)
+        self.findings.counts_complete = trees.metadata_complete and trees.data_complete
+        compare_map(self.reader, self.findings, data_map, trees.data, complete=trees.data_complete)
         if metadata_map:
-            compare_map(self.reader, self.report, metadata_map, trees.metadata, complete=trees.metadata_complete)
-        self._fill_figures()
+            compare_map(self.reader, self.findings, metadata_map, trees.metadata, complete=trees.metadata_complete)
+        return self._report()
 
-    def _fill_figures(self) -> None:
-        superblock, report = self.superblock, self.report
-        report.needs_check = superblock.needs_check
-        report.transaction_id = superblock.transaction_id
-        report.metadata_blocks = superblock.metadata_space_map.nr_blocks
-        report.metadata_used_blocks = self.trees.metadata.allocated()
-        report.data_blocks = superblock.data_space_map.nr_blocks
-        report.data_used_blocks = self.trees.data.allocated()
+    def _report(self) -> CheckReport:
+        superblock = self.superblock
+        return msgspec.structs.replace(
+            self.findings.report(),
+            needs_check=superblock.needs_check,
+            transaction_id=superblock.transaction_id,
+            thins=self.thins,
+            mapped_blocks=self.mapped_blocks,
+            metadata_used_blocks=self.trees.metadata.allocated(),
+            metadata_blocks=superblock.metadata_space_map.nr_blocks,
+            data_used_blocks=self.trees.data.allocated(),
+            data_blocks=superblock.data_space_map.nr_blocks,
+        )
 
     # ------------------------------------------------------------------ superblock
 
@@ -145,7 +150,7 @@ class _Check:
         if superblock.flags & ~Superblock.NEEDS_CHECK:
             self._superblock(Severity.WARNING, "unknown flags", "0 or 1", hex(superblock.flags))
         if superblock.needs_check:
-            self.report.add(Severity.WARNING, "the needs-check flag is set", block=0, path="superblock")
+            self.findings.add(Severity.WARNING, "the needs-check flag is set", block=0, path="superblock")
         if superblock.metadata_block_sectors != METADATA_BLOCK_SECTORS:
             found = superblock.metadata_block_sectors
             self._superblock(Severity.WARNING, "metadata block size in sectors", METADATA_BLOCK_SECTORS, found)
@@ -172,7 +177,7 @@ class _Check:
             )
 
     def _superblock(self, severity: Severity, what: str, expected: object, found: object) -> None:
-        self.report.add(severity, what, block=0, path="superblock", expected=expected, found=found)
+        self.findings.add(severity, what, block=0, path="superblock", expected=expected, found=found)
 
     # ------------------------------------------------------------------ space maps' own trees
 
@@ -183,7 +188,7 @@ class _Check:
         needed = -(-root.nr_blocks // ENTRIES_PER_BITMAP)
         indexes = [bitmap.index for bitmap in trees.bitmaps]
         if whole and (len(indexes) != needed or indexes != list(range(needed))):
-            self.report.add(
+            self.findings.add(
                 Severity.ERROR,
                 f"bitmaps of a map of {root.nr_blocks} blocks",
                 block=root.bitmap_root,
@@ -213,7 +218,7 @@ class _Check:
         try:
             entries = unpack_index(self.reader.read_block(location, path), location, count, path)
         except MetadataCorrupt as error:
-            self.report.add_error(error)
+            self.findings.add_error(error)
             trees.metadata_complete = False
             return None
         for entry in entries:
@@ -238,7 +243,7 @@ class _Check:
         except MetadataCorrupt:
             return  # out of order, which the walk of the trees has reported
         if not prefix:
-            self.report.thins, self.report.mapped_blocks = thins, mapped
+            self.thins, self.mapped_blocks = thins, mapped
 
     def _compare_devices(self, superblock: Superblock, prefix: str) -> Iterator[int]:
         """Mapped blocks of each device that is in both trees; reports the others, and wrong details."""
@@ -263,7 +268,7 @@ class _Check:
                     )
                 latest = max(device.creation_time, device.snapshotted_time)
                 if latest > self.superblock.time:
-                    self.report.add(
+                    self.findings.add(
                         Severity.WARNING,
                         f"thin {thin_id} has a time after the pool's",
                         block=superblock.details_root,
@@ -278,7 +283,7 @@ class _Check:
         self, thin_id: int, what: str, block: int, path: str, expected: object = "", found: object = ""
     ) -> None:
         what = f"thin {thin_id} {what}"
-        self.report.add(Severity.ERROR, what, block=block, path=path, expected=expected, found=found)
+        self.findings.add(Severity.ERROR, what, block=block, path=path, expected=expected, found=found)
 
     def _check_held(self) -> None:
         location = self.superblock.held_root
@@ -288,7 +293,7 @@ class _Check:
         try:
             held = Superblock.unpack(self.reader.read_block(location, path), location)
         except MetadataCorrupt as error:
-            self.report.add_error(error)
+            self.findings.add_error(error)
             self.trees.metadata_complete = False
             self.trees.data_complete = False
             return

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cowfs.errors import MetadataCorrupt
-from cowfs.thinmeta.findings import CheckReport, Severity
+from cowfs.thinmeta.findings import Findings, Severity
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, IndexEntry, SpaceMapRoot, unpack_bitmap
 from cowfs.thinmeta.recount import RefCounts
 from cowfs.thinmeta.walk import OVERFLOW, MetadataReader
@@ -36,14 +36,14 @@ class StoredMap:
 
 
 def compare_map(
-    reader: MetadataReader, report: CheckReport, stored: StoredMap, recount: RefCounts, *, complete: bool
+    reader: MetadataReader, findings: Findings, stored: StoredMap, recount: RefCounts, *, complete: bool
 ) -> None:
     """Report every difference between a stored space map and the recount.
 
     Args:
         complete: the recount saw every reference. If not, only counts that are too low are differences.
     """
-    checker = _MapChecker(reader, report, stored, recount, complete)
+    checker = _MapChecker(reader, findings, stored, recount, complete)
     for index, entry, holder, path in stored.entries:
         checker.check_bitmap(index, entry, holder, path)
     checker.finish()
@@ -51,10 +51,10 @@ def compare_map(
 
 class _MapChecker:
     def __init__(
-        self, reader: MetadataReader, report: CheckReport, stored: StoredMap, recount: RefCounts, complete: bool
+        self, reader: MetadataReader, findings: Findings, stored: StoredMap, recount: RefCounts, complete: bool
     ) -> None:
         self._reader = reader
-        self._report = report
+        self._findings = findings
         self._map = stored
         self._nr_blocks = stored.root.nr_blocks
         self._recount = recount
@@ -71,13 +71,13 @@ class _MapChecker:
         try:
             counts = unpack_bitmap(self._reader.read_block(location, where), location, where)
         except MetadataCorrupt as error:
-            self._report.add_error(error)
+            self._findings.add_error(error)
             return
         self._read += 1
         inside = min(ENTRIES_PER_BITMAP, self._nr_blocks - index * ENTRIES_PER_BITMAP)
         self._check_entry(index, entry, counts, inside, holder, path)
         if any(counts[inside:]):
-            self._report.add(Severity.LEAK, "counts past the end of the map", block=location, path=where)
+            self._findings.add(Severity.LEAK, "counts past the end of the map", block=location, path=where)
             counts[inside:] = bytes(ENTRIES_PER_BITMAP - inside)
         self._allocated += inside - counts.count(0, 0, inside)
         self._check_counts(index, counts, above_two, location, where)
@@ -113,7 +113,7 @@ class _MapChecker:
             self._warn(what, holder, path, f"at most {limit}", entry.none_free_before)
 
     def _warn(self, what: str, block: int, path: str, expected: object, found: object) -> None:
-        self._report.add(Severity.WARNING, what, block=block, path=path, expected=expected, found=found)
+        self._findings.add(Severity.WARNING, what, block=block, path=path, expected=expected, found=found)
 
     # ------------------------------------------------------------------ counts
 
@@ -148,7 +148,7 @@ class _MapChecker:
             return
         begin, length, stored, wanted = run
         blocks = f"block {begin}" if length == 1 else f"blocks {begin}..{begin + length - 1}"
-        self._report.add(
+        self._findings.add(
             Severity.ERROR if wanted else Severity.LEAK,
             f"reference count of {self._map.name} {blocks}",
             block=location,
@@ -168,7 +168,7 @@ class _MapChecker:
         marked = {base + match.start() for match in _IN_OVERFLOW.finditer(counts)}
         for block in sorted(marked - above_two.keys()):
             what = f"{self._map.name} block {block} is marked as in the overflow btree, which has no count for it"
-            self._report.add(Severity.ERROR, what, block=location, path=path)
+            self._findings.add(Severity.ERROR, what, block=location, path=path)
         for block in sorted(above_two.keys() - marked):
             what = f"a reference count of {above_two[block]} for {self._map.name} block {block}, which its bitmap has"
             self._overflow_error(what)
@@ -179,7 +179,7 @@ class _MapChecker:
         return in_overflow
 
     def _overflow_error(self, what: str) -> None:
-        self._report.add(Severity.ERROR, what, block=self._map.root.ref_count_root, path=self._map.overflow_path)
+        self._findings.add(Severity.ERROR, what, block=self._map.root.ref_count_root, path=self._map.overflow_path)
 
     def _read_overflow(self) -> Iterator[tuple[int, int]]:
         if not self._map.overflow_known:

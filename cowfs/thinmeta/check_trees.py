@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cowfs.errors import MetadataCorrupt
-from cowfs.thinmeta.findings import CheckReport, Severity
+from cowfs.thinmeta.findings import Findings, Severity
 from cowfs.thinmeta.format import TIME_BITS, TIME_MASK, IndexEntry, Node
 from cowfs.thinmeta.recount import RefCounts, data_blocks
 from cowfs.thinmeta.walk import (
@@ -58,7 +58,7 @@ class TreeChecker:
         bitmaps: the entries of the data map's index, in order; walk that tree first.
     """
 
-    def __init__(self, reader: MetadataReader, report: CheckReport, *, time: int, progress: Progress | None) -> None:
+    def __init__(self, reader: MetadataReader, findings: Findings, *, time: int, progress: Progress | None) -> None:
         self.metadata = RefCounts(reader.blocks)
         self.data = RefCounts(0)
         self.data_nr_blocks = 0
@@ -67,7 +67,7 @@ class TreeChecker:
         self.bitmaps: list[IndexedBitmap] = []
         self.expected_nodes = 0
         self._reader = reader
-        self._report = report
+        self._findings = findings
         self._time = time
         self._progress = progress
         self._nodes = 0
@@ -152,7 +152,7 @@ class TreeChecker:
             if level > MAX_LEVELS:
                 raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
         except MetadataCorrupt as error:
-            self._report.add_error(error)
+            self._findings.add_error(error)
             self._lose(tree)
             return
         (maximum,) = _MAX_ENTRIES_FIELD.unpack_from(block)
@@ -261,7 +261,7 @@ class TreeChecker:
     def _error(self, what: str, location: int, path: str, expected: object = "", found: object = "") -> None:
         if location < self._reader.blocks:
             self._flawed[location] = 1
-        self._report.add(Severity.ERROR, what, block=location, path=path, expected=expected, found=found)
+        self._findings.add(Severity.ERROR, what, block=location, path=path, expected=expected, found=found)
 
     def _note_progress(self) -> None:
         self._nodes += 1

@@ -1,11 +1,12 @@
-"""What a check found: typed findings, and the report that holds them."""
+"""What a check found: findings while it runs, and its report."""
 
 from __future__ import annotations
 
 import enum
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from cowfs.errors import MetadataCorrupt, PoolError
 
@@ -20,8 +21,7 @@ class Severity(enum.Enum):
     ERROR = "error"  # something is lost, unreadable, or would be destroyed by further writing
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True):
     """One thing that is not as it must be.
 
     Args:
@@ -43,55 +43,69 @@ class Finding:
         return f"{self.severity.value}: metadata block {self.block} ({self.path}): {self.what}{difference}"
 
 
-@dataclass(slots=True)
-class CheckReport:
-    """The outcome of a check.
+class CheckReport(msgspec.Struct, frozen=True):
+    """What a check found; it is the JSON of the command line.
 
-    `findings` holds the first thousand; `totals` counts all by severity. `counts_complete` is false when damage hid
-    references: then counts that are too high look like right ones and are not reported.
+    `clean` is true without leaks and errors, `repaired` when a repair made it so. `summary` is one line: clean, or how
+    many findings of each severity. `findings` holds the first thousand, and `hidden_findings` counts the others.
+    `losses` are what the repair could not keep; the findings are those before it.
     """
 
-    findings: list[Finding] = field(default_factory=list)
-    totals: Counter[Severity] = field(default_factory=Counter)
-    counts_complete: bool = True
+    clean: bool = True
+    repaired: bool = False
+    summary: str = "clean"
+    findings: list[Finding] = []
+    hidden_findings: int = 0
     needs_check: bool = False
     transaction_id: int = 0
     thins: int = 0
     mapped_blocks: int = 0
-    metadata_blocks: int = 0
     metadata_used_blocks: int = 0
-    data_blocks: int = 0
+    metadata_blocks: int = 0
     data_used_blocks: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """No error and no leak; there may be warnings."""
-        return not self.totals[Severity.ERROR] and not self.totals[Severity.LEAK]
+    data_blocks: int = 0
+    losses: list[str] = []
 
     @property
     def exit_code(self) -> int:
         """0 clean or only warnings, 4 leaks or errors."""
-        return 0 if self.ok else PoolError.exit_code
+        return 0 if self.clean else PoolError.exit_code
 
-    @property
-    def hidden(self) -> int:
-        """How many findings are counted but not kept."""
-        return self.totals.total() - len(self.findings)
+
+class Findings:
+    """The findings of a check that runs. The first thousand are kept, all are counted.
+
+    `counts_complete` is false when damage hid references: then counts that are too high look like right ones and are
+    not reported.
+    """
+
+    def __init__(self) -> None:
+        self.counts_complete = True
+        self._kept: list[Finding] = []
+        self._totals: Counter[Severity] = Counter()
 
     def add(
         self, severity: Severity, what: str, *, block: int, path: str, expected: object = "", found: object = ""
     ) -> None:
-        self.totals[severity] += 1
-        if len(self.findings) < MAX_FINDINGS:
-            self.findings.append(Finding(severity, what, block, path, str(expected), str(found)))
+        self._totals[severity] += 1
+        if len(self._kept) < MAX_FINDINGS:
+            self._kept.append(Finding(severity, what, block, path, str(expected), str(found)))
 
     def add_error(self, error: MetadataCorrupt) -> None:
         self.add(Severity.ERROR, error.detail, block=error.block, path=error.path)
 
-    def summary(self) -> str:
-        """One line: clean, or how many of each."""
+    def report(self) -> CheckReport:
+        """The report, whose figures are still zero."""
+        return CheckReport(
+            clean=not self._totals[Severity.ERROR] and not self._totals[Severity.LEAK],
+            summary=self._summary(),
+            findings=self._kept,
+            hidden_findings=self._totals.total() - len(self._kept),
+        )
+
+    def _summary(self) -> str:
         counts = [
-            f"{self.totals[s]} {s.value}{'s' * (self.totals[s] != 1)}" for s in reversed(Severity) if self.totals[s]
+            f"{self._totals[s]} {s.value}{'s' * (self._totals[s] != 1)}" for s in reversed(Severity) if self._totals[s]
         ]
         text = ", ".join(counts) or "clean"
         return text if self.counts_complete else f"{text}; damage hides references, so leaks were not looked for"

@@ -24,7 +24,7 @@ from cowfs.errors import InvalidRequest, MetadataCorrupt
 from cowfs.thinmeta.builder import MetadataBuilder, SubTree, TreeBuilder
 from cowfs.thinmeta.check import check, clear_needs_check
 from cowfs.thinmeta.check_trees import TreeChecker
-from cowfs.thinmeta.findings import CheckReport
+from cowfs.thinmeta.findings import CheckReport, Findings
 from cowfs.thinmeta.format import TIME_BITS, TIME_MASK, DeviceDetails, Node, SpaceMapRoot, Superblock
 from cowfs.thinmeta.repair_roots import Origin, find_origin
 from cowfs.thinmeta.walk import (
@@ -105,7 +105,7 @@ def repair(
     needs_check = superblock.flags & Superblock.NEEDS_CHECK
     salvage.build(flags=needs_check)
     report.check = check(target)
-    if report.check.ok and needs_check:
+    if report.check.clean and needs_check:
         clear_needs_check(target)
         report.check = check(target)
     return report
@@ -163,7 +163,7 @@ class _Salvage:
             data_blocks=superblock.data_space_map.nr_blocks,
         )
         # The recount is the builder's; this one only judges nodes, and its findings come out as losses.
-        self.trees = TreeChecker(reader, CheckReport(), time=superblock.time, progress=progress)
+        self.trees = TreeChecker(reader, Findings(), time=superblock.time, progress=progress)
         self.trees.data_nr_blocks = superblock.data_space_map.nr_blocks
         self.trees.expected_nodes = reader.blocks
         self.trees.check_tree(superblock.details_root, DEVICE_DETAILS, f"details root {superblock.details_root}")

@@ -14,7 +14,7 @@ from typing import Final, TypeAlias
 
 from cowfs.errors import MetadataCorrupt
 from cowfs.thinmeta.check_trees import TreeChecker
-from cowfs.thinmeta.findings import CheckReport
+from cowfs.thinmeta.findings import Findings
 from cowfs.thinmeta.format import (
     MAX_DATA_BLOCK,
     SUPERBLOCK_LOCATION,
@@ -138,7 +138,7 @@ def _has_readable_leaf(reader: MetadataReader, root: int) -> bool:
 
 
 def _judge(reader: MetadataReader) -> TreeChecker:
-    checker = TreeChecker(reader, CheckReport(), time=MAX_SNAPSHOT_TIME, progress=None)
+    checker = TreeChecker(reader, Findings(), time=MAX_SNAPSHOT_TIME, progress=None)
     checker.data_nr_blocks = MAX_DATA_BLOCK + 1
     return checker
 

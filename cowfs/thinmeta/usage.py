@@ -9,7 +9,7 @@ from typing import Final
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MetadataCorrupt, NoSuchThin
 from cowfs.thinmeta.check_trees import TreeChecker
-from cowfs.thinmeta.findings import CheckReport
+from cowfs.thinmeta.findings import Findings
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
     MAX_DATA_BLOCK,
@@ -160,7 +160,7 @@ def _stored_map(reader: MetadataReader, root: SpaceMapRoot, entries: list[IndexE
 
 def _recount(reader: MetadataReader, superblock: Superblock) -> tuple[_Counts, _Counts]:
     """What the mapping trees of one superblock refer to, and nothing else. Damage shows when they are walked again."""
-    trees = TreeChecker(reader, CheckReport(), time=MAX_SNAPSHOT_TIME, progress=None)
+    trees = TreeChecker(reader, Findings(), time=MAX_SNAPSHOT_TIME, progress=None)
     trees.data = RefCounts(MAX_DATA_BLOCK + 1)
     trees.data_nr_blocks = MAX_DATA_BLOCK + 1
     trees.check_tree(superblock.mapping_root, TOP_LEVEL, f"mapping root {superblock.mapping_root}")

@@ -10,14 +10,23 @@ import pytest
 
 from cowfs import errors
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
-from cowfs.devices.on_disk.records import Finding
+from cowfs.devices.reports import (
+    DeviceReport,
+    DeviceRow,
+    Finding,
+    HomeReport,
+    MountedView,
+    UsageReport,
+    UsageRow,
+    UsageTotals,
+)
 from cowfs.error_record import ErrorRecord
 from cowfs.home.machine import Ability
-from cowfs.home.maintenance import CheckResult, FindingRecord
-from cowfs.home.open_home import MountedView
 from cowfs.home.recovery import RecoveryReport
-from cowfs.home.requests.devices import Created, DeviceReport, DeviceRow, HomeReport, Renamed, TargetLine
-from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice, UsageReport, UsageRow, UsageTotals
+from cowfs.home.requests.devices import Created, Renamed, TargetLine
+from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
+from cowfs.thinmeta.findings import CheckReport
+from cowfs.thinmeta.findings import Finding as MetadataFinding
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 
@@ -25,7 +34,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Ability, CheckResult, Created, DeviceReport, DeviceRow, Finding, FindingRecord, HomeReport, MountedView),
+        *(Ability, CheckReport, Created, DeviceReport, DeviceRow, Finding, MetadataFinding, HomeReport, MountedView),
         *(RecoveryReport, Renamed, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,

@@ -511,7 +511,7 @@ def assert_whole(devices: DeviceSet) -> None:
     """Every record has its thin, every thin its record, and no two share one."""
     ids = [record.device_id for record in devices.records()]
     assert sorted(ids) == devices.pool.thin_ids(), (devices.records(), devices.pool.thin_ids())
-    assert devices.status().orphan_thin_ids == ()
+    assert devices.status().orphan_thin_ids == []
 
 
 def record_files(home: Path) -> list[str]:

@@ -34,10 +34,10 @@ def test_it_lists_and_activates_every_device(home: Path) -> None:
             thin = devices.activate(name)
             assert thin.pread(1024 + 56, 2) == b"\x53\xef"  # ext4's magic
             devices.deactivate(name)
-        assert [devices.figures(name).mapped_bytes >> 16 for name in DEVICE_IDS] == [783, 815, 816, 817]
+        assert [devices.inspect(name).mapped_bytes >> 16 for name in DEVICE_IDS] == [783, 815, 816, 817]
         status = devices.status()
-        assert (status.base_uuid, status.base_filesystem, status.transaction_id) == (BASE_UUID, "ext4", 12)
-        assert (status.orphan_thin_ids, devices.problems) == ((), ())
+        assert (status.base_uuid, devices.base_filesystem, status.transaction_id) == (BASE_UUID, "ext4", 12)
+        assert (status.orphan_thin_ids, status.problems) == ([], [])
         require_clean_pool(devices.pool)
     after = {path.name: path.read_bytes() for path in (home / "metadata").iterdir()}
     assert after == before
@@ -53,7 +53,7 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
         thin.pwrite(1 << 20, b"x" * (1 << 16))
         thin.flush()
         assert origin.pread(1 << 20, 1 << 16) == content
-        assert devices.figures("mine").exclusive_bytes == 1 << 16
+        assert devices.inspect("mine").exclusive_bytes == 1 << 16
         require_clean_pool(devices.pool)
     with opening.open_home(home, load_backend("emulated")) as devices:
         assert devices.activate("mine").pread(1 << 20, 4) == b"xxxx"
@@ -115,6 +115,6 @@ def test_a_read_only_copy_is_not_touched(home: Path) -> None:
         assert thin.pread(1024 + 56, 2) == b"\x53\xef"
         with pytest.raises(HomeError, match="open read-only"):
             devices.create("mine")
-        assert devices.figures(LAYER_3).mapped_bytes == 817 << 16
+        assert devices.inspect(LAYER_3).mapped_bytes == 817 << 16
     after = state()
     assert {path: after[path] for path in before} == before

@@ -22,7 +22,7 @@ def test_it_works_from_the_first_run_of_a_home_on(tmp_path: Path, backend: FakeB
         devices.create("a")
         backend.fail = {"delete": [BUSY, BUSY]}
         assert devices.remove("a", deferred=True) is False
-        assert devices.status().deleted_count == 1
+        assert devices.status().deleted_devices == 1
         assert devices.retry_deletions() == 1
         assert devices.retry_deletions() == 0
         assert names(devices) == ["base"]

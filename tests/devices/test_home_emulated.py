@@ -219,7 +219,7 @@ def test_the_thin_of_a_damaged_transaction_is_found_by_its_age(home: Path) -> No
         devices.pool.create_snap(21, origin)
     (home / "metadata/transaction-metadata").write_text("?")
     with open_home(home, BACKEND) as devices:
-        assert devices.status().orphan_thin_ids == (20,)
+        assert devices.status().orphan_thin_ids == [20]
         require_clean_pool(devices.pool)
 
 
@@ -247,27 +247,27 @@ def test_what_may_be_somebodys_thin_is_kept(home: Path, reason: str) -> None:
 
 def test_figures_of_a_device_that_was_snapshotted(home: Path) -> None:
     with open_home(home, BACKEND) as devices:
-        figures = devices.figures("a")
+        figures = devices.inspect("a")
         assert (figures.mapped_bytes, figures.highest_mapped_byte) == (BLOCK, BLOCK - 1)
         assert figures.exclusive_bytes == BLOCK
-        assert devices.figures("b").highest_mapped_byte == 2 * BLOCK - 1
+        assert devices.inspect("b").highest_mapped_byte == 2 * BLOCK - 1
         assert (figures.creation_time, figures.snapshotted_time, figures.created_transaction_id) == (1, 2, 1)
         empty = devices.create("empty", parent="a")
-        assert devices.figures(empty.name).exclusive_bytes == 0
+        assert devices.inspect(empty.name).exclusive_bytes == 0
         devices.pool.reserve_metadata_snap()
-        assert devices.figures("a").mapped_bytes == BLOCK
+        assert devices.inspect("a").mapped_bytes == BLOCK
 
 
 def test_status_adds_up(home: Path) -> None:
     with open_home(home, BACKEND) as devices:
         status = devices.status()
-        assert status.device_count == 2
+        assert status.devices == 2
         assert status.data_total_bytes == 4 * MIB
         assert status.data_used_bytes == 3 * BLOCK
         assert status.metadata_total_bytes == 2 * MIB
         assert status.base_uuid.startswith("11111111")
-        assert status.mode.name == "WRITE"
-        assert status.backing_free_bytes > 0
+        assert status.mode == "write"
+        assert status.host_free_bytes > 0
         assert status.data_file_allocated_bytes < status.data_total_bytes
 
 
@@ -381,7 +381,7 @@ with open_home(home, backend) as devices:
     require_clean_pool(devices.pool)
     thin = devices.activate("a", read_only=True)
     assert thin.pread(0, 7) == b"flushed"
-    made = devices.create("after") if devices.status().mode.name == "WRITE" else None
+    made = devices.create("after") if devices.status().mode == "write" else None
     assert_whole(devices)
 print(json.dumps({"errors": errors, "after": made is not None}))
 """
@@ -422,7 +422,7 @@ try:
 except OSError as error:
     print(error)
 with open_home(sys.argv[1], load_backend("emulated"), read_only=True) as devices:
-    print(names(devices), devices.activate("a").pread(0, 14), devices.figures("a").mapped_bytes)
+    print(names(devices), devices.activate("a").pread(0, 14), devices.inspect("a").mapped_bytes)
 """
 
 

@@ -88,7 +88,7 @@ def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
             "c": 64,
             "base": 64,
         }
-        assert devices.figures("b").mapped_bytes < 32 * MIB
+        assert devices.inspect("b").mapped_bytes < 32 * MIB
         require_clean_pool(devices.pool)
 
 
@@ -140,7 +140,7 @@ def test_the_least_metadata_holds_a_pool_that_can_be_used(tmp_path: Path) -> Non
                 thin = devices.activate(f"d{number}")
                 thin.pwrite(0, bytes(4096))
                 thin.flush()
-            assert devices.status().mode.name == "WRITE", data_blocks
+            assert devices.status().mode == "write", data_blocks
             require_clean_pool(devices.pool)
 
 
@@ -148,7 +148,7 @@ def test_a_default_home_is_made_and_opened_quickly(tmp_path: Path) -> None:
     begin = time.perf_counter()
     with opening.make_home(tmp_path / "home", BACKEND) as devices:
         made = time.perf_counter() - begin
-        mapped = devices.figures("base").mapped_bytes
+        mapped = devices.inspect("base").mapped_bytes
     begin = time.perf_counter()
     opening.open_home(tmp_path / "home", BACKEND).close()
     print(f"100 GiB home: made in {made * 1000:.0f} ms, opened in {(time.perf_counter() - begin) * 1000:.0f} ms")

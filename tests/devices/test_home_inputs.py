@@ -80,7 +80,7 @@ def test_unknown_and_taken_names(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         with pytest.raises(DeviceExists, match=r"device 'a' exists already \(thin 2\)"):
             devices.create("a")
-        for use in (devices.remove, devices.record, devices.activate, devices.figures):
+        for use in (devices.remove, devices.record, devices.activate, devices.inspect):
             with pytest.raises(UnknownDevice, match="there is no device 'x' in the home"):
                 use("x")
         with pytest.raises(UnknownDevice):
@@ -438,7 +438,7 @@ def test_records_that_claim_one_thin_are_told(home: Path, backend: FakeBackend) 
 def test_the_thin_of_a_damaged_record_is_kept_and_its_id_not_used(home: Path, backend: FakeBackend) -> None:
     (home / "metadata/a").write_bytes(b"?")
     with open_home(home, backend) as devices:
-        assert devices.status().orphan_thin_ids == (2,)
+        assert devices.status().orphan_thin_ids == [2]
         assert devices.create("b").device_id == 3
         assert 2 in devices.pool.thin_ids()
 

@@ -13,7 +13,7 @@ from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.opening import make_home, open_home
 from cowfs.errors import HomeError, OutOfDataSpace, PoolIoError, UsageError
-from cowfs.pool import NoSpacePolicy, PoolTable, load_backend
+from cowfs.pool import PoolTable, load_backend
 from tests.devices.home_fakes import FailingOs
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ def devices(home: Path) -> Iterator[DeviceSet]:
         yield devices
 
 
-def setting(devices: DeviceSet) -> tuple[NoSpacePolicy, float | None]:
+def setting(devices: DeviceSet) -> tuple[str, float | None]:
     status = devices.status()
     return status.no_space, status.no_space_timeout_seconds
 
@@ -54,15 +54,15 @@ def fill(devices: DeviceSet) -> OutOfDataSpace:
 
 def test_it_is_remembered(home: Path) -> None:
     with open_home(home, load_backend("emulated")) as devices:
-        assert setting(devices) == (NoSpacePolicy.QUEUE, 60)
+        assert setting(devices) == ("queue", 60)
         devices.set_no_space(error=True)
         devices.set_no_space(timeout_seconds=5)
-        assert setting(devices) == (NoSpacePolicy.ERROR, 5)
+        assert setting(devices) == ("error", 5)
     with open_home(home, load_backend("emulated")) as devices:
-        assert setting(devices) == (NoSpacePolicy.ERROR, 5)
+        assert setting(devices) == ("error", 5)
         devices.set_no_space(error=False)
     with open_home(home, load_backend("emulated")) as devices:
-        assert setting(devices) == (NoSpacePolicy.QUEUE, 5)
+        assert setting(devices) == ("queue", 5)
 
 
 def test_a_new_home_is_made_with_it(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_new_home_is_made_with_it(tmp_path: Path) -> None:
         no_space_timeout_seconds=7,
     )
     with make_home(tmp_path / "home", load_backend("emulated"), options) as devices:
-        assert setting(devices) == (NoSpacePolicy.ERROR, 7)
+        assert setting(devices) == ("error", 7)
 
 
 def test_writes_of_a_pool_that_is_full_follow_at_once(devices: DeviceSet) -> None:
@@ -96,9 +96,9 @@ def test_a_setting_that_cannot_be_written_is_not_in_force(home: Path) -> None:
     ) as devices:
         with pytest.raises(HomeError, match="No space left"):
             devices.set_no_space(error=True)
-        assert setting(devices) == (NoSpacePolicy.QUEUE, 60)
+        assert setting(devices) == ("queue", 60)
     with open_home(home, load_backend("emulated")) as devices:
-        assert setting(devices) == (NoSpacePolicy.QUEUE, 60)
+        assert setting(devices) == ("queue", 60)
 
 
 def test_a_setting_that_the_pool_refuses_is_not_remembered(
@@ -113,11 +113,11 @@ def test_a_setting_that_the_pool_refuses_is_not_remembered(
         devices.set_no_space(error=True)
     devices.close()
     with open_home(home, load_backend("emulated")) as again:
-        assert setting(again) == (NoSpacePolicy.QUEUE, 60)
+        assert setting(again) == ("queue", 60)
 
 
 @pytest.mark.parametrize("seconds", [-1, float("inf"), float("nan")])
 def test_times_that_cannot_be_are_refused(devices: DeviceSet, seconds: float) -> None:
     with pytest.raises(UsageError, match=r"is not a time .*; take 0"):
         devices.set_no_space(timeout_seconds=seconds)
-    assert setting(devices) == (NoSpacePolicy.QUEUE, 60)
+    assert setting(devices) == ("queue", 60)

@@ -12,7 +12,7 @@ import pytest
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.devices.on_disk.records import Finding
+from cowfs.devices.reports import Finding
 from cowfs.errors import HomeBusy, PoolModeError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE

@@ -39,7 +39,7 @@ def test_it_takes_the_place_at_the_end_of_the_block(home: tuple[Path, FakeBacken
         with devices.replacing("a") as thin:
             assert thin.pread(0, 8) == b"as it is"
             thin.pwrite(0, b"all new!")
-            assert devices.status().orphan_thin_ids == ()
+            assert devices.status().orphan_thin_ids == []
         assert (content(devices, "a"), content(devices, "child")) == (b"all new!", b"as it is")
         assert_whole(devices)
     with open_home(*home) as devices:
@@ -88,7 +88,7 @@ def test_a_frozen_copy_stays_as_it_was(home: tuple[Path, FakeBackend]) -> None:
         with devices.frozen("a") as first, devices.frozen("a") as second:
             thin.pwrite(0, b"changed!")
             assert first.pread(0, 8) == second.pread(0, 8) == b"as it is"
-            assert devices.status().orphan_thin_ids == ()
+            assert devices.status().orphan_thin_ids == []
         devices.deactivate("a")
         assert_whole(devices)
         assert content(devices, "a") == b"changed!"

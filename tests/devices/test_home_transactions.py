@@ -117,10 +117,10 @@ def test_an_id_that_is_somebody_elses_is_left_alone_and_the_next_one_taken(home:
         devices.pool.create_thin(3)
         assert devices.create("b").device_id == 4
         assert 3 in devices.pool.thin_ids()
-        assert devices.status().orphan_thin_ids == (3,)
+        assert devices.status().orphan_thin_ids == [3]
     with open_home(home, backend) as devices:
         devices.create("c")
-        assert devices.status().orphan_thin_ids == (3,)
+        assert devices.status().orphan_thin_ids == [3]
 
 
 def test_ids_that_exist_end_the_search_after_a_few(home: Path, backend: FakeBackend) -> None:
@@ -306,7 +306,7 @@ def test_a_deferred_removal_is_made_good_at_the_last_deactivation(home: Path, ba
         devices.activate("a")
         devices.remove("a", deferred=True)
         assert devices.record("a").deleted
-        assert devices.status().deleted_count == 1
+        assert devices.status().deleted_devices == 1
         with pytest.raises(DeviceBusy, match="marked for deletion"):
             devices.activate("a")
         with pytest.raises(DeviceBusy, match="marked for deletion"):
@@ -410,7 +410,7 @@ def test_an_unreadable_transaction_file_does_not_cost_what_it_cannot_be_about(ho
     (home / "metadata/transaction-metadata").write_text("?")
     with open_home(home, backend) as devices:
         assert names(devices) == ["a", "base", "x", "y"]
-        assert devices.status().orphan_thin_ids == (20,)
+        assert devices.status().orphan_thin_ids == [20]
         devices.create("b")
         assert devices.record("b").device_id not in (2, 8, 9, 20)
 

@@ -53,16 +53,16 @@ def test_it_agrees_with_a_count_of_all_mappings(tmp_path: Path, seed: int) -> No
         scribble(devices, random.Random(seed))
         blocks = mapped_blocks(devices)
         users = Counter(block for mapped in blocks.values() for block in mapped)
-        figures = devices.figures_of(record.name for record in devices.records())
-        orphans = devices.orphan_figures()
-        assert [orphan.thin_id for orphan in orphans] == [1000]
+        figures = devices.usage(record.name for record in devices.records())
+        orphans = devices.orphan_usage()
+        assert [orphan.id for orphan in orphans] == [1000]
         assert set(figures) == {record.name for record in devices.records()}
         for found in [*figures.values(), *orphans]:
-            mapped = blocks[found.thin_id]
+            mapped = blocks[found.id]
             assert found.mapped_bytes == len(mapped) * BLOCK
             assert found.exclusive_bytes == sum(users[block] == 1 for block in mapped) * BLOCK
             if found.name:
-                assert devices.figures(found.name) == found
+                assert devices.inspect(found.name).exclusive_bytes == found.exclusive_bytes
         assert sum(found.exclusive_bytes for found in figures.values()) > 0
 
 
@@ -74,11 +74,11 @@ def test_it_is_what_a_removal_gives_back(tmp_path: Path) -> None:
         for record in devices.records():
             if record.name == "base":
                 continue
-            figures = devices.figures(record.name)
-            nodes_bytes += figures.exclusive_metadata_bytes
+            usage = devices.usage([record.name])[record.name]
+            nodes_bytes += usage.metadata_bytes
             before = devices.status()
             devices.remove(record.name)
-            assert before.data_used_bytes - devices.status().data_used_bytes == figures.exclusive_bytes
+            assert before.data_used_bytes - devices.status().data_used_bytes == usage.exclusive_bytes
         # The trees of devices and of reference counts shrink as well.
         freed_bytes = begin.metadata_used_bytes - devices.status().metadata_used_bytes
         assert 0 <= freed_bytes - nodes_bytes <= 0.1 * nodes_bytes
@@ -88,15 +88,15 @@ def test_what_a_metadata_snapshot_holds_is_not_given_back(tmp_path: Path) -> Non
     with make_home(tmp_path / "home", EMULATED, OPTIONS) as devices:
         devices.create("a")
         devices.activate("a").pwrite(0, b"x" * (3 * BLOCK))
-        assert devices.figures("a").exclusive_bytes == 3 * BLOCK
+        assert devices.inspect("a").exclusive_bytes == 3 * BLOCK
         devices.pool.reserve_metadata_snap()
-        assert devices.figures("a").exclusive_bytes == 0
+        assert devices.inspect("a").exclusive_bytes == 0
         devices.pool.release_metadata_snap()
-        assert devices.figures("a").exclusive_bytes == 3 * BLOCK
+        assert devices.inspect("a").exclusive_bytes == 3 * BLOCK
 
 
 def test_devices_without_a_thin_are_left_out(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", EMULATED, OPTIONS) as devices:
         devices.create("a")
         devices.pool.delete(2)
-        assert set(devices.figures_of(["a", "base", "unknown"])) == {"base"}
+        assert set(devices.usage(["a", "base", "unknown"])) == {"base"}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.devices.uses import DeviceUse, DeviceUses, UseKind, busy, require_idle
+from cowfs.devices.reports import DeviceUse, UseKind
+from cowfs.devices.uses import DeviceUses, busy, require_idle
 from cowfs.errors import DeviceBusy
 from tests.devices.home_fakes import FakeBackend, make_home
 

@@ -261,7 +261,7 @@ def test_a_trim_gives_back_what_no_file_has(devices: DeviceSet, volumes: Volumes
     unmapped, freed = finish(volumes.trim("a"))
     assert unmapped == freed == before - devices.status().data_used_bytes
     assert 6 * MIB < freed <= 8 * MIB
-    assert devices.figures("a").mapped_bytes < 2 * MIB
+    assert devices.inspect("a").mapped_bytes < 2 * MIB
     with volumes.opened("a") as volume:
         assert read_file(volume, b"kept") == b"y" * MIB
     thin = devices.activate("a", read_only=True)
@@ -275,14 +275,14 @@ def test_a_trim_of_what_others_share_gives_nothing_back(devices: DeviceSet, volu
     unmapped, freed = finish(volumes.trim("a"))
     assert unmapped > 6 * MIB
     assert freed == 0
-    assert devices.figures("child").exclusive_bytes > 6 * MIB
+    assert devices.inspect("child").exclusive_bytes > 6 * MIB
     assert finish(volumes.trim("child")).freed_bytes > 6 * MIB
 
 
 def test_an_idle_volume_is_not_written_by_a_trim(devices: DeviceSet, volumes: Volumes) -> None:
     """A write would take a block of its own in a device that shares everything."""
     finish(volumes.trim("a"))
-    assert devices.figures("a").exclusive_bytes == 0
+    assert devices.inspect("a").exclusive_bytes == 0
 
 
 def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ import trio
 
 import cowfs
 from cowfs.devices.on_disk.lock import HomeLock
+from cowfs.devices.reports import DeviceRow, HomeReport
 from cowfs.error_record import HolderBug
 from cowfs.errors import CowfsError, HomeBusy, HomeError, HomeVersionError, UsageError
 from cowfs.home import session
@@ -33,7 +34,7 @@ from cowfs.home.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCK
 from cowfs.home.control.server import Limits
 from cowfs.home.executor import NoViews
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.devices import CopyMetadata, Create, DeviceRow, HomeReport, ListDevices, Status
+from cowfs.home.requests.devices import CopyMetadata, Create, ListDevices, Status
 from cowfs.home.requests.request import OpenFile
 from cowfs.home.spec import HomeSpec
 from tests.home.conftest import PATIENCE_SECONDS, serving

@@ -14,10 +14,11 @@ import cowfs
 from cowfs import errors
 from cowfs.devices import opening
 from cowfs.devices.on_disk.names import pool_prefix
+from cowfs.devices.reports import HomeReport
 from cowfs.error_record import record_error, restore_error
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
-from cowfs.home.requests.devices import HomeReport, Status
+from cowfs.home.requests.devices import Status
 from cowfs.home.session import connect, metadata_of
 from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
@@ -159,7 +160,7 @@ def test_status_names_the_holder(home: Path) -> None:
 def test_metadata_is_read_while_the_home_is_held(served: Path) -> None:
     with metadata_of(served, "emulated") as metadata:
         report = check(metadata)
-        assert report.ok
+        assert report.clean
         assert report.thins == 2
         with connect(HomeSpec(served)) as session:
             assert session.call(Status()).devices == 1
@@ -176,7 +177,7 @@ def test_metadata_is_read_where_no_pool_opens(home: Path) -> None:
     with pytest.raises(errors.MetadataCorrupt):
         cowfs.open_home(home)
     with metadata_of(home, "emulated") as metadata:
-        assert not check(metadata).ok
+        assert not check(metadata).clean
 
 
 def test_a_device_is_opened_here_only(home: Path) -> None:

@@ -42,7 +42,7 @@ def test_trees_of_every_shape(count: int, gap: int) -> None:
     add(builder, 3, tree)
     builder.finish(time=0, transaction_id=9)
     report = check(device)
-    assert report.summary() == "clean", report.findings
+    assert report.summary == "clean", report.findings
     assert report.mapped_blocks == report.data_used_blocks == count
     expected = [Run(2 * i, i, 1, 0) for i in range(count)] if gap else [Run(5, 0, count, 0)] * bool(count)
     assert runs_of(device, 3) == expected
@@ -82,7 +82,7 @@ def test_shared_leaves_among_own_mappings(seed: int, old_tools: Tools, new_tools
         add(builder, thin_id, tree)
     builder.finish(time=0, transaction_id=0)
     report = check(device)
-    assert report.summary() == "clean", report.findings
+    assert report.summary == "clean", report.findings
     for thin_id, mappings in expected.items():
         found = {run.vblock + i: run.dblock + i for run in runs_of(device, thin_id) for i in range(run.length)}
         assert found == mappings
@@ -100,12 +100,12 @@ def test_many_thins_on_one_tree() -> None:
         add(builder, thin_id, shared)
     builder.finish(time=0, transaction_id=0)
     report = check(device)
-    assert (report.summary(), report.thins, report.data_used_blocks) == ("clean", 20000, 900)
+    assert (report.summary, report.thins, report.data_used_blocks) == ("clean", 20000, 900)
     metadata = Metadata.open(device)
     metadata.delete_thin(7)
     map_blocks(metadata, 8, 0, 3)
     metadata.commit()
-    assert check(device).summary() == "clean"
+    assert check(device).summary == "clean"
 
 
 def test_free_counts_allow_growth() -> None:
@@ -131,7 +131,7 @@ def test_full_maps() -> None:
         add(builder, 0, tree)
         builder.finish(time=0, transaction_id=0)
         report = check(device)
-        assert (report.summary(), report.data_used_blocks) == ("clean", blocks)
+        assert (report.summary, report.data_used_blocks) == ("clean", blocks)
 
 
 def test_needed_blocks_are_exact() -> None:

@@ -78,7 +78,7 @@ def repaired(source: MemoryDevice, size_bytes: int = 2 << 20, **known: Any) -> t
     target = MemoryDevice(size_bytes)
     report = repair(source, target, **known)
     assert source.pread(0, source.size_bytes) == before.pread(0, before.size_bytes)
-    assert check(target).summary() == "clean" == report.check.summary()
+    assert check(target).summary == "clean" == report.check.summary
     return target, report
 
 
@@ -266,7 +266,7 @@ def test_random_damage_is_repaired_or_refused(seed: int, sample_content: bytes) 
         except CowfsError as error:
             outcomes.add(type(error))
             continue
-        assert report.check.summary() == "clean", report.check.findings
+        assert report.check.summary == "clean", report.check.findings
         ET.fromstring(xml_of(target))
         outcomes.add(RepairReport)
     assert RepairReport in outcomes

@@ -200,7 +200,7 @@ def a_home_of_xfs(folder: Path) -> None:
         folder / "home", BACKEND, home_options(options), injected=Injected(filesystem=filesystem)
     ) as devices:
         status = devices.status()
-        assert status.base_filesystem == "xfs"
+        assert devices.base_filesystem == "xfs"
         devices.create("same")
         devices.create("larger", size_bytes=768 << 20)
     with opening.open_home(folder / "home", BACKEND) as devices:

@@ -23,8 +23,9 @@ from contextlib import suppress
 import msgspec
 
 from cowfs.devices.on_disk.names import is_plain_file_name
-from cowfs.devices.on_disk.records import Finding, ParentLine
+from cowfs.devices.on_disk.records import ParentLine
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
+from cowfs.devices.reports import Finding
 from cowfs.errors import HomeError
 
 _log = logging.getLogger(__name__)

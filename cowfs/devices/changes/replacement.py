@@ -24,8 +24,9 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import msgspec
 
 from cowfs.devices.changes.ids import ThinIds
-from cowfs.devices.on_disk.records import DeviceFile, Finding, ReplacementFile
+from cowfs.devices.on_disk.records import DeviceFile, ReplacementFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
+from cowfs.devices.reports import Finding
 from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 

@@ -31,9 +31,10 @@ from typing import Final
 
 from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.on_disk.names import hash_to_name, is_plain_file_name, name_to_hash
-from cowfs.devices.on_disk.records import DeviceFile, Finding, TransactionFile
+from cowfs.devices.on_disk.records import DeviceFile, TransactionFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.pools.health import require_status
+from cowfs.devices.reports import Finding
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
 from cowfs.pool import GroupingPool, Pool
 

@@ -1,4 +1,4 @@
-"""What stands in the files of a home, and what the device set tells about it.
+"""What stands in the files of a home.
 
 Three kinds of file are moby's, byte for byte in meaning and key names, so that a home can be used by both:
 
@@ -15,11 +15,10 @@ What cowfs adds stands in files of its own beside `metadata/`, and a home withou
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 import msgspec
 
-from cowfs.pool import NoSpacePolicy, PoolMode, PoolStatus, UnreadableStatus
 from cowfs.units import MAX_THIN_ID, SECTOR_BYTES
 
 HOME_FORMAT: Final = "cowfs home"
@@ -132,29 +131,6 @@ class Identity(NamedTuple):
     is_empty: bool = False
 
 
-FindingKind: TypeAlias = Literal[
-    "damaged_file",
-    "unfinished_change",
-    "deleted_device",
-    "missing_thin",
-    "orphan_thin",
-    "conflict",
-    "base",
-    "foreign_pool",
-    "stale_transaction",
-]
-
-
-class Finding(msgspec.Struct, frozen=True):
-    """One thing that was wrong in a home. `action` is what was done about it, in words; empty when nothing was."""
-
-    kind: FindingKind
-    found: str
-    action: str
-    device: str | None = None
-    thin_id: int | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
     """One device of a home. `parent` is None where it is not known or no longer there.
@@ -174,64 +150,6 @@ class DeviceRecord:
     @property
     def length_sectors(self) -> int:
         return self.size_bytes // SECTOR_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceFigures:
-    """What a device occupies.
-
-    `exclusive_bytes` lie in blocks that no other device maps: what removing it gives back, with
-    `exclusive_metadata_bytes` of the metadata. Times are values of the pool's snapshot counter.
-    """
-
-    name: str
-    thin_id: int
-    mapped_bytes: int
-    exclusive_bytes: int
-    exclusive_metadata_bytes: int
-    highest_mapped_byte: int | None
-    created_transaction_id: int
-    creation_time: int
-    snapshotted_time: int
-
-
-@dataclass(frozen=True, slots=True)
-class HomeStatus:
-    """A home at a glance. The pool's figures are zero and its mode FAIL when it cannot tell them.
-
-    `backing_free_bytes` is what the file system under the data file still has; a sparse pool can promise more.
-    `problems` are the findings of the last opening and what is wrong with the pool now, in words; `warnings` say what
-    space is running out.
-    """
-
-    home: str
-    pool_name: str
-    pool: PoolStatus | UnreadableStatus
-    mode: PoolMode
-    no_space: NoSpacePolicy
-    no_space_timeout_seconds: float | None
-    needs_check: bool
-    transaction_id: int
-    block_bytes: int
-    data_file: str
-    metadata_file: str
-    data_used_bytes: int
-    data_total_bytes: int
-    metadata_used_bytes: int
-    metadata_total_bytes: int
-    min_free_percent: int
-    min_free_bytes: int | None
-    data_file_allocated_bytes: int
-    backing_free_bytes: int
-    device_count: int
-    deleted_count: int
-    orphan_thin_ids: tuple[int, ...]
-    base_size_bytes: int
-    base_uuid: str
-    base_filesystem: str
-    read_only: bool
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 def _check_thin_id(thin_id: int) -> None:

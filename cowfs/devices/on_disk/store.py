@@ -20,12 +20,12 @@ from cowfs.devices.on_disk.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_
 from cowfs.devices.on_disk.records import (
     DeviceFile,
     DeviceRecord,
-    Finding,
     OldRecordsFile,
     ParentLine,
     SetFile,
     TransactionFile,
 )
+from cowfs.devices.reports import Finding
 from cowfs.errors import HomeError, UnknownDevice
 
 _log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
 
-from cowfs.devices.on_disk.records import DeviceFigures
 from cowfs.devices.pools.health import require_status
-from cowfs.errors import CowfsError, MetadataCorrupt, NoSuchThin
+from cowfs.devices.reports import UsageRow
+from cowfs.errors import CowfsError, MetadataCorrupt
 from cowfs.pool import Pool
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, Superblock, unpack_bitmap, unpack_index
 from cowfs.thinmeta.walk import (
@@ -62,14 +62,14 @@ class PoolFigures:
         return {entry.thin_id: entry for entry in self._reader.thins(self._superblock)}
 
     def find(self, thin_id: int) -> ThinEntry | None:
-        """Raises MetadataCorrupt when what it maps is there, and what is known of it is not."""
+        """One of them. Raises MetadataCorrupt when its mappings are present and its details are not."""
         found = self._reader.thin(self._superblock, thin_id)
         if found is None:
             return None
         root, path = found
         return ThinEntry(thin_id, root, self._reader.thin_details(self._superblock, thin_id), path)
 
-    def of(self, entry: ThinEntry, name: str) -> DeviceFigures:
+    def usage(self, entry: ThinEntry, name: str | None) -> UsageRow:
         """What one thin occupies.
 
         Raises:
@@ -80,18 +80,14 @@ class PoolFigures:
         blocks, nodes = self._exclusive.count(entry.root, entry.path)
         if blocks and self._is_held(entry.thin_id):
             blocks = nodes = 0
-        block_bytes = self._pool.block_bytes
-        highest = self._highest(entry.root, entry.path) if entry.details.mapped_blocks else None
-        return DeviceFigures(
+        mapped_blocks, block_bytes = entry.details.mapped_blocks, self._pool.block_bytes
+        return UsageRow(
             name=name,
-            thin_id=entry.thin_id,
-            mapped_bytes=entry.details.mapped_blocks * block_bytes,
+            id=entry.thin_id,
+            mapped_bytes=mapped_blocks * block_bytes,
+            shared_bytes=(mapped_blocks - blocks) * block_bytes,
             exclusive_bytes=blocks * block_bytes,
-            exclusive_metadata_bytes=nodes * METADATA_BLOCK_BYTES,
-            highest_mapped_byte=None if highest is None else (highest + 1) * block_bytes - 1,
-            created_transaction_id=entry.details.transaction_id,
-            creation_time=entry.details.creation_time,
-            snapshotted_time=entry.details.snapshotted_time,
+            metadata_bytes=nodes * METADATA_BLOCK_BYTES,
         )
 
     def _is_held(self, thin_id: int) -> bool:
@@ -108,34 +104,30 @@ class PoolFigures:
             location, begin, end = children(node, end)[bisect_key(node.keys, thin_id)]
         return False
 
-    def _highest(self, root: int, path: str) -> int | None:
-        """The last virtual block that is mapped."""
-        location, begin, end = root, 0, KEY_END
+    def highest_mapped_byte(self, entry: ThinEntry) -> int | None:
+        """The end of the last virtual block that is mapped; None where none is. Raises MetadataCorrupt."""
+        if not entry.details.mapped_blocks:
+            return None
+        location, begin, end = entry.root, 0, KEY_END
         for _ in range(MAX_LEVELS):
-            node = self._reader.node(location, MAPPINGS, path)
-            check_bounds(node, location, begin, end, path)
+            node = self._reader.node(location, MAPPINGS, entry.path)
+            check_bounds(node, location, begin, end, entry.path)
             if node.is_leaf:
-                return node.keys[-1] if node.keys else None
+                return (node.keys[-1] + 1) * self._pool.block_bytes - 1 if node.keys else None
             location, begin, end = children(node, end)[-1]
-        raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=path)
-
-
-def device_figures(pool: Pool, name: str, thin_id: int) -> DeviceFigures:
-    """What one device occupies. Raises NoSuchThin, and as `reading` and `PoolFigures.of`."""
-    with reading(pool) as figures:
-        entry = figures.find(thin_id)
-        if entry is None:
-            raise NoSuchThin(f"device {name!r}: its thin {thin_id} is not in pool {pool.name}")
-        return figures.of(entry, name)
+        raise MetadataCorrupt(f"the tree has more than {MAX_LEVELS} levels", block=location, path=entry.path)
 
 
 def is_fresh(pool: Pool, thin_id: int, transaction_id: int) -> bool:
-    """Whether a thin was made in a pool transaction and has no block of its own; False where it cannot be told."""
+    """Whether a thin was made in a pool transaction and has no block of its own; False where that is not known."""
     try:
-        found = device_figures(pool, f"of thin {thin_id}", thin_id)
+        with reading(pool) as figures:
+            thin = figures.find(thin_id)
+            if thin is None or thin.details.transaction_id != transaction_id:
+                return False
+            return not figures.usage(thin, None).exclusive_bytes
     except CowfsError:
         return False
-    return found.created_transaction_id == transaction_id and not found.exclusive_bytes
 
 
 def backing_space(data_file: str) -> tuple[int, int]:

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from cowfs.devices.on_disk.names import BASE
-from cowfs.devices.uses import DeviceUse
-from cowfs.error_record import plain_text
+from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, MountedView, UsageRow
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
-from cowfs.home.open_home import MountedView, OpenHome
+from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, batched
-from cowfs.pool import NoSpacePolicy, PoolStatus, ThinStatus, ThinTable, UnreadableStatus
+from cowfs.pool import PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
 
 if TYPE_CHECKING:
-    from cowfs.devices.on_disk.records import DeviceFigures, DeviceRecord
+    from cowfs.devices.on_disk.records import DeviceRecord
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
@@ -50,87 +49,6 @@ class Renamed(msgspec.Struct, frozen=True):
     id: int
 
 
-class DeviceRow(msgspec.Struct, frozen=True):
-    """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known.
-
-    Both figures are null where the pool cannot tell them.
-
-    `deleted`: it is marked for deletion, and goes when nothing uses it any more.
-    """
-
-    name: str
-    id: int
-    size_bytes: int
-    mapped_bytes: int | None
-    exclusive_bytes: int | None
-    parent: str | None
-    deleted: bool
-    mounted: list[str]
-
-
-class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Everything about one device; the two times are values of the pool's snapshot counter, not of a clock.
-
-    `uses`: who uses it; left out where nothing does.
-    """
-
-    name: str
-    id: int
-    size_bytes: int
-    mapped_bytes: int
-    exclusive_bytes: int
-    highest_mapped_byte: int | None
-    parent: str | None
-    children: list[str]
-    created_transaction_id: int
-    creation_time: int
-    snapshotted_time: int
-    active: bool
-    deleted: bool
-    views: list[MountedView]
-    uses: list[DeviceUse] = []
-
-
-class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The figures of a home.
-
-    `mode` is one of write, out_of_data_space, out_of_metadata_space, read_only and fail. `holder_pid` is null when
-    nobody held the home before it was asked. `host_free_bytes` is what the file system under the data file still has.
-    `uses`: who uses its devices; left out where nothing does.
-    """
-
-    home: str
-    backend: str
-    holder_pid: int | None
-    views: list[MountedView]
-    pool: str
-    mode: str
-    no_space: str
-    no_space_timeout_seconds: float | None
-    needs_check: bool
-    transaction_id: int
-    block_bytes: int
-    data_used_bytes: int
-    data_total_bytes: int
-    metadata_used_bytes: int
-    metadata_total_bytes: int
-    min_free_percent: int
-    min_free_bytes: int | None
-    metadata_snapshot_block: int | None
-    devices: int
-    deleted_devices: int
-    base_size_bytes: int
-    base_uuid: str
-    data_file: str
-    data_file_allocated_bytes: int
-    metadata_file: str
-    host_free_bytes: int
-    orphan_thin_ids: list[int]
-    problems: list[str]
-    warnings: list[str]
-    uses: list[DeviceUse] = []
-
-
 # --- operations -----------------------------------------------------------------------------------------------------
 
 
@@ -138,39 +56,12 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
     """The figures of the home and its pool."""
 
     def run(self, home: OpenHome) -> HomeReport:
-        status = home.devices.status()
-        pool = status.pool
-        return HomeReport(
-            home=plain_text(str(home.path)),
+        return msgspec.structs.replace(
+            home.devices.status(),
             backend=home.backend,
             holder_pid=os.getpid() if home.is_serving else None,
             views=home.all_views(),
-            pool=status.pool_name,
-            mode=status.mode.name.lower(),
-            no_space="queue" if status.no_space is NoSpacePolicy.QUEUE else "error",
-            no_space_timeout_seconds=status.no_space_timeout_seconds,
-            needs_check=status.needs_check,
-            transaction_id=status.transaction_id,
-            block_bytes=status.block_bytes,
-            data_used_bytes=status.data_used_bytes,
-            data_total_bytes=status.data_total_bytes,
-            metadata_used_bytes=status.metadata_used_bytes,
-            metadata_total_bytes=status.metadata_total_bytes,
-            min_free_percent=status.min_free_percent,
-            min_free_bytes=status.min_free_bytes,
-            metadata_snapshot_block=pool.held_root if isinstance(pool, PoolStatus) else None,
-            devices=status.device_count,
-            deleted_devices=status.deleted_count,
-            base_size_bytes=status.base_size_bytes,
-            base_uuid=status.base_uuid,
-            data_file=plain_text(status.data_file),
-            data_file_allocated_bytes=status.data_file_allocated_bytes,
-            metadata_file=plain_text(status.metadata_file),
-            host_free_bytes=status.backing_free_bytes,
-            orphan_thin_ids=list(status.orphan_thin_ids),
-            problems=[plain_text(problem) for problem in status.problems],
-            warnings=list(status.warnings),
-            uses=_plain(home.all_uses()),
+            uses=home.all_uses(),
         )
 
 
@@ -184,11 +75,11 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
         for records in batched(home.devices.records()):
             views = home.all_views()
             try:
-                figures = home.devices.figures_of([record.name for record in records])
-            except (MetadataCorrupt, PoolModeError):  # among the problems that `status` tells
-                figures = None
+                usage = home.devices.usage([record.name for record in records])
+            except (MetadataCorrupt, PoolModeError):  # among the problems of `status`
+                usage = None
             # The rows of a batch are of one moment.
-            yield from [_row(home, record, figures, views) for record in records if record.name in home.devices]
+            yield from [_row(home, record, usage, views) for record in records if record.name in home.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -197,26 +88,9 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
     name: str
 
     def run(self, home: OpenHome) -> DeviceReport:
-        record = home.devices.record(self.name)
-        figures = home.devices.figures(self.name)
-        thin_id = record.device_id
-        return DeviceReport(
-            name=plain_text(record.name),
-            id=thin_id,
-            size_bytes=record.size_bytes,
-            mapped_bytes=figures.mapped_bytes,
-            exclusive_bytes=figures.exclusive_bytes,
-            highest_mapped_byte=figures.highest_mapped_byte,
-            parent=plain_text(record.parent) if record.parent is not None else None,
-            children=[plain_text(other.name) for other in home.devices.records() if other.parent == record.name],
-            created_transaction_id=figures.created_transaction_id,
-            creation_time=figures.creation_time,
-            snapshotted_time=figures.snapshotted_time,
-            active=any(thin.thin_id == thin_id for thin in home.devices.pool.active())
-            or self.name in home.devices.lent(),
-            deleted=record.deleted,
-            views=home.views_of(record),
-            uses=_plain(home.uses_of(self.name)),
+        report = home.devices.inspect(self.name)
+        return msgspec.structs.replace(
+            report, views=home.views_of(home.devices.record(self.name)), uses=home.uses_of(self.name)
         )
 
 
@@ -329,7 +203,7 @@ class Table(Listing[TargetLine], frozen=True, tag="table"):
         yield TargetLine(pool.name, pool.table().format())
         for record in home.devices.records():
             table = ThinTable(Sectors(record.length_sectors), pool.name, ThinId(record.device_id))
-            yield TargetLine(plain_text(home.devices.target_name(record.name)), table.format())
+            yield TargetLine(home.devices.target_name(record.name), table.format())
 
 
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
@@ -343,9 +217,7 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
                 figures = _figures(pool.thin_status(record.device_id))
             except NoSuchThin:  # a record whose thin is gone
                 continue
-            yield TargetLine(
-                plain_text(home.devices.target_name(record.name)), f"0 {record.length_sectors} thin {figures}"
-            )
+            yield TargetLine(home.devices.target_name(record.name), f"0 {record.length_sectors} thin {figures}")
 
 
 class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
@@ -381,29 +253,20 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
 
 def _row(
-    home: OpenHome, record: DeviceRecord, figures: dict[str, DeviceFigures] | None, views: Sequence[MountedView]
+    home: OpenHome, record: DeviceRecord, usage: dict[str, UsageRow] | None, views: Sequence[MountedView]
 ) -> DeviceRow:
-    found = figures.get(record.name) if figures is not None else None
-    unknown = None if figures is None else 0  # a record whose thin is gone occupies nothing
+    found = usage.get(record.name) if usage is not None else None
+    unknown = None if usage is None else 0  # a record without its thin occupies nothing
     return DeviceRow(
-        name=plain_text(record.name),
+        name=record.name,
         id=record.device_id,
         size_bytes=record.size_bytes,
         mapped_bytes=found.mapped_bytes if found else unknown,
         exclusive_bytes=found.exclusive_bytes if found else unknown,
-        parent=plain_text(record.parent) if record.parent is not None else None,
+        parent=record.parent,
         deleted=record.deleted,
         mounted=[view.mount_point for view in home.views_of(record, views)],
     )
-
-
-def _plain(uses: Sequence[DeviceUse]) -> list[DeviceUse]:
-    return [
-        msgspec.structs.replace(
-            use, device=plain_text(use.device), where=plain_text(use.where) if use.where is not None else None
-        )
-        for use in uses
-    ]
 
 
 def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:

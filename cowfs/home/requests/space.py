@@ -2,56 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
 
-from cowfs.error_record import plain_text
+from cowfs.devices.reports import UsageRow
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, batched
-from cowfs.pool import NoSpacePolicy
 from cowfs.steps import Pieces, Steps
-
-if TYPE_CHECKING:
-    from cowfs.devices.on_disk.records import DeviceFigures
-
-
-class UsageRow(msgspec.Struct, frozen=True):
-    """What a thin occupies. `name` is null for one that belongs to no device.
-
-    Of its `mapped_bytes`, the `shared_bytes` are other thins' too. Removing it gives back `exclusive_bytes` of data and
-    `metadata_bytes` of metadata.
-    """
-
-    name: str | None
-    id: int
-    mapped_bytes: int
-    shared_bytes: int
-    exclusive_bytes: int
-    metadata_bytes: int
-
-
-class UsageTotals(msgspec.Struct, frozen=True):
-    """Of a whole pool: `mapped_bytes` is what its thins hold, each counted alone, and `saved_bytes` what sharing saves.
-
-    `data_used_bytes` are the exclusive and the shared ones, those once.
-    """
-
-    mapped_bytes: int
-    exclusive_bytes: int
-    shared_bytes: int
-    saved_bytes: int
-    data_used_bytes: int
-    data_total_bytes: int
-    metadata_used_bytes: int
-    metadata_total_bytes: int
-
-
-class UsageReport(msgspec.Struct, frozen=True):
-    """Who occupies what in a pool: devices by name, then the thins that belong to none."""
-
-    thins: list[UsageRow]
-    totals: UsageTotals
 
 
 class TrimmedDevice(msgspec.Struct, frozen=True):
@@ -85,9 +43,8 @@ class Usage(Listing[UsageRow], frozen=True, tag="usage"):
 
     def run(self, home: OpenHome) -> Pieces[UsageRow]:
         for records in batched(home.devices.records()):
-            figures = home.devices.figures_of([record.name for record in records])
-            yield from [_usage(plain_text(name), found) for name, found in figures.items()]
-        yield from [_usage(None, found) for found in home.devices.orphan_figures()]
+            yield from home.devices.usage([record.name for record in records]).values()
+        yield from home.devices.orphan_usage()
 
 
 class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
@@ -103,7 +60,7 @@ class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
 
     def run(self, home: OpenHome) -> Steps[TrimmedDevice]:
         unmapped_bytes, freed_bytes = yield from home.volumes.trim(self.name)
-        return TrimmedDevice(plain_text(self.name), unmapped_bytes, freed_bytes)
+        return TrimmedDevice(self.name, unmapped_bytes, freed_bytes)
 
 
 class Resize(Request[Resized], frozen=True, tag="resize"):
@@ -172,19 +129,7 @@ class SetNoSpace(Request[NoSpaceSetting], frozen=True, tag="set_no_space"):
     def run(self, home: OpenHome) -> NoSpaceSetting:
         error = None if self.policy is None else self.policy == "error"
         status = home.devices.set_no_space(error=error, timeout_seconds=self.timeout_seconds)
-        policy = "queue" if status.no_space is NoSpacePolicy.QUEUE else "error"
-        return NoSpaceSetting(policy, status.no_space_timeout_seconds)
+        return NoSpaceSetting(status.no_space, status.no_space_timeout_seconds)
 
 
 SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool, SetNoSpace)
-
-
-def _usage(name: str | None, figures: DeviceFigures) -> UsageRow:
-    return UsageRow(
-        name=name,
-        id=figures.thin_id,
-        mapped_bytes=figures.mapped_bytes,
-        shared_bytes=figures.mapped_bytes - figures.exclusive_bytes,
-        exclusive_bytes=figures.exclusive_bytes,
-        metadata_bytes=figures.exclusive_metadata_bytes,
-    )

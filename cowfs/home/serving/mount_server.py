@@ -13,13 +13,13 @@ from functools import partial
 import trio
 
 from cowfs.devices.on_disk.lock import UNWRITABLE
+from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
 from cowfs.errors import HomeError, ungrouped
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
-from cowfs.home.requests.devices import HomeReport
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.session import open_unheld

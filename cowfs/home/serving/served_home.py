@@ -15,6 +15,7 @@ import trio
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.reports import MountedView
 from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
 from cowfs.ext4.library import libext2fs
@@ -26,7 +27,7 @@ from cowfs.fuse.translate import SpaceQueue, View
 from cowfs.fuse.tree_view import TreeView
 from cowfs.home.control.server import ControlServer
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import MountedView, OpenHome
+from cowfs.home.open_home import OpenHome
 from cowfs.home.serving.deletions import deletion_service
 from cowfs.home.serving.events import event_service
 from cowfs.home.serving.memory import keep_freed_memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource, check_block_size
-from cowfs.devices.on_disk.records import HomeStatus
+from cowfs.devices.reports import HomeReport
 from cowfs.errors import UsageError
 from cowfs.layers.lvm_config import POOL_NAME
 from cowfs.layers.options.driver import DriverOptions
@@ -59,8 +59,8 @@ class HomeChanges:
     warnings: tuple[str, ...] = ()
 
 
-def changes_to_home(options: DriverOptions, status: HomeStatus) -> HomeChanges:
-    """What the options change in an existing home.
+def changes_to_home(options: DriverOptions, status: HomeReport, base_filesystem: str) -> HomeChanges:
+    """What the options change in an existing home, whose base device has `base_filesystem`, empty before it is made.
 
     Pool files and the base device grow. A pool file that is larger already stays so, and so do the block size and the
     base device's file system; what was asked for is then in the warnings.
@@ -85,8 +85,8 @@ def changes_to_home(options: DriverOptions, status: HomeStatus) -> HomeChanges:
     metadata_size = growth("dm.loopmetadatasize", metadata_wanted, METADATA_BLOCK_BYTES, status.metadata_total_bytes)
     if options.blocksize_bytes not in (None, status.block_bytes):
         warnings.append(f"dm.blocksize is ignored: the pool's is {format_size(status.block_bytes)}, for its life")
-    if options.fs and status.base_filesystem and options.fs != status.base_filesystem:
-        warnings.append(f"dm.fs={options.fs} is ignored: the base device has {status.base_filesystem}")
+    if options.fs and base_filesystem not in ("", options.fs):
+        warnings.append(f"dm.fs={options.fs} is ignored: the base device has {base_filesystem}")
     return HomeChanges(
         data_size_bytes=data_size,
         metadata_size_bytes=metadata_size,

@@ -180,8 +180,8 @@ def a_full_host_file_system_is_an_error_of_the_write_alone(lab: Lab) -> None:
 
 def _clear_needs_check(device: FileDevice) -> None:
     report = clear_needs_check(device)
-    if not report.ok:
-        raise AssertionError(f"the pool that needs a check is not clean: {report.summary()}")
+    if not report.clean:
+        raise AssertionError(f"the pool that needs a check is not clean: {report.summary}")
 
 
 def _scramble(device: FileDevice, block: int) -> None:

@@ -91,7 +91,7 @@ class InProcessHome:
         return self._devices.retry_deletions()
 
     def mapped_bytes(self, layer_id: str) -> int:
-        return self._devices.figures(layer_id).mapped_bytes
+        return self._devices.inspect(layer_id).mapped_bytes
 
     def judge(self) -> None:
         judge_devices(self._devices)

@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
-from cowfs.devices.on_disk.records import HomeStatus
+from cowfs.devices.reports import HomeReport
 from cowfs.errors import UsageError
 from cowfs.layers.options import HomeChanges, changes_to_home, home_options, parse_storage_options
 from cowfs.pool import load_backend
@@ -98,34 +99,34 @@ def test_where_the_pool_is(options: list[str], source: PoolSource) -> None:
 
 
 @pytest.fixture(scope="module")
-def status(tmp_path_factory: pytest.TempPathFactory) -> HomeStatus:
+def status(tmp_path_factory: pytest.TempPathFactory) -> HomeReport:
     home: Path = tmp_path_factory.mktemp("homes") / "home"
     with opening.make_home(home, load_backend("emulated"), SMALL) as devices:
         return devices.status()
 
 
-def changes(status: HomeStatus, *options: str) -> HomeChanges:
-    return changes_to_home(parse_storage_options(options), status)
+def changes(status: HomeReport, *options: str) -> HomeChanges:
+    return changes_to_home(parse_storage_options(options), status, "ext4")
 
 
-def test_nothing_said_nothing_changes(status: HomeStatus) -> None:
+def test_nothing_said_nothing_changes(status: HomeReport) -> None:
     assert changes(status) == HomeChanges()
 
 
-def test_saying_what_is_so_changes_nothing(status: HomeStatus) -> None:
+def test_saying_what_is_so_changes_nothing(status: HomeReport) -> None:
     same = ("dm.loopdatasize=64M", "dm.loopmetadatasize=2M", "dm.basesize=16M", "dm.blocksize=64K", "dm.fs=ext4")
     assert changes(status, *same) == HomeChanges()
     assert changes(status, "dm.basesize=16777217") == HomeChanges()
 
 
-def test_everything_grows(status: HomeStatus) -> None:
+def test_everything_grows(status: HomeReport) -> None:
     found = changes(status, "dm.loopdatasize=74M", "dm.loopmetadatasize=3M", "dm.basesize=26M", "dm.min_free_space=5%")
     assert found == HomeChanges(
         data_size_bytes=74 * MIB, metadata_size_bytes=3 * MIB, base_size_bytes=26 * MIB, min_free_percent=5
     )
 
 
-def test_pool_files_never_shrink(status: HomeStatus) -> None:
+def test_pool_files_never_shrink(status: HomeReport) -> None:
     found = changes(status, "dm.loopdatasize=54M", "dm.loopmetadatasize=1M")
     assert found == HomeChanges(
         warnings=(
@@ -135,13 +136,13 @@ def test_pool_files_never_shrink(status: HomeStatus) -> None:
     )
 
 
-def test_a_base_device_never_shrinks(status: HomeStatus) -> None:
+def test_a_base_device_never_shrinks(status: HomeReport) -> None:
     with pytest.raises(UsageError) as caught:
         changes(status, "dm.basesize=15M")
     assert str(caught.value) == "devmapper: Base device size cannot be smaller than 16.78MB"
 
 
-def test_what_is_kept_for_life(status: HomeStatus) -> None:
+def test_what_is_kept_for_life(status: HomeReport) -> None:
     found = changes(status, "dm.blocksize=128K", "dm.fs=xfs")
     assert found == HomeChanges(
         warnings=(
@@ -160,11 +161,11 @@ def test_what_is_kept_for_life(status: HomeStatus) -> None:
         ("dm.metadatadev=/dev/d", (True, False)),
     ],
 )
-def test_only_files_of_the_home_itself_grow(status: HomeStatus, source: str, grows: tuple[bool, bool]) -> None:
+def test_only_files_of_the_home_itself_grow(status: HomeReport, source: str, grows: tuple[bool, bool]) -> None:
     found = changes(status, source, "dm.loopdatasize=74M", "dm.loopmetadatasize=3M")
     assert (found.data_size_bytes is not None, found.metadata_size_bytes is not None) == grows
 
 
-def test_a_pool_that_cannot_tell_its_size_is_left_alone(status: HomeStatus) -> None:
-    failed = dataclasses.replace(status, data_total_bytes=0, metadata_total_bytes=0, base_size_bytes=0)
+def test_a_pool_that_cannot_tell_its_size_is_left_alone(status: HomeReport) -> None:
+    failed = structs.replace(status, data_total_bytes=0, metadata_total_bytes=0, base_size_bytes=0)
     assert changes(failed, "dm.loopdatasize=74M", "dm.loopmetadatasize=3M", "dm.basesize=1M") == HomeChanges()
