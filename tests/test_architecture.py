@@ -142,7 +142,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "raw_view": {"translate"},
         "tree_view": {"translate", "callers"},
         "open_devices": {"tree_view"},
-        "kernel_cache": {"translate", "open_devices"},
+        "kernel_cache": {"translate", "open_devices", "request_wait"},
         "home_view": {"translate", "tree_view", "open_devices", "kernel_cache"},
         "server": {"translate", "request_wait", "ending"},
     },

@@ -172,6 +172,10 @@ class RequestWait:
                 return
         raise trio.ClosedResourceError
 
+    def has_requests(self) -> bool:
+        """Whether the device has something to read now."""
+        return bool(self._poll is not None and self._poll(0))
+
     def notify_closing(self, fd: int) -> None:
         self._closing = True
         trio.lowlevel.notify_closing(fd)
@@ -217,6 +221,12 @@ async def _session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -
             return await _pyfuse3_session_loop(nursery, min_tasks, max_tasks)  # type: ignore[no-any-return]
         except BlockingIOError:
             continue
+
+
+def has_requests() -> bool:
+    """Whether the kernel has sent something to this process's session that was not read yet."""
+    wait = pyfuse3.trio.lowlevel  # type: ignore[attr-defined]  # not declared
+    return isinstance(wait, RequestWait) and wait.has_requests()
 
 
 def install() -> None:
