@@ -158,7 +158,7 @@ class GraphDriverPlugin:
                 spool.write(part)
             spool.seek(0)
             # Docker takes layers without an end, and there are some; that the request is whole says HTTP.
-            layer = ApplyLayer(request.query.get("id", ""), end_required=False, archive=Attachment(spool))
+            layer = ApplyLayer(request.query.get("id", ""), as_docker=True, archive=Attachment(spool))
             return {"Size": await self._run(layer)}
 
     async def _run(self, request: HomeRequest[R]) -> R:

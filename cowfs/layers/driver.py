@@ -37,6 +37,7 @@ from cowfs.version import VERSION
 from cowfs.volumes import Volumes
 
 _log = logging.getLogger(__name__)
+_SUBSTITUTES: Final = "Docker and tar read them with '.cowfs-name' before each, and 'layer apply' as they are"
 _WHY: Final = "ext4 has no place for them, or they are access lists of names without numbers"
 
 Prepare: TypeAlias = Callable[[FileTree], object]
@@ -231,7 +232,14 @@ class LayerDriver:
             if parent is not None:
                 with self._reading(parent, layer) as lower:
                     changes = yield from self._find(layer, lower)
-            yield from write_archive(layer.root, changes, maps=self._maps, sparse=sparse)
+            written = yield from write_archive(layer.root, changes, maps=self._maps, sparse=sparse)
+        if written.substitutes:
+            _log.warning(
+                "the archive of layer %r has %d paths in which names start with '.wh.', as marks of deletions do: %s",
+                layer_id,
+                written.substitutes,
+                _SUBSTITUTES,
+            )
 
     def diff_size(self, layer_id: str, parent: str | None) -> Steps[int]:
         with self._reading(layer_id) as layer:
@@ -245,14 +253,19 @@ class LayerDriver:
         parent: str | None,  # noqa: ARG002
         archive: IO[bytes],
         *,
-        end_required: bool = True,
+        as_docker: bool = False,
     ) -> Steps[int]:
         self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
             root = ensure_root(tree, self._owner)
             write_layer_id(tree, layer_id, self._owner)
             applied = yield from apply_archive(
-                root, archive, maps=self._maps, make_devices=self._make_devices, end_required=end_required
+                root,
+                archive,
+                maps=self._maps,
+                make_devices=self._make_devices,
+                end_required=not as_docker,
+                true_names=not as_docker,
             )
         if applied.skipped_xattrs:
             _log.warning(

@@ -167,11 +167,12 @@ class Driver(Protocol):
         """
         ...
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, as_docker: bool = False) -> Steps[int]:
         """Unpack a diff, uncompressed; the sum of the sizes in it, which `diff_size` agrees with.
 
         Args:
-            end_required: refuse an archive without its end: it may be cut off. False where it is known not to be.
+            as_docker: take an archive without its end, which may be cut off; and give files whose names start with
+                `.wh.` the names that Docker reads, by which it finds them again.
 
         Raises:
             UnknownDevice; UsageError for the base device, which is not a layer.

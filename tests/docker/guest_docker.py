@@ -59,6 +59,31 @@ def make_image(directory: Path) -> Path:
     return archive
 
 
+def make_reserved(directory: Path) -> Path:
+    """A root file system as cowfs writes one in which a file is named as the whiteout of another."""
+    archive = directory / "reserved.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, true_path in (("kept", ""), (".cowfs-name.wh.kept", ".wh.kept")):
+            item = tarfile.TarInfo(name)
+            item.mtime, item.pax_headers = 1_500_000_000, {"COWFS.path": true_path} if true_path else {}
+            tar.addfile(item)
+    return archive
+
+
+def commit_reserved(engine: DockerEngine, directory: Path) -> dict[str, list[object]]:
+    """What is in a container of an image that was committed with a file named as the whiteout of another."""
+    (directory / ".wh.changed").write_text("no whiteout\n")
+    engine.docker("create", "--name", "reserved", "image", "/bin/sh")
+    engine.docker("cp", str(directory / ".wh.changed"), "reserved:/etc/.wh.changed")
+    engine.docker("commit", "reserved", "reserved")
+    engine.docker("save", "reserved")
+    engine.docker("create", "--name", "again", "reserved", "/bin/sh")
+    found = listing(engine.docker("export", "again"))
+    engine.docker("rm", "reserved", "again")
+    engine.docker("rmi", "reserved")
+    return {name: found[name] for name in found if "changed" in name}
+
+
 def listing(archive: bytes) -> dict[str, list[object]]:
     """What a tar archive holds, by path, without the times of what the steps themselves made."""
     found: dict[str, list[object]] = {}
@@ -105,6 +130,14 @@ def main(driver: str, directory: Path) -> None:
         engine.docker("import", str(image), "image")
         engine.docker("build", "--network", "none", "-t", "built", str(context))
         result["layers"] = layers(engine.docker("save", "built"))
+        engine.docker("import", str(make_reserved(directory)), "substitutes")
+        engine.docker("create", "--name", "substitutes", "substitutes", "/bin/sh")
+        found = listing(engine.docker("export", "substitutes"))
+        result["substitutes"] = sorted(name for name in found if "kept" in name)
+        engine.docker("rm", "substitutes")
+        engine.docker("rmi", "substitutes")
+        if driver == "cowfs":  # devicemapper's own takes it for a deletion
+            result["reserved"] = commit_reserved(engine, directory)
         engine.docker("create", "--name", "one", "built", "/bin/sh")
         (directory / "copied in").write_text("from outside\n")
         engine.docker("cp", str(directory / "copied in"), "one:/etc/copied")

@@ -78,8 +78,8 @@ class DictDriver:
         finally:
             self.closed += 1
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
-        assert not end_required  # as Docker's own drivers
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, as_docker: bool = False) -> Steps[int]:
+        assert as_docker
         data = b""
         while part := archive.read(1 << 16):
             data += part

@@ -86,17 +86,22 @@ def test_a_daemon_makes_uses_and_leaves_a_home(plugin: Plugin) -> None:
     assert client.call("GraphDriver.CreateReadWrite", ID="box", Parent="image", StorageOpt={"size": "64M"}) == {}
     path = Path(client.call("GraphDriver.Get", ID="box")["Dir"])
     assert path == plugin.home / "mnt/box/rootfs"
-    plugin.account.run(["sh", "-ec", f"cmp {path}/a {path}/a; rm {path}/b; echo new > {path}/new"])
-    changes = [{"Path": "/b", "Kind": 2}, {"Path": "/new", "Kind": 1}]
+    plugin.account.run(["sh", "-ec", f"cmp {path}/a {path}/a; rm {path}/b; echo new > {path}/new; touch {path}/.wh.a"])
+    changes = [{"Path": "/.wh.a", "Kind": 1}, {"Path": "/b", "Kind": 2}, {"Path": "/new", "Kind": 1}]
     assert client.call("GraphDriver.Changes", ID="box", Parent="image") == {"Changes": changes}
-    assert names(client.diff("box", "image")) == [".wh.b", "new"]
+    difference = client.diff("box", "image")
+    assert names(difference) == [".cowfs-name.wh.a", ".wh.b", "new"]
     assert client.call("GraphDriver.DiffSize", ID="box", Parent="image") == {"Size": 4}
+    assert client.call("GraphDriver.Create", ID="again", Parent="image") == {}
+    assert client.apply("again", difference) == {"Size": 4}
+    as_docker = [{"Path": "/.cowfs-name.wh.a", "Kind": 1}, *changes[1:]]  # by this name Docker finds it for a push
+    assert client.call("GraphDriver.Changes", ID="again", Parent="image") == {"Changes": as_docker}
     assert client.call("GraphDriver.Create", ID="copy", Parent="box") == {}
     assert client.call("GraphDriver.Put", ID="box") == {}
     assert dict(client.call("GraphDriver.Status")["Status"])["Base Device Size"] == "33.55MB"
     # The command line goes through it.
     listed = plugin.account.run(["cowfs", "--home", plugin.home, "layer", "list"]).stdout
-    assert listed == "box\ncopy\nimage\n"
+    assert listed == "again\nbox\ncopy\nimage\n"
     assert client.call("GraphDriver.Remove", ID="box") == {}
     assert client.call("GraphDriver.Exists", ID="box") == {"Exists": False}
     assert client.call("GraphDriver.Changes", ID="copy", Parent="image") == {"Changes": changes}

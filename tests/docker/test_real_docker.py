@@ -66,6 +66,13 @@ def test_the_status_has_the_same_items(results: dict[str, dict[str, Any]]) -> No
     assert ours == [name for name in theirs if name not in ("Data loop file", "Metadata loop file")]
 
 
+def test_a_file_that_is_named_as_a_whiteout_is_committed(results: dict[str, dict[str, Any]]) -> None:
+    """Under its substitute, and what it would have deleted is there."""
+    found = results["cowfs"]["reserved"]
+    assert set(found) == {"etc/changed", "etc/.cowfs-name.wh.changed"}
+    assert found["etc/.cowfs-name.wh.changed"][4] == len("no whiteout\n")
+
+
 @pytest.mark.parametrize(
     "what",
     [
@@ -73,6 +80,7 @@ def test_the_status_has_the_same_items(results: dict[str, dict[str, Any]]) -> No
         "diff",
         "export",
         "run",
+        "substitutes",
         "diff after a restart",
         "export after a restart",
         "copied out",

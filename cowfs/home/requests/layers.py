@@ -157,7 +157,8 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     """Unpack a tar archive, uncompressed, into a layer: all of it or nothing, unless the layer is in use.
 
     Args:
-        end_required: refuse an archive without its end, since it may be cut off.
+        as_docker: take it as Docker does: without an end, too, and names that start with `.wh.` by their substitutes.
+            Else an archive without its end is refused, since it may be cut off.
 
     Returns:
         The sum of the sizes in it.
@@ -169,7 +170,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     is_whole: ClassVar[bool] = False
 
     id: str
-    end_required: bool = True
+    as_docker: bool = False
 
     def device_needed_idle(self) -> str:
         return self.id
@@ -178,7 +179,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
         return self.id
 
     def run(self, home: OpenHome) -> Steps[int]:
-        return home.driver.apply(self.id, None, self.file, end_required=self.end_required)
+        return home.driver.apply(self.id, None, self.file, as_docker=self.as_docker)
 
 
 class GetLayer(Request[str], frozen=True, tag="layer_get"):

@@ -8,11 +8,15 @@ are resolved within the layer's root.
     .wh..wh.plnk/NAME     aufs's files with several names: sources of hard links, no files of the layer
     .wh..wh.*             at the top: other notes of aufs, no files of the layer
 
+A file that has such a name stands in the archive under a substitute, `.cowfs-name.wh.NAME`, and a record beside it has
+its true path (docs/decisions/0010-names-of-whiteouts.md).
+
 Source: the OCI image specification, layer.md; for what is at the top, moby's pkg/archive.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final
 
 from cowfs.errors import ArchiveError, BreakoutError
@@ -21,6 +25,9 @@ WHITEOUT_PREFIX: Final = b".wh."
 OPAQUE: Final = b".wh..wh..opq"
 NOTE_PREFIX: Final = b".wh..wh."
 LINK_SOURCES: Final = b".wh..wh.plnk"
+SUBSTITUTE_PREFIX: Final = b".cowfs-name"
+
+_NAME_BYTES_MAX: Final = 255
 
 _SHOWN_MAX: Final = 256
 
@@ -70,5 +77,19 @@ def hidden_by(whiteout: bytes, entry: bytes) -> bytes:
 
 
 def is_reserved(name: bytes) -> bool:
-    """Whether a name means something else in an archive, so that no file can have it."""
+    """Whether a name means something else in an archive, so that no file can have it there."""
     return name.startswith(WHITEOUT_PREFIX)
+
+
+def substitute(path: bytes) -> bytes:
+    """The path with another name for each that is reserved: the same each time, and short enough for a file."""
+    if WHITEOUT_PREFIX not in path:
+        return path
+    return b"/".join(_substitute(name) if is_reserved(name) else name for name in path.split(b"/"))
+
+
+def _substitute(name: bytes) -> bytes:
+    whole = SUBSTITUTE_PREFIX + name
+    return (
+        whole if len(whole) <= _NAME_BYTES_MAX else SUBSTITUTE_PREFIX + b"." + hashlib.sha256(name).hexdigest().encode()
+    )

@@ -24,7 +24,7 @@ from cowfs.ext4.files import acl
 from cowfs.filetree import Attributes, DirectoryEntry, FileTree
 from cowfs.layers.archive import records
 from cowfs.layers.archive.ids import IdShift, UnmappedId
-from cowfs.layers.archive.names import WHITEOUT_PREFIX, is_reserved, show
+from cowfs.layers.archive.names import WHITEOUT_PREFIX, show, substitute
 from cowfs.layers.archive.reader import PIECE_BYTES
 from cowfs.layers.archive.sparse import build as build_sparse_map
 from cowfs.layers.interface import Change, ChangeKind, IdMaps, LayerRoot
@@ -54,10 +54,11 @@ _TYPES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a whole archive holds; `skipped_sockets` have no place in one."""
+    """What a whole archive holds; `skipped_sockets` have no place in one, `substitutes` stand for reserved names."""
 
     entries: int
     skipped_sockets: int
+    substitutes: int
 
 
 class _Item(NamedTuple):
@@ -80,8 +81,7 @@ def write_archive(
     Raises:
         FilesystemError: something cannot be read, or is not there any more; the message names it.
         PoolError: what the pool says.
-        UsageError: no archive can hold it: a name that starts with `.wh.`, an id that is not in the maps, or a path and
-            attributes of more than a MiB. Names among `changes` are refused before anything is written.
+        UsageError: no archive can hold it: an id that is not in the maps, or a path and attributes of more than a MiB.
     """
     return _Packer(layer, maps, sparse=sparse).run(changes)
 
@@ -166,13 +166,6 @@ def _common_length(one: list[bytes], other: list[bytes]) -> int:
     return length
 
 
-def _check_name(path: bytes) -> None:
-    if is_reserved(path.rpartition(b"/")[2]):
-        raise UsageError(
-            f"a layer archive cannot hold '{show(path)}': names that start with '.wh.' mark deletions in it; rename it"
-        )
-
-
 @contextmanager
 def _naming(path: bytes) -> Iterator[None]:
     """Errors of the tree, and of the maps, with the name of what could not be read."""
@@ -198,7 +191,7 @@ class _Packer:
         self._ids = IdShift(maps, inward=True)
         self._sparse = sparse
         self._seen: dict[int, bytes] = {}  # the first path of files with several names
-        self._entries = self._skipped_sockets = 0
+        self._entries = self._skipped_sockets = self._substitutes = 0
 
     def run(self, changes: Sequence[Change] | None) -> Generator[bytes, None, Written]:
         gathered = bytearray()
@@ -212,24 +205,26 @@ class _Packer:
             if not is_small:
                 yield part
         yield bytes(gathered + _END)
-        return Written(self._entries, self._skipped_sockets)
+        return Written(self._entries, self._skipped_sockets, self._substitutes)
 
     def _parts(self, changes: Sequence[Change] | None) -> Iterator[bytes]:
-        for change in changes or ():
-            _check_name(change.path.lstrip(b"/"))
         for path, attributes in _items(self._layer, changes):
-            _check_name(path)
             if attributes is not None and stat.S_ISSOCK(attributes.mode):
                 self._skipped_sockets += 1
                 continue
             self._entries += 1
+            shown = substitute(path)
+            self._substitutes += shown != path
             if attributes is None:
-                directory, slash, name = path.rpartition(b"/")
-                yield _header(directory + slash + WHITEOUT_PREFIX + name, tarfile.TarInfo(), {})
+                directory, slash, name = shown.rpartition(b"/")
+                extended = {records.DELETED: path} if shown != path else {}
+                yield _header(directory + slash + WHITEOUT_PREFIX + name, tarfile.TarInfo(), extended)
                 continue
             with _naming(path):
                 info, extended = self._describe(attributes)
-            yield from self._entry(path, attributes, info, extended)
+            if shown != path:
+                extended[records.TRUE_PATH] = path
+            yield from self._entry(path, shown, attributes, info, extended)
 
     def _describe(self, attributes: Attributes) -> tuple[tarfile.TarInfo, dict[bytes, bytes]]:
         """Owner, mode, times and attributes, as much as fits into a header, the rest as extended records."""
@@ -254,43 +249,47 @@ class _Packer:
         return info, extended
 
     def _entry(
-        self, path: bytes, attributes: Attributes, info: tarfile.TarInfo, extended: dict[bytes, bytes]
+        self, path: bytes, shown: bytes, attributes: Attributes, info: tarfile.TarInfo, extended: dict[bytes, bytes]
     ) -> Iterator[bytes]:
+        """`shown`: the path, or its substitute."""
         if stat.S_ISDIR(attributes.mode):
-            yield _header((path or b".") + b"/", info, extended)
+            yield _header((shown or b".") + b"/", info, extended)
             return
         if attributes.nlink > 1:
             first = self._seen.setdefault(attributes.inode, path)
             if first != path:
                 info.type = tarfile.LNKTYPE
-                yield _header(path, info, extended, target=first)
+                target = substitute(first)
+                if target != first:
+                    extended[records.TRUE_TARGET] = first
+                yield _header(shown, info, extended, target=target)
                 return
         if stat.S_ISREG(attributes.mode):
-            yield from self._file(path, attributes, info, extended)
+            yield from self._file(path, shown, attributes, info, extended)
         elif stat.S_ISLNK(attributes.mode):
             with _naming(path):
                 target = self._tree.read_symlink(attributes.inode)
-            yield _header(path, info, extended, target=target)
+            yield _header(shown, info, extended, target=target)
         else:
-            yield _header(path, info, extended)
+            yield _header(shown, info, extended)
 
     def _file(
-        self, path: bytes, attributes: Attributes, info: tarfile.TarInfo, extended: dict[bytes, bytes]
+        self, path: bytes, shown: bytes, attributes: Attributes, info: tarfile.TarInfo, extended: dict[bytes, bytes]
     ) -> Iterator[bytes]:
         size = attributes.size_bytes
         ranges = [(0, size)]
-        name, map_ = path, b""
+        name, map_ = shown, b""
         if self._sparse:
             with _naming(path):
                 ranges = self._data_ranges(attributes.inode, size)
             if sum(length for _, length in ranges) < size:
-                directory, slash, last = path.rpartition(b"/")
+                directory, slash, last = shown.rpartition(b"/")
                 name = directory + slash + b"GNUSparseFile.0/" + last
                 map_ = build_sparse_map(ranges)
                 extended |= {
                     b"GNU.sparse.major": b"1",
                     b"GNU.sparse.minor": b"0",
-                    b"GNU.sparse.name": path,
+                    b"GNU.sparse.name": shown,
                     b"GNU.sparse.realsize": b"%d" % size,
                 }
         stored = len(map_) + sum(length for _, length in ranges)

@@ -69,6 +69,8 @@ class Entry:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     acl_texts: dict[bytes, bytes] = field(default_factory=dict)  # by keyword
     sparse: sparse.SparseMap | None = None
+    is_whiteout_for: bytes = b""  # the path that is deleted, when its names are reserved
+    has_true_name: bool = False  # names that start with `.wh.` are those of files
 
 
 class ArchiveReader:
@@ -77,13 +79,15 @@ class ArchiveReader:
     Args:
         end_required: an archive without a block of zeros at its end was cut off, as far as one can know; False is for
             a source that says by other means where it ends.
+        true_names: give entries the names that cowfs' records have, not the substitutes that Docker reads.
 
     Every method raises ArchiveError for what is not as it must be, or cannot be read.
     """
 
-    def __init__(self, archive: IO[bytes], *, end_required: bool = True) -> None:
+    def __init__(self, archive: IO[bytes], *, end_required: bool = True, true_names: bool = True) -> None:
         self._input = _Input(archive)
         self._end_required = end_required
+        self._true_names = true_names
         self._entry = b""  # for messages
         self._left_bytes = 0
         self._padding_bytes = 0
@@ -141,8 +145,11 @@ class ArchiveReader:
         if not block:
             return None
         if block == _ZEROS:
-            if self._input.take(_BLOCK) in (b"", _ZEROS):
+            second = self._input.take(_BLOCK)
+            if second in (b"", _ZEROS):  # Docker and GNU tar take a single one at the end, too
                 return None
+            if len(second) < _BLOCK:
+                raise ArchiveError("it ends in the middle of the blocks of zeros that end an archive")
             raise ArchiveError(f"a block of zeros where a header belongs, after '{show(self._entry)}'")
         try:
             info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
@@ -195,6 +202,8 @@ class ArchiveReader:
         )
         if found:
             self._check(_apply_records, entry, found)
+            if self._true_names:
+                _apply_true_names(entry, dict(found))
             self._entry = entry.name
         if info.type not in _KINDS:
             raise ArchiveError(f"its type '{show(info.type)}' is none that a layer can have", entry=show(entry.name))
@@ -277,6 +286,14 @@ def _apply_records(entry: Entry, found: list[tuple[bytes, bytes]]) -> None:
         entry.uid = records.number(fields[b"uid"])
     if b"gid" in fields:
         entry.gid = records.number(fields[b"gid"])
+
+
+def _apply_true_names(entry: Entry, fields: dict[bytes, bytes]) -> None:
+    """Names that start with `.wh.`, for which the header has substitutes."""
+    entry.is_whiteout_for = fields.get(records.DELETED, b"")
+    entry.target = fields.get(records.TRUE_TARGET) or entry.target
+    if true_path := fields.get(records.TRUE_PATH):
+        entry.name, entry.has_true_name = true_path, True
 
 
 class _Input:

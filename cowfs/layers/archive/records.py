@@ -16,6 +16,11 @@ ACL_ACCESS: Final = b"SCHILY.acl.access"
 ACL_DEFAULT: Final = b"SCHILY.acl.default"
 SPARSE: Final = b"GNU.sparse."
 
+# Of cowfs: true paths, where the header has a substitute for names that start with `.wh.`.
+TRUE_PATH: Final = b"COWFS.path"
+TRUE_TARGET: Final = b"COWFS.linkpath"
+DELETED: Final = b"COWFS.deleted"  # beside the whiteout of a substitute
+
 _LINE = re.compile(rb"([0-9]{1,7}) ")
 _TIME = re.compile(rb"(-?)([0-9]{1,18})(?:\.([0-9]*))?")
 _NUMBER = re.compile(rb"[0-9]{1,19}")

@@ -62,6 +62,7 @@ def apply_archive(
     maps: IdMaps = _NO_MAPS,
     make_devices: bool = True,
     end_required: bool = True,
+    true_names: bool = True,
 ) -> Steps[Applied]:
     """Unpack an uncompressed tar archive of a layer's changes. A step is an entry, or a MiB of one.
 
@@ -69,7 +70,7 @@ def apply_archive(
         archive: read from where it is to its end; `read` may return less than it is asked for.
         maps: from the archive's ids to the host's.
         make_devices: else device nodes and fifos are passed over, and counted.
-        end_required: refuse an archive without its end, as `ArchiveReader`.
+        end_required, true_names: as `ArchiveReader` has them.
 
     Raises:
         ArchiveError, BreakoutError: the archive is damaged, or has something that a layer cannot have.
@@ -79,7 +80,8 @@ def apply_archive(
     After any error the layer holds a part of the archive: it must be thrown away, or the device put back.
     """
     assert layer.inode
-    return _Unpacker(layer, ArchiveReader(archive, end_required=end_required), maps, make_devices=make_devices).run()
+    reader = ArchiveReader(archive, end_required=end_required, true_names=true_names)
+    return _Unpacker(layer, reader, maps, make_devices=make_devices).run()
 
 
 class _BadAttribute(OSError):
@@ -95,6 +97,7 @@ class _Unpacker:
         self._make_devices = make_devices
         self._zeros = bytes(max(layer.tree.statistics().block_bytes, _ZEROS_BYTES_MIN))
         self._not_made: set[bytes] = set()  # paths of devices that were passed over
+        self._has_link_sources = False
         self._entries = self._size_bytes = self._skipped_devices = self._skipped_xattrs = 0
 
     def run(self) -> Steps[Applied]:
@@ -133,28 +136,37 @@ class _Unpacker:
             if not stat.S_ISDIR(entry.kind):
                 raise ArchiveError("the layer's root can only be a directory", entry=show(entry.name))
             self._apply_metadata(self._target.root, entry)
+        elif entry.is_whiteout_for:
+            hidden = split(entry.is_whiteout_for, entry.name)
+            if not hidden:
+                raise ArchiveError("a whiteout of the layer's root", entry=show(entry.name))
+            yield from self._hide(hidden[:-1], hidden[-1])
+        elif entry.has_true_name:
+            yield from self._make(entry, parts)
         elif parts[0].startswith(NOTE_PREFIX) and parts != [OPAQUE]:
             if parts[0] == LINK_SOURCES and len(parts) > 1 and stat.S_ISREG(entry.kind):
+                self._has_link_sources = True
                 yield from self._make(entry, parts)
+        elif parts[-1] == OPAQUE:
+            yield from self._hide_all(parts[:-1])
         elif is_reserved(parts[-1]):
-            yield from self._hide(entry, parts)
+            yield from self._hide(parts[:-1], hidden_by(parts[-1], entry.name))
         elif any(map(is_reserved, parts)):
             raise ArchiveError("names that start with '.wh.' mark deletions", entry=show(entry.name))
         else:
             yield from self._make(entry, parts)
 
-    def _hide(self, entry: Entry, parts: list[bytes]) -> Steps[None]:
+    def _hide(self, above: list[bytes], name: bytes) -> Steps[None]:
         """What a whiteout says; where no directory is yet, it has nothing to hide."""
-        *above, last = parts
-        name = hidden_by(last, entry.name)
-        target = self._target
-        directory = target.root if not above else (yield from target.directory(above))
-        if directory is None:
-            return
-        if last != OPAQUE:
-            yield from target.hide(directory, name)
-        elif not (yield from self._is_link(above)):
-            yield from target.hide_all(directory)
+        directory = yield from self._target.directory(above)
+        if directory is not None:
+            yield from self._target.hide(directory, name)
+
+    def _hide_all(self, parts: list[bytes]) -> Steps[None]:
+        """What a directory that is opaque says."""
+        directory = yield from self._target.directory(parts)
+        if directory is not None and not (yield from self._is_link(parts)):
+            yield from self._target.hide_all(directory)
 
     def _is_link(self, parts: list[bytes]) -> Steps[bool]:
         """Whether a path to a directory ends in a symbolic link: what an entry of that name is going to replace."""
@@ -165,7 +177,7 @@ class _Unpacker:
     def _remove_link_sources(self) -> Steps[None]:
         """Those of this archive; a layer may hold a file of that name."""
         found = self._target.find(self._target.root, LINK_SOURCES)
-        if found is not None and self._target.was_brought(self._target.root, LINK_SOURCES):
+        if found is not None and self._has_link_sources:
             yield from self._target.remove(self._target.root, LINK_SOURCES, found.inode, found.mode)
 
     def _make(self, entry: Entry, parts: list[bytes]) -> Steps[None]:

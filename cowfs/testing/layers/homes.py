@@ -288,8 +288,8 @@ class LayersDriver:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
-        del parent, end_required  # always
+    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, as_docker: bool = False) -> Steps[int]:
+        del parent, as_docker  # never
         yield
         with self._layers() as layers:
             return layers.apply(layer_id, archive)

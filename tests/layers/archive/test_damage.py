@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cowfs.errors import ArchiveError, CowfsError, FilesystemError
+from cowfs.errors import ArchiveError, BreakoutError, CowfsError, FilesystemError
 from cowfs.layers import LayerRoot
 from cowfs.layers.archive import apply_archive
 from cowfs.layers.archive.reader import ArchiveReader
@@ -89,6 +89,28 @@ def test_every_truncation_where_the_end_is_known_otherwise() -> None:
             continue
         with pytest.raises(ArchiveError, match=r"ends in the middle|ends after an extended|no header follows|a tar"):
             read_all(archive[:length], end_required=False)
+
+
+@pytest.mark.parametrize("length", [0, 1, 511, 512, 513, 1023, 1024, 10240])
+def test_an_archive_of_zeros_alone(layer: LayerRoot, length: int) -> None:
+    """A whole block of them is the end of an archive of no files, to Docker and GNU tar too; a part of one is not."""
+    if length % 512 == 0 and length:
+        assert apply(layer, bytes(length)).entries == 0
+        return
+    with pytest.raises(ArchiveError, match=r"it is empty|not a tar archive|in the middle of the blocks of zeros"):
+        apply(layer, bytes(length))
+
+
+@pytest.mark.parametrize("records", [{b"COWFS.deleted": b"/"}, {b"COWFS.deleted": b"a/.."}])
+def test_a_whiteout_of_the_root_by_a_record(layer: LayerRoot, records: dict[bytes, bytes]) -> None:
+    with pytest.raises(ArchiveError, match=r"entry 'x': a whiteout of the layer's root"):
+        apply(layer, archive_of(entry(b"x", records=records)))
+
+
+@pytest.mark.parametrize("keyword", [b"COWFS.deleted", b"COWFS.path"])
+def test_true_names_do_not_lead_out(layer: LayerRoot, keyword: bytes) -> None:
+    with pytest.raises(BreakoutError, match="leads out"):
+        apply(layer, archive_of(entry(b"x", records={keyword: b"../x"})))
 
 
 @pytest.mark.parametrize(
