@@ -163,8 +163,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "maintenance": {"session"},
         "recovery": {"spec", "opening", "session"},
         "layers": {"passed_file", "requests", "session"},
-        "api": {"spec", "requests", "executor", "session", "layers", "maintenance"},
-        "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session"},
+        "own_session": {"spec", "open_home", "requests", "executor", "session"},
+        "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session", "own_session"},
+        "api": {"spec", "requests", "session", "own_session", "serving", "layers", "maintenance"},
         "machine": {"backend_facts", "serving"},
     },
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,6 @@ from cowfs.errors import CowfsError, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.home.api import Home
-    from cowfs.home.serving.mounting import MountRequest
 
 _START_ATTEMPTS: Final = 2
 
@@ -40,9 +39,15 @@ _START_ATTEMPTS: Final = 2
 )
 @click.option("--options", metavar="LIST", default="", help="With --kernel: mount options, as in 'noatime,discard'.")
 @click.option("--foreground", is_flag=True, help="Serve the mount in this process, until it is unmounted or Ctrl-C.")
+@click.option(
+    "--until-exit-of", "process", metavar="PID", type=click.IntRange(1), help="Unmount when the process PID has ended."
+)
 @click.option("--until-put", is_flag=True, hidden=True)
 @click.option("--by-kernel", is_flag=True, hidden=True)
 @click.option("--report-fd", type=int, hidden=True)
+@click.option("--lease-fd", type=int, hidden=True)
+@click.option("--private", is_flag=True, hidden=True)
+@click.option("--not-durable", is_flag=True, hidden=True)
 @click.pass_obj
 def mount_command(
     settings: Settings,
@@ -56,9 +61,13 @@ def mount_command(
     kernel: bool,
     options: str,
     foreground: bool,
+    process: int | None,
     until_put: bool,
     by_kernel: bool,
     report_fd: int | None,
+    lease_fd: int | None,
+    private: bool,
+    not_durable: bool,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
@@ -67,6 +76,9 @@ def mount_command(
 
     A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on one
     that has no journal or is marked as damaged, and makes only safe repairs (-p); --repair makes the others too (-y).
+
+    With --until-exit-of PID the mount ends with that process, as in --until-exit-of $$ in a script, however it ends.
+    What was written is brought into the home, and files that are still open are detached.
 
     With --kernel the kernel mounts the device's node, with any file system that it supports; the home stays free.
 
@@ -82,8 +94,10 @@ def mount_command(
         raise UsageError(f"{option} is about one device; name it: mount NAME {mountpoint}")
     read_only = read_only or _spares_base(name, write_base=write_base)
     if kernel:
-        if raw or repair or foreground:
-            raise UsageError("--kernel leaves everything to the kernel; leave out --raw, --repair and --foreground")
+        if raw or repair or foreground or process is not None:
+            raise UsageError(
+                "--kernel leaves everything to the kernel; leave out --raw, --repair, --foreground and --until-exit-of"
+            )
         if suid or dev:
             raise UsageError(
                 "the kernel honours set-id bits and device nodes without --options nosuid,nodev; "
@@ -97,8 +111,11 @@ def mount_command(
             raise UsageError(f"only root may mount with {option}; mount as root, or leave it out")
     if options:
         raise UsageError("--options are for the kernel; add --kernel, or leave them out")
+    from cowfs.home.serving.lease import open_process
     from cowfs.home.serving.mounting import MountRequest, mount
 
+    if process is not None:
+        lease_fd = open_process(process)
     request = MountRequest(
         settings.home_path,
         settings.backend,
@@ -113,6 +130,9 @@ def mount_command(
         suid,
         dev,
         write_base,
+        lease_fd,
+        private,
+        not not_durable,
     )
     if foreground:
         from cowfs.cli.serving import begin_serving
@@ -123,9 +143,9 @@ def mount_command(
         on_ready = None if report_fd else partial(_say_ready, settings, name, target)
         serve_mount(request, report_fd=report_fd, on_ready=on_ready)
         return
-    pid = mount(request, _server_command(settings, request), on_ready=outcome_stands)
+    server = mount(request, log_words=settings.log.words, on_ready=outcome_stands)
     if settings.as_json:
-        output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": pid})
+        output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": server.pid})
 
 
 def _spares_base(name: str | None, *, write_base: bool) -> bool:
@@ -180,9 +200,15 @@ def serving_layers(settings: Settings) -> Iterator[Home]:
             target = empty_mount_directory(home.path)
         by_kernel = resolve_settings(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
         request = MountRequest(
-            settings.home_path, settings.backend, None, str(target), until_put=True, by_kernel=by_kernel
+            settings.home_path,
+            settings.backend,
+            None,
+            str(target),
+            until_put=True,
+            by_kernel=by_kernel,
+            storage_options=settings.storage_options,
         )
-        mount(request, _server_command(settings, request))
+        mount(request, log_words=settings.log.words)
     with settings.open_home() as home:
         if home.holder_pid is None:
             raise HomeError(f"the server of the layers of {home.path} ended before this request; try again")
@@ -203,25 +229,6 @@ def _say_ready(settings: Settings, name: str | None, target: str) -> None:
     else:
         print(f"{name or 'every device'} is mounted at {output.printable(target)}; Ctrl-C unmounts it")
     sys.stdout.flush()
-
-
-def _server_command(settings: Settings, request: MountRequest) -> Callable[[int], Sequence[str]]:
-    """The command line of the server: this program again, in the foreground."""
-    from cowfs.home.serving.mounting import python_module
-
-    flags = ("raw", "read_only", "write_base", "repair", "suid", "dev", "until_put", "by_kernel")
-    options = [f"--{flag.replace('_', '-')}" for flag in flags if getattr(request, flag)]
-
-    program = [*python_module("cowfs"), "--home", str(request.home), "--backend", settings.backend]
-    program += settings.log.words
-    program += [word for option in settings.storage_options for word in ("--storage-opt", option)]
-    device = [request.device] if request.device else []
-    where = ["--", *device, os.path.realpath(request.target)]
-
-    def command(report_fd: int) -> list[str]:
-        return [*program, "mount", *options, "--foreground", "--report-fd", str(report_fd), *where]
-
-    return command
 
 
 @click.command("umount")

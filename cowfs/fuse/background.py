@@ -9,7 +9,7 @@ and the parent logs those warnings, and raises that error, as if they had happen
 (never a fork of this one, which may have threads) in a session of its own, its standard streams on a log file.
 
     parent                                              server
-    pid = mount_in_background(argv_for, ...)            with Readiness(fd) as readiness:
+    server = mount_in_background(argv_for, ...)         with Readiness(fd) as readiness:
                                                             open everything
                                                             run_server(..., on_ready=readiness.ready)
 
@@ -61,8 +61,9 @@ def mount_in_background(
     log_path: str | os.PathLike[str] | None = None,
     timeout_seconds: float = START_SECONDS,
     on_ready: Callable[[], None] | None = None,
-) -> int:
-    """Start a server of a mount and return its pid once that is usable; as `start_in_background`.
+    keep_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a server of a mount and return it once that is usable; as `start_in_background`.
 
     Raises:
         MountError, MissingRequirement: it cannot be mounted here.
@@ -76,6 +77,7 @@ def mount_in_background(
         log_path=log_path,
         timeout_seconds=timeout_seconds,
         on_ready=on_ready,
+        keep_fds=keep_fds,
     )
 
 
@@ -87,8 +89,9 @@ def start_in_background(
     log_path: str | os.PathLike[str] | None = None,
     timeout_seconds: float = START_SECONDS,
     on_ready: Callable[[], None] | None = None,
-) -> int:
-    """Start a server and return its pid once it is ready.
+    keep_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a server and return it once it is ready.
 
     Args:
         argv_for: the server's command line, given the number of the pipe it reports on (see `Readiness`).
@@ -96,6 +99,7 @@ def start_in_background(
         log_path: the server's standard output and error, appended, mode 0600; None throws them away.
         timeout_seconds: a server that has not come up by then is killed.
         on_ready: called once it is ready; the server is ended when this raises, or anything before.
+        keep_fds: descriptors of this process that the server has too, under the same numbers.
 
     Raises:
         MountError: the server did not come up.
@@ -107,11 +111,11 @@ def start_in_background(
     try:
         try:
             with _signals_deferred():
-                server = _start(argv_for(sender), sender, log_path)
+                server = _start(argv_for(sender), (sender, *keep_fds), log_path)
         finally:
             os.close(sender)
         line = _read_line(receiver, timeout_seconds)
-        pid = _judge(line, server, source, target, log_path, timeout_seconds)
+        _judge(line, server, source, target, log_path, timeout_seconds)
         if on_ready is not None:
             on_ready()
     except BaseException:
@@ -120,7 +124,7 @@ def start_in_background(
         raise
     finally:
         os.close(receiver)
-    return pid
+    return server
 
 
 @contextlib.contextmanager
@@ -143,7 +147,9 @@ def _signals_deferred() -> Iterator[None]:
             signal.raise_signal(noted[0])
 
 
-def _start(argv: Sequence[str], sender: int, log_path: str | os.PathLike[str] | None) -> subprocess.Popen[bytes]:
+def _start(
+    argv: Sequence[str], keep_fds: Sequence[int], log_path: str | os.PathLike[str] | None
+) -> subprocess.Popen[bytes]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     output = os.open(os.devnull, os.O_WRONLY) if log_path is None else os.open(log_path, flags, 0o600)
     try:
@@ -152,7 +158,7 @@ def _start(argv: Sequence[str], sender: int, log_path: str | os.PathLike[str] | 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(sender,),
+            pass_fds=keep_fds,
             start_new_session=True,
         )
     finally:
@@ -185,8 +191,8 @@ def _judge(
     target: str,
     log_path: str | os.PathLike[str] | None,
     timeout_seconds: float,
-) -> int:
-    """The pid of a server that is ready, or an error."""
+) -> None:
+    """Raises what keeps a server from being ready."""
     if line is None:
         reason = f"the server was not ready after {timeout_seconds:g} s and was stopped{_log_tail(log_path)}"
         raise MountError("mount", source, target, errno=errno.ETIMEDOUT, reason=reason)
@@ -202,7 +208,6 @@ def _judge(
         log.warning("%s", warning)
     if report.error is not None:
         raise restore_error(report.error)
-    return report.pid
 
 
 def _log_tail(log_path: str | os.PathLike[str] | None) -> str:

@@ -5,6 +5,7 @@ Read from the top; each room imports from those below it alone.
     machine             what this machine can do
     api, layers         the Python API: `open_home`, `Home`, its `Layers`
     serving/            the process that serves a mount, and how it is started in the background
+    own_session         the session behind the Python API: for several threads, and while this process has a mount
     maintenance         check, repair, dump, restore and delta of the pool's metadata
     recovery            of the home's records
     session             reaching a home: opened here, or the process that holds it asked over its socket

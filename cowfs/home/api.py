@@ -9,12 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, UsageReport, UsageTotals
-from cowfs.errors import HomeBusy
-from cowfs.home.executor import Executor
+from cowfs.errors import UsageError
+from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.devices import (
     Create,
     Created,
@@ -41,7 +40,7 @@ from cowfs.home.requests.space import (
     TrimmedDevice,
     Usage,
 )
-from cowfs.home.session import Session, connect, metadata_of_session
+from cowfs.home.session import metadata_of_session
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.pool import ThinDevice
 
@@ -56,7 +55,8 @@ class Home:
     """A home: named thin devices that are snapshots of one another.
 
     While a mount holds the home, everything but `device` goes through the process that serves the mount, and behaves
-    the same. Not safe for use from several threads at once.
+    the same. Several threads may use one `Home`: one call runs at a time. While a disk is open (`device`), calls of
+    other threads than the one that opened it raise HomeBusy; the disk itself is for that thread alone.
 
     Example:
         >>> import cowfs, tempfile
@@ -80,7 +80,7 @@ class Home:
         >>> directory.cleanup()
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: OwnSession) -> None:
         self._session = session
 
     @property
@@ -128,11 +128,11 @@ class Home:
 
     @documented_by(ListDevices)
     def devices(self) -> list[DeviceRow]:
-        return list(self._session.iterate(ListDevices()))
+        return self._session.read_all(ListDevices())
 
     def usage(self) -> UsageReport:
         """What every device occupies alone and shares, what no device owns, and what it comes to."""
-        thins = list(self._session.iterate(Usage()))
+        thins = self._session.read_all(Usage())
         report = self.status()
         mapped = sum(thin.mapped_bytes for thin in thins)
         exclusive = sum(thin.exclusive_bytes for thin in thins)
@@ -169,24 +169,24 @@ class Home:
 
     @documented_by(Table)
     def table(self) -> list[TargetLine]:
-        return list(self._session.iterate(Table()))
+        return self._session.read_all(Table())
 
     @documented_by(TargetStatus)
     def target_status(self) -> list[TargetLine]:
-        return list(self._session.iterate(TargetStatus()))
+        return self._session.read_all(TargetStatus())
 
     def check(self) -> CheckReport:
         """Recount the pool's metadata as it is committed now."""
         from cowfs.home.maintenance import check_metadata
 
-        with metadata_of_session(self._session) as metadata:
+        with self._session.current() as session, metadata_of_session(session) as metadata:
             return check_metadata(metadata)
 
     def dump(self, out: TextSink) -> None:
         """Write the pool's metadata as thin_dump's XML."""
         from cowfs.home.maintenance import dump_metadata
 
-        with metadata_of_session(self._session) as metadata:
+        with self._session.current() as session, metadata_of_session(session) as metadata:
             dump_metadata(metadata, out)
 
     def delta(self, left: str, right: str, out: TextSink) -> None:
@@ -194,7 +194,7 @@ class Home:
         from cowfs.home.maintenance import delta_metadata
 
         left_id, right_id = self.inspect(left).id, self.inspect(right).id
-        with metadata_of_session(self._session) as metadata:
+        with self._session.current() as session, metadata_of_session(session) as metadata:
             delta_metadata(metadata, left_id, right_id, out)
 
     @contextmanager
@@ -209,22 +209,59 @@ class Home:
             UnknownDevice, DeviceBusy.
             HomeBusy: another process holds the home, and its disks are open there.
         """
-        devices = self._local_devices(f"opening the device '{name}'")
-        disk = devices.activate(name, read_only=read_only or (name == BASE and not write_base))
-        try:
-            with devices.uses.using(name, "disk"):
-                yield disk
-        finally:
-            devices.deactivate(name)
+        with self._session.disk(f"opening the device '{name}'") as opened:
+            devices = opened.devices
+            disk = devices.activate(name, read_only=read_only or (name == BASE and not write_base))
+            try:
+                with devices.uses.using(name, "disk"):
+                    yield disk
+            finally:
+                devices.deactivate(name)
 
-    def _local_devices(self, purpose: str) -> DeviceSet:
-        if not isinstance(self._session, Executor):
-            raise HomeBusy(
-                f"{purpose} needs the home {self.path} in this process, and process {self.holder_pid} holds it; "
-                "unmount it first, or use the mount",
-                holder_pid=self.holder_pid or 0,
-            )
-        return self._session.home.devices
+    @contextmanager
+    def mount(
+        self,
+        name: str | None = None,
+        *,
+        target: str | os.PathLike[str] | None = None,
+        raw: bool = False,
+        read_only: bool = False,
+        repair: bool = False,
+        write_base: bool = False,
+    ) -> Iterator[Path]:
+        """A mount for the length of a `with` block: the path of its root.
+
+        A process beside this one serves it. The home goes on working through that process, and afterwards as before.
+        At the end of the block, or when this process ends in whatever way, everything that was written is brought into
+        the home; files that are still open are detached, and the mount is gone.
+
+        Args:
+            name: a device, whose files are shown; every device when None, each as the directory of its name.
+            target: an empty directory; a new one, which is removed at the end, when None.
+            raw: show the device as the file `name`, a disk image.
+            read_only: mount for reading only, as the base device is without `write_base`.
+            repair: let e2fsck repair a damaged file system before, even where that loses something.
+
+        Raises:
+            UnknownDevice, FilesystemError: the device cannot be mounted.
+            DeviceBusy: a disk or a layer of the home is in use here.
+            HomeBusy: another process serves a mount of the home.
+            MountError, MissingRequirement: the mount point or this machine does not allow it; the server failed.
+
+        Example:
+            with home.mount() as tree:
+                (tree / "web" / "index.html").write_text("hello")
+                home.snapshot("web", "web-monday")
+        """
+        from cowfs.home.serving.own_mount import mounted_by_child
+
+        if name is None and (raw or repair):
+            raise UsageError(f"{'raw' if raw else 'repair'} is about one device; name it: home.mount(name, ...)")
+        read_only = read_only or (name == BASE and not write_base)
+        with mounted_by_child(
+            self._session, name, target, raw=raw, read_only=read_only, repair=repair, write_base=write_base
+        ) as path:
+            yield path
 
     def close(self) -> None:
         """Release the home. A second close does nothing."""
@@ -276,4 +313,4 @@ def open_home(
         options=options,
         progress=progress,
     )
-    return Home(connect(spec))
+    return Home(OwnSession(spec))

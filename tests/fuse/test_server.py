@@ -242,14 +242,14 @@ def test_options_a_user_may_not_have(ordinary_user: Account, serve: Serve) -> No
 def background(tmp_path: Path, *arguments: str, timeout_seconds: float = 60.0) -> tuple[int, Path]:
     target = tmp_path / "mnt"
     target.mkdir()
-    pid = mount_in_background(
+    server = mount_in_background(
         lambda fd: [sys.executable, SERVE, str(fd), str(target), "cowfs:/h:d", *arguments],
         source="cowfs:/h:d",
         target=str(target),
         log_path=tmp_path / "log",
         timeout_seconds=timeout_seconds,
     )
-    return pid, target
+    return server.pid, target
 
 
 def test_background_mount(tmp_path: Path, needs_fuse: None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import cowfs
 from cowfs import errors
 from cowfs.errors import PoolError
 from cowfs.home import api as home_module
-from tests.home.conftest import SMALL
+from tests.home.conftest import SMALL, serving
 
 
 def test_the_example_runs() -> None:
@@ -86,3 +88,31 @@ def test_the_base_device_is_written_only_when_asked_for_in_so_many_words(home: P
             opened.device("base", read_only=True, write_base=True) as disk,
         ):
             disk.pwrite(1 << 20, b"x")
+
+
+@pytest.mark.parametrize("through_the_holder", [False, True])
+def test_threads_share_a_home(home: Path, through_the_holder: bool) -> None:
+    with serving(home) if through_the_holder else nullcontext(), cowfs.open_home(home, durable=False) as opened:
+
+        def make(number: int) -> int:
+            for step in range(5):
+                opened.snapshot("web", f"web-{number}-{step}")
+                opened.devices()
+            return len(opened.usage().thins)
+
+        with ThreadPoolExecutor(4) as threads:
+            assert all(threads.map(make, range(4)))
+        assert len(opened.devices()) == 22
+        assert opened.check().clean
+
+
+def test_an_open_disk_is_for_one_thread(home: Path) -> None:
+    with cowfs.open_home(home, durable=False) as opened, ThreadPoolExecutor(1, "other") as threads:
+        with opened.device("web"), opened.device("base"):
+            opened.status()
+            for act in (opened.status, opened.devices, opened.check):
+                with pytest.raises(
+                    errors.HomeBusy, match=r"used in thread 'other_0', and a disk of it .* 'MainThread'"
+                ):
+                    threads.submit(act).result()
+        assert threads.submit(opened.status).result().devices == 1

@@ -144,7 +144,7 @@ def normal(line: str, home: Path) -> str:
 def converse(home: Path) -> Iterator[Exchange]:
     """Do everything through the client of this program, and note what it says and hears."""
     with serving(home), cowfs.open_home(home) as opened:
-        client: Any = opened._session
+        client: Any = opened._session._session
         tee = client._socket = Tee(client._socket, bytearray(), bytearray(), [False, False])
         for act in ACTS:
             with suppress(CowfsError):

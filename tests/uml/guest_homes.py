@@ -133,6 +133,23 @@ def the_kernel_mounts_a_device_and_the_home_is_free(folder: Path) -> None:
 
 
 @check
+def python_has_a_mount_for_a_block(folder: Path) -> None:
+    home = make_home(folder)
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        with opened.mount() as tree:
+            (tree / "web" / "file").write_text("one")
+            opened.snapshot("web", "copy")
+            (tree / "web" / "file").write_text("two")
+        with opened.device("web", read_only=True) as disk:
+            assert disk.size_bytes == 16 * MIB
+        with opened.mount("copy") as tree:
+            assert (tree / "file").read_text() == "one"
+        with opened.mount("web", raw=True) as tree:
+            assert (tree / "web").stat().st_size == 16 * MIB
+    assert_free()
+
+
+@check
 def the_kernel_too_mounts_the_base_device_for_reading_only(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
     for options in ((), ("--options", "rw,noatime")):

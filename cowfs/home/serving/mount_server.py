@@ -5,6 +5,7 @@ It holds the home until it is unmounted. One home has one server, and one server
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,7 +21,7 @@ from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
-from cowfs.home.serving.mounting import MountRequest
+from cowfs.home.serving.mounting import MountRequest, remove_private
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.session import open_unheld
 from cowfs.home.spec import HomeSpec
@@ -38,7 +39,11 @@ def serve_mount(
     Raises:
         CowfsError: as `mount`.
     """
+    if request.lease_fd is not None:
+        os.set_inheritable(request.lease_fd, False)
     with Ending() as ending, Readiness(report_fd) as readiness, ExitStack() as stack:
+        if request.is_private:
+            stack.callback(remove_private, os.path.realpath(request.target))
         home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
         stack.enter_context(ending_with(home.close))
         served = stack.enter_context(ServedHome.opened(home, request))
@@ -55,7 +60,7 @@ def serve_mount(
 
 def _open(request: MountRequest) -> OpenHome:
     """The home; for reading only where it cannot be written and need not be."""
-    spec = HomeSpec(request.home, request.backend, storage_options=request.storage_options)
+    spec = HomeSpec(request.home, request.backend, durable=request.durable, storage_options=request.storage_options)
     try:
         return open_here(spec)
     except HomeError as error:

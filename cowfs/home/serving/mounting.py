@@ -1,6 +1,6 @@
 """Mounting a device of a home in the background.
 
-    mount(request, ...)           in the command: starts the server and returns its pid once the mount can be used
+    mount(request, ...)           in the command: starts the server and returns it once the mount can be used
     mount_server.serve_mount      in the server: opens the home, serves the view and the home's control socket
     cowfs.mounts.mountpoint         unmount
 
@@ -10,6 +10,7 @@ The command loads neither the pool nor FUSE: all that is decided by the server, 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -42,6 +43,9 @@ class MountRequest:
         by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
         storage_options: of the layer driver.
         write_base: `device` is the base device and may be written to.
+        lease_fd: a process (pidfd_open(2)) with which the mount ends, however that ends.
+        is_private: the mount point was made for this mount, in a directory of its own; both are removed at the end.
+        durable: False gives up flushes.
     """
 
     home: Path
@@ -57,6 +61,9 @@ class MountRequest:
     suid: bool = False
     dev: bool = False
     write_base: bool = False
+    lease_fd: int | None = None
+    is_private: bool = False
+    durable: bool = True
 
     @property
     def source(self) -> str:
@@ -64,12 +71,12 @@ class MountRequest:
 
 
 def mount(
-    request: MountRequest, argv_for: Callable[[int], Sequence[str]], *, on_ready: Callable[[], None] | None = None
-) -> int:
-    """Mount in the background; the pid of the server once the mount can be used.
+    request: MountRequest, *, log_words: Sequence[str] = (), on_ready: Callable[[], None] | None = None
+) -> subprocess.Popen[bytes]:
+    """Mount in the background; the server once the mount can be used.
 
     Args:
-        argv_for: a command line that calls `mount_server.serve_mount`, given the descriptor to report on.
+        log_words: options of the command line that say how the server logs.
         on_ready: called once the mount can be used; the server is ended when this raises, or anything before.
 
     Raises:
@@ -77,14 +84,40 @@ def mount(
         HomeBusy: the home has a mount already, or is held by something else.
         MountError, MissingRequirement: the mount point or this machine does not allow it.
     """
-    log_path = _log_path(request.home)
-    if request.by_kernel:
-        return start_in_background(
-            argv_for, source=request.source, target=request.target, log_path=log_path, on_ready=on_ready
-        )
-    return mount_in_background(
-        argv_for, source=request.source, target=request.target, log_path=log_path, on_ready=on_ready
+    start = start_in_background if request.by_kernel else mount_in_background
+    return start(
+        _server_command(request, log_words),
+        source=request.source,
+        target=request.target,
+        log_path=_log_path(request.home),
+        on_ready=on_ready,
+        keep_fds=() if request.lease_fd is None else (request.lease_fd,),
     )
+
+
+def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable[[int], Sequence[str]]:
+    """The command line of the server, given the descriptor to report on: the command mount in the foreground."""
+    flags = ("raw", "read_only", "write_base", "repair", "suid", "dev", "until_put", "by_kernel", "is_private")
+    options = [f"--{flag.removeprefix('is_').replace('_', '-')}" for flag in flags if getattr(request, flag)]
+    options += ["--not-durable"] * (not request.durable)
+    if request.lease_fd is not None:
+        options += ["--lease-fd", str(request.lease_fd)]
+    program = [*python_module("cowfs"), "--home", str(request.home), "--backend", request.backend, *log_words]
+    program += [word for option in request.storage_options for word in ("--storage-opt", option)]
+    device = [request.device] if request.device else []
+    where = ["--", *device, os.path.realpath(request.target)]
+
+    def command(report_fd: int) -> list[str]:
+        return [*program, "mount", *options, "--foreground", "--report-fd", str(report_fd), *where]
+
+    return command
+
+
+def remove_private(target: str) -> None:
+    """Remove a mount point and the directory that was made for it, unless something else is there by now."""
+    with suppress(OSError):
+        os.rmdir(target)
+        os.rmdir(os.path.dirname(target))
 
 
 def empty_mount_directory(home: Path) -> Path:

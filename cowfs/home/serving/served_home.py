@@ -5,6 +5,7 @@ Without a view it serves the layers that the kernel mounts.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,7 @@ from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
 from cowfs.volumes import Volumes
 
+_log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.2
 _FIRST_CLIENT_SECONDS: Final = 30.0
 
@@ -126,6 +128,8 @@ class ServedHome:
             services.append(self._view.kernel_cache.serve_deletions)
         if self._request.until_put:
             services.append(self._end_when_unused)
+        if self._request.lease_fd is not None:
+            services.append(self._end_with_process)
         if self._view is None:
             await serve_services(services, self._has_ended, ending=ending, tick=devices.pool.tick, on_ready=on_ready)
             return
@@ -168,11 +172,22 @@ class ServedHome:
             if driver.has_mounts or self._control.clients:
                 continue
             if driver.was_mount_requested or trio.current_time() > patience_ends:
-                if self._view is None:
-                    self._has_ended.set()
-                else:
-                    await end_mount(self._view, self._target)
+                await self._end()
                 return
+
+    async def _end_with_process(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """End the mount when the process that it was made for has ended."""
+        assert self._request.lease_fd is not None
+        task_status.started()
+        await trio.lowlevel.wait_readable(self._request.lease_fd)
+        _log.info("the process that %s was mounted for has ended; unmounting", self._target)
+        await self._end()
+
+    async def _end(self) -> None:
+        if self._view is None:
+            self._has_ended.set()
+        else:
+            await end_mount(self._view, self._target)
 
 
 def _make_view(devices: DeviceSet, volumes: Volumes, request: MountRequest, stack: ExitStack) -> View:

@@ -1,0 +1,163 @@
+"""The session of a `Home`: for the threads of this process, and through the server of a mount that this process makes.
+
+One call runs at a time, whichever thread makes it. While a disk is open here, only the thread that opened it is served,
+since the two would change the pool at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+from cowfs.errors import HomeBusy
+from cowfs.forking import not_inherited, origin
+from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import Listing, Request
+from cowfs.home.session import Session, connect
+from cowfs.home.spec import HomeSpec, Make
+
+R = TypeVar("R")
+
+
+class OwnSession:
+    """A `Session` over another one, which is a new one after each mount.
+
+    Args:
+        spec: how the home was opened, and is opened again.
+    """
+
+    def __init__(self, spec: HomeSpec) -> None:
+        self._session = connect(spec)
+        self._spec = replace(spec, make=Make.NEVER, options=None, progress=None)
+        self._turn = threading.RLock()
+        self._disk_thread: threading.Thread | None = None
+        self._disks = 0
+        self._is_closed = False
+        not_inherited(self, f"the home {spec.path}")
+
+    @property
+    def path(self) -> Path:
+        return self._session.path
+
+    @property
+    def holder_pid(self) -> int | None:
+        return self._session.holder_pid
+
+    def call(self, request: Request[R]) -> R:
+        with self.current() as session:
+            return session.call(request)
+
+    def iterate(self, request: Listing[R]) -> Iterator[R]:
+        """The pieces one by one; other threads may have their turn between two of them."""
+        with self.current() as session:
+            pieces = session.iterate(request)
+        while True:
+            with self.current():
+                try:
+                    piece = next(pieces)
+                except StopIteration:
+                    return
+            yield piece
+
+    def read_all(self, request: Listing[R]) -> list[R]:
+        """All pieces in one turn."""
+        with self.current() as session:
+            return list(session.iterate(request))
+
+    @contextmanager
+    def current(self) -> Iterator[Session]:
+        """What stands behind this now, for the turn of one thread."""
+        with self._turn:
+            if self._disk_thread not in (None, threading.current_thread()):
+                raise HomeBusy(
+                    f"the home {self.path} was used in thread '{threading.current_thread().name}', and a disk of it is "
+                    f"open in thread '{self._disk_thread.name}'; use the home in that thread, or close the disk first"
+                )
+            yield self._session
+
+    @contextmanager
+    def disk(self, purpose: str) -> Iterator[OpenHome]:
+        """The home in this process, for the thread that opens a disk of it.
+
+        Args:
+            purpose: what needs it, for the message when another process holds the home.
+
+        Raises:
+            HomeBusy.
+        """
+        with self.current() as session:
+            home = self._require_here(session, purpose)
+            self._disk_thread = threading.current_thread()
+            self._disks += 1
+        try:
+            yield home
+        finally:
+            with self._turn:
+                self._disks -= 1
+                if not self._disks:
+                    self._disk_thread = None
+
+    def _require_here(self, session: Session, purpose: str) -> OpenHome:
+        if not isinstance(session, Executor):
+            raise HomeBusy(
+                f"{purpose} needs the home {self.path} in this process, and process {self.holder_pid} holds it; "
+                "unmount it first, or use the mount",
+                holder_pid=self.holder_pid or 0,
+            )
+        return session.home
+
+    @contextmanager
+    def handed_over(
+        self, check: Callable[[OpenHome], None], serve: Callable[[HomeSpec], Callable[[], None]]
+    ) -> Iterator[None]:
+        """Let another process have the home for the length of a block, and be asked in this one's place.
+
+        Args:
+            check: raises what keeps a home that is open here from being handed over.
+            serve: starts that process; returns what ends it.
+        """
+        is_same_process = origin()
+        with self.current() as session:
+            if isinstance(session, Executor):
+                check(session.home)
+            session.close()
+            with ExitStack() as undo:
+                undo.callback(self._open_again)
+                end = serve(self._spec)
+                undo.callback(end)
+                self._session = connect(self._spec)
+                undo.pop_all()
+        try:
+            yield
+        finally:
+            if is_same_process():
+                self._take_back(end)
+
+    def _take_back(self, end: Callable[[], None]) -> None:
+        with self._turn:
+            self._session.close()
+            try:
+                end()
+            finally:
+                self._open_again()
+
+    def _open_again(self) -> None:
+        if not self._is_closed:
+            self._session = connect(self._spec)
+
+    def close(self) -> None:
+        with self._turn:
+            self._is_closed = True
+            self._session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
