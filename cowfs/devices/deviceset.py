@@ -17,7 +17,8 @@ file per device and activates nothing but the base device, for a moment, to read
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, check_name, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size
-from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile
+from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile, ParentLine
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures, free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
@@ -244,41 +245,162 @@ class DeviceSet:
             DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
         """
+        origin_name, origin = self._origin_of([name], parent, size_bytes)
+
+        def send(thin_id: int) -> None:
+            with self.quiesced(origin_name):
+                self._create_snap(name, thin_id, origin_name, origin)
+            self._grow_new(name, thin_id, size_bytes, origin)
+
+        self._renames.settle()
+        self._transactions.make(
+            name,
+            size_bytes or origin.size,
+            send,
+            lambda made: self._store.note_parents([self._parent_line(name, made, origin_name, is_layer=is_layer)]),
+        )
+        return self._store.view(name)
+
+    def create_many(
+        self, names: Sequence[str], *, parent: str | None = None, size_bytes: int | None = None
+    ) -> list[DeviceRecord]:
+        """As `create`, for several devices of the same moment: all of them, or none after any failure.
+
+        Raises:
+            UsageError: a name twice, too.
+        """
+        if len(names) == 1:
+            return [self.create(names[0], parent=parent, size_bytes=size_bytes)]
+        origin_name, origin = self._origin_of(names, parent, size_bytes)
+
+        def send(thin_ids: Mapping[str, int]) -> None:
+            with self.quiesced(origin_name):
+                for name, thin_id in thin_ids.items():
+                    self._create_snap(name, thin_id, origin_name, origin)
+            for name, thin_id in thin_ids.items():
+                self._grow_new(name, thin_id, size_bytes, origin)
+
+        def note_parents(records: Mapping[str, DeviceFile]) -> None:
+            self._store.note_parents([self._parent_line(name, made, origin_name) for name, made in records.items()])
+
+        self._renames.settle()
+        self._transactions.make_many(dict.fromkeys(names, size_bytes or origin.size), send, note_parents)
+        return [self._store.view(name) for name in names]
+
+    def _origin_of(self, names: Sequence[str], parent: str | None, size_bytes: int | None) -> tuple[str, DeviceFile]:
+        """What new devices are made from. Raises what stands against making them."""
         self.check_writable()
-        check_name(name)
-        self._check_unused(name)
-        if size_bytes is not None:
-            check_device_size(size_bytes, f"size of device {name!r}")
+        if not names:
+            raise UsageError("no device is named; name at least one")
+        for name in names:
+            check_name(name)
+            self._check_unused(name)
+            if size_bytes is not None:
+                check_device_size(size_bytes, f"size of device {name!r}")
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise UsageError(f"the device {twice!r} is named twice, so nothing was made; name each once")
         origin_name = BASE if parent is None else parent
         if origin_name == BASE:
             self.ensure_base()
         origin = self._usable(origin_name)
         if size_bytes is not None and size_bytes < origin.size:
             raise UsageError(
-                f"size {size_bytes} of device {name!r} is less than that of its parent {origin_name!r}, "
+                f"size {size_bytes} of device {names[0]!r} is less than that of its parent {origin_name!r}, "
                 f"{origin.size}; a snapshot cannot be smaller"
             )
         self.require_free_space()
+        return origin_name, origin
 
-        def send(thin_id: int) -> None:
-            try:
-                with self.quiesced(origin_name):
-                    self.pool.create_snap(thin_id, origin.device_id)
-            except NoSuchThin as error:
-                raise NoSuchThin(
-                    f"device {name!r} cannot be made: thin {origin.device_id} of its parent {origin_name!r} is not in "
-                    f"pool {self.pool.name}"
-                ) from error
-            if size_bytes is not None and size_bytes > origin.size:  # within the transaction, so grown or not there
-                self._base.grow_new(name, DeviceFile(thin_id, size_bytes))
+    def _create_snap(self, name: str, thin_id: int, origin_name: str, origin: DeviceFile) -> None:
+        try:
+            self.pool.create_snap(thin_id, origin.device_id)
+        except NoSuchThin as error:
+            raise NoSuchThin(
+                f"device {name!r} cannot be made: thin {origin.device_id} of its parent {origin_name!r} is not in "
+                f"pool {self.pool.name}"
+            ) from error
 
-        def note_parent(record: DeviceFile) -> None:
-            inherited = False if origin_name == BASE else self._store.is_layer(origin_name)
-            self._store.note_parent(name, record.transaction_id, origin_name, is_layer or inherited)
+    def _grow_new(self, name: str, thin_id: int, size_bytes: int | None, origin: DeviceFile) -> None:
+        """Within the transaction, so it is grown or not there."""
+        if size_bytes is not None and size_bytes > origin.size:
+            self._base.grow_new(name, DeviceFile(thin_id, size_bytes))
 
+    def _parent_line(self, name: str, made: DeviceFile, origin_name: str, *, is_layer: bool = False) -> ParentLine:
+        inherited = False if origin_name == BASE else self._store.is_layer(origin_name)
+        return ParentLine(name, made.transaction_id, origin_name, is_layer or inherited)
+
+    def check_rollback(self, name: str, snapshot: str, *, keep: str | None = None) -> None:
+        """Raises what `roll_back` would, but for a device that is in use: nothing is done."""
+        self.check_writable()
+        record, origin = self._usable(name), self._usable(snapshot)
+        if name == BASE:
+            raise UsageError("the base device cannot be rolled back: every later device begins as a copy of it")
+        if name == snapshot:
+            raise UsageError(f"device {name!r} cannot be rolled back to itself; name one of its snapshots")
+        for device, thin_id in ((name, record.device_id), (snapshot, origin.device_id)):
+            if len(self._store.claims(thin_id)) > 1:
+                raise HomeError(
+                    f"device {device!r} cannot take part in a rollback: its thin {thin_id} is also that of another "
+                    "device; one of the two records is wrong; run 'recover' on the closed home"
+                )
+        if self._store.is_layer(name) and self._store.is_layer(snapshot) is False:
+            raise UsageError(f"{name!r} is a layer and {snapshot!r} is none; a layer is rolled back to a layer")
+        if keep is not None:
+            check_name(keep)
+            self._check_unused(keep)
+            self.require_free_space()
+
+    def roll_back(self, name: str, snapshot: str, *, keep: str | None = None) -> DeviceRecord:
+        """Have a device hold what another one does now, with its size; name, parent and children stay.
+
+        It takes no longer the more is mapped, but for freeing what the device alone held. An active snapshot is
+        quiesced for the moment. After a crash at any moment the device is as it was, or rolled back.
+
+        Args:
+            keep: the device that gets what the device held, as if it were a snapshot of it.
+
+        Raises:
+            UsageError: the base device, a device to itself, a layer to what is none, a name that cannot be.
+            UnknownDevice, DeviceBusy: one is not there, or marked for deletion; `name` is in use.
+            DeviceExists: `keep` is taken.
+            OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free for one more device.
+        """
+        self.check_rollback(name, snapshot, keep=keep)
+        self._require_inactive(name, "rolled back")
+        record = self._store.require(name)
+        if name in self.lent():
+            raise DeviceBusy(
+                f"device {name!r} (thin {record.device_id}) is in use through its node; end that, then roll it back"
+            )
+        self._transactions.settle()
         self._renames.settle()
-        self._transactions.make(name, size_bytes or origin.size, send, note_parent)
+
+        def make_kept(thin_id: int) -> None:
+            assert keep is not None
+            self._transactions.make(
+                keep,
+                record.size,
+                lambda new_id: self._create_snap(keep, new_id, name, record),
+                lambda made: self._store.note_parents([self._parent_line(keep, made, name)]),
+                thin_id=thin_id,
+            )
+
+        self._replacements.roll_back(name, snapshot, keep or "", make_kept)
         return self._store.view(name)
+
+    def are_related(self, name: str, other: str) -> bool:
+        """Whether one of two devices is known to descend from the other, or both from a third, not counting the base.
+
+        Every device is related to the base.
+        """
+        return BASE in (name, other) or not self._lineage(name).isdisjoint(self._lineage(other))
+
+    def _lineage(self, name: str) -> set[str]:
+        found: set[str] = set()
+        while name != BASE and name not in found:
+            found.add(name)
+            name = self._store.parent(name) or BASE
+        return found
 
     def resize(self, name: str, size_bytes: int) -> DeviceRecord:
         """Grow a device and the file system in it; after a crash at any moment it has the old size or the new one.

@@ -272,6 +272,27 @@ def rename(devices: DeviceSet) -> None:
     devices.rename("a", "renamed")
 
 
+def roll_back(devices: DeviceSet) -> None:
+    devices.roll_back("a", "b")
+
+
+def roll_back_keeping(devices: DeviceSet) -> None:
+    devices.roll_back("b", "a", keep="kept")
+
+
+def roll_back_to_active_of_another_size(devices: DeviceSet) -> None:
+    devices.activate("larger")
+    devices.roll_back("a", "larger", keep="kept")
+
+
+def create_many(devices: DeviceSet) -> None:
+    devices.create_many(["new1", "new2", "new3"], parent="a")
+
+
+def create_many_larger(devices: DeviceSet) -> None:
+    devices.create_many(["new1", "new2"], parent="a", size_bytes=2 * MIB)
+
+
 def deferred_remove(devices: DeviceSet) -> None:
     devices.activate("b")
     devices.remove("b", deferred=True)

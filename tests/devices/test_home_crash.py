@@ -19,11 +19,16 @@ from tests.devices.crash_worlds import (
     create,
     create_from_active,
     create_larger,
+    create_many,
+    create_many_larger,
     deferred_remove,
     remove,
     rename,
     replace,
     resize,
+    roll_back,
+    roll_back_keeping,
+    roll_back_to_active_of_another_size,
 )
 from tests.devices.home_fakes import MIB, PAGE, DyingOs, Steps, assert_whole, make_home, names
 
@@ -47,6 +52,7 @@ def resize_pool(devices: DeviceSet) -> None:
 
 CHANGES = [
     *(create, create_from_active, create_larger, remove, rename, deferred_remove, replace),
+    *(roll_back, roll_back_keeping, roll_back_to_active_of_another_size, create_many, create_many_larger),
     *(resize, grow_base, resize_pool),
 ]
 
@@ -56,6 +62,9 @@ CHANGES = [
 def test_a_change_is_wholly_there_or_wholly_absent(
     world: World, tmp_path: Path, change: Change, power_cut: bool
 ) -> None:
+    if change is roll_back_to_active_of_another_size:
+        with world.open() as devices:
+            devices.create("larger", parent="b", size_bytes=2 * MIB)
     before = world.contents()
     saved = world.save(tmp_path / "saved")
     with world.open() as devices:
@@ -87,7 +96,7 @@ def test_a_change_is_wholly_there_or_wholly_absent(
     )
 
 
-@pytest.mark.parametrize("change", [create, create_larger, remove, rename, resize])
+@pytest.mark.parametrize("change", [create, create_larger, create_many, remove, rename, resize, roll_back_keeping])
 def test_recovery_may_be_cut_short_at_every_step_too(world: World, tmp_path: Path, change: Change) -> None:
     before = world.contents()
     saved = world.save(tmp_path / "saved")

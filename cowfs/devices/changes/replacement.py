@@ -1,34 +1,42 @@
 """New content for a device, or another size, all of it or nothing.
 
-The content is made in a thin of its own, a snapshot of the device's; when it is done, the device's record is replaced
-by one that names that thin and its size. The replacement of the record's file is the one step that decides.
+The content is made in a thin of its own, a snapshot of the device's, or of the one that it is rolled back to; when it
+is done, the device's record is replaced by one that names that thin and its size. The replacement of the record's file
+is the one step that decides.
 
     note      cowfs.replacing/<new thin> says: device, old thin, new thin
     message   create_snap new old
-              the new thin is written by the caller, and flushed
+              the new thin is written by the caller, and flushed; nothing is written for a rollback
     record    metadata/<name> names the new thin
     message   delete old            (new, when it was given up)
     note      removed
 
 A snapshot that only lasts while it is read is such a thin, too, which no record ever names.
 
-A crash leaves the note; at the next opening the thin that the record does not name is deleted. Both ids stay taken
-until the note is gone, so neither can be given to another device meanwhile.
+A rollback may keep the former content as a device: the note names it and its thin, and it is made, by a transaction of
+its own, before the record is replaced. Where the record was not, that device is removed again.
+
+A crash leaves the note; at the next opening the thin that the record does not name is deleted. All ids stay taken
+until the note is gone, so none can be given to another device meanwhile.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import msgspec
 
 from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.on_disk.names import is_plain_file_name
 from cowfs.devices.on_disk.records import DeviceFile, ReplacementFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.reports import Finding
 from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
+
+_log = logging.getLogger(__name__)
 
 
 class Replacements:
@@ -54,7 +62,7 @@ class Replacements:
         self._quiesced = quiesced
         self._under_way: list[ReplacementFile] = []
         self._replaced: set[str] = set()
-        self._left: set[int] = set()  # thins that wait until the home is open for writing
+        self._left: set[int] = set()  # thins that wait for the next opening for writing
 
     def thin_ids(self) -> set[int]:
         """Thins that no record names, and that are not left over either."""
@@ -76,8 +84,8 @@ class Replacements:
         record = self._store.require(name)
         self._replaced.add(name)
         try:
-            with self._snapshot(name, record) as thin_id:
-                changes = {"device_id": thin_id, "size": size_bytes or record.size}
+            with self._snapshot(name, name) as note:
+                changes = {"device_id": note.new_id, "size": size_bytes or record.size}
                 thin = self._activate(name, msgspec.structs.replace(record, **changes), False)
                 try:
                     yield thin
@@ -89,35 +97,58 @@ class Replacements:
         finally:
             self._replaced.discard(name)
 
+    def roll_back(self, name: str, snapshot: str, kept: str, keep: Callable[[int], object]) -> None:
+        """Have a device that is not in use hold what `snapshot` does, with the size of that.
+
+        Args:
+            kept: the device that gets the former content, made by `keep` with a thin of this id; none when empty.
+        """
+        size_bytes = self._store.require(snapshot).size
+        with self._snapshot(name, snapshot, kept) as note:
+            if note.kept_id is not None:
+                keep(note.kept_id)
+            changes = {"device_id": note.new_id, "size": size_bytes}
+            self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+
     @contextmanager
     def copied(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
         """A disk for reading that holds what the device holds now, for the length of the block."""
         record = self._store.require(name)
-        with self._snapshot(name, record) as thin_id:
-            thin = self._activate(f"{name}+{thin_id}", msgspec.structs.replace(record, device_id=thin_id), read_only)
+        with self._snapshot(name, name) as note:
+            copy = msgspec.structs.replace(record, device_id=note.new_id)
+            thin = self._activate(f"{name}+{note.new_id}", copy, read_only)
             try:
                 yield thin
             finally:
                 thin.close()
 
     @contextmanager
-    def _snapshot(self, name: str, record: DeviceFile) -> Iterator[int]:
-        """A thin that no record names; gone at the end, unless the device's record names it then."""
-        note = ReplacementFile(name, record.device_id, self._ids.take())
+    def _snapshot(self, name: str, origin: str, kept: str = "") -> Iterator[ReplacementFile]:
+        """A thin that no record names, a snapshot of `origin`; gone at the end, unless the record of `name` names it.
+
+        The other way round, it is the former thin of `name` that is gone then.
+        """
+        origin_id = self._store.require(origin).device_id
+        kept_id = self._ids.take() if kept else None
+        note = ReplacementFile(name, self._store.require(name).device_id, self._ids.take(), kept, kept_id)
         self._under_way.append(note)
         try:
             self._store.files.make_directory(self._store.files.replacements)
             self._store.files.write(self._path(note), msgspec.json.encode(note))
-            with self._quiesced(name):
-                self._pool.create_snap(note.new_id, note.old_id)
-            yield note.new_id
+            with self._quiesced(origin):
+                self._pool.create_snap(note.new_id, origin_id)
+            yield note
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):
                 self._finish(note)
             raise
         else:
-            self._finish(note)
+            try:
+                self._finish(note)
+            except CowfsError as error:  # what was asked is done
+                self._left.add(note.old_id if note.new_id == self._store.require(name).device_id else note.new_id)
+                _log.warning("a thin that device %r does without stays until the next opening: %s", name, error)
         finally:
             self._under_way.remove(note)
 
@@ -129,10 +160,14 @@ class Replacements:
                 note = self._store.load_file(path, ReplacementFile)
                 if note is not None and path != self._path(note):
                     raise DamagedFile("its name is not that of its thin")
+                if note is not None and note.kept and not is_plain_file_name(note.kept):
+                    raise DamagedFile("it names what cannot be a device")
             except DamagedFile as error:
                 self._store.report_damaged(path, f"the note {file_name!r} about new content of a device", error)
                 continue
             if note is not None:
+                for thin_id in note.thin_ids:
+                    self._ids.reserve(thin_id)
                 found = f"new content of device {note.name!r} was being written, or its old one was being removed"
                 self._store.findings.append(Finding("unfinished_change", found, "finished", note.name))
                 self._finish(note)
@@ -141,15 +176,28 @@ class Replacements:
         return self._store.files.replacement(str(note.new_id))
 
     def _finish(self, note: ReplacementFile) -> None:
-        """Delete the thin that lost, and forget about it."""
+        """Delete the thins that lost, and forget about them."""
         record = self._store.get(note.name)
-        loser = note.old_id if record is not None and record.device_id == note.new_id else note.new_id
+        is_old = record is not None and record.device_id == note.old_id
+        losers = {note.old_id if record is not None and record.device_id == note.new_id else note.new_id}
+        if note.kept_id is not None and is_old:
+            kept = self._store.get(note.kept)
+            if kept is not None and kept.device_id == note.kept_id:
+                self._give_up(note.kept)
+            losers.add(note.kept_id)
         if self._store.read_only:
-            self._left.add(loser)
+            self._left |= losers
             return
-        if not self._store.claims(loser):
+        losers = {loser for loser in losers if not self._store.claims(loser)}
+        for loser in losers:
             with suppress(NoSuchThin):
                 self._pool.delete(loser)
         self._store.files.remove(self._path(note))
-        if not self._store.claims(loser):
+        for loser in losers:
             self._ids.release(loser)
+
+    def _give_up(self, name: str) -> None:
+        if self._store.read_only:
+            self._store.forget(name)
+        else:
+            self._store.delete(name)

@@ -20,16 +20,19 @@ A pool that can commits the messages of one transaction at once. The order above
 A failure without a crash goes through the same recovery, at once; when even that fails (the pool became read-only, the
 thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
 another attempt.
+
+Many devices made at once have a protocol of their own, in `cowfs.devices.changes.many`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.many import ManyMakings
 from cowfs.devices.on_disk.names import hash_to_name, is_plain_file_name, name_to_hash
 from cowfs.devices.on_disk.records import DeviceFile, TransactionFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
@@ -56,6 +59,7 @@ class Transactions:
         self._is_fresh = is_fresh
         self._foreign: set[int] = set()  # ids that proved to be somebody else's
         self.left: set[int] = set()  # thins that wait until the home is open for writing
+        self._many = ManyMakings(pool, store, ids, self.left)
         self._is_settled = False
 
     def current_id(self) -> int:
@@ -72,12 +76,22 @@ class Transactions:
         size_bytes: int,
         send: Callable[[int], None],
         after_record: Callable[[DeviceFile], None] = lambda _record: None,
+        *,
+        thin_id: int | None = None,
     ) -> DeviceFile:
-        """Make a device: a thin with a fresh id through `send(id)`, and its record."""
+        """Make a device: a thin through `send(id)`, and its record.
+
+        Args:
+            thin_id: an id that its caller has taken; a fresh one when None.
+        """
         self.settle()
         try:
             with self._together():
-                thin_id, transaction_id = self._make_thin(name, send)
+                if thin_id is None:
+                    thin_id, transaction_id = self._make_thin(name, send)
+                else:
+                    transaction_id = self._open(name, thin_id)
+                    send(thin_id)
                 record = DeviceFile(thin_id, size_bytes, transaction_id)
                 self._store.save(name, record)
                 after_record(record)
@@ -86,6 +100,27 @@ class Transactions:
             self._recover_from(error, f"making the device {name!r} failed")
             raise
         return record
+
+    def make_many(
+        self,
+        sizes_bytes: Mapping[str, int],
+        send: Callable[[Mapping[str, int]], None],
+        after_records: Callable[[Mapping[str, DeviceFile]], None],
+    ) -> None:
+        """Make devices of these sizes, all or none: thins through `send`, given their ids by name, and records."""
+        self.settle()
+        self._is_settled = False
+        try:
+            with self._together():
+                self._many.make(sizes_bytes, send, after_records)
+        except BaseException as error:
+            self._recover_from(error, f"making {len(sizes_bytes)} devices failed")
+            raise
+        try:
+            self._many.finish()
+            self._is_settled = True
+        except HomeError as error:
+            _log.warning("%d devices are made; the rest will be tried again: %s", len(sizes_bytes), error)
 
     def remove(self, name: str, *, before_message: Callable[[DeviceFile], None] | None = None) -> None:
         """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle.
@@ -123,6 +158,7 @@ class Transactions:
     def recover(self) -> None:
         """Bring the home back to the state before or after the last transaction. Doing it again changes nothing."""
         self._is_settled = False
+        self._many.recover()
         try:
             pending = self._store.load_transaction()
             if pending is not None:

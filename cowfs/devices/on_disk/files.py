@@ -8,6 +8,7 @@
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
+    <home>/cowfs.making             a note about devices that are made together, there while they are
     <home>/cowfs.renaming           a note about a new name of a device, there while it gets it
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
     <home>/cowfs.damaged/           files that could not be understood, set aside
@@ -24,8 +25,9 @@ import errno
 import os
 import shlex
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from typing import Final, Protocol
 
 from cowfs.devices.on_disk.names import SET_FILE, TRANSACTION_FILE
@@ -40,6 +42,8 @@ _MAX_RECORD_BYTES: Final = 1 << 16
 _MAX_OWN_FILE_BYTES: Final = 1 << 28
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _SMALL_BYTES: Final = 1 << 12
+_BATCH_FILES: Final = 128
+_SYNCING_THREADS: Final = 16
 
 
 class System(Protocol):
@@ -79,6 +83,7 @@ class HomeFiles:
         self.home_file = os.path.join(home, "cowfs.json")
         self.init_marker = os.path.join(home, "cowfs.init")
         self.parents = os.path.join(home, "cowfs.parents")
+        self.making = os.path.join(home, "cowfs.making")
         self.renaming = os.path.join(home, "cowfs.renaming")
         self.replacements = os.path.join(home, "cowfs.replacing")
         self.damaged = os.path.join(home, "cowfs.damaged")
@@ -99,7 +104,7 @@ class HomeFiles:
         """Names in a directory of the home, sorted, without what an interrupted write left; none without it."""
         with _explained("read", directory):
             try:
-                return sorted(name for name in os.listdir(directory) if name != TEMPORARY_NAME)
+                return sorted(name for name in os.listdir(directory) if not name.startswith(TEMPORARY_NAME))
             except FileNotFoundError:
                 return []
 
@@ -150,6 +155,24 @@ class HomeFiles:
                 raise
             self._sync_directory(os.path.dirname(path))
 
+    def write_many(self, contents: Mapping[str, bytes]) -> None:
+        """As `write`, for files in one directory, of which a crash may leave some old and some new."""
+        names = iter(contents)
+        while batch := list(islice(names, _BATCH_FILES)):
+            directory = os.path.dirname(batch[0])
+            temporary = {path: os.path.join(directory, f"{TEMPORARY_NAME}-{i}") for i, path in enumerate(batch)}
+            with _explained("write", directory):
+                try:
+                    self._write_new_files({temporary[path]: contents[path] for path in batch})
+                    for path in batch:
+                        self._system.rename(temporary[path], path)
+                except OSError:
+                    for path in temporary.values():
+                        with suppress(OSError):
+                            self._system.unlink(path)
+                    raise
+                self._sync_directory(directory)
+
     def append(self, path: str, data: bytes) -> None:
         """Add to the end of a file that may not exist yet."""
         with _explained("write", path):
@@ -175,6 +198,11 @@ class HomeFiles:
                 self._system.unlink(path)
             if durable:
                 self._sync_directory(os.path.dirname(path))
+
+    def sync_records(self) -> None:
+        """Have every name in the directory of records, and every absence, be durable."""
+        with _explained("write", self.records):
+            self._sync_directory(self.records)
 
     def rename(self, source: str, target: str) -> None:
         """Give a file another name in the same directory."""
@@ -255,26 +283,52 @@ class HomeFiles:
                 os.close(fd)
 
     def _write_new(self, path: str, data: bytes) -> None:
+        self._write_new_files({path: data})
+
+    def _write_new_files(self, contents: Mapping[str, bytes]) -> None:
+        with ExitStack() as last:
+            fds = []
+            for path, data in contents.items():
+                fd = self._open_new(path)
+                last.callback(os.close, fd)
+                fds.append(fd)
+                give_to_owner(fd, self.home)
+                self._write_data(fd, data)
+            self._sync_all(fds)
+
+    def _open_new(self, path: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = self._system.open(path, flags, FILE_MODE)
+            return self._system.open(path, flags, FILE_MODE)
         except FileExistsError:  # left by a crash
             self._system.unlink(path)
-            fd = self._system.open(path, flags, FILE_MODE)
-        try:
-            give_to_owner(fd, self.home)
-            self._write_all(fd, data)
-        finally:
-            os.close(fd)
+            return self._system.open(path, flags, FILE_MODE)
 
     def _write_all(self, fd: int, data: bytes) -> None:
+        self._write_data(fd, data)
+        self._sync(fd)
+
+    def _write_data(self, fd: int, data: bytes) -> None:
         while data:
             data = data[self._system.write(fd, data) :]
-        self._sync(fd)
 
     def _sync(self, fd: int) -> None:
         if self.durable:
             self._system.fsync(fd)
+
+    def _sync_all(self, fds: Sequence[int]) -> None:
+        """fsync, of several at the same time where it is the system's: it commits once for those that wait together.
+
+        200 small files take 1 s one after the other, and 0.05 s so (ext4 on a virtual disk).
+        """
+        if self._system is not os or len(fds) == 1:
+            for fd in fds:
+                self._sync(fd)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(_SYNCING_THREADS) as threads:
+            list(threads.map(self._sync, fds))
 
     def _sync_directory(self, path: str) -> None:
         if not self.durable:

@@ -64,8 +64,10 @@ class TransactionFile(msgspec.Struct, frozen=True):
         _check_thin_id(self.device_id)
 
 
-class ReplacementFile(msgspec.Struct, frozen=True):
-    """Thin `new_id` is a snapshot of `old_id`, the thin of device `name`, and may take its place.
+class ReplacementFile(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Thin `new_id` is a snapshot, and may take the place of `old_id`, the thin of device `name`.
+
+    Where the former content is kept, this is the device `kept`, a snapshot of `old_id` as thin `kept_id`.
 
     See `cowfs.devices.changes.replacement`.
     """
@@ -73,10 +75,30 @@ class ReplacementFile(msgspec.Struct, frozen=True):
     name: str
     old_id: int
     new_id: int
+    kept: str = ""
+    kept_id: int | None = None
 
     def __post_init__(self) -> None:
-        _check_thin_id(self.old_id)
-        _check_thin_id(self.new_id)
+        for thin_id in self.thin_ids:
+            _check_thin_id(thin_id)
+
+    @property
+    def thin_ids(self) -> tuple[int, ...]:
+        return (self.old_id, self.new_id) if self.kept_id is None else (self.old_id, self.new_id, self.kept_id)
+
+
+class MakingFile(msgspec.Struct, frozen=True):
+    """Devices that are made together, from a pool at `transaction_id`: each name's thin, in order.
+
+    See `cowfs.devices.changes.many`.
+    """
+
+    transaction_id: int
+    thin_ids: dict[str, int]
+
+    def __post_init__(self) -> None:
+        for thin_id in self.thin_ids.values():
+            _check_thin_id(thin_id)
 
 
 class OldRecordsFile(msgspec.Struct, frozen=True):

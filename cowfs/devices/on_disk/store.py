@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
 
@@ -167,11 +168,24 @@ class DeviceStore:
         self.files.write(self.files.record(name), msgspec.json.encode(record))
         self._records[name] = record
 
+    def save_many(self, records: Mapping[str, DeviceFile]) -> None:
+        """Write records, of which a crash may leave only some."""
+        self.files.write_many({self.files.record(name): msgspec.json.encode(it) for name, it in records.items()})
+        self._records.update(records)
+
     def save_set(self, record: SetFile) -> None:
         self.files.write(self.files.set_file, msgspec.json.encode(record))
 
     def save_transaction(self, record: TransactionFile) -> None:
         self.files.write(self.files.transaction, msgspec.json.encode(record))
+
+    def remove_transaction(self, transaction_id: int) -> None:
+        """Remove the transaction file where it is about this one; the absence of records is durable then."""
+        with suppress(DamagedFile):  # reported, or set aside, by who needs it
+            pending = self.load_transaction()
+            if pending is not None and pending.open_transaction_id == transaction_id:
+                self.files.remove(self.files.transaction, durable=False)
+        self.files.sync_records()
 
     def forget(self, name: str) -> None:
         """Drop a record from memory only."""
@@ -205,12 +219,11 @@ class DeviceStore:
         lines = (line for line in self._parent_lines().values() if line.transaction_id == transaction_id)
         return next(lines, None)
 
-    def note_parent(self, name: str, transaction_id: int, parent: str, is_layer: bool | None) -> None:
-        """Remember what a device is a snapshot of."""
-        line = ParentLine(name, transaction_id, parent, is_layer)
+    def note_parents(self, lines: Sequence[ParentLine]) -> None:
+        """Remember what devices are snapshots of."""
         # The newline comes first, so that a line cut short by a crash does not take the next one with it.
-        self.files.append(self.files.parents, b"\n" + msgspec.json.encode(line))
-        self._parent_lines()[name] = line
+        self.files.append(self.files.parents, b"".join(b"\n" + msgspec.json.encode(line) for line in lines))
+        self._parent_lines().update({line.name: line for line in lines})
 
     def change_lines(self, change: Callable[[ParentLine], ParentLine | None]) -> None:
         """Replace every line about parents by what `change` makes of it, all of them or none; None drops a line.
