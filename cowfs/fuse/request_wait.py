@@ -6,13 +6,15 @@ do. Here the worker that has just answered keeps the device, which stops the who
 likely to ask again at once.
 
     wait_readable
-      eager     busy polling, then poll(2) for at most EAGER_SECONDS, as long as a round through trio was less than
-                ROUND_SECONDS ago and another worker waits, to take over should the handler of the coming request
-                have to wait
+      eager     busy polling, then poll(2), as long as a round through trio was less than ROUND_SECONDS ago and
+                another worker waits, to take over should the handler of the coming request have to wait
       patient   stand in line for the one place in trio's epoll, so that everything else in the loop gets its turn
 
 Busy polling (see `BusyPolling`) asks without sleeping. While one request follows another, the gap between them is
 shorter than the time that it takes to fall asleep and be woken.
+
+poll(2) has no timeout, since setting and cancelling a timer for each wait can cost as much as the rest of a request.
+One timer is set in each round, for its end, and poll(2) waits for its descriptor too.
 
 The device does not block. The kernel takes a request back whose process is killed, also between the poll and the read,
 and libfuse reads with the interpreter's lock held: a read that waits would stop every thread of the server. The read
@@ -24,17 +26,18 @@ buffer of that worker is lost then: as much memory as the largest request took t
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyfuse3
 import trio
 
-EAGER_SECONDS: Final = 0.001  # most applications ask again sooner
 ROUND_SECONDS: Final = 0.005  # what a busy mount adds to the latency of timers and of the control socket
 
 
@@ -112,6 +115,52 @@ class BusyPolling:
             self._busy_since = None
 
 
+class _TimeSpec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+class _RoundTimer:
+    """A descriptor that can be read from the end of a round until the next one starts (timerfd_create(2))."""
+
+    def __init__(self) -> None:
+        self._set = ctypes.CDLL(None).timerfd_settime
+        self._round = (_TimeSpec * 2)(_TimeSpec(), _TimeSpec(0, int(ROUND_SECONDS * 1e9)))
+        self.fd: int = ctypes.CDLL(None, use_errno=True).timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC)
+        if self.fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        weakref.finalize(self, os.close, self.fd)
+
+    def start(self) -> None:
+        self._set(self.fd, 0, self._round, None)
+
+
+class Device(Protocol):
+    """What requests come from."""
+
+    @property
+    def look(self) -> Callable[[int], Sequence[object]]:
+        """Asked with 0: whether there is a request, without sleeping."""
+        ...
+
+    def sleep(self) -> bool:
+        """Wait for a request or the end of the round; whether there is a request."""
+        ...
+
+
+class _FuseDevice:
+    def __init__(self, fd: int, timer_fd: int) -> None:
+        self._fd = fd
+        alone, timed = select.poll(), select.poll()
+        alone.register(fd, select.POLLIN)
+        timed.register(fd, select.POLLIN)  # the first that is registered is the first in an answer
+        timed.register(timer_fd, select.POLLIN)
+        self.look: Callable[[int], Sequence[object]] = alone.poll
+        self._sleep = timed.poll
+
+    def sleep(self) -> bool:
+        return self._sleep()[0][0] == self._fd
+
+
 class RequestWait:
     """Used in place of `trio.lowlevel`. Serves the workers of one FUSE session, whose device is `fd` throughout.
 
@@ -124,51 +173,53 @@ class RequestWait:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic, busy_polling: BusyPolling | None = None) -> None:
         self._clock = clock
         self._busy_polling = busy_polling or BusyPolling()
+        self._timer = _RoundTimer()
         self._place = trio.Lock()
         self._standing_by = 0
         self._eager_until = clock()
-        self._poll: Callable[[float], object] | None = None
+        self._device: _FuseDevice | None = None
         self._closing = False
 
     async def wait_readable(self, fd: int) -> None:
         """Raises ClosedResourceError after `notify_closing`."""
-        poll = self._poll or self._open(fd)
-        if self._standing_by and (now := self._clock()) < self._eager_until and self._wait_eagerly(poll, now):
+        device = self._device or self._open(fd)
+        if self._standing_by and (now := self._clock()) < self._eager_until and self._wait_eagerly(device, now):
             return
         self._standing_by += 1
         try:
             async with self._place:
-                await self._wait_in_line(fd, poll)
+                await self._wait_in_line(fd, device)
         finally:
             self._standing_by -= 1
         now = self._clock()
         self._busy_polling.look_around(now)
         self._eager_until = now + ROUND_SECONDS
+        self._timer.start()
 
-    def _open(self, fd: int) -> Callable[[float], object]:
+    def _open(self, fd: int) -> _FuseDevice:
         os.set_blocking(fd, False)
-        poller = select.poll()
-        poller.register(fd, select.POLLIN)
-        self._poll = poller.poll
-        return poller.poll
+        self._device = _FuseDevice(fd, self._timer.fd)
+        return self._device
 
-    def _wait_eagerly(self, poll: Callable[[float], object], begin: float) -> bool:
+    def _wait_eagerly(self, device: Device, begin: float) -> bool:
         """Whether there is a request."""
         clock, busy_polling = self._clock, self._busy_polling
         if busy_polling.is_worth_it(begin):
-            end = begin + busy_polling.SECONDS
-            while not (found := poll(0)) and clock() < end:
-                pass
-            busy_polling.note(is_short=bool(found))
-            return bool(found or poll(EAGER_SECONDS * 1000))
-        found = poll(EAGER_SECONDS * 1000)
+            look, end = device.look, begin + busy_polling.SECONDS
+            while not look(0):
+                if clock() >= end:
+                    busy_polling.note(is_short=False)
+                    return device.sleep()
+            busy_polling.note(is_short=True)
+            return True
+        found = device.sleep()
         busy_polling.note(is_short=clock() - begin < busy_polling.SLEPT_SECONDS)
-        return bool(found)
+        return found
 
-    async def _wait_in_line(self, fd: int, poll: Callable[[float], object]) -> None:
+    async def _wait_in_line(self, fd: int, device: Device) -> None:
         while not self._closing:
             await trio.lowlevel.wait_readable(fd)
-            if poll(0):  # an eager worker may have been faster
+            if device.look(0):  # an eager worker may have been faster
                 return
         raise trio.ClosedResourceError
 

@@ -6,13 +6,14 @@ import itertools
 import os
 import random
 import select
+import time
 from collections.abc import Iterator
 
 import pytest
 import trio
 import trio.testing
 
-from cowfs.fuse.request_wait import EAGER_SECONDS, ROUND_SECONDS, BusyPolling, RequestWait, _waited_seconds
+from cowfs.fuse.request_wait import ROUND_SECONDS, BusyPolling, RequestWait, _waited_seconds
 
 STEP_SECONDS = 0.001
 
@@ -264,12 +265,15 @@ class ScriptedPoll:
     def clock(self) -> float:
         return self.now
 
-    def poll(self, timeout_ms: float) -> bool:
+    def look(self, _timeout_ms: int) -> list[None]:
         self.now += self.LOOK_SECONDS
         self.looks += 1
-        if timeout_ms and self._due > self.now:
+        return [None] if self._due <= self.now else []
+
+    def sleep(self) -> bool:
+        if not self.look(0):
             self.slept += 1
-            self.now = min(self._due + self.WAKE_SECONDS, self.now + timeout_ms / 1000)
+            self.now = min(self._due + self.WAKE_SECONDS, self.now + ROUND_SECONDS)
         return self._due <= self.now
 
     def read(self) -> None:
@@ -280,7 +284,7 @@ def eager_waits(device: ScriptedPoll, count: int) -> None:
     """Let a worker wait for so many requests, without the turns of the loop between."""
     wait = RequestWait(clock=device.clock, busy_polling=polling())
     for _ in range(count):
-        while not wait._wait_eagerly(device.poll, device.now):
+        while not wait._wait_eagerly(device, device.now):
             pass
         device.read()
 
@@ -302,11 +306,21 @@ def test_what_a_trickling_mount_costs() -> None:
     assert device.looks <= trickle + misses * (BusyPolling.SECONDS / device.LOOK_SECONDS + 2)
 
 
-def test_an_eager_wait_is_bounded() -> None:
-    device = ScriptedPoll(1e9)
-    wait = RequestWait(clock=device.clock, busy_polling=busy(polling()))
-    assert not wait._wait_eagerly(device.poll, device.now)
-    assert device.now <= EAGER_SECONDS + 2 * BusyPolling.SECONDS
+def test_an_eager_wait_ends_with_its_round(pipe: tuple[int, int]) -> None:
+    """The timer of the round ends it, and another one may look at once."""
+    reader, writer = pipe
+    wait = RequestWait()
+    device = wait._open(reader)
+    wait._timer.start()
+    begin = time.monotonic()
+    assert not device.sleep()
+    assert time.monotonic() - begin >= ROUND_SECONDS
+    assert not device.sleep(), "until the next round starts"
+    os.write(writer, b"x")
+    assert device.sleep(), "a request counts, the end of the round or not"
+    os.read(reader, 1)
+    wait._timer.start()
+    assert not select.select([wait._timer.fd], [], [], 0)[0], "the next round has begun"
 
 
 def test_the_device_is_never_read_blocking(pipe: tuple[int, int]) -> None:
