@@ -31,6 +31,7 @@ import pytest
 
 from cowfs.pool import load_backend
 from cowfs.testing.conformance import BEHAVIOURS
+from tests.kit.standby import Request, Standby
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "COWFS_TEST_SESSION"
@@ -149,17 +150,28 @@ class Account:
     def run(
         self, arguments: Sequence[object], *, check: bool = True, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; a failure raises with the command's output in the message."""
+        """Run to the end; a failure raises with the command's output in the message.
+
+        A command of `cowfs` that needs nothing unusual is forked from an interpreter that has loaded it, as is CODE in
+        `["python", "-c", CODE, ...]`.
+        """
         options.setdefault("timeout", 240)
-        result = subprocess.run(
-            [str(argument) for argument in arguments],
-            check=False,
-            text=True,
-            stdin=None if "input" in options else subprocess.DEVNULL,
-            stdout=options.pop("stdout", subprocess.PIPE),
-            stderr=options.pop("stderr", subprocess.PIPE),
-            **self._options(options),
-        )
+        words = [str(argument) for argument in arguments]
+        if words[0] in ("cowfs", "python") and options.keys() <= {"timeout", "input", "cwd", "env"}:
+            standby = standby_of(self)
+            options = self._options(options)
+            request = Request(words, str(options["cwd"]), options["env"])
+            result = standby.run(request, options.get("input", ""), options["timeout"])
+        else:
+            result = subprocess.run(
+                words,
+                check=False,
+                text=True,
+                stdin=None if "input" in options else subprocess.DEVNULL,
+                stdout=options.pop("stdout", subprocess.PIPE),
+                stderr=options.pop("stderr", subprocess.PIPE),
+                **self._options(options),
+            )
         if check and result.returncode != 0:
             raise AssertionError(
                 f"{self.name} ran {' '.join(map(str, arguments))}: exit status {result.returncode}\n"
@@ -185,6 +197,16 @@ class Account:
         if self.uid != os.geteuid():
             options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
         return options | {"env": {**self.environment, **environment}}
+
+
+_standbys: dict[int, Standby] = {}
+
+
+def standby_of(account: Account) -> Standby:
+    """This session's interpreter on standby for a user."""
+    if account.uid not in _standbys:
+        _standbys[account.uid] = Standby(**account._options({"cwd": "/"}))
+    return _standbys[account.uid]
 
 
 def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
@@ -323,6 +345,8 @@ def no_log_stays() -> Iterator[None]:
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root: Path) -> Iterator[None]:
     """Fail the session, naming them, when mounts, loop devices or processes outlive their tests; and end them."""
     yield
+    while _standbys:
+        _standbys.popitem()[1].close()
     left = sweep(os.environ[MARK], [f"{tmp_path_factory.getbasetemp().resolve()}/", f"{ordinary_root}/"])
     if left:
         pytest.fail("left behind by tests:\n  " + "\n  ".join(left), pytrace=False)

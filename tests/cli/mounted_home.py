@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,11 +80,11 @@ class MountedHome:
     def judge(self) -> None:
         """Recount the pool, and ask e2fsck about every volume."""
         assert self.json("check")["clean"]
-        self.account.run([sys.executable, "-c", _JUDGE, self.home])
+        self.account.run(["python", "-c", _JUDGE, self.home])
 
     def needs_replay(self, name: str) -> bool:
         """Whether the file system of a device, which is not mounted, has something in its journal."""
-        return self.account.run([sys.executable, "-c", _NEEDS_REPLAY, self.home, name]).stdout == "True\n"
+        return self.account.run(["python", "-c", _NEEDS_REPLAY, self.home, name]).stdout == "True\n"
 
     def clear(self) -> None:
         """Leave no mount behind, whatever a test did."""

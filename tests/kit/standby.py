@@ -1,0 +1,276 @@
+"""Processes of `cowfs` from an interpreter on standby: it has loaded every module, and forks for each command.
+
+A command is a process of its own as ever, with its own arguments, streams, directory and environment, and so is a
+server that it puts in the background. What is saved is the start of Python and the loading of modules, which is most of
+what a short command costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import importlib
+import io
+import json
+import os
+import pkgutil
+import runpy
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+REQUEST_BYTES: Final = 1 << 17
+MOST_FDS: Final = 16
+HIGH_FD: Final = 100  # above those of the process to be
+NUMBER: Final = struct.Struct("<i")
+
+
+class Request(NamedTuple):
+    """What to run, and as what.
+
+    Attributes:
+        arguments: `cowfs ...`, or `python {-c CODE|-m MODULE} ...`.
+        passed: numbers of its descriptors besides the three streams.
+    """
+
+    arguments: list[str]
+    cwd: str
+    env: dict[str, str]
+    passed: Sequence[int] = ()
+    new_session: bool = False
+
+
+class Process:
+    """A process that an interpreter on standby has forked; the part of subprocess.Popen that is needed of it."""
+
+    def __init__(self, line: socket.socket, request: Request, fds: Sequence[int]) -> None:
+        self.returncode: int | None = None
+        self._told, told = os.pipe()
+        try:
+            socket.send_fds(line, [json.dumps(request).encode()], [*fds, told])
+        finally:
+            os.close(told)
+        (self.pid,) = NUMBER.unpack(os.read(self._told, NUMBER.size))
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status. Raises subprocess.TimeoutExpired."""
+        if self.returncode is None:
+            if not select.select([self._told], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(f"process {self.pid}", timeout or 0)
+            (self.returncode,) = NUMBER.unpack(os.read(self._told, NUMBER.size))
+            os.close(self._told)
+        return int(self.returncode)
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+class Standby:
+    """The interpreter of one user, until it is closed.
+
+    Args:
+        env: its environment while it waits.
+        options: of subprocess.Popen: the user.
+    """
+
+    def __init__(self, env: Mapping[str, str], **options: Any) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            words = [sys.executable, __file__, str(theirs.fileno())]
+            self._interpreter = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, env=env, pass_fds=[theirs.fileno()], **options
+            )
+
+    def close(self) -> None:
+        self._line.close()
+        self._interpreter.wait()
+
+    def run(self, request: Request, text_input: str, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
+        """As subprocess.run, with both outputs captured.
+
+        Raises:
+            subprocess.TimeoutExpired: the command was killed then.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        with contextlib.ExitStack() as ours:
+            with contextlib.ExitStack() as theirs:
+                source = theirs.enter_context(tempfile.TemporaryFile())
+                source.write(text_input.encode())
+                source.seek(0)
+                pipes = [os.pipe() for _ in range(2)]
+                for reader, writer in pipes:
+                    ours.callback(os.close, reader)
+                    theirs.callback(os.close, writer)
+                process = Process(self._line, request, [source.fileno(), *(writer for _, writer in pipes)])
+            try:
+                out, err = read_all([reader for reader, _ in pipes], deadline)
+                status = process.wait(deadline - time.monotonic())
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                raise subprocess.TimeoutExpired(request.arguments, timeout_seconds) from None
+        return subprocess.CompletedProcess(request.arguments, status, out.decode(), err.decode())
+
+
+def read_all(fds: Sequence[int], deadline: float) -> list[bytes]:
+    """What each gives until its end. Raises subprocess.TimeoutExpired."""
+    found = {fd: bytearray() for fd in fds}
+    left = set(fds)
+    while left:
+        ready, _, _ = select.select(left, [], [], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            raise subprocess.TimeoutExpired("", 0)
+        for fd in ready:
+            data = os.read(fd, 1 << 16)
+            found[fd] += data
+            if not data:
+                left.remove(fd)
+    return [bytes(found[fd]) for fd in fds]
+
+
+# --- the interpreter
+
+
+def main(line: socket.socket) -> None:
+    load_all()
+    request = serve(line)
+    if request is None:
+        return
+    status: Any = 0
+    try:
+        run(request.arguments)
+    except SystemExit as error:
+        status = error.code
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    os._exit(status or 0)  # taking all modules apart would copy the memory that is shared
+
+
+def load_all() -> None:
+    """Every module that a command may need, so that no process loads it."""
+    for package in ("cowfs", "cowfs_emulated"):
+        for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy all of it
+
+
+def serve(line: socket.socket) -> Request | None:
+    """Fork for each request; returns in the children with their request, and without one when nothing more can come.
+
+    Processes that it has forked ask for others by a line of their own, which does not keep this one from its end.
+    """
+    inner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    children_line = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
+    lines = {one.fileno(): one for one in (line, inner)}
+    running: dict[int, tuple[int, int]] = {}  # by descriptor of a process: its number, and where its end is told
+    poll = select.poll()
+    for fd in lines:
+        poll.register(fd, select.POLLIN)
+    while True:
+        for ready, _ in poll.poll():
+            if ready in running:
+                poll.unregister(ready)
+                pid, told = running.pop(ready)
+                _, status = os.waitpid(pid, 0)
+                with contextlib.suppress(BrokenPipeError):  # nothing waits for it
+                    os.write(told, NUMBER.pack(os.waitstatus_to_exitcode(status)))
+                os.close(told)
+                os.close(ready)
+                continue
+            data, fds, _, _ = socket.recv_fds(lines[ready], REQUEST_BYTES, MOST_FDS)
+            if not data:
+                return None
+            pid = os.fork()
+            if pid == 0:
+                for one in (*lines.values(), theirs):
+                    one.detach()
+                request = Request(*json.loads(data))
+                become(request, fds[:-1], children_line)
+                return request
+            os.write(fds[-1], NUMBER.pack(pid))
+            for fd in fds[:-1]:
+                os.close(fd)
+            process = os.pidfd_open(pid)
+            running[process] = pid, fds[-1]
+            poll.register(process, select.POLLIN)
+
+
+def become(request: Request, fds: list[int], children_line: int) -> None:
+    """Be as a process that was started like this."""
+    numbers = [0, 1, 2, *request.passed]
+    assert max(numbers) < HIGH_FD
+    for number, fd in zip(numbers, [fcntl.fcntl(fd, fcntl.F_DUPFD, HIGH_FD) for fd in fds], strict=True):
+        os.dup2(fd, number)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd not in (*numbers, children_line):
+            with contextlib.suppress(OSError):  # of the directory itself
+                os.close(fd)
+    if request.new_session:
+        os.setsid()
+    os.chdir(request.cwd)
+    os.environ.clear()
+    os.environ.update(request.env)
+    tempfile.tempdir = None
+    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "surrogateescape")
+    sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8", "surrogateescape")
+    sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
+    line = socket.socket(fileno=children_line)
+
+    def start_in_background(argv: Sequence[str], stdin: int, stdout: int, stderr: int, **options: Any) -> Process:
+        """As subprocess.Popen."""
+        passed = options.pop("pass_fds")
+        asked = Request(list(argv), os.getcwd(), dict(os.environ), passed, options.pop("start_new_session"))
+        assert (stdin, options) == (subprocess.DEVNULL, {})
+        with open(os.devnull, "rb") as nothing:
+            return Process(line, asked, [nothing.fileno(), stdout, stderr, *passed])
+
+    vars(sys.modules["cowfs.fuse.background"])["subprocess"] = types.SimpleNamespace(
+        Popen=start_in_background, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+def run(arguments: list[str]) -> None:
+    name, *words = arguments
+    if name == "cowfs":
+        words = ["-m", "cowfs", *words]
+    if words[0] == "-P":
+        del words[0]
+    option, what, *words = words
+    sys.argv = [option, *words]
+    if option == "-m":
+        runpy.run_module(what, run_name="__main__", alter_sys=True)
+    else:
+        assert option == "-c"
+        exec(compile(what, "<string>", "exec"), {"__name__": "__main__"})
+
+
+if __name__ == "__main__":
+    sys.path[0] = os.path.dirname(sys.executable)  # as for the command
+    main(socket.socket(fileno=int(sys.argv[1])))
