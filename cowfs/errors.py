@@ -23,6 +23,7 @@
     │   └── DeviceBusy      EBUSY      mounted or open
     ├── MountError          errno      6   mount(2)-like operations, with op, source, target, flags, data
     ├── FilesystemError     errno      7   the ext4 inside a device, or the tools for it
+    │   └── CopyError       errno      7   a file that cannot be copied, or a copy that ended before its end
     ├── UmlError            EIO        8   the User-Mode Linux guest: it broke off, or time ran out (ETIMEDOUT)
     ├── ForkedError         EBADF      9   something is open in the parent process, not in this one
     └── MissingRequirement  ENOSYS     3   something this machine lacks, and the command that provides it
@@ -224,6 +225,10 @@ class FilesystemError(CowfsError):
     """The file system inside a device, or a tool that works on it."""
 
     exit_code = 7
+
+
+class CopyError(FilesystemError):
+    """A path in a device that leads to nothing, or a copy that ended early: what came before is copied."""
 
 
 class UmlError(CowfsError):

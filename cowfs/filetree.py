@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from cowfs.blockdev import Buffer
 
@@ -115,13 +115,15 @@ class FileTree(Protocol):
         target: bytes = b"",
         content: Buffer = b"",
         mtime_ns: int | None = None,
+        atime_ns: int | None = None,
     ) -> int:
         """A node of any kind, exactly as given, as from an archive: nothing is inherited from the parent.
 
         Args:
             target: of a symbolic link.
             content: of a regular file.
-            mtime_ns: also the time of access; None means now.
+            mtime_ns: None means now.
+            atime_ns: None means `mtime_ns`.
 
         Returns:
             Its inode number.
@@ -191,6 +193,7 @@ class FileTree(Protocol):
         ...
 
 
+@runtime_checkable
 class ServedTree(FileTree, Protocol):
     """A tree that a mount serves: applications hold inodes open, and its device is snapshotted meanwhile."""
 

@@ -13,8 +13,8 @@
                 devices   fuse           names, records, transactions; views of a mount
                    │       │
                  ext4    mounts          the file system in a device; the system's mounts
-                   └───┬───┘
-                   filetree              files and directories by inode number: the interface between the two
+                   └───┬───┘  copying    trees of files between the host and devices
+                   filetree ────┘        files and directories by inode number: the interface between the three
                        │
                 pool   thinmeta          the interface of backends; dm-thin's on-disk format
                  └───┬───┘
@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "thinmeta": FOUNDATION | {"blockdev"},
     "filetree": {"blockdev"},
     "mounts": FOUNDATION | {"blockdev", "filetree"},
+    "copying": FOUNDATION | {"filetree"},
     "ext4": FOUNDATION | {"blockdev", "pool", "ranges", "filetree"},
     "fuse": FOUNDATION | {"blockdev", "pool", "filetree", "mounts"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "ext4"},
@@ -64,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
     "home": FOUNDATION
-    | {"blockdev", "pool", "thinmeta", "filetree", "mounts", "ext4", "fuse", "devices", "volumes", "layers"},
+    | {"blockdev", "pool", "thinmeta", "filetree", "copying", "mounts", "ext4", "fuse", "devices", "volumes", "layers"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
@@ -87,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "blockdev",
         "pool",
         "thinmeta",
+        "copying",
         "mounts",
         "ext4",
         "fuse",
@@ -142,7 +144,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "raw_view": {"translate"},
         "tree_view": {"translate", "callers"},
         "open_devices": {"tree_view"},
-        "kernel_cache": {"translate", "open_devices", "request_wait"},
+        "kernel_cache": {"translate", "tree_view", "open_devices", "request_wait"},
         "home_view": {"translate", "tree_view", "open_devices", "kernel_cache"},
         "server": {"translate", "request_wait", "ending"},
     },
@@ -165,7 +167,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "layers": {"passed_file", "requests", "session"},
         "own_session": {"spec", "open_home", "requests", "executor", "session"},
         "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session", "own_session"},
-        "api": {"spec", "requests", "session", "own_session", "serving", "layers", "maintenance"},
+        "files": {"requests", "session"},
+        "api": {"spec", "requests", "session", "own_session", "serving", "layers", "files", "maintenance"},
         "machine": {"backend_facts", "serving"},
     },
 }

@@ -123,6 +123,11 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "rename": Command("devices", "Rename a device."),
         "remove": Command("devices", "Remove devices."),
     },
+    "Files in devices": {
+        "ls": Command("files", "List the files in a device."),
+        "cat": Command("files", "Write the content of a file in a device to standard output."),
+        "cp": Command("files", "Copy files into a device, out of one, or between two."),
+    },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM},
     "Other": {
         "uml": Command("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),

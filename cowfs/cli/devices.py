@@ -293,6 +293,7 @@ def _use(use: DeviceUse) -> str:
         "raw": "mounted as a disk image",
         "kernel": "mounted by the kernel",
         "disk": "open as a disk",
+        "writer": "being copied into",
         "reader": "being read as a layer",
         "home": "open in the mount of its home",
     }[use.kind]

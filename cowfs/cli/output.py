@@ -18,7 +18,7 @@ from cowfs.units import format_size
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-Progress: TypeAlias = Callable[[int, int], None]
+Progress: TypeAlias = Callable[[int, int | None], None]
 StepProgress: TypeAlias = Callable[[str, int, int], None]
 _PATIENCE_SECONDS: Final = 0.3
 
@@ -119,7 +119,10 @@ def print_tree(roots: Sequence[str], children: Callable[[str], Sequence[str]], d
 
 @contextmanager
 def progress(text: str) -> Iterator[Progress | None]:
-    """A progress bar on standard error, for a block that calls back with (done, total); None when no one looks."""
+    """A progress bar on standard error, for a block that calls back with (done, total); None when no one looks.
+
+    A total of None is one that is not known.
+    """
     if not shows_progress or not sys.stderr.isatty():
         yield None
         return
@@ -156,7 +159,7 @@ class _Bar:
         self._begin = time.monotonic()
         self._bar: RichProgress | None = None
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int | None) -> None:
         if self._bar is None:
             if time.monotonic() - self._begin < _PATIENCE_SECONDS:
                 return

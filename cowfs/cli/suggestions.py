@@ -13,9 +13,11 @@ from cowfs.errors import UsageError
 # What other tools (and the shell) call it -> what it is called here.
 WORDS_OF_OTHERS: Final = {
     **dict.fromkeys(("rm", "del", "delete", "destroy", "erase", "lvremove", "rmi"), "remove"),
-    **dict.fromkeys(("ls", "lvs", "ps", "images", "devices", "volumes"), "list"),
+    **dict.fromkeys(("lvs", "ps", "images", "devices", "volumes"), "list"),
     **dict.fromkeys(("df", "du", "space"), "pool usage"),
-    **dict.fromkeys(("clone", "copy", "cp", "fork", "branch", "snap", "commit"), "snapshot"),
+    **dict.fromkeys(("clone", "fork", "branch", "snap", "commit"), "snapshot"),
+    **dict.fromkeys(("copy", "copy-in", "copy-out", "virt-copy-in", "virt-copy-out"), "cp"),
+    **dict.fromkeys(("dir", "find"), "ls"),
     **dict.fromkeys(("new", "add", "make", "mk", "mkfs", "lvcreate"), "create"),
     **dict.fromkeys(("verify", "fsck", "scrub", "thin_check"), "pool check"),
     **dict.fromkeys(("repair", "fix", "rescue", "thin_repair"), "recover"),

@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "disk", "reader", "home"]
+UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "disk", "writer", "reader", "home"]
 FindingKind: TypeAlias = Literal[
     "damaged_file",
     "unfinished_change",
@@ -47,9 +47,9 @@ class DeviceUse(msgspec.Struct, frozen=True):
     """One use of a device.
 
     `kind` is `tree`, `raw` or `kernel` for a device mounted alone, `home` for one open in a mount of the whole home,
-    `layer` for one mounted as a layer, `reader` for a layer that is being read or compared, `disk` for one open in a
-    Python program. `where` is its path, null where it has none. `since` is in seconds since 1970, null where it is not
-    known.
+    `layer` for one mounted as a layer, `reader` for one whose files are being read or compared, `writer` for one that
+    files are being copied into, `disk` for one open in a Python program. `where` is its path, null where it has none.
+    `since` is in seconds since 1970, null where it is not known.
     """
 
     device: str

@@ -20,7 +20,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy
 
 # What a message names first where a device has several uses: what ends the others with it.
-_ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "disk", "reader", "home")
+_ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "disk", "writer", "reader", "home")
 
 
 class DeviceUses:
@@ -94,6 +94,7 @@ def busy(device: str, uses: Iterable[DeviceUse], purpose: str, alternative: str 
         "raw": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
         "kernel": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
         "disk": ("in use as a disk", "close it first"),
+        "writer": ("being copied into", "try again when that is done"),
         "reader": ("being read as a layer", "try again when that is done"),
         "home": (f"in use{where}", f"see by whom with: fuser -vm {use.where}"),
     }[use.kind]

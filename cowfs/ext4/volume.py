@@ -327,6 +327,7 @@ class Volume:
         target: bytes = b"",
         content: Buffer = b"",
         mtime_ns: int | None = None,
+        atime_ns: int | None = None,
     ) -> int:
         if len(content) and not stat.S_ISREG(mode):
             raise os_error(errno.EINVAL)
@@ -337,7 +338,7 @@ class Volume:
             if len(content):
                 self._data.fill(inode, content)
             if mtime_ns is not None:
-                inode.set_times(atime_ns=mtime_ns, mtime_ns=mtime_ns)
+                inode.set_times(atime_ns=mtime_ns if atime_ns is None else atime_ns, mtime_ns=mtime_ns)
 
         return self._names.place(self._to_change(parent), name, mode, uid, gid, fill_exactly).number
 

@@ -33,6 +33,7 @@ from pyfuse3 import ROOT_INODE
 from cowfs.fuse import request_wait
 from cowfs.fuse.open_devices import OpenDevice, OpenDevices
 from cowfs.fuse.translate import drop_caches
+from cowfs.fuse.tree_view import TreeView
 from cowfs.mounts.mountinfo import Mount, parse_mountinfo, topmost_at
 
 _PROC: Final = Path("/proc")
@@ -141,6 +142,21 @@ class KernelCache:
             await trio.to_thread.run_sync(_look_up, path, abandon_on_cancel=True)
         finally:
             self.revealed = None
+
+
+async def invalidate_tree(view: TreeView, mount_point: str) -> None:
+    """As `KernelCache.invalidate`, for a view of one device that is mounted alone. Never in a handler.
+
+    For an ordinary user, names stay cached where something may be mounted below the mount point.
+    """
+    view.reread()
+    is_dropped = await trio.to_thread.run_sync(drop_unused_names, mount_point, abandon_on_cancel=True)
+    if not is_dropped and not await trio.to_thread.run_sync(
+        may_be_mounted_below, mount_point, "", abandon_on_cancel=True
+    ):
+        for name in view.names_at_root():
+            await trio.to_thread.run_sync(_drop_name, name, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(drop_caches, view.known(), abandon_on_cancel=True)
 
 
 def drop_unused_names(mount_point: str) -> bool:

@@ -139,6 +139,10 @@ class TreeView(View):
         """What the kernel knows, by its own numbers."""
         return [self._of_kernel(inode) for inode in self._lookups]
 
+    def names_at_root(self) -> list[bytes]:
+        names = (entry.name for entry in self._tree.list_directory(ROOT_INODE))
+        return [name for name in names if name not in (b".", b"..")]
+
     def reread(self) -> None:
         """Forget what is remembered of the volume: something else has changed it."""
         self._without_capability.clear()

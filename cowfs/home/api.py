@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import IO, TYPE_CHECKING, Literal, Self
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
@@ -45,7 +45,10 @@ from cowfs.home.spec import HomeSpec, Make
 from cowfs.pool import ThinDevice
 
 if TYPE_CHECKING:
+    from cowfs.copying.sinks import Copied
     from cowfs.devices.opening import Progress
+    from cowfs.home.files import FileInfo
+    from cowfs.home.files import Progress as CopyProgress
     from cowfs.home.layers import Layers
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
@@ -155,6 +158,122 @@ class Home:
     @documented_by(Status)
     def status(self) -> HomeReport:
         return self._session.call(Status())
+
+    # ------------------------------------------------------------------ files, without a mount
+
+    def list_files(self, device: str, path: str = "", *, follow: bool = True) -> Iterator[FileInfo]:
+        """The files in a directory of a device by name, or the one file that `path` leads to.
+
+        Paths are those within the device, or the layer; neither `..` nor a symbolic link leads out of it.
+
+        Args:
+            follow: a symbolic link that the path ends in.
+
+        Raises:
+            UnknownDevice, DeviceBusy; CopyError: nothing is there.
+            FilesystemError: the directory is damaged; what could be read of it came before.
+        """
+        from cowfs.home import files
+
+        return files.list_files(self._session, device, path, follow=follow)
+
+    def read_file(self, device: str, path: str, out: Callable[[bytes], object]) -> int:
+        """Have `out` called with the content of a regular file, piece by piece; its length. Raises as `open_file`."""
+        from cowfs.home import files
+
+        return files.read_file(self._session, device, path, out)
+
+    def open_file(self, device: str, path: str) -> IO[bytes]:
+        """The content of a regular file as it is now, in a file without a name that the caller closes.
+
+        Raises:
+            UnknownDevice, DeviceBusy; CopyError: nothing is there, or no regular file.
+        """
+        from cowfs.home import files
+
+        return files.open_file(self._session, device, path)
+
+    def copy_in(
+        self,
+        source: str | os.PathLike[str],
+        device: str,
+        path: str = "",
+        *,
+        write_base: bool = False,
+        recursive: bool = True,
+        progress: CopyProgress | None = None,
+    ) -> Copied:
+        """Copy a file of the host, or a directory and all below it, into a device, as `cp -a` does.
+
+        Args:
+            path: an existing directory, below which the copy is put, or what the copy is to be. Of a source that ends
+                in `/.` the content alone is copied.
+            write_base: allow the base device.
+            recursive: allow a directory.
+            progress: called with (bytes done, bytes in all).
+
+        Returns:
+            What was copied, and what was not.
+
+        Raises:
+            UsageError, UnknownDevice, DeviceBusy, HomeError.
+            CopyError, PoolError: nothing more can be written; what came before it is copied, and committed.
+        """
+        from cowfs.home import files
+        from cowfs.home.requests.files import CopyIn
+
+        request = CopyIn(device, os.fsencode(path), write_base=write_base)
+        return files.copy_in(self._session, source, request, recursive=recursive, progress=progress)
+
+    def copy_out(
+        self,
+        device: str,
+        path: str,
+        target: str | os.PathLike[str],
+        *,
+        recursive: bool = True,
+        progress: CopyProgress | None = None,
+    ) -> Copied:
+        """Copy a file of a device, or a directory and all below it, to the host, as `cp -a` does.
+
+        Owners and special files are made as far as this process may. Below `target` no symbolic link is followed.
+
+        Args:
+            target: an existing directory, below which the copy is put, or what the copy is to be. Of a path that ends
+                in `/.`, and of the root, the content alone is copied.
+            progress: called with (bytes done, None).
+
+        Returns:
+            What was copied, and what was not.
+
+        Raises:
+            UnknownDevice, DeviceBusy; CopyError: nothing is there, or nothing more can be written.
+        """
+        from cowfs.home import files
+        from cowfs.home.requests.files import CopyOut
+
+        request = CopyOut(device, os.fsencode(path), recursive)
+        return files.copy_out(self._session, request, target, progress=progress)
+
+    def copy_within(
+        self,
+        device: str,
+        path: str,
+        target_device: str,
+        target_path: str = "",
+        *,
+        write_base: bool = False,
+        recursive: bool = True,
+    ) -> Copied:
+        """Copy a file, or a directory and all below it, from one device to another, or elsewhere in the same one.
+
+        Args, result and errors are those of `copy_in` and `copy_out`. CopyError also for a directory into itself.
+        """
+        from cowfs.home.requests.files import CopyWithin
+
+        paths = os.fsencode(path), os.fsencode(target_path)
+        request = CopyWithin(device, paths[0], target_device, paths[1], recursive, write_base)
+        return self._session.call(request)
 
     @property
     def layers(self) -> Layers:

@@ -1,7 +1,8 @@
 """Running requests on a home that this process holds: the one way, whoever asks.
 
-    Executor(home)               for this process alone: `call`, `iterate`
-    Executor(home, views)        while views of the home are served: `answer`, `pieces`, beside the tasks of the views
+    Executor(home)               for this process alone: `call`, `iterate`, `send`, `receive`
+    Executor(home, views)        while views of the home are served, beside the tasks of the views: `answer`, `pieces`,
+                                 `answer_to`, `give`
 
 The requests of other processes, Docker's and this program's own are run by the same executor, so all of them get the
 same care: what a request declares about devices is turned here, and only here, into what its views must do.
@@ -16,7 +17,7 @@ consistent state is no work of the views: the device set does it around the snap
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import AnyRequest, Listing, Request
+from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
 from cowfs.steps import Steps, finish, pieces_of
 
 R = TypeVar("R")
@@ -94,6 +95,30 @@ class Executor:
         """The answer to a listing; the home may change between two pieces."""
         return pieces_of(request.run(self.home))
 
+    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+        """The answer to a request that takes bytes. Raises what its operation raises, and what `pieces` does."""
+        supply = iter(pieces)
+        with self._naming_a_full_disk(request), closing(request.run(self.home)) as operation:
+            try:
+                wants = next(operation)
+                while True:
+                    wants = operation.send(next(supply, b"") if wants else b"")
+            except StopIteration as end:
+                answer: R = end.value
+                return answer
+
+    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+        """The answer to a request that gives bytes, which `take` is called with, piece by piece."""
+        with closing(request.run(self.home)) as operation:
+            while True:
+                try:
+                    piece = next(operation)
+                except StopIteration as end:
+                    answer: R = end.value
+                    return answer
+                if piece is not None:
+                    take(piece)
+
     # ------------------------------------------------------------------ beside the tasks of views
 
     async def answer(self, request: Request[R]) -> R:
@@ -111,6 +136,38 @@ class Executor:
                 for piece in steps:
                     if piece is not None:
                         yield piece
+                    await trio.lowlevel.checkpoint()
+
+    async def answer_to(self, request: StreamIn[R], read: Callable[[], Awaitable[bytes]]) -> R:
+        """As `send`, with the pieces that `read` gives. Raises what it raises."""
+        import trio
+
+        async with self._prepared(request):
+            with closing(request.run(self.home)) as operation:
+                try:
+                    wants = next(operation)
+                    while True:
+                        piece = await read() if wants else b""
+                        await trio.lowlevel.checkpoint()
+                        wants = operation.send(piece)
+                except StopIteration as end:
+                    answer: R = end.value
+                    return answer
+
+    async def give(self, request: StreamOut[R], write: Callable[[bytes], Awaitable[object]]) -> R:
+        """As `receive`. Raises what `write` raises."""
+        import trio
+
+        async with self._prepared(request):
+            with closing(request.run(self.home)) as operation:
+                while True:
+                    try:
+                        piece = next(operation)
+                    except StopIteration as end:
+                        answer: R = end.value
+                        return answer
+                    if piece is not None:
+                        await write(piece)
                     await trio.lowlevel.checkpoint()
 
     @asynccontextmanager

@@ -7,7 +7,7 @@ since the two would change the pool at once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from cowfs.errors import HomeBusy
 from cowfs.forking import not_inherited, origin
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import Listing, Request
+from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec, Make
 
@@ -69,6 +69,14 @@ class OwnSession:
         """All pieces in one turn."""
         with self.current() as session:
             return list(session.iterate(request))
+
+    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+        with self.current() as session:
+            return session.send(request, pieces)
+
+    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+        with self.current() as session:
+            return session.receive(request, take)
 
     @contextmanager
     def current(self) -> Iterator[Session]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.devices import CopyMetadata, Status
-from cowfs.home.requests.request import Listing, Request
+from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
 from cowfs.home.spec import HomeSpec
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class Session(Protocol):
     def call(self, request: Request[R]) -> R: ...
 
     def iterate(self, request: Listing[R]) -> Iterator[R]: ...
+
+    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R: ...
+
+    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R: ...
 
     def close(self) -> None: ...
 

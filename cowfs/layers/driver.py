@@ -220,6 +220,25 @@ class LayerDriver:
             library_version=VERSION,
         )
 
+    # ------------------------------------------------------------------ files, of devices that are no layers too
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[LayerRoot]:
+        """The files of a device, or of a layer, which hold still; inode 0 for a layer that was never used."""
+        with self._reading(name) as source:
+            yield source.root
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[LayerRoot]:
+        """The files of a device or layer to change in place; what was changed is committed when the block ends."""
+        with self._devices.uses.using(name, "writer"), self._trees.changing(name) as tree:
+            if not self._is_layer(name, tree, None):
+                yield LayerRoot(tree, ROOT_INODE)
+                return
+            root = ensure_root(tree, self._owner)
+            write_layer_id(tree, name, self._owner)
+            yield root
+
     # ------------------------------------------------------------------ archives
 
     def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.ending import ending_with
+from cowfs.errors import HomeError
 from cowfs.filetree import FileTree
 from cowfs.volumes import Volumes
 
@@ -27,6 +31,10 @@ class Trees(Protocol):
 
     def writing(self, layer_id: str) -> AbstractContextManager[FileTree]:
         """A layer to change: all at once when the block ends, or not at all; in place where it is in use."""
+        ...
+
+    def changing(self, layer_id: str) -> AbstractContextManager[FileTree]:
+        """A layer to change in place; what was changed is committed when the block ends, however it does."""
         ...
 
 
@@ -56,6 +64,26 @@ class EngineTrees:
             with self._volumes.opened(layer_id) as volume:
                 yield volume
                 volume.sync()
+
+    @contextmanager
+    def changing(self, layer_id: str) -> Iterator[FileTree]:
+        with changing_in_place(self._volumes, layer_id) as volume:
+            yield volume
+
+
+@contextmanager
+def changing_in_place(volumes: Volumes, name: str) -> Iterator[FileTree]:
+    """Raises HomeError (EROFS) where it is shown for reading only."""
+    volume = volumes.open(name)
+    with ending_with(partial(volumes.close, name)):
+        if volume.read_only:
+            raise HomeError(
+                f"device '{name}' cannot be written: it is mounted for reading only, or its file system has failed; "
+                "see 'cowfs status', then mount it for writing",
+                errno=errno.EROFS,
+            )
+        with ending_with(volume.sync):
+            yield volume
 
 
 if TYPE_CHECKING:

@@ -121,6 +121,7 @@ class MountedTree:
         target: bytes = b"",
         content: Buffer = b"",
         mtime_ns: int | None = None,
+        atime_ns: int | None = None,
     ) -> int:
         inode = self._make(parent, name, mode, rdev, target).inode
         if not stat.S_ISLNK(mode):
@@ -130,7 +131,8 @@ class MountedTree:
                         self.remove_xattr(inode, inherited)
         if content:
             self.write(inode, 0, bytes(content))
-        self.set_attributes(inode, mode=mode, uid=uid, gid=gid, atime_ns=mtime_ns, mtime_ns=mtime_ns)
+        atime_ns = mtime_ns if atime_ns is None else atime_ns
+        self.set_attributes(inode, mode=mode, uid=uid, gid=gid, atime_ns=atime_ns, mtime_ns=mtime_ns)
         return inode
 
     def _make(self, parent: int, name: bytes, mode: int, rdev: int = 0, target: bytes = b"") -> Attributes:

@@ -155,7 +155,7 @@ def test_a_former_name_is_hidden_and_explained(former: str, cowfs_anywhere: Run)
 @pytest.mark.parametrize(
     ("words", "suggestion"),
     [
-        *(("rm web", "remove"), ("delete web", "remove"), ("ls", "list"), ("df", "pool usage")),
+        *(("rm web", "remove"), ("delete web", "remove"), ("lvs", "list"), ("copy a b:", "cp"), ("df", "pool usage")),
         *(("verify", "pool check"), ("clone a b", "snapshot"), ("fsck", "pool check"), ("unmount mnt", "umount")),
         *(("grow web 2G", "resize"), ("puol", "pool"), ("stauts", "status")),
         *(("chekc", "pool check"), ("snapshto a b", "snapshot"), ("lst", "list"), ("get web", "layer get")),

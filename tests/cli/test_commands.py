@@ -26,6 +26,7 @@ BASE_BYTES = 16 << 20
 SECTIONS = {
     "Homes": ["init", "status", "recover", "doctor"],
     "Devices": ["create", "snapshot", "list", "inspect", "mount", "umount", "resize", "trim", "rename", "remove"],
+    "Files in devices": ["ls", "cat", "cp"],
     "Groups of commands": ["pool", "layer", "docker", "dm"],
     "Other": ["uml", "help", "completion"],
 }

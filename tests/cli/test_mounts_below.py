@@ -17,17 +17,19 @@ from typing import IO, Any
 import msgspec
 import pytest
 
+from cowfs.copying.records import Node, batches
 from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
-from cowfs.home.requests import devices, layers, space
-from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Upload
+from cowfs.home.requests import devices, files, layers, space
+from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec
+from cowfs.steps import pieces_of
 from tests.cli.mounted_home import MountedHome
 from tests.conftest import Account
 
 pytestmark = pytest.mark.fuse
 
-ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS}
+ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS, *files.FILE_REQUESTS}
 
 # As container runtimes do: the layer is bound elsewhere and made the root, other file systems come below it, files are
 # bound over files. Nothing else stays mounted there, for that would be other tests' mounts too.
@@ -110,6 +112,11 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield space.ResizePool(2 << 30), None
     yield space.SetNoSpace("queue", 60.0), None
     yield space.Trim("used"), None
+    yield files.CopyIn("used", b"etc"), None
+    yield files.CopyWithin("used", b"etc", "used", b"srv"), None
+    yield files.ListFiles("used", b"proc"), None
+    yield files.ReadFile("used", b"etc/hostname"), None
+    yield files.CopyOut("used", b""), None
     yield layers.GetLayer("used"), None
     yield layers.PutLayer("used"), None
     yield layers.CreateLayer("child", "used"), None
@@ -149,7 +156,13 @@ def carry_out(session: Session, request: AnyRequest) -> None:
             result = session.call(msgspec.structs.replace(request, archive=Attachment(file)))
     elif isinstance(request, Listing):
         result = list(session.iterate(request))
+    elif isinstance(request, StreamIn):
+        records = [Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")]
+        result = session.send(request, list(pieces_of(batches(records))))
+    elif isinstance(request, StreamOut):
+        result = session.receive(request, lambda _piece: None)
     else:
+        assert isinstance(request, Request)
         result = session.call(request)
     if isinstance(result, OpenFile):
         os.close(result.fd)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+import cowfs
 from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.control.server import ControlServer, Limits
@@ -84,3 +85,16 @@ def served(home: Path) -> Iterator[Path]:
     """The home, held by a thread that answers."""
     with serving(home):
         yield home
+
+
+@pytest.fixture(params=["here", "through the holder"])
+def opened(request: pytest.FixtureRequest, home: Path) -> Iterator[cowfs.Home]:
+    """The same home, opened in both ways."""
+    if request.param == "here":
+        with cowfs.open_home(home, durable=False) as opened:
+            assert opened.holder_pid is None
+            yield opened
+    else:
+        with serving(home), cowfs.open_home(home) as opened:
+            assert opened.holder_pid is not None
+            yield opened

@@ -17,6 +17,7 @@ from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.devices import Create, OpenNode, Remove, Rename, Status
+from cowfs.home.requests.files import CopyIn, CopyOut, CopyWithin, ListFiles, ReadFile
 from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,
@@ -27,7 +28,7 @@ from cowfs.home.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
-from cowfs.home.requests.request import AnyRequest, Listing
+from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
 from cowfs.home.requests.space import Resize
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.served_home import ServedHome
@@ -62,7 +63,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         views.events.append("run")
         if failing:
             raise HomeError("it fails")
-        return iter_pieces() if isinstance(request, Listing) else None
+        return iter_pieces() if isinstance(request, Listing | StreamIn | StreamOut) else None
 
     def iter_pieces() -> Pieces[Any]:
         yield None
@@ -71,7 +72,12 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         if isinstance(request, Listing):
             async with aclosing(executor.pieces(request)) as pieces:
                 assert [piece async for piece in pieces] == []
+        elif isinstance(request, StreamIn):
+            await executor.answer_to(request, cast(Any, None))
+        elif isinstance(request, StreamOut):
+            await executor.give(request, cast(Any, None))
         else:
+            assert isinstance(request, Request)
             await executor.answer(request)
 
     monkeypatch.setattr(type(request), "run", run)
@@ -105,6 +111,13 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (ApplyLayer("a"), ["close a", "run", "close a", "invalidate a"]),
         (ApplyLayer("idle"), ["close idle", "run", "close idle"]),
         (PutLayer("a"), ["run", "close a"]),
+        (ListFiles("a"), ["write back a", "run"]),
+        (ReadFile("a", b"x"), ["write back a", "run"]),
+        (CopyOut("a", b"x"), ["write back a", "run"]),
+        (CopyIn("a", b"x"), ["write back a", "run", "close a", "invalidate a"]),
+        (CopyIn("idle", b"x"), ["write back idle", "run", "close idle"]),
+        (CopyWithin("a", b"x", "b", b"y"), ["write back a", "write back b", "run", "close b", "invalidate b"]),
+        (CopyWithin("a", b"x", "a", b"y"), ["write back a", "run", "close a", "invalidate a"]),
     ],
     ids=str,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -103,19 +102,6 @@ FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
         5,
     ),
 }
-
-
-@pytest.fixture(params=["here", "through the holder"])
-def opened(request: pytest.FixtureRequest, home: Path) -> Any:
-    """The same home, opened in both ways."""
-    if request.param == "here":
-        with cowfs.open_home(home, durable=False) as opened:
-            assert opened.holder_pid is None
-            yield opened
-    else:
-        with serving(home), cowfs.open_home(home) as opened:
-            assert opened.holder_pid is not None
-            yield opened
 
 
 @pytest.mark.parametrize("name", FAILING)

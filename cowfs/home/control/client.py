@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -15,8 +16,18 @@ from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.forking import not_inherited
 from cowfs.home.control import socket as control
-from cowfs.home.control.protocol import MAX_REPLY_BYTES, PROTOCOL_VERSION, Greeting, Reply
-from cowfs.home.requests.request import AnyRequest, Listing, OpenFile, Request, Upload, answer_type
+from cowfs.home.control.protocol import MAX_REPLY_BYTES, PIECE_HEADER, PROTOCOL_VERSION, Greeting, Reply
+from cowfs.home.requests.request import (
+    MAX_PIECE_BYTES,
+    AnyRequest,
+    Listing,
+    OpenFile,
+    Request,
+    StreamIn,
+    StreamOut,
+    Upload,
+    answer_type,
+)
 
 GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10
@@ -75,6 +86,47 @@ class Client:
         finally:
             if self._listing:
                 self.close()
+
+    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+        """Send a request, and the bytes that it takes. Raises what the operation raised, and what `pieces` raises."""
+        with self._stream(request) as stream:
+            try:
+                for piece in pieces:
+                    stream.sendall(PIECE_HEADER.pack(len(piece)))
+                    stream.sendall(piece)
+                stream.sendall(PIECE_HEADER.pack(0))
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it has ended already, and its answer says why
+            return self._answer(request)
+
+    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+        """Send a request, and have `take` called with each piece that it gives."""
+        with self._stream(request) as stream, stream.makefile("rb") as pieces:
+            while header := pieces.read(PIECE_HEADER.size):
+                (length,) = PIECE_HEADER.unpack(header)
+                if not 0 < length <= MAX_PIECE_BYTES:
+                    break
+                take(pieces.read(length))
+            return self._answer(request)
+
+    @contextmanager
+    def _stream(self, request: StreamIn[Any] | StreamOut[Any]) -> Iterator[socket.socket]:
+        """Send a request with a socket for its bytes. Left early, the connection ends, and with it the operation."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self._send(request, theirs.fileno())
+            self._listing = True
+            try:
+                yield ours
+            finally:
+                if self._listing:
+                    self.close()
+
+    def _answer(self, request: StreamIn[R] | StreamOut[R]) -> R:
+        reply = self._reply()
+        self._listing = False
+        return self._decode(reply.result, answer_type(type(request)))  # type: ignore[no-any-return]
 
     def close(self) -> None:
         if self._socket is not None:

@@ -5,12 +5,15 @@
     server   {"piece":...}                                 none or more, for operations that answer a sequence
     server   {"result":...}  or  {"error":{...}}           the end of the answer; the next request may follow
 
-A result that is an open file travels beside its line as SCM_RIGHTS, and so does the file that an upload reads. Errors
+A result that is an open file travels beside its line as SCM_RIGHTS, and so does the file that an upload reads. With a
+request that takes or gives bytes comes one end of a socket pair, on which each piece follows its length (4 bytes,
+little end first); an empty piece ends them, and a socket that ends without one was given up. Errors
 keep their class, errno, exit code and fields, so that a caller cannot tell a remote error from a local one.
 """
 
 from __future__ import annotations
 
+import struct
 from typing import Final
 
 import msgspec
@@ -21,6 +24,7 @@ PROTOCOL_VERSION: Final = 1
 ABSENT: Final = msgspec.Raw()
 SOCKET_NAME: Final = "cowfs.sock"
 MAX_REQUEST_BYTES: Final = 64 << 10
+PIECE_HEADER: Final = struct.Struct("<I")
 MAX_REPLY_BYTES: Final = 1 << 20
 
 

@@ -12,11 +12,13 @@ import logging
 import math
 import os
 import select
+import stat
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import socket as stdlib_socket
 from typing import IO, Final
 
 import msgspec
@@ -29,6 +31,7 @@ from cowfs.home.control import socket as control
 from cowfs.home.control.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
+    PIECE_HEADER,
     PROTOCOL_VERSION,
     SOCKET_NAME,
     Greeting,
@@ -37,7 +40,17 @@ from cowfs.home.control.protocol import (
 from cowfs.home.executor import Executor
 from cowfs.home.passed_file import may_be_read
 from cowfs.home.requests.decoding import decode_request
-from cowfs.home.requests.request import Attachment, Listing, OpenFile, Upload
+from cowfs.home.requests.request import (
+    MAX_PIECE_BYTES,
+    AnyRequest,
+    Attachment,
+    Listing,
+    OpenFile,
+    Request,
+    StreamIn,
+    StreamOut,
+    Upload,
+)
 from cowfs.version import VERSION
 
 _log = logging.getLogger(__name__)
@@ -177,13 +190,65 @@ class ControlServer:
                     async for piece in pieces:
                         yield _line(Reply(piece=_raw(piece))), None
             else:
-                if isinstance(request, Upload):
-                    archive = Attachment(connection.uploaded_file())
-                    request = msgspec.structs.replace(request, archive=archive)
-                answer = await self._executor.answer(request)
+                answer = await self._run(request, connection)
             yield _line(Reply(result=_raw(answer))), answer if isinstance(answer, OpenFile) else None
         except Exception as error:
             yield _error_line(line, error), None
+
+    async def _run(self, request: AnyRequest, connection: _Connection) -> object:
+        if isinstance(request, StreamIn | StreamOut):
+            with connection.stream() as stream:
+                if isinstance(request, StreamIn):
+                    return await self._executor.answer_to(request, stream.read)
+                answer = await self._executor.give(request, stream.write)
+                await stream.write(b"")
+                return answer
+        if isinstance(request, Upload):
+            archive = Attachment(connection.uploaded_file())
+            request = msgspec.structs.replace(request, archive=archive)
+        assert isinstance(request, Request)
+        return await self._executor.answer(request)
+
+
+class _Stream:
+    """The socket beside a request that takes or gives bytes: bounded and timed pieces. Raises HomeError."""
+
+    def __init__(self, socket: trio.socket.SocketType, limits: Limits) -> None:
+        self._socket = socket
+        self._limits = limits
+
+    async def read(self) -> bytes:
+        """The next piece, empty at the end."""
+        with _bounded(self._limits.idle_seconds):
+            (length,) = PIECE_HEADER.unpack(await self._exactly(PIECE_HEADER.size))
+            if length > MAX_PIECE_BYTES:
+                raise UsageError(f"a piece of {length} bytes; send at most {MAX_PIECE_BYTES}")
+            return await self._exactly(length)
+
+    async def _exactly(self, length: int) -> bytes:
+        data = bytearray(length)
+        view = memoryview(data)
+        while view:
+            count = await self._socket.recv_into(view)
+            if not count:
+                raise HomeError("whoever sent bytes with a request has ended before their end", errno=errno.ECONNRESET)
+            view = view[count:]
+        return bytes(data)
+
+    async def write(self, piece: bytes) -> None:
+        view = memoryview(PIECE_HEADER.pack(len(piece)) + piece)
+        with _bounded(self._limits.send_seconds):
+            while view:
+                view = view[await self._socket.send(view) :]
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    try:
+        with trio.fail_after(seconds):
+            yield
+    except trio.TooSlowError:
+        raise HomeError(f"the other end kept the home waiting for {seconds:g} s", errno=errno.ETIMEDOUT) from None
 
 
 class _Connection:
@@ -237,6 +302,15 @@ class _Connection:
                 "send a copy"
             )
         return os.fdopen(fd, "rb", closefd=False)
+
+    @contextmanager
+    def stream(self) -> Iterator[_Stream]:
+        """The socket that came with the request. Raises UsageError."""
+        if len(self._files) != 1 or not stat.S_ISSOCK(os.fstat(self._files[0]).st_mode):
+            raise UsageError("no socket came with a request that takes or gives bytes")
+        with trio.socket.from_stdlib_socket(stdlib_socket(fileno=self._files.pop())) as socket:
+            close_in_children(socket, close_socket)
+            yield _Stream(socket, self._limits)
 
     def close_files(self) -> None:
         while self._files:

@@ -16,17 +16,19 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cowfs.devices.base.base_xfs import limit_nospace_retries
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.ending import ending_with
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.filetree import FileTree
 from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings
 from cowfs.layers.roots import ROOTFS
-from cowfs.layers.trees import HeldTree
+from cowfs.layers.trees import HeldTree, changing_in_place
 from cowfs.mounts import nodes
 from cowfs.mounts.kernel_mount import mount_node
 from cowfs.mounts.mounted_tree import MountedTree
@@ -186,6 +188,20 @@ class KernelLayers:
         else:
             with self._volumes.replacing(layer_id) as volume:
                 yield volume
+
+    @contextmanager
+    def changing(self, layer_id: str) -> Iterator[FileTree]:
+        if self._mount_of(layer_id) is not None:
+            with closing(_tree_at(self._mount_point(layer_id))) as tree:
+                yield tree
+        elif self._is_xfs:
+            thin = self._devices.activate(layer_id)
+            deactivate = partial(self._devices.deactivate, layer_id)
+            with ending_with(deactivate), closing(_hidden_tree(thin, layer_id, "")) as tree:
+                yield tree
+        else:
+            with changing_in_place(self._volumes, layer_id) as tree:
+                yield tree
 
 
 def _tree_at(target: str) -> MountedTree:

@@ -9,11 +9,12 @@ import msgspec
 
 from cowfs.errors import UsageError
 from cowfs.home.requests.devices import REQUESTS
+from cowfs.home.requests.files import FILE_REQUESTS
 from cowfs.home.requests.layers import LAYER_REQUESTS
 from cowfs.home.requests.request import AnyRequest
 from cowfs.home.requests.space import SPACE_REQUESTS
 
-_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, *SPACE_REQUESTS)])
+_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS, *LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS)])
 
 
 def decode_request(line: bytes) -> AnyRequest:

@@ -3,6 +3,8 @@
     Request[R]   answers one R, at once or in steps
     Listing[P]   answers a sequence of P, piece by piece, so that its length costs no memory
     Upload[R]    a request that reads a file which comes with it
+    StreamIn[R]  a request that reads bytes, as long as they come: they travel beside the lines
+    StreamOut[R] one that gives bytes, before its answer
 
 Each declares what it needs of the content of devices, and what it does to it (`devices_read` and the methods after it).
 The process that runs it sees to the mounted views of these devices: `cowfs.home.executor`.
@@ -12,8 +14,8 @@ from __future__ import annotations
 
 import typing
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
 
@@ -70,6 +72,22 @@ class Listing(_Message, Generic[R], frozen=True):
     def run(self, home: OpenHome) -> Pieces[R]: ...
 
 
+class StreamIn(_Message, Generic[R], frozen=True):
+    """A request that takes bytes in pieces from whoever asks."""
+
+    @abstractmethod
+    def run(self, home: OpenHome) -> Generator[bool, bytes, R]:
+        """Yields True to be sent the next piece, which is empty at the end, and False after a step of its own."""
+        ...
+
+
+class StreamOut(_Message, Generic[R], frozen=True):
+    """A request that gives bytes in pieces, each of at most `MAX_PIECE_BYTES`, and an answer after them."""
+
+    @abstractmethod
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, R]: ...
+
+
 class Attachment:
     """A regular file beside a request, read from its current position. It is no part of the request's JSON."""
 
@@ -103,7 +121,9 @@ class OpenFile(msgspec.Struct, frozen=True):
     fd: int
 
 
-AnyRequest: TypeAlias = Request[Any] | Listing[Any]
+MAX_PIECE_BYTES: Final = 16 << 20
+
+AnyRequest: TypeAlias = Request[Any] | Listing[Any] | StreamIn[Any] | StreamOut[Any]
 
 
 def documented_by(request: type[AnyRequest]) -> Callable[[F], F]:

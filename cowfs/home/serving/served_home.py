@@ -22,6 +22,7 @@ from cowfs.error_record import plain_text
 from cowfs.ext4.library import libext2fs
 from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
+from cowfs.fuse.kernel_cache import invalidate_tree
 from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
 from cowfs.fuse.translate import SpaceQueue, View
@@ -156,11 +157,15 @@ class ServedHome:
             await self._view.write_back()
 
     async def close_if_idle(self, device: str) -> bool:
-        return not isinstance(self._view, HomeView) or await self._view.kernel_cache.close_if_idle(device)
+        if isinstance(self._view, HomeView):
+            return await self._view.kernel_cache.close_if_idle(device)
+        return self._view is None or device != self._request.device
 
     async def invalidate(self, device: str) -> None:
         if isinstance(self._view, HomeView):
             await self._view.kernel_cache.invalidate(device)
+        elif isinstance(self._view, TreeView) and device == self._request.device:
+            await invalidate_tree(self._view, self._target)
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when nobody has got a layer any more, nor is about to."""

@@ -1,0 +1,116 @@
+"""Files of devices without a mount, for Python and for the command line, whoever holds the home."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import IO, TypeAlias
+
+import msgspec
+
+from cowfs.copying.host import HostSink, HostSource, total_bytes
+from cowfs.copying.records import batches, records_in
+from cowfs.copying.sinks import Copied
+from cowfs.errors import UsageError
+from cowfs.home.requests.files import CopyIn, CopyOut, FileRow, ListFiles, ReadFile, name_of
+from cowfs.home.session import Session
+from cowfs.steps import pieces_of
+
+Path: TypeAlias = str | bytes | os.PathLike[str]
+Progress: TypeAlias = Callable[[int, int | None], object]
+
+
+class FileInfo(msgspec.Struct, frozen=True):
+    """A file in a device. `mode` has the type bits, as in `stat`; `target` is a symbolic link's, else null.
+
+    `device` is the number of a device node, as os.makedev packs it. Bytes of names that are not UTF-8 are surrogates,
+    as `os.fsdecode` makes them.
+    """
+
+    name: str
+    inode: int
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    size_bytes: int
+    device: int
+    mtime_ns: int
+    target: str | None
+
+    @classmethod
+    def of(cls, row: FileRow) -> FileInfo:
+        values = msgspec.structs.asdict(row)
+        target = os.fsdecode(row.target) if stat.S_ISLNK(row.mode) else None
+        return cls(**{**values, "name": os.fsdecode(row.name), "target": target})
+
+
+def list_files(session: Session, device: str, path: Path, *, follow: bool) -> Iterator[FileInfo]:
+    return map(FileInfo.of, session.iterate(ListFiles(device, os.fsencode(path), follow)))
+
+
+def read_file(session: Session, device: str, path: Path, out: Callable[[bytes], object]) -> int:
+    """Have `out` called with the content of a file, piece by piece; its length."""
+    return session.receive(ReadFile(device, os.fsencode(path)), out)
+
+
+def open_file(session: Session, device: str, path: Path) -> IO[bytes]:
+    """The content of a file as it is now, in a file without a name."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115
+    try:
+        read_file(session, device, path, copy.write)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def copy_in(
+    session: Session, source: Path, request: CopyIn, *, recursive: bool = True, progress: Progress | None = None
+) -> Copied:
+    """Copy a file of the host, or a directory and all below it, as a `CopyIn` says.
+
+    Raises:
+        UsageError: the source is a directory, and `recursive` is false.
+        OSError: the source cannot be looked at.
+    """
+    path = os.fsencode(source)
+    status = os.lstat(path)
+    if stat.S_ISDIR(status.st_mode) and not recursive:
+        raise UsageError(f"'{os.fsdecode(path)}' is a directory; copy it with -r")
+    name = name_of(path)
+    request = msgspec.structs.replace(request, has_own_name=bool(name))
+    with closing(HostSource().read(path, name or b".")) as records:
+        pieces = pieces_of(batches(records))
+        return session.send(request, pieces if progress is None else _counted(pieces, path, progress))
+
+
+def _counted(pieces: Iterable[bytes], path: bytes, progress: Progress) -> Iterator[bytes]:
+    total = total_bytes(path)
+    done = 0
+    for piece in pieces:
+        progress(min(done, total), total)
+        yield piece
+        done += len(piece)
+
+
+def copy_out(session: Session, request: CopyOut, target: Path, *, progress: Progress | None = None) -> Copied:
+    """Copy a file of a device, or a directory and all below it, to the host.
+
+    Raises:
+        CopyError: nothing more can be written there; what a `CopyOut` raises.
+    """
+    sink = HostSink(os.fsencode(target), has_own_name=bool(name_of(request.path)))
+
+    def take(batch: bytes) -> None:
+        sink.take_all(records_in(batch))
+        if progress is not None:
+            progress(sink.size_bytes, None)
+
+    with closing(sink):
+        session.receive(request, take)
+        return sink.finish()

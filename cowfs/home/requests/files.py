@@ -1,0 +1,372 @@
+"""What can be asked about the files in devices, mounted or not: listing, reading, copying.
+
+Paths and names are bytes, in JSON as base64. They are resolved within the device's root, or the layer's: neither `..`
+nor a symbolic link leads out of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import ClassVar, Final
+
+import msgspec
+
+from cowfs.copying.paths import Place, resolve
+from cowfs.copying.records import PIECE_BYTES, Node, Record, batches, records_in, show
+from cowfs.copying.sinks import Copied, same_error
+from cowfs.copying.tree import Destination, TreeSink, TreeSource, destination
+from cowfs.devices.on_disk.names import BASE
+from cowfs.ending import ending_with
+from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, PoolError, UsageError
+from cowfs.filetree import Attributes, FileTree
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
+from cowfs.layers.interface import LayerRoot
+from cowfs.steps import Pieces, Steps
+
+_RECORDS_PER_STEP: Final = 32
+_NAMES_PER_STEP: Final = 256
+
+
+class FileRow(msgspec.Struct, frozen=True):
+    """A file as `lstat` shows it; `mode` has the type bits, `target` is a symbolic link's."""
+
+    name: bytes
+    inode: int
+    mode: int
+    links: int
+    uid: int
+    gid: int
+    size_bytes: int
+    device: int
+    mtime_ns: int
+    target: bytes
+
+
+class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
+    """The files in a directory of a device, or the one file that `path` leads to, by name.
+
+    Args:
+        follow: a symbolic link that the path ends in.
+
+    Raises:
+        UnknownDevice, DeviceBusy; CopyError: nothing is there.
+        FilesystemError: the directory is damaged; what could be read of it came before.
+    """
+
+    device: str
+    path: bytes = b""
+    follow: bool = True
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    def run(self, home: OpenHome) -> Pieces[FileRow]:
+        with _reading(home, self.device) as root:
+            place = _find(root, self.device, self.path, follow=self.follow)
+            assert place.found is not None
+            if not stat.S_ISDIR(place.found.mode):
+                yield _row(root.tree, place.name, place.found)
+                return
+            with _naming(self.device, self.path):
+                yield from _rows(root.tree, place.found.inode)
+
+
+class ReadFile(StreamOut[int], frozen=True, tag="read_file"):
+    """The content of a regular file; a symbolic link is followed.
+
+    Returns:
+        Its length in bytes.
+
+    Raises:
+        UnknownDevice, DeviceBusy; CopyError: nothing is there, or no regular file.
+    """
+
+    device: str
+    path: bytes
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, int]:
+        with _reading(home, self.device) as root:
+            found = _find(root, self.device, self.path, follow=True).found
+            assert found is not None
+            with _naming(self.device, self.path):
+                if stat.S_ISDIR(found.mode):
+                    raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+                if not stat.S_ISREG(found.mode):
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                offset = 0
+                while piece := root.tree.read(found.inode, offset, PIECE_BYTES):
+                    yield piece
+                    offset += len(piece)
+                return offset
+
+
+class CopyOut(StreamOut[None], frozen=True, tag="copy_out"):
+    """A file, or a directory and all below it, as batches of records; a symbolic link is copied as one.
+
+    Args:
+        recursive: allow a directory.
+
+    Raises:
+        UnknownDevice, DeviceBusy; CopyError: nothing is there, or a directory that was not allowed.
+    """
+
+    device: str
+    path: bytes
+    recursive: bool = True
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
+        with _reading(home, self.device) as root:
+            found = _find_source(root, self.device, self.path, recursive=self.recursive)
+            with closing(batches(_read(root, self.device, self.path, found))) as pieces:
+                yield from pieces
+
+
+class CopyIn(StreamIn[Copied], frozen=True, tag="copy_in"):
+    """Make files in a device from batches of records; committed at the end, and where the copy ends early.
+
+    Args:
+        path: an existing directory, below which the copy is put, or what the copy is to be.
+        has_own_name: False where the content of a directory is copied, which an existing one is merged with.
+        write_base: allow the base device, whose content every later device begins with.
+
+    Raises:
+        UsageError: the base device.
+        UnknownDevice, DeviceBusy, HomeError; CopyError: there is no place for it.
+        CopyError, PoolError: nothing more can be written.
+    """
+
+    is_whole: ClassVar[bool] = False
+
+    device: str
+    path: bytes
+    has_own_name: bool = True
+    write_base: bool = False
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    def device_rewritten(self) -> str:
+        return self.device
+
+    def run(self, home: OpenHome) -> Generator[bool, bytes, Copied]:
+        with _changing(home, self.device, write_base=self.write_base) as root:
+            records = records_in((yield True))
+            with _sink(root, self.device, self._place(root, records)) as sink:
+                while records:
+                    for count, record in enumerate(records, 1):
+                        sink.take(record)
+                        if count % _RECORDS_PER_STEP == 0:
+                            yield False
+                    batch = yield True
+                    records = records_in(batch) if batch else []
+                return sink.finish()
+
+    def _place(self, root: LayerRoot, records: list[Record]) -> Destination:
+        if not records or not isinstance(records[0], Node):
+            raise UsageError("not a batch of files: it does not begin with one")
+        name = records[0].name if self.has_own_name else b""
+        return _put(root, self.device, self.path, name, is_directory=records[0].is_directory)
+
+
+class CopyWithin(Request[Copied], frozen=True, tag="copy_within"):
+    """Copy a file, or a directory and all below it, to another device, or elsewhere in its own.
+
+    Args:
+        recursive: allow a directory.
+        write_base: allow the base device, whose content every later device begins with.
+
+    Raises:
+        As `CopyOut` and `CopyIn`; CopyError: a directory into itself.
+    """
+
+    is_whole: ClassVar[bool] = False
+
+    device: str
+    path: bytes
+    target_device: str
+    target_path: bytes
+    recursive: bool = True
+    write_base: bool = False
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,) if self.device == self.target_device else (self.device, self.target_device)
+
+    def device_rewritten(self) -> str:
+        return self.target_device
+
+    def run(self, home: OpenHome) -> Steps[Copied]:
+        # In this order: of a device in use a snapshot is read, so a copy within one does not meet itself.
+        with (
+            _changing(home, self.target_device, write_base=self.write_base) as target,
+            _reading(home, self.device) as source,
+        ):
+            found = _find_source(source, self.device, self.path, recursive=self.recursive)
+            name, is_directory = name_of(self.path), stat.S_ISDIR(found.mode)
+            place = _put(target, self.target_device, self.target_path, name, is_directory=is_directory)
+            if self.device == self.target_device:
+                self._refuse_itself(target.tree, found, place)
+            with (
+                _sink(target, self.target_device, place) as sink,
+                closing(_read(source, self.device, self.path, found)) as records,
+            ):
+                for count, record in enumerate(records, 1):
+                    sink.take(record)
+                    if count % _RECORDS_PER_STEP == 0:
+                        yield
+                return sink.finish()
+
+    def _refuse_itself(self, tree: FileTree, source: Attributes, place: Destination) -> None:
+        """Raises CopyError for a file onto itself, and for a directory into itself."""
+        names = f"'{self.device}:{show(self.path)}' to '{self.device}:{show(place.path)}'"
+        try:
+            existing = tree.lookup(place.directory, place.name) if place.name else tree.attributes(place.directory)
+        except FileNotFoundError:
+            existing = None
+        if existing is not None and existing.inode == source.inode:
+            raise CopyError(f"cannot copy {names}: they are the same file", errno=errno.EINVAL)
+        above = place.directory
+        while stat.S_ISDIR(source.mode):
+            if above == source.inode:
+                raise CopyError(f"cannot copy {names}: the directory would be in itself", errno=errno.EINVAL)
+            over = tree.lookup(above, b"..").inode
+            if over == above:
+                break
+            above = over
+
+
+FILE_REQUESTS: Final = (ListFiles, ReadFile, CopyOut, CopyIn, CopyWithin)
+
+
+def name_of(path: bytes) -> bytes:
+    """The name that a copy of a file gets in an existing directory; empty where only the content is copied.
+
+    That is so for the root, and for a path that ends in `.` or `..`.
+    """
+    name = path.rstrip(b"/").rpartition(b"/")[2]
+    return b"" if name in (b".", b"..") else name
+
+
+# Finding.
+
+
+@contextmanager
+def _reading(home: OpenHome, device: str) -> Iterator[LayerRoot]:
+    with home.driver.reading(device) as root:
+        if not root.inode:
+            raise CopyError(f"layer '{device}' has no files yet", errno=errno.ENOENT)
+        yield root
+
+
+@contextmanager
+def _changing(home: OpenHome, device: str, *, write_base: bool) -> Iterator[LayerRoot]:
+    if device == BASE and not write_base:
+        raise UsageError(
+            "device 'base' is written only with --write-base: every new device begins as a copy of it; nothing was "
+            "changed"
+        )
+    home.devices.check_writable()
+    with home.driver.changing(device) as root:
+        yield root
+
+
+@contextmanager
+def _naming(device: str, path: bytes) -> Iterator[None]:
+    """Errors of a tree with the file that they are about."""
+    try:
+        yield
+    except (CopyError, PoolError):
+        raise
+    except OSError as error:
+        raise CopyError(f"{device}:{show(path) or '/'}: {error.strerror or error}", errno=error.errno) from error
+
+
+def _find(root: LayerRoot, device: str, path: bytes, *, follow: bool) -> Place:
+    with _naming(device, path):
+        place = resolve(root.tree, root.inode, path, follow=follow)
+        if place.found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return place
+
+
+def _find_source(root: LayerRoot, device: str, path: bytes, *, recursive: bool) -> Attributes:
+    found = _find(root, device, path, follow=False).found
+    assert found is not None
+    if stat.S_ISDIR(found.mode) and not recursive:
+        raise CopyError(f"'{device}:{show(path) or '/'}' is a directory; copy it with -r", errno=errno.EISDIR)
+    return found
+
+
+def _read(root: LayerRoot, device: str, path: bytes, found: Attributes) -> Generator[Record, None, None]:
+    name = name_of(path)
+    whole = b"/" + path.strip(b"/")
+    yield from TreeSource(root.tree, f"{device}:").read(whole, found, name or b".")
+
+
+@contextmanager
+def _sink(root: LayerRoot, device: str, place: Destination) -> Iterator[TreeSink]:
+    sink = TreeSink(root.tree, place, device)
+    with ending_with(sink.close):
+        try:
+            yield sink
+        except (CopyError, OutOfDataSpace, OutOfMetadataSpace) as error:
+            raise same_error(error, f"{error.message}; {_commit(root.tree)}") from error
+
+
+def _commit(tree: FileTree) -> str:
+    """What there is of a copy that ended early."""
+    try:
+        tree.sync()
+    except OSError:
+        return "nor is there space to commit what came before it, so all or a part of the copy is missing"
+    return "what came before it is copied"
+
+
+def _put(root: LayerRoot, device: str, path: bytes, name: bytes, *, is_directory: bool) -> Destination:
+    with _naming(device, path):
+        return destination(root.tree, root.inode, path, name, is_directory=is_directory)
+
+
+def _rows(tree: FileTree, directory: int) -> Pieces[FileRow]:
+    """What can be read of a directory, by name, then the first error, if there is one."""
+    entries: list[tuple[bytes, int]] = []
+    errors: list[OSError] = []
+    try:
+        entries.extend((entry.name, entry.inode) for entry in tree.list_directory(directory))
+    except OSError as error:
+        errors.append(error)
+    for count, (name, inode) in enumerate(sorted(entries), 1):
+        if name not in (b".", b".."):
+            try:
+                yield _row(tree, name, tree.attributes(inode))
+            except OSError as error:
+                errors.append(error)
+        if count % _NAMES_PER_STEP == 0:
+            yield None
+    if errors:
+        raise errors[0]
+
+
+def _row(tree: FileTree, name: bytes, found: Attributes) -> FileRow:
+    return FileRow(
+        name,
+        found.inode,
+        found.mode,
+        found.nlink,
+        found.uid,
+        found.gid,
+        found.size_bytes,
+        found.rdev,
+        found.mtime_ns,
+        tree.read_symlink(found.inode) if stat.S_ISLNK(found.mode) else b"",
+    )
