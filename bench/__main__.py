@@ -17,6 +17,7 @@ NAMES = (
     "engine",
     "chains",
     "snapshot",
+    "golden",
     "library",
     "changes",
     "memory",

@@ -108,6 +108,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "Homes": {
         "init": Command("devices", "Create a home."),
         "status": Command("devices", "Show the state and the space of a home and its pool."),
+        "clone-home": Command("cloning", "Copy a home, by reference where the disk can."),
         "recover": Command("recovery", "Reconcile the device records with the pool's metadata."),
         "doctor": Command("doctor", "Check what this machine supports, and say how to fix what is missing."),
     },
@@ -210,7 +211,7 @@ class LazyGroup(click.Group):
 def _load(name: str, entry: Command | GroupOfCommands) -> click.Command:
     if isinstance(entry, GroupOfCommands):
         return LazyGroup(name, sections={"Commands": entry.commands}, help=entry.help, short_help=entry.summary)
-    command = getattr(importlib.import_module(f"cowfs.cli.{entry.module}"), f"{name}_command")
+    command = getattr(importlib.import_module(f"cowfs.cli.{entry.module}"), f"{name.replace('-', '_')}_command")
     assert isinstance(command, click.Command)
     command.short_help = entry.summary
     return command

@@ -7,6 +7,7 @@ recovery    records and pool that contradict each other
 base        the base device and its file system
 changes     changes that happen wholly or not at all
 pools       the pool under a home: where it is, what it can still do, what is occupied
+cloning     a copy of a home
 active      devices in use, and holding one still for a snapshot
 uses        who uses a device, and since when
 reports     what is reported of a home and its devices; each report declared once

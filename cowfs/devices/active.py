@@ -103,6 +103,13 @@ class ActiveDevices:
         return remove
 
     @contextmanager
+    def all_quiesced(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name in list(self._active):
+                stack.enter_context(self.quiesced(name))
+            yield
+
+    @contextmanager
     def quiesced(self, name: str) -> Iterator[None]:
         active = self._active.get(name)
         if active is None:

@@ -34,6 +34,7 @@ from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.replacement import Replacements
 from cowfs.devices.changes.transactions import Transactions
+from cowfs.devices.cloning import ClonedHome, clone_home
 from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
@@ -789,6 +790,27 @@ class DeviceSet:
     def quiesced(self, name: str) -> AbstractContextManager[None]:
         """Hold a device still: its quiescers, then the device itself. Nothing happens for one that is not active."""
         return self._active.quiesced(name)
+
+    def clone(self, target: str) -> ClonedHome:
+        """A copy of the home in a new directory, of one moment: all active devices are quiesced meanwhile.
+
+        Args:
+            target: absolute, without symbolic links; it does not exist, or is a home whose making was interrupted.
+
+        Raises:
+            HomeError: `target` exists or cannot be made; the pool is the kernel's, or is not in files of the home.
+            CowfsError: copying failed, and nothing was left.
+        """
+        if self._node_pool is not None:
+            raise HomeError(
+                f"the home {self.home} cannot be copied while the kernel has its pool; when none of its devices is "
+                f"mounted, run: cowfs --backend emulated clone-home {self.home} {target}",
+                errno=errno.EOPNOTSUPP,
+            )
+        with self._active.all_quiesced():
+            if not self.read_only:
+                self.pool.commit()
+            return clone_home(self._files, target)
 
     # ------------------------------------------------------------------ helpers
 

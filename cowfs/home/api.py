@@ -9,11 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Literal, Self
 
+from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, UsageReport, UsageTotals
 from cowfs.errors import UsageError
 from cowfs.home.own_session import OwnSession
+from cowfs.home.requests.clone import CloneHome
 from cowfs.home.requests.devices import (
     Create,
     Created,
@@ -42,6 +44,7 @@ from cowfs.home.requests.space import (
 )
 from cowfs.home.session import metadata_of_session
 from cowfs.home.spec import HomeSpec, Make
+from cowfs.mounts.mountinfo import require_outside_mounts
 from cowfs.pool import ThinDevice
 
 if TYPE_CHECKING:
@@ -293,6 +296,13 @@ class Home:
     @documented_by(TargetStatus)
     def target_status(self) -> list[TargetLine]:
         return self._session.read_all(TargetStatus())
+
+    @documented_by(CloneHome)
+    def clone(self, target: str | os.PathLike[str]) -> ClonedHome:
+        path = os.path.abspath(target)
+        parent = os.path.realpath(os.path.dirname(path))
+        require_outside_mounts(parent, self.path)
+        return self._session.call(CloneHome(os.path.join(parent, os.path.basename(path))))
 
     def check(self) -> CheckReport:
         """Recount the pool's metadata as it is committed now."""

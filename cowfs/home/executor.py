@@ -173,7 +173,8 @@ class Executor:
     @asynccontextmanager
     async def _prepared(self, request: AnyRequest) -> AsyncIterator[None]:
         """Do what a request declares. Its operation, within, begins without a checkpoint."""
-        for read in request.devices_read():
+        everything = (record.name for record in self.home.devices.records())
+        for read in everything if request.reads_all_devices else request.devices_read():
             await self._views.write_back(read)
         if (needed := request.device_needed_idle()) is not None:
             await self._views.close_if_idle(needed)

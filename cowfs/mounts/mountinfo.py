@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from cowfs.errors import UsageError
+
 SUBTYPE: Final = "cowfs"
 FSTYPE: Final = f"fuse.{SUBTYPE}"
 
@@ -110,6 +112,17 @@ def decode_source(source: str) -> tuple[str, str] | None:
     if len(parts) != 3 or parts[0] != "cowfs":
         return None
     return _unpercent(parts[1]), _unpercent(parts[2])
+
+
+def require_outside_mounts(path: str, home: str | os.PathLike[str]) -> None:
+    """Raises UsageError for a path in a mount of a home, which its server cannot use."""
+    try:
+        number = os.stat(path).st_dev
+    except OSError:
+        return  # what is wrong with it is for its user to find
+    device, real = f"{os.major(number)}:{os.minor(number)}", os.path.realpath(home)
+    if any(mount.device == device and (decode_source(mount.source) or "")[:1] == (real,) for mount in mounts()):
+        raise UsageError(f"{path} is in a mount of the home {home}; name a place outside")
 
 
 def _percent(text: str) -> str:

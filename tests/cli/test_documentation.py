@@ -10,6 +10,7 @@ import pytest
 
 from cowfs import errors
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
+from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.reports import (
     DeviceReport,
     DeviceRow,
@@ -34,7 +35,18 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
 @pytest.mark.parametrize(
     "kind",
     [
-        *(Ability, CheckReport, Created, DeviceReport, DeviceRow, Finding, MetadataFinding, HomeReport, MountedView),
+        *(
+            Ability,
+            ClonedHome,
+            CheckReport,
+            Created,
+            DeviceReport,
+            DeviceRow,
+            Finding,
+            MetadataFinding,
+            HomeReport,
+            MountedView,
+        ),
         *(RecoveryReport, Renamed, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,

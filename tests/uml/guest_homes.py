@@ -150,6 +150,17 @@ def python_has_a_mount_for_a_block(folder: Path) -> None:
 
 
 @check
+def a_home_is_copied_when_the_kernel_does_not_use_its_pool(folder: Path) -> None:
+    home = make_home(folder)
+    copy = folder / "copy"
+    home.fails(5, "while the kernel has its pool", "--backend emulated", words=("clone-home", home.home, copy))
+    assert not copy.exists()
+    home.on("emulated")("clone-home", home.home, copy)
+    assert set(Cowfs(copy).rows()) == {"base", "web"}
+    assert_free()
+
+
+@check
 def the_kernel_too_mounts_the_base_device_for_reading_only(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
     for options in ((), ("--options", "rw,noatime")):

@@ -204,6 +204,24 @@ class HomeFiles:
         with _explained("write", self.records):
             self._sync_directory(self.records)
 
+    def sync_everything(self) -> None:
+        """Have all that is in the home be durable."""
+        if not self.durable:
+            return
+        everything = (
+            path
+            for directory, _, names in os.walk(self.home)
+            for path in (directory, *(os.path.join(directory, name) for name in names))
+        )
+        with _explained("write", self.home):
+            while batch := list(islice(everything, _BATCH_FILES)):
+                with ExitStack() as last:
+                    fds = []
+                    for path in batch:
+                        fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+                        last.callback(os.close, fds[-1])
+                    self._sync_all(fds)
+
     def rename(self, source: str, target: str) -> None:
         """Give a file another name in the same directory."""
         with _explained("rename", source):

@@ -31,7 +31,10 @@ T = TypeVar("T")
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
-    """Base of everything that can be sent. `is_whole`: it is done wholly, or not at all."""
+    """Base of everything that can be sent.
+
+    `is_whole`: it is done wholly, or not at all. `reads_all_devices`: `devices_read` is every device.
+    """
 
     is_whole: ClassVar[bool] = True
 
@@ -40,6 +43,8 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         words = str(self.__struct_config__.tag).replace("_", " ")
         subject = next((value for value in msgspec.structs.astuple(self) if isinstance(value, str)), "")
         return f"{words} '{subject}'" if subject else words
+
+    reads_all_devices: ClassVar[bool] = False
 
     def devices_read(self) -> tuple[str, ...]:
         """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
