@@ -7,6 +7,10 @@ child. So in the child, before `os.fork` returns there, every object that was re
     has its descriptors closed, and writes nothing more;
     raises ForkedError at every use. Only what ends a use, such as `close` or the end of a `with` block, does nothing.
 
+A child of an event loop of trio is no user of cowfs in any case: trio does not support it (the epoll descriptor is the
+parent's too, and the interpreter waits at the end for worker threads that the child does not have). It has to execute
+another program or end with `os._exit`.
+
 A child where that fails ends at once. The parent does not notice, and no use asks first: it is the class of the objects
 that is another one in the child. Programs that a process starts inherit no descriptor in the first place.
 """

@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--grow", action="store_true", help="give a thin's pool more space once a write waits for it")
     parser.add_argument("--copy-on", metavar="REQUEST", help="when this file appears, quiesce and copy the image")
     parser.add_argument("--kill", metavar="FILE", help="kill the process with this number once its request is there")
+    parser.add_argument("--fork", metavar="FILE", help="fork a process that lives on, and write its number to a file")
     parser.add_argument("--queue-seconds", type=float, default=0.0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -117,6 +118,14 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
             await view.quiesce()
             shutil.copyfile(arguments.file, arguments.copy_on + ".copying")
             os.rename(arguments.copy_on + ".copying", arguments.copy_on + ".copy")
+        if arguments.fork:
+            await ready.wait()
+            if (child := os.fork()) == 0:
+                while True:
+                    signal.pause()
+            with open(arguments.fork + ".new", "w") as file:
+                file.write(str(child))
+            os.rename(arguments.fork + ".new", arguments.fork)
         while arguments.kill:  # beside the requests, for a test to see that the loop still runs
             await trio.sleep(0.05)
             if os.path.exists(arguments.kill + ".killed"):

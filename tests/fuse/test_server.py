@@ -132,6 +132,25 @@ def test_killed_server_leaves_a_mount_that_goes_away(account: Account, serve: Se
     assert mount_at(served.target) is None
 
 
+def test_a_process_that_a_server_has_forked_keeps_no_mount(root_user: Account, serve: Serve, tmp_path: Path) -> None:
+    """Nor any other descriptor of the kernel's: the mount ends with its server, though the child lives on."""
+    served = serve(root_user, "memory", "--fork", tmp_path / "child")
+    while not (tmp_path / "child").exists():
+        assert served.process.poll() is None, served.logged()
+        time.sleep(0.01)
+    child = int((tmp_path / "child").read_text())
+    with contextlib.closing(os.fdopen(os.pidfd_open(child), "rb")) as handle:
+        try:
+            assert "/dev/fuse" not in [os.readlink(link) for link in Path(f"/proc/{child}/fd").iterdir()]
+            served.process.kill()
+            served.process.wait()
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                os.statvfs(served.target)
+            signal.pidfd_send_signal(handle.fileno(), 0)  # it lives
+        finally:
+            signal.pidfd_send_signal(handle.fileno(), signal.SIGKILL)
+
+
 def test_mounting_over_a_dead_mount_cleans_it(account: Account, serve: Serve) -> None:
     first = serve(account, "memory")
     first.process.kill()  # and not waited for: it may still be on its way out, and stays a zombie

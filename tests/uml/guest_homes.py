@@ -18,7 +18,7 @@ import pytest
 
 import cowfs
 from cowfs.devices import opening
-from cowfs.errors import CowfsError, DeviceBusy, MountError
+from cowfs.errors import CowfsError, DeviceBusy, ForkedError, MountError
 from cowfs.home.kernel.devices import mount_by_kernel
 from cowfs.home.requests.devices import OpenNode, Rename
 from cowfs.home.session import connect
@@ -662,6 +662,40 @@ def a_lent_device_is_lent_once(folder: Path) -> None:
         os.close(fd)
         wait_until(lambda: not devices.lent())
         devices.remove("web")
+
+
+@check
+def a_forked_process_has_nothing_of_the_pool_and_keeps_nothing_of_it(folder: Path) -> None:
+    home = make_home(folder)
+    waiting, ready = os.pipe()
+    reading, writing = os.pipe()
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        with opened.device("web") as disk:
+            disk.pwrite(0, b"before")
+            uses = (lambda: disk.pread(0, 512), lambda: disk.pwrite(0, b"child"), lambda: opened.create("child"))
+            child = os.fork()
+            if child == 0:
+                os.close(writing)
+                refused = 0
+                for use in uses:
+                    try:
+                        use()
+                    except ForkedError:
+                        refused += 1
+                os.write(ready, b"%d" % refused)
+                os.read(reading, 1)
+                os._exit(0)
+            os.close(reading)
+            assert os.read(waiting, 1) == b"%d" % len(uses)
+            disk.pwrite(0, b"parent")
+        opened.create("later")
+    try:
+        assert_free()  # while the child lives
+        assert home("--json", "check").json["clean"]
+        assert [row["name"] for row in home("--json", "list").json] == ["base", "later", "web"]
+    finally:
+        os.close(writing)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 if __name__ == "__main__":
