@@ -258,9 +258,10 @@ class Engine:
                 self.metadata.set_needs_check()
                 self.write_needs_check()
             self.set_mode(PoolMode.READ_ONLY)
+        state = "failed; close it" if self.mode is PoolMode.FAIL else "read-only until it is checked and repaired"
         return PoolIoError(
-            f"pool '{self.name}': {operation} failed ({cause}); changes since the last commit are lost and the pool is "
-            f"{'failed; close it' if self.mode is PoolMode.FAIL else 'read-only until it is checked and repaired'}"
+            f"pool '{self.name}': {operation} failed ({cause.strerror or cause}); changes since the last commit are "
+            f"lost and the pool is {state}"
         )
 
     def roll_back(self) -> bool:

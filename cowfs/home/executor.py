@@ -21,8 +21,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeGuard, TypeVar
 
+from cowfs.devices.pools.health import examine
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
@@ -194,14 +195,21 @@ class Executor:
         try:
             yield
         except (HomeError, PoolIoError) as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            number = next((one.errno for one in (error, error.__cause__) if _is_about_a_full_disk(one)), None)
+            if number is None:
                 raise
+            raise HomeError(self._full_disk(request), errno=number) from error
+
+    def _full_disk(self, request: AnyRequest) -> str:
+        begin = f"{request.summary()} failed: the disk below {self.path} is full; "
+        if examine(self.home.devices.pool).can_change:
             outcome = "nothing was changed" if request.is_whole else "it was not completed"
-            message = (
-                f"{request.summary()} failed: the disk below {self.path} is full; {outcome}; free space on that disk, "
-                "then run this again"
-            )
-            raise HomeError(message, errno=error.errno) from error
+            return f"{begin}{outcome}; free space on that disk, then run this again"
+        unmount = "".join(f"cowfs umount {view.mount_point}, and " for view in self.home.views)
+        return (
+            f"{begin}changes since the last commit are lost, and the pool is read-only; free space on that disk, then "
+            f"run {unmount}cowfs pool check --repair"
+        )
 
     def close(self) -> None:
         self.home.close()
@@ -211,6 +219,10 @@ class Executor:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _is_about_a_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 async def _drive(steps: Steps[R]) -> R:

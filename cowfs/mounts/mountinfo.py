@@ -64,7 +64,17 @@ def mounts() -> list[Mount]:
 
 def mount_at(target: str | os.PathLike[str]) -> Mount | None:
     """The topmost mount whose mount point is exactly this path, or None."""
-    return topmost_at(os.path.realpath(target))
+    return topmost_at(mount_point_at(target))
+
+
+def mount_point_at(target: str | os.PathLike[str]) -> str:
+    """A path without symbolic links. What is mounted there is not asked, since its server may hang."""
+    path = os.fspath(target).rstrip("/") or "/"
+    above, name = os.path.split(path)
+    resolved = os.path.join(os.path.realpath(above), name)
+    if name not in ("", ".", "..") and topmost_at(resolved) is not None:
+        return resolved
+    return os.path.realpath(path)
 
 
 def topmost_at(path: str) -> Mount | None:

@@ -20,7 +20,7 @@ from typing import Final
 
 from cowfs.errors import MissingRequirement, MountError
 from cowfs.mounts.build_needs import how_to_install
-from cowfs.mounts.mountinfo import Mount, mount_at
+from cowfs.mounts.mountinfo import Mount, decode_source, mount_at, mount_point_at, topmost_at
 
 _DEVICE: Final = "/dev/fuse"
 _FUSE_CONF: Final = "/etc/fuse.conf"
@@ -224,22 +224,32 @@ def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) 
         MountError: nothing of cowfs is mounted there, files in it are in use, or the server does not end.
         MissingRequirement: fusermount3 is not there, or not the table that it looks into.
     """
-    path = os.path.realpath(target)
-    mount = mount_at(path)
+    path = mount_point_at(target)
+    mount = topmost_at(path)
     if mount is None:
         reason = "not mounted" if os.path.lexists(path) else "no such mount point"
         raise MountError("umount", "", path, errno=errno.EINVAL, reason=reason)
     if not mount.is_cowfs:
         reason = f"this is a mount of {mount.fstype} ({mount.source}), not of cowfs; use umount"
         raise MountError("umount", mount.source, path, errno=errno.EINVAL, reason=reason)
-    server = _open_server(mount)
+    pid = find_server(mount)
+    server = _open_process(pid)
     try:
         unmount_now(mount.target, source=mount.source, lazy=lazy)
-        if server is not None and not lazy:
-            _wait_until_gone(server, mount, timeout_seconds)
+        if server is not None and not lazy and not _ends(server, timeout_seconds):
+            raise MountError("umount", mount.source, path, errno=errno.ETIMEDOUT, reason=_why_not_free(pid, mount))
     finally:
         if server is not None:
             os.close(server)
+
+
+def _why_not_free(pid: int | None, mount: Mount) -> str:
+    source = decode_source(mount.source)
+    where = f" in {source[0]}" if source is not None else ""
+    return (
+        f"unmounted, but its server, process {pid}, has not ended and holds the home; what it does is in its log"
+        f"{where}; wait until it has ended, or end it with: kill -KILL {pid} (what was synced is kept)"
+    )
 
 
 def unmount_now(target: str, *, source: str = "", lazy: bool = False) -> None:
@@ -289,21 +299,19 @@ def _run_fusermount(target: str, lazy: bool) -> int:
     return errno.EPERM
 
 
-def _open_server(mount: Mount) -> int | None:
-    pid = find_server(mount)
+def _open_process(pid: int | None) -> int | None:
     try:
         return None if pid is None else os.pidfd_open(pid)
     except ProcessLookupError:
         return None
 
 
-def _wait_until_gone(server: int, mount: Mount, timeout_seconds: float) -> None:
+def _ends(server: int, timeout_seconds: float) -> bool:
+    """Whether a process ends in time; it is asked to after a while."""
     poll = select.poll()
     poll.register(server, select.POLLIN)
     if poll.poll(_ASK_AFTER_SECONDS * 1000):
-        return
+        return True
     with contextlib.suppress(OSError):  # another user's
         signal.pidfd_send_signal(server, signal.SIGTERM)  # for a copy of the mount that it does not see itself
-    if not poll.poll(timeout_seconds * 1000):
-        reason = f"unmounted, but after {timeout_seconds:.0f} s its server has not ended; see its log in the home"
-        raise MountError("umount", mount.source, mount.target, errno=errno.ETIMEDOUT, reason=reason)
+    return bool(poll.poll(timeout_seconds * 1000))

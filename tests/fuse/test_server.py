@@ -7,6 +7,7 @@ import errno
 import importlib.util
 import mmap
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +78,28 @@ def test_umount_returns_when_the_server_is_gone(account: Account, serve: Serve) 
     run_python(account, "unmount(sys.argv[1])", served.target)
     assert served.process.wait(0.5) == 0
     assert mount_at(served.target) is None
+
+
+def test_a_server_that_hangs_is_unmounted_and_named_with_the_command_that_ends_it(
+    account: Account, serve: Serve
+) -> None:
+    """`umount` again would say that nothing is mounted."""
+    served = serve(account, "memory")
+    link = account.directory / "link"
+    link.symlink_to(served.target.parent)
+    served.process.send_signal(signal.SIGSTOP)
+    code = (
+        "from cowfs.mounts import mountpoint\n"
+        "mountpoint._ASK_AFTER_SECONDS = 0.1\n"
+        "unmount(sys.argv[1], timeout_seconds=0.1)\n"
+    )
+    done = run_python(account, code, f"{link / served.target.name}/", check=False)
+    assert f"process {served.process.pid}, has not ended" in done.stderr
+    assert mount_at(served.target) is None
+    command = re.search(r"end it with: (kill -KILL \d+)", done.stderr)
+    assert command is not None
+    subprocess.run(command[1].split(), check=True)
+    assert served.process.wait(60) == -signal.SIGKILL
 
 
 def test_root_unmounts_for_a_user(root_user: Account, ordinary_user: Account, serve: Serve) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import cowfs
+from cowfs.cli.app import run
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.errors import HomeError, PoolIoError
+from cowfs.errors import HomeError, PoolIoError, PoolModeError
 from cowfs.home.requests.devices import Create, Remove
 from cowfs.home.requests.space import Trim
 from cowfs.testing.judges import require_clean_file
+from cowfs.thinmeta.metadata import Metadata
 from cowfs_emulated.pool import EmulatedPool
 from tests.home.conftest import serving
 
@@ -62,6 +64,28 @@ def test_what_was_asked_is_named(
     require_clean_file(home / "devicemapper" / "metadata")
     with cowfs.open_home(home) as opened:
         assert [row.name for row in opened.devices()] == ["base", "copy", "web"]
+
+
+def test_a_commit_that_the_disk_has_no_room_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool falls back to what it had committed; the command that the message names makes it writable again."""
+    with cowfs.open_home(home) as opened:
+        opened.snapshot("web", "before")
+        with monkeypatch.context() as patch:
+            patch.setattr(Metadata, "commit", full)
+            with pytest.raises(HomeError) as caught:
+                opened.snapshot("web", "copy")
+        assert caught.value.errno == errno.ENOSPC
+        assert str(caught.value) == (
+            f"create 'copy' failed: the disk below {home} is full; changes since the last commit are lost, and the "
+            "pool is read-only; free space on that disk, then run cowfs pool check --repair"
+        )
+        with pytest.raises(PoolModeError, match="pool check --repair"):
+            opened.snapshot("web", "copy")
+    assert run(["--home", str(home), "pool", "check", "--repair"]) == 0
+    with cowfs.open_home(home) as opened:
+        assert [row.name for row in opened.devices()] == ["base", "before", "web"]
+        opened.snapshot("web", "copy")
+        assert opened.check().clean
 
 
 def test_what_may_be_done_in_part_does_not_promise_more() -> None:
