@@ -33,6 +33,7 @@ from cowfs_dmthin.abi import (
     pack_loop_config,
 )
 from cowfs_dmthin.disk import DirectDisk
+from cowfs_dmthin.statistics import Statistics
 
 _MAX_ATTEMPTS = 64
 
@@ -66,10 +67,12 @@ class Backing:
         (size,) = struct.unpack("Q", fcntl.ioctl(self._fd, BLKGETSIZE64, bytes(8)))
         return int(size)
 
+    def statistics(self) -> Statistics:
+        return Statistics.of(self.device_number)
+
     def writes_completed(self) -> int:
         """How many writes the device has finished since the machine started."""
-        with open(f"/sys/dev/block/{self.table_name}/stat", encoding="ascii") as file:
-            return int(file.read().split()[4])
+        return self.statistics().writes
 
     def open_for_reading(self) -> BlockDevice:
         """What is on the device now, past any cache of its node."""

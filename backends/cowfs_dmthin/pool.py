@@ -25,11 +25,14 @@ from cowfs.errors import (
 )
 from cowfs.forking import not_inherited
 from cowfs.pool import (
+    Counters,
     Extent,
     Message,
+    PoolCounters,
     PoolMode,
     PoolStatus,
     PoolTable,
+    ThinCounters,
     ThinDevice,
     ThinStatus,
     ThinTable,
@@ -48,6 +51,7 @@ from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.space_guard import SpaceGuard, no_space_timeout_seconds
+from cowfs_dmthin.statistics import Statistics
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
@@ -90,6 +94,8 @@ class DmPool:
         self._suspended = False
         self._closed = False
         self._thins: list[DmThin] = []
+        self._counted: dict[int, ThinCounters] = {}  # of devices that were active, by thin
+        self._at_first = {backing: backing.statistics() for backing in (metadata, data)}
         self.space_guard = SpaceGuard(lambda must_commit: self.status(flush=must_commit))
         self._device_number = self._info().device_number
         self._fd = self._hold()
@@ -436,6 +442,35 @@ class DmPool:
 
     def remove_active(self, thin: DmThin) -> None:
         self._thins.remove(thin)
+
+    def note_counters(self, thin_id: int, counters: ThinCounters) -> None:
+        self._counted[thin_id] = ThinCounters.total([counters, *self._counted_of(thin_id)])
+
+    def _counted_of(self, thin_id: int) -> list[ThinCounters]:
+        return [self._counted[thin_id]] if thin_id in self._counted else []
+
+    def counters(self) -> Counters:
+        """By the kernel, which does not tell provisioned from copied blocks, nor its commits."""
+        self._require_open()
+        thins = dict(self._counted)
+        devices = [(thin.thin_id, thin.device_number) for thin in self._thins]
+        devices += [(thin_id, number) for thin_id, _, number in self._lent()]
+        for thin_id, number in devices:
+            with suppress(OSError):  # gone meanwhile
+                now = Statistics.of(number).counters()
+                thins[thin_id] = ThinCounters.total([now, *([thins[thin_id]] if thin_id in thins else [])])
+        metadata, data = (
+            backing.statistics().since(self._at_first[backing]) for backing in (self._metadata, self._data)
+        )
+        metadata_bytes = metadata.written_sectors * SECTOR_BYTES
+        pool = PoolCounters(
+            requests=ThinCounters.total([Statistics().counters(), *thins.values()]),
+            data_written_bytes=data.written_sectors * SECTOR_BYTES,
+            data_flushes=data.flushes,
+            metadata_written_blocks=metadata_bytes // METADATA_BLOCK_BYTES,
+            metadata_written_bytes=metadata_bytes,
+        )
+        return Counters(pool, thins)
 
     def lent(self) -> dict[int, list[int]]:
         self._require_open()

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from cowfs.blockdev import Buffer, copy_by_reading
 from cowfs.errors import InvalidRequest, NoSuchThin, OutOfDataSpace, PoolError, PoolIoError, PoolModeError, ThinBusy
 from cowfs.forking import not_inherited
-from cowfs.pool import Extent, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
+from cowfs.pool import Extent, ThinCounters, ThinStatus, ThinTable, UnreadableStatus, check_thin_length
 from cowfs.units import SECTOR_BYTES, Sectors, ThinId
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import TargetLine
@@ -21,6 +21,7 @@ from cowfs_dmthin.disk import DirectDisk
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing
 from cowfs_dmthin.space_guard import Petition, SpaceGuard
+from cowfs_dmthin.statistics import Statistics
 
 _COPY_CHUNK_BYTES = 1 << 20
 _LOOK_AHEAD_BLOCKS = 256
@@ -70,6 +71,10 @@ class ThinOwner(Protocol):
     def mapped_extents(self, thin_id: int, begin_vblock: int, end_vblock: int | None) -> list[Extent]: ...
 
     def remove_active(self, thin: DmThin) -> None: ...
+
+    def note_counters(self, thin_id: int, counters: ThinCounters) -> None:
+        """What a device of a thin has done, which is removed."""
+        ...
 
 
 class DmThin:
@@ -257,6 +262,9 @@ class DmThin:
             # Else the kernel would remove it later, when the node is closed.
             self._control.cancel_deferred_remove(self.dm_name)
         self._disk.close()
+        counters = ThinCounters()
+        with suppress(OSError):  # it was removed by others
+            counters = Statistics.of(self.device_number).counters()
         try:
             self._control.remove_if_there(self.dm_name)
         except ControlError as error:
@@ -266,6 +274,7 @@ class DmThin:
             self._control.remove(self.dm_name, deferred=True)
             holders = describe_holders(self.device_number)
             raise ThinBusy(f"'{self._name}' (thin {self._thin_id}) cannot be deactivated: {holders}") from error
+        self._pool.note_counters(self._thin_id, counters)
         self._end()
 
     def _end(self) -> None:

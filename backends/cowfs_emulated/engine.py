@@ -109,6 +109,9 @@ class Engine:
         self.mode = PoolMode.WRITE
         self.no_space = NoSpacePolicy.QUEUE
         self.event_counter = 0
+        self.commits = 0
+        self.freed_blocks = 0
+        self.data_flushes = 0
         self.followers: list[Follower] = []
         self._queue_deadline = math.inf
         self._low_water_sent = False
@@ -205,6 +208,8 @@ class Engine:
                 freed = self.metadata.commit()
             except OSError as error:
                 raise self.operation_failed("commit", error) from error
+            self.commits += 1
+            self.freed_blocks += sum(length for _, length in freed)
             self._reclaim(freed)
         self._acknowledged = False
         self._last_commit = self.clock()
@@ -217,6 +222,7 @@ class Engine:
     def flush_data(self) -> None:
         if self.durable:
             self.data.flush()
+            self.data_flushes += 1
 
     def start_flush_data(self) -> None:
         if self.durable and isinstance(self.data, StartsFlush):
@@ -364,10 +370,13 @@ class Engine:
             raise self.operation_failed(f"mapping a block of thin {mapping.thin_id}", error) from error
         self.changed()
 
-    def remove(self, mapping: ThinMapping, begin: int, end: int) -> None:
-        """Unmap virtual blocks; a pool that cannot change its metadata lets it pass, as the kernel does."""
+    def remove(self, mapping: ThinMapping, begin: int, end: int) -> int:
+        """Unmap virtual blocks, and return how many were mapped.
+
+        A pool that cannot change its metadata lets it pass, as the kernel does.
+        """
         if self.mode >= PoolMode.OUT_OF_METADATA_SPACE:
-            return
+            return 0
         self.before_change()
         try:
             removed = mapping.remove(begin, end)
@@ -375,6 +384,7 @@ class Engine:
             raise self.operation_failed(f"unmapping blocks of thin {mapping.thin_id}", error) from error
         if removed:
             self.changed()
+        return removed
 
     def lookup(self, mapping: ThinMapping, vblock: int, count: int) -> list[tuple[int, int, int]]:
         """`mapping.lookup` for the data path: damage is EIO, as is a mapping past the end of the data."""

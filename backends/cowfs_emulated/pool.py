@@ -12,11 +12,14 @@ from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import InvalidRequest, MetadataCorrupt, PoolError, ThinBusy
 from cowfs.forking import not_inherited
 from cowfs.pool import (
+    Counters,
     DiscardMode,
     Message,
+    PoolCounters,
     PoolMode,
     PoolStatus,
     PoolTable,
+    ThinCounters,
     ThinDevice,
     ThinStatus,
     UnreadableStatus,
@@ -27,6 +30,7 @@ from cowfs.pool import (
 from cowfs.thinmeta import Metadata
 from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, DataBlocks, MetaBlocks
 from cowfs_emulated.engine import NO_SPACE_TIMEOUT_SECONDS, Engine
+from cowfs_emulated.tally import MeteredDevice, Tally
 from cowfs_emulated.thin import EmulatedThin, OpenThin, mapping_status, open_origin, require_thin_id
 
 _T = TypeVar("_T")
@@ -73,8 +77,11 @@ class EmulatedPool:
         self._closed = False
         self._is_grouping = False
         self._open_thins: dict[int, OpenThin] = {}
+        self._tallies: dict[int, Tally] = {}
+        self._of_deleted: list[ThinCounters] = []
         check_data_device(name, table, _current_size(data))
-        opened = _load_metadata(metadata if durable else Unflushed(metadata), table)
+        self._metered = MeteredDevice(metadata, durable=durable)
+        opened = _load_metadata(self._metered, table)
         try:
             self._engine = Engine(
                 name,
@@ -139,6 +146,8 @@ class EmulatedPool:
             metadata.open_thin(thin_id)
 
         self._change("delete", require_deletable, lambda metadata: metadata.delete_thin(thin_id), thin_id)
+        if (tally := self._tallies.pop(thin_id, None)) is not None:
+            self._of_deleted = [ThinCounters.total([*self._of_deleted, tally.report()])]
 
     def set_transaction_id(self, old: int, new: int) -> None:
         self._change(
@@ -267,6 +276,24 @@ class EmulatedPool:
         self.commit()
         return read(self.open_metadata(), False)
 
+    def counters(self) -> Counters:
+        self._require_open()
+        engine = self._engine
+        thins = {thin_id: tally.report() for thin_id, tally in self._tallies.items()}
+        requests = ThinCounters.total([Tally().report(), *self._of_deleted, *thins.values()])
+        written = (requests.written_bytes, requests.copied_bytes, requests.zeroed_bytes)
+        metadata_bytes = self._metered.written_bytes
+        pool = PoolCounters(
+            requests=requests,
+            freed_blocks=engine.freed_blocks,
+            commits=engine.commits,
+            data_written_bytes=sum(part or 0 for part in written),
+            data_flushes=engine.data_flushes,
+            metadata_written_blocks=metadata_bytes // METADATA_BLOCK_BYTES,
+            metadata_written_bytes=metadata_bytes,
+        )
+        return Counters(pool, thins)
+
     # ------------------------------------------------------------------------------------------ thin devices
 
     def activate(
@@ -288,7 +315,8 @@ class EmulatedPool:
             raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
         shared = self._open_thins.get(thin_id)
         if shared is None or not shared.devices:
-            shared = OpenThin(engine.metadata.open_thin(thin_id))
+            mapping = engine.metadata.open_thin(thin_id)
+            shared = OpenThin(mapping, self._tallies.setdefault(thin_id, Tally()))
         if self._suspended:
             raise InvalidRequest(f"thin {thin_id} cannot be activated: pool '{self._name}' is suspended; resume it")
         origin = None if external_origin is None else open_origin(external_origin)
@@ -418,28 +446,6 @@ class EmulatedPool:
     def _require_open(self) -> None:
         if self._closed:
             raise InvalidRequest(f"pool '{self._name}' is closed", errno=errno.EBADF)
-
-
-class Unflushed:
-    """A device whose flushes do nothing."""
-
-    def __init__(self, inner: BlockDevice) -> None:
-        self._inner = inner
-        self.pread = inner.pread
-        self.pwrite = inner.pwrite
-        self.zero = inner.zero
-        self.discard = inner.discard
-        self.copy = inner.copy
-
-    @property
-    def size_bytes(self) -> int:
-        return self._inner.size_bytes
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class ReadOnlyView:

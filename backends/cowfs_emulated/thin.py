@@ -25,6 +25,7 @@ from cowfs.pool import Extent, PoolMode, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.thinmeta import ThinMapping
 from cowfs.units import MAX_THIN_ID, SECTOR_BYTES, Sectors, ThinId
 from cowfs_emulated.engine import Engine
+from cowfs_emulated.tally import Tally
 
 _COPY_CHUNK_BYTES = 1 << 20
 
@@ -34,6 +35,7 @@ class OpenThin:
     """What the active devices of one thin id have in common; lives while at least one of them does."""
 
     mapping: ThinMapping
+    tally: Tally
     devices: list[EmulatedThin] = field(default_factory=list)
     lost_changes: bool = False
 
@@ -66,6 +68,7 @@ class EmulatedThin:
         self._engine = engine
         self._shared = shared
         self._mapping = shared.mapping
+        self._tally = shared.tally
         self._data = engine.data
         self._block_bytes = engine.block_bytes
         self._name = name
@@ -177,6 +180,9 @@ class EmulatedThin:
         if not 0 <= offset < end <= self._readable_bytes:
             self._raise_refusal("read", offset, length, self._readable_bytes)
             return b""
+        tally = self._tally
+        tally.reads += 1
+        tally.read_bytes += length
         block_bytes = self._block_bytes
         vblock = offset // block_bytes
         runs = self._engine.lookup(self._mapping, vblock, -(-end // block_bytes) - vblock)
@@ -218,6 +224,9 @@ class EmulatedThin:
         if not 0 <= offset < end <= self._writable_bytes:
             self._raise_refusal("write", offset, length, self._writable_bytes)
             return
+        tally = self._tally
+        tally.writes += 1
+        tally.written_bytes += length
         block_bytes = self._block_bytes
         vblock = offset // block_bytes
         runs = self._engine.lookup(self._mapping, vblock, -(-end // block_bytes) - vblock)
@@ -269,6 +278,9 @@ class EmulatedThin:
             vblock += length
             if old_dblock >= 0:
                 old_dblock += length
+                self._tally.copied_blocks += length
+            else:
+                self._tally.provisioned_blocks += length
 
     def _fill_fresh(
         self, offset: int, view: memoryview, vblock: int, length: int, dblock: int, old_dblock: int
@@ -289,10 +301,13 @@ class EmulatedThin:
         block_bytes = self._block_bytes
         if old_dblock >= 0:
             self._data.copy(old_dblock * block_bytes, dblock * block_bytes, block_bytes)
+            self._tally.copied_bytes += block_bytes
         elif self._origin is not None and self._origin.size_bytes > vblock * block_bytes:
             self._data.pwrite(dblock * block_bytes, self._read_origin(vblock * block_bytes, block_bytes))
+            self._tally.copied_bytes += block_bytes
         else:
             self._data.zero(dblock * block_bytes, block_bytes)
+            self._tally.zeroed_bytes += block_bytes
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros: whole blocks are unmapped where that shows zeros, the rest is written."""
@@ -306,7 +321,7 @@ class EmulatedThin:
             self._write_zeros(offset, end)
             return
         self._write_zeros(offset, first * block_bytes)
-        self._engine.remove(self._mapping, first, last)
+        self._remove(first, last, (last - first) * block_bytes)
         # A pool that is read-only let the removal pass without doing it.
         if self._engine.mode >= PoolMode.OUT_OF_METADATA_SPACE:
             self._write_zeros(first * block_bytes, last * block_bytes)
@@ -340,14 +355,22 @@ class EmulatedThin:
             self._raise_refusal("discard", offset, length, self._writable_bytes)
             return
         first, last = -(-offset // self._block_bytes), end // self._block_bytes
+        self._remove(first, last, length)
+
+    def _remove(self, first: int, last: int, asked_bytes: int) -> None:
+        """Unmap whole blocks, for a discard of so many bytes."""
+        tally = self._tally
+        tally.discards += 1
+        tally.discarded_bytes += asked_bytes
         if first < last:
-            self._engine.remove(self._mapping, first, last)
+            tally.unmapped_blocks += self._engine.remove(self._mapping, first, last)
 
     def flush(self) -> None:
         """Commit the pool when this thin changed since the last commit; else flush the data device alone."""
         if not self._readable_bytes:
             self._raise_refusal("flush", 0, 0, self._readable_bytes)
             raise self._engine.mode_error(f"flush of '{self._name}'", errno.EIO)
+        self._tally.flushes += 1
         if self._shared.lost_changes:
             raise PoolIoError(
                 f"'{self._name}' (thin {self.thin_id}) lost changes when pool '{self._engine.name}' fell back to its "

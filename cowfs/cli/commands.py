@@ -108,6 +108,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "Homes": {
         "init": Command("devices", "Create a home."),
         "status": Command("devices", "Show the state and the space of a home and its pool."),
+        "metrics": Command("counters", "Print space and counters of a home as OpenMetrics text."),
         "clone-home": Command("cloning", "Copy a home, by reference where the disk can."),
         "recover": Command("recovery", "Reconcile the device records with the pool's metadata."),
         "doctor": Command("doctor", "Check what this machine supports, and say how to fix what is missing."),

@@ -223,15 +223,26 @@ def _print_tree(rows: list[DeviceRow]) -> None:
 
 
 @click.command("status")
+@click.option("--io", "with_io", is_flag=True, help="Show what the pool and its devices have done, too.")
 @click.pass_obj
-def status_command(settings: Settings) -> None:
-    """Show the state and the space of the home and its pool, its mounts, and the process that holds its lock."""
+def status_command(settings: Settings, with_io: bool) -> None:
+    """Show the state and the space of the home and its pool, its mounts, and the process that holds its lock.
+
+    With --io also how often, and how much, each device was read, written and discarded since the process that holds the
+    home opened it; the blocks that were provisioned, and copied because they were shared; and how many bytes were
+    written for each byte that was asked to be (write amplification). What the backend cannot tell is shown as -.
+    """
     with settings.open_home() as home:
         report = home.status()
+        counters = home.io() if with_io else None
     if settings.as_json:
-        output.print_json(report)
-    else:
-        _print_status(report)
+        output.print_json(report if counters is None else {**output.as_object(report), "io": counters})
+        return
+    _print_status(report)
+    if counters is not None:
+        from cowfs.cli.counters import print_io
+
+        print_io(counters)
 
 
 def _print_status(report: HomeReport) -> None:
@@ -312,8 +323,11 @@ def _used(used_bytes: int, total_bytes: int) -> str:
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> None:
     """Show all details of the device NAME."""
+    from cowfs.cli.counters import io_fields
+
     with settings.open_home() as home:
         report = home.inspect(name)
+        block_bytes = home.status().block_bytes if report.counters else 0
     if settings.as_json:
         output.print_json(report)
         return
@@ -335,6 +349,7 @@ def inspect_command(settings: Settings, name: str) -> None:
             ("Deleted", "yes, and removed on last close" if report.deleted else ""),
             *(("Mounted", f"{view.mount_point}, {_view(view)}") for view in report.views),
             *(("In use", _use(use)) for use in report.uses),
+            *(io_fields(report.counters, block_bytes) if report.counters else ()),
         ]
     )
 

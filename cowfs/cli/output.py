@@ -32,6 +32,15 @@ def print_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def as_object(value: object) -> dict[str, object]:
+    """A structure as the object that it is in JSON, to add to."""
+    import msgspec
+
+    found = msgspec.to_builtins(value)
+    assert isinstance(found, dict)
+    return found
+
+
 def print_error(error: OSError, *, as_json: bool) -> int:
     """An error as one line (or `{"error": {...}}`) on standard error; its exit status."""
     if as_json:

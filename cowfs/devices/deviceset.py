@@ -45,7 +45,7 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures, free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.recovery import Recovery, contradictions, remake_base
-from cowfs.devices.reports import DeviceReport, Finding, HomeReport, UsageRow
+from cowfs.devices.reports import DeviceCounters, DeviceReport, Finding, HomeReport, IoReport, UsageRow
 from cowfs.devices.uses import DeviceUses
 from cowfs.error_record import plain_text
 from cowfs.errors import (
@@ -60,7 +60,18 @@ from cowfs.errors import (
     UsageError,
 )
 from cowfs.forking import not_inherited
-from cowfs.pool import NodePool, NodeThin, NoSpacePolicy, Pool, PoolMode, PoolStatus, ThinDevice
+from cowfs.pool import (
+    Counters,
+    CountingPool,
+    NodePool,
+    NodeThin,
+    NoSpacePolicy,
+    Pool,
+    PoolCounters,
+    PoolMode,
+    PoolStatus,
+    ThinDevice,
+)
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
 
 
@@ -591,7 +602,27 @@ class DeviceSet:
             active=any(active.thin_id == record.device_id for active in self.pool.active()) or name in self.lent(),
             deleted=record.deleted,
             views=[],
+            counters=self._counters().thins.get(record.device_id),
         )
+
+    def io(self) -> IoReport:
+        """What the pool and its devices have done since the pool was opened."""
+        counters = self._counters()
+        names = {record.device_id: record.name for record in self.records()}
+        devices = [
+            DeviceCounters(names[thin_id], thin_id, found)
+            for thin_id, found in counters.thins.items()
+            if thin_id in names
+        ]
+        return IoReport(
+            self.pool.block_bytes,
+            counters.pool,
+            counters.pool.write_amplification(),
+            sorted(devices, key=lambda device: device.name),
+        )
+
+    def _counters(self) -> Counters:
+        return self.pool.counters() if isinstance(self.pool, CountingPool) else Counters(PoolCounters(), {})
 
     def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
         """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""

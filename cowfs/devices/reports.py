@@ -17,6 +17,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
+
 UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "disk", "writer", "reader", "home"]
 FindingKind: TypeAlias = Literal[
     "damaged_file",
@@ -41,6 +43,26 @@ class MountedView(msgspec.Struct, frozen=True):
     mount_point: str
     view: str
     read_only: bool
+
+
+class DeviceCounters(msgspec.Struct, frozen=True):
+    """What was asked of a device since the pool was opened, and what that took."""
+
+    name: str
+    id: int
+    counters: ThinCounters
+
+
+class IoReport(msgspec.Struct, frozen=True):
+    """What a pool and its devices have done since the pool was opened, by the process that holds the home.
+
+    A figure that the backend cannot tell is left out. `devices` are those that were in use, by name.
+    """
+
+    block_bytes: int
+    pool: PoolCounters
+    write_amplification: WriteAmplification
+    devices: list[DeviceCounters]
 
 
 class DeviceUse(msgspec.Struct, frozen=True):
@@ -122,7 +144,8 @@ class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything about one device; the two times are values of the pool's snapshot counter, not of a clock.
 
     `exclusive_bytes` lie in blocks that no other device maps. `views` and `uses` are empty in a report of the device
-    set itself; `uses` is left out where the device is not in use.
+    set itself; `uses` is left out where the device is not in use. `counters`
+    are left out where it was not in use since the pool was opened.
     """
 
     name: str
@@ -140,6 +163,7 @@ class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
     deleted: bool
     views: list[MountedView]
     uses: list[DeviceUse] = []
+    counters: ThinCounters | None = None
 
 
 class UsageRow(msgspec.Struct, frozen=True):

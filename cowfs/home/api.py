@@ -12,10 +12,11 @@ from typing import IO, TYPE_CHECKING, Literal, Self
 from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, UsageReport, UsageTotals
+from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
 from cowfs.errors import UsageError
 from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.clone import CloneHome
+from cowfs.home.requests.counters import Io, Metrics
 from cowfs.home.requests.devices import (
     Create,
     Created,
@@ -161,6 +162,14 @@ class Home:
     @documented_by(Status)
     def status(self) -> HomeReport:
         return self._session.call(Status())
+
+    @documented_by(Io)
+    def io(self) -> IoReport:
+        return self._session.call(Io())
+
+    @documented_by(Metrics)
+    def metrics(self) -> str:
+        return self._session.call(Metrics())
 
     # ------------------------------------------------------------------ files, without a mount
 

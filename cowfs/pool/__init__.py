@@ -1,5 +1,6 @@
 """The pool interface and the kernel's four texts: table, status, message, name."""
 
+from cowfs.pool.counters import Counters, CountingPool, PoolCounters, ThinCounters, WriteAmplification
 from cowfs.pool.interface import (
     Backend,
     Capability,
@@ -29,6 +30,8 @@ from cowfs.units import Extent
 __all__ = [
     "Backend",
     "Capability",
+    "Counters",
+    "CountingPool",
     "DiscardMode",
     "Extent",
     "GroupingPool",
@@ -38,15 +41,18 @@ __all__ = [
     "NodePool",
     "NodeThin",
     "Pool",
+    "PoolCounters",
     "PoolMode",
     "PoolStatus",
     "PoolTable",
     "PoolWithTimeout",
     "ProbeResult",
+    "ThinCounters",
     "ThinDevice",
     "ThinStatus",
     "ThinTable",
     "UnreadableStatus",
+    "WriteAmplification",
     "backend_names",
     "check_data_device",
     "check_reload",

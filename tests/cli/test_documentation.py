@@ -12,10 +12,12 @@ from cowfs import errors
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
 from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.reports import (
+    DeviceCounters,
     DeviceReport,
     DeviceRow,
     Finding,
     HomeReport,
+    IoReport,
     MountedView,
     UsageReport,
     UsageRow,
@@ -26,6 +28,7 @@ from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, TargetLine
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
+from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport
 from cowfs.thinmeta.findings import Finding as MetadataFinding
 
@@ -38,6 +41,11 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
         *(
             Ability,
             ClonedHome,
+            DeviceCounters,
+            IoReport,
+            PoolCounters,
+            ThinCounters,
+            WriteAmplification,
             CheckReport,
             Created,
             DeviceReport,

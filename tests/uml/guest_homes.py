@@ -161,6 +161,35 @@ def a_home_is_copied_when_the_kernel_does_not_use_its_pool(folder: Path) -> None
 
 
 @check
+def the_kernel_counts_requests_and_bytes(folder: Path) -> None:
+    home = make_home(folder)
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        for _ in range(2):  # the second time with a device that was closed
+            with opened.device("web") as disk:
+                for block in range(8):
+                    disk.pwrite(block * 65536, bytes([block + 1]) * 65536)
+                disk.pread(0, 65536)
+                disk.flush()
+        report = opened.io()
+        (web,) = [device.counters for device in report.devices if device.name == "web"]
+        assert (web.written_bytes, web.read_bytes) == (2 * 8 * 65536, 2 * 65536), web
+        assert web.writes is not None
+        assert web.writes >= 16
+        assert web.provisioned_blocks is None
+        assert web.copied_bytes is None
+        assert report.pool.commits is None
+        assert report.pool.requests.written_bytes == web.written_bytes
+        assert report.write_amplification.total is not None
+        assert report.write_amplification.total > 1
+        assert report.write_amplification.copied is None
+        assert opened.inspect("web").counters == web
+    assert "cowfs_device_written_bytes_total" not in home("metrics").out  # nothing was asked of a device
+    assert "provisioned" not in home("metrics").out
+    assert "-" in home("status", "--io").out
+    assert_free()
+
+
+@check
 def the_kernel_too_mounts_the_base_device_for_reading_only(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
     for options in ((), ("--options", "rw,noatime")):
