@@ -31,7 +31,7 @@ import pytest
 
 from cowfs.pool import load_backend
 from cowfs.testing.conformance import BEHAVIOURS
-from tests.kit.standby import Request, Standby
+from tests.kit.standby import Request, Standby, fork_servers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARK = "COWFS_TEST_SESSION"
@@ -158,8 +158,8 @@ class Account:
         options.setdefault("timeout", 240)
         words = [str(argument) for argument in arguments]
         if words[0] in ("cowfs", "python") and options.keys() <= {"timeout", "input", "cwd", "env"}:
-            standby = standby_of(self)
             options = self._options(options)
+            standby = standby_of(self.uid, self.environment, **{key: options[key] for key in options.keys() & IDENTITY})
             request = Request(words, str(options["cwd"]), options["env"])
             result = standby.run(request, options.get("input", ""), options["timeout"])
         else:
@@ -199,14 +199,15 @@ class Account:
         return options | {"env": {**self.environment, **environment}}
 
 
+IDENTITY = {"user", "group", "extra_groups"}
 _standbys: dict[int, Standby] = {}
 
 
-def standby_of(account: Account) -> Standby:
+def standby_of(uid: int, environment: Mapping[str, str], **options: Any) -> Standby:
     """This session's interpreter on standby for a user."""
-    if account.uid not in _standbys:
-        _standbys[account.uid] = Standby(**account._options({"cwd": "/"}))
-    return _standbys[account.uid]
+    if uid not in _standbys:
+        _standbys[uid] = Standby(environment, cwd="/", **options)
+    return _standbys[uid]
 
 
 def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
@@ -344,6 +345,7 @@ def no_log_stays() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root: Path) -> Iterator[None]:
     """Fail the session, naming them, when mounts, loop devices or processes outlive their tests; and end them."""
+    fork_servers(lambda: standby_of(os.geteuid(), os.environ).line)
     yield
     while _standbys:
         _standbys.popitem()[1].close()

@@ -26,12 +26,14 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 REQUEST_BYTES: Final = 1 << 17
 MOST_FDS: Final = 16
 HIGH_FD: Final = 100  # above those of the process to be
+COMMANDS: Final = ("cowfs", "cowfs_emulated", "cowfs_dmthin")  # the packages that they need
+SERVERS: Final = ("cowfs.home.serving", "cowfs.fuse", "cowfs_dmthin")
 NUMBER: Final = struct.Struct("<i")
 
 
@@ -104,6 +106,11 @@ class Standby:
                 words, stdin=subprocess.DEVNULL, env=env, pass_fds=[theirs.fileno()], **options
             )
 
+    @property
+    def line(self) -> socket.socket:
+        """What takes requests."""
+        return self._line
+
     def close(self) -> None:
         self._line.close()
         self._interpreter.wait()
@@ -135,6 +142,36 @@ class Standby:
         return subprocess.CompletedProcess(request.arguments, status, out.decode(), err.decode())
 
 
+def fork_servers(line_of: Callable[[], socket.socket]) -> None:
+    """Have the servers that this process puts in the background forked from an interpreter on standby."""
+    known: list[socket.socket] = []
+
+    def start(argv: Sequence[str], **options: Any) -> Process | subprocess.Popen[bytes]:
+        if [word for word in argv[:4] if word != "-P"][:3] != [sys.executable, "-m", "cowfs"]:
+            return subprocess.Popen(argv, **options)
+        if not known:
+            known.append(line_of())
+        passed = options["pass_fds"]
+        request = Request(list(argv), os.getcwd(), dict(os.environ), passed, new_session=True)
+        with open(os.devnull, "rb") as nothing:
+            return Process(known[0], request, [nothing.fileno(), options["stdout"], options["stderr"], *passed])
+
+    vars(importlib.import_module("cowfs.fuse.background"))["subprocess"] = types.SimpleNamespace(
+        Popen=start, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
+    )
+
+
+def fork_servers_from_here() -> None:
+    """Have them forked from a process that this one, which should be young, forks now. It ends with this one."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        main(theirs, SERVERS)
+        os._exit(0)
+    theirs.close()
+    fork_servers(lambda: ours)
+
+
 def read_all(fds: Sequence[int], deadline: float) -> list[bytes]:
     """What each gives until its end. Raises subprocess.TimeoutExpired."""
     found = {fd: bytearray() for fd in fds}
@@ -154,8 +191,8 @@ def read_all(fds: Sequence[int], deadline: float) -> list[bytes]:
 # --- the interpreter
 
 
-def main(line: socket.socket) -> None:
-    load_all()
+def main(line: socket.socket, packages: Sequence[str]) -> None:
+    load(packages)
     request = serve(line)
     if request is None:
         return
@@ -171,9 +208,9 @@ def main(line: socket.socket) -> None:
     os._exit(status or 0)  # taking all modules apart would copy the memory that is shared
 
 
-def load_all() -> None:
-    """Every module that a command may need, so that no process loads it."""
-    for package in ("cowfs", "cowfs_emulated"):
+def load(packages: Sequence[str]) -> None:
+    """Load their modules, and what these need, so that no process does it."""
+    for package in packages:
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             if not module.name.endswith("__main__"):
                 importlib.import_module(module.name)
@@ -241,19 +278,7 @@ def become(request: Request, fds: list[int], children_line: int) -> None:
     sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "surrogateescape")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8", "surrogateescape")
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
-    line = socket.socket(fileno=children_line)
-
-    def start_in_background(argv: Sequence[str], stdin: int, stdout: int, stderr: int, **options: Any) -> Process:
-        """As subprocess.Popen."""
-        passed = options.pop("pass_fds")
-        asked = Request(list(argv), os.getcwd(), dict(os.environ), passed, options.pop("start_new_session"))
-        assert (stdin, options) == (subprocess.DEVNULL, {})
-        with open(os.devnull, "rb") as nothing:
-            return Process(line, asked, [nothing.fileno(), stdout, stderr, *passed])
-
-    vars(sys.modules["cowfs.fuse.background"])["subprocess"] = types.SimpleNamespace(
-        Popen=start_in_background, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
-    )
+    fork_servers(lambda: socket.socket(fileno=children_line))
 
 
 def run(arguments: list[str]) -> None:
@@ -273,4 +298,4 @@ def run(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(sys.executable)  # as for the command
-    main(socket.socket(fileno=int(sys.argv[1])))
+    main(socket.socket(fileno=int(sys.argv[1])), COMMANDS)

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import CONTROL, attached_loops
 from tests.uml.guest_commands import Cowfs
 
@@ -38,4 +39,5 @@ def main(home: Path, point: Path) -> None:
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.cli.app import run
+from tests.kit.standby import fork_servers_from_here
 
 _SMALL: Final = ("--data-size", "128M", "--metadata-size", "4M", "--base-size", "32M")
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -228,4 +229,5 @@ def removing(cowfs: Recorder) -> None:
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     record_all(Recorder(sys.argv[1], Path(sys.argv[2])))

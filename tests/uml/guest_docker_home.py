@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.cli.app import run
+from tests.kit.standby import fork_servers_from_here
 
 CLOSED = "not ours to read"
 
@@ -65,4 +66,5 @@ def main(home: Path, point: Path) -> None:
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -26,6 +26,7 @@ from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs_dmthin import nodes
 from cowfs_dmthin.loop import loop_devices_of
+from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import (
     CONTROL,
     Checks,
@@ -728,4 +729,5 @@ def a_forked_process_has_nothing_of_the_pool_and_keeps_nothing_of_it(folder: Pat
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     run_checks(check, sys.argv[1:])

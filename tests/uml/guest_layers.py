@@ -33,6 +33,7 @@ from cowfs.testing.layers import CASES
 from cowfs.testing.layers import check as check_case
 from cowfs.testing.layers.homes import served
 from cowfs.volumes import Volumes
+from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import Checks, expected, run_checks, somebody_has_open, wait_until
 from tests.uml.guest_commands import Cowfs
 from tests.uml.guest_homes import loop_device, loops, shell
@@ -474,4 +475,5 @@ def a_mounted_tree_is_a_tree_as_the_engine_has_it(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     run_checks(check, sys.argv[1:])

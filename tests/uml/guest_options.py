@@ -24,6 +24,7 @@ from cowfs.layers.direct_lvm import prepare_pool, read_config
 from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from cowfs.layers.options import home_options, parse_storage_options
 from cowfs.pool import NodeThin, load_backend
+from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import Checks, run_checks
 
 DISK_BYTES = 2 << 30
@@ -240,4 +241,5 @@ def another_xfs_is_found_out(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    fork_servers_from_here()
     run_checks(check, sys.argv[1:])
