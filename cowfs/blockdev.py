@@ -344,10 +344,14 @@ def _copy_in_kernel(source: int, target: int, begin: int, end: int) -> int:
 
 
 class MemoryDevice:
-    """A device in memory, for tests and throw-away pools. Unwritten bytes are zero."""
+    """A device in memory, for tests and throw-away pools.
 
-    def __init__(self, size_bytes: int) -> None:
-        self._data = bytearray(size_bytes)
+    Args:
+        content: its size, all of it zero; or what it holds, which is changed in place.
+    """
+
+    def __init__(self, content: int | bytearray) -> None:
+        self._data = content if isinstance(content, bytearray) else bytearray(content)
 
     @property
     def size_bytes(self) -> int:

@@ -23,6 +23,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # --- the order of files
 
 
-LONG_ONES_ARE_IN = ("uml", "docker", "cli", "realuse", "fuse")  # guests and processes
+GUESTS = ("uml", "docker")
+PROCESSES = ("cli", "tests", "realuse", "fuse")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first, so that workers with a file each come to their ends at about the same time."""
+    """Files that take long come first, so that workers with a file each come to their ends at about the same time.
 
-    def rank(item: pytest.Item) -> int:
-        directory = item.path.parent.name
-        return LONG_ONES_ARE_IN.index(directory) if directory in LONG_ONES_ARE_IN else len(LONG_ONES_ARE_IN)
-
-    items.sort(key=rank)
+    Those of guests, which compute, alternate with those of processes, which wait for each other.
+    """
+    files = list(dict.fromkeys(item.path for item in items))
+    guests, processes = ([file for file in files if file.parent.name in names] for names in (GUESTS, PROCESSES))
+    long_ones = [file for pair in zip_longest(guests, processes) for file in pair if file]
+    place = {file: number for number, file in enumerate(dict.fromkeys([*long_ones, *files]))}
+    items.sort(key=lambda item: place[item.path])
 
 
 # --- seeds
@@ -199,6 +203,7 @@ class Account:
         return options | {"env": {**self.environment, **environment}}
 
 
+START_SERVERS = ("cowfs.fuse.background", "cowfs.testing.layers.homes", "cowfs.testing.layers.remote")
 IDENTITY = {"user", "group", "extra_groups"}
 _standbys: dict[int, Standby] = {}
 
@@ -345,7 +350,7 @@ def no_log_stays() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root: Path) -> Iterator[None]:
     """Fail the session, naming them, when mounts, loop devices or processes outlive their tests; and end them."""
-    fork_servers(lambda: standby_of(os.geteuid(), os.environ).line)
+    fork_servers(lambda: standby_of(os.geteuid(), os.environ).line, START_SERVERS)
     yield
     while _standbys:
         _standbys.popitem()[1].close()

@@ -188,6 +188,7 @@ class Journal:
         tear: bool = True,
         whole: range = range(0),
         base: bytes | bytearray | None = None,
+        into: bytearray | None = None,
     ) -> bytearray:
         """A device that has what was flushed before `position`, and a random part of the rest.
 
@@ -195,9 +196,11 @@ class Journal:
             tear: also keep only some sectors of a write.
             whole: sectors of the device of which a write that covers several keeps all or none.
             base: the device as it was at `durable_position`, where that is known.
+            into: an image that is not needed any more; memory that is new costs more than what is copied into it.
         """
         durable = self.durable_position(device, position)
-        image = self.image(device, durable) if base is None else bytearray(base)
+        image = bytearray() if into is None else into
+        image[:] = self.image(device, durable) if base is None else base
         for entry in self.entries[durable:position]:
             if entry.device != device or rng.random() < 0.5:
                 continue
@@ -260,6 +263,4 @@ class RecordingDevice(_Wrapper):
 
 def memory_device(image: bytes | bytearray) -> MemoryDevice:
     """A device in memory that holds a copy of an image."""
-    device = MemoryDevice(len(image))
-    device.pwrite(0, image)
-    return device
+    return MemoryDevice(bytearray(image))

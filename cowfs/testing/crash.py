@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.pool import Pool, PoolStatus, PoolTable, ThinDevice
-from cowfs.testing.blockdev import Journal, RecordingDevice, memory_device
+from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
 from cowfs.testing.judges import recount_findings
 from cowfs.testing.model import Block, ModelState, ModelThin, PoolModel
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
@@ -255,11 +255,12 @@ class CrashRun:
         begin = self.boundaries[0].durable  # before the first commit there is nothing to come back to
         journal = self.journal
         flushed = {name: journal.image(name, journal.durable_position(name, begin)) for name in (METADATA, DATA)}
+        torn = {name: bytearray() for name in flushed}
         data_images = journal.images(DATA, begin)
         for (position, metadata), (_, data) in zip(journal.images(METADATA, begin), data_images, strict=True):
             for name, image in ((METADATA, metadata), (DATA, data)):
                 if journal.durable_position(name, position) == position:
-                    flushed[name] = bytearray(image)
+                    flushed[name][:] = image
             if (position - begin) % every:
                 continue
             reuse = done.prefixes % reuse_every == 0
@@ -268,25 +269,25 @@ class CrashRun:
             done.reused += reuse
             for number in range(subsets):
                 rng = random.Random(f"{self.seed} {position} {number}")  # noqa: S311
-                torn_metadata = journal.torn_image(METADATA, position, rng, base=flushed[METADATA])
-                torn_data = journal.torn_image(DATA, position, rng, base=flushed[DATA])
-                self._judge(f"subset {number} at {position}", position, torn_metadata, torn_data, reuse=False)
+                for name, image in torn.items():
+                    journal.torn_image(name, position, rng, base=flushed[name], into=image)
+                self._judge(f"subset {number} at {position}", position, torn[METADATA], torn[DATA], reuse=False)
                 done.subsets += 1
         return done
 
     def _judge(self, what: str, position: int, metadata: bytearray, data: bytearray, *, reuse: bool) -> None:
         step = next(i for i, step in enumerate(self.steps) if step.end >= position)
         try:
-            self._judge_images(position, step, memory_device(metadata), memory_device(data), reuse=reuse)
+            # To go on with a pool takes a copy; one that is only read has nothing to write.
+            devices = [memory_device(image) if reuse else _unwritable(image) for image in (metadata, data)]
+            self._judge_images(position, step, *devices, reuse=reuse)
         except (AssertionError, OSError) as error:
             raise AssertionError(
                 f"seed {self.seed}, {what} of {len(self.journal.entries)}, in step {step} "
                 f"({self.steps[step].what}): {error}"
             ) from error
 
-    def _judge_images(
-        self, position: int, step: int, metadata: MemoryDevice, data: MemoryDevice, *, reuse: bool
-    ) -> None:
+    def _judge_images(self, position: int, step: int, metadata: BlockDevice, data: BlockDevice, *, reuse: bool) -> None:
         findings = recount_findings(metadata, strict=True)
         if findings:
             raise AssertionError("; ".join(findings))
@@ -351,6 +352,12 @@ class CrashRun:
         findings = recount_findings(metadata, strict=True)
         if findings:
             raise AssertionError("after writing on: " + "; ".join(findings))
+
+
+def _unwritable(image: bytearray) -> BlockDevice:
+    device = FaultyDevice(MemoryDevice(image))
+    device.fail(Fault({"write", "discard"}))
+    return device
 
 
 def _foreign_sector(found: bytes, allowed: list[bytes]) -> int | None:

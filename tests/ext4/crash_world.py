@@ -342,16 +342,16 @@ class CrashWorld:
     def crashes(self, *, every: int = 1) -> Iterator[tuple[str, int, bytearray]]:
         """(what it is, position, image): of each n-th position a prefix, and a torn subset of what was not flushed."""
         begin = self.steps[0].end
+        torn = bytearray()
         flushed = self.journal.image(DISK, begin)
         for position, image in self.journal.images(DISK, begin):
             if position > begin and self.journal.entries[position - 1].operation == "flush":
-                flushed = bytearray(image)
+                flushed[:] = image
             if (position - begin) % every:
                 continue
             yield f"prefix {position}", position, image
-            torn = self.journal.torn_image(
-                DISK, position, random.Random(f"{self.seed} {position}"), whole=SUPERBLOCK_SECTORS, base=flushed
-            )
+            rng = random.Random(f"{self.seed} {position}")
+            self.journal.torn_image(DISK, position, rng, whole=SUPERBLOCK_SECTORS, base=flushed, into=torn)
             yield f"torn {position}", position, torn
 
     def judge(self, what: str, position: int, state: State) -> None:

@@ -27,8 +27,9 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
+STREAMS: Final = 3
 REQUEST_BYTES: Final = 1 << 17
 MOST_FDS: Final = 16
 HIGH_FD: Final = 100  # above those of the process to be
@@ -55,6 +56,10 @@ class Request(NamedTuple):
 class Process:
     """A process that an interpreter on standby has forked; the part of subprocess.Popen that is needed of it."""
 
+    stdin: IO[bytes] | None = None
+    stdout: IO[bytes] | None = None
+    stderr: IO[bytes] | None = None
+
     def __init__(self, line: socket.socket, request: Request, fds: Sequence[int]) -> None:
         self.returncode: int | None = None
         self._told, told = os.pipe()
@@ -79,12 +84,12 @@ class Process:
         return None
 
     def terminate(self) -> None:
-        self._send(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        self._send(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
 
-    def _send(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
@@ -142,23 +147,53 @@ class Standby:
         return subprocess.CompletedProcess(request.arguments, status, out.decode(), err.decode())
 
 
-def fork_servers(line_of: Callable[[], socket.socket]) -> None:
-    """Have the servers that this process puts in the background forked from an interpreter on standby."""
+def fork_servers(line_of: Callable[[], socket.socket], modules: Sequence[str] = ("cowfs.fuse.background",)) -> None:
+    """Have the processes that these modules start forked from an interpreter on standby, if they are Python's."""
     known: list[socket.socket] = []
 
     def start(argv: Sequence[str], **options: Any) -> Process | subprocess.Popen[bytes]:
-        if [word for word in argv[:4] if word != "-P"][:3] != [sys.executable, "-m", "cowfs"]:
+        if argv[0] != sys.executable:
             return subprocess.Popen(argv, **options)
         if not known:
             known.append(line_of())
-        passed = options["pass_fds"]
-        request = Request(list(argv), os.getcwd(), dict(os.environ), passed, new_session=True)
-        with open(os.devnull, "rb") as nothing:
-            return Process(known[0], request, [nothing.fileno(), options["stdout"], options["stderr"], *passed])
+        return popen(known[0], argv, **options)
 
-    vars(importlib.import_module("cowfs.fuse.background"))["subprocess"] = types.SimpleNamespace(
-        Popen=start, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired
-    )
+    replaced = types.SimpleNamespace(**{**vars(subprocess), "Popen": start})
+    for module in modules:
+        vars(importlib.import_module(module))["subprocess"] = replaced
+
+
+def popen(
+    line: socket.socket,
+    argv: Sequence[str],
+    *,
+    stdin: int | IO[bytes] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    stderr: int | IO[bytes] | None = None,
+    pass_fds: Sequence[int] = (),
+    start_new_session: bool = False,
+) -> Process:
+    """As subprocess.Popen."""
+    ours: list[IO[bytes] | None] = [None] * STREAMS
+    fds = []
+    with contextlib.ExitStack() as theirs:
+        for number, stream in enumerate((stdin, stdout, stderr)):
+            if stream == subprocess.PIPE:
+                reader, writer = os.pipe()
+                fd, end = (reader, writer) if number == 0 else (writer, reader)
+                theirs.callback(os.close, fd)
+                ours[number] = os.fdopen(end, "wb" if number == 0 else "rb")
+            elif stream == subprocess.DEVNULL:
+                fd = theirs.enter_context(open(os.devnull, "r+b", 0)).fileno()
+            elif stream is None:
+                fd = number
+            else:
+                fd = stream if isinstance(stream, int) else stream.fileno()
+            fds.append(fd)
+        request = Request(list(argv), os.getcwd(), dict(os.environ), pass_fds, start_new_session)
+        process = Process(line, request, [*fds, *pass_fds])
+    process.stdin, process.stdout, process.stderr = ours
+    return process
 
 
 def fork_servers_from_here() -> None:
@@ -275,7 +310,7 @@ def become(request: Request, fds: list[int], children_line: int) -> None:
     os.environ.clear()
     os.environ.update(request.env)
     tempfile.tempdir = None
-    sys.stdin = io.TextIOWrapper(io.FileIO(0, closefd=False), "utf-8", "surrogateescape")
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8", "surrogateescape")
     sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8", "surrogateescape")
     sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", "backslashreplace", line_buffering=True)
     fork_servers(lambda: socket.socket(fileno=children_line))
