@@ -144,6 +144,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "copies": {"mountinfo"},
         "nodes": {"mountinfo"},
         "kernel_mount": {"nodes"},
+        "processes": set(),
         "mounted_tree": set(),
     },
     "fuse": {
@@ -156,7 +157,9 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "raw_view": {"translate"},
         "tree_view": {"translate", "callers"},
         "open_devices": {"tree_view"},
-        "kernel_cache": {"translate", "tree_view", "open_devices", "request_wait"},
+        "in_use": set(),
+        "kernel_cache": {"translate", "tree_view", "open_devices", "request_wait", "in_use"},
+        "device_mount": {"translate", "kernel_cache", "in_use"},
         "home_view": {"translate", "tree_view", "open_devices", "kernel_cache"},
         "server": {"translate", "request_wait", "ending"},
     },

@@ -116,6 +116,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "Devices": {
         "create": Command("devices", "Create a device."),
         "snapshot": Command("devices", "Create a snapshot of a device."),
+        "rollback": Command("devices", "Give a device the contents of a snapshot again."),
         "list": Command("devices", "List the devices."),
         "inspect": Command("devices", "Show all details of one device."),
         "mount": Command("mounting", "Mount a device as a file tree or as a disk image, or mount all devices."),

@@ -16,7 +16,6 @@ from cowfs.units import format_size
 if TYPE_CHECKING:
     from cowfs.devices.on_disk.options import MinimumFree
     from cowfs.devices.reports import DeviceRow, DeviceUse, HomeReport, MountedView
-    from cowfs.home.requests.devices import Created
 
 
 @click.command("init")
@@ -123,35 +122,67 @@ def init_command(
         print(f"made {output.printable(str(home))}: {sizes}")
 
 
+COUNT: Final = click.option(
+    "--count", type=click.IntRange(min=1), help="Create so many, with {} in the name as 1, 2, 3 ..."
+)
+
+
 @click.command("create")
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("--parent", metavar="ORIGIN", type=DEVICE, help="The device to snapshot. [default: base]")
 @click.option("--size", type=SIZE, help="Size of the device, at least the parent's. [default: the parent's]")
+@COUNT
 @click.pass_obj
-def create_command(settings: Settings, name: str, parent: str | None, size: int | None) -> None:
-    """Create the device NAME: a snapshot of base, or of ORIGIN. The time does not depend on the data in ORIGIN."""
-    with settings.open_home() as home:
-        _print_created(settings, home.create(name, parent=parent, size_bytes=size))
+def create_command(
+    settings: Settings, names: tuple[str, ...], parent: str | None, size: int | None, count: int | None
+) -> None:
+    """Create the device NAME: a snapshot of base, or of ORIGIN. The time does not depend on the data in ORIGIN.
+
+    With several names, or --count as in "create --count 200 'web-{}'", all devices are created in one commit, or none.
+    """
+    _create(settings, names, count, parent=parent, size_bytes=size)
 
 
 @click.command("snapshot")
 @click.argument("origin", type=DEVICE)
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@COUNT
 @click.pass_obj
-def snapshot_command(settings: Settings, origin: str, name: str) -> None:
-    """Create the device NAME as a snapshot of ORIGIN, which may be mounted and busy."""
+def snapshot_command(settings: Settings, origin: str, names: tuple[str, ...], count: int | None) -> None:
+    """Create the device NAME as a snapshot of ORIGIN, which may be mounted and busy.
+
+    With several names, or --count as in "snapshot --count 200 web 'web-{}'", all snapshots are of the same moment and
+    created in one commit, or none.
+    """
+    _create(settings, names, count, parent=origin)
+
+
+def _create(
+    settings: Settings,
+    names: tuple[str, ...],
+    count: int | None,
+    *,
+    parent: str | None,
+    size_bytes: int | None = None,
+) -> None:
+    if count is not None:
+        if len(names) > 1 or names[0].count("{}") != 1:
+            raise UsageError("--count needs one name with {} for the number, as in: --count 200 'web-{}'")
+        names = tuple(names[0].replace("{}", str(number)) for number in range(1, count + 1))
+    is_one = len(names) == 1 and count is None
     with settings.open_home() as home:
-        _print_created(settings, home.snapshot(origin, name))
-
-
-def _print_created(settings: Settings, created: Created) -> None:
+        if is_one:
+            made = [home.create(names[0], parent=parent, size_bytes=size_bytes)]
+        else:
+            made = home.create_many(names, parent=parent, size_bytes=size_bytes)
     if settings.as_json:
-        output.print_json(created)
-    else:
-        parent = f"snapshot of {created.parent}" if created.parent else "without a parent"
-        print(f"made {created.name}: id {created.id}, {format_size(created.size_bytes)}, {output.printable(parent)}")
-        for warning in created.warnings:
-            output.print_line(f"cowfs: warning: {warning}")
+        output.print_json(made[0] if is_one else made)
+        return
+    for created in made:
+        shown = f"snapshot of {created.parent}" if created.parent else "without a parent"
+        print(f"made {created.name}: id {created.id}, {format_size(created.size_bytes)}, {output.printable(shown)}")
+    for warning in made[0].warnings:
+        output.print_line(f"cowfs: warning: {warning}")
 
 
 def _size(size_bytes: int | None) -> str:
@@ -370,6 +401,34 @@ def rename_command(settings: Settings, old: str, new: str) -> None:
         output.print_json(renamed)
     else:
         print(f"renamed {output.printable(renamed.old_name)} to {renamed.name}")
+
+
+@click.command("rollback")
+@click.argument("name", type=DEVICE)
+@click.argument("snapshot", type=DEVICE)
+@click.option("--keep", metavar="NEW", help="Keep the present contents, as the device NEW.")
+@click.option("--force", is_flag=True, help="Detach what is open in the device.")
+@click.pass_obj
+def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | None, force: bool) -> None:
+    """Give the device NAME the contents and the size that SNAPSHOT has now. The time does not depend on the data.
+
+    SNAPSHOT stays as it is. It is usually a snapshot of NAME, but any device will do. NAME keeps its name, its parent
+    and its snapshots; all devices are peers, so nothing must be promoted, and newer snapshots stay.
+
+    A mount of NAME, or of the whole home, shows the contents at once. While something is open in NAME, nothing is
+    changed and the processes are listed; with --force what they have open is detached: it fails with ESTALE from then
+    on.
+    """
+    with settings.open_home() as home:
+        done = home.rollback(name, snapshot, keep=keep, force=force)
+    if settings.as_json:
+        output.print_json(done)
+        return
+    size = "" if done.size_bytes == done.old_size_bytes else f", {format_size(done.size_bytes)}"
+    kept = f"; what it held is in {done.kept}" if done.kept else ""
+    print(f"rolled {output.printable(done.name)} back to {output.printable(done.snapshot)}{size}{kept}")
+    if not done.is_related:
+        output.print_line(f"cowfs: warning: {done.snapshot} is no relative of {done.name}: they share base alone")
 
 
 @click.command("remove")

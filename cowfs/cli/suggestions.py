@@ -28,6 +28,7 @@ WORDS_OF_OTHERS: Final = {
     **dict.fromkeys(("export", "save", "tar"), "layer diff"),
     **dict.fromkeys(("import", "load", "untar"), "layer apply"),
     **dict.fromkeys(("format", "setup"), "init"),
+    **dict.fromkeys(("revert", "reset", "undo", "merge", "lvconvert"), "rollback"),
     "dmsetup": "dm",
     "man": "help",
     "thin_dump": "pool dump",
@@ -38,9 +39,17 @@ WORDS_OF_OTHERS: Final = {
 }
 
 
+# What needs no command here, and why.
+_NEEDLESS: Final = {
+    "promote": "snapshots are peers here, so none needs promoting; either one can be removed or rolled back",
+}
+
+
 def no_such_command(ctx: click.Context, word: str) -> UsageError:
     """The error for a word that names no command of the group of `ctx`: one line, with a suggestion if there is one."""
     path = ctx.command_path
+    if word in _NEEDLESS:
+        return UsageError(f"no such command '{word}': {_NEEDLESS[word]}")
     suggestion = _suggest(ctx.info_name if ctx.parent is not None else None, word)
     if suggestion is None:
         return UsageError(f"no such command '{word}'; see '{path} --help'")

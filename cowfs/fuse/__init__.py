@@ -10,4 +10,6 @@ tree_view, raw_view     a device's files, a device as a disk
 home_view               all devices of a home
 open_devices            which of their volumes are open
 kernel_cache            what the kernel has cached of them
+device_mount            one device, whose content becomes another while it is mounted
+in_use                  the errors for a device that something has open
 """

@@ -366,7 +366,6 @@ class HomeView(View):
                 continue  # the root
             await device.view.forget(list(inodes))
             if not device.view.is_known:
-                device.forgotten.set()
                 self._open.drop_if_unused(device)
 
     @answered

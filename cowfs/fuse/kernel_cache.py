@@ -21,16 +21,17 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import pyfuse3
 import trio
 from pyfuse3 import ROOT_INODE
 
 from cowfs.fuse import request_wait
+from cowfs.fuse.in_use import require_unused, used_unseen
 from cowfs.fuse.open_devices import OpenDevice, OpenDevices
 from cowfs.fuse.translate import drop_caches
 from cowfs.fuse.tree_view import TreeView
@@ -60,6 +61,7 @@ class KernelCache:
         self._open = open_devices
         self._mount_point = mount_point
         self.revealed: OpenDevice | None = None
+        self._cut_off: dict[str, OpenDevice] = {}
 
     async def invalidate(self, name: str) -> None:
         """Something else in this process has changed a device: have the kernel drop what it has cached of it."""
@@ -90,6 +92,32 @@ class KernelCache:
         self._open.close_volume(device, even_if_it_fails=True)
         return True
 
+    async def give_up(self, name: str, *, force: bool) -> None:
+        """Close a device that is about to become another thin, so that nothing open in it reaches the new content.
+
+        Ends without a checkpoint; `take_up` follows.
+
+        Raises:
+            DeviceBusy: something is open in it, and `force` is not given; it stays as it is.
+        """
+        device = self._open.by_name(name)
+        if device is not None and not force:
+            path = os.path.join(self._mount_point, name)
+            await require_unused(name, path)
+            if not await self.close_if_idle(name):
+                raise used_unseen(name, path)
+        elif device is not None:
+            self._open.close_volume(device, even_if_it_fails=True)
+            self._cut_off[name] = device
+
+    async def take_up(self, name: str) -> None:
+        """Have the kernel drop what it has cached of a device that was given up while it was in use."""
+        device = self._cut_off.pop(name, None)
+        if device is None or self._open.is_shown(device):
+            return
+        await trio.to_thread.run_sync(_drop_name, os.fsencode(name), abandon_on_cancel=True)
+        await trio.to_thread.run_sync(drop_caches, device.view.known(), abandon_on_cancel=True)
+
     async def serve_deletions(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """A service: lets go of devices that are marked for deletion, since the kernel does not say when their users
         are gone. The longer they are in use, the less often: it costs all devices what the kernel has cached.
@@ -107,14 +135,7 @@ class KernelCache:
     async def _have_forgotten(self, device: OpenDevice) -> None:
         """Have the kernel drop all of a device that is not in use, and wait until it has said so."""
         if await self._drop_names(device):
-            with trio.move_on_after(_FORGET_SECONDS):
-                while device.view.is_known:
-                    device.forgotten = trio.Event()
-                    await device.forgotten.wait()
-            for _ in range(_LATE_ROUNDS):  # this process may have stood still meanwhile
-                if not (device.view.is_known and request_wait.has_requests()):
-                    break
-                await trio.lowlevel.checkpoint()
+            await until_forgotten(device.view, lambda: device.view.is_known)
         await self._restore_name(device)
 
     async def _drop_names(self, device: OpenDevice) -> bool:
@@ -159,6 +180,24 @@ async def invalidate_tree(view: TreeView, mount_point: str) -> None:
     await trio.to_thread.run_sync(drop_caches, view.known(), abandon_on_cancel=True)
 
 
+class Forgetting(Protocol):
+    """A view; `forgotten` is set when the kernel forgets."""
+
+    forgotten: trio.Event
+
+
+async def until_forgotten(view: Forgetting, is_known: Callable[[], bool]) -> None:
+    """Wait until the kernel has said that it has forgotten what it was made to drop, or needs it still."""
+    with trio.move_on_after(_FORGET_SECONDS):
+        while is_known():
+            view.forgotten = trio.Event()
+            await view.forgotten.wait()
+    for _ in range(_LATE_ROUNDS):  # this process may have stood still meanwhile
+        if not (is_known() and request_wait.has_requests()):
+            break
+        await trio.lowlevel.checkpoint()
+
+
 def drop_unused_names(mount_point: str) -> bool:
     """Have the kernel drop what it has cached of names in a mount and does not need. Never in a handler.
 
@@ -183,7 +222,7 @@ def may_be_mounted_below(mount_point: str, directory: str) -> bool:
 
     Args:
         mount_point: without symbolic links.
-        directory: its path in the mount, `/NAME`.
+        directory: its path in the mount, `/NAME`; empty for anywhere in the mount.
     """
     mount = topmost_at(mount_point)
     if mount is None:

@@ -13,11 +13,10 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
 
-import trio
 from pyfuse3 import EntryAttributes
 
 from cowfs.ending import ending_with
@@ -72,7 +71,6 @@ class OpenDevice:
     walks: int = 0  # in a row without a pause
     root: EntryAttributes | None = None
     is_name_dropped: bool = False
-    forgotten: trio.Event = field(default_factory=trio.Event)
 
 
 class OpenDevices:

@@ -26,7 +26,17 @@ import time
 from typing import Final
 
 import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+import trio
+from pyfuse3 import (
+    EntryAttributes,
+    FileInfo,
+    FUSEError,
+    InodeT,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+)
 
 from cowfs.blockdev import BlockDevice, FlushAhead
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
@@ -40,31 +50,69 @@ _BLOCK_BYTES: Final = 4096
 
 
 class RawView(View):
-    """One BlockDevice as a regular file. The device stays its owner's: `close` flushes but does not close it."""
+    """One BlockDevice as a regular file. The device stays its owner's: `close` flushes but does not close it.
+
+    The file's inode number grows with each other device that is shown; a request for an earlier one is stale.
+    """
 
     def __init__(
         self, device: BlockDevice, name: str, *, read_only: bool = False, space: SpaceQueue | None = None
     ) -> None:
         super().__init__(read_only=read_only, space=space)
-        self._device = device
         self._name = os.fsencode(name)
+        self._file = FILE_INODE
+        self._opened = 0
+        self.forgotten = trio.Event()
         self._atime_ns = self._mtime_ns = self._ctime_ns = time.time_ns()
+        self.attach(device)
+
+    def attach(self, device: BlockDevice) -> None:
+        """Go on with an opening of the device."""
+        self._device = device
+        self.is_attached = True
         # Bound once: the data path does nothing but call them.
         self._pread = device.pread
         self._pwrite = device.pwrite
         self._wrote = FlushAhead(device).wrote
 
+    def detach(self) -> None:
+        """Do without the device, which its opener closes, until it is attached again."""
+        self.is_attached = False
+        self.changed = False
+
+    def replace(self, device: BlockDevice) -> None:
+        """Show another device; what is open of the former one is stale."""
+        self._file += 1
+        self._opened = 0
+        self._mtime_ns = self._ctime_ns = time.time_ns()
+        self.attach(device)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the file is open."""
+        return bool(self._opened)
+
+    def known(self) -> list[InodeT]:
+        """The file's inode."""
+        return [InodeT(self._file)]
+
+    def names_at_root(self) -> list[bytes]:
+        return [self._name]
+
     def sync_clean(self) -> None:
-        self._device.flush()
+        if self.is_attached:
+            self._device.flush()
 
     def close(self) -> None:
         if not self.read_only:
-            self._device.flush()
+            self.sync_clean()
 
     # The data path.
 
     @answered
     def read(self, fh: int, off: int, size: int) -> bytes:
+        if fh >> 1 != self._file:
+            raise FUSEError(errno.ESTALE)
         left = self._device.size_bytes - off
         if size > left:
             size = max(left, 0)
@@ -72,6 +120,8 @@ class RawView(View):
 
     @changing
     def write(self, fh: int, off: int, buf: bytes) -> int:
+        if fh >> 1 != self._file:
+            raise FUSEError(errno.ESTALE)
         left = self._device.size_bytes - off
         if len(buf) > left:
             if left <= 0:
@@ -82,6 +132,11 @@ class RawView(View):
         return len(buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
+        if fh >> 1 != self._file:
+            raise FUSEError(errno.ESTALE)
+        await self.fsyncdir(fh, datasync)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
         if not self.read_only:
             await self._flush()
 
@@ -94,13 +149,13 @@ class RawView(View):
     @answered
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if name == b".":  # of a file too: so open_by_handle_at(2) asks
-            if parent_inode not in {pyfuse3.ROOT_INODE, FILE_INODE}:
+            if parent_inode not in {pyfuse3.ROOT_INODE, self._file}:
                 raise FUSEError(errno.ESTALE)
             return self._attributes(parent_inode)
         if parent_inode != pyfuse3.ROOT_INODE:
             raise FUSEError(errno.ENOTDIR)
         if name == self._name:
-            return self._attributes(FILE_INODE)
+            return self._attributes(self._file)
         if name == b"..":
             return self._attributes(pyfuse3.ROOT_INODE)
         missing = EntryAttributes()
@@ -109,13 +164,15 @@ class RawView(View):
 
     @answered
     def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        if inode not in {pyfuse3.ROOT_INODE, self._file}:
+            raise FUSEError(errno.ESTALE)
         return self._attributes(inode)
 
     @changing
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        if inode != FILE_INODE or fields.update_mode or fields.update_uid or fields.update_gid:
+        if inode != self._file or fields.update_mode or fields.update_uid or fields.update_gid:
             raise FUSEError(errno.EPERM)
         if fields.update_size and attr.st_size != self._device.size_bytes:
             raise FUSEError(errno.EINVAL)
@@ -128,9 +185,17 @@ class RawView(View):
 
     @answered
     def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if inode != self._file:
+            raise FUSEError(errno.ESTALE)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.check_writable()
+        self._opened += 1
         return self.open_file(inode, flags)
+
+    async def release(self, fh: int) -> None:
+        await super().release(fh)
+        if fh >> 1 == self._file:
+            self._opened -= 1
 
     @answered
     def opendir(self, inode: int, ctx: RequestContext) -> int:
@@ -141,7 +206,7 @@ class RawView(View):
         entries = [
             (b".", pyfuse3.ROOT_INODE),
             (b"..", pyfuse3.ROOT_INODE),
-            (self._name, FILE_INODE),
+            (self._name, self._file),
         ]
         for next_id, (name, inode) in enumerate(entries[start_id:], start_id + 1):
             if not pyfuse3.readdir_reply(token, name, self._attributes(inode), next_id):
@@ -150,9 +215,6 @@ class RawView(View):
     @answered
     def releasedir(self, fh: int) -> None:
         """A handle of a directory is its inode number: nothing to give back."""
-
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await self.fsync(fh, datasync)
 
     @answered
     def statfs(self, ctx: RequestContext) -> StatvfsData:
@@ -173,7 +235,7 @@ class RawView(View):
         entry.st_atime_ns = self._atime_ns
         entry.st_mtime_ns = self._mtime_ns
         entry.st_ctime_ns = self._ctime_ns
-        if inode == FILE_INODE:
+        if inode == self._file:
             entry.st_mode = pyfuse3.ModeT(stat.S_IFREG | (0o400 if self.read_only else 0o600))
             entry.st_size = self._device.size_bytes
             entry.st_blocks = self._device.size_bytes // 512

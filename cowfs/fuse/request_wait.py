@@ -225,7 +225,7 @@ class RequestWait:
 
     def has_requests(self) -> bool:
         """Whether the device has something to read now."""
-        return bool(self._poll is not None and self._poll(0))
+        return self._device is not None and bool(self._device.look(0))
 
     def notify_closing(self, fd: int) -> None:
         self._closing = True

@@ -33,9 +33,11 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, cast
 
 import pyfuse3
+import trio
 from pyfuse3 import (
     EntryAttributes,
     FileInfo,
@@ -72,6 +74,31 @@ def _swap_root(inode: int) -> InodeT:
 
 
 SWAPPED_ROOT: Final = InodeMap(_swap_root, _swap_root)
+_CONTENT_BITS: Final = 32  # of an inode number in a volume
+
+
+def later_map(number: int) -> InodeMap:
+    """Of a whole mount whose content became another `number` times, from 1. Inodes of former contents are stale."""
+    base = number << _CONTENT_BITS
+
+    def of_volume(inode: int) -> int:
+        if inode == pyfuse3.ROOT_INODE:
+            return ROOT_INODE
+        if inode >> _CONTENT_BITS != number:
+            raise FUSEError(errno.ESTALE)
+        return inode - base
+
+    return InodeMap(of_volume, lambda inode: InodeT(pyfuse3.ROOT_INODE if inode == ROOT_INODE else base | inode))
+
+
+class _Detached:
+    """In the place of a tree that is not there: for requests that waited while it was taken away."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
+_DETACHED: Final = _Detached()
 
 
 class TreeView(View):
@@ -96,6 +123,8 @@ class TreeView(View):
         self._of_volume, self._of_kernel = inode_map
         self._lookups: dict[int, int] = {}
         self._without_capability: set[int] = set()
+        self._contents = 0
+        self.forgotten = trio.Event()
         self.is_attached = False
         if tree is not None:
             self.attach(tree)
@@ -111,12 +140,26 @@ class TreeView(View):
         """Do without the volume, which its opener closes, until it is attached again. Only `forget` may be called."""
         self.is_attached = False
         self.changed = False
-        del self._tree
+        self._tree = cast(ServedTree, _DETACHED)
+
+    def replace(self, tree: ServedTree) -> None:
+        """Show another tree: of the former one the kernel keeps the root, and all else that it knows is stale."""
+        self._contents += 1
+        self._of_volume, self._of_kernel = later_map(self._contents)
+        root = self._lookups.get(ROOT_INODE)
+        self._lookups = {} if root is None else {ROOT_INODE: root}
+        self._without_capability.clear()
+        self.attach(tree)
 
     @property
     def is_known(self) -> bool:
         """Whether the kernel knows anything of the volume."""
         return bool(self._lookups)
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the kernel knows more of the volume than its root."""
+        return bool(self._lookups.keys() - {ROOT_INODE})
 
     def sync_clean(self) -> None:
         if self.is_attached:
@@ -128,7 +171,8 @@ class TreeView(View):
             self._tree.distrust()  # what is in memory may be half done
 
     def close(self) -> None:
-        self._tree.close()
+        if self.is_attached:
+            self._tree.close()
 
     @property
     def has_orphans(self) -> bool:
@@ -140,7 +184,10 @@ class TreeView(View):
         return [self._of_kernel(inode) for inode in self._lookups]
 
     def names_at_root(self) -> list[bytes]:
-        names = (entry.name for entry in self._tree.list_directory(ROOT_INODE))
+        """Those that can be read."""
+        names: list[bytes] = []
+        with suppress(OSError):
+            names += [entry.name for entry in self._tree.list_directory(ROOT_INODE)]
         return [name for name in names if name not in (b".", b"..")]
 
     def reread(self) -> None:
@@ -177,11 +224,15 @@ class TreeView(View):
         for inode, count in inode_list:
             try:
                 self._forget(self._of_volume(inode), count)
+            except FUSEError:
+                continue  # of a former content
             except OSError as error:
                 # The kernel waits for no answer; the volume's own recovery finds the inode on its orphan list.
                 self.log_once(f"forget of inode {inode}: {error}")
             except Exception:  # pyfuse3 ends the mount on anything that gets out
                 self.fail("forget")
+        if not self.is_used:
+            self.forgotten.set()
 
     def _known(self, attributes: Attributes) -> EntryAttributes:
         """Count a lookup that the kernel learns of with this answer."""
@@ -313,10 +364,11 @@ class TreeView(View):
         )
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        of_volume = self._of_volume(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self.check_writable()
         if flags & os.O_TRUNC:
-            await self._truncate_on_open(self._of_volume(inode), ctx)
+            await self._truncate_on_open(of_volume, ctx)
         return self.open_file(inode, flags)
 
     @answered
@@ -328,6 +380,7 @@ class TreeView(View):
         return self._tree.write(self._of_volume(fh >> 1), off, buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
+        self._of_volume(fh >> 1)
         await self._flush()
 
     async def _flush(self) -> None:
@@ -342,6 +395,7 @@ class TreeView(View):
 
     @answered
     def opendir(self, inode: int, ctx: RequestContext) -> int:
+        self._of_volume(inode)
         return inode
 
     @answered
@@ -382,6 +436,7 @@ class TreeView(View):
         """A handle of a directory is its inode number: nothing to give back."""
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        self._of_volume(fh)
         await self._flush()
 
     # Extended attributes. pyfuse3 does the size probing, XATTR_CREATE and XATTR_REPLACE.

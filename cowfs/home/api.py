@@ -20,11 +20,14 @@ from cowfs.home.requests.counters import Io, Metrics
 from cowfs.home.requests.devices import (
     Create,
     Created,
+    CreateMany,
     Inspect,
     ListDevices,
     Remove,
     Rename,
     Renamed,
+    Rollback,
+    RolledBack,
     SendMessage,
     Status,
     Table,
@@ -106,6 +109,16 @@ class Home:
     def snapshot(self, origin: str, name: str) -> Created:
         """`create(name, parent=origin)`."""
         return self._session.call(Create(name, origin))
+
+    @documented_by(CreateMany)
+    def create_many(
+        self, names: Sequence[str], *, parent: str | None = None, size_bytes: int | None = None
+    ) -> list[Created]:
+        return self._session.call(CreateMany(list(names), parent, size_bytes))
+
+    @documented_by(Rollback)
+    def rollback(self, name: str, snapshot: str, *, keep: str | None = None, force: bool = False) -> RolledBack:
+        return self._session.call(Rollback(name, snapshot, keep, force))
 
     @documented_by(Rename)
     def rename(self, name: str, new_name: str) -> Renamed:

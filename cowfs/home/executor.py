@@ -7,8 +7,10 @@
 The requests of other processes, Docker's and this program's own are run by the same executor, so all of them get the
 same care: what a request declares about devices is turned here, and only here, into what its views must do.
 
-    before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed
-    after     a device that it gave up is closed; what the kernel cached of a rewritten one is dropped
+    before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed, one
+              that it replaces is given up, unless something is open in it
+    after     a device that it gave up is closed; what the kernel cached of a rewritten one is dropped; one that it
+              replaced is shown as it is now
 
 A request is synchronous between two of its steps and so seen whole by every other task. Bringing an open volume to a
 consistent state is no work of the views: the device set does it around the snapshot (`DeviceSet.add_quiescer`).
@@ -50,6 +52,17 @@ class Views(Protocol):
         """Have the kernel drop what it has cached of a device's files."""
         ...
 
+    async def give_up(self, device: str, *, force: bool) -> None:
+        """Close a device that is about to become another thin; `take_up` follows. Ends without a checkpoint.
+
+        What is open in it is detached by force; without it, raises DeviceBusy, and the device stays as it is.
+        """
+        ...
+
+    async def take_up(self, device: str) -> None:
+        """Show a device as it is now that was given up."""
+        ...
+
 
 class NoViews:
     """`Views` of a home that is not shown."""
@@ -61,6 +74,12 @@ class NoViews:
         return True
 
     async def invalidate(self, device: str) -> None:
+        pass
+
+    async def give_up(self, device: str, *, force: bool) -> None:
+        pass
+
+    async def take_up(self, device: str) -> None:
         pass
 
 
@@ -174,11 +193,14 @@ class Executor:
     @asynccontextmanager
     async def _prepared(self, request: AnyRequest) -> AsyncIterator[None]:
         """Do what a request declares. Its operation, within, begins without a checkpoint."""
+        request.check(self.home)
         everything = (record.name for record in self.home.devices.records())
         for read in everything if request.reads_all_devices else request.devices_read():
             await self._views.write_back(read)
         if (needed := request.device_needed_idle()) is not None:
             await self._views.close_if_idle(needed)
+        if (replaced := request.device_replaced()) is not None:
+            await self._views.give_up(replaced.device, force=replaced.force)
         try:
             with self._naming_a_full_disk(request):
                 yield
@@ -188,6 +210,8 @@ class Executor:
             rewritten = request.device_rewritten()
             if rewritten is not None and not await self._views.close_if_idle(rewritten):
                 await self._views.invalidate(rewritten)
+            if replaced is not None:
+                await self._views.take_up(replaced.device)
 
     @contextmanager
     def _naming_a_full_disk(self, request: AnyRequest) -> Iterator[None]:

@@ -25,7 +25,19 @@ BASE_BYTES = 16 << 20
 
 SECTIONS = {
     "Homes": ["init", "status", "recover", "doctor"],
-    "Devices": ["create", "snapshot", "list", "inspect", "mount", "umount", "resize", "trim", "rename", "remove"],
+    "Devices": [
+        "create",
+        "snapshot",
+        "rollback",
+        "list",
+        "inspect",
+        "mount",
+        "umount",
+        "resize",
+        "trim",
+        "rename",
+        "remove",
+    ],
     "Files in devices": ["ls", "cat", "cp"],
     "Groups of commands": ["pool", "layer", "docker", "dm"],
     "Other": ["uml", "help", "completion"],
@@ -229,6 +241,52 @@ def test_rename(cowfs: Run) -> None:
     }
     assert cowfs("--json", "rename", "my shop", "web").json == {"name": "web", "old_name": "my shop", "id": 2}
     assert cowfs("--json", "recover", "--dry-run").json["findings"] == []
+
+
+def test_rollback(cowfs: Run) -> None:
+    assert cowfs("snapshot", "web", "big").status == cowfs("resize", "big", "32M").status == 0
+    assert cowfs("rollback", "web", "big").out == "rolled web back to big, 32 MiB\n"
+    answer = cowfs("--json", "rollback", "web", "web-1", "--keep", "the 32").json
+    assert answer == {
+        "name": "web",
+        "id": answer["id"],
+        "snapshot": "web-1",
+        "size_bytes": BASE_BYTES,
+        "old_size_bytes": 32 << 20,
+        "kept": "the 32",
+        "is_related": True,
+    }
+    assert cowfs("rollback", "web", "the 32", "--keep", "old").out == (
+        "rolled web back to the 32, 32 MiB; what it held is in old\n"
+    )
+    assert cowfs("create", "other").status == 0
+    outcome = cowfs("rollback", "web", "other")
+    assert outcome.out == "rolled web back to other, 16 MiB\n"
+    assert outcome.err == "cowfs: warning: other is no relative of web: they share base alone\n"
+    rows = {row["name"]: row["parent"] for row in cowfs("--json", "list").json}
+    assert rows == {
+        "base": None,
+        "web": "base",
+        "other": "base",
+        "web-1": "web",
+        "big": "web",
+        "the 32": "web",
+        "old": "web",
+    }
+    assert cowfs("--json", "recover", "--dry-run").json["findings"] == []
+    assert cowfs("--json", "check").json["clean"]
+
+
+def test_many_at_once(cowfs: Run) -> None:
+    before = cowfs("--json", "status").json["transaction_id"]
+    assert cowfs("create", "a", "b", "--size", "32M").out == (
+        "made a: id 4, 32 MiB, snapshot of base\nmade b: id 5, 32 MiB, snapshot of base\n"
+    )
+    made = cowfs("--json", "snapshot", "web", "web {}!", "--count", "3").json
+    assert [(device["name"], device["parent"]) for device in made] == [(f"web {i}!", "web") for i in (1, 2, 3)]
+    assert cowfs("--json", "status").json["transaction_id"] == before + 5
+    assert isinstance(cowfs("--json", "create", "c").json, dict)
+    assert isinstance(cowfs("--json", "create", "d{}", "--count", "1").json, list)
 
 
 def test_remove_goes_on_after_an_error(cowfs: Run) -> None:

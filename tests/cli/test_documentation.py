@@ -26,7 +26,7 @@ from cowfs.devices.reports import (
 from cowfs.error_record import ErrorRecord
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
-from cowfs.home.requests.devices import Created, Renamed, TargetLine
+from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport
@@ -55,7 +55,8 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             HomeReport,
             MountedView,
         ),
-        *(RecoveryReport, Renamed, Resized, ResizedPool, TargetLine, TrimmedDevice, UsageReport, UsageRow, UsageTotals),
+        *(RecoveryReport, Renamed, RolledBack, Resized, ResizedPool, TargetLine, TrimmedDevice),
+        *(UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,
 )

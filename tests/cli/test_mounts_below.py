@@ -128,6 +128,10 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
         yield layers.LayerSize(layer, parent), None
     yield layers.PutLayer("child"), None
     yield layers.RemoveLayer("child"), None
+    yield devices.CreateMany(["one", "two"], "used"), None
+    yield devices.Rollback("used", "lower"), DeviceBusy
+    yield devices.Rollback("used", "lower", force=True), DeviceBusy
+    yield devices.Rollback("web", "base"), None
     yield devices.Rename("used", "other"), DeviceBusy
     yield devices.Rename("web", "shop"), None
     yield devices.Remove("shop"), None
@@ -143,6 +147,7 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield layers.PutLayer("used"), None  # of a runtime that has the layer still mounted
     yield devices.OpenNode("used"), MissingRequirement
     yield devices.Rename("used", "other"), DeviceBusy
+    yield devices.Rollback("used", "lower"), DeviceBusy
     yield devices.Remove("used"), DeviceBusy
     yield layers.RemoveLayer("used"), None  # marks it
     yield devices.Remove("used", deferred=True), None

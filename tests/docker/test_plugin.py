@@ -118,6 +118,12 @@ class Served:
     async def invalidate(self, device: str) -> None:
         self.calls.append(("invalidate", device))
 
+    async def give_up(self, device: str, *, force: bool) -> None:
+        self.calls.append(("give up", device))
+
+    async def take_up(self, device: str) -> None:
+        self.calls.append(("take up", device))
+
 
 def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:
     """Serve, and run a client in a thread beside it."""

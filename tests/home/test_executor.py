@@ -16,7 +16,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
-from cowfs.home.requests.devices import Create, OpenNode, Remove, Rename, Status
+from cowfs.home.requests.devices import Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
 from cowfs.home.requests.files import CopyIn, CopyOut, CopyWithin, ListFiles, ReadFile
 from cowfs.home.requests.layers import (
     ApplyLayer,
@@ -54,6 +54,13 @@ class NotedViews:
     async def invalidate(self, device: str) -> None:
         self.events.append(f"invalidate {device}")
 
+    async def give_up(self, device: str, *, force: bool) -> None:
+        await trio.lowlevel.checkpoint()
+        self.events.append(f"{'detach' if force else 'give up'} {device}")
+
+    async def take_up(self, device: str) -> None:
+        self.events.append(f"take up {device}")
+
 
 def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: bool = False) -> list[str]:
     views = NotedViews()
@@ -81,6 +88,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
             await executor.answer(request)
 
     monkeypatch.setattr(type(request), "run", run)
+    monkeypatch.setattr(Rollback, "check", lambda *_arguments: views.events.append("check"))
     if failing:
         with pytest.raises(HomeError, match="it fails"):
             trio.run(main)
@@ -96,6 +104,9 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (Create("new"), ["write back base", "run"]),
         (Create("new", "a"), ["write back a", "run"]),
         (Rename("a", "b"), ["close a", "run"]),
+        (CreateMany(["new", "other"], "a"), ["write back a", "run"]),
+        (Rollback("a", "b"), ["check", "write back b", "write back a", "give up a", "run", "take up a"]),
+        (Rollback("a", "b", force=True), ["check", "write back b", "write back a", "detach a", "run", "take up a"]),
         (Remove("a"), ["close a", "run"]),
         (Remove("a", deferred=True), ["close a", "run", "close a"]),
         (Resize("a", 1), ["close a", "run"]),

@@ -33,7 +33,7 @@ from cowfs.devices.on_disk.names import is_plain_file_name
 from cowfs.devices.on_disk.records import DeviceFile, ReplacementFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.reports import Finding
-from cowfs.errors import CowfsError, DeviceBusy, NoSuchThin
+from cowfs.errors import CowfsError, DeviceBusy, HomeError, NoSuchThin
 from cowfs.pool import Pool, ThinDevice
 
 _log = logging.getLogger(__name__)
@@ -108,7 +108,13 @@ class Replacements:
             if note.kept_id is not None:
                 keep(note.kept_id)
             changes = {"device_id": note.new_id, "size": size_bytes}
-            self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+            try:
+                self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+            except HomeError as error:
+                if self._store.require(name).device_id != note.new_id:
+                    raise
+                text = f"device {name!r} is rolled back, and it is not known whether a power cut would take that back"
+                raise HomeError(f"{text}: {error}", errno=error.errno) from error
 
     @contextmanager
     def copied(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
@@ -141,6 +147,7 @@ class Replacements:
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
             with suppress(CowfsError):
+                self._store.files.sync_records()  # as it is on the disk, so it shall stay
                 self._finish(note)
             raise
         else:
@@ -170,6 +177,8 @@ class Replacements:
                     self._ids.reserve(thin_id)
                 found = f"new content of device {note.name!r} was being written, or its old one was being removed"
                 self._store.findings.append(Finding("unfinished_change", found, "finished", note.name))
+                if not self._store.read_only:
+                    self._store.files.sync_records()
                 self._finish(note)
 
     def _path(self, note: ReplacementFile) -> str:

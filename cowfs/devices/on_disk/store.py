@@ -165,7 +165,17 @@ class DeviceStore:
         return [name for name, record in self._records.items() if record.device_id == thin_id]
 
     def save(self, name: str, record: DeviceFile) -> None:
-        self.files.write(self.files.record(name), msgspec.json.encode(record))
+        """Write a record.
+
+        Raises HomeError: it is as before, or as it should be and it is not known whether that is so after a crash.
+        """
+        data = msgspec.json.encode(record)
+        try:
+            self.files.write(self.files.record(name), data)
+        except HomeError:
+            if self.files.read(self.files.record(name)) == data:
+                self._records[name] = record
+            raise
         self._records[name] = record
 
     def save_many(self, records: Mapping[str, DeviceFile]) -> None:

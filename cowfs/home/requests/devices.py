@@ -17,9 +17,11 @@ import msgspec
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, MountedView, UsageRow
+from cowfs.devices.uses import require_idle
+from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import Listing, OpenFile, Request, batched
+from cowfs.home.requests.request import Listing, OpenFile, Replaced, Request, batched
 from cowfs.pool import PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
@@ -47,6 +49,21 @@ class Renamed(msgspec.Struct, frozen=True):
     name: str
     old_name: str
     id: int
+
+
+class RolledBack(msgspec.Struct, frozen=True):
+    """A device that holds what `snapshot` held then. `kept` is the device with what it held before, null for none.
+
+    `is_related`: one is known to descend from the other, or both from the same device; all do from the base.
+    """
+
+    name: str
+    id: int
+    snapshot: str
+    size_bytes: int
+    old_size_bytes: int
+    kept: str | None
+    is_related: bool
 
 
 # --- operations -----------------------------------------------------------------------------------------------------
@@ -118,6 +135,78 @@ class Create(Request[Created], frozen=True, tag="create"):
     def run(self, home: OpenHome) -> Created:
         record = home.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
         return Created(record.name, record.device_id, record.size_bytes, record.parent, home.devices.warnings())
+
+
+class CreateMany(Request[list[Created]], frozen=True, tag="create_many"):
+    """As `create`, for several devices of the same moment: all of them, or none.
+
+    Raises:
+        UsageError: no name, a name twice, too.
+    """
+
+    names: list[str]
+    parent: str | None = None
+    size_bytes: int | None = None
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (BASE if self.parent is None else self.parent,)
+
+    def run(self, home: OpenHome) -> list[Created]:
+        made = home.devices.create_many(self.names, parent=self.parent, size_bytes=self.size_bytes)
+        warnings = home.devices.warnings()
+        return [Created(it.name, it.device_id, it.size_bytes, it.parent, warnings) for it in made]
+
+
+class Rollback(Request[RolledBack], frozen=True, tag="rollback"):
+    """Have a device hold again what another one does, usually a snapshot of it; name, parent and children stay.
+
+    It takes no longer the more is mapped, but for freeing what the device alone held. It has the snapshot's size then.
+    A mount shows the new content at once. The snapshot stays, and may be mounted and busy.
+
+    Args:
+        keep: a new device, which gets what the device held until then.
+        force: detach what is open in the device; it gets ESTALE from then on, and what it writes is lost. What was
+            written before is in the device that is kept.
+
+    Raises:
+        UsageError: the base device, a device to itself, a layer to what is none, a name that cannot be.
+        UnknownDevice, DeviceExists: one is not there, or `keep` is taken.
+        DeviceBusy: something is open in it, and the message says who has it open; or it is mounted by the kernel, as a
+            layer, or open as a disk, whatever `force` says.
+        OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free for one more device.
+    """
+
+    name: str
+    snapshot: str
+    keep: str | None = None
+    force: bool = False
+
+    def check(self, home: OpenHome) -> None:
+        home.devices.check_rollback(self.name, self.snapshot, keep=self.keep)
+        uses = (use for use in home.uses_of(self.name) if use.kind not in ("home", "tree", "raw", "reader"))
+        require_idle(self.name, uses, "rolled back")
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.snapshot, self.name)
+
+    def device_replaced(self) -> Replaced:
+        return Replaced(self.name, self.force)
+
+    def run(self, home: OpenHome) -> RolledBack:
+        self.check(home)
+        home.require_idle(self.name, "rolled back")
+        before = home.devices.record(self.name)
+        is_related = home.devices.are_related(self.name, self.snapshot)
+        after = home.devices.roll_back(self.name, self.snapshot, keep=self.keep)
+        return RolledBack(
+            name=after.name,
+            id=after.device_id,
+            snapshot=plain_text(self.snapshot),
+            size_bytes=after.size_bytes,
+            old_size_bytes=before.size_bytes,
+            kept=self.keep,
+            is_related=is_related,
+        )
 
 
 class Rename(Request[Renamed], frozen=True, tag="rename"):
@@ -278,6 +367,8 @@ REQUESTS: Final = (
     ListDevices,
     Inspect,
     Create,
+    CreateMany,
+    Rollback,
     Rename,
     Remove,
     SendMessage,

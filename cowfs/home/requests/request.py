@@ -15,7 +15,7 @@ from __future__ import annotations
 import typing
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., object])
 R = TypeVar("R", covariant=True)  # noqa: PLC0105
 T = TypeVar("T")
+
+
+class Replaced(NamedTuple):
+    """A device that becomes another thin; `force` detaches what is open in it."""
+
+    device: str
+    force: bool
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
@@ -46,6 +53,9 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     reads_all_devices: ClassVar[bool] = False
 
+    def check(self, home: OpenHome) -> None:
+        """Raise what can be known to stand against this, before anything is done about devices. Changes nothing."""
+
     def devices_read(self) -> tuple[str, ...]:
         """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
         return ()
@@ -60,6 +70,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def device_rewritten(self) -> str | None:
         """A device whose files may be others after this: what the kernel has cached of them counts no more."""
+        return None
+
+    def device_replaced(self) -> Replaced | None:
+        """A device that is another thin after this: nothing that is open in it may reach the new content."""
         return None
 
 

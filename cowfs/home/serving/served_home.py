@@ -9,8 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -20,6 +19,7 @@ from cowfs.devices.reports import MountedView
 from cowfs.ending import ending_with
 from cowfs.error_record import plain_text
 from cowfs.ext4.library import libext2fs
+from cowfs.fuse.device_mount import DeviceMount
 from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
 from cowfs.fuse.kernel_cache import invalidate_tree
@@ -34,7 +34,7 @@ from cowfs.home.serving.deletions import deletion_service
 from cowfs.home.serving.events import event_service
 from cowfs.home.serving.memory import keep_freed_memory
 from cowfs.home.serving.mounting import MountRequest
-from cowfs.home.serving.shown_devices import ShownDevices
+from cowfs.home.serving.shown_devices import ShownDevices, ShownDisk, ShownTree
 from cowfs.home.serving.surroundings import away_from
 from cowfs.layers import IdMaps
 from cowfs.layers.driver import Prepare
@@ -76,9 +76,12 @@ class ViewMounter:
 class ServedHome:
     """Made by `opened`; `serve` mounts it and answers until it is unmounted."""
 
-    def __init__(self, home: OpenHome, view: View | None, request: MountRequest) -> None:
+    def __init__(
+        self, home: OpenHome, view: View | None, request: MountRequest, mount: DeviceMount[Any] | None
+    ) -> None:
         self.home = home
         self._view = view
+        self._mount = mount  # of one device
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
         self._is_in_home = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
@@ -97,8 +100,8 @@ class ServedHome:
             volumes = home.use_volumes(read_only=request.read_only)
             stack.enter_context(ending_with(volumes.close_all))
             home.is_serving = True
-            view = None if request.by_kernel else _make_view(home.devices, volumes, request, stack)
-            served = cls(home, view, request)
+            view, mount = (None, None) if request.by_kernel else _make_view(home.devices, volumes, request, stack)
+            served = cls(home, view, request, mount)
             if view is not None:
                 kind = "raw" if request.raw else "tree" if request.device else "home"
                 home.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
@@ -167,6 +170,18 @@ class ServedHome:
         elif isinstance(self._view, TreeView) and device == self._request.device:
             await invalidate_tree(self._view, self._target)
 
+    async def give_up(self, device: str, *, force: bool) -> None:
+        if isinstance(self._view, HomeView):
+            await self._view.kernel_cache.give_up(device, force=force)
+        elif self._mount is not None and device == self._request.device:
+            await self._mount.give_up(force=force)
+
+    async def take_up(self, device: str) -> None:
+        if isinstance(self._view, HomeView):
+            await self._view.kernel_cache.take_up(device)
+        elif self._mount is not None and device == self._request.device:
+            await self._mount.take_up()
+
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when nobody has got a layer any more, nor is about to."""
         task_status.started()
@@ -195,24 +210,25 @@ class ServedHome:
             await end_mount(self._view, self._target)
 
 
-def _make_view(devices: DeviceSet, volumes: Volumes, request: MountRequest, stack: ExitStack) -> View:
+def _make_view(
+    devices: DeviceSet, volumes: Volumes, request: MountRequest, stack: ExitStack
+) -> tuple[View, DeviceMount[Any] | None]:
     target = _target(request)
     pool = devices.pool
     space = SpaceQueue(pool.tick, pool.extra_space_wait_seconds)
     read_only = request.read_only
     if request.raw and request.device is not None:
-        thin = devices.activate(request.device, read_only=read_only)
-        stack.enter_context(ending_with(partial(devices.deactivate, request.device)))
-        stack.callback(devices.uses.begin(request.device, "raw", target))
-        return RawView(thin, request.device, read_only=read_only, space=space)
+        disk = ShownDisk(devices, request.device, target, read_only=read_only)
+        raw = RawView(disk.open(), request.device, read_only=read_only, space=space)
+        stack.enter_context(ending_with(disk.close))
+        return raw, DeviceMount(disk, raw, target)
     if request.device is not None:
-        volume = volumes.open(request.device, repair=request.repair)
-        stack.callback(devices.uses.begin(request.device, "tree", target))
-        return TreeView(volume, read_only=read_only, space=space)
+        shown = ShownTree(devices, volumes, request.device, target)
+        tree = TreeView(shown.open(repair=request.repair), read_only=read_only, space=space)
+        stack.enter_context(ending_with(shown.close))
+        return tree, DeviceMount(shown, tree, target)
     libext2fs.load()  # raises what would otherwise only be known when the first device is looked at
-    return HomeView(
-        ShownDevices(devices, volumes, _target(request)), _target(request), read_only=read_only, space=space
-    )
+    return HomeView(ShownDevices(devices, volumes, target), target, read_only=read_only, space=space), None
 
 
 def _target(request: MountRequest) -> str:

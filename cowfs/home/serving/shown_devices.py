@@ -1,4 +1,4 @@
-"""The devices of a home as the home view shows them: all but the base device and those marked for deletion.
+"""Devices as views show them: one alone, or those of a home, all but the base device and those marked for deletion.
 
 The base is what new devices are made from, so a careless `rm -r MNT/*` must not reach it; it can be mounted by name.
 """
@@ -13,7 +13,7 @@ from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UnknownDevice
 from cowfs.filetree import ServedTree, TreeStatistics
-from cowfs.pool import PoolStatus
+from cowfs.pool import PoolStatus, ThinDevice
 from cowfs.volumes import Volumes
 
 if TYPE_CHECKING:
@@ -66,6 +66,58 @@ class ShownDevices:
             total = status.total_data_blocks * pool.block_bytes // _UNIT_BYTES
             free = total - status.used_data_blocks * pool.block_bytes // _UNIT_BYTES
         return TreeStatistics(_UNIT_BYTES, total, free, free, 0, 0, _NAME_MAX)
+
+
+class ShownTree:
+    """The file system of a device that is mounted alone, as `cowfs.fuse.device_mount.DeviceMount` has it."""
+
+    def __init__(self, devices: DeviceSet, volumes: Volumes, name: str, mount_point: str) -> None:
+        self.name = name
+        self._devices = devices
+        self._volumes = volumes
+        self._mount_point = mount_point
+        self._end: Callable[[], None] | None = None
+
+    def number(self) -> int:
+        return self._devices.record(self.name).device_id
+
+    def open(self, *, repair: bool = False) -> ServedTree:
+        volume = self._volumes.open(self.name, repair=repair)
+        self._end = self._devices.uses.begin(self.name, "tree", self._mount_point)
+        return volume
+
+    def close(self) -> None:
+        """One that is not open stays so."""
+        if self._end is not None:
+            self._end()
+            self._end = None
+            self._volumes.close(self.name)
+
+
+class ShownDisk:
+    """The disk of a device that is mounted alone, as `cowfs.fuse.device_mount.DeviceMount` has it."""
+
+    def __init__(self, devices: DeviceSet, name: str, mount_point: str, *, read_only: bool) -> None:
+        self.name = name
+        self._devices = devices
+        self._mount_point = mount_point
+        self._read_only = read_only
+        self._end: Callable[[], None] | None = None
+
+    def number(self) -> int:
+        return self._devices.record(self.name).device_id
+
+    def open(self) -> ThinDevice:
+        thin = self._devices.activate(self.name, read_only=self._read_only)
+        self._end = self._devices.uses.begin(self.name, "raw", self._mount_point)
+        return thin
+
+    def close(self) -> None:
+        """One that is not open stays so."""
+        if self._end is not None:
+            self._end()
+            self._end = None
+            self._devices.deactivate(self.name)
 
 
 def _is_shown(record: DeviceRecord) -> bool:

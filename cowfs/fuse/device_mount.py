@@ -1,0 +1,151 @@
+"""A device that is mounted alone, and whose content becomes another while it is mounted.
+
+    give_up      nothing is open in it, or that is detached: the device is closed
+                 meanwhile, without a checkpoint, it gets other content, or not
+    take_up      it is open again, and what the kernel has cached of the former content is dropped
+
+An inode number says which content it is of (`tree_view.later_map`, `raw_view`), so what is open of the former one
+answers ESTALE, and nothing written to it reaches the new one. The root directory alone is the same in both.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Final, Generic, Protocol, TypeVar
+
+import pyfuse3
+import trio
+from pyfuse3 import ROOT_INODE, InodeT
+
+from cowfs.fuse.in_use import require_unused, used_unseen
+from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten
+from cowfs.fuse.translate import drop_caches
+
+Content = TypeVar("Content")
+Opened = TypeVar("Opened", covariant=True)  # noqa: PLC0105
+Shown = TypeVar("Shown", contravariant=True)  # noqa: PLC0105
+_NAMES_AT_ONCE: Final = 256
+
+
+class Device(Protocol[Opened]):
+    """A device that is shown."""
+
+    @property
+    def name(self) -> str: ...
+
+    def number(self) -> int:
+        """Of its content: another one has another number."""
+        ...
+
+    def open(self) -> Opened: ...
+
+    def close(self) -> None: ...
+
+
+class ReplaceableView(Protocol[Shown]):
+    """A view of one device. `forgotten` is set when the kernel knows nothing of the content but the root."""
+
+    forgotten: trio.Event
+
+    @property
+    def is_used(self) -> bool:
+        """Whether the kernel knows anything of the content but the root."""
+        ...
+
+    def known(self) -> list[InodeT]: ...
+
+    def names_at_root(self) -> list[bytes]: ...
+
+    def sync_clean(self) -> None: ...
+
+    def detach(self) -> None: ...
+
+    def attach(self, content: Shown, /) -> None: ...
+
+    def replace(self, content: Shown, /) -> None:
+        """Go on with other content: what the kernel knows of the former one, but for the root, is stale."""
+        ...
+
+
+class DeviceMount(Generic[Content]):
+    """A mounted device. Its coroutines wait for the kernel: never call them in a handler.
+
+    Args:
+        mount_point: without symbolic links.
+    """
+
+    def __init__(self, device: Device[Content], view: ReplaceableView[Content], mount_point: str) -> None:
+        self._device = device
+        self._view = view
+        self._mount_point = mount_point
+        self._number = 0
+        self._former: list[InodeT] = []
+        self._names: set[bytes] = set()
+
+    async def give_up(self, *, force: bool) -> None:
+        """Close the device. Ends without a checkpoint.
+
+        Raises:
+            DeviceBusy: something is open in it, and `force` is not given; it stays as it is.
+        """
+        view = self._view
+        if not force:
+            await require_unused(self._device.name, self._mount_point)
+            await self._have_forgotten()
+            if view.is_used:
+                await self._restore_names()
+                raise used_unseen(self._device.name, self._mount_point)
+        self._number = self._device.number()
+        self._former = view.known()
+        self._names = set(view.names_at_root())
+        with suppress(OSError):  # it is about to be given up; what stands against closing is told by `close`
+            view.sync_clean()
+        view.detach()
+        self._device.close()
+
+    async def take_up(self) -> None:
+        """Open the device again. What it was given up for, and what was opened in it before, may have changed.
+
+        Raises CowfsError when it cannot be opened; the mount answers with errors then.
+        """
+        content = self._device.open()
+        if self._device.number() == self._number:
+            self._view.attach(content)
+            return
+        self._view.replace(content)
+        names = self._names.union(self._view.names_at_root())
+        await trio.to_thread.run_sync(_drop_names, names, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(drop_caches, [ROOT_INODE, *self._former], abandon_on_cancel=True)
+
+    async def _have_forgotten(self) -> None:
+        """Have the kernel drop what it does not need of the content, and wait until it has said so."""
+        view, at = self._view, self._mount_point
+        if not view.is_used:
+            return
+        if not await trio.to_thread.run_sync(drop_unused_names, at, abandon_on_cancel=True):
+            if await trio.to_thread.run_sync(may_be_mounted_below, at, "", abandon_on_cancel=True):
+                return
+            await trio.to_thread.run_sync(_drop_names, view.names_at_root(), abandon_on_cancel=True)
+        await until_forgotten(view, lambda: view.is_used)
+
+    async def _restore_names(self) -> None:
+        """A working directory below a name that was dropped has its path again when the name is looked up."""
+        paths = [os.path.join(os.fsencode(self._mount_point), name) for name in self._view.names_at_root()]
+        await trio.to_thread.run_sync(_look_up, paths, abandon_on_cancel=True)
+
+
+def _drop_names(names: Iterable[bytes]) -> None:
+    for name in names:
+        with suppress(FileNotFoundError):  # the kernel does not have it
+            pyfuse3.invalidate_entry(ROOT_INODE, name)
+
+
+def _look_up(paths: Sequence[bytes]) -> None:
+    """By a process of its own: a thread of this one that waits for the mount would outlive even a kill."""
+    script = 'for path; do test -e "$path"; done'
+    for i in range(0, len(paths), _NAMES_AT_ONCE):
+        command = [b"/bin/sh", b"-c", script.encode(), b"sh", *paths[i : i + _NAMES_AT_ONCE]]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
