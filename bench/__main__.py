@@ -17,6 +17,7 @@ NAMES = (
     "engine",
     "chains",
     "snapshot",
+    "rollback",
     "golden",
     "library",
     "changes",

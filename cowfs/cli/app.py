@@ -14,23 +14,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from cowfs.cli import output, signals
 from cowfs.cli.commands import FORMER_NAMES, SECTIONS, LazyGroup, command_words
+from cowfs.cli.outcome import silence_stdout, status_of
 from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import UsageError
 from cowfs.version import VERSION
 
-_GLOBAL_OPTIONS: Final = (
-    *("--home", "--storage-opt", "--backend", "--json", "--uml", "--time-limit"),
-    *("--quiet", "-q", "--verbose", "-v", "--log"),
-)
 _WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit", "--log")
-_BROKEN_PIPE: Final = 141
 
 
 @click.group(
@@ -128,9 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        status = _silence_stdout()
+        status = silence_stdout()
     except OSError as error:
-        _silence_stdout()
+        silence_stdout()
         if not status:
             told = OSError(error.errno, error.strerror, "standard output")
             status = output.print_error(told, as_json=_asks_for_json(words))
@@ -158,27 +154,9 @@ def run(words: list[str]) -> int:
         from cowfs.devices.on_disk.lock import HomeLock
 
         HomeLock.notes_holder = False
-    try:
-        result: Any = cli.main(list(words), prog_name="cowfs", standalone_mode=False, obj=words)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help() if error.ctx else "")
-        return UsageError.exit_code
-    except click.ClickException as error:
-        return output.print_error(UsageError(_one_line(error)), as_json=as_json)
-    except (click.Abort, KeyboardInterrupt) as error:
-        output.print_line("cowfs: interrupted")
-        return signals.exit_status(error)
-    except CowfsError as error:
-        return output.print_error(error, as_json=as_json)
-    except BrokenPipeError:
-        return _silence_stdout()
-    except SystemExit as error:  # click's end of a completion, and its answer to a pipe that nobody reads
-        return _silence_stdout() if error.code else 0
-    except OSError as error:
-        if os.environ.get("COWFS_DEBUG"):
-            raise
-        return output.print_error(error, as_json=as_json)
-    return result if isinstance(result, int) else 0
+    return status_of(
+        lambda: cli.main(list(words), prog_name="cowfs", standalone_mode=False, obj=words), as_json=as_json
+    )
 
 
 def _asks_for_json(words: list[str]) -> bool:
@@ -192,19 +170,3 @@ def _asks_for_json(words: list[str]) -> bool:
         elif not word.startswith("-"):
             break
     return False
-
-
-def _one_line(error: click.ClickException) -> str:
-    """What click complains about, as our errors are written."""
-    text = error.format_message().strip().rstrip(".").replace("\n", " ")
-    text = text[:1].lower() + text[1:]
-    if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
-        return f"{text}; {error.option_name} stands before the command: cowfs {error.option_name} ... COMMAND"
-    context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cowfs"
-    return f"{text}; see '{context} --help'"
-
-
-def _silence_stdout() -> int:
-    """Whoever read the output has left; make sure that nothing complains about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return _BROKEN_PIPE

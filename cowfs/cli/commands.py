@@ -133,6 +133,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM},
     "Other": {
+        "batch": Command("batch", "Run the commands in a file, one per line."),
         "uml": Command("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
         "help": Command("help", "Show the help of a command."),
         "completion": Command("completion", "Print the completion script for a shell."),

@@ -23,6 +23,7 @@ StepProgress: TypeAlias = Callable[[str, int, int], None]
 _PATIENCE_SECONDS: Final = 0.3
 
 shows_progress = True  # what -q turns off
+where = ""  # before the text of an error: the line of a batch
 
 
 def print_json(value: object) -> None:
@@ -50,7 +51,7 @@ def print_error(error: OSError, *, as_json: bool) -> int:
 
         print(msgspec.json.encode({"error": record_error(error)}).decode(), file=sys.stderr)
     else:
-        print_line(f"cowfs: {_describe(error)}")
+        print_line(f"cowfs: {where}{_describe(error)}")
     return error.exit_code if isinstance(error, CowfsError) else CowfsError.exit_code
 
 

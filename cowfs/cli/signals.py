@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NoReturn
 
 _INTERRUPTED: Final = 130
 _ENDED: Final = 143
+STATUSES: Final = (_INTERRUPTED, _ENDED)
 
 
 class Ended(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does: temporary files and guests are removed."""
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What signals do in this block is undone at its end."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def end_on_sigterm() -> None:

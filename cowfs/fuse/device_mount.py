@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 from pyfuse3 import ROOT_INODE, InodeT
 
-from cowfs.fuse.in_use import require_unused, used_unseen
+from cowfs.fuse.in_use import in_use
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten
 from cowfs.fuse.translate import drop_caches
 
@@ -93,11 +93,10 @@ class DeviceMount(Generic[Content]):
         """
         view = self._view
         if not force:
-            await require_unused(self._device.name, self._mount_point)
             await self._have_forgotten()
             if view.is_used:
                 await self._restore_names()
-                raise used_unseen(self._device.name, self._mount_point)
+                raise await in_use(self._device.name, self._mount_point)
         self._number = self._device.number()
         self._former = view.known()
         self._names = set(view.names_at_root())

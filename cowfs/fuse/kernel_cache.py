@@ -31,7 +31,7 @@ import trio
 from pyfuse3 import ROOT_INODE
 
 from cowfs.fuse import request_wait
-from cowfs.fuse.in_use import require_unused, used_unseen
+from cowfs.fuse.in_use import in_use
 from cowfs.fuse.open_devices import OpenDevice, OpenDevices
 from cowfs.fuse.translate import drop_caches
 from cowfs.fuse.tree_view import TreeView
@@ -102,10 +102,8 @@ class KernelCache:
         """
         device = self._open.by_name(name)
         if device is not None and not force:
-            path = os.path.join(self._mount_point, name)
-            await require_unused(name, path)
             if not await self.close_if_idle(name):
-                raise used_unseen(name, path)
+                raise await in_use(name, os.path.join(self._mount_point, name))
         elif device is not None:
             self._open.close_volume(device, even_if_it_fails=True)
             self._cut_off[name] = device

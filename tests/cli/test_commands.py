@@ -40,7 +40,7 @@ SECTIONS = {
     ],
     "Files in devices": ["ls", "cat", "cp"],
     "Groups of commands": ["pool", "layer", "docker", "dm"],
-    "Other": ["uml", "help", "completion"],
+    "Other": ["batch", "uml", "help", "completion"],
 }
 
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from cowfs import errors
+from cowfs.cli.batch import LineResult
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
 from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.reports import (
@@ -56,7 +57,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             MountedView,
         ),
         *(RecoveryReport, Renamed, RolledBack, Resized, ResizedPool, TargetLine, TrimmedDevice),
-        *(UsageReport, UsageRow, UsageTotals),
+        *(LineResult, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,
 )

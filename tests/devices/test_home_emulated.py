@@ -133,7 +133,11 @@ def remove(devices: DeviceSet) -> None:
     devices.remove("b")
 
 
-@pytest.mark.parametrize("change", [create, snapshot_while_written, remove])
+def create_many(devices: DeviceSet) -> None:
+    devices.create_many(["new", "new 2"], parent="a")
+
+
+@pytest.mark.parametrize("change", [create, snapshot_while_written, remove, create_many])
 def test_a_process_killed_at_any_system_call_leaves_a_whole_home(
     home: Path, tmp_path: Path, change: Callable[[DeviceSet], None]
 ) -> None:
@@ -156,7 +160,7 @@ def test_a_process_killed_at_any_system_call_leaves_a_whole_home(
         points += 1
         found = contents(home)
         outcomes.add(tuple(sorted(found)))
-        for name in set(found) - {"new"}:
+        for name in set(found) - {"new", "new 2"}:
             assert found[name] in (before[name], after.get(name), _with_first_write(before[name])), (points, name)
         if "new" in found:
             assert found["new"] == after["new"]
