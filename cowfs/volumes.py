@@ -205,7 +205,8 @@ class Volumes:
                 unmapped += before[0] - after[0]
                 freed += before[1] - after[1]
                 yield
-        return Trimmed(unmapped, freed)
+        # To note damage may take blocks of a snapshot, by breaking sharing.
+        return Trimmed(max(unmapped, 0), max(freed, 0))
 
     def _occupied(self, thin: ThinDevice) -> tuple[int, int]:
         """Bytes that a device maps, and that its pool uses."""

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
 import click
 
@@ -18,6 +18,7 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.reports import UsageRow, UsageTotals
+    from cowfs.home.requests.space import NoSpaceChoice
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
@@ -92,7 +93,7 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
 @click.option("--no-space", "policy", type=click.Choice(["queue", "error"]), help="Writes wait for space, or fail.")
 @click.option("--no-space-timeout", "timeout_seconds", type=WAIT, metavar="SECONDS", help="So long, 0 for ever.")
 @click.pass_obj
-def set_command(settings: Settings, policy: Literal["queue", "error"] | None, timeout_seconds: float | None) -> None:
+def set_command(settings: Settings, policy: NoSpaceChoice | None, timeout_seconds: float | None) -> None:
     """Set what writes do when the pool is full; its devices may be in use. The home remembers it.
 
     Writes that wait already follow at once. The kernel (with --backend dmthin) has one time-out for all of its pools,

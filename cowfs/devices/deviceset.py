@@ -656,7 +656,7 @@ class DeviceSet:
             pool=self.pool.name,
             mode=(pool.mode if pool else PoolMode.FAIL).name.lower(),
             no_space="queue" if pool and pool.no_space is NoSpacePolicy.QUEUE else "error",
-            no_space_timeout_seconds=no_space.timeout_of(self.pool),
+            no_space_timeout_seconds=self.pool.no_space_timeout_seconds,
             needs_check=pool.needs_check if pool else False,
             transaction_id=pool.transaction_id if pool else 0,
             block_bytes=self.pool.block_bytes,

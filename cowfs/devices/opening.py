@@ -91,7 +91,7 @@ def make_home(
             what the file system answers.
     """
     options = options or HomeOptions()
-    options.check()
+    check_options(options, injected)
     no_space.check_timeout(backend, options.no_space_timeout_seconds)
     say = progress or (lambda _what, _done, _total: None)
     files = HomeFiles(os.path.abspath(home), durable=options.durable, system=injected.system)
@@ -162,6 +162,14 @@ def open_home(
             _grow_base(devices, options.base_size_bytes)
         undo.pop_all()
     return devices
+
+
+def check_options(options: HomeOptions, injected: Injected = _NOTHING_INJECTED) -> None:
+    """Raises UsageError for an option that no new home can have; `make_home` checks, too."""
+    options.check()
+    if options.has_less_than_a_block and options.source == PoolSource():
+        filesystem = injected.filesystem or filesystem_named("")
+        raise making.too_little_data(options, filesystem.empty_bytes(options.base_size_bytes, options.block_bytes))
 
 
 def _make_base(devices: DeviceSet, options: HomeOptions, injected: Injected) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Literal, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.on_disk.names import BASE
@@ -36,6 +36,7 @@ from cowfs.home.requests.devices import (
 )
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
+    NoSpaceChoice,
     NoSpaceSetting,
     Resize,
     Resized,
@@ -142,7 +143,7 @@ class Home:
 
     @documented_by(SetNoSpace)
     def set_no_space(
-        self, policy: Literal["queue", "error"] | None = None, *, timeout_seconds: float | None = None
+        self, policy: NoSpaceChoice | None = None, *, timeout_seconds: float | None = None
     ) -> NoSpaceSetting:
         return self._session.call(SetNoSpace(policy, timeout_seconds))
 
@@ -454,6 +455,11 @@ def open_home(
         UsageError: an unknown backend, or sizes that cannot be.
         MetadataCorrupt, HomeError: its files are damaged.
     """
+    if isinstance(storage_options, str | Mapping):
+        raise UsageError(
+            f"storage_options is a {type(storage_options).__name__}; it has to be a list of 'KEY=VALUE', such as "
+            "['dm.basesize=20G']"
+        )
     spec = HomeSpec(
         Path(os.path.abspath(path)),
         backend,

@@ -78,6 +78,8 @@ def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
 def _make(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Settings) -> DeviceSet:
     wanted = home_options(options, replace(spec.options or HomeOptions(), durable=spec.durable))
     no_space.check_timeout(load_backend(spec.backend), wanted.no_space_timeout_seconds)
+    injected = Injected(filesystem=filesystem_named(settings.filesystem, settings.mkfs_args))
+    opening.check_options(wanted, injected)
     making.require_room_for_home(files)  # before a disk is taken for its pool
     files.make_directory(files.home)
     _prepare_pool(files, options)
@@ -86,7 +88,7 @@ def _make(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Se
         load_backend(spec.backend),
         wanted,
         progress=spec.progress,
-        injected=Injected(filesystem=filesystem_named(settings.filesystem, settings.mkfs_args)),
+        injected=injected,
     )
     _apply_discards(devices, options)
     return devices

@@ -163,6 +163,7 @@ class LayerDriver:
         return mount.path
 
     def put(self, layer_id: str) -> None:
+        self._require_layer(layer_id)
         mount = self._mounts.get(layer_id)
         if mount is not None and mount.ref_count > 1:
             mount.ref_count -= 1
@@ -201,6 +202,7 @@ class LayerDriver:
     # ------------------------------------------------------------------ figures
 
     def metadata(self, layer_id: str) -> dict[str, str]:
+        self._require_layer(layer_id)
         return metadata_items(self._devices.record(layer_id), pool_prefix(str(self._devices.home)))
 
     def status(self) -> list[tuple[str, str]]:

@@ -122,6 +122,11 @@ class Pool(Protocol):
     @property
     def block_bytes(self) -> int: ...
 
+    @property
+    def no_space_timeout_seconds(self) -> float:
+        """How long a full pool lets writes wait before they fail; 0 is for ever."""
+        ...
+
     def create_thin(self, thin_id: int) -> None:
         """Raises ThinExists; InvalidRequest outside 24 bits; PoolModeError in `ro` and failed pools."""
         ...
@@ -255,9 +260,6 @@ class NodeThin(ThinDevice, Protocol):
 @runtime_checkable
 class PoolWithTimeout(Pool, Protocol):
     """A pool with a queue time-out of its own. The kernel has one for all of its pools, a parameter of the module."""
-
-    @property
-    def no_space_timeout_seconds(self) -> float: ...
 
     def set_no_space_timeout(self, seconds: float) -> None:
         """How long a full pool lets writes wait from now on; 0 is for ever."""

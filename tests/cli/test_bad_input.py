@@ -134,7 +134,7 @@ BAD_OPTIONS: dict[str, tuple[list[str], str]] = {
         ["--data-size", "100K"],
         "is not a multiple of the block size, 65536 bytes; take 65536 or 131072",
     ),
-    "data less than a block": (["--data-size", "100"], "is less than one block; take at least 65536"),
+    "data less than a block": (["--data-size", "100"], "(100 B) is too small: an empty base device of 10 GiB takes"),
     "metadata no multiple": (["--metadata-size", "5000"], "is not a multiple of the metadata block size"),
     "metadata small": (["--metadata-size", "1M"], "is too small for"),
     "metadata large": (["--metadata-size", "17G"], "is more than a pool can use"),

@@ -68,7 +68,7 @@ class World:
         return open_home(self.home, self.backend(), **arguments)
 
     def contents(self) -> Contents:
-        """Size and first page of each device, all parents, the pool's two sizes; the whole home is looked at."""
+        """Size and first page of each device, all parents, the pool's sizes and policy; the whole home is looked at."""
         with self.open() as devices:
             return self.contents_of(devices)
 
@@ -86,6 +86,7 @@ class World:
         found["parents"] = 0, repr({record.name: record.parent for record in devices.records()}).encode()
         status = devices.status()
         self.judge(devices)
+        found["no space"] = 0, status.no_space.encode()
         return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
 
     def judge(self, devices: DeviceSet) -> None:

@@ -282,6 +282,7 @@ class FakePool:
         self.backend, self.name, self._table, self.state = backend, name, table, state
         self.block_bytes = table.block_sectors * 512
         self.event_counter = 0
+        self.no_space_timeout_seconds = 60.0
         self._active: dict[str, FakeThin] = {}
         self._loaded = table
 
@@ -345,7 +346,7 @@ class FakePool:
             held_root=None,
             mode=PoolMode.WRITE,
             discard=DiscardMode.PASSDOWN,
-            no_space=NoSpacePolicy.QUEUE,
+            no_space=NoSpacePolicy.ERROR if self._table.error_if_no_space else NoSpacePolicy.QUEUE,
             needs_check=False,
             metadata_low_water=128,  # type: ignore[arg-type]
         )

@@ -50,10 +50,14 @@ def resize_pool(devices: DeviceSet) -> None:
     devices.resize_pool(data_size_bytes=8 * MIB, metadata_size_bytes=4 * MIB)
 
 
+def set_no_space(devices: DeviceSet) -> None:
+    devices.set_no_space(error=True, timeout_seconds=None)
+
+
 CHANGES = [
     *(create, create_from_active, create_larger, remove, rename, deferred_remove, replace),
     *(roll_back, roll_back_keeping, roll_back_to_active_of_another_size, create_many, create_many_larger),
-    *(resize, grow_base, resize_pool),
+    *(resize, grow_base, resize_pool, set_no_space),
 ]
 
 

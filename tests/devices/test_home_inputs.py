@@ -119,7 +119,7 @@ def test_a_device_is_active_once_for_all_its_users(home: Path, backend: FakeBack
         ({"block_bytes": GIB + 64 * KIB}, "block size 1073807360"),
         ({"data_size_bytes": 0}, "data size 0 is not possible; it must be more than 0"),
         ({"data_size_bytes": -1}, "data size -1 is not possible"),
-        ({"data_size_bytes": 4096}, "data size 4096 (4 KiB) is less than one block; take at least 65536 (64 KiB)"),
+        ({"data_size_bytes": 4096}, "(4 KiB) is too small: an empty base device of 1 MiB takes 65536 bytes"),
         ({"data_size_bytes": MIB + 512}, "data size 1049088 is not a multiple of the block size, 65536 bytes; take 10"),
         ({"data_size_bytes": 1 << 60, "block_bytes": 64 * KIB}, "(1024 PiB) is too large"),
         ({"metadata_size_bytes": 0}, "metadata size 0 is not possible"),

@@ -195,6 +195,18 @@ def test_an_inode_with_links_is_not_handed_out(make_image: Callable[..., Image])
     require_files(image)
 
 
+def test_many_bad_bitmaps_are_one_warning(filled: Image, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with looked_at(filled) as fs:
+        groups = [group for group in range(fs.groups) if not fs.descriptors.has_unused_blocks(group)]
+    for group in groups:
+        wipe_block_bitmap(filled, group)
+    filled.open().trim()
+    levels = [record.levelno for record in caplog.records if "block bitmap of group" in record.message]
+    assert levels == [logging.WARNING] + [logging.INFO] * (len(groups) - 1)
+    require_files(filled)
+
+
 def test_blocks_in_use_that_a_bitmap_calls_free(
     make_image: Callable[..., Image], caplog: pytest.LogCaptureFixture
 ) -> None:

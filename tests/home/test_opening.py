@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,13 @@ def test_making_refuses_an_unknown_storage_option(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Unknown option dm\.nonsense"):
         cowfs.open_home(path, create=True, options=SMALL, storage_options=["dm.nonsense=1"])
     assert not path.exists()
+
+
+@pytest.mark.parametrize("options", [{"dm.basesize": "32M"}, "dm.basesize=32M"])
+def test_storage_options_are_a_list(tmp_path: Path, options: Any) -> None:
+    with pytest.raises(UsageError, match=r"storage_options is a (dict|str); it has to be a list of 'KEY=VALUE'"):
+        cowfs.open_home(tmp_path / "home", create=True, options=SMALL, storage_options=options)
+    assert not (tmp_path / "home").exists()
 
 
 def test_making_goes_by_the_storage_options_first(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_layers_and_other_devices_are_told_apart(home: Path) -> None:
             lambda: made.apply("web", archive(a=b"a")),
             lambda: made.driver.get("web"),
             lambda: made.driver.remove("web"),
+            lambda: made.driver.put("web"),
+            lambda: made.driver.metadata("web"),
         ):
             with pytest.raises(UsageError, match="device 'web' is not a layer: it was made by 'create'"):
                 use()

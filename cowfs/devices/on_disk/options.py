@@ -106,14 +106,22 @@ class HomeOptions:
     overwrite: bool = False
 
     @property
+    def has_less_than_a_block(self) -> bool:
+        return 0 < self.data_size_bytes < self.block_bytes
+
+    @property
     def minimum_free(self) -> MinimumFree:
         return MinimumFree(self.min_free_percent, self.min_free_bytes)
 
     def check(self) -> None:
-        """Raises UsageError naming the first option that cannot be, and the nearest value that can."""
+        """Raises UsageError naming the first option that cannot be, and the nearest value that can.
+
+        Data of less than a block is left to `make_home`, which knows what the base device takes of it.
+        """
         self.source.check()
         check_block_size(self.block_bytes)
-        check_data_size(self.data_size_bytes, self.block_bytes)
+        if not self.has_less_than_a_block:
+            check_data_size(self.data_size_bytes, self.block_bytes)
         check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)
         check_base_size(self.base_size_bytes)
         if self.low_water_blocks < 0:

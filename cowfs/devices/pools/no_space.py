@@ -17,12 +17,6 @@ from cowfs.pool import Backend, NodeBackend, NodePool, Pool, PoolWithTimeout
 _KERNEL_PARAMETER: Final = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
 
 
-def timeout_of(pool: Pool) -> float | None:
-    """How long writes wait, in seconds, 0 for ever; None where the pool cannot tell."""
-    seconds: float | None = getattr(pool, "no_space_timeout_seconds", None)
-    return seconds
-
-
 def check_timeout(maker: Pool | Backend, seconds: float | None) -> None:
     """Raises UsageError when a pool, or those of a backend, have no time-out of their own to set."""
     if seconds is not None and not isinstance(maker, PoolWithTimeout) and isinstance(maker, NodePool | NodeBackend):

@@ -196,12 +196,17 @@ class Filesystem:
     def damaged(self, what: str) -> FilesystemError:
         return FilesystemError(f"ext4 is damaged: {what}; run a check with repair", errno=errno.EUCLEAN)
 
-    def note_damage(self, what: str) -> None:
-        """Log once that something is damaged that the volume can do without, and have it checked at the next mount."""
+    def note_damage(self, what: str, *, kind: str = "") -> None:
+        """Log once that something is damaged that the volume can do without, and have it checked at the next mount.
+
+        Args:
+            kind: only the first of a kind is a warning, the others are information.
+        """
         if what in self._noted or len(self._noted) >= _NOTES_MAX:
             return
-        self._noted.add(what)
-        _log.warning("%s: ext4 is damaged: %s", self.name, what)
+        level = logging.INFO if kind and kind in self._noted else logging.WARNING
+        self._noted |= {what, kind}
+        _log.log(level, "%s: ext4 is damaged: %s", self.name, what)
         if not self.read_only:
             self.super.s_state |= layout.STATE_ERROR
             self.superblock_changed()

@@ -3,8 +3,8 @@
 A bitmap that cannot be right must not be believed: blocks that it calls free may hold the inode table, or files. So
 the first use of each looks at its checksum, where there is one; whether it marks the metadata that lies in its group,
 or the reserved inodes; and whether it has as many free ones as the group's descriptor counts. A group with a bad bitmap
-is left alone: nothing is allocated from it, freed into it or trimmed. That is logged once, and the volume is marked
-for a check.
+is left alone: nothing is allocated from it, freed into it or trimmed. That is logged, of a volume one group as a
+warning, and the volume is marked for a check.
 
 In the library's memory nothing is used in a group whose bitmap was not read, so nothing may be looked for there; and
 all is used in a group with a bad one.
@@ -157,7 +157,7 @@ class Bitmaps:
             self.lost_blocks += min(fs.descriptors.free_blocks(group), fs.blocks_per_group)
             begin, count = fs.descriptors.first_block(group), fs.descriptors.block_count(group)
             fs.c.ext2fs_mark_block_bitmap_range2(self.blocks, begin, count)
-            fs.note_damage(f"the block bitmap of group {group} {why}; the group's blocks are left alone")
+            fs.note_damage(f"the block bitmap of group {group} {why}; the group's blocks are left alone", kind="blocks")
 
     def distrust_inodes(self, group: int, why: str) -> None:
         """Leave the inode numbers of a group alone from now on."""
@@ -166,7 +166,8 @@ class Bitmaps:
             fs = self._fs
             self.lost_inodes += min(fs.descriptors.free_inodes(group), fs.inodes_per_group)
             fs.c.ext2fs_mark_block_bitmap_range2(self.inodes, group * fs.inodes_per_group + 1, fs.inodes_per_group)
-            fs.note_damage(f"the inode bitmap of group {group} {why}; no inode of the group is allocated or freed")
+            what = f"the inode bitmap of group {group} {why}; no inode of the group is allocated or freed"
+            fs.note_damage(what, kind="inodes")
 
     def pieces(self, run: Run) -> Iterator[tuple[int, Run]]:
         """A run cut where groups end, with the group of each piece."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -10,6 +10,9 @@ from cowfs.devices.reports import UsageRow
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, batched
 from cowfs.steps import Pieces, Steps
+
+NoSpaceChoice: TypeAlias = Literal["queue", "error"]
+"""What writes to a full pool do: wait for space, or fail."""
 
 
 class TrimmedDevice(msgspec.Struct, frozen=True):
@@ -123,7 +126,7 @@ class SetNoSpace(Request[NoSpaceSetting], frozen=True, tag="set_no_space"):
             for all of its pools.
     """
 
-    policy: Literal["queue", "error"] | None = None
+    policy: NoSpaceChoice | None = None
     timeout_seconds: float | None = None
 
     def run(self, home: OpenHome) -> NoSpaceSetting:
