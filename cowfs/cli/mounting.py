@@ -239,7 +239,8 @@ def _say_ready(settings: Settings, name: str | None, target: str) -> None:
 def umount_command(settings: Settings, what: str | None, everything: bool, lazy: bool) -> int:
     """Unmount MNT, or every mount of the device NAME of the home.
 
-    When this returns, all data is written and the home is free.
+    When this returns, all data is written and the home is free, unless what was at MNT is mounted elsewhere, too (mount
+    --bind): then it stays there, and the server with it, until that is unmounted.
 
     An argument that is a mount point is MNT, any other is NAME; a path can always be written as ./NAME.
 
@@ -280,8 +281,11 @@ def _unmount(target: str, *, lazy: bool) -> None:
     mount = mount_at(target)
     if mount is not None and is_mount_of_home(mount):
         unmount_by_kernel(mount, lazy=lazy)
-    else:
-        unmount(target, lazy=lazy)
+    elif copies := unmount(target, lazy=lazy):
+        where = output.printable(copies[0])
+        output.print_line(
+            f"cowfs: {target} is mounted at {where}, too, so its server stays; next: cowfs umount {where}"
+        )
 
 
 def _is_mount_point(path: str) -> bool:

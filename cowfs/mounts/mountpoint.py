@@ -20,7 +20,7 @@ from typing import Final
 
 from cowfs.errors import MissingRequirement, MountError
 from cowfs.mounts.build_needs import how_to_install
-from cowfs.mounts.mountinfo import Mount, decode_source, mount_at, mount_point_at, topmost_at
+from cowfs.mounts.mountinfo import Mount, decode_source, mount_at, mount_point_at, mounts, topmost_at
 
 _DEVICE: Final = "/dev/fuse"
 _FUSE_CONF: Final = "/etc/fuse.conf"
@@ -214,11 +214,14 @@ def _pids(process: str) -> list[int]:
 # Unmounting.
 
 
-def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) -> None:
+def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) -> list[str]:
     """Unmount what cowfs mounted, and return when its server has closed everything and is gone.
 
     Args:
         lazy: detach at once; a process that still uses files in it keeps the server running, and nothing is waited for.
+
+    Returns:
+        Where the files are still mounted (mount --bind): the server goes on until the last of these is unmounted.
 
     Raises:
         MountError: nothing of cowfs is mounted there, files in it are in use, or the server does not end.
@@ -236,11 +239,13 @@ def unmount(target: str, *, lazy: bool = False, timeout_seconds: float = 120.0) 
     server = _open_process(pid)
     try:
         unmount_now(mount.target, source=mount.source, lazy=lazy)
-        if server is not None and not lazy and not _ends(server, timeout_seconds):
+        copies = [other.target for other in mounts() if other.device == mount.device]
+        if server is not None and not lazy and not copies and not _ends(server, timeout_seconds):
             raise MountError("umount", mount.source, path, errno=errno.ETIMEDOUT, reason=_why_not_free(pid, mount))
     finally:
         if server is not None:
             os.close(server)
+    return copies
 
 
 def _why_not_free(pid: int | None, mount: Mount) -> str:

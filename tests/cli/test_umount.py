@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import Run
-from tests.cli.mounted_home import kill_and_wait
+from tests.cli.mounted_home import SMALL, MountedHome, kill_and_wait
 
 if TYPE_CHECKING:
-    from tests.cli.mounted_home import MountedHome
+    from tests.conftest import Account
 
 pytestmark = pytest.mark.fuse
 
@@ -54,6 +54,27 @@ def test_a_mount_that_is_busy_does_not_keep_the_error_back(mounted: MountedHome)
         user.kill()
         user.communicate()
     mounted.run("umount", "--all")
+
+
+def test_a_copy_of_a_mount_stays_until_it_is_unmounted(root_user: Account, needs_fuse: None) -> None:
+    """Only root can make one."""
+    home = MountedHome(root_user)
+    home.run("init", *SMALL)
+    home.run("create", "web")
+    try:
+        holder = home.json("mount", "web", home.target)["holder_pid"]
+        subprocess.run(["mount", "--bind", home.target, home.other_target], check=True)
+        home.shell("echo kept > other/file")
+        done = home.run("umount", home.target)
+        assert done.stderr.endswith(f"so its server stays; next: cowfs umount {home.other_target}\n")
+        assert not home.is_mounted(home.target)
+        assert home.shell("cat other/file") == "kept\n"
+        assert home.json("status")["holder_pid"] == holder
+        home.run("umount", home.other_target)
+        assert home.json("status")["holder_pid"] is None
+    finally:
+        home.clear()
+    home.judge()
 
 
 def test_a_mount_point_comes_before_a_device_of_the_same_name(mounted: MountedHome) -> None:
