@@ -65,7 +65,7 @@ class DmPool:
     The kernel commits on its own once a second, so `tick` has nothing to do. Writes that would wait in the kernel for
     space are refused instead: see `space_guard`.
 
-    The pool device goes with its last user, this process or a thin that is in use (see `DmThin.lend`): so nothing
+    The pool device goes with its last user, this process or a thin that is in use (see `DmThin.hand_over`): so nothing
     outlives a crash. A pool that was made externally (`is_foreign`) is never removed.
 
     Reading metadata while the pool runs: see `_read_committed`.
@@ -172,7 +172,7 @@ class DmPool:
 
     def create_snap(self, thin_id: int, origin_id: int) -> None:
         with ExitStack() as resumes:
-            for name in self._lent_devices(origin_id):
+            for name in self._other_devices_of(origin_id):
                 self._control.suspend(name)
                 resumes.callback(self._control.resume, name)
             self.message(f"create_snap {thin_id} {origin_id}")
@@ -239,9 +239,9 @@ class DmPool:
             where = f", at block {status.held_root}" if isinstance(status, PoolStatus) else ""
             return f"a metadata snapshot is held already{where}; release it first"
         (thin_id,) = message.arguments
-        lent = self._lent_devices(thin_id)
-        if lent:
-            return f"thin {thin_id} of pool '{self._name}' is in use: {describe_holders(*lent.values())}"
+        others = self._other_devices_of(thin_id)
+        if others:
+            return f"thin {thin_id} of pool '{self._name}' is in use: {describe_holders(*others.values())}"
         names = ", ".join(f"'{thin.name}'" for thin in self._thins if thin.thin_id == thin_id)
         return f"thin {thin_id} of pool '{self._name}' is active as {names}; close it before deleting"
 
@@ -413,10 +413,10 @@ class DmPool:
         if any(thin.name == name for thin in self._thins):
             raise InvalidRequest(f"'{name}' is already active in pool '{self._name}'", errno=errno.EBUSY)
         dm_name = name if self._is_foreign else dm_name_of_thin(self._name, name)
-        lent = self._lent_devices(thin_id)
+        others = self._other_devices_of(thin_id)
         if self._is_foreign:  # on which idle devices of others are not ours to remove
-            lent = {other: number for other, number in lent.items() if other == dm_name or self._is_used(other)}
-        for number in self._used(lent).values():
+            others = {other: number for other, number in others.items() if other == dm_name or self._is_used(other)}
+        for number in self._used(others).values():
             raise ThinBusy(f"thin {thin_id} of pool '{self._name}' is in use already: {describe_holders(number)}")
         with ExitStack() as undo:
             origin = None
@@ -454,7 +454,7 @@ class DmPool:
         self._require_open()
         thins = dict(self._counted)
         devices = [(thin.thin_id, thin.device_number) for thin in self._thins]
-        devices += [(thin_id, number) for thin_id, _, number in self._lent()]
+        devices += [(thin_id, number) for thin_id, _, number in self._other_devices()]
         for thin_id, number in devices:
             with suppress(OSError):  # gone meanwhile
                 now = Statistics.of(number).counters()
@@ -472,10 +472,10 @@ class DmPool:
         )
         return Counters(pool, thins)
 
-    def lent(self) -> dict[int, list[int]]:
+    def open_nodes(self) -> dict[int, list[int]]:
         self._require_open()
         found: dict[int, list[int]] = {}
-        for thin_id, name, number in self._lent():
+        for thin_id, name, number in self._other_devices():
             if self._is_used(name):
                 found.setdefault(thin_id, []).append(number)
         return found
@@ -484,7 +484,7 @@ class DmPool:
         info = self._control.info(name)
         return info is not None and info.open_count > 0
 
-    def _lent(self) -> Iterator[tuple[int, str, int]]:
+    def _other_devices(self) -> Iterator[tuple[int, str, int]]:
         """(thin id, name, device number) of the devices on this pool that are not this object's."""
         mine = {thin.device_number for thin in self._thins}
         for name, number in self._control.devices_above(self._device_number).items():
@@ -494,8 +494,8 @@ class DmPool:
                     table = ThinTable.parse(f"0 {line.length_sectors} {line.target} {line.parameters}")
                     yield table.thin_id, name, number
 
-    def _lent_devices(self, thin_id: int) -> dict[str, int]:
-        return {name: number for lent_id, name, number in self._lent() if lent_id == thin_id}
+    def _other_devices_of(self, thin_id: int) -> dict[str, int]:
+        return {name: number for other_id, name, number in self._other_devices() if other_id == thin_id}
 
     def _used(self, devices: dict[str, int]) -> dict[str, int]:
         """Those of some devices that are in use; the others, left by a crash, are removed."""
@@ -578,10 +578,10 @@ class DmPool:
         with suppress(PoolError):  # a pool that failed is closed all the same
             self.commit()
         if not self._is_foreign:
-            is_lent = True  # then, or when it is unknown, the kernel removes the pool with its last user
+            is_used = True  # then, or when it is unknown, the kernel removes the pool with its last user
             with suppress(ControlError):
-                is_lent = bool(self._used({name: number for _, name, number in self._lent()}))
-            if not is_lent:
+                is_used = bool(self._used({name: number for _, name, number in self._other_devices()}))
+            if not is_used:
                 self._remove()
         self._closed = True
         if self._fd >= 0:

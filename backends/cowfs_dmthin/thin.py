@@ -80,8 +80,8 @@ class ThinOwner(Protocol):
 class DmThin:
     """A `ThinDevice` of the kernel. Made by `DmPool.activate`.
 
-    The kernel is asked at once to remove the device with its last user, which is this process until `lend`: so nothing
-    outlives a crash.
+    The kernel is asked at once to remove the device with its last user, which is this process until `hand_over`: so
+    nothing outlives a crash.
 
     I/O on a suspended device would wait in the kernel; it is refused with EAGAIN, as on every backend, as long as it
     was suspended through this object or its pool. So would a write to a full pool that queues; it is refused too, with
@@ -236,8 +236,8 @@ class DmThin:
             self._control.resume(self.dm_name)
         self._is_suspended_in_kernel = self._suspended
 
-    def lend(self) -> int:
-        """Give the device up to the users of its node; it is removed with the last of them.
+    def hand_over(self) -> int:
+        """Leave the device to the users of its node; it is removed with the last of them.
 
         Returns:
             A descriptor of the node, the first user, which the caller closes.

@@ -1,15 +1,18 @@
-"""Devices in use: counted activation, and holding one still for a snapshot."""
+"""Devices in use: counted activation, exclusive use, and holding one still for a snapshot."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from cowfs.devices.on_disk.records import DeviceFile
-from cowfs.errors import DeviceBusy, NoSuchThin, ThinBusy, UsageError
-from cowfs.pool import Pool, ThinDevice
+from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.devices.uses import DeviceUses
+from cowfs.errors import DeviceBusy, MissingRequirement, NoSuchThin, ThinBusy, UsageError
+from cowfs.pool import NodePool, NodeThin, Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES
 
 Quiescer: TypeAlias = Callable[[], AbstractContextManager[object]]
@@ -27,28 +30,69 @@ class ActiveDevices:
     """What is active of one home, by device name. All users of a device share one disk and one mode.
 
     Args:
-        prefix: stands before the device's name in its name as a target.
+        uses: names a user in the error for a device in use.
+        prefix: of a device's name as a target.
     """
 
-    def __init__(self, pool: Pool, prefix: str) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, store: DeviceStore, uses: DeviceUses, prefix: str) -> None:
+        self.pool = pool
+        self._store = store
+        self._uses = uses
         self._prefix = prefix
         self._active: dict[str, _Active] = {}
+        self._rewritten: set[str] = set()
         self._quiescers: dict[str, list[Quiescer]] = {}
 
+    def usable(self, name: str) -> DeviceFile:
+        """The record of a device. Raises UnknownDevice; DeviceBusy: it is marked for deletion, or rewritten."""
+        record = self._store.require(name)
+        if record.deleted:
+            raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is marked for deletion")
+        self.require_not_rewritten(name)
+        return record
+
+    def require_idle(self, name: str, purpose: str) -> None:
+        """Raises DeviceBusy for a device that is active in this process."""
+        if name in self._active:
+            raise self._uses.busy(name, purpose)
+
+    def require_unused(self, name: str, purpose: str) -> None:
+        """Raises DeviceBusy for a device that is in use by this process, or by others through its node."""
+        self.require_idle(name, purpose)
+        if name in self.open_nodes():
+            thin_id = self._store.require(name).device_id
+            raise DeviceBusy(
+                f"device {name!r} (thin {thin_id}) is in use through its node, so it cannot be {purpose}; "
+                "end that first"
+            )
+
+    def require_not_rewritten(self, name: str) -> None:
+        if name in self._rewritten:
+            raise DeviceBusy(f"new content is being written to device {name!r}; try again when that is done")
+
+    @contextmanager
+    def rewriting(self, name: str) -> Iterator[None]:
+        """For the length of a block, no user can activate the device."""
+        self._rewritten.add(name)
+        try:
+            yield
+        finally:
+            self._rewritten.discard(name)
+
     def open_thin(self, name: str, record: DeviceFile, read_only: bool) -> ThinDevice:
-        """Activate a device for its caller alone, uncounted."""
+        """Activate a thin for its caller alone, uncounted, under a name."""
         length_sectors = record.size // SECTOR_BYTES
         try:
-            return self._pool.activate(self.target_name(name), record.device_id, length_sectors, read_only=read_only)
+            return self.pool.activate(self.target_name(name), record.device_id, length_sectors, read_only=read_only)
         except ThinBusy as error:
             raise DeviceBusy(f"device {name!r} cannot be activated: {error}") from error
         except NoSuchThin as error:
             raise NoSuchThin(
-                f"device {name!r} cannot be activated: its thin {record.device_id} is not in pool {self._pool.name}"
+                f"device {name!r} cannot be activated: its thin {record.device_id} is not in pool {self.pool.name}"
             ) from error
 
-    def activate(self, name: str, record: DeviceFile, *, read_only: bool) -> ThinDevice:
+    def activate(self, name: str, *, read_only: bool) -> ThinDevice:
+        record = self.usable(name)
         active = self._active.get(name)
         if active is None:
             active = self._active[name] = _Active(self.open_thin(name, record, read_only), 0, read_only)
@@ -92,7 +136,31 @@ class ActiveDevices:
     def thins(self) -> dict[str, ThinDevice]:
         return {name: active.thin for name, active in self._active.items()}
 
+    # ------------------------------------------------------------------ nodes
+
+    def open_node(self, name: str, *, read_only: bool) -> int:
+        """See `DeviceSet.open_node`."""
+        record = self.usable(name)
+        if not isinstance(self.pool, NodePool):
+            raise MissingRequirement(
+                f"device {name!r} has no block device node: its backend runs in this process, not in the kernel",
+                remedy="cowfs --backend dmthin ...",
+                errno=errno.EOPNOTSUPP,
+            )
+        self.require_idle(name, "mounted by the kernel")
+        thin = self.open_thin(name, record, read_only)
+        assert isinstance(thin, NodeThin)
+        return thin.hand_over()
+
+    def open_nodes(self) -> dict[str, list[int]]:
+        """See `DeviceSet.open_nodes`."""
+        nodes = self.pool.open_nodes() if isinstance(self.pool, NodePool) else {}
+        return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
+
+    # ------------------------------------------------------------------ snapshots
+
     def add_quiescer(self, name: str, quiescer: Quiescer) -> Callable[[], None]:
+        """See `DeviceSet.add_quiescer`."""
         hooks = self._quiescers.setdefault(name, [])
         hooks.append(quiescer)
 
@@ -102,27 +170,34 @@ class ActiveDevices:
 
         return remove
 
-    @contextmanager
-    def all_quiesced(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for name in list(self._active):
-                stack.enter_context(self.quiesced(name))
-            yield
+    def snapshot(self, name: str, origin_id: int, *thin_ids: int) -> None:
+        """Make snapshots of `origin_id`, the thin of a device, which is quiesced for the moment.
+
+        Raises NoSuchThin when that is not in the pool.
+        """
+        with ExitStack() as resumed:
+            self._quiesce(name, resumed)
+            for thin_id in thin_ids:
+                self.pool.create_snap(thin_id, origin_id)
 
     @contextmanager
-    def quiesced(self, name: str) -> Iterator[None]:
+    def all_quiesced(self) -> Iterator[None]:
+        """Quiesce every active device for the length of a block."""
+        with ExitStack() as resumed:
+            for name in list(self._active):
+                self._quiesce(name, resumed)
+            yield
+
+    def _quiesce(self, name: str, resumed: ExitStack) -> None:
         active = self._active.get(name)
         if active is None:
-            yield
             return
         if not active.read_only:
-            active.thin.flush()  # the bulk of the work, while its users still go on
-        with ExitStack() as stack:
-            for quiescer in list(self._quiescers.get(name, ())):
-                stack.enter_context(quiescer())
-            active.thin.suspend()
-            stack.callback(active.thin.resume)
-            yield
+            active.thin.flush()  # most of the work, while its users still write
+        for quiescer in list(self._quiescers.get(name, ())):
+            resumed.enter_context(quiescer())
+        active.thin.suspend()
+        resumed.callback(active.thin.resume)
 
     def target_name(self, name: str) -> str:
         """A device's name as a target: moby's, where the kernel takes it."""

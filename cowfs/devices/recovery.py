@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 
+from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_device import BaseDevice
 from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.changes.transactions import Transactions
@@ -32,7 +33,7 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures
 from cowfs.devices.reports import Finding, FindingKind
 from cowfs.errors import CowfsError, FilesystemError, ThinBusy, UsageError
-from cowfs.pool import Pool, ThinDevice
+from cowfs.pool import Pool
 from cowfs.thinmeta.walk import ThinEntry
 from cowfs.units import SECTOR_BYTES, format_size
 
@@ -59,77 +60,73 @@ def contradictions(pool: Pool, store: DeviceStore) -> Iterator[str]:
             )
 
 
-def remake_base(
-    base: BaseDevice, findings: Iterable[Finding], ensure: Callable[[], object] | None
-) -> Iterator[Finding]:
-    """Make the base device anew when there is none.
-
-    Args:
-        findings: what was found before.
-        ensure: makes the base device; None where nothing may be changed.
-    """
-    is_reported = any(finding.device == BASE for finding in findings)
-    if base.is_there() or (is_reported and ensure is None):
-        return
-    found = "the home has no completely initialised base device"
-    try:
-        if ensure is not None:
-            ensure()
-    except CowfsError as error:
-        yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
-    else:
-        if not is_reported:
-            yield Finding("base", found, "made anew", BASE)
-
-
 class Recovery:
     """One run, over the parts of a device set; changes nothing when the store is read-only, and says what it would.
 
     Args:
-        activate: makes the thin of a record usable for its caller alone, under a name.
-        orphans: which thins belong to no record.
-        delete_orphans: delete what is not known to be a device whose record was damaged.
+        orphans: which of some thins belong to no record.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        active: ActiveDevices,
         store: DeviceStore,
         ids: ThinIds,
         transactions: Transactions,
         base: BaseDevice,
-        activate: Callable[[str, DeviceFile, bool], ThinDevice],
-        orphans: Callable[[], tuple[int, ...]],
-        *,
-        delete_orphans: bool,
+        orphans: Callable[[Iterable[int]], list[int]],
     ) -> None:
-        self._pool = pool
+        self._active = active
+        self._pool = active.pool
         self._store = store
         self._ids = ids
         self._transactions = transactions
         self._base = base
-        self._activate = activate
         self._orphans = orphans
-        self._delete_orphans = delete_orphans
         self._thins: dict[int, ThinEntry] = {}
         self._highest: dict[int, int] = {}
         self._names = set(store.names())
         self._findings: list[Finding] = []
 
-    def run(self) -> list[Finding]:
-        """What was found and done. Raises what the pool or the home raises; then it can be run again."""
-        orphans = self._orphans()
+    def run(self, *, delete_orphans: bool, ensure_base: Callable[[], object] | None) -> list[Finding]:
+        """What was found and done, also by opening. Raises what the pool or the home raises; it can be run again.
+
+        Args:
+            delete_orphans: delete what is not known to be a device whose record was damaged.
+            ensure_base: makes the base device where there is none; None where nothing may be changed.
+        """
+        self._match(delete_orphans=delete_orphans)
+        findings = [*self._store.findings, *self._findings]
+        if all(finding.kind != "foreign_pool" for finding in findings):
+            findings.extend(self._remake_base(findings, ensure_base))
+        return findings
+
+    def _match(self, *, delete_orphans: bool) -> None:
+        orphans = self._orphans(self._pool.thin_ids())
         with figures.reading(self._pool) as reading:
             self._thins = reading.thins()
             for thin_id in orphans:
                 self._highest[thin_id] = reading.highest_mapped_byte(self._thins[thin_id]) or 0
         if not self._belong_together():
-            return self._findings
+            return
         self._set_missing_aside()
         self._settle_conflicts()
-        self._take_in(orphans)
+        self._take_in(orphans, delete=delete_orphans)
         self._set_stale_transaction_aside()
-        return self._findings
+
+    def _remake_base(self, findings: list[Finding], ensure: Callable[[], object] | None) -> Iterator[Finding]:
+        is_reported = any(finding.device == BASE for finding in findings)
+        if self._base.is_present() or (is_reported and ensure is None):
+            return
+        found = "the home has no completely initialised base device"
+        try:
+            if ensure is not None:
+                ensure()
+        except CowfsError as error:
+            yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
+        else:
+            if not is_reported:
+                yield Finding("base", found, "made anew", BASE)
 
     # ------------------------------------------------------------------ pool and records as a whole
 
@@ -163,7 +160,7 @@ class Recovery:
 
     def _base_identity(self, record: DeviceFile) -> Identity | None:
         try:
-            with closing(self._activate(BASE, record, True)) as thin:
+            with closing(self._active.open_thin(BASE, record, True)) as thin:
                 return self._base.identify(thin)
         except FilesystemError:
             return None
@@ -224,7 +221,7 @@ class Recovery:
 
     # ------------------------------------------------------------------ thins without a record
 
-    def _take_in(self, orphans: tuple[int, ...]) -> None:
+    def _take_in(self, orphans: list[int], *, delete: bool) -> None:
         damaged = set(self._damaged_names())
         # The oldest first: an `id` file that a snapshot has from its parent is the parent's.
         for thin_id in sorted(orphans, key=lambda thin_id: (self._thins[thin_id].details.transaction_id, thin_id)):
@@ -233,7 +230,7 @@ class Recovery:
             name = self._name_of(entry, identity, damaged)
             size_bytes = self._size_of(entry, identity)
             found = f"thin {thin_id} ({format_size(size_bytes)}) belongs to no device"
-            if self._delete_orphans and name not in damaged:
+            if delete and name not in damaged:
                 self._delete(thin_id, found)
                 continue
             action = "recorded" if name else "adopted"
@@ -258,7 +255,7 @@ class Recovery:
         for _ in range(2):
             record = DeviceFile(entry.thin_id, size_bytes)
             try:
-                with closing(self._activate(f"recover+{entry.thin_id}", record, True)) as thin:
+                with closing(self._active.open_thin(f"recover+{entry.thin_id}", record, True)) as thin:
                     identity = self._base.identify(thin)
             except CowfsError:  # whatever is in it, it is a device
                 return identity

@@ -112,7 +112,7 @@ class OpenHome:
         """What this process shows, what the kernel does, and what other readers of a home that cannot be written do."""
         kernels = (
             MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
-            for name, mount in kernel_mounts(self.devices.lent())
+            for name, mount in kernel_mounts(self.devices.open_nodes())
         )
         return [*self.views, *self._views_of_readers(), *kernels]
 
@@ -156,7 +156,7 @@ class OpenHome:
 
     def _uses_outside(self) -> Iterator[DeviceUse]:
         """By the table of mounts, which does not say since when."""
-        for name, mount in kernel_mounts(self.devices.lent()):
+        for name, mount in kernel_mounts(self.devices.open_nodes()):
             yield DeviceUse(name, "kernel", plain_text(mount.target), None)
         for view in self._views_of_readers():
             if view.device is not None:

@@ -52,10 +52,10 @@ def recover_home(
     spec = HomeSpec(path, backend, read_only=dry_run, verify=False)
     with alone(path, "recovering", lambda: open_here(spec), wait_seconds=wait_seconds) as opened:
         devices = opened.devices
-        lent = sorted(devices.lent())
-        if lent:
+        mounted = sorted(devices.open_nodes())
+        if mounted:
             raise HomeBusy(
-                f"recovering needs the home {path} to itself, and the kernel uses {', '.join(map(repr, lent))} of it; "
+                f"recovering needs the home {path} to itself, and the kernel uses {', '.join(map(repr, mounted))}; "
                 "unmount what 'mount --kernel' mounted"
             )
         findings = devices.recover(delete_orphans=delete_orphans)

@@ -14,13 +14,13 @@ _GONE_SECONDS: Final = 5.0
 _POLL_SECONDS: Final = 0.01
 
 
-def kernel_mounts(lent: Mapping[str, Collection[int]]) -> list[tuple[str, Mount]]:
+def kernel_mounts(open_nodes: Mapping[str, Collection[int]]) -> list[tuple[str, Mount]]:
     """The devices that the kernel has mounted, by name, with the mounts.
 
     Args:
-        lent: by name, the numbers of the nodes that the kernel was given (`DeviceSet.lent`).
+        open_nodes: by name, the numbers of nodes that are in use (`DeviceSet.open_nodes`).
     """
-    names = {number: name for name, numbers in lent.items() for number in numbers}
+    names = {number: name for name, numbers in open_nodes.items() for number in numbers}
     if not names:
         return []
     return [(names[number], mount) for mount in mounts() if (number := device_of(mount)) in names]

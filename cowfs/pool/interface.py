@@ -248,8 +248,8 @@ class NodeThin(ThinDevice, Protocol):
         """Path of the node, for mount(2) and for tools."""
         ...
 
-    def lend(self) -> int:
-        """Give the device up to the users of its node; it is removed with the last of them, as the pool is.
+    def hand_over(self) -> int:
+        """Leave the device to the users of its node; it is removed with the last of them, as the pool is.
 
         Returns:
             A descriptor of the node, the first user, which the caller closes.
@@ -281,11 +281,12 @@ class GroupingPool(Pool, Protocol):
 class NodePool(Pool, Protocol):
     """A pool whose thins may be in use beyond this object and this process, through their nodes.
 
-    A thin that was lent is held still by `create_snap`, cannot be deleted (ThinBusy), nor activated (ThinBusy).
+    A thin whose node is open elsewhere is held still by `create_snap`; it can be neither deleted nor activated
+    (ThinBusy).
     """
 
-    def lent(self) -> dict[int, list[int]]:
-        """Ids of thins in use by others, with the device numbers of their nodes."""
+    def open_nodes(self) -> dict[int, list[int]]:
+        """Ids of thins whose nodes are open elsewhere, with the device numbers of these nodes."""
         ...
 
     def open_events(self) -> int:

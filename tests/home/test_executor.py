@@ -177,7 +177,7 @@ def test_a_snapshot_of_a_shown_device_quiesces_it_once(
         return count
 
     monkeypatch.setattr(Volume, "quiesce", counted("volume", Volume.quiesce))
-    monkeypatch.setattr(ActiveDevices, "quiesced", counted("device", ActiveDevices.quiesced))
+    monkeypatch.setattr(ActiveDevices, "snapshot", counted("device", ActiveDevices.snapshot))
 
     async def main() -> None:
         await served.executor.answer(Create("web-1", "layer"))

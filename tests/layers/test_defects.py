@@ -200,7 +200,7 @@ class PoolOfNodes(FakePool):
         self._active[name] = thin = NodeOfThin(self, name, thin_id, length_sectors * 512)
         return thin
 
-    def lent(self) -> dict[int, list[int]]:
+    def open_nodes(self) -> dict[int, list[int]]:
         return {}
 
     def read_metadata(self, read: Any) -> Any:

@@ -93,7 +93,7 @@ def what_a_crash_left_and_somebody_uses_stays_in_use(folder: Path) -> None:
         info = CONTROL.info("check-a")
         assert info is not None
         assert not info.suspended
-        assert pool.lent() == {1: [number]}
+        assert pool.open_nodes() == {1: [number]}
         with expected(ThinBusy, errno.EBUSY, f"process {pid}"):
             activate(pool)
         with expected(ThinBusy, errno.EBUSY, "thin 1 of pool 'check-pool' is in use", f"process {pid}"):
@@ -107,7 +107,7 @@ def what_a_crash_left_and_somebody_uses_stays_in_use(folder: Path) -> None:
         assert pool.table().low_water_blocks == 7
         pool.close()
     pool = open_pool(table)
-    assert not pool.lent()
+    assert not pool.open_nodes()
     pool.close()
 
 
@@ -159,13 +159,13 @@ def closing_what_somebody_uses_names_them_and_may_be_tried_again(folder: Path) -
 
 
 @check
-def a_thin_that_is_lent_goes_with_its_last_user_and_the_pool_too(folder: Path) -> None:
+def a_thin_that_is_used_goes_with_its_last_user_and_the_pool_too(folder: Path) -> None:
     table = make_table(folder)
     pool = open_pool(table)
     pool.create_thin(1)
     thin = activate(pool)
     node = thin.node
-    fd = thin.lend()
+    fd = thin.hand_over()
     assert pool.active() == []
     with somebody_has_open(node) as pid:
         os.close(fd)
@@ -187,11 +187,11 @@ def a_removal_that_is_due_may_be_cancelled(folder: Path) -> None:
     thin = activate(pool)
     name = thin.dm_name
     CONTROL.cancel_deferred_remove(name)
-    os.close(thin.lend())
+    os.close(thin.hand_over())
     info = CONTROL.info(name)
     assert info is not None
     assert not info.deferred_remove
-    assert not pool.lent()
+    assert not pool.open_nodes()
     activate(pool).close()  # takes it over
     pool.delete(1)
     pool.close()
@@ -319,7 +319,7 @@ def errors_keep_the_errno_of_the_kernel(folder: Path) -> None:
 
 
 def session(backend: DmThinBackend, table: PoolTable) -> None:
-    """Everything a command asks of the kernel: open, snapshot of a used thin, write, resize, lend, close."""
+    """Everything a command asks of the kernel: open, snapshot of a used thin, write, resize, hand over, close."""
     pool = backend.open_pool("check-pool", table)
     try:
         pool.create_thin(2)
@@ -330,7 +330,7 @@ def session(backend: DmThinBackend, table: PoolTable) -> None:
         thin.resume()
         thin.resize(16 * 128)
         assert isinstance(thin, DmThin)
-        fd = thin.lend()
+        fd = thin.hand_over()
         try:
             pool.create_snap(4, 1)
         finally:
@@ -423,7 +423,7 @@ def a_process_that_dies_at_a_request_leaves_what_the_next_one_clears(folder: Pat
                 os._exit(1)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status in (0, 9)  # how soon a lent thin goes makes a session a few requests longer or shorter
+        assert status in (0, 9)  # how soon the kernel removes a thin makes a session a few requests longer or shorter
         died += status == 9
         left += bool(CONTROL.devices())
         tidy(table)

@@ -315,11 +315,11 @@ def errors_of_mount_say_what_was_asked(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
     with connect(HomeSpec(home.home, "dmthin")) as session:
 
-        def lend() -> int:
+        def open_node() -> int:
             return session.call(OpenNode("web")).fd
 
         with pytest.raises(MountError) as caught:
-            mount_by_kernel(session.path, "web", str(mnt), lend, options="nodev,nosuch=1,noatime", read_only=True)
+            mount_by_kernel(session.path, "web", str(mnt), open_node, options="nodev,nosuch=1,noatime", read_only=True)
     error = caught.value
     assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)
     assert error.source.startswith("/dev/dm-")
@@ -682,15 +682,15 @@ def a_node_that_vanished_is_made_up_for(folder: Path) -> None:
 
 
 @check
-def a_lent_device_is_lent_once(folder: Path) -> None:
+def a_lent_device_is_used_once(folder: Path) -> None:
     home = make_home(folder)
     with opening.open_home(home.home, load_backend("dmthin")) as devices:
-        fd = devices.lend("web")
-        assert devices.lent().keys() == {"web"}
+        fd = devices.open_node("web")
+        assert devices.open_nodes().keys() == {"web"}
         with expected(CowfsError, errno.EBUSY, "in use already", f"process {os.getpid()}"):
-            devices.lend("web")
+            devices.open_node("web")
         os.close(fd)
-        wait_until(lambda: not devices.lent())
+        wait_until(lambda: not devices.open_nodes())
         devices.remove("web")
 
 

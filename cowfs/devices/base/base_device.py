@@ -9,13 +9,14 @@ from typing import Protocol
 import msgspec
 
 from cowfs.blockdev import BlockDevice
+from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_ext4 import Ext4
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceFile, Identity, SetFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError, NoSuchThin
-from cowfs.pool import Pool, ThinDevice
+from cowfs.pool import ThinDevice
 
 
 class BaseFilesystem(Protocol):
@@ -62,25 +63,22 @@ class BaseDevice:
     """The base of one home.
 
     Args:
-        activate: makes the thin of a record usable for a moment.
         new_uuid: called once for each file system made.
     """
 
     def __init__(
         self,
-        pool: Pool,
+        active: ActiveDevices,
         store: DeviceStore,
         transactions: Transactions,
         filesystem: BaseFilesystem,
-        activate: Callable[[str, DeviceFile, bool], ThinDevice],
-        new_uuid: Callable[[], str],
         set_file: SetFile,
+        new_uuid: Callable[[], str],
     ) -> None:
-        self._pool = pool
+        self._active = active
         self._store = store
         self._transactions = transactions
         self._filesystem = filesystem
-        self._activate = activate
         self._new_uuid = new_uuid
         self.set_file = set_file
 
@@ -104,13 +102,13 @@ class BaseDevice:
         """Let the base be made anew; its record says then that it was not finished."""
         self._store.save(BASE, msgspec.structs.replace(self._store.require(BASE), initialized=False))
 
-    def is_there(self) -> bool:
+    def is_present(self) -> bool:
         """Whether there is one that was made to its end, with its thin."""
         record = self.finished()
         if record is None:
             return False
         try:
-            self._pool.thin_status(record.device_id)
+            self._active.pool.thin_status(record.device_id)
         except NoSuchThin:
             return False
         return True
@@ -127,10 +125,10 @@ class BaseDevice:
         if self.set_file.base_filesystem not in ("", self._filesystem.name):
             return
         try:
-            thin = self._activate(BASE, record, True)
+            thin = self._active.open_thin(BASE, record, True)
         except NoSuchThin:  # reported with all the others
             return
-        except DeviceBusy:  # lent; it was verified before that
+        except DeviceBusy:  # the kernel uses it; it was verified before that
             return
         try:
             with closing(thin):
@@ -150,15 +148,15 @@ class BaseDevice:
 
     def ensure(self, size_bytes: int) -> None:
         """Make the base when there is none that was finished; `size_bytes` is for one that never was."""
-        if self.is_there():
+        if self.is_present():
             return
         record = self._store.get(BASE)
         if record is not None:
             size_bytes = record.size
             self._transactions.remove(BASE)
-        record = self._transactions.make(BASE, size_bytes, self._pool.create_thin)
+        record = self._transactions.make(BASE, size_bytes, self._active.pool.create_thin)
         uuid = self._new_uuid()
-        with closing(self._activate(BASE, record, False)) as thin:
+        with closing(self._active.open_thin(BASE, record, False)) as thin:
             self._filesystem.make(thin, uuid)
             thin.flush()
         self._save_set(uuid)
@@ -167,7 +165,7 @@ class BaseDevice:
 
     def grow_new(self, name: str, record: DeviceFile) -> None:
         """Make the file system of a thin that is becoming a device fill it."""
-        with closing(self._activate(name, record, False)) as thin:
+        with closing(self._active.open_thin(name, record, False)) as thin:
             self.grow_filesystem(name, thin)
             thin.flush()
 

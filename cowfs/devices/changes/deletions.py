@@ -1,22 +1,27 @@
-"""Devices marked for deletion: what was removed while it was in use, tried again until it is gone.
+"""Removing devices, and those that were marked because they were in use: tried again until they are removed.
 
 The queue is the records themselves (`deleted`), so it outlives every process. `retry` is called when the home opens and
-then every so often by whoever serves it; how long a device that could not be deleted sits out is counted in rounds of
-these calls, and forgotten with the process.
+then every so often by the process that serves it. Each failure doubles the rounds of these calls that a device sits
+out; the count ends with the process.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from cowfs.devices.active import ActiveDevices
+from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.errors import CowfsError
+from cowfs.devices.pools import health
+from cowfs.errors import CowfsError, DeviceBusy, ThinBusy
+from cowfs.pool import NodePool, PoolMode
 
 _log = logging.getLogger(__name__)
 _MAX_ROUNDS_OUT: Final = 19  # ten minutes, at a round every 30 s
@@ -29,33 +34,71 @@ class _Failures:
 
 
 class Deletions:
-    """The queue of one home.
+    """Removal of the devices of one home. `discards_removed`: see `DeviceSet`."""
 
-    Args:
-        remove: removes a device that is not active.
-        is_active: whether a device is in use in this process, and must wait for its last user.
-    """
-
-    def __init__(self, store: DeviceStore, remove: Callable[[str], None], is_active: Callable[[str], bool]) -> None:
+    def __init__(
+        self, active: ActiveDevices, store: DeviceStore, transactions: Transactions, *, discards_removed: bool
+    ) -> None:
+        self._active = active
         self._store = store
-        self._remove = remove
-        self._is_active = is_active
+        self._transactions = transactions
+        self.discards_removed = discards_removed
         self._failures: dict[str, _Failures] = {}
+
+    def remove(self, name: str, *, deferred: bool) -> bool:
+        """See `DeviceSet.remove`."""
+        try:
+            self._active.require_idle(name, "removed")
+            self._remove(name)
+        except (DeviceBusy, ThinBusy) as error:
+            if deferred:
+                self._mark(name)
+                return False
+            what = f"device {name!r} cannot be removed: " if isinstance(error, ThinBusy) else ""
+            raise DeviceBusy(f"{what}{error}") from error
+        return True
+
+    def _remove(self, name: str) -> None:
+        self._active.require_not_rewritten(name)
+        pool = self._active.pool
+        mode = health.examine(pool).mode
+        if mode is PoolMode.OUT_OF_METADATA_SPACE:
+            # Let the pool try again: what removing needs is in its reserve.
+            pool.reload(pool.table())
+            pool.resume()
+        if isinstance(pool, NodePool) and self.discards_removed and mode is PoolMode.WRITE:
+            self._remove_discarding(name)
+        else:
+            self._transactions.remove(name)
+
+    def _remove_discarding(self, name: str) -> None:
+        """Remove a device, all of which is unmapped first: so the kernel discards the blocks that it alone maps."""
+        emptied = False
+
+        def discard(record: DeviceFile) -> None:
+            nonlocal emptied
+            with suppress(OSError), closing(self._active.open_thin(name, record, False)) as thin:
+                emptied = True
+                thin.discard(0, thin.size_bytes)
+
+        try:
+            self._transactions.remove(name, before_message=discard)
+        except CowfsError:
+            if emptied and self._store.get(name) is not None:  # it must not be used as it is now
+                self._mark(name)
+            raise
 
     def names(self) -> list[str]:
         """Devices that are marked, in order. A base device that was marked is made anew instead."""
         return sorted(name for name, record in self._store.items() if record.deleted and name != BASE)
 
-    def mark(self, name: str) -> None:
+    def _mark(self, name: str) -> None:
         record = self._store.require(name)
         if not record.deleted:
             self._store.save(name, msgspec.structs.replace(record, deleted=True))
 
     def retry(self) -> int:
-        """Try to delete what is marked; returns how many are left.
-
-        Each failure of a device doubles the rounds that it sits out.
-        """
+        """See `DeviceSet.retry_deletions`."""
         if self._store.read_only:
             return len(self.names())
         left = 0
@@ -64,13 +107,19 @@ class Deletions:
             if failures is not None and failures.rounds_out:
                 failures.rounds_out -= 1
                 left += 1
-            elif not self.delete(name):
+            elif not self._finish(name):
                 left += 1
         return left
 
-    def delete(self, name: str) -> bool:
-        """Try to delete a marked device now; whether it is gone. A failure is logged and tried again later."""
-        if self._is_active(name):
+    def finish(self, name: str) -> None:
+        """Try to delete a device that became idle, where it is marked. Raises nothing of the pool's or the home's."""
+        record = self._store.get(name)
+        if record is not None and record.deleted and not self._store.read_only:
+            self._finish(name)
+
+    def _finish(self, name: str) -> bool:
+        """Whether a marked device is deleted. A failure is logged and tried again later."""
+        if name in self._active:
             return False
         try:
             self._remove(name)
@@ -78,7 +127,7 @@ class Deletions:
             failures = self._failures.setdefault(name, _Failures())
             failures.rounds_out = min(2**failures.count - 1, _MAX_ROUNDS_OUT)
             failures.count += 1
-            _log.warning("device %r, marked for deletion, is still there: %s", name, error)
+            _log.warning("device %r, marked for deletion, could not be deleted yet: %s", name, error)
             return False
         self._failures.pop(name, None)
         return True

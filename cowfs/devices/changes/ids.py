@@ -11,9 +11,9 @@ from cowfs.units import MAX_THIN_ID
 class ThinIds:
     """Which ids are taken, and the last one given out (`last`). The first id ever is 1."""
 
-    def __init__(self, last: int, taken: Iterable[int] = ()) -> None:
+    def __init__(self, last: int, *taken: Iterable[int]) -> None:
         self.last = last & MAX_THIN_ID
-        self._taken = set(taken)
+        self._taken = set[int]().union(*taken)
 
     def take(self) -> int:
         """The next free id, taken from now on."""

@@ -22,11 +22,11 @@ from contextlib import suppress
 
 import msgspec
 
-from cowfs.devices.on_disk.names import is_plain_file_name
+from cowfs.devices.on_disk.names import BASE, is_plain_file_name
 from cowfs.devices.on_disk.records import ParentLine
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.reports import Finding
-from cowfs.errors import HomeError
+from cowfs.errors import HomeError, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +62,14 @@ class Renames:
         """Finish or undo what an earlier failure left. Called before a device is made or renamed."""
         if not self._is_settled:
             self.recover()
+
+    def check(self, name: str, new_name: str) -> None:
+        """Raises UsageError, DeviceExists: the names cannot be those of a renaming."""
+        if name == BASE:
+            raise UsageError("the base device cannot be renamed: the home finds it by its name")
+        if new_name == name:
+            raise UsageError(f"device {name!r} has this name already; choose another one")
+        self._store.check_free(new_name)
 
     def rename(self, name: str, new_name: str) -> None:
         """Rename a device that is not in use to a name that is free.

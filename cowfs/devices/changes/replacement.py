@@ -24,54 +24,35 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import msgspec
 
+from cowfs.devices.active import ActiveDevices
 from cowfs.devices.changes.ids import ThinIds
-from cowfs.devices.on_disk.names import is_plain_file_name
-from cowfs.devices.on_disk.records import DeviceFile, ReplacementFile
+from cowfs.devices.on_disk.names import BASE, is_plain_file_name
+from cowfs.devices.on_disk.records import ReplacementFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.reports import Finding
-from cowfs.errors import CowfsError, DeviceBusy, HomeError, NoSuchThin
-from cowfs.pool import Pool, ThinDevice
+from cowfs.errors import CowfsError, HomeError, NoSuchThin, UsageError
+from cowfs.pool import ThinDevice
 
 _log = logging.getLogger(__name__)
 
 
 class Replacements:
-    """The protocol above, over one pool and one store.
+    """The protocol above, over one pool and one store."""
 
-    Args:
-        activate: makes the thin of a record usable for its caller alone, under a name.
-        quiesced: holds a device still, by name.
-    """
-
-    def __init__(
-        self,
-        pool: Pool,
-        store: DeviceStore,
-        ids: ThinIds,
-        activate: Callable[[str, DeviceFile, bool], ThinDevice],
-        quiesced: Callable[[str], AbstractContextManager[None]],
-    ) -> None:
-        self._pool = pool
+    def __init__(self, active: ActiveDevices, store: DeviceStore, ids: ThinIds) -> None:
+        self._active = active
         self._store = store
         self._ids = ids
-        self._activate = activate
-        self._quiesced = quiesced
         self._under_way: list[ReplacementFile] = []
-        self._replaced: set[str] = set()
         self._left: set[int] = set()  # thins that wait for the next opening for writing
 
     def thin_ids(self) -> set[int]:
         """Thins that no record names, and that are not left over either."""
         return {note.new_id for note in self._under_way} | self._left
-
-    def check_idle(self, name: str) -> None:
-        """Raises DeviceBusy while the content of a device is being replaced."""
-        if name in self._replaced:
-            raise DeviceBusy(f"new content is being written to device {name!r}; try again when that is done")
 
     @contextmanager
     def replacing(self, name: str, size_bytes: int | None = None) -> Iterator[ThinDevice]:
@@ -80,22 +61,33 @@ class Replacements:
         Args:
             size_bytes: of the disk, where it is another than the device's.
         """
-        self.check_idle(name)
-        record = self._store.require(name)
-        self._replaced.add(name)
-        try:
-            with self._snapshot(name, name) as note:
-                changes = {"device_id": note.new_id, "size": size_bytes or record.size}
-                thin = self._activate(name, msgspec.structs.replace(record, **changes), False)
-                try:
-                    yield thin
-                    thin.flush()
-                finally:
-                    thin.close()
-                # The record as it is by now: meanwhile it may have been marked for deletion.
-                self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
-        finally:
-            self._replaced.discard(name)
+        record = self._active.usable(name)
+        with self._active.rewriting(name), self._snapshot(name, name) as note:
+            changes = {"device_id": note.new_id, "size": size_bytes or record.size}
+            thin = self._active.open_thin(name, msgspec.structs.replace(record, **changes), False)
+            try:
+                yield thin
+                thin.flush()
+            finally:
+                thin.close()
+            # The record as it is by now: meanwhile it may have been marked for deletion.
+            self._store.save(name, msgspec.structs.replace(self._store.require(name), **changes))
+
+    def check_rollback(self, name: str, snapshot: str) -> None:
+        """Raises UsageError, UnknownDevice, DeviceBusy, HomeError: a device cannot be rolled back to `snapshot`."""
+        record, origin = self._active.usable(name), self._active.usable(snapshot)
+        if name == BASE:
+            raise UsageError("the base device cannot be rolled back: every later device begins as a copy of it")
+        if name == snapshot:
+            raise UsageError(f"device {name!r} cannot be rolled back to itself; name one of its snapshots")
+        for device, thin_id in ((name, record.device_id), (snapshot, origin.device_id)):
+            if len(self._store.claims(thin_id)) > 1:
+                raise HomeError(
+                    f"device {device!r} cannot take part in a rollback: its thin {thin_id} is also that of another "
+                    "device; one of the two records is wrong; run 'recover' on the closed home"
+                )
+        if self._store.is_layer(name) and self._store.is_layer(snapshot) is False:
+            raise UsageError(f"{name!r} is a layer and {snapshot!r} is none; a layer is rolled back to a layer")
 
     def roll_back(self, name: str, snapshot: str, kept: str, keep: Callable[[int], object]) -> None:
         """Have a device that is not in use hold what `snapshot` does, with the size of that.
@@ -119,14 +111,11 @@ class Replacements:
     @contextmanager
     def copied(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
         """A disk for reading that holds what the device holds now, for the length of the block."""
-        record = self._store.require(name)
+        record = self._active.usable(name)
         with self._snapshot(name, name) as note:
             copy = msgspec.structs.replace(record, device_id=note.new_id)
-            thin = self._activate(f"{name}+{note.new_id}", copy, read_only)
-            try:
+            with closing(self._active.open_thin(f"{name}+{note.new_id}", copy, read_only)) as thin:
                 yield thin
-            finally:
-                thin.close()
 
     @contextmanager
     def _snapshot(self, name: str, origin: str, kept: str = "") -> Iterator[ReplacementFile]:
@@ -141,8 +130,7 @@ class Replacements:
         try:
             self._store.files.make_directory(self._store.files.replacements)
             self._store.files.write(self._path(note), msgspec.json.encode(note))
-            with self._quiesced(origin):
-                self._pool.create_snap(note.new_id, origin_id)
+            self._active.snapshot(origin, origin_id, note.new_id)
             yield note
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.
@@ -200,7 +188,7 @@ class Replacements:
         losers = {loser for loser in losers if not self._store.claims(loser)}
         for loser in losers:
             with suppress(NoSuchThin):
-                self._pool.delete(loser)
+                self._active.pool.delete(loser)
         self._store.files.remove(self._path(note))
         for loser in losers:
             self._ids.release(loser)

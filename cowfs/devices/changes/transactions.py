@@ -46,17 +46,12 @@ _MAX_ID_ATTEMPTS: Final = 8
 
 
 class Transactions:
-    """The protocol above, over one pool and one store.
+    """The protocol above, over one pool and one store."""
 
-    Args:
-        is_fresh: whether a thin was made in the given pool transaction and nothing was written to it since.
-    """
-
-    def __init__(self, pool: Pool, store: DeviceStore, ids: ThinIds, is_fresh: Callable[[int, int], bool]) -> None:
+    def __init__(self, pool: Pool, store: DeviceStore, ids: ThinIds) -> None:
         self._pool = pool
         self._store = store
         self._ids = ids
-        self._is_fresh = is_fresh
         self._foreign: set[int] = set()  # ids that proved to be somebody else's
         self.left: set[int] = set()  # thins that wait until the home is open for writing
         self._many = ManyMakings(pool, store, ids, self.left)
@@ -262,8 +257,10 @@ class Transactions:
         if len(missing) == 1:
             self._undo(missing[0], self._store.require(missing[0]).device_id)
         if not self._store.damaged_names and not self._store.read_only:
+            from cowfs.devices.pools.figures import is_fresh
+
             known = {record.device_id for _, record in self._store.items()}
-            made = [thin for thin in in_pool - known if self._is_fresh(thin, current_id)]
+            made = [thin for thin in in_pool - known if is_fresh(self._pool, thin, current_id)]
             if len(made) == 1:
                 self._delete_thin(made[0])
                 self._ids.release(made[0])

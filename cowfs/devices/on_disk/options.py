@@ -149,6 +149,14 @@ def check_device_size(size_bytes: int, what: str) -> None:
         raise UsageError(f"{what} {_show(size_bytes)} is too large; {_show(MAX_DEVICE_BYTES)} is the most")
 
 
+def check_not_smaller(what: str, size_bytes: int, new_bytes: int, remedy: str = "") -> None:
+    """Raises UsageError unless something of `size_bytes` would grow or stay."""
+    if new_bytes < size_bytes:
+        raise UsageError(
+            f"{what} has {size_bytes} bytes ({format_size(size_bytes)}) and cannot shrink to {_show(new_bytes)}{remedy}"
+        )
+
+
 def check_base_size(size_bytes: int) -> None:
     check_device_size(size_bytes, "base size")
     if size_bytes < MIN_BASE_BYTES:

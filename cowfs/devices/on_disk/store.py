@@ -17,7 +17,14 @@ from typing import Final, TypeVar
 import msgspec
 
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.devices.on_disk.names import BASE, MIGRATED_SUFFIX, hash_to_name, is_plain_file_name, is_record_file
+from cowfs.devices.on_disk.names import (
+    BASE,
+    MIGRATED_SUFFIX,
+    check_name,
+    hash_to_name,
+    is_plain_file_name,
+    is_record_file,
+)
 from cowfs.devices.on_disk.records import (
     DeviceFile,
     DeviceRecord,
@@ -27,7 +34,7 @@ from cowfs.devices.on_disk.records import (
     TransactionFile,
 )
 from cowfs.devices.reports import Finding
-from cowfs.errors import HomeError, UnknownDevice
+from cowfs.errors import DeviceExists, HomeError, UnknownDevice
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -157,6 +164,14 @@ class DeviceStore:
             raise UnknownDevice(f"there is no device {name!r} in the home {self.files.home}")
         return record
 
+    def check_free(self, name: str) -> None:
+        """Raises UsageError for what cannot be the name of a new device, DeviceExists for one that is taken."""
+        check_name(name)
+        record = self._records.get(name)
+        if record is not None:
+            note = ", marked for deletion" if record.deleted else ""
+            raise DeviceExists(f"device {name!r} exists already (thin {record.device_id}{note}); choose another name")
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -260,6 +275,17 @@ class DeviceStore:
         if parent is None or (parent.transaction_id >= record.transaction_id and line.parent != BASE):
             return None
         return line.parent
+
+    def are_related(self, name: str, other: str) -> bool:
+        """See `DeviceSet.are_related`."""
+        return BASE in (name, other) or not self._lineage(name).isdisjoint(self._lineage(other))
+
+    def _lineage(self, name: str) -> set[str]:
+        found: set[str] = set()
+        while name != BASE and name not in found:
+            found.add(name)
+            name = self.parent(name) or BASE
+        return found
 
     def is_layer(self, name: str) -> bool | None:
         """Whether a device was made as a layer, or from one; None where that is not known."""

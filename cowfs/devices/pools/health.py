@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 
 from cowfs.errors import CowfsError, PoolModeError
@@ -62,3 +63,10 @@ def examine(pool: Pool) -> Health:
         )
     can_change = not status.needs_check and mode is not PoolMode.READ_ONLY
     return Health(can_change=can_change, problem=problem, mode=mode)
+
+
+def require_writable(pool: Pool, *, to_make_room: bool) -> None:
+    """Raises PoolModeError (EROFS); see `DeviceSet.check_writable`."""
+    now = examine(pool)
+    if not now.can_change or (now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room):
+        raise PoolModeError(now.problem, errno=errno.EROFS)

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Final
 
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.devices.on_disk.options import check_data_size, check_metadata_size, data_bitmaps
+from cowfs.devices.on_disk.options import check_data_size, check_metadata_size, check_not_smaller, data_bitmaps
 from cowfs.devices.pools.health import require_status
 from cowfs.devices.pools.pool_files import device_size
 from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, UsageError
@@ -79,11 +79,7 @@ def _total_bytes(pool: Pool, path: str) -> int:
 
 
 def _check_growth(what: str, path: str, size_bytes: int, new_bytes: int) -> None:
-    if new_bytes < size_bytes:
-        raise UsageError(
-            f"the pool's {what} has {size_bytes} bytes ({format_size(size_bytes)}) and cannot shrink to {new_bytes} "
-            f"({format_size(new_bytes)})"
-        )
+    check_not_smaller(f"the pool's {what}", size_bytes, new_bytes)
     if new_bytes != size_bytes and not stat.S_ISREG(os.stat(path).st_mode):
         raise UsageError(
             f"the pool's {what} is the block device {path} of {size_bytes} bytes; make that larger, then run this "

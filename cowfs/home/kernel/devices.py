@@ -2,7 +2,7 @@
 
     command                                     who holds the home (the command itself, or a server)
     check the mount point
-    OpenNode ──────────────────────────────►    lend the device
+    OpenNode ──────────────────────────────►    open the node
     mount(2)       ◄──── descriptor of the node
     close the descriptor
 
@@ -42,7 +42,7 @@ def mount_by_kernel(
         on_ready: called once it is mounted; the mount is taken back when this raises, or anything before.
 
     Raises:
-        UnknownDevice, DeviceBusy: as `DeviceSet.lend`.
+        UnknownDevice, DeviceBusy: as `DeviceSet.open_node`.
         MissingRequirement: the backend has no nodes.
         FilesystemError: no file system that is known.
         MountError: the mount point cannot be used, or mount(2) failed.

@@ -1,6 +1,6 @@
 """Layers that the kernel mounts: `get` is mount(2) of the thin device's node at HOME/mnt/ID.
 
-    get      the device is lent, mounted at HOME/mnt/ID with the mount options, and has its `rootfs` and `id` made there
+    get      the node of the device is opened and mounted at HOME/mnt/ID; `rootfs` and `id` are made there
     put      detached (umount -l), the mount point removed, and with its last user the kernel removes the device
     diff, changes, size     of a snapshot, which nobody else uses: ext4 by the engine, xfs mounted where nobody sees it
     apply    into a snapshot that becomes the layer; in place where the layer is got
@@ -87,7 +87,7 @@ class KernelLayers:
         return os.path.join(target, os.fsdecode(ROOTFS))
 
     def _mount(self, layer_id: str, target: str, mount_label: str) -> None:
-        fd = self._devices.lend(layer_id)
+        fd = self._devices.open_node(layer_id)
         try:
             options = self._settings.mount_data(self._devices.base_filesystem, mount_label)
             node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
@@ -111,16 +111,16 @@ class KernelLayers:
         name = nodes.target_name(number)
         unmount_now(target, lazy=True)
         self._remove_mount_point(target)
-        nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.lent())
+        nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.open_nodes())
         if nodes.target_name(number) != name:
-            self._devices.came_back(layer_id)
+            self._devices.finish_deletion(layer_id)
         elif not self._settings.deferred_removal:
             raise DeviceBusy(f"layer '{layer_id}' was unmounted, but its device is busy: something else uses it")
 
     def unmount_all(self) -> None:
         """End every mount of a layer that a process of this home made; what cannot be ended stays."""
         prefix = self._directory + os.sep
-        for layer_id, mount in nodes.kernel_mounts(self._devices.lent()):
+        for layer_id, mount in nodes.kernel_mounts(self._devices.open_nodes()):
             if mount.target == prefix + layer_id:
                 with suppress(OSError):
                     self.unmount(layer_id)
@@ -132,7 +132,7 @@ class KernelLayers:
         """The mount of a layer's device at its mount point. Raises MountError when something else is mounted there."""
         target = self._mount_point(layer_id)
         mount = mount_at(target)
-        if mount is None or nodes.device_of(mount) in self._devices.lent().get(layer_id, ()):
+        if mount is None or nodes.device_of(mount) in self._devices.open_nodes().get(layer_id, ()):
             return mount
         reason = f"something else is mounted there ({mount.fstype} {mount.source}); unmount it first"
         raise MountError("mount", layer_id, target, reason=reason)

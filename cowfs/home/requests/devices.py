@@ -335,7 +335,7 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
         return self.name
 
     def run(self, home: OpenHome) -> OpenFile:
-        return OpenFile(home.devices.lend(self.name))
+        return OpenFile(home.devices.open_node(self.name))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,107 @@
+"""Making devices, each a snapshot of another one: thins, records and the lines about parents, all or none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from cowfs.devices.active import ActiveDevices
+from cowfs.devices.changes.transactions import Transactions
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import check_device_size
+from cowfs.devices.on_disk.records import DeviceFile, ParentLine
+from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.errors import NoSuchThin, UsageError
+
+
+class Creation:
+    """Snapshots of the devices of one home.
+
+    Args:
+        grow: makes the file system of a new device fill it, by name and record.
+    """
+
+    def __init__(
+        self,
+        active: ActiveDevices,
+        store: DeviceStore,
+        transactions: Transactions,
+        grow: Callable[[str, DeviceFile], None],
+    ) -> None:
+        self._active = active
+        self._store = store
+        self._transactions = transactions
+        self._grow = grow
+
+    def check(self, names: Sequence[str], size_bytes: int | None) -> None:
+        """Raises UsageError, DeviceExists: devices cannot have these names, or this size."""
+        if not names:
+            raise UsageError("no device is named; name at least one")
+        for name in names:
+            self._store.check_free(name)
+            if size_bytes is not None:
+                check_device_size(size_bytes, f"size of device {name!r}")
+        if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+            raise UsageError(f"the device {twice!r} is named twice, so nothing was made; name each once")
+
+    def check_origin(self, origin_name: str, name: str, size_bytes: int | None) -> None:
+        """Raises UnknownDevice, DeviceBusy, UsageError: device `name` cannot be a snapshot of this one."""
+        origin = self._active.usable(origin_name)
+        if size_bytes is not None and size_bytes < origin.size:
+            raise UsageError(
+                f"size {size_bytes} of device {name!r} is less than that of its parent {origin_name!r}, "
+                f"{origin.size}; a snapshot cannot be smaller"
+            )
+
+    def create(
+        self,
+        name: str,
+        origin_name: str,
+        size_bytes: int | None = None,
+        *,
+        is_layer: bool = False,
+        thin_id: int | None = None,
+    ) -> None:
+        """Make a device with a name that is free; see `DeviceSet.create`.
+
+        Args:
+            thin_id: an id that the caller has taken; a fresh one when None.
+        """
+        origin = self._store.require(origin_name)
+        self._transactions.make(
+            name,
+            size_bytes or origin.size,
+            lambda thin_id: self._send(origin_name, {name: thin_id}, size_bytes),
+            lambda made: self._note_parents(origin_name, {name: made}, is_layer=is_layer),
+            thin_id=thin_id,
+        )
+
+    def create_many(self, names: Iterable[str], origin_name: str, size_bytes: int | None) -> None:
+        """See `DeviceSet.create_many`."""
+        origin = self._store.require(origin_name)
+        self._transactions.make_many(
+            dict.fromkeys(names, size_bytes or origin.size),
+            lambda thin_ids: self._send(origin_name, thin_ids, size_bytes),
+            lambda records: self._note_parents(origin_name, records),
+        )
+
+    def _send(self, origin_name: str, thin_ids: Mapping[str, int], size_bytes: int | None) -> None:
+        """Within the transaction, so devices are grown or not there."""
+        origin = self._store.require(origin_name)
+        try:
+            self._active.snapshot(origin_name, origin.device_id, *thin_ids.values())
+        except NoSuchThin as error:
+            raise NoSuchThin(
+                f"device {next(iter(thin_ids))!r} cannot be made: thin {origin.device_id} of its parent "
+                f"{origin_name!r} is not in pool {self._active.pool.name}"
+            ) from error
+        if size_bytes is not None and size_bytes > origin.size:
+            for name, thin_id in thin_ids.items():
+                self._grow(name, DeviceFile(thin_id, size_bytes))
+
+    def _note_parents(self, origin_name: str, records: Mapping[str, DeviceFile], *, is_layer: bool = False) -> None:
+        inherited = False if origin_name == BASE else self._store.is_layer(origin_name)
+        of_layer = is_layer or inherited
+        self._store.note_parents(
+            [ParentLine(name, made.transaction_id, origin_name, of_layer) for name, made in records.items()]
+        )

@@ -1,0 +1,137 @@
+"""Filling in the reports of a home: figures of the pool, what devices occupy, what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cowfs.devices.active import ActiveDevices
+from cowfs.devices.base.base_device import BaseDevice
+from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.options import MinimumFree
+from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.devices.pools import figures, free_space, health
+from cowfs.devices.reports import DeviceCounters, DeviceReport, HomeReport, IoReport, UsageRow
+from cowfs.error_record import plain_text
+from cowfs.errors import NoSuchThin
+from cowfs.pool import Counters, CountingPool, NoSpacePolicy, PoolCounters, PoolMode, PoolStatus
+from cowfs.units import METADATA_BLOCK_BYTES
+
+
+class Reporting:
+    """The reports of one home.
+
+    Args:
+        orphans: which of some thins no record names.
+    """
+
+    def __init__(
+        self,
+        active: ActiveDevices,
+        store: DeviceStore,
+        base: BaseDevice,
+        minimum_free: MinimumFree,
+        orphans: Callable[[Iterable[int]], list[int]],
+    ) -> None:
+        self._active = active
+        self._pool = active.pool
+        self._store = store
+        self._base = base
+        self._minimum_free = minimum_free
+        self._orphans = orphans
+
+    def home(self) -> HomeReport:
+        answer = self._pool.status()
+        pool = answer if isinstance(answer, PoolStatus) else None
+        table, block_bytes = self._pool.table(), self._pool.block_bytes
+        allocated, free = figures.backing_space(table.data_device)
+        base = self._store.get(BASE)
+        return HomeReport(
+            home=plain_text(self._store.files.home),
+            backend="",
+            holder_pid=None,
+            views=[],
+            pool=self._pool.name,
+            mode=(pool.mode if pool else PoolMode.FAIL).name.lower(),
+            no_space="queue" if pool and pool.no_space is NoSpacePolicy.QUEUE else "error",
+            no_space_timeout_seconds=self._pool.no_space_timeout_seconds,
+            needs_check=pool.needs_check if pool else False,
+            transaction_id=pool.transaction_id if pool else 0,
+            block_bytes=block_bytes,
+            data_used_bytes=pool.used_data_blocks * block_bytes if pool else 0,
+            data_total_bytes=pool.total_data_blocks * block_bytes if pool else 0,
+            metadata_used_bytes=pool.used_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
+            metadata_total_bytes=pool.total_metadata_blocks * METADATA_BLOCK_BYTES if pool else 0,
+            min_free_percent=self._minimum_free.percent,
+            min_free_bytes=self._minimum_free.data_bytes,
+            metadata_snapshot_block=pool.held_root if pool else None,
+            devices=len(self._store) - (base is not None),
+            deleted_devices=sum(record.deleted for _, record in self._store.items()),
+            base_size_bytes=base.size if base else 0,
+            base_uuid=self._base.set_file.base_uuid,
+            data_file=plain_text(table.data_device),
+            data_file_allocated_bytes=allocated,
+            metadata_file=plain_text(table.metadata_device),
+            host_free_bytes=free,
+            orphan_thin_ids=self._orphans(self._pool.thin_ids()) if pool else [],
+            problems=[plain_text(problem) for problem in self._problems()],
+            warnings=free_space.warnings(self._pool, self._minimum_free),
+        )
+
+    def _problems(self) -> list[str]:
+        found, now = self._store.problems, health.examine(self._pool).problem
+        return found if not now or now in found else [now, *found]
+
+    def device(self, name: str) -> DeviceReport:
+        record = self._store.view(name)
+        with figures.reading(self._pool) as reading:
+            thin = reading.find(record.device_id)
+            if thin is None:
+                raise NoSuchThin(f"device {name!r}: its thin {record.device_id} is not in pool {self._pool.name}")
+            usage = reading.usage(thin, name)
+            highest = reading.highest_mapped_byte(thin)
+        children = [other for other in self._store.names() if self._store.parent(other) == name]
+        is_active = any(active.thin_id == record.device_id for active in self._pool.active())
+        return DeviceReport(
+            name=name,
+            id=record.device_id,
+            size_bytes=record.size_bytes,
+            mapped_bytes=usage.mapped_bytes,
+            exclusive_bytes=usage.exclusive_bytes,
+            highest_mapped_byte=highest,
+            parent=record.parent,
+            children=sorted(children),
+            created_transaction_id=thin.details.transaction_id,
+            creation_time=thin.details.creation_time,
+            snapshotted_time=thin.details.snapshotted_time,
+            active=is_active or name in self._active.open_nodes(),
+            deleted=record.deleted,
+            views=[],
+            counters=self._counters().thins.get(record.device_id),
+        )
+
+    def io(self) -> IoReport:
+        counters = self._counters()
+        devices = [
+            DeviceCounters(name, record.device_id, counters.thins[record.device_id])
+            for name, record in sorted(self._store.items())
+            if record.device_id in counters.thins
+        ]
+        return IoReport(self._pool.block_bytes, counters.pool, counters.pool.write_amplification(), devices)
+
+    def _counters(self) -> Counters:
+        return self._pool.counters() if isinstance(self._pool, CountingPool) else Counters(PoolCounters(), {})
+
+    def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
+        found = {}
+        with figures.reading(self._pool) as reading:
+            thins = reading.thins()
+            for name in names:
+                record = self._store.get(name)
+                if record is not None and record.device_id in thins:
+                    found[name] = reading.usage(thins[record.device_id], name)
+        return found
+
+    def orphan_usage(self) -> list[UsageRow]:
+        with figures.reading(self._pool) as reading:
+            thins = reading.thins()
+            return [reading.usage(thins[thin_id], None) for thin_id in self._orphans(thins)]
