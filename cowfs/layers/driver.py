@@ -64,11 +64,12 @@ class Mounter(Protocol):
         ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _LayerMount:
+    """`ends`: of the uses in the device set's ledger, one for each `get`."""
+
     path: str
-    end_use: Callable[[], None]
-    ref_count: int = 1
+    ends: list[Callable[[], None]]
 
 
 class _Source(NamedTuple):
@@ -157,24 +158,24 @@ class LayerDriver:
                 prepare=lambda tree: ensure_root(tree, self._owner),
                 write_id=lambda tree: write_layer_id(tree, layer_id, self._owner),
             )
-            self._mounts[layer_id] = _LayerMount(path, self._devices.uses.begin(layer_id, "layer", path))
-            return path
-        mount.ref_count += 1
+            mount = self._mounts[layer_id] = _LayerMount(path, [])
+        mount.ends.append(self._devices.uses.begin(layer_id, "layer", mount.path))
         return mount.path
 
     def put(self, layer_id: str) -> None:
         self._require_layer(layer_id)
         mount = self._mounts.get(layer_id)
-        if mount is not None and mount.ref_count > 1:
-            mount.ref_count -= 1
-            return
         if mount is not None:
-            self._end(layer_id)
+            mount.ends.pop()()
+            if mount.ends:
+                return
+            del self._mounts[layer_id]
         if self._mounter is not None:
             self._mounter.unmount(layer_id)
 
-    def _end(self, layer_id: str) -> None:
-        self._mounts.pop(layer_id).end_use()
+    def _end_uses(self, layer_id: str) -> None:
+        for end in self._mounts.pop(layer_id).ends:
+            end()
 
     @property
     def can_show_files(self) -> bool:
@@ -188,14 +189,14 @@ class LayerDriver:
 
     def cleanup(self) -> None:
         with ExitStack() as last:
-            for layer_id, mount in self._mounts.items():
-                mount.ref_count = 1
+            for layer_id in list(self._mounts):
+                self._end_uses(layer_id)
                 last.enter_context(ending_with(partial(self.put, layer_id)))
 
     def unmount_all(self) -> None:
         """As `cleanup`, and take down what an earlier process left, too; what cannot be ended stays."""
         for layer_id in list(self._mounts):
-            self._end(layer_id)
+            self._end_uses(layer_id)
         if self._mounter is not None:
             self._mounter.unmount_all()
 

@@ -17,6 +17,7 @@ from cowfs.devices.reports import HomeReport
 from cowfs.error_record import record_error, restore_error
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
+from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.devices import Status
 from cowfs.home.session import connect, metadata_of
 from cowfs.home.spec import HomeSpec
@@ -152,6 +153,38 @@ def test_status_names_the_holder(home: Path) -> None:
         report = there.status()
         assert isinstance(report, HomeReport)
         assert report.holder_pid == there.holder_pid == os.getpid()
+
+
+class Paths:
+    """A mounter of layers that mounts nothing."""
+
+    def mount(self, layer_id: str, mount_label: str, **preparations: object) -> str:
+        return f"/shown/{layer_id}"
+
+    def unmount(self, layer_id: str) -> None:
+        pass
+
+    def unmount_all(self) -> None:
+        pass
+
+
+def test_each_get_of_a_layer_is_a_use_in_the_reports_of_a_served_home(home: Path) -> None:
+    def show_layers(opened: OpenHome) -> None:
+        opened.use_driver(opened.settings, mounter=Paths())
+
+    with serving(home, prepare=show_layers), cowfs.open_home(home) as there:
+        there.layers.create("one")
+        assert there.layers.get("one") == there.layers.get("one") == "/shown/one"
+        uses = there.inspect("one").uses
+        assert [(use.device, use.kind, use.where) for use in uses] == 2 * [("one", "layer", "/shown/one")]
+        assert there.status().uses == uses
+        with pytest.raises(errors.DeviceBusy, match="mounted as a layer at /shown/one"):
+            there.remove("one")
+        there.layers.put("one")
+        assert there.status().uses == there.inspect("one").uses == uses[:1]
+        there.layers.put("one")
+        assert there.status().uses == there.inspect("one").uses == []
+        there.remove("one")
 
 
 def test_metadata_is_read_while_the_home_is_held(served: Path) -> None:
