@@ -154,7 +154,8 @@ class BaseDevice:
         if record is not None:
             size_bytes = record.size
             self._transactions.remove(BASE)
-        record = self._transactions.make(BASE, size_bytes, self._active.pool.create_thin)
+        pool = self._active.pool
+        record = self._transactions.make(BASE, size_bytes, lambda thin_ids: pool.create_thin(thin_ids[BASE]))
         uuid = self._new_uuid()
         with closing(self._active.open_thin(BASE, record, False)) as thin:
             self._filesystem.make(thin, uuid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.changes.transactions import Transactions
@@ -71,8 +72,8 @@ class Creation:
         self._transactions.make(
             name,
             size_bytes or origin.size,
-            lambda thin_id: self._send(origin_name, {name: thin_id}, size_bytes),
-            lambda made: self._note_parents(origin_name, {name: made}, is_layer=is_layer),
+            partial(self._send, origin_name, size_bytes),
+            partial(self._note_parents, origin_name, is_layer=is_layer),
             thin_id=thin_id,
         )
 
@@ -81,11 +82,11 @@ class Creation:
         origin = self._store.require(origin_name)
         self._transactions.make_many(
             dict.fromkeys(names, size_bytes or origin.size),
-            lambda thin_ids: self._send(origin_name, thin_ids, size_bytes),
-            lambda records: self._note_parents(origin_name, records),
+            partial(self._send, origin_name, size_bytes),
+            partial(self._note_parents, origin_name),
         )
 
-    def _send(self, origin_name: str, thin_ids: Mapping[str, int], size_bytes: int | None) -> None:
+    def _send(self, origin_name: str, size_bytes: int | None, thin_ids: Mapping[str, int]) -> None:
         """Within the transaction, so devices are grown or not there."""
         origin = self._store.require(origin_name)
         try:

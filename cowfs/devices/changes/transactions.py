@@ -69,12 +69,12 @@ class Transactions:
         self,
         name: str,
         size_bytes: int,
-        send: Callable[[int], None],
-        after_record: Callable[[DeviceFile], None] = lambda _record: None,
+        send: Callable[[Mapping[str, int]], None],
+        after_record: Callable[[Mapping[str, DeviceFile]], None] = lambda _records: None,
         *,
         thin_id: int | None = None,
     ) -> DeviceFile:
-        """Make a device: a thin through `send(id)`, and its record.
+        """Make a device: a thin through `send`, given its id by name, and its record.
 
         Args:
             thin_id: an id that its caller has taken; a fresh one when None.
@@ -86,10 +86,10 @@ class Transactions:
                     thin_id, transaction_id = self._make_thin(name, send)
                 else:
                     transaction_id = self._open(name, thin_id)
-                    send(thin_id)
+                    send({name: thin_id})
                 record = DeviceFile(thin_id, size_bytes, transaction_id)
                 self._store.save(name, record)
-                after_record(record)
+                after_record({name: record})
                 self._close(transaction_id)
         except BaseException as error:
             self._recover_from(error, f"making the device {name!r} failed")
@@ -268,7 +268,7 @@ class Transactions:
                 self._store.findings.append(Finding("unfinished_change", found, "removed", None, made[0]))
         self._store.report_damaged(self._store.files.transaction, "the transaction file", damage)
 
-    def _make_thin(self, name: str, send: Callable[[int], None]) -> tuple[int, int]:
+    def _make_thin(self, name: str, send: Callable[[Mapping[str, int]], None]) -> tuple[int, int]:
         """(id, transaction id) of a new thin, whose transaction is open."""
         for _ in range(_MAX_ID_ATTEMPTS):
             thin_id = self._ids.take()
@@ -276,7 +276,7 @@ class Transactions:
                 if self._is_in_pool(thin_id):
                     raise ThinExists(f"thin {thin_id} is in pool {self._pool.name} and should not be")
                 transaction_id = self._open(name, thin_id)
-                send(thin_id)
+                send({name: thin_id})
             except ThinExists as error:
                 _log.warning("%s", error)
                 self._foreign.add(thin_id)
