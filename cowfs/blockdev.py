@@ -5,7 +5,6 @@ Wrappers for tests (fault injection, recording) live in `cowfs.testing.blockdev`
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -13,10 +12,14 @@ import stat
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from functools import cache
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
 
 from cowfs.errors import InvalidRequest, PoolIoError
 from cowfs.forking import not_inherited
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -249,7 +252,7 @@ class FileDevice:
             raise
 
     def start_flush(self) -> None:
-        _check(_libc.sync_file_range(self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE))
+        _call_libc("sync_file_range", self.fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
     def close(self) -> None:
         fd, self.fd = self.fd, -1  # in this order, for a thread that forks
@@ -392,15 +395,22 @@ class MemoryDevice:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    _check(_libc.fallocate(fd, mode, offset, length))
+    _call_libc("fallocate", fd, mode, offset, length)
 
 
-def _check(result: int) -> None:
-    if result != 0:
+def _call_libc(function: str, fd: int, *arguments: int) -> None:
+    import ctypes
+
+    if getattr(_libc(), function)(fd, *arguments) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+@cache
+def _libc() -> CDLL:
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+    return libc

@@ -182,8 +182,8 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.home.opening import resolve_settings
     from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.home.storage_options import resolve_settings
     from cowfs.layers.options import parse_storage_options
 
     for _ in range(_START_ATTEMPTS):  # one that was about to end may be met

@@ -8,8 +8,8 @@ reporting   filling in the reports
 base        the base device and its file system
 changes     changes that happen wholly or not at all
 pools       the pool under a home: where it is, what it can still do, what is occupied
-reporting   filling in the reports
 cloning     a copy of a home
+active      devices in use, and quiescing one for a snapshot
 uses        who uses a device, and since when
 reports     what is reported of a home and its devices; each report declared once
 on_disk     the files of a home's directory, its lock, its making

@@ -42,7 +42,6 @@ from cowfs.devices.on_disk.records import DeviceRecord, HomeFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
-from cowfs.devices.recovery import Recovery, contradictions
 from cowfs.devices.reporting import Reporting
 from cowfs.devices.reports import DeviceReport, Finding, HomeReport, IoReport, UsageRow
 from cowfs.devices.uses import DeviceUses
@@ -157,7 +156,7 @@ class DeviceSet:
         Raises:
             HomeError: the base device is not the one that the records mean.
         """
-        self._store.problems.extend(contradictions(self.pool, self._store))
+        self._store.problems.extend(self._store.contradictions(set(self.pool.thin_ids())))
         if base:
             self._base.verify()
 
@@ -178,6 +177,8 @@ class DeviceSet:
             raise PoolModeError(self._health.problem)
         if not self.read_only:
             self._files.make_directory(self._files.records)
+        from cowfs.devices.recovery import Recovery
+
         recovery = Recovery(self._active, self._store, self._ids, self._transactions, self._base, self._orphans)
         return recovery.run(delete_orphans=delete_orphans, ensure_base=None if self.read_only else self.ensure_base)
 

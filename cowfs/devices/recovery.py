@@ -33,31 +33,10 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures
 from cowfs.devices.reports import Finding, FindingKind
 from cowfs.errors import CowfsError, FilesystemError, ThinBusy, UsageError
-from cowfs.pool import Pool
 from cowfs.thinmeta.walk import ThinEntry
 from cowfs.units import SECTOR_BYTES, format_size
 
 _COPY_NUMBER = re.compile(r"\.\d+$")
-
-
-def contradictions(pool: Pool, store: DeviceStore) -> Iterator[str]:
-    """Where records contradict the pool or each other, in words; the rest of the home works without them."""
-    in_pool = set(pool.thin_ids())
-    for name, record in store.items():
-        if record.device_id not in in_pool:
-            yield (
-                f"the thin {record.device_id} of device {name!r} is not in the pool; remove the device, its data is "
-                "gone"
-            )
-    claims: dict[int, list[str]] = {}
-    for name, record in store.items():
-        claims.setdefault(record.device_id, []).append(name)
-    for thin_id, names in claims.items():
-        if len(names) > 1:
-            yield (
-                f"thin {thin_id} is that of {' and '.join(map(repr, sorted(names)))}, so all but one of the records "
-                "are wrong; run 'recover' on the closed home"
-            )
 
 
 class Recovery:

@@ -9,7 +9,7 @@ from cowfs.devices.base.base_device import BaseDevice
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import MinimumFree
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.devices.pools import figures, free_space, health
+from cowfs.devices.pools import free_space, health, pool_files
 from cowfs.devices.reports import DeviceCounters, DeviceReport, HomeReport, IoReport, UsageRow
 from cowfs.error_record import plain_text
 from cowfs.errors import NoSuchThin
@@ -43,7 +43,7 @@ class Reporting:
         answer = self._pool.status()
         pool = answer if isinstance(answer, PoolStatus) else None
         table, block_bytes = self._pool.table(), self._pool.block_bytes
-        allocated, free = figures.backing_space(table.data_device)
+        allocated, free = pool_files.backing_space(table.data_device)
         base = self._store.get(BASE)
         return HomeReport(
             home=plain_text(self._store.files.home),
@@ -82,6 +82,8 @@ class Reporting:
         return found if not now or now in found else [now, *found]
 
     def device(self, name: str) -> DeviceReport:
+        from cowfs.devices.pools import figures
+
         record = self._store.view(name)
         with figures.reading(self._pool) as reading:
             thin = reading.find(record.device_id)
@@ -122,6 +124,8 @@ class Reporting:
         return self._pool.counters() if isinstance(self._pool, CountingPool) else Counters(PoolCounters(), {})
 
     def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
+        from cowfs.devices.pools import figures
+
         found = {}
         with figures.reading(self._pool) as reading:
             thins = reading.thins()
@@ -132,6 +136,8 @@ class Reporting:
         return found
 
     def orphan_usage(self) -> list[UsageRow]:
+        from cowfs.devices.pools import figures
+
         with figures.reading(self._pool) as reading:
             thins = reading.thins()
             return [reading.usage(thins[thin_id], None) for thin_id in self._orphans(thins)]

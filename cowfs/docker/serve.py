@@ -32,10 +32,11 @@ from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import apply_options, open_here, resolve_settings
+from cowfs.home.opening import open_here
 from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.storage_options import apply_options, resolve_settings
 from cowfs.home.unix_socket import listen_privately
 from cowfs.layers.options import parse_storage_options
 

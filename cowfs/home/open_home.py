@@ -31,14 +31,13 @@ class OpenHome:
     """A home held by this process: its device set, its layers, the views mounted from it.
 
     Attributes:
-        settings: of the layer driver, as the storage options say.
         is_serving: whether other processes are served.
     """
 
-    def __init__(self, devices: DeviceSet, backend: str, settings: Settings) -> None:
+    def __init__(self, devices: DeviceSet, backend: str, settings: Settings | None = None) -> None:
         self.devices = devices
         self.backend = backend
-        self.settings = settings
+        self._settings = settings
         self.is_serving = False
         self.views: list[MountedView] = []
         self._volumes: Volumes | None = None
@@ -48,6 +47,16 @@ class OpenHome:
     @property
     def path(self) -> Path:
         return self.devices.home
+
+    @property
+    def settings(self) -> Settings:
+        """Of the layer driver, as the storage options say; worked out at the first use where there are none."""
+        if self._settings is None:
+            from cowfs.home.storage_options import resolve_settings
+            from cowfs.layers.options import DriverOptions
+
+            self._settings = resolve_settings(self.backend, DriverOptions())
+        return self._settings
 
     @property
     def volumes(self) -> Volumes:
@@ -77,7 +86,7 @@ class OpenHome:
 
         if self._driver is not None:
             self._driver.cleanup()
-        self.settings = settings
+        self._settings = settings
         kernel = self._kernel_layers(maps)
         trees = None
         if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):

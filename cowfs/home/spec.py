@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cowfs.devices.opening import OpenOptions
+
 if TYPE_CHECKING:
     from cowfs.devices.on_disk.options import HomeOptions
     from cowfs.devices.opening import Progress
@@ -45,3 +47,7 @@ class HomeSpec:
     options: HomeOptions | None = None
     progress: Progress | None = None
     verify: bool = True
+
+    def how_opened(self) -> OpenOptions:
+        """How the device set is opened, apart from storage options."""
+        return OpenOptions(read_only=self.read_only, durable=self.durable, verify=self.verify)

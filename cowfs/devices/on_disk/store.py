@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final, TypeVar
@@ -178,6 +178,24 @@ class DeviceStore:
     def claims(self, thin_id: int) -> list[str]:
         """Names of the devices that say they are this thin; more than one only in a damaged home."""
         return [name for name, record in self._records.items() if record.device_id == thin_id]
+
+    def contradictions(self, in_pool: Collection[int]) -> Iterator[str]:
+        """Where records contradict the pool or each other, in words; the rest of the home works without them.
+
+        Args:
+            in_pool: the thins of the pool.
+        """
+        claims: dict[int, list[str]] = {}
+        for name, record in self._records.items():
+            claims.setdefault(record.device_id, []).append(name)
+            if record.device_id not in in_pool:
+                yield f"the thin {record.device_id} of device {name!r} is not in the pool; its data is lost, remove it"
+        for thin_id, names in claims.items():
+            if len(names) > 1:
+                yield (
+                    f"thin {thin_id} is that of {' and '.join(map(repr, sorted(names)))}, so all but one of the "
+                    "records are wrong; run 'recover' on the closed home"
+                )
 
     def save(self, name: str, record: DeviceFile) -> None:
         """Write a record.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final
@@ -128,18 +126,6 @@ def is_fresh(pool: Pool, thin_id: int, transaction_id: int) -> bool:
             return not figures.usage(thin, None).exclusive_bytes
     except CowfsError:
         return False
-
-
-def backing_space(data_file: str) -> tuple[int, int]:
-    """(bytes that the data file occupies, bytes free under it); zeros for a device, and where it cannot be told."""
-    try:
-        found = os.stat(data_file)
-        system = os.statvfs(data_file)
-    except OSError:
-        return 0, 0
-    if not stat.S_ISREG(found.st_mode):
-        return 0, 0
-    return found.st_blocks * 512, system.f_bavail * system.f_frsize
 
 
 class _ExclusiveBlocks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -121,3 +122,15 @@ def open_device(path: str, *, read_only: bool = True) -> FileDevice:
         return FileDevice(path, read_only=read_only)
     except OSError as error:
         raise HomeError(f"cannot open {path}: {error.strerror}", errno=error.errno) from error
+
+
+def backing_space(data_file: str) -> tuple[int, int]:
+    """(bytes that the data file occupies, bytes free under it); zeros for a device, and where it cannot be told."""
+    try:
+        found = os.stat(data_file)
+        system = os.statvfs(data_file)
+    except OSError:
+        return 0, 0
+    if not stat.S_ISREG(found.st_mode):
+        return 0, 0
+    return found.st_blocks * 512, system.f_bavail * system.f_frsize
