@@ -117,7 +117,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "on_disk": {"reports"},
         "uses": {"reports"},
         "active": {"on_disk", "uses"},
-        "cloning": {"on_disk"},
+        "cloning": {"reports", "on_disk"},
         "pools": {"reports", "on_disk"},
         "changes": {"reports", "on_disk", "active", "pools"},
         "base": {"on_disk", "active", "changes"},

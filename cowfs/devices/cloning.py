@@ -12,28 +12,14 @@ import shutil
 from contextlib import ExitStack, closing
 from typing import Final
 
-import msgspec
-
 from cowfs.blockdev import FileDevice, copy_contents
 from cowfs.devices.on_disk.files import DIRECTORY_MODE, HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.making import HomeState, look_at
+from cowfs.devices.reports import ClonedHome
 from cowfs.errors import CowfsError, HomeError
 
 _MARKER: Final = b"This home is being copied. If nothing is copying it, run clone-home again.\n"
-
-
-class ClonedHome(msgspec.Struct, frozen=True):
-    """A copy of a home.
-
-    `by_reference`: its pool shares the blocks of the disk with the pool of `origin` until either is written.
-    `allocated_bytes`: what the files of its pool occupy, shared or not.
-    """
-
-    home: str
-    origin: str
-    by_reference: bool
-    allocated_bytes: int
 
 
 def clone_home(files: HomeFiles, target: str) -> ClonedHome:

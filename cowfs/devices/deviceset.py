@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import msgspec
 
@@ -43,14 +43,11 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.reporting import Reporting
-from cowfs.devices.reports import DeviceReport, Finding, HomeReport, IoReport, UsageRow
+from cowfs.devices.reports import ClonedHome, DeviceReport, Finding, HomeReport, IoReport, UsageRow
 from cowfs.devices.uses import DeviceUses
 from cowfs.errors import CowfsError, HomeError, PoolModeError, UsageError
 from cowfs.forking import not_inherited
 from cowfs.pool import NodePool, Pool, ThinDevice
-
-if TYPE_CHECKING:
-    from cowfs.devices.cloning import ClonedHome
 
 
 class DeviceSet:

@@ -4,6 +4,7 @@ is the JSON of the command line.
     HomeReport, DeviceRow, DeviceReport     the commands `status`, `list`, `inspect`
     UsageReport                             the command `usage`
     MountedView, DeviceUse                  parts of these: mounts, and what is in use
+    ClonedHome                              the command `clone-home`
     Finding                                 one thing that was wrong in a home
 
 Names and paths are text that JSON can carry (`cowfs.error_record.plain_text`). What a check of the metadata found is in
@@ -202,6 +203,19 @@ class UsageReport(msgspec.Struct, frozen=True):
 
     thins: list[UsageRow]
     totals: UsageTotals
+
+
+class ClonedHome(msgspec.Struct, frozen=True):
+    """A copy of a home.
+
+    `by_reference`: its pool shares the blocks of the disk with the pool of `origin` until either is written.
+    `allocated_bytes`: what the files of its pool occupy, shared or not.
+    """
+
+    home: str
+    origin: str
+    by_reference: bool
+    allocated_bytes: int
 
 
 class Finding(msgspec.Struct, frozen=True):

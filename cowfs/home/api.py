@@ -9,10 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self
 
-from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
+from cowfs.devices.reports import ClonedHome, DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
 from cowfs.errors import UsageError
 from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.clone import CloneHome

@@ -20,6 +20,7 @@ from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.pool import PoolStatus, PoolTable, ThinStatus, ThinTable
 from cowfs.units import format_size, parse_size
 from tests.cli.conftest import Run
+from tests.home.conftest import serving
 
 BASE_BYTES = 16 << 20
 
@@ -592,22 +593,40 @@ def test_quick_commands_load_little(home: Path) -> None:
         assert done.returncode == 0, (words, done.stderr)
 
 
-def test_commands_on_devices_load_only_what_they_run(home: Path) -> None:
-    """Neither programs nor ext4 beyond its superblock, nor what a home that another process holds is asked with."""
-    unwanted = (
-        *("asyncio", "cffi", "hashlib", "importlib.metadata", "json", "rich", "shutil", "socket", "sortedcontainers"),
-        *("subprocess", "tempfile", "cowfs.docker", "cowfs.ext4.library", "cowfs.ext4.tools", "cowfs.ext4.volume"),
-        *("cowfs.fuse", "cowfs.home.control", "cowfs.home.kernel", "cowfs.home.layers", "cowfs.layers.driver"),
-    )
+# Programs, ext4 beyond its superblock, the layer driver, and the walk of mapping trees, which `list` alone needs.
+UNWANTED = {
+    *("asyncio", "cffi", "ctypes", "hashlib", "importlib.metadata", "json", "rich", "shutil", "sortedcontainers"),
+    *("subprocess", "tempfile", "trio", "cowfs.docker", "cowfs.devices.cloning", "cowfs.devices.recovery"),
+    *("cowfs.ext4.library", "cowfs.ext4.tools", "cowfs.ext4.volume", "cowfs.filetree", "cowfs.fuse"),
+    *("cowfs.home.kernel", "cowfs.home.layers", "cowfs.home.serving", "cowfs.layers", "cowfs.thinmeta.walk"),
+}
+CLIENT = {"socket", "cowfs.home.control"}
+
+
+def require_little_loaded(home: Path, words: list[str], unwanted: set[str]) -> None:
     code = (
         "import sys; from cowfs.cli.app import run; status = run(sys.argv[1:]); "
-        f"loaded = sorted(set({unwanted}) & set(sys.modules)); "
+        f"loaded = sorted({unwanted} & sys.modules.keys()); "
         "sys.exit(f'loaded {loaded}' if loaded else status)"
     )
-    for words in (["list"], ["status"], ["create", "x"], ["snapshot", "x", "x-1"]):
-        command = [sys.executable, "-c", code, "--home", str(home), *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-        assert done.returncode == 0, (words, done.stderr)
+    command = [sys.executable, "-c", code, "--home", str(home), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, (words, done.stderr)
+
+
+QUICK: list[list[str]] = [["list"], ["status"], ["create", "x"], ["snapshot", "x", "x-1"]]
+
+
+def test_commands_on_devices_load_only_what_they_run(home: Path) -> None:
+    for words in QUICK:
+        walk = {"cowfs.thinmeta.walk"} if words == ["list"] else set()
+        require_little_loaded(home, words, (UNWANTED | CLIENT) - walk)
+
+
+def test_commands_on_devices_of_a_home_that_is_held_load_no_more(home: Path) -> None:
+    with serving(home):
+        for words in QUICK:
+            require_little_loaded(home, words, UNWANTED - {"ctypes"})  # an open file is checked by it
 
 
 def test_run_as_a_module(home: Path, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 from cowfs import errors
 from cowfs.cli.batch import LineResult
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
-from cowfs.devices.cloning import ClonedHome
 from cowfs.devices.reports import (
+    ClonedHome,
     DeviceCounters,
     DeviceReport,
     DeviceRow,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from typing import ClassVar, Final
 
-from cowfs.devices.cloning import ClonedHome
+from cowfs.devices.reports import ClonedHome
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Request
-from cowfs.mounts.mountpoint import SERVED
 
 
 class CloneHome(Request[ClonedHome], frozen=True, tag="clone_home"):
@@ -32,6 +31,8 @@ class CloneHome(Request[ClonedHome], frozen=True, tag="clone_home"):
     target: str
 
     def run(self, home: OpenHome) -> ClonedHome:
+        from cowfs.mounts.mountpoint import SERVED
+
         for place in (os.path.realpath(home.path), *SERVED):
             if os.path.join(self.target, "").startswith(os.path.join(place, "")):
                 raise UsageError(f"{self.target} is in the home {home.path}, or in a mount of it; name a place outside")
