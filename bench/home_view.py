@@ -7,7 +7,7 @@ Expected: Python and the packages take some 40 MiB; a volume's bitmaps and descr
 the kernel knows costs 0.1 KiB an inode here; and all volumes together cache what one may, 90 MiB at most: below
 200 MiB.
 
-A request in the view of a home goes through one more coroutine, some 5 us of 50 to 100. A walk by absolute path asks
+A request in the view of a home passes one more coroutine, some 5 us of 50 to 100. A walk by absolute path asks
 for the device's name, but in a burst not every time: a few percent of the cached walks of a mount of one device, which
 ask nothing, are lost in 32 questions a tenth of a second.
 """

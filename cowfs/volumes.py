@@ -105,7 +105,7 @@ class Volumes:
             if volume.problems:
                 problems = "; ".join(volume.problems)
                 _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, _REPAIR)
-            undo.callback(self._devices.add_quiescer(name, lambda: _settled(volume)))
+            undo.callback(self._devices.add_quiescer(name, lambda: _quiesced(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
             opened.closing.callback(opened.finish)
         self._share_memory()
@@ -147,9 +147,9 @@ class Volumes:
             self.close(name)
 
     @contextmanager
-    def frozen(self, name: str) -> Iterator[tuple[Volume, int]]:
-        """A device as it is now, for reading, and the thin that it is on; see `DeviceSet.frozen`."""
-        with self._devices.frozen(name, read_only=False) as thin, _named(name):
+    def temporary_snapshot(self, name: str) -> Iterator[tuple[Volume, int]]:
+        """A device as it is now, for reading, and the thin that it is on; see `DeviceSet.temporary_snapshot`."""
+        with self._devices.temporary_snapshot(name, read_only=False) as thin, _named(name):
             self._prepare(thin, repair=False)
             with closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as volume:
                 yield volume, thin.thin_id
@@ -232,7 +232,7 @@ class Volumes:
 
 
 @contextmanager
-def _settled(volume: Volume) -> Iterator[None]:
+def _quiesced(volume: Volume) -> Iterator[None]:
     volume.quiesce()
     yield
 

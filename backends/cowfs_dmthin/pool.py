@@ -65,8 +65,8 @@ class DmPool:
     The kernel commits on its own once a second, so `tick` has nothing to do. Writes that would wait in the kernel for
     space are refused instead: see `space_guard`.
 
-    The pool device goes with its last user, this process or a thin that is in use (see `DmThin.hand_over`): so nothing
-    outlives a crash. A pool that was made externally (`is_foreign`) is never removed.
+    The pool device is removed with its last user, this process or a thin that is in use (see `DmThin.hand_over`): so
+    nothing outlives a crash. A pool that was made externally (`is_foreign`) is never removed.
 
     Reading metadata while the pool runs: see `_read_committed`.
     """

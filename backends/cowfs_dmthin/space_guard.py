@@ -50,7 +50,7 @@ class SpaceGuard:
         self._full_since: float | None = None
 
     def take(self, blocks: int) -> bool:
-        """Whether a write to so many blocks goes through at once, whatever the answer of the kernel."""
+        """Whether a write to so many blocks is done at once, whatever the answer of the kernel."""
         now = self._clock()
         if blocks > self._blocks or now >= self._valid_until:
             self._blocks = self._count()

@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _open_standard_streams() -> None:
-    """Have something at the three descriptors, on which using it fails, where whoever started this closed them.
+    """Have something at the three descriptors, on which using it fails, where the parent process closed them.
 
     Else the next file to be opened, the pool's data perhaps, would be there, and take messages.
     """

@@ -174,7 +174,7 @@ def _write_archive(archive: IO[bytes], out: IO[bytes]) -> None:
         out.flush()
         return
     copy_sparse(FileDevice.of_descriptor(os.dup(archive.fileno()), "the archive", read_only=True), fd)
-    os.lseek(fd, 0, os.SEEK_END)  # whoever shares the descriptor goes on from there
+    os.lseek(fd, 0, os.SEEK_END)  # a process that shares the descriptor continues from there
 
 
 @click.command("apply")

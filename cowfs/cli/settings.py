@@ -56,7 +56,7 @@ class Settings:
         return Path(os.path.abspath(self.home))
 
     def open_home(self) -> Home:
-        """The home; for reading only where it cannot be written: on a read-only disk, or somebody else's."""
+        """The home; for reading only where it cannot be written: on a read-only disk, or another user's."""
         from cowfs.home.api import open_home
 
         open_as = partial(open_home, self.home_path, backend=self.backend, storage_options=self.storage_options)

@@ -1,8 +1,8 @@
 """The host's files as the source or the destination of a copy.
 
 Everything is done by open directories and single names, and no symbolic link is followed below what the user named: so
-whoever may rename files meanwhile cannot lead the copy elsewhere. Of the directories on the way down only the last is
-open, since a tree may be deeper than a process may have files; the way back is `..`, which must be what it was.
+a user who may rename files meanwhile cannot lead the copy elsewhere. Of the directories on the way down only the last
+is open, since a tree may be deeper than a process may have files; the way back is `..`, which must be what it was.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class _Made(NamedTuple):
 class HostSink(Sink):
     """Makes files of the host, as far as this process may: see `Copied` for what that leaves out.
 
-    A copy belongs to whoever makes it where its owner cannot be kept, and then has no set-id bits.
+    A copy belongs to the user who makes it where its owner cannot be kept, and then has no set-id bits.
 
     Args:
         path: an existing directory, below which the copy is put, or what the copy is to be.

@@ -184,7 +184,7 @@ class Sink:
             self._passing_over -= 1
 
     def _judge(self, error: OSError, name: bytes) -> None:
-        """Report what went wrong with one file, or raise what does so with all."""
+        """Report an error of one file, or raise one that concerns all."""
         is_full = isinstance(error, OutOfDataSpace | OutOfMetadataSpace)
         if isinstance(error, PoolError) and not is_full:
             raise error

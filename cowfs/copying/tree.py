@@ -140,7 +140,7 @@ class TreeSource:
 
 
 class Destination(NamedTuple):
-    """Where the first record goes: under `name` in `directory`, or without a name into the directory itself."""
+    """Where the first record is put: under `name` in `directory`, or without a name into the directory itself."""
 
     directory: int
     name: bytes

@@ -15,7 +15,7 @@ from typing import Final
 from cowfs.blockdev import FileDevice, copy_contents
 from cowfs.devices.on_disk.files import DIRECTORY_MODE, HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
-from cowfs.devices.on_disk.making import HomeState, look_at
+from cowfs.devices.on_disk.making import HomeState, state_of
 from cowfs.devices.reports import ClonedHome
 from cowfs.errors import CowfsError, HomeError
 
@@ -59,7 +59,7 @@ def clone_home(files: HomeFiles, target: str) -> ClonedHome:
 
 def _begin(made: HomeFiles) -> None:
     """Make the directory, in place of one that was left half made."""
-    if look_at(made) is HomeState.HALF_MADE and made.read(made.init_marker) == _MARKER:
+    if state_of(made) is HomeState.HALF_MADE and made.read(made.init_marker) == _MARKER:
         HomeLock.acquire(made.home).release()  # nothing makes it any more
         shutil.rmtree(made.home)
     try:

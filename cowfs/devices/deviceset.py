@@ -283,7 +283,7 @@ class DeviceSet:
             self.ensure_base()
         self._creation.check_origin(origin_name, names[0], size_bytes)
         self.require_free_space()
-        self._renames.settle()
+        self._renames.finish_interrupted()
         return origin_name
 
     def check_rollback(self, name: str, snapshot: str, *, keep: str | None = None) -> None:
@@ -311,8 +311,8 @@ class DeviceSet:
         """
         self.check_rollback(name, snapshot, keep=keep)
         self._active.require_unused(name, "rolled back")
-        self._transactions.settle()
-        self._renames.settle()
+        self._transactions.finish_interrupted()
+        self._renames.finish_interrupted()
         kept = keep or ""
         self._replacements.roll_back(
             name, snapshot, kept, lambda thin_id: self._creation.create(kept, name, thin_id=thin_id)
@@ -344,7 +344,7 @@ class DeviceSet:
         check_not_smaller(f"device {name!r}", record.size, size_bytes, "; make a smaller one and copy what is in it")
         self._active.require_idle(name, "resized")
         self.require_free_space()
-        self._transactions.settle()
+        self._transactions.finish_interrupted()
         with self._replacements.replacing(name, size_bytes) as thin:
             self._base.grow_filesystem(name, thin)
         return self._store.view(name)
@@ -361,7 +361,7 @@ class DeviceSet:
         self._active.usable(name)
         self._renames.check(name, new_name)
         self._active.require_unused(name, "renamed")
-        self._transactions.settle()
+        self._transactions.finish_interrupted()
         self._renames.rename(name, new_name)
         return self._store.view(new_name)
 
@@ -406,12 +406,12 @@ class DeviceSet:
         self.check_writable()
         self._active.usable(name)
         self._active.require_idle(name, "written anew")
-        self._transactions.settle()
+        self._transactions.finish_interrupted()
         with self._replacements.replacing(name) as thin:
             yield thin
 
     @contextmanager
-    def frozen(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:
+    def temporary_snapshot(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:
         """A device as it is now, for reading while its users go on: a snapshot that lasts as long as the block.
 
         Args:
@@ -422,8 +422,8 @@ class DeviceSet:
         """
         self.check_writable()
         self._active.usable(name)
-        self._transactions.settle()
-        with self._replacements.copied(name, read_only=read_only) as thin:
+        self._transactions.finish_interrupted()
+        with self._replacements.temporary_snapshot(name, read_only=read_only) as thin:
             yield thin
 
     def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeReport:
@@ -437,7 +437,7 @@ class DeviceSet:
         self.check_writable(to_make_room=True)
         if self._settings.thin_pool:
             raise UsageError(f"pool {self.pool.name} was not made by this home; it grows by the tools that made it")
-        self._transactions.settle()
+        self._transactions.finish_interrupted()
         grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
         return self.status()
 

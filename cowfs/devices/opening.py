@@ -103,7 +103,7 @@ def make_home(
         undo.callback(lock.release)
         making.require_room_for_home(files)
         say("making the pool", 0, _STEPS)
-        options = pool_source.look_at_source(files, options)
+        options = pool_source.checked_source(files, options)
         making.begin_home(files, options)
         pool = pool_source.make_pool(files, backend, options)
         undo.callback(pool.close)

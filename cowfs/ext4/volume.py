@@ -204,7 +204,7 @@ class Volume:
 
     @property
     def uses(self) -> int:
-        """Goes up whenever the volume is used."""
+        """A count that grows whenever the volume is used."""
         return self._inodes.uses
 
     def limit_memory(self, share: float) -> None:

@@ -1,6 +1,6 @@
 """Mounting in the background: start a server process, wait until its mount is usable, leave it behind.
 
-The two processes speak over a pipe. The server writes one JSON line when it knows how things went:
+The two processes speak over a pipe. The server writes one JSON line when it knows the outcome:
 
     {"pid": 4711, "warnings": ["device 'web': ..."]}
     {"error": {"class": "MountError", "message": "mount cowfs:/h:a:/mnt: ...", "errno": 16, ...}}
@@ -260,7 +260,7 @@ class Readiness:
 
     What is logged as a warning until then is reported too.
 
-    Without a descriptor (a server in the foreground) it reports nothing. The error goes on either way.
+    Without a descriptor (a server in the foreground) it reports nothing. The error is raised further either way.
     """
 
     def __init__(self, fd: int | None) -> None:

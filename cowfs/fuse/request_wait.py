@@ -263,7 +263,7 @@ _pyfuse3_session_loop: Final[Callable[..., Any]] = pyfuse3._session_loop  # type
 
 
 async def _session_loop(nursery: trio.Nursery, min_tasks: int, max_tasks: int) -> None:
-    """A worker, started again when there was nothing to read for it. pyfuse3 goes on counting it as one worker.
+    """A worker, started again when there was nothing to read for it. pyfuse3 still counts it as one worker.
 
     Nothing else in it raises BlockingIOError: what handlers raise is answered as an error.
     """

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 class Home:
     """A home: named thin devices that are snapshots of one another.
 
-    While a mount holds the home, everything but `device` goes through the process that serves the mount, and behaves
+    While a mount holds the home, everything but `device` is done by the process that serves the mount, and behaves
     the same. Several threads may use one `Home`: one call runs at a time. While a disk is open (`device`), calls of
     other threads than the one that opened it raise HomeBusy; the disk itself is for that thread alone.
 
@@ -382,7 +382,7 @@ class Home:
     ) -> Iterator[Path]:
         """A mount for the length of a `with` block: the path of its root.
 
-        A process beside this one serves it. The home goes on working through that process, and afterwards as before.
+        A process beside this one serves it. The `Home` works through that process meanwhile, and afterwards as before.
         At the end of the block, or when this process ends in whatever way, everything that was written is brought into
         the home; files that are still open are detached, and the mount is gone.
 
@@ -445,7 +445,7 @@ def open_home(
         read_only: change nothing, not even what a crash left.
         durable: False gives up flushes, for homes that live no longer than a test.
         storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow, and count before `options`.
-            The process that holds a home goes by its own.
+            The process that holds a home keeps its own.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
 
     Raises:

@@ -20,7 +20,7 @@ assert _DM_HEADER.size == 312
 def driver_facts(backend: Backend) -> Facts:
     """What a layer driver's options can be, and their defaults, depend on.
 
-    Whoever may use a backend with nodes may mount too: both take CAP_SYS_ADMIN.
+    A process that may use a backend with nodes may mount too: both take CAP_SYS_ADMIN.
     """
     if Capability.KERNEL_NODES not in backend.capabilities:
         return Facts()

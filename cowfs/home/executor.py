@@ -1,4 +1,4 @@
-"""Running requests on a home that this process holds: the one way, whoever asks.
+"""Running requests on a home that this process holds: the one way, for every client.
 
     Executor(home)               for this process alone: `call`, `iterate`, `send`, `receive`
     Executor(home, views)        while views of the home are served, beside the tasks of the views: `answer`, `pieces`,

@@ -1,4 +1,4 @@
-"""Files of devices without a mount, for Python and for the command line, whoever holds the home."""
+"""Files of devices without a mount, for Python and for the command line, whichever process holds the home."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layers of a home, for Python and for the command line, whoever holds the home."""
+"""The layers of a home, for Python and for the command line, whichever process holds the home."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Layers:
 
 @contextmanager
 def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = True) -> Iterator[IO[bytes]]:
-    """An archive as a regular file that whoever has the home open can read; copied where it is something else.
+    """An archive as a regular file that the holder of the home can read; copied where it is something else.
 
     Args:
         directory: the home's.

@@ -1,4 +1,4 @@
-"""A private copy of a pool's metadata, for readers that take their time while the pool goes on."""
+"""A private copy of a pool's metadata, for readers that take long, while the pool is in use."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class OpenHome:
 
     @property
     def volumes(self) -> Volumes:
-        """The open volumes of the home, whoever uses them."""
+        """The open volumes of the home, shared by all their users."""
         return self._volumes or self.use_volumes()
 
     def use_volumes(self, *, read_only: bool = False) -> Volumes:
@@ -77,7 +77,7 @@ class OpenHome:
         return self._driver or self.use_driver(self.settings)
 
     def use_driver(self, settings: Settings, maps: IdMaps | None = None, mounter: Mounter | None = None) -> LayerDriver:
-        """Have a driver with these settings from now on; what users of an earlier one had got is put.
+        """Use a driver with these settings from now on; layers that an earlier one had mounted are put.
 
         Args:
             mounter: shows the files of layers; the kernel when None, where it can, and always those of xfs.
@@ -104,7 +104,7 @@ class OpenHome:
         return KernelLayers(self.devices, self.volumes, self.settings, group=group)
 
     def close(self) -> None:
-        """Put what was got here, and close the home."""
+        """Put the layers that are mounted here, and close the home."""
         with ending_with(self.devices.close):
             if self._driver is not None:
                 self._driver.cleanup()
@@ -160,7 +160,7 @@ class OpenHome:
         return [*self.devices.uses.all(), *(use for use in self._uses_outside() if use.device in names)]
 
     def uses_of(self, name: str) -> list[DeviceUse]:
-        """Who uses a device, the oldest use first; those of which that is not known come last."""
+        """Who uses a device, the oldest use first; those without a known time come last."""
         return [*self.devices.uses.of(name), *(use for use in self._uses_outside() if use.device == name)]
 
     def _uses_outside(self) -> Iterator[DeviceUse]:

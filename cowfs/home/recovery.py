@@ -1,4 +1,4 @@
-"""Recovering a home as a whole, which nobody else may have open meanwhile."""
+"""Recovering a home as a whole, which no other process may have open meanwhile."""
 
 from __future__ import annotations
 

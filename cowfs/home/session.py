@@ -1,4 +1,4 @@
-"""Reaching a home, whoever holds it.
+"""Reaching a home, whichever process holds it.
 
     connect(spec)                  a Session: the home opened here, or the process that holds it asked over its socket
     metadata_of(home, "emulated")  the pool's metadata for reading, also when the pool itself cannot be opened
@@ -71,13 +71,13 @@ class Session(Protocol):
 
 
 def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
-    """Open a home, or reach the process that holds it, which goes by its own options.
+    """Open a home, or reach the process that holds it, which keeps its own options.
 
     Raises:
         HomeBusy: something holds it that does not answer, after `wait_seconds`.
         CowfsError: as `open_here`.
     """
-    reached = _patiently(spec.path, partial(open_here, spec), _reach_holder, wait_seconds)
+    reached = _open_or_reach(spec.path, partial(open_here, spec), _reach_holder, wait_seconds)
     return Executor(reached) if isinstance(reached, OpenHome) else reached
 
 
@@ -102,7 +102,7 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
                 return lock
         return Executor(open_here(HomeSpec(home, backend)))
 
-    reached = _patiently(home, open_metadata, _reach_holder, wait_seconds)
+    reached = _open_or_reach(home, open_metadata, _reach_holder, wait_seconds)
     if isinstance(reached, HomeLock):
         try:
             with closing(open_device(files.metadata)) as device:
@@ -158,7 +158,7 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
 
 
 def alone(home: Path, purpose: str, open_here: Callable[[], T], *, wait_seconds: float = WAIT_SECONDS) -> T:
-    """Open something of a home that nobody else holds; as `locked`."""
+    """Open something of a home that no other process holds; as `locked`."""
 
     def explain(report: HomeReport) -> str:
         views = report.views
@@ -183,7 +183,7 @@ def open_unheld(
             report = client.call(Status())
         raise HomeBusy(explain(report), holder_pid=client.holder_pid)
 
-    return _patiently(home, open_here, refuse, wait_seconds)
+    return _open_or_reach(home, open_here, refuse, wait_seconds)
 
 
 def _reach_holder(home: Path) -> Client:
@@ -192,11 +192,12 @@ def _reach_holder(home: Path) -> Client:
     return Client(home)
 
 
-def _patiently(home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float) -> T | R:
+def _open_or_reach(
+    home: Path, open_here: Callable[[], T], ask_holder: Callable[[Path], R], wait_seconds: float
+) -> T | R:
     """Try to have the home, else to reach its holder, until one works or the time is over.
 
-    A holder that serves nobody is usually a command that is done in a moment, and one that has too many clients soon
-    has fewer.
+    A holder without a control socket is usually a command that ends soon; one with too many clients soon has fewer.
     """
     deadline = time.monotonic() + wait_seconds
     while True:

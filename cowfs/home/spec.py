@@ -1,4 +1,4 @@
-"""Which home, and how it is to be opened or made: the one description that `opening.open_here` goes by."""
+"""Which home, and how it is to be opened or made: the one description that `opening.open_here` takes."""
 
 from __future__ import annotations
 

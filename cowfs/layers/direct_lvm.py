@@ -220,7 +220,7 @@ def _words(command: str, status: int, output: str) -> str:
 
 
 def _write_profile(config: LvmConfig, directory: str) -> None:
-    """What lvm's monitor goes by when the pool fills up."""
+    """What lvm's monitor reads when the pool fills up."""
     path = os.path.join(directory, f"{_PROFILE}.profile")
     text = (
         "activation {\n"

@@ -49,7 +49,7 @@ class EngineTrees:
     def reading(self, layer_id: str) -> Iterator[HeldTree]:
         """The layer itself, or a snapshot of it while its files are in use."""
         if self._volumes.is_open(layer_id) and not self._devices.read_only:
-            with self._volumes.frozen(layer_id) as (volume, thin_id):
+            with self._volumes.temporary_snapshot(layer_id) as (volume, thin_id):
                 yield HeldTree(volume, thin_id)
         else:
             with self._volumes.opened(layer_id) as volume:

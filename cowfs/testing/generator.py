@@ -1,6 +1,6 @@
 """Random scripts for pools, from a seed: mostly sensible, since a refused operation shows little.
 
-A model of the pool goes along (`PoolModel`, with blocks of one byte), so that thins mostly exist and are not suspended,
+A model of the pool is kept (`PoolModel`, with blocks of one byte), so that thins mostly exist and are not suspended,
 ranges lie inside them, and a full pool is given room again. It need not be right in detail: backends say what happens.
 """
 
@@ -56,7 +56,7 @@ _MOST_IDS: Final = 12
 
 
 class Generator:
-    """Scripts for one pool of a geometry that the seed decides; a second script goes on where the first one ended."""
+    """Scripts for one pool of a geometry that the seed decides; a second script continues where the first one ended."""
 
     def __init__(self, seed: int) -> None:
         self._rng = rng = random.Random(f"cowfs differential {seed}")  # noqa: S311

@@ -1,7 +1,7 @@
 """Scripts of pool operations: text that plays the same on every backend, and its outcomes.
 
-A script begins with the geometry and goes on with one operation a line. Messages are the kernel's own words; thins are
-named by id, activated when first used, and have the geometry's length until they are resized:
+A script begins with the geometry and continues with one operation a line. Messages are the kernel's own words; thins
+are named by id, activated when first used, and have the geometry's length until they are resized:
 
     geometry block=128 data=40 metadata=256 thin=3088 low_water=4 error_if_no_space skip_block_zeroing
     create_thin 1

@@ -436,7 +436,7 @@ def _prepend(target: Node, source: Node, begin: int) -> None:
 
 
 def _spread_three(left: Node, middle: Node, right: Node, *, more_left: bool) -> None:
-    """Share the entries of three neighbours evenly. A remainder of one goes left or right, of two to the middle too."""
+    """Share the entries of three neighbours evenly. A remainder is put left or right; of two, one in the middle."""
     stride = left.kind.stride
     keys = left.keys + middle.keys + right.keys
     values = left.values + middle.values + right.values

@@ -12,7 +12,7 @@ everybody, and not taken for an empty one.
     builder.add_thin(1, tree, transaction_id=0, creation_time=0, snapshotted_time=0)
     builder.finish(time=0, transaction_id=1)
 
-When the device is too small, building goes on without writing, so that `finish` can say how many blocks it takes.
+When the device is too small, building continues without writing, so that `finish` can say how many blocks it takes.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class Counts:
         self.entries = entries
         self.dirty: set[int] = set()
         self.overflow: dict[int, int] = {}
-        self.crossings: list[tuple[int, bool]] = []  # (block, whether its count went above two or came back to it)
+        self.crossings: list[tuple[int, bool]] = []  # (block, whether its count rose above two or fell to it)
         self.cursor = 0
         self._load = load
         self._load_overflow = load_overflow

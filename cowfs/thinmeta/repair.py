@@ -11,7 +11,7 @@ In a search, the roots that a damaged superblock names go first. Else the newest
 devices, and as many mappings as the details say. Old versions of the trees may survive in free blocks, so a search
 may find an older state than the last commit; the report says that it was made.
 
-The result goes to another device. The source is only read, so a repair can be tried again.
+The result is written to another device. The source is only read, so a repair can be tried again.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class ByteSource(Protocol):
 
 
 class TextSink(Protocol):
-    """Where text goes: an open text file, or anything with its `write`."""
+    """Where text is written: an open text file, or anything with its `write`."""
 
     def write(self, text: str, /) -> object: ...
 

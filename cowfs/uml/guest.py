@@ -245,7 +245,7 @@ def _booted(
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")
         shutil.copyfile(init.__file__, folder / "init.py")
-        # The kernel splits its command line at blanks, so the interpreter goes by a name without any.
+        # The kernel splits its command line at blanks, so the interpreter has a name without any.
         (folder / "python").symlink_to(os.path.realpath(sys.executable))
         ours, theirs = socket.socketpair()
         with ours, tempfile.TemporaryFile() as console, claimed_processor() as processor:
@@ -305,7 +305,7 @@ def _plain_directory() -> str:
 
 
 def _memory_directory(memory_bytes: int) -> str:
-    """Where the file that is the guest's memory goes: in memory if it may be mapped executable there and fits."""
+    """Where the file that is the guest's memory is made: in memory if it may be mapped executable there and fits."""
     with contextlib.suppress(OSError):
         found = os.statvfs("/dev/shm")  # noqa: S108
         if not found.f_flag & os.ST_NOEXEC and found.f_bavail * found.f_frsize >= memory_bytes:

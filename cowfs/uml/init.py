@@ -114,7 +114,7 @@ class Command:
         self._outputs = {self._process.stdout.fileno(): OUTPUT, self._process.stderr.fileno(): ERRORS}
 
     def run(self) -> int | None:
-        """The exit status, or None when the host side went away."""
+        """The exit status, or None when the host side ended."""
         exited = os.pidfd_open(self._process.pid)
         poll = select.poll()
         poll.register(self._line, select.POLLIN)

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 def claimed_processor() -> Iterator[int | None]:
     """The number of a processor that no other guest has, until the block ends; None when each has one.
 
-    A claim is an abstract socket's address, which goes with its process, however that ends.
+    A claim is an abstract socket's address, which ends with its process, however that ends.
     """
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)) as claim:
         for processor in sorted(os.sched_getaffinity(0)):

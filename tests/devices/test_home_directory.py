@@ -9,7 +9,7 @@ import pytest
 
 from cowfs.devices import opening
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.devices.on_disk.making import HomeState, is_home, look_at
+from cowfs.devices.on_disk.making import HomeState, is_home, state_of
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import NotAHome
 from cowfs.pool import load_backend
@@ -58,4 +58,4 @@ def test_other_directories_and_files(docker: Path) -> None:
 
 
 def test_no_home_is_made_over_another_ones_directory(docker: Path) -> None:
-    assert look_at(HomeFiles(str(docker))) is HomeState.OTHER
+    assert state_of(HomeFiles(str(docker))) is HomeState.OTHER

@@ -124,7 +124,7 @@ def test_not_while_its_content_is_replaced(home: Path, backend: FakeBackend) -> 
 
 def test_a_copy_that_is_read_goes_with_the_old_name_and_leaves_nothing(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        with devices.frozen("a") as thin:
+        with devices.temporary_snapshot("a") as thin:
             devices.rename("a", "b")
             devices.create("a")
             assert thin.pread(0, 1) is not None

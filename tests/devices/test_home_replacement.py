@@ -85,7 +85,7 @@ def test_a_device_in_use_or_unknown_is_refused(home: tuple[Path, FakeBackend]) -
 def test_a_frozen_copy_stays_as_it_was(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices:
         thin = devices.activate("a")
-        with devices.frozen("a") as first, devices.frozen("a") as second:
+        with devices.temporary_snapshot("a") as first, devices.temporary_snapshot("a") as second:
             thin.pwrite(0, b"changed!")
             assert first.pread(0, 8) == second.pread(0, 8) == b"as it is"
             assert devices.status().orphan_thin_ids == []

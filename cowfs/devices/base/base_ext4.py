@@ -25,7 +25,7 @@ class Ext4:
     def make(self, device: BlockDevice, uuid: str) -> None:
         from cowfs.ext4.tools import mkfs
 
-        # Whoever makes the home can write to the root of what it holds.
+        # The user that makes the home can write to the root directory.
         owner = (os.geteuid(), os.getegid())
         mkfs.make_filesystem(device, uuid=uuid, root_owner=owner, extra_args=self._mkfs_args)
 

@@ -56,11 +56,11 @@ class Renames:
     def __init__(self, store: DeviceStore) -> None:
         self._store = store
         self._path = store.files.renaming
-        self._is_settled = False
+        self._is_finished = False
 
-    def settle(self) -> None:
+    def finish_interrupted(self) -> None:
         """Finish or undo what an earlier failure left. Called before a device is made or renamed."""
-        if not self._is_settled:
+        if not self._is_finished:
             self.recover()
 
     def check(self, name: str, new_name: str) -> None:
@@ -78,10 +78,10 @@ class Renames:
             HomeError: nothing has changed; or the device has its new name, and it is not known whether a power cut
                 would take that back, as the message says then.
         """
-        self.settle()
+        self.finish_interrupted()
         self._store.change_lines(lambda line: _without(line, new_name))
         note = RenamingFile(name, new_name, self._store.require(name).transaction_id)
-        self._is_settled = False
+        self._is_finished = False
         try:
             self._store.files.write(self._path, msgspec.json.encode(note))
             self._store.rename(name, new_name)
@@ -107,7 +107,7 @@ class Renames:
             self._store.report_damaged(self._path, "the note about a new name of a device", error)
             note = None
         if note is None:
-            self._is_settled = True
+            self._is_finished = True
             return
         is_renamed = self._is_made_by(note, note.new_name)
         found = f"device {note.name!r} was being renamed to {note.new_name!r}, and that was cut short"
@@ -122,7 +122,7 @@ class Renames:
             self._make_durable(note)
         if not self._store.read_only:
             self._store.files.remove(self._path)
-            self._is_settled = True
+            self._is_finished = True
 
     def _make_durable(self, note: RenamingFile) -> None:
         """See to it that the record has the new name after a power cut, and not the former one beside it."""

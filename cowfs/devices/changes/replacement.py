@@ -109,7 +109,7 @@ class Replacements:
                 raise HomeError(f"{text}: {error}", errno=error.errno) from error
 
     @contextmanager
-    def copied(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
+    def temporary_snapshot(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
         """A disk for reading that holds what the device holds now, for the length of the block."""
         record = self._active.usable(name)
         with self._snapshot(name, name) as note:

@@ -11,14 +11,14 @@ the transaction after T is about.
 
 A crash before `close` leaves the file at T+1 and the pool at T. Recovery then deletes that thin and that record: a
 device that was being made disappears, one that was being removed is gone. A file at T belongs to a finished
-transaction, of which at most the record of a removed device is left, whose thin is gone: nobody waits for the disk to
+transaction, of which at most the record of a removed device is left, without its thin: no step waits for the disk to
 have forgotten it, since the next transaction's file makes that durable too. Every step of recovery may itself be cut
 short and is then done again.
 
 A pool that can commits the messages of one transaction at once. The order above holds for those that cannot.
 
-A failure without a crash goes through the same recovery, at once; when even that fails (the pool became read-only, the
-thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
+A failure without a crash is followed by the same recovery, at once; when even that fails (the pool became read-only, or
+the thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
 another attempt.
 
 Many devices made at once have a protocol of their own, in `cowfs.devices.changes.many`.
@@ -52,17 +52,17 @@ class Transactions:
         self._pool = pool
         self._store = store
         self._ids = ids
-        self._foreign: set[int] = set()  # ids that proved to be somebody else's
+        self._foreign: set[int] = set()  # ids that another program uses
         self.left: set[int] = set()  # thins that wait until the home is open for writing
         self._many = ManyMakings(pool, store, ids, self.left)
-        self._is_settled = False
+        self._is_finished = False
 
     def current_id(self) -> int:
         return require_status(self._pool, flush=False).transaction_id
 
-    def settle(self) -> None:
+    def finish_interrupted(self) -> None:
         """Finish what an earlier failure left. Called before every change."""
-        if not self._is_settled:
+        if not self._is_finished:
             self.recover()
 
     def make(
@@ -79,7 +79,7 @@ class Transactions:
         Args:
             thin_id: an id that its caller has taken; a fresh one when None.
         """
-        self.settle()
+        self.finish_interrupted()
         try:
             with self._together():
                 if thin_id is None:
@@ -103,8 +103,8 @@ class Transactions:
         after_records: Callable[[Mapping[str, DeviceFile]], None],
     ) -> None:
         """Make devices of these sizes, all or none: thins through `send`, given their ids by name, and records."""
-        self.settle()
-        self._is_settled = False
+        self.finish_interrupted()
+        self._is_finished = False
         try:
             with self._together():
                 self._many.make(sizes_bytes, send, after_records)
@@ -113,7 +113,7 @@ class Transactions:
             raise
         try:
             self._many.finish()
-            self._is_settled = True
+            self._is_finished = True
         except HomeError as error:
             _log.warning("%d devices are made; the rest will be tried again: %s", len(sizes_bytes), error)
 
@@ -123,7 +123,7 @@ class Transactions:
         Args:
             before_message: called when a crash would already make the removal be finished.
         """
-        self.settle()
+        self.finish_interrupted()
         record = self._store.require(name)
         others = [other for other in self._store.claims(record.device_id) if other != name]
         if others:
@@ -142,9 +142,9 @@ class Transactions:
                 raise
             self._store.forget(name)
             self._close(transaction_id)
-        self._is_settled = False
+        self._is_finished = False
         self._store.delete(name, durable=False)
-        self._is_settled = True
+        self._is_finished = True
         self._ids.release(record.device_id)
 
     def _together(self) -> AbstractContextManager[None]:
@@ -152,7 +152,7 @@ class Transactions:
 
     def recover(self) -> None:
         """Bring the home back to the state before or after the last transaction. Doing it again changes nothing."""
-        self._is_settled = False
+        self._is_finished = False
         self._many.recover()
         try:
             pending = self._store.load_transaction()
@@ -160,7 +160,7 @@ class Transactions:
                 self._recover(pending)
         except DamagedFile as error:
             self._recover_without_file(error)
-        self._is_settled = True
+        self._is_finished = True
 
     def _recover(self, pending: TransactionFile) -> None:
         name = hash_to_name(pending.device_hash)
@@ -225,7 +225,7 @@ class Transactions:
         return self._why_stale(pending, current_id)
 
     def set_aside(self) -> str:
-        """Take the transaction file out of the way; where it went."""
+        """Move the transaction file aside; returns its new path."""
         return self._store.files.set_aside(self._store.files.transaction)
 
     def _undo(self, name: str, thin_id: int) -> None:
@@ -302,13 +302,13 @@ class Transactions:
 
     def _open(self, name: str, thin_id: int) -> int:
         transaction_id = self.current_id() + 1
-        self._is_settled = False
+        self._is_finished = False
         self._store.save_transaction(TransactionFile(transaction_id, name_to_hash(name), thin_id))
         return transaction_id
 
     def _close(self, transaction_id: int) -> None:
         self._pool.set_transaction_id(transaction_id - 1, transaction_id)
-        self._is_settled = True
+        self._is_finished = True
 
     def _abandon(self, name: str) -> None:
         """Take back an open transaction that has changed nothing yet."""
@@ -320,7 +320,7 @@ class Transactions:
                 "the removal will be tried again at the next change",
                 errno=error.errno,
             ) from error
-        self._is_settled = True
+        self._is_finished = True
 
     def _delete_thin(self, thin_id: int) -> None:
         try:

@@ -229,7 +229,7 @@ class HomeFiles:
             self._sync_directory(os.path.dirname(target))
 
     def set_aside(self, path: str) -> str:
-        """Move a file that cannot be understood to `cowfs.damaged/`; returns where it went."""
+        """Move a file that cannot be understood to `cowfs.damaged/`; returns its new path."""
         self.make_directory(self.damaged)
         stem = os.path.join(self.damaged, os.path.basename(path)[:200])
         target, number = stem, 0
@@ -394,7 +394,7 @@ def require_owned(home: str) -> None:
 
 
 def give_to_owner(fd: int, home: str) -> None:
-    """Give what root has just made in the home of somebody else to that one, who could not use the home any more else.
+    """Give what root has just made in another user's home to that user, who could not use the home otherwise.
 
     Only what can have been made just now is given away: a directory, or a file without content and with no other name.
     """

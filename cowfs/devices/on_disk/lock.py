@@ -1,7 +1,7 @@
 """One process at a time holds a home: an exclusive flock on `<home>/cowfs.lock`, gone with its process.
 
-The file is never removed, because a process that waits for a removed file would lock something that nobody else sees.
-Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
+The file is never removed, because a process that waits for a removed file would lock something that no other process
+sees. Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
 
 A home that cannot be written, on a read-only medium or without permission, is locked through what is there, and shared:
 any number of processes read it at a time, and none that may write it has it meanwhile.

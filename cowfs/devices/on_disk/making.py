@@ -34,7 +34,7 @@ class HomeState(enum.Enum):
     OTHER = "something else"
 
 
-def look_at(files: HomeFiles) -> HomeState:
+def state_of(files: HomeFiles) -> HomeState:
     """Raises HomeError when the directory may not be read."""
     try:
         entries = set(os.listdir(files.home))
@@ -68,12 +68,12 @@ def _is_mark(path: str) -> bool:
 
 def is_home(files: HomeFiles) -> bool:
     """Whether there is a finished home. Raises HomeError when the directory may not be read."""
-    return look_at(files) is HomeState.HOME
+    return state_of(files) is HomeState.HOME
 
 
 def require_home(files: HomeFiles) -> None:
     """Raises NotAHome unless there is a finished home."""
-    state = look_at(files)
+    state = state_of(files)
     if state is HomeState.HOME:
         return
     if state is HomeState.HALF_MADE:
@@ -101,7 +101,7 @@ def _home_near(directory: str) -> str | None:
 
 def require_room_for_home(files: HomeFiles) -> None:
     """Raises HomeError when a home may not be made here."""
-    state = look_at(files)
+    state = state_of(files)
     if state is HomeState.HOME:
         raise HomeError(f"{files.home} is a home already; nothing was changed", errno=errno.EEXIST)
     if state is HomeState.OTHER:
@@ -164,7 +164,7 @@ def settings_of(options: HomeOptions) -> HomeFile:
 
 def is_being_made_as(files: HomeFiles, source: PoolSource) -> bool:
     """Whether the making of this home was cut short, with its pool in this very place outside the home."""
-    if source == PoolSource() or look_at(files) is not HomeState.HALF_MADE:
+    if source == PoolSource() or state_of(files) is not HomeState.HALF_MADE:
         return False
     try:
         before = read_settings(files)
@@ -202,7 +202,7 @@ def too_little_data(options: HomeOptions, base_bytes: int) -> UsageError:
 def begin_home(files: HomeFiles, options: HomeOptions) -> None:
     """Make everything of a new home but its pool's content.
 
-    What a cut-short attempt left goes first, except for the records of what it made in a pool of somebody else's.
+    What an interrupted attempt left is removed first, except for the records of what it made in another program's pool.
     """
     goes_on = bool(options.source.thin_pool) and is_being_made_as(files, options.source)
     files.write(files.init_marker, _MARKER)

@@ -30,8 +30,8 @@ class PoolSource:
     Attributes:
         data_device, metadata_device: paths of block devices or files, used whole. Where one is empty, the home's own
             file takes its place.
-        thin_pool: name of a pool of the kernel that somebody else made; a leading /dev/mapper/ is left out. It is never
-            made, changed nor removed.
+        thin_pool: name of a pool of the kernel that another program made; a leading /dev/mapper/ is left out. It is
+            never made, changed nor removed.
     """
 
     data_device: str = ""

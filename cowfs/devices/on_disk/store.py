@@ -143,7 +143,7 @@ class DeviceStore:
         if not self.read_only:
             try:
                 where = action = f"set aside as {self.files.set_aside(path)}"
-                _log.warning("%s; %s", found, where)  # who opens the home next finds nothing any more
+                _log.warning("%s; %s", found, where)  # the next opening does not find it again
             except HomeError as failure:
                 where, action = f"left where it is ({failure})", ""
         self.problems.append(f"{found}; {where}")
@@ -224,7 +224,7 @@ class DeviceStore:
 
     def remove_transaction(self, transaction_id: int) -> None:
         """Remove the transaction file where it is about this one; the absence of records is durable then."""
-        with suppress(DamagedFile):  # reported, or set aside, by who needs it
+        with suppress(DamagedFile):  # reported, or set aside, where it is needed
             pending = self.load_transaction()
             if pending is not None and pending.open_transaction_id == transaction_id:
                 self.files.remove(self.files.transaction, durable=False)
@@ -253,7 +253,7 @@ class DeviceStore:
         self.files.remove(self.files.record(name), durable=durable)
 
     def set_record_aside(self, name: str) -> str:
-        """Take a record out of the way that is wrong; where its file went."""
+        """Move the file of a wrong record aside; returns its new path."""
         self.forget(name)
         return self.files.set_aside(self.files.record(name))
 

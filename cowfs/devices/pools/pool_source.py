@@ -39,7 +39,7 @@ from cowfs.units import MAX_METADATA_BLOCKS, METADATA_BLOCK_BYTES, SECTOR_BYTES
 _ZERO_BLOCK: Final = bytes(METADATA_BLOCK_BYTES)
 
 
-def look_at_source(files: HomeFiles, options: HomeOptions) -> HomeOptions:
+def checked_source(files: HomeFiles, options: HomeOptions) -> HomeOptions:
     """The options for a new home, with paths made absolute and with the sizes of the devices that they name.
 
     Raises:
@@ -77,7 +77,7 @@ def look_at_source(files: HomeFiles, options: HomeOptions) -> HomeOptions:
 
 
 def make_pool(files: HomeFiles, backend: Backend, options: HomeOptions) -> Pool:
-    """The pool of a home that is being made, after `look_at_source` and `making.begin_home`.
+    """The pool of a home that is being made, after `checked_source` and `making.begin_home`.
 
     Raises:
         HomeError: an externally created pool that was used before.
@@ -133,7 +133,7 @@ def open_pool(files: HomeFiles, backend: Backend, settings: HomeFile, *, read_on
 
 
 def is_in_use(files: HomeFiles) -> bool:
-    """Whether some pool has the metadata of a home, whose lock is ours: the kernel's, with nobody to ask.
+    """Whether a pool of the kernel has the metadata of a home, whose lock this process has.
 
     Raises:
         HomeError: the metadata cannot be opened.

@@ -48,7 +48,7 @@ class Geometry:
 
     Args:
         tables: where the table of each group begins, in bytes of the device.
-        checked_at: when e2fsck last went through the volume, in seconds since 1970.
+        checked_at: when e2fsck last checked the volume, in seconds since 1970.
     """
 
     uuid: bytes

@@ -1,7 +1,7 @@
 """What ext4's journal (jbd2) looks like: its superblock, and the blocks of a transaction.
 
 The journal is a file of blocks of the volume's size; all integers are big-endian. Block 0 holds its superblock, the log
-begins at `first` and goes round at the end. A transaction is
+begins at `first` and wraps around at the end. A transaction is
 
     (descriptor block, copies of the blocks that it names)*   (revoke block)*   commit block
 

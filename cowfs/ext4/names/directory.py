@@ -2,7 +2,7 @@
 
 A directory is a file of blocks of entries. One that outgrows its first block becomes hash-indexed, on volumes that
 have dir_index: `htree` says how. Lookups and inserts then touch one block, whatever the size. Parsed blocks are
-kept, bounded; a changed block goes to the metadata cache at once.
+kept, bounded; a changed block is put into the metadata cache at once.
 
 Damage. A block that makes no sense hides only its own names, from the damage on: the others are found and listed, and
 then a listing ends with the error, so that nothing passes for complete that is not. A directory whose index is damaged

@@ -1,7 +1,7 @@
 """Names and links: making, linking and removing what directories hold, by the rules of a kernel file system.
 
 The rules: callers never make or remove `.` and `..`; a directory counts the `..` of its subdirectories as links; an
-inode whose last name goes is freed, or becomes an orphan while it is open. Checks come first, and what cannot be
+inode whose last name is removed is freed, or becomes an orphan while it is open. Checks come first, and what cannot be
 undone comes last, together.
 """
 

@@ -151,7 +151,7 @@ def _fill(logical: int, count: int, physical: int, root: array[int], tables: dic
 
 
 def _write_tables(fs: Filesystem, tables: dict[int, array[int]], free: Iterator[int]) -> dict[int, int]:
-    """Write pointer blocks; returns where each went."""
+    """Write pointer blocks; returns the place of each."""
     places = {}
     for number in sorted(tables):
         places[number] = next(free)

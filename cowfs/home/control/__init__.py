@@ -1,1 +1,1 @@
-"""The control socket of a home: other processes ask whoever holds it. Read `protocol.py` first."""
+"""The control socket of a home: other processes send requests to its holder. Read `protocol.py` first."""

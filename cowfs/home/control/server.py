@@ -132,7 +132,7 @@ class ControlServer:
                     await self._answer(line, connection)
                     connection.close_files()
             except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
-                await _last_words(connection, error)
+                await _send_refusal(connection, error)
             except (OSError, trio.TooSlowError) as error:
                 _log.info("a client of the control socket disconnected: %s", str(error) or "too slow")
 
@@ -231,7 +231,9 @@ class _Stream:
         while view:
             count = await self._socket.recv_into(view)
             if not count:
-                raise HomeError("whoever sent bytes with a request has ended before their end", errno=errno.ECONNRESET)
+                raise HomeError(
+                    "the client that sent bytes with a request has ended before their end", errno=errno.ECONNRESET
+                )
             view = view[count:]
         return bytes(data)
 
@@ -367,7 +369,7 @@ async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
             _log.warning("control socket of %s: %s", home, error)
 
 
-async def _last_words(connection: _Connection, error: CowfsError) -> None:
+async def _send_refusal(connection: _Connection, error: CowfsError) -> None:
     try:
         await connection.send(_line(Reply(error=record_error(error))))
     except (OSError, trio.TooSlowError):

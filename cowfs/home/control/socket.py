@@ -1,7 +1,7 @@
 """The control socket of a home: its path, its peers, and files passed over it.
 
 A Unix socket's path is limited to 107 bytes and a home's is not, so the home is opened and the socket addressed as
-`/proc/self/fd/N/cowfs.sock`; nobody changes the working directory.
+`/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
 """
 
 from __future__ import annotations

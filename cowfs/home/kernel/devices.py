@@ -8,7 +8,7 @@
 
 No process stays behind. The kernel removes the device with its last user, which is the descriptor and then the mount,
 and the pool with its last device; so a mount ended by umount(8) leaves nothing either. While it lasts the home is free:
-whoever opens it takes the pool over as it is.
+the next process that opens it takes the pool over as it is.
 """
 
 from __future__ import annotations

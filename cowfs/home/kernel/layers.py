@@ -2,8 +2,8 @@
 
     get      the node of the device is opened and mounted at HOME/mnt/ID; `rootfs` and `id` are made there
     put      detached (umount -l), the mount point removed, and with its last user the kernel removes the device
-    diff, changes, size     of a snapshot, which nobody else uses: ext4 by the engine, xfs mounted where nobody sees it
-    apply    into a snapshot that becomes the layer; in place where the layer is got
+    diff, changes, size     of a snapshot of their own: ext4 by the engine, xfs mounted without a path
+    apply    into a snapshot that becomes the layer; in place where the layer is mounted
 
 Taking away the mount point also ends copies of the mount that other mount namespaces have (since Linux 3.18), so a
 container elsewhere keeps no layer. A mount that a killed process left is taken over by the next `get`, and ended by
@@ -102,7 +102,7 @@ class KernelLayers:
             os.close(fd)
 
     def unmount(self, layer_id: str) -> None:
-        """Raises DeviceBusy without deferred removal, when somebody else still uses the device."""
+        """Raises DeviceBusy without deferred removal, when another process still uses the device."""
         target = self._mount_point(layer_id)
         mount = self._mount_of(layer_id)
         if mount is None:
@@ -155,12 +155,12 @@ class KernelLayers:
                 yield held
         elif self._is_xfs:
             with (
-                self._devices.frozen(layer_id, read_only=False) as thin,
+                self._devices.temporary_snapshot(layer_id, read_only=False) as thin,
                 closing(_hidden_tree(thin, layer_id, "ro")) as tree,
             ):
                 yield HeldTree(tree, thin.thin_id)
         else:
-            with self._volumes.frozen(layer_id) as (volume, thin_id):
+            with self._volumes.temporary_snapshot(layer_id) as (volume, thin_id):
                 yield HeldTree(volume, thin_id)
 
     @contextmanager
@@ -209,7 +209,7 @@ def _tree_at(target: str) -> MountedTree:
 
 
 def _hidden_tree(thin: ThinDevice, layer_id: str, options: str) -> MountedTree:
-    """The file system of a device, mounted where nobody finds it; unmounted with the process, or the tree's `close`."""
+    """The file system of a device, mounted without a path; unmounted with the process, or the tree's `close`."""
     assert isinstance(thin, NodeThin)
     with tempfile.TemporaryDirectory(prefix="cowfs-") as target:
         fd = os.open(thin.node, os.O_RDONLY | os.O_CLOEXEC)

@@ -236,10 +236,10 @@ class Remove(Request[bool], frozen=True, tag="remove"):
     """Remove a device; its snapshots keep what they share with it.
 
     Args:
-        deferred: one that is in use is marked for deletion, and removed when its last user is gone.
+        deferred: one that is in use is marked for deletion, and removed when its last user ends.
 
     Returns:
-        Whether it is gone.
+        Whether it is removed; False when it was marked.
 
     Raises:
         UnknownDevice, DeviceBusy (it is mounted or open), UsageError (the base device).
@@ -304,7 +304,7 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
         for record in home.devices.records():
             try:
                 figures = _figures(pool.thin_status(record.device_id))
-            except NoSuchThin:  # a record whose thin is gone
+            except NoSuchThin:  # a record without a thin
                 continue
             yield TargetLine(home.devices.target_name(record.name), f"0 {record.length_sectors} thin {figures}")
 
@@ -312,7 +312,7 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
 class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
     """The pool's metadata as it is committed now, in a file of its own without a name.
 
-    What takes long to read (check, dump, delta) is read from the copy by whoever asked, while the home goes on.
+    What takes long to read (check, dump, delta) is read from the copy by the client, while the home is in use.
     """
 
     def run(self, home: OpenHome) -> OpenFile:
@@ -327,7 +327,7 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
 
 
 class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
-    """An open node of a device that nobody uses; the device is active until its last user is gone."""
+    """An open node of an idle device; the device is active until its last user ends."""
 
     name: str
 

@@ -52,7 +52,7 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
 
 
 class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
-    """Remove a layer; an absent one is no error, and a busy one is removed when its last user is gone."""
+    """Remove a layer; an absent one is no error, and a busy one is removed when its last user ends."""
 
     id: str
 
@@ -221,7 +221,7 @@ class Info(Request[DriverInfo], frozen=True, tag="info"):
 
 
 class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
-    """End every get: for Docker's daemon, which holds nothing any more."""
+    """End every get: for Docker's daemon, which has no layer mounted any more."""
 
     def run(self, home: OpenHome) -> None:
         home.driver.cleanup()

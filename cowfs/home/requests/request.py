@@ -92,7 +92,7 @@ class Listing(_Message, Generic[R], frozen=True):
 
 
 class StreamIn(_Message, Generic[R], frozen=True):
-    """A request that takes bytes in pieces from whoever asks."""
+    """A request that takes bytes in pieces from the client."""
 
     @abstractmethod
     def run(self, home: OpenHome) -> Generator[bool, bytes, R]:

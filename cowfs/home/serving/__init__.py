@@ -1,1 +1,1 @@
-"""The process that serves a home: a mount of it, its control socket, and what goes on beside them."""
+"""The process that serves a home: a mount of it, its control socket, and the services beside them."""

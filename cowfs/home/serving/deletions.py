@@ -15,7 +15,7 @@ RETRY_SECONDS: Final = 30.0
 
 
 def deletion_service(devices: DeviceSet) -> Callable[..., Awaitable[None]]:
-    """A service for the nursery of whoever serves a home: tries every 30 s to delete what is marked for it."""
+    """A service for the nursery of a process that serves a home: tries every 30 s to delete what is marked for it."""
 
     async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()

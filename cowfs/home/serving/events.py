@@ -38,7 +38,7 @@ async def wait_for_event(pool: Pool, after: int, *, poll_seconds: float = POLL_S
 
 
 def event_service(pool: Pool, *, poll_seconds: float = POLL_SECONDS) -> Callable[..., Awaitable[None]]:
-    """A service for the nursery of whoever serves a home: tells in the log what happened to the pool."""
+    """A service for the nursery of a process that serves a home: logs what happened to the pool."""
 
     async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         counter = pool.event_counter

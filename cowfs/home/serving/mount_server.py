@@ -33,7 +33,7 @@ def serve_mount(
     """Mount here and serve until it is unmounted; the home is free when this returns.
 
     Args:
-        report_fd: where the process that started this one waits to hear how it went.
+        report_fd: where the process that started this one waits for the outcome.
         on_ready: called once the mount can be used, in the thread that serves it: it must not touch the mount.
 
     Raises:

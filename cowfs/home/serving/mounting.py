@@ -4,7 +4,7 @@
     mount_server.serve_mount      in the server: opens the home, serves the view and the home's control socket
     cowfs.mounts.mountpoint         unmount
 
-The command loads neither the pool nor FUSE: all that is decided by the server, which reports what went wrong.
+The command loads neither the pool nor FUSE: all that is decided by the server, which reports what failed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class MountRequest:
         device: None for the whole home, a directory for each device.
         raw: show the device as one file, a disk image, instead of the tree inside it.
         repair: let e2fsck repair a damaged file system before, even where that loses something.
-        until_put: end when nobody has got a layer any more.
+        until_put: end when no layer is mounted any more.
         suid, dev: honour set-id bits, and device nodes, in the mount; for root only.
         by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
         storage_options: of the layer driver.

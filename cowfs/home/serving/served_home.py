@@ -58,7 +58,7 @@ class ViewMounter:
     def mount(self, layer_id: str, mount_label: str, *, prepare: Prepare, write_id: Prepare) -> str:  # noqa: ARG002
         with self._volumes.opened(layer_id) as volume:
             prepare(volume)
-            self._volumes.change_last(layer_id, write_id)  # a layer that nobody changes is not written to
+            self._volumes.change_last(layer_id, write_id)  # a layer that is not changed is not written to
             path = self._view.hold(layer_id)
         self._held.add(layer_id)
         return os.path.join(path, os.fsdecode(ROOTFS))
@@ -183,7 +183,7 @@ class ServedHome:
             await self._mount.take_up()
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """End the mount when nobody has got a layer any more, nor is about to."""
+        """End the mount when no layer is mounted any more, and none is being mounted."""
         task_status.started()
         patience_ends = trio.current_time() + _FIRST_CLIENT_SECONDS
         while True:

@@ -11,7 +11,7 @@ and time of modification agree, and inode, generation or time of change do not: 
 then, such as a replacement whose time was set back. Sockets and block devices are compared like files, not like
 directories.
 
-Both trees should hold still. In one that is being written meanwhile, what comes or goes may be seen or not.
+Both trees should hold still. In one that is being written meanwhile, what is added or removed may be seen or not.
 
 Source: moby, pkg/archive/changes_linux.go.
 """

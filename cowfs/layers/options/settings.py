@@ -34,7 +34,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a driver goes by.
+    """What a driver needs to know.
 
     `filesystem` is for a base device that is made now; an existing one keeps its own. `mount_options` is one text,
     parts separated by commas. `kernel_mounts`: the kernel mounts layers on `get`; else FUSE shows them.

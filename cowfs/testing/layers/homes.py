@@ -1,7 +1,7 @@
 """Homes for cases: the driver of this package over a backend, in this process, or in one that serves the home.
 
 in_process(backend)    the files of layers are reached through the ext4 engine, or where the kernel mounts them
-served(backend)        ... at the paths that `get` gives, which a FUSE mount shows; everything goes through that
+served(backend)        ... at the paths that `get` gives, which a FUSE mount shows; everything is done through that
                        process, as it does for Docker
 """
 
