@@ -57,7 +57,7 @@ class BlockDevice(Protocol):
         ...
 
     def discard(self, offset: int, length: int) -> None:
-        """Tell that the range's content is no longer needed. What reads return afterwards is the device's own rule."""
+        """Say that the range's content is no longer needed. What reads return afterwards is the device's own rule."""
         ...
 
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
@@ -95,7 +95,7 @@ class FlushAhead:
         self._wrote_bytes = 0
 
     def wrote(self, length_bytes: int) -> None:
-        """Called after each write. Never fails: the flush will tell."""
+        """Called after each write. Never fails: the flush reports an error."""
         self._wrote_bytes += length_bytes
         if self._wrote_bytes >= FLUSH_AHEAD_BYTES:
             self._wrote_bytes = 0
@@ -288,7 +288,7 @@ def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
-            yield end, size  # the file system cannot tell
+            yield end, size  # the file system does not know
             return
         end = min(os.lseek(device.fd, begin, os.SEEK_HOLE), size)
         yield begin, end

@@ -139,7 +139,7 @@ def count_of(where: str, backend: str, count: int) -> str:
 
 @dataclass
 class Account:
-    """Somebody who runs commands, with a home directory of their own.
+    """A user who runs commands, with a home directory.
 
     `run` and `start` take the arguments of subprocess.run and Popen; the environment is small and the same everywhere,
     and `cowfs` on the path is the one under test.
@@ -251,7 +251,7 @@ def fast_directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def make_ordinary_account(ordinary_root: Path) -> Callable[[], Account]:
-    """Makes accounts without privileges: `nobody` when the tests run as root, else whoever runs them."""
+    """Makes accounts without privileges: `nobody` when the tests run as root, else the user who runs them."""
     entry = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
 
     def make() -> Account:

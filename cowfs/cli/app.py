@@ -128,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         silence_stdout()
         if not status:
-            told = OSError(error.errno, error.strerror, "standard output")
-            status = output.print_error(told, as_json=_asks_for_json(words))
+            failure = OSError(error.errno, error.strerror, "standard output")
+            status = output.print_error(failure, as_json=_asks_for_json(words))
     sys.exit(status)
 
 

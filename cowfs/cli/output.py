@@ -162,7 +162,7 @@ def steps() -> Iterator[StepProgress | None]:
 
 
 class _Bar:
-    """A bar that appears when the work has taken a while, and is gone when it is done."""
+    """A bar that appears when the work has taken a while, and disappears at its end."""
 
     def __init__(self, text: str) -> None:
         self.text = text

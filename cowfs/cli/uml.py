@@ -24,7 +24,7 @@ _LEAST_MEMORY_BYTES: Final = 48 << 20  # found by trying: with less the kernel d
 
 
 class _UmlCommand(click.Command):
-    """Tells `uml install` from `uml -- install`: after `--` everything is the command to run."""
+    """Distinguishes `uml install` from `uml -- install`: after `--` everything is the command to run."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta["cowfs.uml.install"] = args == ["install"]

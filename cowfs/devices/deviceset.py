@@ -56,7 +56,7 @@ class DeviceSet:
     `uses`: who uses which device; what activates one for a user notes it there.
 
     Names are file names; `base` is the base device. Every change is durable when its call returns, and after a crash
-    it is there wholly or not at all.
+    it is done wholly or not at all.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class DeviceSet:
 
     @property
     def discards_removed(self) -> bool:
-        """Whether the data device is told what a removed device leaves free.
+        """Whether what a removed device leaves free is discarded on the data device.
 
         A pool of the kernel needs a discard of the whole device for that first; other pools do it in any case.
         """

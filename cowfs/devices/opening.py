@@ -199,7 +199,7 @@ def _grow_base(devices: DeviceSet, size_bytes: int) -> None:
 
 @contextmanager
 def _damage_of(files: HomeFiles) -> Iterator[None]:
-    """Say of damaged metadata where it is, and what tells more."""
+    """Name the file of damaged metadata, and the command that shows more."""
     try:
         yield
     except MetadataCorrupt as error:

@@ -1,9 +1,9 @@
 """Bringing the records of a home and its pool together again, where they say different things.
 
-What opening a home does by itself (finishing or undoing what a crash left, setting aside files that cannot be
+What opening a home does alone (finishing or undoing what a crash left, setting aside files that cannot be
 understood) comes first. Then, unless pool and records do not belong together at all:
 
-    a record whose thin is gone                  is set aside
+    a record whose thin does not exist           is set aside
     several records of one thin                  the one that the thin was made for stays, the others are set aside
     a thin that no record names                  gets its record back, or one under a name of its own, or is deleted
     a transaction file of another time           is set aside
@@ -114,10 +114,10 @@ class Recovery:
         record = self._base.finished()
         if record is None or record.device_id not in self._thins:
             return True
-        told, found = self._base.set_file.base_uuid, self._base_identity(record)
-        if found is not None and told in ("", found.uuid):
+        recorded, found = self._base.set_file.base_uuid, self._base_identity(record)
+        if found is not None and recorded in ("", found.uuid):
             return True
-        what = f"the UUID {found.uuid}, and the home says {told}" if found else "no file system that can be read"
+        what = f"the UUID {found.uuid}, and the home says {recorded}" if found else "no file system that can be read"
         text = f"the base device (thin {record.device_id}) has {what}"
         if not self._do_devices_fit():
             self._note(
@@ -151,7 +151,7 @@ class Recovery:
             for name, record in self._store.items()
             if record.device_id in self._thins and name != BASE
         ]
-        return any(told == found for told, found in made) and all(told <= found for told, found in made)
+        return any(recorded == found for recorded, found in made) and all(recorded <= found for recorded, found in made)
 
     # ------------------------------------------------------------------ records
 
@@ -159,7 +159,7 @@ class Recovery:
         for name, record in sorted(self._store.items()):
             if record.device_id in self._thins:
                 continue
-            found = f"the thin {record.device_id} of device {name!r} is not in the pool: its data is gone"
+            found = f"the thin {record.device_id} of device {name!r} is not in the pool: its data is lost"
             if name == BASE:
                 self._note("missing_thin", found, "made anew", name, record.device_id)
             else:
@@ -252,14 +252,14 @@ class Recovery:
         return -(-size_bytes // SECTOR_BYTES) * SECTOR_BYTES
 
     def _name_of(self, entry: ThinEntry, identity: Identity | None, damaged: set[str]) -> str | None:
-        """The name that a thin had, when it can be told and no device has it."""
+        """The name that a thin had, when it is known and no device has it."""
         line = self._store.line_of_transaction(entry.details.transaction_id + 1)
-        told = [name for name in (identity.name if identity else None, line.name if line else None) if name]
-        for name in sorted(told, key=lambda name: name not in damaged):
+        known = [name for name in (identity.name if identity else None, line.name if line else None) if name]
+        for name in sorted(known, key=lambda name: name not in damaged):
             if name not in self._names and _is_name(name):
                 return name
         is_empty = identity is not None and identity.is_empty and identity.uuid == self._base.set_file.base_uuid
-        return BASE if is_empty and not told and BASE not in self._names else None
+        return BASE if is_empty and not known and BASE not in self._names else None
 
     def _free_name(self, thin_id: int) -> str:
         name, number = f"recovered-{thin_id}", 1

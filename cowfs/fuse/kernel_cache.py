@@ -43,8 +43,10 @@ _SYS_FSCONFIG: Final = 431  # the same on every architecture that Linux has Pyth
 _SYS_FSPICK: Final = 433
 _FSPICK_FLAGS: Final = 1 | 2 | 4  # close on exec, follow no symbolic link, mount nothing
 _FSCONFIG_CMD_RECONFIGURE: Final = 7
-_FORGET_SECONDS: Final = 1.0  # how long the kernel may take to tell what it has forgotten
-_LATE_ROUNDS: Final = 100  # then, for what it has told and this process has not read: of 24 requests 16 forget at least
+_FORGET_SECONDS: Final = 1.0  # how long the kernel may take to report what it has forgotten
+_LATE_ROUNDS: Final = (
+    100  # then, for what it has reported and this process has not read: of 24 requests 16 forget at least
+)
 _DELETED_SECONDS: Final = 5.0
 _DELETED_MAX_SECONDS: Final = 80.0
 

@@ -195,7 +195,7 @@ class Home:
             follow: a symbolic link that the path ends in.
 
         Raises:
-            UnknownDevice, DeviceBusy; CopyError: nothing is there.
+            UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
             FilesystemError: the directory is damaged; what could be read of it came before.
         """
         from cowfs.home import files
@@ -212,7 +212,7 @@ class Home:
         """The content of a regular file as it is now, in a file without a name that the caller closes.
 
         Raises:
-            UnknownDevice, DeviceBusy; CopyError: nothing is there, or no regular file.
+            UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or no regular file.
         """
         from cowfs.home import files
 
@@ -272,7 +272,7 @@ class Home:
             What was copied, and what was not.
 
         Raises:
-            UnknownDevice, DeviceBusy; CopyError: nothing is there, or nothing more can be written.
+            UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or nothing more can be written.
         """
         from cowfs.home import files
         from cowfs.home.requests.files import CopyOut
@@ -384,7 +384,7 @@ class Home:
 
         A process beside this one serves it. The `Home` works through that process meanwhile, and afterwards as before.
         At the end of the block, or when this process ends in whatever way, everything that was written is brought into
-        the home; files that are still open are detached, and the mount is gone.
+        the home; files that are still open are detached, and the mount is ended.
 
         Args:
             name: a device, whose files are shown; every device when None, each as the directory of its name.

@@ -40,7 +40,7 @@ def driver_facts(backend: Backend) -> Facts:
 
 
 def _device_mapper_version() -> tuple[int, int, int] | None:
-    """The version of the kernel's device mapper; None where it does not tell."""
+    """The version of the kernel's device mapper; None where it is not known."""
     header = bytearray(_DM_HEADER.pack(4, 0, 0, _DM_HEADER.size, _DM_HEADER.size, *[0] * 6, b"", b""))
     try:
         with open(_CONTROL, "rb+", buffering=0) as control:

@@ -78,7 +78,7 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
     What mapping trees can still be read is taken as the truth; the result names what is lost.
 
     Args:
-        block_bytes: size of the pool's data blocks, needed where the superblock that told it is lost.
+        block_bytes: size of the pool's data blocks, needed where the superblock, which has it, is lost.
 
     Raises:
         HomeBusy: the home is mounted.
@@ -215,7 +215,7 @@ def _link(path: str, replaced: str) -> None:
 
 
 def _copy(source: str, target: str) -> None:
-    """Copy a metadata device. The superblock is written last: until then, the target is told to be damaged."""
+    """Copy a metadata device. The superblock is written last: until then, the target says that it is damaged."""
     with closing(open_device(source)) as old, closing(open_device(target, read_only=False)) as new:
         new.zero(0, METADATA_BLOCK_BYTES)
         new.flush()

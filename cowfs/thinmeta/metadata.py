@@ -270,7 +270,7 @@ class Metadata:
         self.require_new(thin_id)
         origin = self.open_thin(origin_id)
         if self.time >= MAX_SNAPSHOT_TIME:
-            raise InvalidRequest(f"the pool took {self.time} snapshots, the most the format can tell apart")
+            raise InvalidRequest(f"the pool took {self.time} snapshots, the most that the format can count")
         return origin
 
     def _add_device(self, thin_id: int, root: int, details: DeviceDetails) -> None:

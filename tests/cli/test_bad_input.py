@@ -228,7 +228,7 @@ def test_a_home_held_by_another_process(cowfs: Run, home: Path, monkeypatch: pyt
 
 def test_a_home_of_somebody_else(home: Path, ordinary_user: Account) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root, to have somebody else's home; run: sudo make test")
+        pytest.skip("needs root, to have another user's home; run: sudo make test")
     for path in (home, *home.parents):
         if path.stat().st_uid == 0 and path != Path("/"):
             path.chmod(path.stat().st_mode | stat.S_IXOTH)

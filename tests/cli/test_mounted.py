@@ -146,7 +146,7 @@ def test_the_raw_view_is_the_disk(mounted: MountedHome) -> None:
 
 
 def test_a_snapshot_of_a_busy_disk_holds_what_was_written_to_it(mounted: MountedHome) -> None:
-    """Nobody syncs: the first range was written by who cannot read, the second through mmap, both files are open."""
+    """Without a sync: the first range was written by who cannot read, the second through mmap, both files are open."""
     mounted.run("create", "disk")
     mounted.run("mount", "--raw", "disk", mounted.target)
     script = (
@@ -414,7 +414,7 @@ def test_a_mounted_device_is_removed_once_it_is_unmounted(mounted: MountedHome) 
 
 def test_files_in_use_keep_a_mount(mounted: MountedHome) -> None:
     mounted.run("mount", "web", mounted.target)
-    # Not the working directory: whoever starts the process changes into it first, and may not look in.
+    # Not the working directory: the process changes into it at its start, and may not look in.
     command = ["sh", "-c", 'cd "$0" && echo there && exec sleep 1000', mounted.target]
     holder = mounted.account.start(command, stdout=subprocess.PIPE)
     try:

@@ -91,7 +91,7 @@ def test_what_would_write_is_one_line(unwritable: MountedHome) -> None:
 
 
 def test_a_holder_that_writes_keeps_readers_away(needs_fuse: None, ordinary_user: Account) -> None:
-    """And readers keep away whoever wants to write. Root can write whatever the permissions say."""
+    """And readers keep a writer away. Root can write whatever the permissions say."""
     home = MountedHome(ordinary_user)
     home.run("init", *SMALL)
     home.run("create", "web")

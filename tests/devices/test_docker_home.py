@@ -90,7 +90,7 @@ def test_a_user_without_privileges_can_do_all_of_that(ordinary_user: Account) ->
 
 def test_what_may_not_be_read_is_named(ordinary_user: Account) -> None:
     if os.geteuid() != 0:
-        pytest.skip("needs root to make a home that somebody else may not read; run: sudo make test")
+        pytest.skip("needs root to make a home that another user may not read; run: sudo make test")
     home = unpack(ordinary_user.directory)
     (home / "metadata/base").chmod(0o600)
     os.chown(home, ordinary_user.uid, ordinary_user.gid)

@@ -1,4 +1,4 @@
-"""New content for a device: all of it or nothing, and nobody in between."""
+"""New content for a device: all of it or nothing, and no other user meanwhile."""
 
 from __future__ import annotations
 

@@ -321,7 +321,7 @@ def test_growth_repairs_bad_bitmaps_first(filled: Image) -> None:
 
 
 def test_the_library_says_nothing_on_standard_error(image: Image, capfd: pytest.CaptureFixture[str]) -> None:
-    """It complains about a block that does not exist; whoever reads standard error looks for our lines."""
+    """It complains about a block that does not exist; the reader of standard error looks for our lines."""
     fs = image.volume._fs
     fs.c.ext2fs_block_alloc_stats_range(fs.fs, fs.blocks + 5, 1, 1)
     assert capfd.readouterr().err == ""

@@ -345,7 +345,7 @@ class Tree(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """The process is gone just after a sync: the journal has everything, and nobody is left to hold orphans."""
+        """The process is gone just after a sync: the journal has everything, and no process holds orphans."""
         self.volume.sync()
         self.volume._fs.free()
         self.image.volume_or_none = None

@@ -44,7 +44,7 @@ def test_signals_reach_the_server_in_order_whenever_they_come(number: signal.Sig
             nursery.start_soon(trio.to_thread.run_sync, os.kill, os.getpid(), number)
             seen.append(await ending.wait_signal())
         ending.is_ready = True
-        signal.raise_signal(number)  # for nobody
+        signal.raise_signal(number)  # without a handler
         return seen
 
     with Ending() as ending:

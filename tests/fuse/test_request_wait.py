@@ -123,7 +123,7 @@ def test_a_busy_device_leaves_turns_to_the_rest_of_the_loop(pipe: tuple[int, int
 
 
 def test_a_worker_alone_never_stops_the_loop(pipe: tuple[int, int]) -> None:
-    """Nobody would take the next request if the handler of this one had to wait."""
+    """No worker would take the next request if the handler of this one had to wait."""
     reader, writer = pipe
     requests = 100
     os.write(writer, bytes(requests))
@@ -177,7 +177,7 @@ def test_a_request_that_an_eager_worker_took_first(pipe: tuple[int, int], rng: r
 
 
 def test_an_idle_device_stops_the_loop_for_a_moment_only(pipe: tuple[int, int]) -> None:
-    """The eager worker gives up its wait, and the request that comes later finds somebody."""
+    """The eager worker gives up its wait, and the request that comes later finds a worker."""
     reader, writer = pipe
 
     async def main() -> list[int]:

@@ -28,7 +28,7 @@ DEFAULT_LIMITS = Limits()
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A home that nobody holds, with the devices base and web."""
+    """A home that no process holds, with the devices base and web."""
     path = tmp_path / "home"
     with opening.make_home(path, load_backend("emulated"), SMALL) as devices:
         devices.create("web")

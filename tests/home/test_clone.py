@@ -1,4 +1,4 @@
-"""A copy of a home: whole or not there, of one moment, whoever holds the home."""
+"""A copy of a home: whole or not made, of one moment, whichever process holds the home."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_stale_socket_is_replaced(home: Path) -> None:
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(home / SOCKET_NAME))
     stale.close()
-    with cowfs.open_home(home) as opened:  # nobody listens: the home is opened here
+    with cowfs.open_home(home) as opened:  # no process listens: the home is opened here
         assert opened.holder_pid is None
     with serving(home):
         assert_serves(home)
@@ -136,7 +136,7 @@ def test_root_is_admitted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert_serves(home)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else; run: sudo make test")
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user; run: sudo make test")
 def test_another_user_who_can_reach_the_socket_is_refused(tmp_path: Path, ordinary_root: Path, home: Path) -> None:
     """The permission bits are not the only guard."""
     home = home.rename(ordinary_root / "open")

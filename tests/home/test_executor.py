@@ -1,4 +1,4 @@
-"""One executor runs every request: what a request declares about devices is done around it, whoever asks."""
+"""One executor runs every request: what a request declares about devices is done around it, for every client."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A home is made and opened in one place: whatever a description says counts, whoever gives it."""
+"""A home is made and opened in one place: all that a description says counts, from every caller."""
 
 from __future__ import annotations
 

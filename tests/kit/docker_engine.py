@@ -56,7 +56,7 @@ def fetch() -> None:
 
 
 class DockerEngine:
-    """A daemon in this machine, which is a guest that nobody else uses: it mounts what it needs and leaves it.
+    """A daemon in this machine, which is a guest of its own: it mounts what it needs and leaves it.
 
     Args:
         directory: for images and containers; `dockerd.log` in it is the daemon's log.

@@ -813,7 +813,7 @@ def _acl(*entries: tuple[int, int, int]) -> bytes:
 
 @_case(48, needs_root=True)
 def access_control_lists(root: Path) -> None:
-    """Somebody named in a list gets in; the mode follows the list, and the list the mode."""
+    """A user named in a list gets in; the mode follows the list, and the list the mode."""
     everyone, acl = 0xFFFFFFFF, _acl
     path = root / "f"
     path.write_text("secret")
@@ -899,7 +899,7 @@ def _as_other(directory: Path, check: Callable[[], bool]) -> None:
             status = 0
         finally:
             os._exit(status)
-    assert os.waitpid(child, 0)[1] == 0, "refused to somebody who may, or the reverse"
+    assert os.waitpid(child, 0)[1] == 0, "refused to a user who may, or the reverse"
 
 
 def applicable(*, is_root: bool) -> list[PosixCase]:

@@ -258,7 +258,7 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
 
 
 def test_a_get_that_fails_keeps_no_server(home: Path) -> None:
-    """Who serves a home for layers that are got ends once somebody asked and nothing is in use."""
+    """A server of layers ends once a layer was mounted and none is any more."""
     with opened(home) as made:
         view = HomeView(ShownDevices(made.devices, made.volumes, str(home / "mnt")), str(home / "mnt"))
         driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
@@ -363,4 +363,4 @@ def test_bad_requests_change_nothing(
         assert "\n" not in str(caught.value)
         assert made.driver.list_layers() == ["one", "two"]
         assert made.changes("two", "one") == TWO_CHANGES
-        made.driver.put("two")  # nobody got it: no error
+        made.driver.put("two")  # not mounted: no error

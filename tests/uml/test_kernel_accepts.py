@@ -1,4 +1,4 @@
-"""Pools go back and forth between the emulated backend and the kernel, and nobody can tell.
+"""Pools go back and forth between the emulated backend and the kernel, and neither finds a difference.
 
 One boot serves all histories, as many each way (COWFS_TEST_HISTORIES). A history is played on pool files by one
 backend, then goes on, on the other; beside it the emulated backend plays the whole of it alone. Outcomes are the same

@@ -170,7 +170,7 @@ def test_a_killed_kernel_loses_nothing_flushed(uml_kernel: UmlKernel, fast_direc
         require_clean_file(directory / "metadata")
         require_flushed(directory, script, done)
         pools.append(directory)
-    # The kernel goes on with what is there, and nobody can tell it from the emulated backend.
+    # The kernel continues with the pool as it is, as the emulated backend does.
     for directory in pools:
         (directory / "script").write_text("\n".join([GEOMETRY.format(), *AFTERWARDS]) + "\n")
         shutil.copytree(directory, directory.with_suffix(".emulated"))

@@ -115,7 +115,7 @@ def test_a_guest_that_cannot_boot_shows_its_console(uml_kernel: UmlKernel, tempo
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_caller_that_is_ended_leaves_nothing(uml_kernel: UmlKernel, tmp_path: Path, number: signal.Signals) -> None:
-    """Also after SIGKILL: the guest notices that nobody listens, and halts."""
+    """Also after SIGKILL: the guest notices that its host side has ended, and halts."""
     process = subprocess.Popen(
         client(uml_kernel, "sh", "-c", "echo up; exec sleep 1000"),
         stdout=subprocess.PIPE,
@@ -181,7 +181,7 @@ def test_a_processor_is_claimed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_callers_rights_hold_inside(uml_kernel: UmlKernel, account: Account) -> None:
-    """The guest's root is nobody special on the host's files."""
+    """The guest's root is an ordinary user on the host's files."""
     folder = account.mkdir("place")
     script = f"id -u; echo mine >{folder}/file && (: >/etc/cowfs-test) 2>/dev/null && rm /etc/cowfs-test && echo root"
     if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:

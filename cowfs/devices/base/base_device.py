@@ -161,7 +161,7 @@ class BaseDevice:
             self._filesystem.make(thin, uuid)
             thin.flush()
         self._save_set(uuid)
-        # Last, because it is what says that all the rest is there.
+        # Last, because it says that all the rest is complete.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
 
     def grow_new(self, name: str, record: DeviceFile) -> None:

@@ -17,7 +17,7 @@ A rollback may keep the former content as a device: the note names it and its th
 its own, before the record is replaced. Where the record was not, that device is removed again.
 
 A crash leaves the note; at the next opening the thin that the record does not name is deleted. All ids stay taken
-until the note is gone, so none can be given to another device meanwhile.
+until the note is removed, so none can be given to another device meanwhile.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ class Replacements:
 
     @contextmanager
     def _snapshot(self, name: str, origin: str, kept: str = "") -> Iterator[ReplacementFile]:
-        """A thin that no record names, a snapshot of `origin`; gone at the end, unless the record of `name` names it.
+        """A thin that no record names, a snapshot of `origin`, for the length of a block.
 
-        The other way round, it is the former thin of `name` that is gone then.
+        It is deleted at the end; where the record of `name` names it then, the former thin of `name` is instead.
         """
         origin_id = self._store.require(origin).device_id
         kept_id = self._ids.take() if kept else None

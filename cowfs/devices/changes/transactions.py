@@ -10,7 +10,7 @@ the transaction after T is about.
       close    set_transaction_id T T+1      record   metadata/<name> removed
 
 A crash before `close` leaves the file at T+1 and the pool at T. Recovery then deletes that thin and that record: a
-device that was being made disappears, one that was being removed is gone. A file at T belongs to a finished
+device that was being made disappears, one that was being removed is removed. A file at T belongs to a finished
 transaction, of which at most the record of a removed device is left, without its thin: no step waits for the disk to
 have forgotten it, since the next transaction's file makes that durable too. Every step of recovery may itself be cut
 short and is then done again.
@@ -182,7 +182,7 @@ class Transactions:
         """Remove the record that a finished transaction may have left."""
         try:
             record = self._store.load_file(self._store.files.record(name), DeviceFile)
-        except DamagedFile:  # told, or set aside, when the home was opened
+        except DamagedFile:  # reported, or set aside, when the home was opened
             return
         is_left = (
             record is not None
@@ -217,7 +217,7 @@ class Transactions:
         """What is wrong with the transaction file, when it is of no use; empty when nothing is."""
         try:
             pending = self._store.load_transaction()
-        except DamagedFile:  # told when the home was opened
+        except DamagedFile:  # reported when the home was opened
             return ""
         current_id = self.current_id()
         if pending is None or pending.open_transaction_id == current_id or pending.device_id in self.left:

@@ -4,7 +4,7 @@
     <home>/devicemapper/metadata
     <home>/metadata/                one record per device, `deviceset-metadata`, `transaction-metadata`
     <home>/mnt/                     mount points
-    <home>/setup-config.json        what LVM was told to make, for a home whose pool it made
+    <home>/setup-config.json        what LVM was asked to make, for a home whose pool it made
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
@@ -243,7 +243,7 @@ class HomeFiles:
         return target
 
     def make_directory(self, path: str, mode: int = DIRECTORY_MODE) -> None:
-        """Make a directory; one that is there is fine."""
+        """Make a directory where there is none."""
         with _explained("make the directory", path):
             try:
                 self._system.mkdir(path, mode)

@@ -1,10 +1,10 @@
-"""One process at a time holds a home: an exclusive flock on `<home>/cowfs.lock`, gone with its process.
+"""One process at a time holds a home: an exclusive flock on `<home>/cowfs.lock`, which ends with its process.
 
 The file is never removed, because a process that waits for a removed file would lock something that no other process
 sees. Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
 
-A home that cannot be written, on a read-only medium or without permission, is locked through what is there, and shared:
-any number of processes read it at a time, and none that may write it has it meanwhile.
+A home that cannot be written, on a read-only medium or without permission, is locked through the files that it has, and
+shared: any number of processes read it at a time, and none that may write it has it meanwhile.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class HomeLock:
         """Lock a home at once or not at all.
 
         Args:
-            read_only: a home on a read-only medium will do; it is locked through what is there.
+            read_only: a home on a read-only medium will do; it is locked through the files that it has.
 
         Raises:
             HomeBusy: another process has it.
@@ -122,7 +122,7 @@ def _busy(home: str, pid: int) -> HomeBusy:
 
 
 def _command(pid: int) -> str:
-    """The command line of a process in brackets, empty when it cannot be told."""
+    """The command line of a process in brackets, empty when it is not known."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             raw = file.read(4096)

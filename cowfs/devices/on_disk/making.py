@@ -56,7 +56,7 @@ def state_of(files: HomeFiles) -> HomeState:
 def _is_mark(path: str) -> bool:
     """Whether there is a file: a directory of that name is part of a home one level below.
 
-    Raises HomeError when it cannot be told, where `os.path.lexists` says no.
+    Raises HomeError when it is not known, where `os.path.lexists` says no.
     """
     try:
         return not stat.S_ISDIR(os.lstat(path).st_mode)
@@ -213,7 +213,7 @@ def begin_home(files: HomeFiles, options: HomeOptions) -> None:
     files.make_directory(files.records)
     files.make_mounts()
     if options.source != PoolSource():
-        # Tells the next attempt whose the content of these devices is.
+        # Says to the next attempt that the content of these devices is its own.
         store_settings(files, settings_of(options))
     if options.source.thin_pool:
         return

@@ -132,7 +132,7 @@ class HomeFile(msgspec.Struct, frozen=True):
 class ParentLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """Says nothing about a device of the same name whose creating transaction is another one.
 
-    `is_layer` is None where it is not known: lines have it only since layers and other devices are told apart.
+    `is_layer` is None where it is not known: lines have it only since layers and other devices are distinguished.
     """
 
     name: str

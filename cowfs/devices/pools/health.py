@@ -20,7 +20,7 @@ class Health:
 
 
 def require_status(pool: Pool, *, flush: bool = True) -> PoolStatus:
-    """The figures of a pool. Raises PoolModeError for one that has none to tell."""
+    """The figures of a pool. Raises PoolModeError for one that reports none."""
     status = pool.status(flush=flush)
     if isinstance(status, UnreadableStatus):
         raise PoolModeError(f"pool {pool.name} answers '{status.value}'; close the home and check it")

@@ -58,7 +58,7 @@ def read_geometry(files: HomeFiles) -> Geometry:
 
 
 def existing_table(files: HomeFiles, settings: HomeFile, *, read_only: bool) -> PoolTable:
-    """The table for a pool that is there. A data file that was made longer is used whole, as moby does.
+    """The table for an existing pool. A data file that was made longer is used whole, as moby does.
 
     Raises:
         HomeError: a file is missing or shorter than the pool knows it to be.
@@ -125,7 +125,7 @@ def open_device(path: str, *, read_only: bool = True) -> FileDevice:
 
 
 def backing_space(data_file: str) -> tuple[int, int]:
-    """(bytes that the data file occupies, bytes free under it); zeros for a device, and where it cannot be told."""
+    """(bytes that the data file occupies, bytes free under it); zeros for a device, and where it is not known."""
     try:
         found = os.stat(data_file)
         system = os.statvfs(data_file)

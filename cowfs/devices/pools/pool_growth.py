@@ -66,7 +66,7 @@ def _grow(files: HomeFiles, pool: Pool, path: str, old_bytes: int, new_bytes: in
 
 
 def _total_bytes(pool: Pool, path: str) -> int:
-    """How much of one of its devices a pool knows; all there can be where that cannot be told."""
+    """How much of one of its devices a pool knows; all there can be where that is not known."""
     try:
         status = pool.status(flush=False)
     except CowfsError:

@@ -4,7 +4,7 @@
     recovered(device)    a view of the device with it, for reading only; nothing is written
     readable(device)     the same if that is possible, and otherwise the device as it is
 
-Both leave a volume alone that has nothing to replay. What the journal cannot tell is e2fsck's business.
+Both leave a volume alone that has nothing to replay. What the journal does not record is left to e2fsck.
 """
 
 from __future__ import annotations

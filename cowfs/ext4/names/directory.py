@@ -505,7 +505,7 @@ class Directories:
                 yield from range(max(segment.logical, first), min(segment.logical + segment.length, end))
 
     def _is_index_block(self, directory: Inode, logical: int) -> bool:
-        """Whether a block has no names but belongs to an index, where the index itself cannot tell."""
+        """Whether a block has no names but belongs to an index, where the index itself does not say so."""
         data = self._fs.cache.read(self._physical(directory, logical))
         inode, length, _name_length, _file_type = HEADER.unpack_from(data)
         if logical:

@@ -343,7 +343,7 @@ class Allocator:
         fs.cache.write(fs.descriptors.inode_bitmap(group), bytes(data))
 
     def discard(self, runs: list[Run]) -> None:
-        """Tell the device that blocks are free, once it has the metadata that says so."""
+        """Discard free blocks on the device, once it has the metadata that says so."""
         block_bytes = self._fs.block_bytes
         for run in runs:
             if not self._discards:

@@ -8,7 +8,7 @@
 A result that is an open file travels beside its line as SCM_RIGHTS, and so does the file that an upload reads. With a
 request that takes or gives bytes comes one end of a socket pair, on which each piece follows its length (4 bytes,
 little end first); an empty piece ends them, and a socket that ends without one was given up. Errors
-keep their class, errno, exit code and fields, so that a caller cannot tell a remote error from a local one.
+keep their class, errno, exit code and fields, so that a remote error is as a local one to its caller.
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class ControlServer:
         while True:
             try:
                 socket, _ = await listener.accept()
-            except OSError as error:  # also a client that is gone already
+            except OSError as error:  # also a client that has ended already
                 if error.errno != failed:
                     _log.warning("control socket of %s: %s; trying again", self._executor.path, error)
                 failed = error.errno or 0
@@ -131,7 +131,9 @@ class ControlServer:
                 while (line := await connection.read_line()) is not None:
                     await self._answer(line, connection)
                     connection.close_files()
-            except CowfsError as error:  # requests can no longer be told apart, or it may not ask: say why, hang up
+            except (
+                CowfsError
+            ) as error:  # where the next request begins is not known, or it may not ask: say why, hang up
                 await _send_refusal(connection, error)
             except (OSError, trio.TooSlowError) as error:
                 _log.info("a client of the control socket disconnected: %s", str(error) or "too slow")
@@ -273,7 +275,7 @@ class _Connection:
         self._files: list[int] = []
 
     def is_stalled(self) -> bool:
-        """Whether it is the client that is waited for: nothing of it is there to read, or it does not read."""
+        """Whether the server waits for the client: it has sent nothing, or it does not read."""
         poll = select.poll()
         poll.register(self.socket, self._waits_for)
         return not (self.is_dropped or poll.poll(0))

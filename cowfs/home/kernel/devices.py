@@ -70,7 +70,7 @@ def is_mount_of_home(mount: Mount) -> bool:
 
 
 def unmount_by_kernel(mount: Mount, *, lazy: bool = False) -> None:
-    """Unmount; without `lazy`, the device, and what only it used, is gone when this returns.
+    """Unmount; without `lazy`, the device, and what only it used, is removed when this returns.
 
     Raises:
         MountError: files in it are in use (EBUSY), or mounted by another user (EPERM).

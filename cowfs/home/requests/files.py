@@ -54,7 +54,7 @@ class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
         follow: a symbolic link that the path ends in.
 
     Raises:
-        UnknownDevice, DeviceBusy; CopyError: nothing is there.
+        UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
         FilesystemError: the directory is damaged; what could be read of it came before.
     """
 
@@ -83,7 +83,7 @@ class ReadFile(StreamOut[int], frozen=True, tag="read_file"):
         Its length in bytes.
 
     Raises:
-        UnknownDevice, DeviceBusy; CopyError: nothing is there, or no regular file.
+        UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or no regular file.
     """
 
     device: str
@@ -115,7 +115,7 @@ class CopyOut(StreamOut[None], frozen=True, tag="copy_out"):
         recursive: allow a directory.
 
     Raises:
-        UnknownDevice, DeviceBusy; CopyError: nothing is there, or a directory that was not allowed.
+        UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or a directory that was not allowed.
     """
 
     device: str

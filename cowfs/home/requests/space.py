@@ -109,7 +109,7 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
 
 
 class NoSpaceSetting(msgspec.Struct, frozen=True):
-    """`no_space` is queue or error. `timeout_seconds` is 0 for ever, and null where the pool cannot tell."""
+    """`no_space` is queue or error. `timeout_seconds` is 0 for ever, and null where the pool does not know."""
 
     no_space: str
     timeout_seconds: float | None

@@ -40,7 +40,7 @@ class MountRequest:
         repair: let e2fsck repair a damaged file system before, even where that loses something.
         until_put: end when no layer is mounted any more.
         suid, dev: honour set-id bits, and device nodes, in the mount; for root only.
-        by_kernel: show nothing: the kernel mounts each layer that is got below `target`.
+        by_kernel: show nothing: the kernel mounts each layer below `target` at its `get`.
         storage_options: of the layer driver.
         write_base: `device` is the base device and may be written to.
         lease_fd: a process (pidfd_open(2)) with which the mount ends, however that ends.
@@ -114,7 +114,7 @@ def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable
 
 
 def remove_private(target: str) -> None:
-    """Remove a mount point and the directory that was made for it, unless something else is there by now."""
+    """Remove a mount point and the directory that was made for it, unless it holds something else by now."""
     with suppress(OSError):
         os.rmdir(target)
         os.rmdir(os.path.dirname(target))

@@ -110,7 +110,7 @@ class ServedHome:
                 yield served
 
     def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
-        """Have a layer driver with these settings; what an earlier one's users had got is put."""
+        """Have a layer driver with these settings; layers that an earlier one had mounted are put."""
         mounter = None
         if isinstance(self._view, HomeView):
             mounter = ViewMounter(self._view, self.home.volumes)

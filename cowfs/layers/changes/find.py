@@ -26,7 +26,7 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
     """What differs between a layer and its parent (None: an empty one), sorted by path; see `walk_changes`.
 
     A walk is taken without `thins`, and when the volumes are no ext4 opened here, have no common origin, are of
-    different sizes, keep no nanoseconds, or when e2fsck has gone over one of them since they parted.
+    different sizes, keep no nanoseconds, or when e2fsck has changed one of them since the snapshot.
 
     Both volumes are quiesced first. They should then hold still: take a snapshot of a layer that is in use.
 

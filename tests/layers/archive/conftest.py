@@ -16,7 +16,7 @@ from tests.layers.archive.trees import Tree, build, directory, file, look, symli
 
 BESIDE: Tree = {
     b"victim": directory(0o755),
-    b"victim/hello": file(b"of somebody else", 0o600),
+    b"victim/hello": file(b"of another user", 0o600),
     b"victim/link": symlink(b"../rootfs"),
     b"id": file(b"name", 0o600),
 }

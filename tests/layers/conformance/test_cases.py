@@ -172,7 +172,7 @@ def test_mistakes_are_found(method: str, replacement: Callable[..., Any], number
 
 
 class Untidy(InProcessHome):
-    """Leaves a layer that nobody can use."""
+    """Leaves a layer that cannot be used."""
 
     @contextmanager
     def files(self, layer_id: str) -> Iterator[Any]:

@@ -122,7 +122,7 @@ def test_there_are_23_options() -> None:
 
 @pytest.mark.parametrize(("option", "value", "field", "result"), GOOD)
 def test_good_values(option: str, value: str, field: str, result: Any) -> None:
-    """Only the field of the option changes; the rest is as if nobody had said a word."""
+    """Only the field of the option changes; the rest is as without options."""
     assert parse_storage_options([f"{option}={value}"]) == dataclasses.replace(DriverOptions(), **{field: result})
 
 
