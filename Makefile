@@ -19,21 +19,21 @@ PYFUSE3 := $$($(BIN)/python -c 'import tomllib; print(next(need for need in toml
 # The system's Python first: an interpreter below somebody's home directory is closed to other users.
 FIND_PYTHON := for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done
-WORKERS ?= auto
+# One more than there are processors: a third of the time a worker waits for what it has started.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 NEXT_PYTHON ?= python3.13
 NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
 
-.PHONY: setup demo test test-next lint bench man clean distclean packages-run packages-test packages-bench
+.PHONY: setup demo test test-next test-tools lint bench man clean distclean packages-run packages-test packages-bench
 
 setup: $(SETUP)
 
 demo: $(SETUP) packages-test
 	scripts/demo
 
-test: packages-test lint test-next
-	-$(BIN)/python -m tests.kit.thin_tools
-	-$(BIN)/python -m tests.kit.docker_engine
+test: $(SETUP) packages-test
+	$(MAKE) --no-print-directory --jobs --output-sync=target lint test-next test-tools
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
 
 # The interface of pools and their metadata: what needs neither pyfuse3 nor guests; with few examples, as 'make test'
@@ -51,6 +51,12 @@ test-next:
 		echo "make: skipped on $(NEXT_PYTHON), which is not here; on Debian 13: apt-get install python3.13-venv," \
 			"elsewhere: pip install uv && uv python install 3.13 --default"; \
 	fi
+
+# Peers of the tests from other releases; and what is compiled once for the thousand processes that the tests start.
+test-tools: $(SETUP)
+	-$(BIN)/python -m tests.kit.thin_tools
+	-$(BIN)/python -m tests.kit.docker_engine
+	$(BIN)/python -m compileall -q cowfs backends tests
 
 lint: $(SETUP)
 	$(BIN)/ruff format --check
