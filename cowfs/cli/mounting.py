@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -20,6 +20,7 @@ from cowfs.errors import CowfsError, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.home.api import Home
+    from cowfs.home.serving.mounting import MountRequest
 
 _START_ATTEMPTS: Final = 2
 
@@ -89,28 +90,21 @@ def mount_command(
     name, mountpoint = _name_and_target(where)
     if write_base and (name != BASE or read_only):
         raise UsageError(f"--write-base is for writing to the base device: mount --write-base {BASE} {mountpoint}")
-    if name is None and (raw or repair or kernel):
-        option = "--raw" if raw else "--repair" if repair else "--kernel"
-        raise UsageError(f"{option} is about one device; name it: mount NAME {mountpoint}")
+    of_one_device = {"--raw": raw, "--repair": repair, "--kernel": kernel}
+    if name is None:
+        _refuse(of_one_device, f"is about one device; name it: mount NAME {mountpoint}")
     read_only = read_only or _spares_base(name, write_base=write_base)
+    honoured = {"--suid": suid, "--dev": dev}
     if kernel:
-        if raw or repair or foreground or process is not None:
-            raise UsageError(
-                "--kernel leaves everything to the kernel; leave out --raw, --repair, --foreground and --until-exit-of"
-            )
-        if suid or dev:
-            raise UsageError(
-                "the kernel honours set-id bits and device nodes without --options nosuid,nodev; "
-                "leave out --suid and --dev"
-            )
+        of_a_server = {"--raw": raw, "--repair": repair, "--foreground": foreground, "--until-exit-of": process}
+        _refuse(of_a_server, "is for a server, and --kernel leaves everything to the kernel; leave one of them out")
+        _refuse(honoured, "is for a server; the kernel honours both without --options nosuid,nodev; leave it out")
         assert name is not None
         _mount_by_kernel(settings, name, mountpoint, options, read_only=read_only)
         return
-    for option, is_wanted in (("--suid", suid), ("--dev", dev)):
-        if is_wanted and os.geteuid() != 0:
-            raise UsageError(f"only root may mount with {option}; mount as root, or leave it out")
-    if options:
-        raise UsageError("--options are for the kernel; add --kernel, or leave them out")
+    if os.geteuid() != 0:
+        _refuse(honoured, "is for root only; mount as root, or leave it out")
+    _refuse({"--options": options}, "are for the kernel; add --kernel, or leave them out")
     from cowfs.home.serving.lease import open_process
     from cowfs.home.serving.mounting import MountRequest, mount
 
@@ -135,17 +129,28 @@ def mount_command(
         not not_durable,
     )
     if foreground:
-        from cowfs.cli.serving import begin_serving
-        from cowfs.home.serving.mount_server import serve_mount
-
-        target = os.path.realpath(mountpoint)  # now: a server touches nothing of its own mount
-        begin_serving(settings, target)
-        on_ready = None if report_fd else partial(_say_ready, settings, name, target)
-        serve_mount(request, report_fd=report_fd, on_ready=on_ready)
+        _serve_here(settings, request, report_fd)
         return
     server = mount(request, log_words=settings.log.words, on_ready=outcome_stands)
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": server.pid})
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Raises UsageError for the first of these options that was given."""
+    for option, value in options.items():
+        if value not in (None, False, ""):
+            raise UsageError(f"{option} {why}")
+
+
+def _serve_here(settings: Settings, request: MountRequest, report_fd: int | None) -> None:
+    from cowfs.cli.serving import begin_serving
+    from cowfs.home.serving.mount_server import serve_mount
+
+    target = os.path.realpath(request.target)  # now: a server touches nothing of its own mount
+    begin_serving(settings, target)
+    on_ready = None if report_fd else partial(_say_ready, settings, request.device, target)
+    serve_mount(request, report_fd=report_fd, on_ready=on_ready)
 
 
 def _spares_base(name: str | None, *, write_base: bool) -> bool:

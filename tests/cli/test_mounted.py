@@ -223,7 +223,7 @@ def test_root_may_have_set_id_bits_and_device_nodes_honoured(mounted: MountedHom
     if mounted.account.uid:
         for option in ("--suid", "--dev"):
             refused = mounted.refused(2, "mount", option, "web", mounted.target)
-            assert refused == f"cowfs: only root may mount with {option}; mount as root, or leave it out"
+            assert refused == f"cowfs: {option} is for root only; mount as root, or leave it out"
         return
     mounted.run("mount", "--dev", "web", mounted.target)
     os.mknod(mounted.target / "null", 0o20666, os.makedev(1, 3))
