@@ -278,3 +278,55 @@ class TestAcl:
         inode = make_file(image.volume, b"f")
         fails(number, image.volume.set_xattr, inode, acl.ACCESS, value)
         assert image.volume.list_xattrs(inode) == []
+
+
+def needed_bytes(name: bytes, value_bytes: int) -> int:
+    """What an attribute of the name space `user` takes of a table: its entry and its value, each padded to four."""
+    return (16 + len(name) - len(b"user.") + 3 & ~3) + (value_bytes + 3 & ~3)
+
+
+def sizes_in(table: bytes) -> dict[bytes, int]:
+    sizes, offset = {}, 0
+    while table[offset : offset + 4].ljust(4, b"\0") != bytes(4):
+        name_length, space, _offset, _inode, value_bytes, _hash = struct.unpack_from("<BBHIII", table, offset)
+        assert space == 1
+        sizes[b"user." + table[offset + 16 : offset + 16 + name_length]] = value_bytes
+        offset += 16 + name_length + 3 & ~3
+    return sizes
+
+
+@pytest.mark.parametrize("block_bytes", [1024, 4096])
+@pytest.mark.parametrize("inode_bytes", [256, 512])
+def test_an_attribute_is_refused_only_where_the_kernel_refuses_it(
+    make_image: Callable[..., Image], rng: random.Random, block_bytes: int, inode_bytes: int
+) -> None:
+    """It may replace another one as long as it fits into the inode or the block without that (fs/ext4/xattr.c)."""
+    options = ["-b", str(block_bytes), "-I", str(inode_bytes)]
+    volume = make_image(size_bytes=16 * MIB, options=options).volume
+    refused = replaced = 0
+    for number in range(20):
+        file = make_file(volume, b"f%d" % number, b"")
+        inode = volume._inodes.get(file)
+        in_inode_bytes = inode_bytes - 128 - inode.raw.i_extra_isize - 8
+        for _ in range(30):
+            name = b"user." + rng.choice([b"a", b"b", b"cc", b"d" * 5, b"e" * 30])
+            near_full = [block_bytes - rest for rest in (52, 56, 60, 100, block_bytes // 2)]
+            value = rng.randbytes(rng.choice([0, 1, 4, 40, 80, 200, *near_full]))
+            volume.sync()
+            tables = list(volume._xattrs._entry_tables(inode))
+            has_inner = len(tables) == 2 or (tables and not inode.raw.i_file_acl)
+            inner = sizes_in(tables[0]) if has_inner else {}
+            outer = sizes_in(tables[-1]) if inode.raw.i_file_acl else {}
+            free = [
+                room - sum(needed_bytes(other, size) for other, size in table.items() if other != name)
+                for room, table in ((in_inode_bytes, inner), (block_bytes - 36, outer))
+            ]
+            replaced += name in inner or name in outer
+            if needed_bytes(name, len(value)) <= max(free):
+                volume.set_xattr(file, name, value)
+                assert volume.get_xattr(file, name) == value
+            else:
+                fails(errno.ENOSPC, volume.set_xattr, file, name, value)
+                refused += 1
+    assert refused > 20
+    assert replaced > 100
