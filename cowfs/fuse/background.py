@@ -207,6 +207,8 @@ def _judge(
     for warning in report.warnings:
         log.warning("%s", warning)
     if report.error is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_STOP_SECONDS)  # it ends by itself, and writes into its log why
         raise restore_error(report.error)
 
 

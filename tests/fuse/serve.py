@@ -6,6 +6,7 @@ VIEW is one of memory, raw (of FILE), volume (in FILE), thin, and home (made in 
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import select
@@ -56,6 +57,7 @@ def main() -> None:
 
 def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     if arguments.fault == "start":
+        atexit.register(end_slowly)
         raise HomeBusy("home H is held by process 77", holder_pid=77)
     if arguments.fault == "exit":
         print("something is badly wrong", file=sys.stderr)
@@ -161,6 +163,11 @@ class KillingWait(request_wait.RequestWait):
             while select.select([fd], [], [], 0)[0]:
                 pass
             os.rename(self.file, self.file + ".killed")
+
+
+def end_slowly() -> None:
+    time.sleep(0.3)
+    print("ended by itself")
 
 
 def open_thin(arguments: argparse.Namespace) -> tuple[Pool, ThinDevice]:

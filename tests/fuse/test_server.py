@@ -317,6 +317,7 @@ def test_errors_before_readiness_keep_their_class(tmp_path: Path, needs_fuse: No
     assert caught.value.holder_pid == 77
     assert caught.value.errno == errno.EBUSY
     assert mount_at(tmp_path / "mnt") is None
+    assert "ended by itself" in (tmp_path / "log").read_text(), "it was interrupted while it wrote down why"
 
 
 def test_a_service_that_fails_before_readiness(tmp_path: Path, needs_fuse: None) -> None:
