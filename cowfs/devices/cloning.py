@@ -18,17 +18,25 @@ from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.making import HomeState, state_of
 from cowfs.devices.reports import ClonedHome
 from cowfs.errors import CowfsError, HomeError
+from cowfs.pool import NodePool, Pool
 
 _MARKER: Final = b"This home is being copied. If nothing is copying it, run clone-home again.\n"
 
 
-def clone_home(files: HomeFiles, target: str) -> ClonedHome:
+def clone_home(files: HomeFiles, pool: Pool, target: str) -> ClonedHome:
     """Copy a home that holds still, as it is on the disk.
 
     Raises:
-        HomeError: the pool is not in files of the home; `target` exists, or its directory cannot be written.
+        HomeError: the pool is the kernel's, or not in files of the home; `target` exists, or its directory cannot be
+            written.
         CowfsError: the copy failed, with the errno, and was removed.
     """
+    if isinstance(pool, NodePool):
+        raise HomeError(
+            f"the home {files.home} cannot be copied while the kernel has its pool; when none of its devices is "
+            f"mounted, run: cowfs --backend emulated clone-home {files.home} {target}",
+            errno=errno.EOPNOTSUPP,
+        )
     if (files.data, files.metadata) != (files.own_data, files.own_metadata) or not os.path.isfile(files.own_data):
         raise HomeError(
             f"the home {files.home} cannot be copied, since its pool is not in files of the home; copy the disks that "

@@ -47,7 +47,7 @@ from cowfs.devices.reports import ClonedHome, DeviceReport, Finding, HomeReport,
 from cowfs.devices.uses import DeviceUses
 from cowfs.errors import CowfsError, HomeError, PoolModeError, UsageError
 from cowfs.forking import not_inherited
-from cowfs.pool import NodePool, Pool, ThinDevice
+from cowfs.pool import Pool, ThinDevice
 
 
 class DeviceSet:
@@ -466,18 +466,12 @@ class DeviceSet:
             HomeError: `target` exists or cannot be made; the pool is the kernel's, or is not in files of the home.
             CowfsError: copying failed, and nothing was left.
         """
-        if isinstance(self.pool, NodePool):
-            raise HomeError(
-                f"the home {self.home} cannot be copied while the kernel has its pool; when none of its devices is "
-                f"mounted, run: cowfs --backend emulated clone-home {self.home} {target}",
-                errno=errno.EOPNOTSUPP,
-            )
         from cowfs.devices.cloning import clone_home
 
         with self._active.all_quiesced():
             if not self.read_only:
                 self.pool.commit()
-            return clone_home(self._files, target)
+            return clone_home(self._files, self.pool, target)
 
     # ------------------------------------------------------------------ records and reports
 

@@ -328,25 +328,25 @@ class Home:
 
     def check(self) -> CheckReport:
         """Recount the pool's metadata as it is committed now."""
-        from cowfs.home.maintenance import check_metadata
+        from cowfs.thinmeta.check import check
 
         with self._session.current() as session, metadata_of_session(session) as metadata:
-            return check_metadata(metadata)
+            return check(metadata)
 
     def dump(self, out: TextSink) -> None:
         """Write the pool's metadata as thin_dump's XML."""
-        from cowfs.home.maintenance import dump_metadata
+        from cowfs.thinmeta.xml import dump
 
         with self._session.current() as session, metadata_of_session(session) as metadata:
-            dump_metadata(metadata, out)
+            dump(metadata, out)
 
     def delta(self, left: str, right: str, out: TextSink) -> None:
         """Write what differs between the mappings of two devices, as thin_delta's XML."""
-        from cowfs.home.maintenance import delta_metadata
+        from cowfs.thinmeta.delta import delta
 
         left_id, right_id = self.inspect(left).id, self.inspect(right).id
         with self._session.current() as session, metadata_of_session(session) as metadata:
-            delta_metadata(metadata, left_id, right_id, out)
+            delta(metadata, left_id, right_id, out)
 
     @contextmanager
     def device(self, name: str, *, read_only: bool = False, write_base: bool = False) -> Iterator[ThinDevice]:

@@ -43,33 +43,18 @@ Progress = Callable[[int, int], None]
 
 def check_home(home: Path, backend: str, *, progress: Progress | None = None) -> CheckReport:
     """Recount the metadata of a home, in use or not, opened by a pool or refused by it."""
-    with metadata_of(home, backend) as metadata:
-        return check_metadata(metadata, progress=progress)
-
-
-def check_metadata(metadata: BlockDevice, *, progress: Progress | None = None) -> CheckReport:
     from cowfs.thinmeta.check import check
 
-    return check(metadata, progress=progress)
+    with metadata_of(home, backend) as metadata:
+        return check(metadata, progress=progress)
 
 
 def dump_home(home: Path, backend: str, out: TextSink, *, progress: Progress | None = None) -> None:
     """Write the metadata of a home as thin_dump's XML."""
-    with metadata_of(home, backend) as metadata:
-        dump_metadata(metadata, out, progress=progress)
-
-
-def dump_metadata(metadata: BlockDevice, out: TextSink, *, progress: Progress | None = None) -> None:
     from cowfs.thinmeta.xml import dump
 
-    dump(metadata, out, progress=progress)
-
-
-def delta_metadata(metadata: BlockDevice, left_id: int, right_id: int, out: TextSink) -> None:
-    """Write what differs between two thins as thin_delta's XML."""
-    from cowfs.thinmeta.delta import delta
-
-    delta(metadata, left_id, right_id, out)
+    with metadata_of(home, backend) as metadata:
+        dump(metadata, out, progress=progress)
 
 
 def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progress | None = None) -> CheckReport:
@@ -136,12 +121,13 @@ def restore_home(home: Path, source: BinaryIO, *, progress: Progress | None = No
         HomeBusy: the home is mounted.
         UsageError, InvalidRequest: the XML is malformed, or does not fit the home.
     """
+    from cowfs.thinmeta.check import check
     from cowfs.thinmeta.xml import restore
 
     with _locked(home, "restoring metadata") as files, _replacing_metadata(files) as new:
         restore(source, new, progress=progress)
         _check_block_size(files, new)
-        return check_metadata(new)
+        return check(new)
 
 
 @contextmanager
