@@ -194,9 +194,11 @@ class Executor:
     async def _prepared(self, request: AnyRequest) -> AsyncIterator[None]:
         """Do what a request declares. Its operation, within, begins without a checkpoint."""
         request.check(self.home)
-        everything = (record.name for record in self.home.devices.records())
-        for read in everything if request.reads_all_devices else request.devices_read():
-            await self._views.write_back(read)
+        devices = request.devices_read()
+        if request.reads_all_devices:
+            devices = tuple(record.name for record in self.home.devices.records())
+        for device in devices:
+            await self._views.write_back(device)
         if (needed := request.device_needed_idle()) is not None:
             await self._views.close_if_idle(needed)
         if (replaced := request.device_replaced()) is not None:

@@ -25,7 +25,7 @@ from tests.home.conftest import serving
 BASE_BYTES = 16 << 20
 
 SECTIONS = {
-    "Homes": ["init", "status", "recover", "doctor"],
+    "Homes": ["init", "status", "metrics", "recover", "doctor"],
     "Devices": [
         "create",
         "snapshot",
