@@ -1,4 +1,4 @@
-"""The home that Docker 20.10 left, of which tests/data/README.md tells: where it is, and what is in it."""
+"""The home that Docker 20.10 left, described in tests/data/README.md: where it is, and what is in it."""
 
 from __future__ import annotations
 

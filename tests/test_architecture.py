@@ -298,7 +298,7 @@ def test_trio_and_fuse_stay_at_the_edge(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if component(path) in DETERMINISTIC], ids=show)
-def test_the_engine_asks_nobody_for_time_or_chance(path: Path) -> None:
+def test_the_engine_takes_time_and_chance_from_its_caller(path: Path) -> None:
     """A clock as a default argument is passed in; a call to it is not."""
     calls = [
         f"line {node.lineno}: {node.func.value.id}.{node.func.attr}()"

@@ -226,7 +226,7 @@ def test_a_home_held_by_another_process(cowfs: Run, home: Path, monkeypatch: pyt
     assert outcome.status == HOME
 
 
-def test_a_home_of_somebody_else(home: Path, ordinary_user: Account) -> None:
+def test_a_home_of_another_user(home: Path, ordinary_user: Account) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to have another user's home; run: sudo make test")
     for path in (home, *home.parents):
@@ -542,7 +542,7 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
     assert contents(home) == before
 
 
-def test_what_a_command_meets_in_a_damaged_home_is_told(home: Path) -> None:
+def test_what_a_command_meets_in_a_damaged_home_is_reported(home: Path) -> None:
     def lines(*words: str) -> list[str]:
         command = [sys.executable, "-m", "cowfs", "--home", str(home), "--json", *words, "list"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)

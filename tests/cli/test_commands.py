@@ -159,7 +159,7 @@ def test_status(cowfs: Run, home: Path) -> None:
     )
 
 
-def test_status_tells_what_needs_care(cowfs: Run, home: Path) -> None:
+def test_status_says_what_needs_care(cowfs: Run, home: Path) -> None:
     cowfs("message", "create_thin", "77")
     cowfs("message", "reserve_metadata_snap")
     (home / "metadata" / "web").write_text("{")
@@ -290,7 +290,7 @@ def test_many_at_once(cowfs: Run) -> None:
     assert isinstance(cowfs("--json", "create", "d{}", "--count", "1").json, list)
 
 
-def test_remove_goes_on_after_an_error(cowfs: Run) -> None:
+def test_remove_continues_after_an_error(cowfs: Run) -> None:
     outcome = cowfs("remove", "nope", "web", "base")
     assert outcome.out == "removed web\n"
     first, second = outcome.err.splitlines()

@@ -94,7 +94,7 @@ def test_files_in_use_of_a_detached_mount_are_served_although_it_has_a_copy(moun
     mounted.run("umount", mounted.target)
 
 
-def test_a_server_ends_in_order_while_a_layer_is_got(mounted: MountedHome) -> None:
+def test_a_server_ends_in_order_while_a_layer_is_mounted(mounted: MountedHome) -> None:
     mounted.run("layer", "create", "one")
     command = ["cowfs", "--home", mounted.home, "mount", "--foreground", mounted.target]
     server = mounted.account.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

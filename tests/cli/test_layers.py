@@ -65,7 +65,7 @@ def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
     assert layers.run("layer", "changes", "three", "one").stdout == "D /b\nA /new\n"
 
 
-def test_a_layer_is_got_again_after_its_server_was_killed(layers: MountedHome) -> None:
+def test_a_layer_is_mounted_again_after_its_server_was_killed(layers: MountedHome) -> None:
     path = layers.run("layer", "get", "two").stdout.strip()
     layers.shell(f"echo kept > '{path}/new'; sync '{path}/new'")
     kill_and_wait(layers.json("status")["holder_pid"])

@@ -99,7 +99,7 @@ def test_what_cannot_be_is_one_line(cowfs_anywhere: Run, words: list[str], error
 
 
 @pytest.mark.fuse
-def test_the_log_of_a_server_goes_where_it_is_wanted(mounted: MountedHome) -> None:
+def test_the_log_of_a_server_is_written_where_it_is_wanted(mounted: MountedHome) -> None:
     file = mounted.account.directory / "server.log"
     mounted.run("--log", file, "-vv", "mount", "web", mounted.target)
     mounted.run("umount", mounted.target)

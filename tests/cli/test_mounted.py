@@ -338,7 +338,7 @@ def test_a_damaged_file_system_is_not_mounted_until_it_is_repaired(mounted: Moun
 
 
 def test_what_can_be_read_of_a_damaged_file_system(mounted: MountedHome) -> None:
-    """Where e2fsck gives up without being told, a mount for reading only shows the rest, and writes nothing."""
+    """Where e2fsck gives up without an option, a mount for reading only shows the rest, and writes nothing."""
     mounted.run("mount", "web", mounted.target)
     mounted.shell("cd 'mount point' && echo kept > kept && echo lost > lost && mkdir dir && echo deep > dir/deep")
     mounted.run("umount", mounted.target)

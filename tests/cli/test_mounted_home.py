@@ -114,7 +114,7 @@ def test_posix_in_two_devices_at_once(account: Account, needs_fuse: None) -> Non
 
 
 def test_devices_come_and_go_at_once(whole: MountedHome) -> None:
-    """What the kernel has looked up, found or not, is not what it goes on believing."""
+    """What the kernel has looked up, found or not, does not stay in its cache."""
     shell = whole.shell
     shell("cd 'mount point' && ! test -e monday && echo one >web/file")
     whole.run("snapshot", "web", "monday")
@@ -178,7 +178,7 @@ def test_a_device_in_use_is_not_renamed(whole: MountedHome) -> None:
 
 
 def test_a_snapshot_holds_what_was_written_to_its_origin(whole: MountedHome) -> None:
-    """Also through mmap, and whatever goes on in other devices."""
+    """Also through mmap, and whatever happens in other devices."""
     code = (
         "import mmap, sys\n"
         "with open(sys.argv[1], 'w+b') as file:\n"
@@ -285,7 +285,7 @@ def test_a_device_in_use_is_not_removed(whole: MountedHome) -> None:
     assert whole.shell("ls 'mount point'") == ""
 
 
-def test_a_device_marked_for_deletion_goes_when_its_users_are_gone(whole: MountedHome) -> None:
+def test_a_device_marked_for_deletion_is_removed_after_its_last_user(whole: MountedHome) -> None:
     whole.shell("echo text >'mount point/web/file'")
     code = (
         "import sys\n"
@@ -358,7 +358,7 @@ def test_a_server_that_is_killed_loses_nothing_that_was_synced(whole: MountedHom
     assert whole.shell("cd 'mount point' && cat web/file data/file") == "web\ndata\n"
 
 
-def test_a_server_that_is_told_to_end_saves_what_is_open(whole: MountedHome) -> None:
+def test_a_server_that_is_asked_to_end_saves_what_is_open(whole: MountedHome) -> None:
     code = (
         "import sys\n"
         "files = [open(path, 'w') for path in sys.argv[1:]]\n"

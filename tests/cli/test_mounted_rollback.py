@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.fuse
 
-# A program that has a directory as its working directory, files in it open and one mapped, and tells what it still can
+# A program that has a directory as its working directory, files in it open and one mapped, and says what it still can
 # do when a line comes.
 USER = """
 import errno, mmap, os, sys

@@ -77,7 +77,7 @@ def test_wide_characters_are_aligned(cowfs: Run) -> None:
     assert len(ends) == 1
 
 
-def test_a_terminal_that_is_too_narrow_is_told_how_wide(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_that_is_too_narrow_gets_the_needed_width(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr("shutil.get_terminal_size", lambda *_any, **_named: os.terminal_size((40, 20)))
     narrow = cowfs("list")

@@ -96,7 +96,7 @@ def test_nothing_is_deleted_in_a_home_that_is_only_read(home: Path, backend: Fak
         assert names(devices) == ["a", "base"]
 
 
-def test_a_thin_that_went_behind_our_back_is_deleted(home: Path, backend: FakeBackend) -> None:
+def test_a_device_whose_thin_another_program_deleted_is_deleted(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.fail = {"delete": [BUSY]}
         devices.remove("a", deferred=True)

@@ -228,7 +228,7 @@ def test_the_thin_of_a_damaged_transaction_is_found_by_its_age(home: Path) -> No
 
 
 @pytest.mark.parametrize("reason", ["it holds data", "two of them", "a record is damaged"])
-def test_what_may_be_somebodys_thin_is_kept(home: Path, reason: str) -> None:
+def test_what_may_be_another_programs_thin_is_kept(home: Path, reason: str) -> None:
     with open_home(home, BACKEND) as devices:
         origin = devices.record("a").device_id
         devices.pool.create_snap(21, origin)

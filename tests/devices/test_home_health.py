@@ -1,4 +1,4 @@
-"""Homes whose pool is ill or full: what is wrong is said in words, what still works goes on, nothing is made worse."""
+"""Homes whose pool is damaged or full: the problem is said in words, the rest works, nothing is made worse."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def changes(devices: DeviceSet) -> dict[str, Callable[[], object]]:
 # --- pools that cannot be changed
 
 
-def test_a_pool_that_needs_a_check_is_told_and_read(home: Path, backend: FakeBackend) -> None:
+def test_a_pool_that_needs_a_check_is_reported_and_read(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         devices.activate("a").pwrite(0, b"still readable")
     (home / "metadata/broken").write_text("{")
@@ -88,7 +88,7 @@ def test_a_pool_that_needs_a_check_is_told_and_read(home: Path, backend: FakeBac
 
 
 @pytest.mark.parametrize("answer", list(UnreadableStatus))
-def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
+def test_a_pool_that_failed_is_reported_and_its_devices_are_listed(
     home: Path, backend: FakeBackend, answer: UnreadableStatus
 ) -> None:
     backend.unreadable = answer
@@ -111,7 +111,7 @@ def test_a_pool_that_failed_is_told_and_its_devices_are_listed(
                 change()
 
 
-def test_a_pool_that_turns_ill_later_is_told_too(home: Path, backend: FakeBackend) -> None:
+def test_a_pool_that_fails_later_is_reported_too(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         assert devices.status().problems == []
         backend.condition = {"mode": PoolMode.READ_ONLY}

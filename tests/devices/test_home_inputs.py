@@ -301,7 +301,7 @@ def test_homes_of_other_formats_and_versions_are_refused(home: Path, backend: Fa
 
 
 @pytest.mark.parametrize("missing", [["data"], ["metadata"], ["data", "metadata"]])
-def test_missing_pool_files_are_told_and_not_made_again(home: Path, backend: FakeBackend, missing: list[str]) -> None:
+def test_missing_pool_files_are_reported_and_not_made(home: Path, backend: FakeBackend, missing: list[str]) -> None:
     for name in missing:
         (home / "devicemapper" / name).rename(home.parent / name)
     with pytest.raises(HomeError, match=r"is incomplete: .* missing; restore from a backup, nothing was changed"):
@@ -424,7 +424,7 @@ def test_a_size_that_is_no_whole_number_of_sectors_is_made_one(home: Path, backe
         assert devices.create("web-1", parent="web").size_bytes == made.size_bytes
 
 
-def test_records_that_claim_one_thin_are_told(home: Path, backend: FakeBackend) -> None:
+def test_records_that_claim_one_thin_are_reported(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         thin_id = devices.create("web").device_id
     (home / "metadata/other").write_bytes((home / "metadata/web").read_bytes())
@@ -564,7 +564,7 @@ def test_an_unfinished_base_is_made_again_when_it_is_needed(home: Path, backend:
         assert_whole(devices)
 
 
-def test_a_base_whose_thin_is_gone_is_made_again(home: Path, backend: FakeBackend) -> None:
+def test_a_base_without_its_thin_is_made_again(home: Path, backend: FakeBackend) -> None:
     del backend.states[str(home / "devicemapper/metadata")].thins[1]
     with open_home(home, backend) as devices:
         assert devices.problems[0].startswith("the thin 1 of device 'base' is not in the pool")

@@ -1,4 +1,4 @@
-"""Recovery of whole homes: records and pool come together again, nothing that can be kept is lost, and it is told."""
+"""Recovery of whole homes: records and pool come together again, nothing that can be kept is lost."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_sound_home_is_left_alone(home: Path) -> None:
     assert content(home) == before
 
 
-def test_what_a_crash_left_is_told(home: Path) -> None:
+def test_what_a_crash_left_is_reported(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
         devices.activate("b")
         devices.remove("b", deferred=True)
@@ -117,7 +117,7 @@ def test_what_a_crash_left_is_told(home: Path) -> None:
     assert set(records(home)) == {"a", "another", "base"}
 
 
-def test_unfinished_content_is_told(home: Path) -> None:
+def test_unfinished_content_is_reported(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
         devices.pool.create_snap(4, 2)
     (home / "cowfs.replacing").mkdir()
@@ -125,7 +125,7 @@ def test_unfinished_content_is_told(home: Path) -> None:
     assert recover_twice(home) == [("unfinished_change", "a", "finished")]
 
 
-def test_a_transaction_file_that_cannot_be_read_is_told(home: Path) -> None:
+def test_a_transaction_file_that_cannot_be_read_is_reported(home: Path) -> None:
     (home / "metadata/transaction-metadata").write_text("{")
     assert recover_twice(home) == [("damaged_file", None, "set aside")]
 
@@ -236,7 +236,7 @@ def test_of_two_records_of_one_thin_the_one_that_made_it_stays(home: Path) -> No
     assert recover_twice(home) == [("conflict", "twin", "set aside")]
 
 
-def test_two_records_of_which_nothing_tells_are_left(home: Path) -> None:
+def test_two_records_of_which_neither_is_known_to_be_right_are_left(home: Path) -> None:
     shutil.copy(home / "metadata/a", home / "metadata/twin")
     before = content(home)
     (finding,) = recover(home)
@@ -248,7 +248,7 @@ def test_two_records_of_which_nothing_tells_are_left(home: Path) -> None:
 # --- thins without a record
 
 
-def test_thins_of_nobody_become_devices(home: Path) -> None:
+def test_orphan_thins_become_devices(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
         devices.create("recovered-20", parent="a")
         devices.pool.create_snap(20, 2)
@@ -285,7 +285,7 @@ def test_orphans_are_deleted_when_asked_but_not_those_of_damaged_records(home: P
     ]
 
 
-def test_an_orphan_that_is_in_use_is_told(home: Path) -> None:
+def test_an_orphan_that_is_in_use_is_reported(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
         devices.pool.create_thin(20)
     with open_home(home, EMULATED, verify=False) as devices:
@@ -335,7 +335,7 @@ def test_a_base_without_a_file_system_is_made_anew(home: Path) -> None:
     assert recover_twice(home) == [("base", "base", "made anew")]
 
 
-def test_a_base_that_cannot_be_made_is_told(home: Path) -> None:
+def test_a_base_that_cannot_be_made_is_reported(home: Path) -> None:
     (home / "metadata/base").unlink()
     with open_home(home, EMULATED) as devices:
         devices.pool.delete(1)

@@ -59,7 +59,7 @@ def test_an_error_leaves_the_device_as_it_was(home: tuple[Path, FakeBackend]) ->
         assert_whole(devices)
 
 
-def test_nobody_uses_the_device_meanwhile(home: tuple[Path, FakeBackend]) -> None:
+def test_the_device_cannot_be_used_meanwhile(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices, devices.replacing("a"):
         for action in (
             lambda: devices.activate("a"),

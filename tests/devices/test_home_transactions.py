@@ -78,7 +78,7 @@ def test_a_make_that_meets_a_full_disk_leaves_nothing(home: Path, backend: FakeB
         assert_whole(devices)
 
 
-def test_a_rollback_that_fails_is_told_and_done_before_the_next_change(home: Path, backend: FakeBackend) -> None:
+def test_a_rollback_that_fails_is_reported_and_done_before_the_next_change(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.fail = {
             "set_transaction_id": [PoolIoError("no commit")],
@@ -112,7 +112,7 @@ def test_a_busy_thin_survives_recovery_with_its_id_taken(home: Path, backend: Fa
     assert record_files(home) == ["a", "base", "c"]
 
 
-def test_an_id_that_is_somebody_elses_is_left_alone_and_the_next_one_taken(home: Path, backend: FakeBackend) -> None:
+def test_an_id_of_another_program_is_left_alone_and_the_next_one_taken(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         devices.pool.create_thin(3)
         assert devices.create("b").device_id == 4
@@ -269,7 +269,7 @@ def test_a_record_that_the_disk_did_not_forget_is_removed_again(home: Path, back
         assert record.exists() == read_only
 
 
-def test_a_device_whose_thin_went_after_it_was_made_is_no_removed_one(home: Path, backend: FakeBackend) -> None:
+def test_a_device_whose_thin_was_deleted_after_it_was_made_is_no_removed_one(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         devices.pool.delete(devices.create("new").device_id)
     with open_home(home, backend) as devices:
@@ -277,7 +277,7 @@ def test_a_device_whose_thin_went_after_it_was_made_is_no_removed_one(home: Path
         assert any("device 'new' is not in the pool" in problem for problem in devices.problems)
 
 
-def test_a_failed_close_of_a_remove_is_told(home: Path, backend: FakeBackend) -> None:
+def test_a_failed_close_of_a_remove_is_reported(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.fail = {"set_transaction_id": [PoolIoError("no commit")]}
         with pytest.raises(PoolIoError):

@@ -123,7 +123,7 @@ def test_relative_paths_are_remembered_as_absolute_ones(
         assert devices.pool.table().data_device == source.data_device
 
 
-def test_a_home_that_says_nothing_is_told_where_its_pool_is(home: Path, source: PoolSource) -> None:
+def test_a_home_that_says_nothing_gets_the_place_of_its_pool(home: Path, source: PoolSource) -> None:
     init(home, source)
     (home / "cowfs.json").unlink()  # as another program leaves it
     with pytest.raises(HomeError, match="incomplete"):
@@ -197,7 +197,7 @@ def test_a_device_that_is_too_small_is_refused(home: Path, source: PoolSource) -
         os.truncate(path, size)
 
 
-def test_a_device_that_is_gone_or_cut_short_is_told(home: Path, source: PoolSource, tmp_path: Path) -> None:
+def test_a_device_that_is_missing_or_cut_short_is_reported(home: Path, source: PoolSource, tmp_path: Path) -> None:
     init(home, source)
     os.rename(source.data_device, tmp_path / "elsewhere")
     with pytest.raises(HomeError, match=f"{source.data_device} missing; attach what holds it"):
@@ -208,7 +208,7 @@ def test_a_device_that_is_gone_or_cut_short_is_told(home: Path, source: PoolSour
         opening.open_home(home, BACKEND)
 
 
-def test_a_pool_in_use_is_told(home: Path, source: PoolSource) -> None:
+def test_a_pool_in_use_is_reported(home: Path, source: PoolSource) -> None:
     init(home, source)
     table = PoolTable(Sectors(96 * MIB // 1024), source.metadata_device, source.data_device, Sectors(128))
     pool = BACKEND.open_pool("other", table)

@@ -120,7 +120,7 @@ def test_a_snapshot_of_an_open_volume_holds_everything_and_needs_no_check(device
     assert not is_marked(devices, "last")
 
 
-def test_what_nobody_trusts_any_more_stays_marked(devices: DeviceSet, volumes: Volumes) -> None:
+def test_what_is_not_trusted_any_more_stays_marked(devices: DeviceSet, volumes: Volumes) -> None:
     volume = volumes.open("a")
     write_file(volume, b"f", b"content")
     volume.distrust()

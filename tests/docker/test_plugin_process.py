@@ -99,7 +99,7 @@ def test_a_daemon_makes_uses_and_leaves_a_home(plugin: Plugin) -> None:
     assert client.call("GraphDriver.Create", ID="copy", Parent="box") == {}
     assert client.call("GraphDriver.Put", ID="box") == {}
     assert dict(client.call("GraphDriver.Status")["Status"])["Base Device Size"] == "33.55MB"
-    # The command line goes through it.
+    # The command line uses it.
     listed = plugin.account.run(["cowfs", "--home", plugin.home, "layer", "list"]).stdout
     assert listed == "again\nbox\ncopy\nimage\n"
     assert client.call("GraphDriver.Remove", ID="box") == {}
@@ -158,7 +158,7 @@ def test_either_side_may_be_restarted(plugin: Plugin) -> None:
     client.call("GraphDriver.Create", ID="image")
     client.apply("image", archive(a=b"a"))
     client.close()
-    # A plugin that was killed comes back without being told anything.
+    # A plugin that was killed comes back without an Init.
     plugin.stop(signal.SIGKILL)
     client = plugin.start()
     deadline = time.monotonic() + 60

@@ -48,7 +48,7 @@ _Step = TypeVar("_Step", bound=Callable[..., None])
 
 
 def recorded(method: _Step) -> _Step:
-    """Record what is done; an error then tells how to do it again, also one that does not happen a second time."""
+    """Record what is done; an error then says how to do it again, also one that does not happen a second time."""
 
     @functools.wraps(method)
     def run(self: PoolMachine, *positional: Any, **named: Any) -> None:

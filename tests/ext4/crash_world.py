@@ -30,7 +30,7 @@ NAME_BYTES = 40
 
 @dataclass(frozen=True)
 class File:
-    """What an inode of the model is. `version` goes up with each change of its content."""
+    """What an inode of the model is. `version` grows with each change of its content."""
 
     number: int
     kind: int

@@ -176,7 +176,7 @@ def test_a_bad_inode_bitmap_hands_out_no_inode_in_use(
 
 
 def test_an_inode_with_links_is_not_handed_out(make_image: Callable[..., Image]) -> None:
-    """The bitmap and the count agree, so only the inode itself tells."""
+    """The bitmap and the count agree, so only the inode itself shows it."""
     image = make_image(options=KINDS["no-checksums"])
     for number in range(FILES):
         make_file(image.volume, b"f%d" % number, content(number))

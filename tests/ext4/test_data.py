@@ -187,7 +187,7 @@ def test_fragmented_full_volume(make_image: Callable[..., Image]) -> None:
 
 
 def test_no_place_is_long_enough_and_the_last_blocks_are_used(make_image: Callable[..., Image]) -> None:
-    """A large write goes into many holes."""
+    """A large write fills many holes."""
     image = make_image(size_bytes=8 * MIB, options=["-b", "1024", "-O", "^has_journal"])
     volume = image.volume
     names = [b"f%d" % number for number in range(1, 2000)]

@@ -71,7 +71,7 @@ def test_names_of_all_lengths(make_image: Callable[..., Image], features: str) -
 
 
 def test_a_third_level_needs_large_dir(make_image: Callable[..., Image]) -> None:
-    """With 1 KiB blocks two levels hold some 50 thousand long names; large_dir goes on."""
+    """With 1 KiB blocks two levels hold some 50 thousand long names; large_dir has a third level."""
     image = make_image(size_bytes=128 * MIB, options=[*FEATURE_SETS["large-dir"], "-O", "large_dir"])
     volume = image.volume
     top = volume.make_directory(ROOT_INODE, b"top", 0o755, 0, 0).inode

@@ -20,7 +20,7 @@ from tests.ext4.conftest import MIB, Image, make_file, names
 
 
 class Switch:
-    """Wraps an image's device so that it can be told to fail."""
+    """Wraps an image's device so that it can be made to fail."""
 
     device: FaultyDevice
 

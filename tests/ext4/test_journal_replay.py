@@ -169,7 +169,7 @@ def test_made_up_logs(
     cut: int,
     data: st.DataObject,
 ) -> None:
-    """A log that goes round at the end, cut anywhere: all transactions before the cut, by a model of a dictionary."""
+    """A log that wraps around at the end, cut anywhere: all transactions before the cut, by a model of a dictionary."""
     compat = journal_format.COMPAT_CHECKSUM if checked else 0
     incompat = journal_format.INCOMPAT_64BIT if wide else 0
     incompat |= journal_format.INCOMPAT_ASYNC_COMMIT if checked else 0
@@ -198,7 +198,7 @@ def test_made_up_logs(
     whole = sum(end <= lost for end in ends)
     is_copy_lost = lost < len(log) and log[lost][:4] != MAGIC_BYTES
     if is_copy_lost and not checked:
-        return  # nothing tells
+        return  # nothing shows it
     for (copies, _), gone in zip(transactions[:whole], revokes[:whole], strict=True):
         model |= {block + high: content.ljust(SIZE, b"-") for block, content in copies.items()}
         model = {number: content for number, content in model.items() if number not in gone}

@@ -1,4 +1,4 @@
-"""On a thin device: space comes and goes with the files, and a snapshot of a quiesced volume is a clean volume."""
+"""On a thin device: space is taken and freed with the files, and a snapshot of a quiesced volume is a clean volume."""
 
 from __future__ import annotations
 

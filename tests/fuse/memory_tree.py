@@ -332,7 +332,7 @@ class MemoryTree:
 
 
 class ScriptedTree(MemoryTree):
-    """Goes wrong on demand: looking up `bug`, `bad-errno`, `corrupt`; `user.full` set to 1 (fail) or 2 (queue)."""
+    """Fails on demand: looking up `bug`, `bad-errno`, `corrupt`; `user.full` set to 1 (fail) or 2 (queue)."""
 
     close_fails = False
 

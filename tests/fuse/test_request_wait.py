@@ -54,7 +54,7 @@ def busy(polling: BusyPolling, now: float = 0.0) -> BusyPolling:
 
 
 async def serve(wait: RequestWait, fd: int, served: list[int], suspended: random.Random | None = None) -> None:
-    """One worker, until the device closes. Some of its handlers wait for something else, when told to."""
+    """One worker, until the device closes. Some of its handlers wait for something else, on request."""
     while True:
         try:
             await wait.wait_readable(fd)
@@ -250,7 +250,7 @@ def test_how_long_this_thread_has_waited() -> None:
 
 
 class ScriptedPoll:
-    """A device on which a request comes at given times, and the clock that goes with it; every look takes a while."""
+    """A device on which a request comes at given times, and its clock; every look takes a while."""
 
     LOOK_SECONDS = 1e-6
     WAKE_SECONDS = 5e-5

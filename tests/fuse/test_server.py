@@ -73,7 +73,7 @@ def test_signal_while_files_are_in_use(root_user: Account, serve: Serve) -> None
     assert "closed cleanly" in served.logged()
 
 
-def test_umount_returns_when_the_server_is_gone(account: Account, serve: Serve) -> None:
+def test_umount_returns_when_the_server_has_ended(account: Account, serve: Serve) -> None:
     served = serve(account, "memory")
     run_python(account, "unmount(sys.argv[1])", served.target)
     assert served.process.wait(0.5) == 0
@@ -348,7 +348,7 @@ def test_a_server_that_hangs_is_stopped(tmp_path: Path, needs_fuse: None) -> Non
     assert time.monotonic() - began < 30
 
 
-def test_a_close_that_fails_is_told(root_user: Account, serve: Serve) -> None:
+def test_a_close_that_fails_is_reported(root_user: Account, serve: Serve) -> None:
     served = serve(root_user, "memory", "--fault", "close")
     root_user.run(["fusermount3", "-u", served.target])
     assert served.process.wait(30) != 0

@@ -1,4 +1,4 @@
-"""What handlers raise and what the kernel is told, without a mount."""
+"""What handlers raise and what the kernel is answered, without a mount."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ def test_requests_in_one_piece_are_answered_in_order(served: Path) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"op":"sta', STATUS, b'{"op":"list"}\n' * 50, b'{"op":"copy_metadata"}\n'])
-def test_clients_that_vanish_harm_nobody(served: Path, sent: bytes) -> None:
+def test_clients_that_vanish_harm_no_other(served: Path, sent: bytes) -> None:
     for greeted in (False, True):
         with raw_client(served, greeted=greeted) as client:
             client.socket.sendall(sent)

@@ -1,4 +1,4 @@
-"""Waiting for events of a pool in this process, and what a server's log tells of them."""
+"""Waiting for events of a pool in this process, and what a server's log says of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_an_event_ends_the_wait_while_others_go_on(pool: Pool, autojump_cl
     assert order == ["written", f"event {before + 1}"]
 
 
-async def test_the_log_tells_of_low_water_and_of_the_end(
+async def test_the_log_reports_low_water_and_the_end(
     pool: Pool, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     with caplog.at_level(logging.WARNING):

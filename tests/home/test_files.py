@@ -1,4 +1,4 @@
-"""Files in and out of devices without a mount: what is copied is the same, and goes nowhere else."""
+"""Files in and out of devices without a mount: what is copied is the same, and written nowhere else."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_access_lists_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
     assert xattrs(inherited / "plain") == []
 
 
-# --- where a copy goes
+# --- where a copy is put
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_access_lists_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
         ("tree", "/loop/new", "Too many levels"),
     ],
 )
-def test_where_a_copy_goes(opened: cowfs.Home, tmp_path: Path, source_path: str, target_path: str, found: str) -> None:
+def test_place_of_a_copy(opened: cowfs.Home, tmp_path: Path, source_path: str, target_path: str, found: str) -> None:
     """The same on the host, but for symbolic links that lead out of the device's root."""
     above = tmp_path / "above"
     for directory in (above, tmp_path / "host"):
@@ -641,7 +641,7 @@ def test_a_reader_that_leaves_early_ends_the_copy(opened: cowfs.Home, source: Pa
         opened.read_file("web", "/source/large", take)
 
 
-def test_a_problem_at_the_source_is_told(opened: cowfs.Home) -> None:
+def test_a_problem_at_the_source_is_reported(opened: cowfs.Home) -> None:
     records: list[Record] = [
         Node(b"top", 0o40755, 0, 0, 0, 0),
         Problem("cannot read 'x'"),

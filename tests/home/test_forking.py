@@ -310,7 +310,7 @@ def test_threads_that_open_and_close_meanwhile(tmp_path: Path) -> None:
             thread.join(PATIENCE_SECONDS)
 
 
-def test_objects_that_are_gone_are_forgotten(tmp_path: Path) -> None:
+def test_objects_that_are_deleted_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(4096))
     before = len(_registered)

@@ -38,7 +38,7 @@ def test_storage_options_are_a_list(tmp_path: Path, options: Any) -> None:
     assert not (tmp_path / "home").exists()
 
 
-def test_making_goes_by_the_storage_options_first(tmp_path: Path) -> None:
+def test_making_uses_the_storage_options_first(tmp_path: Path) -> None:
     path = tmp_path / "home"
     for _made_then_opened in range(2):
         with cowfs.open_home(path, create=True, options=SMALL, storage_options=SIZES, durable=False) as home:

@@ -102,7 +102,7 @@ class Exchange(msgspec.Struct, frozen=True):
 
 @dataclass
 class Tee:
-    """The client's socket, with a note of what went through it."""
+    """The client's socket, with a record of its bytes."""
 
     socket: socket.socket
     sent: bytearray

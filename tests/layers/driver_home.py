@@ -82,7 +82,7 @@ def archive(**files: bytes | None) -> bytes:
 
 
 def members(tar: bytes) -> list[tuple[object, ...]]:
-    """Everything about every member but the root directory, whose times no diff tells."""
+    """Everything about every member but the root directory, whose times are in no diff."""
     with tarfile.open(fileobj=io.BytesIO(tar)) as opened_tar:
         found: list[tuple[object, ...]] = []
         for item in opened_tar:

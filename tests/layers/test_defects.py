@@ -1,4 +1,4 @@
-"""What went wrong in Docker's devicemapper driver, one defect after the other, and the tests that keep it from here.
+"""The defects of Docker's devicemapper driver, one defect after the other, and the tests that keep it from here.
 
 The defects that no other test is about have theirs below; `DEFECTS` says for each where they are.
 """
@@ -96,7 +96,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
         "a deletion that failed closes its transaction, and errors of closing are lost",
         [
             f"{TRANSACTIONS}::test_a_remove_that_the_pool_refuses_changes_nothing",
-            f"{TRANSACTIONS}::test_a_failed_close_of_a_remove_is_told",
+            f"{TRANSACTIONS}::test_a_failed_close_of_a_remove_is_reported",
         ],
     ),
     14: (
@@ -153,7 +153,7 @@ DEFECTS: dict[int, tuple[str, list[str]]] = {
     ),
     23: (
         "of the pool's two files the one that is missing is made anew beside the other",
-        [f"{INPUTS}::test_missing_pool_files_are_told_and_not_made_again"],
+        [f"{INPUTS}::test_missing_pool_files_are_reported_and_not_made"],
     ),
     24: (
         "the base device is made without a look at the free space, and tools may run for ever",

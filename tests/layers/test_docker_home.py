@@ -22,7 +22,7 @@ def contents(tar: bytes) -> dict[str, bytes]:
         return {item.name: file.read() for item in archive if (file := archive.extractfile(item))}
 
 
-def test_each_layer_tells_what_docker_put_into_it(home: Path) -> None:
+def test_each_layer_shows_what_docker_put_into_it(home: Path) -> None:
     with opened(home) as made:
         assert made.driver.list_layers() == sorted([LAYER_1, LAYER_2, LAYER_3])
         assert made.changes(LAYER_1) == [("A", "/busybox")]

@@ -99,7 +99,7 @@ def test_of_another_device_all_files_are_compared(home: Path, tmp_path: Path) ->
         assert set(names(made.diff("from-device"))) == {".", "after", "lost+found"}
 
 
-def test_layers_and_other_devices_are_told_apart(home: Path) -> None:
+def test_layers_and_other_devices_are_distinguished(home: Path) -> None:
     with opened(home) as made:
         made.devices.create("web")
         put_file(made, "web", b"f", b"f")
@@ -129,7 +129,7 @@ def test_layers_and_other_devices_are_told_apart(home: Path) -> None:
         assert made.driver.list_layers() == ["fresh", "one", "two", "two-copy"]
 
 
-def test_where_nothing_was_noted_the_content_tells(home: Path) -> None:
+def test_where_nothing_was_noted_the_content_decides(home: Path) -> None:
     """As in a home that Docker made, or an earlier cowfs."""
     with opened(home) as made:
         made.devices.create("web")
@@ -159,7 +159,7 @@ def test_an_archive_that_breaks_off_leaves_the_layer_as_it_was(home: Path, cut: 
 
 
 @pytest.mark.parametrize("is_in_use", [False, True])
-def test_a_layer_that_is_being_read_goes_when_that_is_done(home: Path, is_in_use: bool) -> None:
+def test_a_layer_that_is_being_read_is_removed_when_that_is_done(home: Path, is_in_use: bool) -> None:
     with opened(home) as made:
         wanted = made.diff("two", "one")
         if is_in_use:
@@ -191,7 +191,7 @@ def test_a_layer_that_is_being_read_stays_where_nothing_is_put_off(home: Path) -
         assert not made.driver.exists("two")
 
 
-def test_what_a_layer_is_without_is_told(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_layer_is_without_is_reported(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     info = tarfile.TarInfo("named")
     info.pax_headers = {"SCHILY.acl.access": "user::rw-,user:nobody:r--,group::r--,mask::r--,other::---"}
     data = io.BytesIO()
@@ -298,7 +298,7 @@ def test_layers_go_in_any_order(home: Path) -> None:
         require_clean_pool(made.devices.pool)
 
 
-def test_a_busy_layer_goes_when_it_is_free(home: Path) -> None:
+def test_a_busy_layer_is_removed_when_it_is_idle(home: Path) -> None:
     with opened(home) as made:
         with made.volumes.opened("two"):
             made.driver.remove("two")

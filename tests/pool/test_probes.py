@@ -37,7 +37,7 @@ CONTROLS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("make", CONTROLS.values(), ids=CONTROLS)
-def test_a_control_device_of_any_kind_is_told_and_not_raised(tmp_path: Path, make: Callable[[Path], object]) -> None:
+def test_a_control_device_of_any_kind_is_reported(tmp_path: Path, make: Callable[[Path], object]) -> None:
     path = tmp_path / "control"
     make(path)
     probe = DmThinBackend(Control(os.fspath(path))).probe()

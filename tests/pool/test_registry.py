@@ -59,6 +59,6 @@ def test_one_that_is_no_backend_is_refused(outside: None) -> None:
         load_backend("other")
 
 
-def test_unknown_names_are_told_what_there_is(outside: None) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(outside: None) -> None:
     with pytest.raises(UsageError, match=r"there is no backend 'nope'; registered: .*emulated.*outside"):
         load_backend("nope")

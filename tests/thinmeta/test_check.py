@@ -210,7 +210,7 @@ def test_a_run_of_leaked_blocks_is_one_finding(sample: MemoryDevice) -> None:
 
 
 def test_partial_recount_still_sees_counts_that_are_too_low(sample: MemoryDevice) -> None:
-    """Damage hides some references; a count below those that were seen is wrong all the same, a leak cannot be told."""
+    """Damage hides some references; a count below those that were seen is wrong all the same, leaks are unknown."""
     DAMAGES["data_count_zero"](sample)
     DAMAGES["data_leak"](sample)
     DAMAGES["leaf_checksum"](sample)
@@ -239,7 +239,7 @@ def test_needs_check_stays_on_damaged_metadata(name: str, sample: MemoryDevice) 
     assert sample.pread(0, sample.size_bytes) == before.pread(0, before.size_bytes)
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_reported() -> None:
     device = MemoryDevice(4 << 20)
     metadata = Metadata.create(device, 128)
     metadata.resize_data(70000)

@@ -32,7 +32,7 @@ def new_file(path: Path, size_bytes: int) -> FileDevice:
 
 
 def judge(path: Path, model: Model) -> None:
-    """thin_check is content, and thin_dump tells exactly the model's mappings."""
+    """thin_check is content, and thin_dump shows exactly the model's mappings."""
     assert THIN_CHECK is not None
     assert THIN_DUMP is not None
     checked = subprocess.run([THIN_CHECK, str(path)], capture_output=True, text=True, check=False)

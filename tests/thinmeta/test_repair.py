@@ -108,7 +108,7 @@ def test_detected_fixed_clean(name: str, sample: MemoryDevice, old_tools: Tools)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSY.keys() - {"data_block_size"}))
-def test_detected_fixed_with_losses_told(name: str, sample: MemoryDevice, old_tools: Tools, new_tools: Tools) -> None:
+def test_detected_fixed_losses_reported(name: str, sample: MemoryDevice, old_tools: Tools, new_tools: Tools) -> None:
     # Without a top level, what is left is the state that the metadata snapshot holds.
     original = mappings_of(sample, held=name == "top_level_checksum")
     DAMAGES[name](sample)

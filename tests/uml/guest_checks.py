@@ -93,7 +93,7 @@ def run_check(check: Check) -> str:
     with tempfile.TemporaryDirectory(dir="/run") as name:
         try:
             check(Path(name))
-            # What the last user leaves goes a moment later, by itself.
+            # What the last user leaves is removed a moment later by the kernel.
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: not left_behind(before))
             left = left_behind(before)

@@ -42,7 +42,7 @@ _LEFT_OUT: Final = (
 
 
 class Recorder:
-    """Runs commands and tells what came of them."""
+    """Runs commands and reports their outcome."""
 
     def __init__(self, backend: str, directory: Path) -> None:
         self.backend = backend

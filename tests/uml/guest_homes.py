@@ -564,7 +564,7 @@ def making_a_home_in_somebody_elses_pool_is_repeated_after_a_crash(folder: Path)
 
 
 def tell(home: Cowfs) -> dict[str, Any]:
-    """What a home tells that must not depend on the backend."""
+    """What a home reports that must not depend on the backend."""
     status = home("--json", "status").json
     for key in ("backend", "data_file_allocated_bytes", "host_free_bytes"):
         del status[key]
@@ -603,7 +603,7 @@ def a_home_goes_back_and_forth_between_the_backends(folder: Path) -> None:
                         assert not content or disk.pread(MIB, 2 * MIB) == content, (number, backend, name)
 
 
-# --- what goes away
+# --- what is removed
 
 
 @check

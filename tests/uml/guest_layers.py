@@ -385,7 +385,7 @@ def a_removed_layer_gives_its_space_back(folder: Path) -> None:
 
 @check
 def what_somebody_else_keeps_mounted_is_told(folder: Path) -> None:
-    """Without deferred removal a put says that the device is still in use; with it, it goes by itself."""
+    """Without deferred removal a put says that the device is still in use; with it, the kernel removes it."""
     never = ("dm.use_deferred_removal=false", "dm.use_deferred_deletion=false")
     with opened(folder, "ext4", *never) as (host, driver):
         driver.create("one", None)

@@ -53,7 +53,7 @@ def test_both_backends_show_the_same_trees(uml_kernel: UmlKernel, account: Accou
     for text in told.values():
         assert plain(text) in plain(output)
 
-    # The emulated pool goes on with what the kernel's has made of it.
+    # The emulated pool continues with what the kernel's has made of it.
     account.run([*cowfs, "check"])
     account.run([*cowfs, "mount", "more", point])
     try:

@@ -19,7 +19,7 @@ EXPECTED = {
 }
 
 
-def test_each_thing_that_is_missing_is_told(uml_kernel: UmlKernel) -> None:
+def test_each_thing_that_is_missing_is_reported(uml_kernel: UmlKernel) -> None:
     done = run_captured(
         [sys.executable, "-m", "tests.uml.guest_doctor"],
         kernel=uml_kernel,

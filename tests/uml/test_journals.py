@@ -27,7 +27,7 @@ KINDS = ["1k-blocks", "no-checksums"]
 
 
 def as_seen(state: State) -> dict[str, str]:
-    """A tree as the guest tells it."""
+    """A tree as the guest reports it."""
 
     def what(kind: int, content: bytes) -> str:
         if kind == stat.S_IFDIR:

@@ -216,7 +216,7 @@ def compare(history: History) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_kernel_goes_on_with_our_pools(histories: dict[str, History], seed: int) -> None:
+def test_the_kernel_continues_with_our_pools(histories: dict[str, History], seed: int) -> None:
     compare(histories[f"emulated-first-{seed}"])
 
 

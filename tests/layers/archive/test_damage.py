@@ -345,7 +345,7 @@ def test_a_file_of_endless_zeros_takes_neither_memory_nor_space(layer: LayerRoot
     steps.close()
 
 
-def test_errors_of_the_stream_are_told(layer: LayerRoot) -> None:
+def test_errors_of_the_stream_are_reported(layer: LayerRoot) -> None:
     class Broken(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             raise ConnectionResetError(104, "Connection reset by peer")
@@ -375,7 +375,7 @@ def sample(layers: LayerVolume) -> bytes:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
-def test_damage_anywhere_is_told_or_harmless(layers: LayerVolume, data: st.DataObject) -> None:
+def test_damage_anywhere_is_reported_or_harmless(layers: LayerVolume, data: st.DataObject) -> None:
     """Whatever is done to an archive, the answer is one of our errors, and the volume stays whole."""
     layers.clear()
     archive = bytearray(sample(layers))

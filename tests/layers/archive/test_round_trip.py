@@ -144,7 +144,7 @@ def test_a_whole_layer(layers: LayerVolume, tree: Tree, sparse: bool) -> None:
 @settings(max_examples=max(80, profile().max_examples // 2), suppress_health_check=list(HealthCheck))
 @given(data=st.data(), tree=trees())
 def test_a_diff_on_top_of_the_parent(layers: LayerVolume, data: st.DataObject, tree: Tree) -> None:
-    """The parent with the diff is the layer; but for the root's own attributes, which no change tells of."""
+    """The parent with the diff is the layer; but for the root's own attributes, which are in no change."""
     layers.clear()
     new = data.draw(changed(tree))
     parent, child, copy = layers.new_layer(tree), layers.new_layer(new), layers.new_layer(tree)

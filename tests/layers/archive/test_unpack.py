@@ -328,7 +328,7 @@ def test_what_cannot_be_a_parent(layers: LayerVolume, tree: dict[bytes, object],
     assert paths(layer) == set(tree)
 
 
-def test_a_resolved_directory_that_went_is_resolved_again(layer: LayerRoot) -> None:
+def test_a_resolved_directory_that_was_removed_is_resolved_again(layer: LayerRoot) -> None:
     archive = archive_of(
         entry(b"one/", DIRECTORY),
         entry(b"two/", DIRECTORY),
@@ -395,7 +395,7 @@ def test_extended_attributes(layer: LayerRoot) -> None:
 
 
 def test_the_mode_of_the_header_has_the_last_word(layer: LayerRoot) -> None:
-    """As with chmod: it goes into the list, which moby sets before."""
+    """As with chmod: it is put into the list, which moby sets before."""
     apply(layer, archive_of(entry(b"f", mode=0o2640, records={b"SCHILY.xattr.system.posix_acl_access": NAMED})))
     found = look(layer)[b"f"]
     assert found.mode == stat.S_IFREG | 0o2640
@@ -517,7 +517,7 @@ def test_a_full_layer_is_the_file_systems_error(make_volume: Callable[[int], Lay
 
 
 class Trickle(io.BytesIO):
-    """A stream that gives less than it is asked for, and tells how much it gave."""
+    """A stream that gives less than it is asked for, and counts how much it gave."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(size or 0, 777) if size != -1 else 777)

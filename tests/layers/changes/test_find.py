@@ -119,7 +119,7 @@ def test_a_layer_that_grew_is_walked(parent: Layer, lab: Lab, ways: list[str]) -
 
 def test_a_repaired_layer_is_walked(parent: Layer, lab: Lab, ways: list[str]) -> None:
     """A repair removes names, and the time of the directory stays what it was."""
-    parent.volume._fs.super.s_lastcheck = 1_000_000_000  # repairs are told by their time, in seconds
+    parent.volume._fs.super.s_lastcheck = 1_000_000_000  # repairs are recognised by their time, in seconds
     parent.volume._fs.superblock_changed()
     layer = parent.branch()
     number = layer.inode(b"/d/f")
@@ -157,7 +157,7 @@ def test_wrong_thins_are_refused(parent: Layer, lab: Lab) -> None:
         finish(find_changes(layer.layer_root, parent.layer_root, pair))
 
 
-def test_damaged_metadata_is_told(parent: Layer, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_metadata_is_reported(parent: Layer, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = parent.branch()
 
     def read_metadata(_read: object) -> None:
@@ -168,7 +168,7 @@ def test_damaged_metadata_is_told(parent: Layer, lab: Lab, monkeypatch: pytest.M
         finish(find_changes(layer.layer_root, parent.layer_root, thins(layer, parent)))
 
 
-def test_the_file_beside_the_root_is_not_told(parent: Layer, ways: list[str]) -> None:
+def test_the_file_beside_the_root_is_not_reported(parent: Layer, ways: list[str]) -> None:
     layer = parent.branch()
     inode = layer.volume.make_node(ROOT_INODE, b"beside", stat.S_IFREG | 0o600, 0, 0).inode
     layer.volume.write(inode, 0, b"content")

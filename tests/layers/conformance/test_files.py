@@ -77,7 +77,7 @@ def test_errors(files: Files) -> None:
     assert files.list() == ["dir"]
 
 
-def test_a_process_that_is_gone(tmp_path: Path) -> None:
+def test_a_process_that_has_ended(tmp_path: Path) -> None:
     process = FileProcess()
     files = process.files(str(tmp_path))
     assert files.list() == []

@@ -36,7 +36,7 @@ UNDO = [["vgremove", "-f", "docker"], ["pvremove", DISK]]
 
 
 class Played:
-    """Programs that answer what they are told to; `ran` has every call."""
+    """Programs with prepared answers; `ran` has every call."""
 
     def __init__(
         self,
@@ -260,7 +260,7 @@ def test_missing_programs(setup: Setup, missing: list[str], text: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(STEPS)), ids=[" ".join(step[:5]) for step in STEPS])
-def test_a_step_that_fails_is_told_and_those_before_it_taken_back(setup: Setup, number: int) -> None:
+def test_a_step_that_fails_is_reported_and_those_before_it_taken_back(setup: Setup, number: int) -> None:
     commands = Played(failing=lambda argv: argv == STEPS[number])
     text = setup.refusal(commands)
     name = STEPS[number][0]

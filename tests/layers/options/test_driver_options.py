@@ -179,7 +179,7 @@ def test_arguments_of_mkfs_and_mount_options_add_up() -> None:
     assert options == DriverOptions(mkfs_args=("-N", "1000"), mount_options=("a", "b,c"))
 
 
-def test_the_first_mistake_is_told() -> None:
+def test_the_first_mistake_is_reported() -> None:
     assert refusal("dm.fs=vfat", "dm.basesize=none") == "devmapper: Unsupported filesystem vfat"
 
 
