@@ -39,6 +39,7 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken
 
 from cowfs.errors import UnknownDevice
 from cowfs.filetree import ROOT_INODE as VOLUME_ROOT
+from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2
 from cowfs.fuse.kernel_cache import KernelCache
 from cowfs.fuse.open_devices import OPEN_MAX, Devices, OpenDevice, OpenDevices
 from cowfs.fuse.translate import SpaceQueue, View, answered
@@ -96,6 +97,7 @@ class HomeView(View):
     """
 
     enable_acl = True
+    greeting_flags = HANDLE_KILLPRIV_V2
 
     def __init__(
         self,

@@ -38,6 +38,8 @@ from typing import Any, Final, Protocol
 import pyfuse3
 import trio
 
+from cowfs.fuse.greeting import Greeting
+
 ROUND_SECONDS: Final = 0.005  # what a busy mount adds to the latency of timers and of the control socket
 
 
@@ -170,7 +172,15 @@ class RequestWait:
         3. A read of the device never waits.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic, busy_polling: BusyPolling | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        greeting_flags: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+        busy_polling: BusyPolling | None = None,
+    ) -> None:
+        self._greeting_flags = greeting_flags
+        self._greeting: Greeting | None = None
         self._clock = clock
         self._busy_polling = busy_polling or BusyPolling()
         self._timer = _RoundTimer()
@@ -182,6 +192,9 @@ class RequestWait:
 
     async def wait_readable(self, fd: int) -> None:
         """Raises ClosedResourceError after `notify_closing`."""
+        if self._greeting:
+            self._greeting.answer()
+            self._greeting = None
         device = self._device or self._open(fd)
         if self._standing_by and (now := self._clock()) < self._eager_until and self._wait_eagerly(device, now):
             return
@@ -191,6 +204,9 @@ class RequestWait:
                 await self._wait_in_line(fd, device)
         finally:
             self._standing_by -= 1
+        if self._greeting_flags:
+            self._greeting = Greeting(fd, self._greeting_flags)
+            self._greeting_flags = 0
         now = self._clock()
         self._busy_polling.look_around(now)
         self._eager_until = now + ROUND_SECONDS
@@ -252,8 +268,8 @@ class _Trio:
 
     Lock = _NoLock
 
-    def __init__(self) -> None:
-        self.lowlevel = RequestWait()
+    def __init__(self, greeting_flags: int) -> None:
+        self.lowlevel = RequestWait(greeting_flags=greeting_flags)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)
@@ -280,7 +296,11 @@ def has_requests() -> bool:
     return isinstance(wait, RequestWait) and wait.has_requests()
 
 
-def install() -> None:
-    """Have the next FUSE session of this process wait in this way. Call before `pyfuse3.init`."""
-    pyfuse3.trio = _Trio()  # type: ignore[attr-defined]  # not declared
+def install(greeting_flags: int = 0) -> None:
+    """Have the next FUSE session of this process wait in this way. Call before `pyfuse3.init`.
+
+    Args:
+        greeting_flags: for `Greeting`.
+    """
+    pyfuse3.trio = _Trio(greeting_flags)  # type: ignore[attr-defined]  # not declared
     pyfuse3._session_loop = _session_loop  # type: ignore[attr-defined]

@@ -162,7 +162,7 @@ def _mount(view: View, path: str, options: MountOptions) -> None:
     said: list[str] = []
     try:
         with _captured_stderr(said):
-            request_wait.install()
+            request_wait.install(view.greeting_flags)
             pyfuse3.init(view, path, wanted)
     except Exception as error:
         reason = "; ".join(said) or str(error)

@@ -97,6 +97,8 @@ class View(pyfuse3.Operations):
 
     supports_dot_lookup = True  # for open_by_handle_at(2): `.` and `..` of an inode that the kernel has forgotten
     enable_writeback_cache = False
+    greeting_flags = 0
+    """What the view agrees to beside what pyfuse3 does, see `cowfs.fuse.greeting`."""
 
     def __init__(self, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
         super().__init__()

@@ -13,8 +13,11 @@ what the kernel knows and has cached. Only what is open without a name would be 
 Caching. While a device is mounted here, nothing else changes it, so names (missing ones too), attributes and pages
 are cached by the kernel without an end; what a request changes, the kernel itself invalidates. Data is written
 through, not back (`enable_writeback_cache` off): write(2) then fails with ENOSPC itself instead of some later
-close(2), and what applications wrote is here when a snapshot is taken. Writing back would buy less than it seems,
-since the kernel asks for `security.capability` before every write anyway (measured: 2 times the 4 KiB writes).
+close(2), and what applications wrote is here when a snapshot is taken.
+
+Set-id bits. The kernel leaves it to us to take them away on write, truncate and chown (FUSE_HANDLE_KILLPRIV_V2): only
+then does it write without asking for `security.capability` each time. It says that a writer may not keep them by a
+`setattr` that sets nothing, before the write.
 
 Times. Writing and truncating set mtime and ctime, everything else ctime, as POSIX says. Reading never sets atime
 (`noatime`): it would break the sharing of inode table blocks in every snapshot that is only read.
@@ -50,7 +53,8 @@ from pyfuse3 import (
 )
 
 from cowfs.filetree import ROOT_INODE, Attributes, DirectoryEntry, ServedTree, TreeStatistics
-from cowfs.fuse.callers import may_keep_setgid
+from cowfs.fuse.callers import may_keep_set_id, may_keep_setgid, without_set_id
+from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2
 from cowfs.fuse.translate import SpaceQueue, View, answered, changing
 
 CACHE_SECONDS: Final = 86400.0
@@ -110,6 +114,7 @@ class TreeView(View):
     """
 
     enable_acl = True
+    greeting_flags = HANDLE_KILLPRIV_V2
 
     def __init__(
         self,
@@ -327,14 +332,15 @@ class TreeView(View):
     def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        # Clearing suid and sgid on chown, write and truncate is the kernel's: it sends the new mode along.
+        inode = self._of_volume(inode)
+        mode = stat.S_IMODE(attr.st_mode) if fields.update_mode else self._mode_after(inode, fields, ctx)
         mtime_ns = attr.st_mtime_ns if fields.update_mtime else None
         if fields.update_size and mtime_ns is None:
             mtime_ns = time.time_ns()
         return self._entry(
             self._tree.set_attributes(
-                self._of_volume(inode),
-                mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+                inode,
+                mode=mode,
                 uid=attr.st_uid if fields.update_uid else None,
                 gid=attr.st_gid if fields.update_gid else None,
                 size_bytes=attr.st_size if fields.update_size else None,
@@ -344,6 +350,24 @@ class TreeView(View):
             )
         )
 
+    def _mode_after(self, inode: int, fields: SetattrFields, ctx: RequestContext) -> int | None:
+        """The mode without the set-id bits that a request takes away; None where the mode stays.
+
+        A request that sets nothing comes before a write of a caller who may not keep them.
+        """
+        is_given_away = fields.update_uid or fields.update_gid
+        is_write = not (fields.update_size or fields.update_atime or fields.update_mtime or fields.update_ctime)
+        if not (is_given_away or is_write or fields.update_size):
+            return None
+        attributes = self._tree.attributes(inode)
+        mode = attributes.mode
+        if not mode & (stat.S_ISUID | stat.S_ISGID) or not stat.S_ISREG(mode):
+            return None
+        if fields.update_size and not is_given_away and may_keep_set_id(ctx):
+            return None
+        left = without_set_id(mode, attributes.gid, ctx)
+        return None if left == mode else stat.S_IMODE(left)
+
     @answered
     def statfs(self, ctx: RequestContext) -> StatvfsData:
         return as_statvfs(self._tree.statistics())
@@ -352,16 +376,14 @@ class TreeView(View):
 
     @changing
     def _truncate_on_open(self, inode: int, ctx: RequestContext) -> None:
-        mode = self._tree.attributes(inode).mode
-        kept = mode
-        if ctx.uid != 0:
-            # Here, unlike on truncate(2), the kernel leaves the clearing to us.
-            kept &= ~stat.S_ISUID
-            if mode & stat.S_IXGRP:
-                kept &= ~stat.S_ISGID
-        self._tree.set_attributes(
-            inode, mode=None if kept == mode else stat.S_IMODE(kept), size_bytes=0, mtime_ns=time.time_ns()
-        )
+        mode = None
+        attributes = self._tree.attributes(inode)
+        if attributes.mode & (stat.S_ISUID | stat.S_ISGID) and not may_keep_set_id(ctx):
+            mode = stat.S_IMODE(without_set_id(attributes.mode, attributes.gid, ctx))
+        self._tree.set_attributes(inode, mode=mode, size_bytes=0, mtime_ns=time.time_ns())
+        if mode is not None:
+            with suppress(OSError):  # EINVAL: not mounted yet
+                pyfuse3.invalidate_inode(self._of_kernel(inode), attr_only=True)  # the answer has no mode
 
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         of_volume = self._of_volume(inode)
@@ -449,7 +471,7 @@ class TreeView(View):
         return self._tree.get_xattr(inode, name)
 
     def _capability(self, inode: int) -> bytes:
-        """Asked before every write, and nearly always absent: remember that."""
+        """Asked before the first write of a file, and nearly always absent: remember that."""
         if inode in self._without_capability:
             raise FUSEError(errno.ENODATA)
         try:

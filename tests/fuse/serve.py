@@ -18,6 +18,7 @@ import time
 import trio
 from home_service import HomeService  # type: ignore[import-not-found]  # beside this program
 from memory_tree import ScriptedTree  # type: ignore[import-not-found]
+from pyfuse3 import RequestContext
 
 from cowfs.blockdev import FileDevice
 from cowfs.errors import HomeBusy
@@ -78,7 +79,7 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
         """Nothing is due."""
 
     if arguments.view == "memory":
-        view = TreeView(tree, read_only=arguments.read_only, space=space)
+        view = TellingView(tree, read_only=arguments.read_only, space=space)
     elif arguments.view == "thin":
         pool, device = open_thin(arguments)
         tick = pool.tick
@@ -148,6 +149,14 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
     if home is not None:
         home.close()
     print("closed cleanly")
+
+
+class TellingView(TreeView):
+    """Logs which extended attributes it is asked for."""
+
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        logging.info("asked for %s", name.decode())
+        return await super().getxattr(inode, name, ctx)
 
 
 class KillingWait(request_wait.RequestWait):

@@ -334,3 +334,18 @@ def test_the_device_is_never_read_blocking(pipe: tuple[int, int]) -> None:
     trio.run(main)
     with pytest.raises(BlockingIOError):
         os.read(reader, 1)
+
+
+def test_whether_there_are_requests(pipe: tuple[int, int]) -> None:
+    reader, writer = pipe
+
+    async def main() -> None:
+        wait = RequestWait()
+        assert not wait.has_requests(), "nothing was waited for yet"
+        os.write(writer, b"x")
+        await wait.wait_readable(reader)
+        assert wait.has_requests()
+        os.read(reader, 1)
+        assert not wait.has_requests()
+
+    trio.run(main)

@@ -726,3 +726,12 @@ def test_a_server_that_is_not_waited_for_any_more_undoes_its_mount(account: Acco
     assert done.returncode
     assert "the process that waited for this server has ended" in done.stderr
     assert mount_at(target) is None
+
+
+def test_writes_are_not_asked_about_one_by_one(account: Account, serve: Serve) -> None:
+    """The kernel looks for `security.capability` before the first write of a file, and leaves the rest to us."""
+    served = serve(account, "memory")
+    program = "import sys; file = open(sys.argv[1], 'wb', 0); [file.write(b'x') for _ in range(50)]"
+    account.run([sys.executable, "-c", program, served.target / "f"])
+    assert served.end() == 0
+    assert served.logged().count("asked for security.capability") == 1

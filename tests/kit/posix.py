@@ -885,16 +885,58 @@ def others_are_kept_out(root: Path) -> None:
     _as_other(root, try_all)
 
 
+@_case(51, needs_root=True)
+def set_id_bits_go_with_who_writes(root: Path) -> None:
+    """Whoever has no CAP_FSETID takes them away; the set-group-id bit too, unless it means something else."""
+    os.chmod(root, 0o755)
+
+    def opened(flags: int, action: Callable[[int], object] = lambda fd: None) -> None:
+        with _opened(Path("f"), os.O_WRONLY | flags) as fd:
+            action(fd)
+
+    actions: list[Callable[[], object]] = [
+        lambda: opened(0, lambda fd: os.write(fd, b"x")),
+        lambda: opened(os.O_APPEND, lambda fd: os.write(fd, b"x")),
+        lambda: opened(0, lambda fd: os.pwrite(fd, b"x", 1 << 20)),
+        lambda: opened(0, lambda fd: os.ftruncate(fd, 5)),
+        lambda: opened(os.O_TRUNC),
+        lambda: os.truncate("f", 7),
+    ]
+
+    def done(action: Callable[[], object]) -> bool:
+        action()
+        return True
+
+    for number, action in enumerate(actions):
+        for mode, others in ((0o6777, 0o777), (0o4767, 0o767), (0o2777, 0o777), (0o2767, 0o767), (0o767, 0o767)):
+            path = root / "f"
+            path.write_bytes(b"program")
+            for run, left in ((_in_child, mode), (_as_other, others)):
+                os.chmod(path, mode)
+                for _ in range(2):
+                    run(root, partial(done, action))
+                    assert stat.S_IMODE(os.stat(path).st_mode) == left, (number, f"{mode:o}", run)
+            path.unlink()
+
+
 def _as_other(directory: Path, check: Callable[[], bool]) -> None:
     """Run a check in a child without privileges, in a directory whose parents it may not pass."""
+
+    def without_privileges() -> bool:
+        os.setgroups([])
+        os.setgid(_OTHER_UID)
+        os.setuid(_OTHER_UID)
+        return check()
+
+    _in_child(directory, without_privileges)
+
+
+def _in_child(directory: Path, check: Callable[[], bool]) -> None:
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.chdir(directory)
-            os.setgroups([])
-            os.setgid(_OTHER_UID)
-            os.setuid(_OTHER_UID)
             assert check()
             status = 0
         finally:
