@@ -106,6 +106,7 @@ class View(pyfuse3.Operations):
         self.space = space
         self.failure = ""
         self.changed = False
+        self._is_clean = True  # since it changed, but for what `changed` says
         self.greeted = trio.Event()
         self._last_logged = ""
         self._mappable: Counter[int] = Counter()
@@ -125,11 +126,24 @@ class View(pyfuse3.Operations):
     def sync_clean(self) -> None:
         """The synchronous end of `quiesce`: make the device one that can be mounted as it is."""
 
+    def sync(self) -> None:
+        """Make durable what has changed."""
+        self.sync_clean()
+
     def sync_changes(self) -> None:
-        """Sync if anything changed since the last time: called regularly, it bounds what a crash can lose."""
-        if self.changed and not self.failure:
+        """Sync if anything changed since the last time: called regularly, it bounds what a crash can lose.
+
+        A device that is left alone becomes a clean one. One that is in use does not each time: a journal that starts
+        anew takes its space anew.
+        """
+        if self.failure:
+            return
+        if self.changed:
+            self.sync()
+            self.changed, self._is_clean = False, False
+        elif not self._is_clean:
             self.sync_clean()
-            self.changed = False
+            self._is_clean = True
 
     async def write_back(self) -> None:
         """Fetch the pages that applications changed through mmap and the kernel has not sent yet.

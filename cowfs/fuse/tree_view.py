@@ -144,7 +144,7 @@ class TreeView(View):
     def detach(self) -> None:
         """Do without the volume, which its opener closes, until it is attached again. Only `forget` may be called."""
         self.is_attached = False
-        self.changed = False
+        self.changed, self._is_clean = False, True
         self._tree = cast(ServedTree, _DETACHED)
 
     def replace(self, tree: ServedTree) -> None:
@@ -165,6 +165,10 @@ class TreeView(View):
     def is_used(self) -> bool:
         """Whether the kernel knows more of the volume than its root."""
         return bool(self._lookups.keys() - {ROOT_INODE})
+
+    def sync(self) -> None:
+        if self.is_attached:
+            self._tree.sync()
 
     def sync_clean(self) -> None:
         if self.is_attached:

@@ -164,3 +164,35 @@ async def test_a_pool_that_breaks_while_one_waits(autojump_clock: MockClock) -> 
         await view.attempt([full(), None])
     assert caught.value.errno == errno.EIO
     assert view.failure
+
+
+class Recording(View):
+    """What is asked of a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[str] = []
+
+    def sync(self) -> None:
+        self.asked.append("sync")
+
+    def sync_clean(self) -> None:
+        self.asked.append("clean")
+
+    def tick(self, *, changed: bool = False) -> list[str]:
+        self.changed = self.changed or changed
+        self.asked.clear()
+        self.sync_changes()
+        return self.asked
+
+
+def test_what_is_in_use_is_synced_and_made_clean_once_it_is_left_alone() -> None:
+    view = Recording()
+    assert view.tick() == []
+    for _ in range(3):
+        assert view.tick(changed=True) == ["sync"]
+    assert view.tick() == ["clean"]
+    assert view.tick() == []
+    assert view.tick(changed=True) == ["sync"]
+    view.failure = "write"
+    assert view.tick(changed=True) == []
