@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import os
 import sys
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def main() -> int:
         print(f"{name}\n{inspect.cleandoc(module.__doc__ or '')}\n", flush=True)
         with scratch(options.directory) as directory:
             bench = Bench(name, directory, options.quick)
-            print(f"  others use {bench.look_around():.1f} of {os.cpu_count()} processors", flush=True)
+            bench.introduce()
             module.run(bench)
         if not options.quick:
             print(f"  written to {write_result(bench, options.results)}")

@@ -1,7 +1,8 @@
 """What all benchmarks share: rounds in which the peers take turns, medians with their spread, goals, JSON.
 
 Goals are judged only where nothing else used the machine: before each question the processors that are busy are counted
-while this program sleeps.
+while this program sleeps. What a switch to another process takes is measured too: of a request through FUSE that is
+often the most, and it depends on the machine and on the processor that the kernel chooses.
 
 A benchmark is a module with a docstring (the question, and what arithmetic expects) and `run(bench)`. Contenders of one
 question are measured side by side, round by round, so that a noisy machine is noisy to all of them:
@@ -29,6 +30,7 @@ from pathlib import Path
 ROUNDS = 5
 QUICK_ROUNDS = 2
 LOOK_SECONDS = 0.5
+SWITCHES = 2000
 QUIET_PROCESSORS = 0.25
 
 
@@ -74,6 +76,16 @@ class Bench:
     measurements: list[Measurement] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     others_processors: float = 0.0
+    switch_seconds: float = 0.0
+
+    def introduce(self) -> None:
+        """Say at the top what the machine is like."""
+        self.switch_seconds = switch_seconds()
+        print(
+            f"  others use {self.look_around():.1f} of {os.cpu_count()} processors, "
+            f"a switch to another process takes {self.switch_seconds * 1e6:.1f} us",
+            flush=True,
+        )
 
     def look_around(self) -> float:
         """Processors that others use now. The most that was seen counts for all goals that follow."""
@@ -181,6 +193,32 @@ def _busy_seconds() -> float:
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 
 
+def switch_seconds() -> float:
+    """Half of the time in which a byte is at another process and back, through two pipes."""
+    there, sender = os.pipe()
+    receiver, back = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(sender)
+            while os.read(there, 1):
+                os.write(back, b"x")
+        finally:
+            os._exit(0)
+
+    def send_and_receive() -> None:
+        for _ in range(SWITCHES):
+            os.write(sender, b"x")
+            os.read(receiver, 1)
+
+    try:
+        return timed(send_and_receive) / SWITCHES / 2
+    finally:
+        for fd in (there, sender, receiver, back):
+            os.close(fd)
+        os.waitpid(child, 0)
+
+
 def timed(action: Callable[[], object]) -> float:
     """Seconds that an action takes."""
     begin = time.perf_counter()
@@ -221,6 +259,7 @@ def write_result(bench: Bench, folder: Path) -> Path:
         "quick": bench.quick,
         **about,
         "others_processors": bench.others_processors,
+        "switch_us": bench.switch_seconds * 1e6,
         "measurements": [asdict(measurement) for measurement in bench.measurements],
         "goals": [asdict(goal) for goal in bench.goals],
     }
