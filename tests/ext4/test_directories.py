@@ -175,7 +175,7 @@ def test_equal_hashes(image: Image) -> None:
     def colliding(version: int, name: bytes) -> tuple[int, int]:
         return (0x1234 if name.startswith(b"same") else genuine(version, name)[0]), genuine(version, name)[1]
 
-    directories._hash_of = colliding  # type: ignore[method-assign]
+    directories._hash_of = colliding
     wanted = [b"same-%0150d" % number for number in range(100)] + [b"other-%0150d" % number for number in range(200)]
     inode = fill(volume, top, wanted)
     for name in wanted:

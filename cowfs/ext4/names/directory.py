@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 
 from cowfs.errors import FilesystemError
 from cowfs.ext4.files.file_map import FileMaps
@@ -41,6 +42,7 @@ from cowfs.ext4.space.allocator import Allocator
 from cowfs.ext4.space.block_map import Segment
 
 _PARSED_BLOCKS_MAX = 2048
+_HASHES_MAX = 256
 _HALF_MD4 = 1
 _FIRST_COOKIE = 3
 
@@ -56,6 +58,8 @@ class Directories:
         self._parsed: OrderedDict[tuple[int, int], DirectoryBlock] = OrderedDict()
         self._max_levels = 3 if fs.has_large_directories else 2
         self._hash = fs.ffi.new("uint32_t[2]")
+        # A name is looked for a few times before it is made.
+        self._hash_of: Callable[[int, bytes], tuple[int, int]] = lru_cache(_HASHES_MAX)(self._make_hash)
         self._unsigned = 3 if fs.super.s_flags & layout.FLAG_UNSIGNED_HASH else 0
 
     # Finding.
@@ -348,7 +352,7 @@ class Directories:
                 self._fs.note_damage(f"the index of directory {directory.number}: {error}; it is read without")
         return directory.index
 
-    def _hash_of(self, version: int, name: bytes) -> tuple[int, int]:
+    def _make_hash(self, version: int, name: bytes) -> tuple[int, int]:
         """(major, minor) hash."""
         found = self._hash
         self._fs.call(
