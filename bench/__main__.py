@@ -18,6 +18,7 @@ NAMES = (
     "snapshot",
     "rollback",
     "golden",
+    "images",
     "library",
     "changes",
     "memory",

@@ -184,10 +184,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "maintenance": {"session"},
         "recovery": {"spec", "opening", "session"},
         "layers": {"passed_file", "requests", "session"},
+        "images": {"requests", "layers", "session"},
         "own_session": {"spec", "open_home", "requests", "executor", "session"},
         "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session", "own_session"},
         "files": {"requests", "session"},
-        "api": {"spec", "requests", "session", "own_session", "serving", "layers", "files", "maintenance"},
+        "api": {"spec", "images", "requests", "session", "own_session", "serving", "layers", "files", "maintenance"},
         "machine": {"backend_facts", "serving"},
     },
 }

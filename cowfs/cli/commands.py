@@ -119,6 +119,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "rollback": Command("devices", "Give a device the contents of a snapshot again."),
         "list": Command("devices", "List the devices."),
         "inspect": Command("devices", "Show all details of one device."),
+        "import": Command("images", "Make a device of a disk image, an archive or a directory."),
+        "export": Command("images", "Write a device to a file, as a disk image or an archive."),
         "mount": Command("mounting", "Mount a device as a file tree or as a disk image, or mount all devices."),
         "umount": Command("mounting", "Unmount what 'mount' mounted."),
         "resize": Command("space", "Enlarge a device and its file system."),

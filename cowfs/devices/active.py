@@ -92,7 +92,10 @@ class ActiveDevices:
             ) from error
 
     def activate(self, name: str, *, read_only: bool) -> ThinDevice:
-        record = self.usable(name)
+        return self.activate_as(name, self.usable(name), read_only=read_only)
+
+    def activate_as(self, name: str, record: DeviceFile, *, read_only: bool) -> ThinDevice:
+        """As `activate`, also for a device whose stored record says that it is not complete."""
         active = self._active.get(name)
         if active is None:
             active = self._active[name] = _Active(self.open_thin(name, record, read_only), 0, read_only)

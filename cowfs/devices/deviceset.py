@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -77,6 +77,7 @@ class DeviceSet:
         self._lock = lock
         self._settings = settings
         self._is_closed = False
+        self._importing: set[str] = set()
         self._health = health.examine(pool)
         self.read_only = read_only or not self._health.can_change
         self._store = store = DeviceStore(files, read_only=self.read_only)
@@ -409,6 +410,59 @@ class DeviceSet:
         self._transactions.finish_interrupted()
         with self._replacements.replacing(name) as thin:
             yield thin
+
+    @contextmanager
+    def importing(self, name: str, size_bytes: int | None, *, parent: str | None = None) -> Iterator[ThinDevice]:
+        """A new device with the content that is written in the block: it is there when the block ends, or not at all.
+
+        Args:
+            size_bytes: the parent's when None.
+            parent: what it begins as a snapshot of, which may be one that is being imported itself, whose file system,
+                if there is one, is not grown; when None it maps nothing.
+
+        Raises:
+            As `create`.
+        """
+        is_chained = parent in self._importing
+        if parent is None or is_chained:
+            self.check_writable()
+            self._creation.check([name], size_bytes)
+            self.require_free_space()
+            self._renames.finish_interrupted()
+        else:
+            parent = self._origin_of([name], parent, size_bytes)
+        if size_bytes is None:
+            if parent is None:
+                raise UsageError(f"device {name!r} needs a size")
+            size_bytes = self._store.require(parent).size
+        record = self._creation.create_incomplete(name, size_bytes, parent, grows=not is_chained)
+        thin = self._active.activate_as(name, record, read_only=False)
+        self._importing.add(name)
+        try:
+            yield thin
+            thin.flush()
+            self._store.save(name, record)
+        finally:
+            self._importing.discard(name)
+            self.deactivate(name)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[ThinDevice]:
+        """A device as it is now, for reading: of one in use a snapshot. Raises UnknownDevice, DeviceBusy."""
+        if name in self._active and not self.read_only:
+            with self.temporary_snapshot(name) as thin:
+                yield thin
+            return
+        thin = self.activate(name, read_only=True)
+        try:
+            with self.uses.using(name, "reader"):
+                yield thin
+        finally:
+            self.deactivate(name)
+
+    def held_still(self, name: str) -> AbstractContextManager[ThinDevice]:
+        """A device as it is now, which nothing changes: a snapshot, where the home can be changed."""
+        return self.reading(name) if self.read_only else self.temporary_snapshot(name)
 
     @contextmanager
     def temporary_snapshot(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:

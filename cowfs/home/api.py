@@ -56,7 +56,10 @@ if TYPE_CHECKING:
     from cowfs.devices.opening import Progress
     from cowfs.home.files import FileInfo
     from cowfs.home.files import Progress as CopyProgress
+    from cowfs.home.images import Format
+    from cowfs.home.images import Progress as ImageProgress
     from cowfs.home.layers import Layers
+    from cowfs.home.requests.images import Exported, Imported
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
@@ -318,6 +321,69 @@ class Home:
     @documented_by(TargetStatus)
     def target_status(self) -> list[TargetLine]:
         return self._session.read_all(TargetStatus())
+
+    def import_image(
+        self,
+        source: str | os.PathLike[str],
+        name: str,
+        *,
+        format: Format | None = None,  # noqa: A002
+        size_bytes: int | None = None,
+        follow_backing: bool = False,
+        progress: ImageProgress | None = None,
+    ) -> Imported:
+        """Make a device of a disk image, a tar archive or a directory, all of it or nothing. Zeros are not mapped.
+
+        Args:
+            source: a raw disk, qcow2, vmdk, vdi or vhdx with any content; a tar archive or a directory, of whose files
+                an ext4 is made.
+            format: found by the first bytes when None.
+            size_bytes: for archives and directories; that of the base device when None.
+            follow_backing: read the other files that an image refers to, too.
+            progress: called with (bytes done, bytes in all).
+
+        Raises:
+            DeviceExists, OutOfDataSpace, OutOfMetadataSpace.
+            UsageError: the image is damaged or encrypted, or refers to other files.
+            ArchiveError, CopyError: a file cannot be brought in.
+            MissingRequirement: qemu-img is needed, and not there.
+            CowfsError: the source cannot be read.
+        """
+        from cowfs.home.images import import_image
+
+        return import_image(
+            self._session,
+            source,
+            name,
+            format=format,
+            size_bytes=size_bytes,
+            follow_backing=follow_backing,
+            progress=progress,
+        )
+
+    def export_image(
+        self,
+        name: str,
+        target: str | os.PathLike[str],
+        *,
+        format: Format | None = None,  # noqa: A002
+        force: bool = False,
+        progress: ImageProgress | None = None,
+    ) -> Exported:
+        """Write a device to a new file, as it is now: a raw disk with holes, a qcow2 image, or a tar archive.
+
+        Args:
+            format: by the end of the name when None: `.qcow2`, `.tar`, else raw.
+            force: replace an existing regular file.
+            progress: called with (bytes done, bytes in all).
+
+        Raises:
+            UnknownDevice; UsageError: the file exists; FilesystemError: the device has no files that can be read.
+            CowfsError: the file cannot be written; nothing is left.
+        """
+        from cowfs.home.images import export_image
+
+        return export_image(self._session, name, target, format=format, force=force, progress=progress)
 
     @documented_by(CloneHome)
     def clone(self, target: str | os.PathLike[str]) -> ClonedHome:

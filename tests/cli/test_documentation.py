@@ -28,6 +28,7 @@ from cowfs.error_record import ErrorRecord
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
+from cowfs.home.requests.images import Exported, Imported
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport
@@ -43,6 +44,8 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             Ability,
             ClonedHome,
             DeviceCounters,
+            Exported,
+            Imported,
             IoReport,
             PoolCounters,
             ThinCounters,

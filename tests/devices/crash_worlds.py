@@ -306,6 +306,17 @@ def replace(devices: DeviceSet) -> None:
         thin.pwrite(PAGE, b"more of it")
 
 
+def import_disk(devices: DeviceSet) -> None:
+    with devices.importing("new", MIB) as thin:
+        thin.pwrite(0, b"brought in".ljust(36))
+        thin.pwrite(PAGE, b"more of it")
+
+
+def import_files(devices: DeviceSet) -> None:
+    with devices.importing("new", None, parent="a") as thin:
+        thin.pwrite(0, b"brought in".ljust(36))
+
+
 def create_larger(devices: DeviceSet) -> None:
     devices.create("new", parent="a", size_bytes=2 * MIB)
 

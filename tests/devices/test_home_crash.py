@@ -22,6 +22,8 @@ from tests.devices.crash_worlds import (
     create_many,
     create_many_larger,
     deferred_remove,
+    import_disk,
+    import_files,
     remove,
     rename,
     replace,
@@ -57,7 +59,7 @@ def set_no_space(devices: DeviceSet) -> None:
 CHANGES = [
     *(create, create_from_active, create_larger, remove, rename, deferred_remove, replace),
     *(roll_back, roll_back_keeping, roll_back_to_active_of_another_size, create_many, create_many_larger),
-    *(resize, grow_base, resize_pool, set_no_space),
+    *(resize, grow_base, resize_pool, set_no_space, import_disk, import_files),
 ]
 
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
@@ -76,6 +78,34 @@ class Creation:
             partial(self._note_parents, origin_name, is_layer=is_layer),
             thin_id=thin_id,
         )
+
+    def create_incomplete(
+        self, name: str, size_bytes: int, origin_name: str | None, *, grows: bool = True
+    ) -> DeviceFile:
+        """Make a device that is marked for deletion, so that a crash leaves nothing of it.
+
+        Args:
+            origin_name: what it is a snapshot of; when None it maps nothing.
+            grows: have the file system fill a larger size.
+
+        Returns:
+            The record to store when the content is complete.
+        """
+
+        def mark(records: Mapping[str, DeviceFile]) -> None:
+            self._store.save(name, msgspec.structs.replace(self._store.require(name), deleted=True))
+            if origin_name is not None:
+                self._note_parents(origin_name, records)
+
+        if origin_name is None:
+            send = self._send_empty
+        else:
+            send = partial(self._send, origin_name, size_bytes if grows else None)
+        return self._transactions.make(name, size_bytes, send, mark)
+
+    def _send_empty(self, thin_ids: Mapping[str, int]) -> None:
+        for thin_id in thin_ids.values():
+            self._active.pool.create_thin(thin_id)
 
     def create_many(self, names: Iterable[str], origin_name: str, size_bytes: int | None) -> None:
         """See `DeviceSet.create_many`."""

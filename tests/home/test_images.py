@@ -1,0 +1,298 @@
+"""Disks, archives and directories brought in and out: the same bytes, no zeros mapped, wholly or not at all."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cowfs
+from cowfs import errors
+from cowfs.home import images
+from tests.home.conftest import serving
+
+BLOCK = 64 << 10
+MIB = 1 << 20
+
+needs_qemu_img = pytest.mark.skipif(
+    shutil.which("qemu-img") is None, reason="needs qemu-img; run: apt-get install qemu-utils"
+)
+
+
+@pytest.fixture(params=["here", "through the holder"])
+def opened(request: pytest.FixtureRequest, home: Path) -> Iterator[cowfs.Home]:
+    with serving(home) if request.param != "here" else nullcontext(), cowfs.open_home(home, durable=False) as opened:
+        yield opened
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """16 MiB: data in four blocks, written zeros, holes, and an end within a block."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as file:
+        file.write(b"first" * 1000)
+        file.seek(MIB)
+        file.write(bytes(2 * MIB))  # zeros that were written
+        file.seek(3 * MIB + BLOCK - 5)
+        file.write(b"x" * 10)  # in two blocks
+        file.seek(16 * MIB + 512 - 4)
+        file.write(b"last")
+    return path
+
+
+def qemu_img(*words: object) -> None:
+    subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True, timeout=60)
+
+
+def used_blocks(home: cowfs.Home) -> int:
+    return home.status().data_used_bytes // BLOCK
+
+
+def assert_untouched(home: cowfs.Home, before: int) -> None:
+    assert [row.name for row in home.devices()] == ["base", "web"]
+    assert used_blocks(home) == before
+    assert home.check().clean
+
+
+def test_a_raw_disk_goes_in_and_out(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
+    before = used_blocks(opened)
+    seen: list[tuple[int, int]] = []
+    made = opened.import_image(disk, "disk", progress=lambda *step: seen.append(step))
+    assert seen
+    assert (made.size_bytes, made.mapped_bytes) == (16 * MIB + 512, 4 * BLOCK)
+    assert used_blocks(opened) - before == 4
+    assert opened.inspect("disk").parent is None
+    opened.snapshot("disk", "copy")
+    out = opened.export_image("copy", tmp_path / "out.raw")
+    assert (out.size_bytes, out.data_bytes) == (16 * MIB + 512, 3 * BLOCK + 512)
+    assert (tmp_path / "out.raw").read_bytes() == disk.read_bytes()
+    assert (tmp_path / "out.raw").stat().st_blocks * 512 <= 4 * BLOCK + 8192
+    assert (tmp_path / "out.raw").stat().st_mode & 0o777 == 0o600
+    assert opened.check().clean
+
+
+@needs_qemu_img
+@pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhdx"])
+def test_images_of_other_formats(home: Path, disk: Path, tmp_path: Path, kind: str) -> None:
+    image = tmp_path / "image"  # without an ending that says what it is
+    qemu_img("convert", "-O", kind, disk, image)
+    with cowfs.open_home(home, durable=False) as opened:
+        made = opened.import_image(image, "disk")
+        assert made.mapped_bytes <= 5 * BLOCK
+        opened.export_image("disk", tmp_path / "out.raw")
+        found = (tmp_path / "out.raw").read_bytes()
+        assert found[: 16 * MIB + 512] == disk.read_bytes()
+        assert not any(found[16 * MIB + 512 :])
+
+
+@needs_qemu_img
+def test_a_qcow2_image_is_written(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
+    opened.import_image(disk, "disk")
+    opened.export_image("disk", tmp_path / "out.qcow2")
+    qemu_img("check", tmp_path / "out.qcow2")
+    qemu_img("compare", "-f", "raw", "-F", "qcow2", disk, tmp_path / "out.qcow2")
+    assert (tmp_path / "out.qcow2").stat().st_size < 2 * MIB
+
+
+def backing(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("create", "-f", "qcow2", "-b", disk, "-F", "raw", tmp_path / "image")
+    return tmp_path / "image"
+
+
+def without_backing(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("create", "-u", "-f", "qcow2", "-b", "/nowhere/disk", "-F", "raw", tmp_path / "image", "16M")
+    return tmp_path / "image"
+
+
+def data_file(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path / 'data'},data_file_raw=on", tmp_path / "image", "8M")
+    return tmp_path / "image"
+
+
+def flat_vmdk(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("convert", "-O", "vmdk", "-o", "subformat=monolithicFlat", disk, tmp_path / "image.vmdk")
+    return tmp_path / "image.vmdk"
+
+
+def encrypted(tmp_path: Path, disk: Path) -> Path:
+    options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    qemu_img("create", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o", options, tmp_path / "image", "8M")
+    return tmp_path / "image"
+
+
+def cut(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("convert", "-O", "qcow2", disk, tmp_path / "image")
+    os.truncate(tmp_path / "image", 5 * BLOCK)
+    return tmp_path / "image"
+
+
+def damaged(tmp_path: Path, disk: Path) -> Path:
+    path = tmp_path / "image"
+    path.write_bytes(b"QFI\xfb" + os.urandom(100_000))
+    return path
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (backing, "needs the file .*disk.raw, which was not read; --follow-backing"),
+        (without_backing, "needs the file /nowhere/disk, which was not read"),
+        (data_file, "needs the file .*data, which was not read"),
+        (flat_vmdk, "needs the file .*image-flat.vmdk, which was not read"),
+        (encrypted, "is encrypted"),
+        (cut, "qemu-img check of .* failed"),
+        (damaged, "qemu-img info of .* failed"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_images_that_are_refused(
+    opened: cowfs.Home, disk: Path, tmp_path: Path, make: Callable[[Path, Path], Path], says: str
+) -> None:
+    before = used_blocks(opened)
+    image = make(tmp_path, disk)
+    with pytest.raises(errors.UsageError, match=says) as caught:
+        opened.import_image(image, "disk")
+    assert "\n" not in str(caught.value)
+    assert_untouched(opened, before)
+    if make in (backing, flat_vmdk):
+        opened.import_image(image, "disk", follow_backing=True)
+        opened.export_image("disk", tmp_path / "out.raw")
+        assert (tmp_path / "out.raw").read_bytes()[: 16 * MIB] == disk.read_bytes()[: 16 * MIB]
+    elif make is without_backing:
+        with pytest.raises(errors.UsageError, match="No such file"):
+            opened.import_image(image, "disk", follow_backing=True)
+
+
+def test_qemu_img_is_named_where_it_is_missing(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "image").write_bytes(b"QFI\xfb" + bytes(1000))
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with cowfs.open_home(home) as opened, pytest.raises(errors.MissingRequirement, match="apt-get install qemu-utils"):
+        opened.import_image(tmp_path / "image", "disk")
+
+
+@pytest.mark.parametrize("kind", ["directory", "archive"])
+def test_files_become_a_file_system(opened: cowfs.Home, tmp_path: Path, kind: str) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub" / "file").write_bytes(b"content")
+    os.link(source / "sub" / "file", source / "link")
+    (source / "symbolic").symlink_to("sub/file")
+    os.setxattr(source / "sub" / "file", "user.x", b"value")
+    with (source / "sparse").open("wb") as file:
+        file.seek(4 * MIB)
+        file.write(b"end")
+    from_where = source
+    if kind == "archive":
+        from_where = tmp_path / "source.tar"
+        with tarfile.open(from_where, "w", format=tarfile.PAX_FORMAT) as archive:
+            archive.add(source, ".")
+    made = opened.import_image(from_where, "files", size_bytes=32 * MIB)
+    assert (made.size_bytes, made.problems) == (32 * MIB, [])
+    assert opened.inspect("files").exclusive_bytes < 2 * MIB
+    rows = {row.name: row for row in opened.list_files("files", "")}
+    assert set(rows) == {"sub", "link", "symbolic", "sparse", "lost+found"}
+    assert (rows["link"].links, rows["symbolic"].target) == (2, "sub/file")
+    opened.export_image("files", tmp_path / "out.tar")
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        names = {member.name.removeprefix("./"): member for member in archive.getmembers()}
+        assert {"sub/file", "link", "symbolic", "sparse"} <= set(names)
+        assert names["sparse"].size == 4 * MIB + 3
+        reader = archive.extractfile(names["link"])
+        assert reader is not None
+        assert reader.read() == b"content"
+
+
+def test_bad_input(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
+    before = used_blocks(opened)
+    cases: list[tuple[type[errors.CowfsError], str, dict[str, Any]]] = [
+        (errors.DeviceExists, "'web' exists already", {"source": disk, "name": "web"}),
+        (errors.UsageError, "a/b", {"source": disk, "name": "a/b"}),
+        (errors.CowfsError, "nowhere: No such file", {"source": tmp_path / "nowhere", "name": "disk"}),
+        (errors.UsageError, "leave out a size", {"source": disk, "name": "disk", "size_bytes": MIB}),
+        (errors.UsageError, "less than that of its parent", {"source": tmp_path, "name": "disk", "size_bytes": MIB}),
+    ]
+    (tmp_path / "archive").write_bytes(b"\x1f\x8b" + bytes(100))
+    cases.append((errors.UsageError, r"compressed \(gzip\)", {"source": tmp_path / "archive", "name": "disk"}))
+    (tmp_path / "empty").touch()
+    cases.append((errors.UsageError, "size", {"source": tmp_path / "empty", "name": "disk"}))
+    for kind, says, arguments in cases:
+        with pytest.raises(kind, match=says) as caught:
+            opened.import_image(**arguments)
+        assert "\n" not in str(caught.value)
+        assert_untouched(opened, before)
+
+
+def test_an_archive_that_breaks_off_leaves_nothing(opened: cowfs.Home, tmp_path: Path) -> None:
+    before = used_blocks(opened)
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as archive:
+        for name in ("one", "two"):
+            member = tarfile.TarInfo(name)
+            member.size = 100_000
+            archive.addfile(member, io.BytesIO(os.urandom(100_000)))
+    (tmp_path / "cut.tar").write_bytes(whole.getvalue()[:150_000])
+    with pytest.raises(errors.ArchiveError):
+        opened.import_image(tmp_path / "cut.tar", "files")
+    assert_untouched(opened, before)
+
+
+def test_a_pool_that_is_full_half_way(opened: cowfs.Home, tmp_path: Path) -> None:
+    opened.set_no_space("error")
+    before = used_blocks(opened)
+    large = tmp_path / "large.raw"
+    with large.open("wb") as file:
+        for _ in range(300):  # of 256 MiB
+            file.write(b"x" * MIB)
+    with pytest.raises(errors.OutOfDataSpace) as caught:
+        opened.import_image(large, "disk")
+    assert "\n" not in str(caught.value)
+    assert_untouched(opened, before)
+
+
+def test_files_that_exist_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(errors.UsageError, match="exists; name another file, or overwrite it with --force"):
+        opened.export_image("web", tmp_path / "mine")
+    assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "link").symlink_to("mine")
+    for name in ("link", "."):
+        with pytest.raises(errors.UsageError, match="is not a regular file"):
+            opened.export_image("web", tmp_path / name, force=True)
+    opened.export_image("web", tmp_path / "mine", force=True)
+    assert (tmp_path / "mine").stat().st_size == 16 * MIB
+    with pytest.raises(errors.UnknownDevice):
+        opened.export_image("nope", tmp_path / "out")
+    with pytest.raises(errors.CowfsError, match=r"cannot export 'web' to .*No such file"):
+        opened.export_image("web", tmp_path / "nowhere" / "out")
+    assert sorted(os.listdir(tmp_path)) == ["home", "link", "mine"]
+
+
+def test_a_full_disk_leaves_nothing(opened: cowfs.Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(images, "_write", full)
+    with pytest.raises(errors.CowfsError, match=r"cannot export 'web' to .*: No space left") as caught:
+        opened.export_image("web", tmp_path / "out")
+    assert caught.value.errno == errno.ENOSPC
+    assert os.listdir(tmp_path) == ["home"]
+
+
+def test_a_device_in_use_is_exported_as_it_is_now(home: Path, tmp_path: Path) -> None:
+    with cowfs.open_home(home, durable=False) as opened:
+        with opened.device("web") as disk:
+            disk.pwrite(12 * MIB, b"before")
+            opened.export_image("web", tmp_path / "out")
+            disk.pwrite(12 * MIB, b"after.")
+        assert (tmp_path / "out").read_bytes()[12 * MIB :][:6] == b"before"
+        assert [row.name for row in opened.devices()] == ["base", "web"]
