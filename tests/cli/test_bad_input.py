@@ -532,6 +532,7 @@ def test_a_home_that_cannot_be_written_is_read(home: Path, cowfs: Run, monkeypat
         ["create", "x", "y"],
         ["rename", "web", "x"],
         ["rollback", "web", "web-1"],
+        ["import", "/etc/hostname", "x"],
         ["remove", "web"],
         ["resize", "web", "32M"],
         ["trim", "web"],

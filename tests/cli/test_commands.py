@@ -25,13 +25,15 @@ from tests.home.conftest import serving
 BASE_BYTES = 16 << 20
 
 SECTIONS = {
-    "Homes": ["init", "status", "metrics", "recover", "doctor"],
+    "Homes": ["init", "status", "metrics", "clone-home", "recover", "doctor"],
     "Devices": [
         "create",
         "snapshot",
         "rollback",
         "list",
         "inspect",
+        "import",
+        "export",
         "mount",
         "umount",
         "resize",
@@ -242,6 +244,41 @@ def test_rename(cowfs: Run) -> None:
     }
     assert cowfs("--json", "rename", "my shop", "web").json == {"name": "web", "old_name": "my shop", "id": 2}
     assert cowfs("--json", "recover", "--dry-run").json["findings"] == []
+
+
+def test_import_and_export(cowfs: Run, tmp_path: Path) -> None:
+    disk, out = tmp_path / "disk.raw", tmp_path / "out.raw"
+    disk.write_bytes(bytes(1 << 20) + b"data".ljust(65536))
+    assert cowfs("import", disk, "disk").out == "made disk: id 4, 1.06 MiB, 64 KiB mapped\n"
+    assert cowfs("export", "disk", out).out == f"wrote {out}: 1.06 MiB, 64 KiB of data\n"
+    assert out.read_bytes() == disk.read_bytes()
+    sizes = {"size_bytes": 1114112, "mapped_bytes": 65536}
+    assert cowfs("--json", "import", disk, "two").json == {"name": "two", "id": 5, **sizes, "problems": []}
+    written = cowfs("--json", "export", "--force", "two", out).json
+    assert written == {"name": "two", "size_bytes": 1114112, "data_bytes": 65536}
+    refused = cowfs("export", "two", out)
+    assert (refused.status, refused.error) == (2, f"{out} exists; name another file, or overwrite it with --force")
+
+
+def test_clone_home(cowfs: Run, cowfs_anywhere: Run, home: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    assert cowfs("clone-home", copy).out.startswith(f"copied {home} to {copy}: ")
+    assert [row["name"] for row in cowfs_anywhere("--home", copy, "--json", "list").json] == ["base", "web", "web-1"]
+    answer = cowfs_anywhere("--json", "clone-home", copy, tmp_path / "other").json
+    assert (answer["home"], answer["origin"]) == (str(tmp_path / "other"), str(copy))
+    assert cowfs("clone-home", copy).error == f"cannot copy a home to {copy}: it exists; name a directory that does not"
+    assert "takes [HOME] NEW" in cowfs("clone-home").error
+
+
+def test_counters(cowfs: Run, home: Path) -> None:
+    lines = cowfs("status", "--io").out.splitlines()
+    (header,) = [line for line in lines if line.startswith("DEVICE")]
+    assert header.split()[1:4] == ["READS", "READ", "WRITES"]
+    assert any(line.startswith("all of the pool ") for line in lines)
+    assert cowfs("--json", "status", "--io").json["io"]["pool"]["requests"]["writes"] == 0
+    assert "io" not in cowfs("--json", "status").json
+    assert cowfs("metrics").out.endswith("# EOF\n")
+    assert f'cowfs_devices{{home="{home}"}} 2\n' in cowfs("--json", "metrics").json["metrics"]
 
 
 def test_rollback(cowfs: Run) -> None:
@@ -483,7 +520,7 @@ def test_help_lists_every_command_in_sections(cowfs_anywhere: Run) -> None:
     outcome = cowfs_anywhere("--help")
     assert outcome.status == 0
     listed = dict(re.findall(r"^(\S.*):\n((?:  .*\n)+)", outcome.out, re.M))
-    names = {title: re.findall(r"^  (\w+) ", lines, re.M) for title, lines in listed.items() if title != "Options"}
+    names = {title: re.findall(r"^  ([\w-]+) ", lines, re.M) for title, lines in listed.items() if title != "Options"}
     assert names == SECTIONS
     assert cowfs_anywhere("-h").status == 0
     bare = cowfs_anywhere()
