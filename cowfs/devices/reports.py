@@ -46,19 +46,6 @@ class MountedView(msgspec.Struct, frozen=True):
     read_only: bool
 
 
-class ClonedHome(msgspec.Struct, frozen=True):
-    """A copy of a home.
-
-    `by_reference`: its pool shares the blocks of the disk with the pool of `origin` until either is written.
-    `allocated_bytes`: what the files of its pool occupy, shared or not.
-    """
-
-    home: str
-    origin: str
-    by_reference: bool
-    allocated_bytes: int
-
-
 class DeviceCounters(msgspec.Struct, frozen=True):
     """What was asked of a device since the pool was opened, and what that took."""
 
