@@ -8,15 +8,18 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, SIZE, Settings
+from cowfs.errors import UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.home.images import Format
+    from cowfs.home.requests.images import Imported
 
 
 @click.command("import")
 @click.argument("file", type=PATH)
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--chain", is_flag=True, help="FILE is a directory from 'export --chain'; its devices keep their names.")
 @click.option(
     "--format",
     "kind",
@@ -27,7 +30,13 @@ if TYPE_CHECKING:
 @click.option("--follow-backing", is_flag=True, help="Also read the other files that an image refers to.")
 @click.pass_obj
 def import_command(
-    settings: Settings, file: str, name: str, kind: Format | None, size: int | None, follow_backing: bool
+    settings: Settings,
+    file: str,
+    name: str | None,
+    chain: bool,
+    kind: Format | None,
+    size: int | None,
+    follow_backing: bool,
 ) -> None:
     """Make the new device NAME of FILE, all of it or nothing.
 
@@ -36,22 +45,40 @@ def import_command(
 
     Formats other than raw are read by qemu-img. An image that refers to other files, such as a backing file, is refused
     unless --follow-backing is given, since whoever made the image chose those files.
+
+    With --chain all the devices are made that 'export --chain' wrote, which share blocks as they did there.
     """
+    if chain == (name is not None) or (chain and (kind or size or follow_backing)):
+        raise UsageError("import takes FILE NAME, or --chain DIR alone, whose devices have names")
+    if name is None:
+        with settings.open_home() as home:
+            _say_imported(settings, home.import_chain(file))
+        return
     with settings.open_home() as home, output.progress(f"importing {file}") as progress:
         made = home.import_image(
             file, name, format=kind, size_bytes=size, follow_backing=follow_backing, progress=progress
         )
-    if settings.as_json:
-        output.print_json(made)
-        return
     for problem in made.problems:
         output.print_line(f"cowfs: not copied: {problem}")
-    print(f"made {made.name}: id {made.id}, {format_size(made.size_bytes)}, {format_size(made.mapped_bytes)} mapped")
+    if settings.as_json:
+        output.print_json(made)
+    else:
+        _say_imported(settings, [made])
+
+
+def _say_imported(settings: Settings, devices: list[Imported]) -> None:
+    if settings.as_json:
+        output.print_json(devices)
+        return
+    for made in devices:
+        sizes = f"{format_size(made.size_bytes)}, {format_size(made.mapped_bytes)} mapped"
+        print(f"made {output.printable(made.name)}: id {made.id}, {sizes}")
 
 
 @click.command("export")
 @click.argument("name", type=DEVICE)
 @click.argument("file", type=PATH)
+@click.option("--chain", is_flag=True, help="Write NAME and its descendants to the new directory FILE.")
 @click.option(
     "--format",
     "kind",
@@ -60,12 +87,25 @@ def import_command(
 )
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @click.pass_obj
-def export_command(settings: Settings, name: str, file: str, kind: Format | None, force: bool) -> None:
+def export_command(settings: Settings, name: str, file: str, chain: bool, kind: Format | None, force: bool) -> None:
     """Write the device NAME to the new FILE, as it is now, mounted or not.
 
     A raw disk has holes for what is zeros; qcow2 is written by qemu-img; a tar archive holds the files, with owners,
     extended attributes and nanoseconds, and FILE is there when it is complete.
+
+    With --chain the device and all its descendants are written, each only by the blocks that it does not share with its
+    parent; 'import --chain' makes them of it, here or in another home.
     """
+    if chain:
+        if kind or force:
+            raise UsageError("--chain writes a new directory; leave out --format and --force")
+        with settings.open_home() as home:
+            exported = home.export_chain(name, file)
+        if settings.as_json:
+            output.print_json(exported)
+        else:
+            print(f"wrote {output.printable(file)}: {', '.join(device.name for device in exported.devices)}")
+        return
     with settings.open_home() as home, output.progress(f"exporting {name}") as progress:
         written = home.export_image(name, file, format=kind, force=force, progress=progress)
     if settings.as_json:

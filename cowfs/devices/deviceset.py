@@ -412,30 +412,33 @@ class DeviceSet:
             yield thin
 
     @contextmanager
-    def importing(self, name: str, size_bytes: int | None, *, parent: str | None = None) -> Iterator[ThinDevice]:
+    def importing(
+        self, name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
+    ) -> Iterator[ThinDevice]:
         """A new device with the content that is written in the block: it is there when the block ends, or not at all.
 
         Args:
-            size_bytes: the parent's when None.
-            parent: what it begins as a snapshot of, which may be one that is being imported itself, whose file system,
+            size_bytes: that of `origin` when None.
+            origin: what it begins as a snapshot of, which may be one that is being imported itself, whose file system,
                 if there is one, is not grown; when None it maps nothing.
+            parent: what is noted as its parent; `origin` when None.
 
         Raises:
             As `create`.
         """
-        is_chained = parent in self._importing
-        if parent is None or is_chained:
+        is_chained = origin in self._importing
+        if origin is None or is_chained:
             self.check_writable()
             self._creation.check([name], size_bytes)
             self.require_free_space()
             self._renames.finish_interrupted()
         else:
-            parent = self._origin_of([name], parent, size_bytes)
+            origin = self._origin_of([name], origin, size_bytes)
         if size_bytes is None:
-            if parent is None:
+            if origin is None:
                 raise UsageError(f"device {name!r} needs a size")
-            size_bytes = self._store.require(parent).size
-        record = self._creation.create_incomplete(name, size_bytes, parent, grows=not is_chained)
+            size_bytes = self._store.require(origin).size
+        record = self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=not is_chained)
         thin = self._active.activate_as(name, record, read_only=False)
         self._importing.add(name)
         try:

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from cowfs.home.images import Format
     from cowfs.home.images import Progress as ImageProgress
     from cowfs.home.layers import Layers
-    from cowfs.home.requests.images import Exported, Imported
+    from cowfs.home.requests.images import Chain, Exported, Imported
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
@@ -384,6 +384,27 @@ class Home:
         from cowfs.home.images import export_image
 
         return export_image(self._session, name, target, format=format, force=force, progress=progress)
+
+    def export_chain(self, name: str, target: str | os.PathLike[str]) -> Chain:
+        """Write a device and all its descendants to a new directory, all of one moment, each only by its own blocks.
+
+        Raises:
+            UnknownDevice; UsageError: the directory exists; CowfsError: it cannot be written, and nothing is left.
+        """
+        from cowfs.home.images import export_chain
+
+        return export_chain(self._session, name, target)
+
+    def import_chain(self, source: str | os.PathLike[str]) -> list[Imported]:
+        """Make the devices that `export_chain` wrote, under their names; they share what they shared. All or none.
+
+        Raises:
+            DeviceExists, OutOfDataSpace, OutOfMetadataSpace; UsageError: the chain is damaged.
+            CowfsError: there is none.
+        """
+        from cowfs.home.images import import_chain
+
+        return import_chain(self._session, source)
 
     @documented_by(CloneHome)
     def clone(self, target: str | os.PathLike[str]) -> ClonedHome:

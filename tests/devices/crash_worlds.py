@@ -313,7 +313,7 @@ def import_disk(devices: DeviceSet) -> None:
 
 
 def import_files(devices: DeviceSet) -> None:
-    with devices.importing("new", None, parent="a") as thin:
+    with devices.importing("new", None, origin="a") as thin:
         thin.pwrite(0, b"brought in".ljust(36))
 
 

@@ -18,7 +18,7 @@ import pytest
 import cowfs
 from cowfs import errors
 from cowfs.home import images
-from tests.home.conftest import serving
+from tests.home.conftest import SMALL, serving
 
 BLOCK = 64 << 10
 MIB = 1 << 20
@@ -296,3 +296,103 @@ def test_a_device_in_use_is_exported_as_it_is_now(home: Path, tmp_path: Path) ->
             disk.pwrite(12 * MIB, b"after.")
         assert (tmp_path / "out").read_bytes()[12 * MIB :][:6] == b"before"
         assert [row.name for row in opened.devices()] == ["base", "web"]
+
+
+def make_family(home: cowfs.Home) -> list[str]:
+    """Snapshots of a disk of its own as it changes, and a snapshot of one of them; parts are shared by some alone."""
+
+    def write(name: str, block: int, data: bytes) -> None:
+        with home.device(name) as disk:
+            disk.pwrite(block * BLOCK, data * BLOCK)
+
+    home.create("disk")
+    with home.device("disk") as disk:
+        disk.discard(0, disk.size_bytes)  # nothing is shared with base
+    for block in range(8):
+        write("disk", block, b"a")
+    home.snapshot("disk", "one")
+    write("disk", 0, b"b")
+    home.snapshot("disk", "two")
+    write("disk", 1, b"c")
+    with home.device("disk") as disk:
+        disk.discard(2 * BLOCK, 2 * BLOCK)  # which `one` and `two` still share
+    home.snapshot("two", "of two")
+    write("of two", 5, b"d")
+    home.create("latest", parent="disk")
+    return ["disk", "one", "two", "of two", "latest"]
+
+
+def content_of(home: cowfs.Home, name: str, directory: Path) -> bytes:
+    home.export_image(name, directory / "content", force=True)
+    return (directory / "content").read_bytes()
+
+
+@pytest.mark.parametrize("through_holder", [False, True])
+def test_a_chain_shares_elsewhere_what_it_shared(home: Path, tmp_path: Path, through_holder: bool) -> None:
+    other = tmp_path / "other"
+    cowfs.open_home(other, create=True, options=SMALL).close()
+    with cowfs.open_home(home, durable=False) as opened:
+        names = make_family(opened)
+        parents = {row.name: row.parent for row in opened.devices() if row.name in names}
+        totals = {row.name: (row.size_bytes, row.mapped_bytes) for row in opened.devices() if row.name in names}
+        contents = {name: content_of(opened, name, tmp_path) for name in names}
+        with_family = used_blocks(opened)
+    with serving(home) if through_holder else nullcontext(), cowfs.open_home(home, durable=False) as opened:
+        chain = opened.export_chain("disk", tmp_path / "chain")
+        assert sorted(device.name for device in chain.devices) == sorted(names)
+        size = sum(path.stat().st_size for path in (tmp_path / "chain").iterdir())
+        assert size < 12 * BLOCK  # 11 blocks
+        for name in reversed(names):
+            opened.remove(name)
+        family_blocks = with_family - used_blocks(opened)
+    with serving(other) if through_holder else nullcontext(), cowfs.open_home(other, durable=False) as opened:
+        before = used_blocks(opened)
+        opened.import_chain(tmp_path / "chain")
+        assert used_blocks(opened) - before == family_blocks == 11
+        found = {row.name: (row.size_bytes, row.mapped_bytes) for row in opened.devices() if row.name != "base"}
+        assert found == totals
+        assert {row.name: row.parent for row in opened.devices() if row.name != "base"} == {**parents, "disk": None}
+        assert opened.check().clean
+        with pytest.raises(errors.DeviceExists):
+            opened.import_chain(tmp_path / "chain")
+    with cowfs.open_home(other) as opened:
+        assert {name: content_of(opened, name, tmp_path) for name in names} == contents
+        assert not opened.status().problems
+        assert len(opened.devices()) == 6
+
+
+@pytest.mark.parametrize("damage", ["cut", "order", "manifest", "parent", "missing"])
+def test_a_damaged_chain_leaves_nothing(home: Path, tmp_path: Path, damage: str) -> None:
+    chain = tmp_path / "chain"
+    with cowfs.open_home(home, durable=False) as opened:
+        names = make_family(opened)
+        opened.export_chain("disk", chain)
+        for name in reversed(names):
+            opened.remove(name)
+        before = used_blocks(opened)
+        manifest = chain / "chain.json"
+        if damage == "cut":
+            last = max(chain.glob("*.blocks"))
+            os.truncate(last, last.stat().st_size - 10)
+        elif damage == "order":
+            blocks = sorted(chain.glob("*.blocks"))
+            blocks[-1].rename(chain / "000000.blocks")
+        elif damage == "manifest":
+            manifest.write_text(manifest.read_text()[:100])
+        elif damage == "parent":
+            manifest.write_text(manifest.read_text().replace('"parent": 0', '"parent": 7', 1))
+        else:
+            manifest.unlink()
+        with pytest.raises(errors.CowfsError) as caught:
+            opened.import_chain(chain)
+        assert "\n" not in str(caught.value)
+        assert_untouched(opened, before)
+
+
+def test_a_chain_is_written_to_a_new_directory(opened: cowfs.Home, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(errors.UsageError, match="exists; name a directory that does not"):
+        opened.export_chain("web", tmp_path / "mine")
+    with pytest.raises(errors.UnknownDevice):
+        opened.export_chain("nope", tmp_path / "new")
+    assert sorted(os.listdir(tmp_path)) == ["home", "mine"]

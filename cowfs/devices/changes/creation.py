@@ -80,12 +80,13 @@ class Creation:
         )
 
     def create_incomplete(
-        self, name: str, size_bytes: int, origin_name: str | None, *, grows: bool = True
+        self, name: str, size_bytes: int, origin_name: str | None, *, parent: str | None = None, grows: bool = True
     ) -> DeviceFile:
         """Make a device that is marked for deletion, so that a crash leaves nothing of it.
 
         Args:
             origin_name: what it is a snapshot of; when None it maps nothing.
+            parent: what is noted as its parent; `origin_name` when None.
             grows: have the file system fill a larger size.
 
         Returns:
@@ -94,8 +95,8 @@ class Creation:
 
         def mark(records: Mapping[str, DeviceFile]) -> None:
             self._store.save(name, msgspec.structs.replace(self._store.require(name), deleted=True))
-            if origin_name is not None:
-                self._note_parents(origin_name, records)
+            if (noted := parent or origin_name) is not None:
+                self._note_parents(noted, records)
 
         if origin_name is None:
             send = self._send_empty

@@ -5,16 +5,19 @@ A range is a piece of its own: its offset in 8 bytes, little endian, and its dat
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
-from typing import Final
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from struct import Struct
+from typing import ClassVar, Final
 
 import msgspec
 
+from cowfs.blockdev import BlockDevice
 from cowfs.copying.records import Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
 from cowfs.devices.on_disk.names import BASE
+from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
@@ -23,11 +26,14 @@ from cowfs.home.requests.request import StreamIn, StreamOut, Upload
 from cowfs.layers.archive.pack import write_archive
 from cowfs.layers.archive.unpack import apply_archive
 from cowfs.layers.interface import LayerRoot
+from cowfs.pool import ThinDevice
 from cowfs.steps import Steps
+from cowfs.thinmeta.delta import DeltaKind, changed_ranges
 
 OFFSET_BYTES: Final = 8
 RANGE_BYTES: Final = 512 << 10
 _RECORDS_PER_STEP: Final = 32
+_SMALL_FAMILY: Final = 32
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -165,10 +171,185 @@ class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
         return Exported(self.name, sent, sent)
 
 
+class ChainDevice(msgspec.Struct, frozen=True):
+    """A device of a chain. `parent` is the number of its parent in the chain, and `origin` that of the device that its
+    changes are about: one before it in both cases, and null for the first device.
+    """
+
+    name: str
+    size_bytes: int
+    parent: int | None
+    origin: int | None
+
+
+class Chain(msgspec.Struct, frozen=True):
+    """A device and its descendants, each after its parent, and after the one that it shares most with."""
+
+    devices: list[ChainDevice]
+    block_bytes: int
+    version: int = 1
+
+
+CHANGE: Final = Struct("<IBQI")
+"""Before a change: the device's number, 1 for data and 0 for a range that is unmapped, offset and length in bytes."""
+
+
+class ExportChain(StreamOut[Chain], frozen=True, tag="export_chain"):
+    """A device and its descendants, all of one moment: of each the changes that make it of the one nearest to it.
+
+    Snapshots are peers, so that may be its parent or a sister. Each piece is a `CHANGE` and its data; those of the
+    first device come first and give all of it.
+
+    Raises:
+        UnknownDevice, DeviceBusy.
+    """
+
+    name: str
+    reads_all_devices: ClassVar[bool] = True
+
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, Chain]:
+        devices = home.devices
+        family = _family(devices.record(self.name), devices.records())
+        members: list[ChainDevice] = []
+        with ExitStack() as stack:
+            thins = {record.name: stack.enter_context(devices.held_still(record.name)) for record in family}
+            origins = _nearest(family, lambda one, other: _data_blocks(_delta(home, thins[one], thins[other])))
+            numbers = {name: number for number, name in enumerate(origins)}
+            records = {record.name: record for record in family}
+            for name, origin in origins.items():
+                thin = thins[name]
+                yield from _changes(
+                    numbers[name], thin, _delta(home, thins[origin], thin) if origin else _extents(thin)
+                )
+                parent = records[name].parent if members else None
+                members.append(
+                    ChainDevice(
+                        name,
+                        records[name].size_bytes,
+                        numbers[parent] if parent else None,
+                        numbers[origin] if origin else None,
+                    )
+                )
+        return Chain(members, devices.pool.block_bytes)
+
+
+class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
+    """Make the devices of a chain, which share what they shared; none of them after any failure.
+
+    Raises:
+        As `ImportDisk`; UsageError: what is sent is no chain.
+    """
+
+    chain: Chain
+
+    def run(self, home: OpenHome) -> Generator[bool, bytes, list[Imported]]:
+        members = self.chain.devices
+        for number, member in enumerate(members):
+            for other in (member.parent, member.origin):
+                if (other is None) != (number == 0) or (other is not None and not 0 <= other < number):
+                    raise UsageError(f"the chain is damaged: device '{member.name}' does not come after its parent")
+        with ExitStack() as stack:
+            thins: list[ThinDevice] = []
+            while piece := (yield True):
+                number, has_data, offset, length = CHANGE.unpack_from(piece)
+                data = memoryview(piece)[CHANGE.size :]
+                if not len(thins) - 1 <= number < len(members):
+                    raise UsageError("the chain is damaged: its changes are not in the order of its devices")
+                while len(thins) <= number:
+                    thins.append(stack.enter_context(_member(home, members, len(thins))))
+                thin = thins[number]
+                if length == 0 or offset + length > thin.size_bytes or len(data) != (length if has_data else 0):
+                    raise UsageError(
+                        f"the chain is damaged: a change of '{thin.name}' at {offset} is not in the device"
+                    )
+                if has_data:
+                    thin.pwrite(offset, data)
+                else:
+                    thin.discard(offset, length)
+            while len(thins) < len(members):
+                thins.append(stack.enter_context(_member(home, members, len(thins))))
+        return [_imported(home, member.name) for member in members]
+
+
+def _member(home: OpenHome, members: list[ChainDevice], number: int) -> AbstractContextManager[ThinDevice]:
+    member = members[number]
+    parent, origin = (None if other is None else members[other].name for other in (member.parent, member.origin))
+    return home.devices.importing(member.name, member.size_bytes, origin=origin, parent=parent)
+
+
+def _family(first: DeviceRecord, records: list[DeviceRecord]) -> list[DeviceRecord]:
+    """A device and its descendants, each after its parent; those marked for deletion are left out."""
+    found = [first]
+    for record in found:
+        found.extend(other for other in records if other.parent == record.name and not other.deleted)
+    return found
+
+
+def _nearest(family: list[DeviceRecord], distance: Callable[[str, str], int]) -> dict[str, str | None]:
+    """Of each device the one before it that it shares most with, in an order in which each comes after its parent.
+
+    So blocks that sisters share are given once, though their parent has other ones by now. In large families only the
+    parent and the sisters made before and after a device are looked at.
+    """
+    names = [record.name for record in family]
+    parents = {record.name: record.parent for record in family[1:]}
+    candidates = _candidates(family) if len(family) > _SMALL_FAMILY else {name: set(names) for name in names}
+    found: dict[str, str | None] = {}
+    best: dict[str, tuple[int, str | None]] = {names[0]: (0, None)}
+    while best:
+        name = min(
+            (name for name in best if name == names[0] or parents[name] in found), key=lambda name: best[name][0]
+        )
+        found[name] = best.pop(name)[1]
+        for other in candidates[name] - found.keys():
+            if (far := distance(name, other)) < best.get(other, (1 << 62, None))[0]:
+                best[other] = far, name
+    return found
+
+
+def _candidates(family: list[DeviceRecord]) -> dict[str, set[str]]:
+    near: dict[str, set[str]] = {record.name: set() for record in family}
+    latest: dict[str, str] = {}
+    for record in sorted(family[1:], key=lambda record: record.transaction_id):
+        parent = record.parent
+        assert parent is not None
+        for other in {parent, latest.get(parent, parent)}:
+            near[other].add(record.name)
+            near[record.name].add(other)
+        latest[parent] = record.name
+    return near
+
+
+def _data_blocks(ranges: Iterable[tuple[bool, int, int]]) -> int:
+    """How many blocks have data in ranges of changes."""
+    return sum(length for has_data, _, length in ranges if has_data)
+
+
+def _extents(thin: ThinDevice) -> Iterator[tuple[bool, int, int]]:
+    return ((True, extent.vblock, extent.length) for extent in thin.extents())
+
+
+def _delta(home: OpenHome, parent: ThinDevice, thin: ThinDevice) -> list[tuple[bool, int, int]]:
+    def read(device: BlockDevice, held: bool) -> list[tuple[bool, int, int]]:
+        ranges = changed_ranges(device, parent.thin_id, thin.thin_id, held=held)
+        return [(found.kind is not DeltaKind.LEFT_ONLY, found.vblock, found.length) for found in ranges]
+
+    return home.devices.pool.read_metadata(read)
+
+
+def _changes(number: int, thin: ThinDevice, ranges: Iterable[tuple[bool, int, int]]) -> Iterator[bytes]:
+    for has_data, vblock, length in ranges:
+        begin = vblock * thin.block_bytes
+        end = min(begin + length * thin.block_bytes, thin.size_bytes)
+        for offset in range(begin, end, RANGE_BYTES):
+            size = min(RANGE_BYTES, end - offset)
+            yield CHANGE.pack(number, has_data, offset, size) + (thin.pread(offset, size) if has_data else b"")
+
+
 @contextmanager
 def _new_volume(home: OpenHome, name: str, size_bytes: int | None) -> Iterator[LayerRoot]:
     """The root of an empty file system, which is there under its name when the block ends."""
-    with home.devices.importing(name, size_bytes, parent=BASE) as thin:
+    with home.devices.importing(name, size_bytes, origin=BASE) as thin:
         volume = Volume.open(thin, journaled=False, name=f"device {name!r}")
         try:
             yield LayerRoot(volume, ROOT_INODE)
@@ -184,4 +365,7 @@ def _imported(home: OpenHome, name: str) -> Imported:
     return Imported(report.name, report.id, report.size_bytes, report.mapped_bytes)
 
 
-IMAGE_REQUESTS: Final = (ImportDisk, ImportFiles, ImportArchive, ExportDisk, ExportArchive)
+IMAGE_REQUESTS: Final = (
+    *(ImportDisk, ImportFiles, ImportArchive, ImportChain),
+    *(ExportDisk, ExportArchive, ExportChain),
+)
