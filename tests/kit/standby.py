@@ -148,11 +148,11 @@ class Standby:
 
 
 def fork_servers(line_of: Callable[[], socket.socket], modules: Sequence[str] = ("cowfs.fuse.background",)) -> None:
-    """Have the processes that these modules start forked from an interpreter on standby, if they are Python's."""
+    """Have the processes that these modules start forked from an interpreter on standby, if they run Python modules."""
     known: list[socket.socket] = []
 
     def start(argv: Sequence[str], **options: Any) -> Process | subprocess.Popen[bytes]:
-        if argv[0] != sys.executable:
+        if argv[0] != sys.executable or argv[1].endswith(".py"):
             return subprocess.Popen(argv, **options)
         if not known:
             known.append(line_of())
