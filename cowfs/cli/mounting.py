@@ -289,7 +289,7 @@ def _unmount(target: str, *, lazy: bool) -> None:
     elif copies := unmount(target, lazy=lazy):
         where = output.printable(copies[0])
         output.print_line(
-            f"cowfs: {target} is mounted at {where}, too, so its server stays; next: cowfs umount {where}"
+            f"cowfs: what was at {target} is still mounted at {where}, so its server stays; next: cowfs umount {where}"
         )
 
 
