@@ -228,6 +228,31 @@ def test_a_record_with_both_names_keeps_the_new_one(home: Path, backend: FakeBac
         assert devices.problems == ()
 
 
+@pytest.mark.parametrize("is_renamed", [False, True])
+def test_a_rename_that_was_cut_short_keeps_parents_of_a_file_with_many_old_lines(
+    home: Path, backend: FakeBackend, is_renamed: bool
+) -> None:
+    """Lines of devices that are gone are dropped at times: not those of a device that is about to follow its record."""
+    with open_home(home, backend) as devices:
+        devices.create("b", parent="a")
+        devices.create("c", parent="b")
+        made = devices.record("b").transaction_id
+    parents_file = home / "cowfs.parents"
+    text = parents_file.read_text()
+    if is_renamed:
+        (home / "metadata/b").rename(home / "metadata/new")
+    else:  # the lines were changed, and the record has its former name again after a power cut
+        text = text.replace('"b"', '"new"')
+    gone = "".join(f'\n{{"name":"gone{number}","transaction_id":{90 + number},"parent":"a"}}' for number in range(200))
+    parents_file.write_text(text + gone)
+    (home / "cowfs.renaming").write_text(f'{{"name":"b","new_name":"new","transaction_id":{made}}}')
+    for _ in range(2):
+        with open_home(home, backend) as devices:
+            name = "new" if is_renamed else "b"
+            assert parents(devices) == {"a": "base", "base": None, name: "a", "c": name}
+    assert b"gone" not in parents_file.read_bytes()
+
+
 def test_parents_that_cannot_be_read_are_not_written_over(home: Path, backend: FakeBackend) -> None:
     parents_file = home / "cowfs.parents"
     kept = home / "kept"

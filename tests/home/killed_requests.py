@@ -179,7 +179,7 @@ def kill(home: Path, rounds: int, seed: int, seconds: float = float("inf")) -> C
             assert found == expected(model), this
             continue
         after = began[-1].applied_to(model, number)
-        assert found in (expected(model), expected(after)), (this, began[-1])
+        assert found in (expected(model), expected(after)), (this, began[-1], found, expected(model), expected(after))
         is_after = found == expected(after)
         outcomes[f"{began[-1].kind}, {'after' if is_after else 'before'}"] += 1
         model, number = (after if is_after else model), number + 10

@@ -220,6 +220,47 @@ def what_the_kernel_has_mounted_is_busy(folder: Path) -> None:
 
 
 @check
+def a_device_is_rolled_back_unless_the_kernel_has_it_mounted(folder: Path) -> None:
+    home, mnt, served = make_home(folder), point(folder), point(folder, "served")
+    home("mount", "--kernel", "web", mnt)
+    (mnt / "file").write_text("one")
+    home("snapshot", "web", "monday")
+    (mnt / "file").write_text("two")
+    for force in ((), ("--force",)):
+        words = ("rollback", "web", "monday", *force)
+        home.fails(5, f"'web' is mounted at {mnt}", "cannot be rolled back", "umount", words=words)
+    assert (mnt / "file").read_text() == "two"
+    home("umount", mnt)
+    home("rollback", "web", "monday", "--keep", "tuesday")
+    home("snapshot", "tuesday", "late-{}", "--count", "3")
+    parents = {name: row["parent"] for name, row in home.rows().items()}
+    assert parents == {"base": None, "web": "base", "monday": "web", "tuesday": "web"} | {
+        f"late-{number}": "tuesday" for number in (1, 2, 3)
+    }
+    for name, text in (("web", "one"), ("tuesday", "two"), ("late-3", "two")):
+        home("mount", "--kernel", name, mnt)
+        assert (mnt / "file").read_text() == text
+        home("umount", mnt)
+    home("mount", "--kernel", "monday", mnt)
+    (mnt / "file").write_text("busy")
+    home("rollback", "web", "monday")  # which is held still for the moment
+    home("umount", mnt)
+    home("mount", served)
+    assert (served / "web" / "file").read_text() == "busy"
+    with (served / "web" / "file").open() as file:
+        home.fails(5, f"is in use at {served}/web by", f"({os.getpid()})", words=("rollback", "web", "tuesday"))
+        home("rollback", "web", "tuesday", "--force")
+        with pytest.raises(OSError, match="Stale") as caught:
+            os.fstat(file.fileno())
+        assert caught.value.errno == errno.ESTALE
+    assert (served / "web" / "file").read_text() == "two"
+    home("umount", served)
+    assert home("--json", "check").json["clean"]
+    assert not home("--json", "recover", "--dry-run").json["findings"]
+    assert_free()
+
+
+@check
 def a_device_is_renamed_unless_the_kernel_uses_it_by_its_name(folder: Path) -> None:
     home, mnt, served = make_home(folder), point(folder), point(folder, "served")
     home("snapshot", "web", "copy")

@@ -334,7 +334,8 @@ class DeviceStore:
     def _parent_lines(self) -> dict[str, ParentLine]:
         if self._parents is None:
             self._parents, count = self._load_parents()
-            if not self.read_only and count > 2 * len(self._records) + _MIN_SURPLUS_LINES:
+            is_long = count > 2 * len(self._records) + _MIN_SURPLUS_LINES
+            if is_long and not self.read_only and self.files.read(self.files.renaming) is None:
                 self._compact_parents(self._parents)
         return self._parents
 
