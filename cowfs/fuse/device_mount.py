@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 from pyfuse3 import ROOT_INODE, InodeT
 
+from cowfs.errors import CowfsError, FilesystemError
 from cowfs.fuse.in_use import in_use
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten
 from cowfs.fuse.translate import drop_caches
@@ -108,9 +109,19 @@ class DeviceMount(Generic[Content]):
     async def take_up(self) -> None:
         """Open the device again. What it was given up for, and what was opened in it before, may have changed.
 
-        Raises CowfsError when it cannot be opened; the mount answers with errors then.
+        Raises CowfsError when it cannot be opened; the mount answers with errors then, until it is given up and taken
+        up again.
         """
-        content = self._device.open()
+        try:
+            content = self._device.open()
+        except CowfsError as error:
+            if self._device.number() == self._number:
+                raise
+            raise FilesystemError(
+                f"device '{self._device.name}' is rolled back, and its mount at {self._mount_point} can show nothing: "
+                f"{error}; roll it back to another device, or unmount it",
+                errno=error.errno,
+            ) from error
         if self._device.number() == self._number:
             self._view.attach(content)
             return

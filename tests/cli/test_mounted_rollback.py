@@ -138,6 +138,29 @@ def test_a_mount_shows_the_contents_at_once(mount: Mount) -> None:
     assert home.shell("cat 'mount point/file'") == "one\n\n"
 
 
+def test_a_device_without_a_file_system_can_be_rolled_back_again(mount: Mount) -> None:
+    home = mount.home
+    mount.fill()
+    home.run("create", "zeros", "--size", "65M")
+    home.run("umount", home.target)
+    home.run("mount", "--raw", "zeros", home.target)
+    home.shell("dd if=/dev/zero of='mount point/zeros' bs=64k count=1 conv=notrunc 2>/dev/null")
+    home.run("umount", home.target)
+    is_alone = mount.root == home.target
+    home.run("mount", *(["web"] if is_alone else []), home.target)
+    if is_alone:
+        line = home.refused(7, "rollback", "web", "zeros", "--keep", "tuesday")
+        assert f"'web' is rolled back, and its mount at {home.target} can show nothing: device 'web': no ext4" in line
+        assert "roll it back to another device, or unmount it" in line
+    else:
+        home.run("rollback", "web", "zeros", "--keep", "tuesday")
+    mount.home.account.run(["ls", mount.root], check=False)
+    assert {row["name"]: row["size_bytes"] for row in home.json("list")}["web"] == 65 << 20
+    home.run("rollback", "web", "tuesday")
+    assert mount.is_as_before()
+    home.run("remove", "zeros")
+
+
 def test_what_is_in_use_is_named_and_left_alone(mount: Mount) -> None:
     mount.fill()
     with mount.used() as process:

@@ -208,7 +208,7 @@ def test_a_request_too_long_ends_the_connection(served: Path) -> None:
         else:
             pass
         try:
-            assert "more than 65536 bytes" in client.read()["error"]["message"]
+            assert f"more than {MAX_REQUEST_BYTES} bytes" in client.read()["error"]["message"]
             assert client.read() is None
         except ConnectionError:
             pass  # what was not read resets the connection, maybe before its last words are

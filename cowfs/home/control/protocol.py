@@ -23,7 +23,7 @@ from cowfs.error_record import ErrorRecord
 PROTOCOL_VERSION: Final = 1
 ABSENT: Final = msgspec.Raw()
 SOCKET_NAME: Final = "cowfs.sock"
-MAX_REQUEST_BYTES: Final = 64 << 10
+MAX_REQUEST_BYTES: Final = 1 << 20  # the names of some ten thousand devices
 PIECE_HEADER: Final = struct.Struct("<I")
 MAX_REPLY_BYTES: Final = 1 << 20
 

@@ -148,6 +148,9 @@ class CreateMany(Request[list[Created]], frozen=True, tag="create_many"):
     parent: str | None = None
     size_bytes: int | None = None
 
+    def summary(self) -> str:
+        return f"create {len(self.names)} devices"
+
     def devices_read(self) -> tuple[str, ...]:
         return (BASE if self.parent is None else self.parent,)
 
