@@ -82,7 +82,7 @@ class DeviceMount(Generic[Content]):
         self._device = device
         self._view = view
         self._mount_point = mount_point
-        self._number = 0
+        self._number = device.number()  # of what the view shows, or showed last
         self._former: list[InodeT] = []
         self._names: set[bytes] = set()
 
@@ -91,6 +91,7 @@ class DeviceMount(Generic[Content]):
 
         Raises:
             DeviceBusy: something is open in it, and `force` is not given; it stays as it is.
+            OSError: it could not be written down; it is open again.
         """
         view = self._view
         if not force:
@@ -98,13 +99,16 @@ class DeviceMount(Generic[Content]):
             if view.is_used:
                 await self._restore_names()
                 raise await in_use(self._device.name, self._mount_point)
-        self._number = self._device.number()
         self._former = view.known()
         self._names = set(view.names_at_root())
         with suppress(OSError):  # it is about to be given up; what stands against closing is told by `close`
             view.sync_clean()
         view.detach()
-        self._device.close()
+        try:
+            self._device.close()
+        except OSError:
+            await self.take_up()
+            raise
 
     async def take_up(self) -> None:
         """Open the device again. What it was given up for, and what was opened in it before, may have changed.
@@ -112,19 +116,21 @@ class DeviceMount(Generic[Content]):
         Raises CowfsError when it cannot be opened; the mount answers with errors then, until it is given up and taken
         up again.
         """
+        number = self._device.number()
         try:
             content = self._device.open()
         except CowfsError as error:
-            if self._device.number() == self._number:
+            if number == self._number:
                 raise
             raise FilesystemError(
                 f"device '{self._device.name}' is rolled back, and its mount at {self._mount_point} can show nothing: "
                 f"{error}; roll it back to another device, or unmount it",
                 errno=error.errno,
             ) from error
-        if self._device.number() == self._number:
+        if number == self._number:
             self._view.attach(content)
             return
+        self._number = number
         self._view.replace(content)
         names = self._names.union(self._view.names_at_root())
         await trio.to_thread.run_sync(_drop_names, names, abandon_on_cancel=True)
