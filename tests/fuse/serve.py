@@ -123,12 +123,12 @@ def serve(arguments: argparse.Namespace, readiness: Readiness) -> None:
             os.rename(arguments.copy_on + ".copying", arguments.copy_on + ".copy")
         if arguments.fork:
             await ready.wait()
-            if (child := os.fork()) == 0:
+            if os.fork() == 0:  # the child writes its number, once it has closed what it must not keep
+                with open(arguments.fork + ".new", "w") as file:
+                    file.write(str(os.getpid()))
+                os.rename(arguments.fork + ".new", arguments.fork)
                 while True:
                     signal.pause()
-            with open(arguments.fork + ".new", "w") as file:
-                file.write(str(child))
-            os.rename(arguments.fork + ".new", arguments.fork)
         while arguments.kill:  # beside the requests, for a test to see that the loop still runs
             await trio.sleep(0.05)
             if os.path.exists(arguments.kill + ".killed"):
