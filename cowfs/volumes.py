@@ -192,8 +192,7 @@ class Volumes:
             DeviceBusy: something else than files is in use of it: its disk, or a mount by the kernel.
         """
         self._devices.check_writable(to_make_room=True)
-        if name in self._devices.active() and not self.is_open(name):
-            raise self._devices.uses.busy(name, "trimmed", " (or trim it from where it is used)")
+        self.require_no_disk(name, "trimmed", " (or trim it from where it is used)")
         unmapped = freed = 0
         with self.opened(name) as volume, _named(name):
             thin = self._devices.active()[name]
@@ -215,6 +214,15 @@ class Volumes:
         if isinstance(status, UnreadableStatus):
             raise PoolModeError(f"thin {thin.thin_id} answers '{status.value}'; close the home and check it")
         return status.mapped_sectors * SECTOR_BYTES, pool.used_data_blocks * thin.block_bytes
+
+    def require_no_disk(self, name: str, purpose: str, alternative: str = "") -> None:
+        """Raises DeviceBusy for a device that is in use as a disk, whose files whoever uses it may have open too."""
+        if self.is_disk(name):
+            raise self._devices.uses.busy(name, purpose, alternative)
+
+    def is_disk(self, name: str) -> bool:
+        """Whether a device is in use, and not for its files."""
+        return name in self._devices.active() and not self.is_open(name)
 
     def is_open(self, name: str) -> bool:
         return name in self._open

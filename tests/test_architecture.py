@@ -188,7 +188,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "own_session": {"spec", "open_home", "requests", "executor", "session"},
         "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session", "own_session"},
         "files": {"requests", "session"},
-        "api": {"spec", "images", "requests", "session", "own_session", "serving", "layers", "files", "maintenance"},
+        "comparing": {"requests", "session"},
+        "api": {
+            *("spec", "images", "requests", "session", "own_session", "serving"),
+            *("layers", "files", "comparing", "maintenance"),
+        },
         "machine": {"backend_facts", "serving"},
     },
 }

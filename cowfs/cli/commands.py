@@ -129,6 +129,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "remove": Command("devices", "Remove devices."),
     },
     "Files in devices": {
+        "changes": Command("comparing", "List the paths that differ between two devices."),
+        "diff": Command("comparing", "Show the differences between two devices, as 'diff -u' does."),
         "ls": Command("files", "List the files in a device."),
         "cat": Command("files", "Write the content of a file in a device to standard output."),
         "cp": Command("files", "Copy files into a device, out of one, or between two."),

@@ -6,6 +6,7 @@ standard error is a terminal and the work has already taken a while.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -59,7 +60,7 @@ def _describe(error: OSError) -> str:
     if isinstance(error, CowfsError):
         return error.message
     if error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error.strerror or error)
 
 

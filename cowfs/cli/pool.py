@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final, TextIO
 
@@ -18,6 +18,7 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.reports import UsageRow, UsageTotals
+    from cowfs.home.comparing import BlockRange
     from cowfs.home.requests.space import NoSpaceChoice
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
@@ -186,15 +187,50 @@ def restore_command(settings: Settings, file: BinaryIO) -> None:
 
 @click.command("delta")
 @click.argument("left", type=DEVICE, metavar="A")
-@click.argument("right", type=DEVICE, metavar="B")
+@click.argument("right", type=DEVICE, metavar="[B]", required=False)
+@click.option("--ranges", is_flag=True, help="Write ranges of bytes: what differs in B from A, or all that A maps.")
+@click.option("--starting-offset", type=click.IntRange(min=0), metavar="BYTES", help="With --ranges: begin here.")
+@click.option("--max-results", type=click.IntRange(min=1), metavar="N", help="With --ranges: end after N ranges.")
 @click.pass_obj
-def delta_command(settings: Settings, left: str, right: str) -> None:
+def delta_command(
+    settings: Settings,
+    left: str,
+    right: str | None,
+    ranges: bool,
+    starting_offset: int | None,
+    max_results: int | None,
+) -> None:
     """Write the differences between the mappings of devices A and B to standard output as XML, as thin_delta does.
 
     With --json, a JSON object with the XML in its field xml.
+
+    With --ranges, for incremental backup: a line for each range of B that differs from A, an earlier snapshot; without
+    B, for each range of A that is mapped. It has the offset and the size in bytes, and what is there: data, or a hole,
+    which reads as zeros. With --json each line is an object with byte_offset, size_bytes and hole. To go on after a
+    range, give its end as --starting-offset. Take snapshots, which nothing changes.
     """
+    if ranges:
+        base, device = (None, left) if right is None else (left, right)
+        with settings.open_home() as home:
+            offset, count = starting_offset or 0, max_results or 0
+            _print_ranges(settings, home.block_ranges(device, base, starting_offset_bytes=offset, max_results=count))
+        return
+    if right is None:
+        raise UsageError(f"with what is '{left}' compared? name another device, or give --ranges for what it maps")
+    if starting_offset is not None or max_results is not None:
+        raise UsageError("--starting-offset and --max-results are for --ranges; add that, or leave them out")
     with settings.open_home() as home, _xml_output(settings) as out:
         home.delta(left, right, out)
+
+
+def _print_ranges(settings: Settings, ranges: Iterable[BlockRange]) -> None:
+    import msgspec
+
+    for found in ranges:
+        if settings.as_json:
+            print(msgspec.json.encode(found).decode())
+        else:
+            print(f"{found.byte_offset} {found.size_bytes} {'hole' if found.hole else 'data'}")
 
 
 @contextmanager

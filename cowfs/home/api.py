@@ -54,6 +54,7 @@ from cowfs.pool import ThinDevice
 if TYPE_CHECKING:
     from cowfs.copying.sinks import Copied
     from cowfs.devices.opening import Progress
+    from cowfs.home.comparing import BlockRange, FileChange, FileDifference
     from cowfs.home.files import FileInfo
     from cowfs.home.files import Progress as CopyProgress
     from cowfs.home.images import Format
@@ -302,6 +303,60 @@ class Home:
         paths = os.fsencode(path), os.fsencode(target_path)
         request = CopyWithin(device, paths[0], target_device, paths[1], recursive, write_base)
         return self._session.call(request)
+
+    # ------------------------------------------------------------------ differences
+
+    def changes(self, device: str, other: str | None = None) -> Iterator[FileChange]:
+        """The paths that differ in a device, or a layer, from another one, sorted.
+
+        It takes time in proportion to what differs where the two have a common origin and the same size, else to all
+        files.
+
+        Args:
+            other: what it is a snapshot of when None.
+
+        Raises:
+            UnknownDevice, DeviceBusy, FilesystemError.
+            UsageError: what it is a snapshot of is not known; one of the two is a layer and the other is not.
+        """
+        from cowfs.home import comparing
+
+        return comparing.changes(self._session, device, other)
+
+    def diff(self, old: str, new: str, out: Callable[[FileDifference], object], *, path: str = "/") -> None:
+        """Have `out` called with each path that differs from `old` in `new`, with the lines of `diff -u` for texts.
+
+        Args:
+            path: only this one, and those below it.
+
+        Raises: as `changes`.
+        """
+        from cowfs.home import comparing
+
+        comparing.diff(self._session, old, new, path, out)
+
+    def block_ranges(
+        self, device: str, base: str | None = None, *, starting_offset_bytes: int = 0, max_results: int = 0
+    ) -> Iterator[BlockRange]:
+        """The ranges of a device that differ from `base`, or, without one, that are mapped: in whole blocks, ascending.
+
+        They are those of the metadata as it is committed now: compare snapshots, which nothing changes. As CSI's
+        SnapshotMetadata has them, with `hole` for what is no longer mapped.
+
+        Args:
+            starting_offset_bytes: leave out what is before the block that this is in: to go on after a range, give its
+                end.
+            max_results: end after so many ranges; 0 for all.
+
+        Raises:
+            UnknownDevice; UsageError: a negative number.
+        """
+        from cowfs.home import comparing
+
+        with self._session.current() as session:
+            yield from comparing.block_ranges(
+                session, device, base, starting_offset_bytes=starting_offset_bytes, max_results=max_results
+            )
 
     @property
     def layers(self) -> Layers:

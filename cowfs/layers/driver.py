@@ -81,6 +81,14 @@ class _Source(NamedTuple):
     is_layer: bool
 
 
+class Pair(NamedTuple):
+    """What `find_path_changes` compares."""
+
+    root: LayerRoot
+    other: LayerRoot
+    thins: ThinPair
+
+
 class LayerDriver:
     """A `Driver` over an open home, which stays its owner's.
 
@@ -247,6 +255,12 @@ class LayerDriver:
     def changes(self, layer_id: str, parent: str | None) -> Steps[list[Change]]:
         with self._reading(layer_id) as layer, self._reading_parent(parent, layer) as lower:
             return (yield from self._find(layer, lower))
+
+    @contextmanager
+    def comparing(self, name: str, other: str) -> Iterator[Pair]:
+        """The files of two devices, or of two layers, which hold still."""
+        with self._reading(name) as source, self._reading(other, source) as lower:
+            yield Pair(source.root, lower.root, ThinPair(self._devices.pool, source.thin_id, lower.thin_id))
 
     def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
         with self._reading(layer_id) as layer:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Literal, NamedTuple, Protocol
 
 from cowfs.filetree import FileTree
 from cowfs.steps import Pieces, Steps
@@ -58,6 +58,22 @@ class Change(NamedTuple):
 
     path: bytes
     kind: ChangeKind
+
+
+class PathChange(NamedTuple):
+    """A path that differs between two trees: absolute, bytes, never the root itself.
+
+    `kind` is A (added), M (modified), D (deleted) or R (renamed: the same inode, under a path that the other tree does
+    not have). `old_path` is the path in the other tree where that is another one: what was renamed, and what is in a
+    directory that was. `is_modified`: what was renamed differs too.
+
+    A deleted directory is one change, and so is a renamed one; what is in an added one is added.
+    """
+
+    path: bytes
+    kind: Literal["A", "M", "D", "R"]
+    old_path: bytes | None = None
+    is_modified: bool = False
 
 
 class LayerRoot(NamedTuple):

@@ -48,7 +48,8 @@ class EngineTrees:
     @contextmanager
     def reading(self, layer_id: str) -> Iterator[HeldTree]:
         """The layer itself, or a snapshot of it while its files are in use."""
-        if self._volumes.is_open(layer_id) and not self._devices.read_only:
+        is_used = self._volumes.is_open(layer_id) or self._volumes.is_disk(layer_id)
+        if is_used and not self._devices.read_only:
             with self._volumes.temporary_snapshot(layer_id) as (volume, thin_id):
                 yield HeldTree(volume, thin_id)
         else:
@@ -73,7 +74,8 @@ class EngineTrees:
 
 @contextmanager
 def changing_in_place(volumes: Volumes, name: str) -> Iterator[FileTree]:
-    """Raises HomeError (EROFS) where it is shown for reading only."""
+    """Raises HomeError (EROFS) where it is shown for reading only; DeviceBusy for one in use as a disk."""
+    volumes.require_no_disk(name, "written", " (or copy to where it is used)")
     volume = volumes.open(name)
     with ending_with(partial(volumes.close, name)):
         if volume.read_only:

@@ -51,16 +51,33 @@ class DeltaRange(NamedTuple):
     right_dblock: int
 
 
-def changed_ranges(device: BlockDevice, left_id: int, right_id: int, *, held: bool = False) -> Iterator[DeltaRange]:
+def changed_ranges(
+    device: BlockDevice, left_id: int, right_id: int, *, held: bool = False, begin: int = 0
+) -> Iterator[DeltaRange]:
     """Where two thins differ, ascending, as maximal ranges. Cost: the nodes that they do not share.
+
+    Args:
+        begin: the first virtual block to look at.
 
     Raises (while iterating):
         NoSuchThin: one of the two is not in the pool.
         MetadataCorrupt: something on the way cannot be read.
     """
     reader = MetadataReader(device)
-    ranges = _compare(reader, reader.superblock(held=held), left_id, right_id, with_same=False)
+    ranges = _compare(reader, reader.superblock(held=held), left_id, right_id, with_same=False, begin=begin)
     return _merge(piece for piece in ranges if piece.kind is not DeltaKind.SAME)
+
+
+def allocated_ranges(device: BlockDevice, thin_id: int, *, begin: int = 0) -> Iterator[DeltaRange]:
+    """Where a thin has blocks, from block `begin` on, as if compared with one that has none. Raises as above."""
+    reader = MetadataReader(device)
+    cursor = _Cursor(reader, *_root(reader, reader.superblock(), thin_id), begin=begin)
+    while cursor:
+        if not cursor.runs:
+            cursor.open()
+            continue
+        run = cursor.runs.pop()
+        yield DeltaRange(DeltaKind.LEFT_ONLY, run.vblock, run.length, run.dblock, UNMAPPED)
 
 
 def delta(
@@ -88,11 +105,11 @@ def delta(
 
 
 def _compare(
-    reader: MetadataReader, superblock: Superblock, left_id: int, right_id: int, *, with_same: bool
+    reader: MetadataReader, superblock: Superblock, left_id: int, right_id: int, *, with_same: bool, begin: int = 0
 ) -> Iterator[DeltaRange]:
     """The pieces of both mappings in order; `with_same` also those below nodes that both share."""
-    left = _Cursor(reader, *_root(reader, superblock, left_id))
-    right = _Cursor(reader, *_root(reader, superblock, right_id))
+    left = _Cursor(reader, *_root(reader, superblock, left_id), begin=begin)
+    right = _Cursor(reader, *_root(reader, superblock, right_id), begin=begin)
     while left or right:
         if left.runs and right.runs:
             yield _next_range(left, right)
@@ -177,10 +194,14 @@ class _Pending(NamedTuple):
 
 
 class _Cursor:
-    """A position in one mapping tree: runs of the leaf that is open, then nodes that are not, next ones last."""
+    """A position in one mapping tree: runs of the leaf that is open, then nodes that are not, next ones last.
 
-    def __init__(self, reader: MetadataReader, root: int, path: str) -> None:
+    What is mapped before block `begin` is passed over.
+    """
+
+    def __init__(self, reader: MetadataReader, root: int, path: str, *, begin: int = 0) -> None:
         self._reader = reader
+        self._begin = begin
         self.runs: list[Run] = []
         self.nodes = [_Pending(root, 0, KEY_END, self._height(root, path), 1, path)]
 
@@ -192,12 +213,15 @@ class _Cursor:
         pending = self.nodes.pop()
         node = self._read(pending)
         if node.is_leaf:
-            self.runs = mapping_runs(node.keys, node.values)
+            self.runs = [run for run in mapping_runs(node.keys, node.values) if run.vblock + run.length > self._begin]
             self.runs.reverse()
+            if self.runs and (before := self._begin - self.runs[-1].vblock) > 0:
+                self.take(before)
             return
         self.nodes.extend(
             _Pending(child, begin, end, pending.level - 1, pending.depth + 1, f"{pending.path} -> node {child}")
             for child, begin, end in reversed(children(node, pending.end))
+            if end > self._begin
         )
 
     def take(self, length: int) -> Run:

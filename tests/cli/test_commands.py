@@ -41,7 +41,7 @@ SECTIONS = {
         "rename",
         "remove",
     ],
-    "Files in devices": ["ls", "cat", "cp"],
+    "Files in devices": ["changes", "diff", "ls", "cat", "cp"],
     "Groups of commands": ["pool", "layer", "docker", "dm"],
     "Other": ["batch", "uml", "help", "completion"],
 }

@@ -11,6 +11,7 @@ import pytest
 from cowfs import errors
 from cowfs.cli.batch import LineResult
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
+from cowfs.copying.sinks import Copied
 from cowfs.devices.reports import (
     ClonedHome,
     DeviceCounters,
@@ -25,6 +26,8 @@ from cowfs.devices.reports import (
     UsageTotals,
 )
 from cowfs.error_record import ErrorRecord
+from cowfs.home.comparing import BlockRange, FileChange
+from cowfs.home.files import FileInfo
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
@@ -50,6 +53,10 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             PoolCounters,
             ThinCounters,
             WriteAmplification,
+            BlockRange,
+            Copied,
+            FileChange,
+            FileInfo,
             CheckReport,
             Created,
             DeviceReport,

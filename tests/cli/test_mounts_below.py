@@ -19,7 +19,7 @@ import pytest
 
 from cowfs.copying.records import Node, batches
 from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
-from cowfs.home.requests import devices, files, layers, space
+from cowfs.home.requests import comparing, devices, files, layers, space
 from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec
@@ -30,6 +30,7 @@ from tests.conftest import Account
 pytestmark = pytest.mark.fuse
 
 ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS, *files.FILE_REQUESTS}
+ALL_REQUESTS |= {*comparing.COMPARING_REQUESTS}
 
 # As container runtimes do: the layer is bound elsewhere and made the root, other file systems come below it, files are
 # bound over files. Nothing else stays mounted there, for that would be other tests' mounts too.
@@ -117,6 +118,8 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield files.ListFiles("used", b"proc"), None
     yield files.ReadFile("used", b"etc/hostname"), None
     yield files.CopyOut("used", b""), None
+    yield comparing.Changes("used", "lower"), None
+    yield comparing.ChangedFiles("used", "lower"), None
     yield layers.GetLayer("used"), None
     yield layers.PutLayer("used"), None
     yield layers.CreateLayer("child", "used"), None

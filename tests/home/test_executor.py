@@ -16,6 +16,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
+from cowfs.home.requests.comparing import ChangedFiles, Changes
 from cowfs.home.requests.devices import Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
 from cowfs.home.requests.files import CopyIn, CopyOut, CopyWithin, ListFiles, ReadFile
 from cowfs.home.requests.layers import (
@@ -126,6 +127,8 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (ReadFile("a", b"x"), ["write back a", "run"]),
         (CopyOut("a", b"x"), ["write back a", "run"]),
         (CopyIn("a", b"x"), ["write back a", "run", "close a", "invalidate a"]),
+        (Changes("a", "b"), ["write back b", "write back a", "run"]),
+        (ChangedFiles("a", "b"), ["write back b", "write back a", "run"]),
         (CopyIn("idle", b"x"), ["write back idle", "run", "close idle"]),
         (CopyWithin("a", b"x", "b", b"y"), ["write back a", "write back b", "run", "close b", "invalidate b"]),
         (CopyWithin("a", b"x", "a", b"y"), ["write back a", "run", "close a", "invalidate a"]),

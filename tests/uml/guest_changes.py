@@ -13,14 +13,14 @@ from pathlib import Path
 
 from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
-from cowfs.layers.changes import ThinPair, find, find_changes, walk_changes
+from cowfs.layers.changes import ThinPair, find, find_changes, find_path_changes, walk_changes
 from cowfs.layers.interface import Change
 from cowfs.layers.roots import find_root
 from cowfs.pool import PoolTable
 from cowfs.steps import finish
 from cowfs.units import Sectors
 from cowfs_dmthin import BACKEND, DmPool, DmThin
-from tests.layers.changes.conftest import kinds, oracle
+from tests.layers.changes.conftest import judge_path_changes, kinds, oracle
 from tests.uml.guest_checks import Checks, run_checks
 
 check = Checks()
@@ -68,6 +68,7 @@ def compared(pool: DmPool, layer_id: int, parent_id: int) -> list[Change]:
         walked = finish(walk_changes(*roots))
         assert found == walked, f"by blocks alone: {set(found) - set(walked)}, walked: {set(walked) - set(found)}"
         assert found == oracle(*roots)
+        judge_path_changes(finish(find_path_changes(roots[0], roots[1], ThinPair(pool, layer_id, parent_id))), *roots)
         return found
     finally:
         for volume, thin in volumes:

@@ -9,6 +9,7 @@ import msgspec
 
 from cowfs.errors import UsageError
 from cowfs.home.requests.clone import CLONE_REQUESTS
+from cowfs.home.requests.comparing import COMPARING_REQUESTS
 from cowfs.home.requests.counters import COUNTER_REQUESTS
 from cowfs.home.requests.devices import REQUESTS
 from cowfs.home.requests.files import FILE_REQUESTS
@@ -19,7 +20,7 @@ from cowfs.home.requests.space import SPACE_REQUESTS
 
 _REQUESTS: Final = (
     *(*REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *IMAGE_REQUESTS),
-    *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS),
+    *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS),
 )
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])
 

@@ -48,8 +48,12 @@ def block_changes(
     Cost: in proportion to the inode table blocks that differ and to what is in changed directories; for files that were
     written in place, also the search for their names, at worst of all directories.
     """
-    changed_bytes = RangeSet((item.vblock * block_bytes, (item.vblock + item.length) * block_bytes) for item in ranges)
-    return (yield from _BlockWalk(layer, parent, changed_bytes).run())
+    return (yield from BlockWalk(layer, parent, changed_bytes_in(ranges, block_bytes)).run())
+
+
+def changed_bytes_in(ranges: Iterable[DeltaRange], block_bytes: int) -> RangeSet:
+    """Where two devices differ, as bytes of them."""
+    return RangeSet((item.vblock * block_bytes, (item.vblock + item.length) * block_bytes) for item in ranges)
 
 
 @dataclass(slots=True)
@@ -67,7 +71,9 @@ class _ChangedInodes:
     links: dict[int, int] = field(default_factory=dict)
 
 
-class _BlockWalk(Walk):
+class BlockWalk(Walk):
+    """The walk of `block_changes`. The first of its work is done here, in one go."""
+
     def __init__(self, layer: LayerRoot, parent: LayerRoot, changed_bytes: RangeSet) -> None:
         super().__init__(layer, parent)
         assert isinstance(layer.tree, Volume)

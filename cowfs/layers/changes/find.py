@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from cowfs.blockdev import BlockDevice
 from cowfs.ext4.volume import Volume
-from cowfs.layers.changes.blocks import block_changes
-from cowfs.layers.changes.walk import walk_changes
-from cowfs.layers.interface import Change, LayerRoot
+from cowfs.layers.changes.blocks import BlockWalk, changed_bytes_in
+from cowfs.layers.changes.renames import Renames
+from cowfs.layers.changes.walk import Walk
+from cowfs.layers.interface import Change, LayerRoot, PathChange
 from cowfs.pool import Pool
 from cowfs.steps import Steps
 from cowfs.thinmeta.delta import DeltaRange, changed_ranges
@@ -34,10 +35,18 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
         OSError: a volume cannot be read or synced.
         NoSuchThin, MetadataCorrupt: of `thins`.
     """
+    return (yield from _walk(layer, parent, thins).run())
+
+
+def find_path_changes(layer: LayerRoot, parent: LayerRoot, thins: ThinPair) -> Steps[list[PathChange]]:
+    """As `find_changes`, with what was renamed told as such; see `PathChange`."""
+    return (yield from Renames(_walk(layer, parent, thins)).run())
+
+
+def _walk(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None) -> Walk:
     if parent is None or thins is None or not can_be_told_by_blocks(layer, parent):
-        return (yield from walk_changes(layer, parent))
-    ranges = _differing_ranges(thins)
-    return (yield from block_changes(layer, parent, ranges, thins.pool.block_bytes))
+        return Walk(layer, parent or LayerRoot(layer.tree, 0))
+    return BlockWalk(layer, parent, changed_bytes_in(_differing_ranges(thins), thins.pool.block_bytes))
 
 
 def can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:

@@ -58,24 +58,36 @@ def walk_changes(layer: LayerRoot, parent: LayerRoot | None) -> Steps[list[Chang
 
 
 class Walk:
-    """One comparison of two trees. A subclass that knows more about them overrides what says where to look."""
+    """One comparison of two trees. A subclass that knows more about them overrides what says where to look.
+
+    Attributes:
+        kinds: the changes that were found, by path.
+        added, deleted: what has such a path.
+        enters_added: whether what is in an added directory is looked at.
+    """
 
     def __init__(self, layer: LayerRoot, parent: LayerRoot) -> None:
         self.layer = layer.tree
         self.parent = parent.tree
-        self._roots = layer.inode, parent.inode
-        self._kinds: dict[bytes, ChangeKind] = {}
+        self.roots = layer.inode, parent.inode
+        self.kinds: dict[bytes, ChangeKind] = {}
+        self.added: dict[bytes, Child] = {}
+        self.deleted: dict[bytes, Child] = {}
+        self.enters_added = True
         self._holds_still = layer.tree.read_only and parent.tree.read_only
 
     def run(self) -> Steps[list[Change]]:
-        pending = [(b"", *self._roots)]
+        yield from self.compare([(b"", *self.roots)])
+        self._add_directories_above()
+        return [Change(path, kind) for path, kind in sorted(self.kinds.items())]
+
+    def compare(self, pending: list[tuple[bytes, int, int]]) -> Steps[None]:
+        """Compare directories, given as (path, inode, the parent's inode), and all below them."""
         while pending:
             path, new, old = pending.pop()
             found = yield from self._compare_directories(path, new, old)
             pending.extend(found)
             yield
-        self._add_directories_above()
-        return [Change(path, kind) for path, kind in sorted(self._kinds.items())]
 
     # What may be overridden.
 
@@ -84,7 +96,7 @@ class Walk:
 
         A name that both have may be left out when nothing changed there or below.
         """
-        return _list(self.layer, new), _list(self.parent, old)
+        return list_names(self.layer, new), list_names(self.parent, old)
 
     def may_differ(self, new: int, old: int) -> bool:
         """Whether two inodes must be compared."""
@@ -115,20 +127,22 @@ class Walk:
             where = path + b"/" + name
             before = there.pop(name, None)
             if before is None:
-                self._kinds[where] = ChangeKind.ADD
+                self.kinds[where] = ChangeKind.ADD
+                self.added[where] = child
             else:
                 try:
-                    if (yield from self._differs(child, before)):
-                        self._kinds[where] = ChangeKind.MODIFY
+                    if (yield from self.differs(child, before)):
+                        self.kinds[where] = ChangeKind.MODIFY
                 except OSError as error:
                     self._forgive(error)
                     continue
-            if child.is_directory:
+            if child.is_directory and (before is not None or self.enters_added):
                 below.append((where, child.inode, before.inode if before and before.is_directory else 0))
             if count % _NAMES_PER_STEP == 0:
                 yield
-        for name in there:
-            self._kinds[path + b"/" + name] = ChangeKind.DELETE
+        for name, child in there.items():
+            self.kinds[path + b"/" + name] = ChangeKind.DELETE
+            self.deleted[path + b"/" + name] = child
         return below
 
     def _forgive(self, error: OSError) -> None:
@@ -136,7 +150,7 @@ class Walk:
         if self._holds_still or error.errno not in _GONE:
             raise error
 
-    def _differs(self, child: Child, before: Child) -> Steps[bool]:
+    def differs(self, child: Child, before: Child) -> Steps[bool]:
         if not self.may_differ(child.inode, before.inode):
             return False
         new, old = self.layer.attributes(child.inode), self.parent.attributes(before.inode)
@@ -168,14 +182,14 @@ class Walk:
         return True
 
     def _add_directories_above(self) -> None:
-        for path in list(self._kinds):
+        for path in list(self.kinds):
             above = path[: path.rindex(b"/")]
-            while above and above not in self._kinds:
-                self._kinds[above] = ChangeKind.MODIFY
+            while above and above not in self.kinds:
+                self.kinds[above] = ChangeKind.MODIFY
                 above = above[: above.rindex(b"/")]
 
 
-def _list(tree: FileTree, directory: int) -> Listing:
+def list_names(tree: FileTree, directory: int) -> Listing:
     if not directory:
         return {}
     return {

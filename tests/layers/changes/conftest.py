@@ -14,7 +14,10 @@ from cowfs.ext4.tools import fsck
 from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.layers.changes import block_changes, walk_changes
-from cowfs.layers.interface import Change, ChangeKind, LayerRoot
+from cowfs.layers.changes.blocks import BlockWalk, changed_bytes_in
+from cowfs.layers.changes.renames import Renames
+from cowfs.layers.changes.walk import Walk
+from cowfs.layers.interface import Change, ChangeKind, LayerRoot, PathChange
 from cowfs.layers.roots import ensure_root, find_root, write_layer_id
 from cowfs.pool import Pool, PoolTable, ThinDevice
 from cowfs.steps import finish
@@ -147,7 +150,19 @@ class Lab:
         walked = finish(walk_changes(layer.layer_root, parent.layer_root))
         assert walked == expected
         assert finish(block_changes(layer.layer_root, parent.layer_root, ranges, layer.thin.block_bytes)) == expected
+        self.path_changes(layer, parent)
         return kinds(expected)
+
+    def path_changes(self, layer: Layer, parent: Layer) -> list[PathChange]:
+        """What changed, with renames, as both ways say and no oracle denies."""
+        layer.volume.quiesce()
+        parent.volume.quiesce()
+        roots = layer.layer_root, parent.layer_root
+        differing = changed_bytes_in(self.ranges(layer.thin.thin_id, parent.thin.thin_id), layer.thin.block_bytes)
+        found = finish(Renames(Walk(*roots)).run())
+        judge_path_changes(found, *roots)
+        assert finish(Renames(BlockWalk(*roots, differing)).run()) == found
+        return found
 
 
 def kinds(changes: list[Change]) -> Kinds:
@@ -182,6 +197,52 @@ def oracle(layer: LayerRoot, parent: LayerRoot) -> list[Change]:
         while path := path.rpartition(b"/")[0]:
             found.setdefault(path, ChangeKind.MODIFY)
     return [Change(path, kind) for path, kind in sorted(found.items())]
+
+
+def judge_path_changes(changes: list[PathChange], layer: LayerRoot, parent: LayerRoot) -> None:
+    """Applied to the paths of the parent, the changes must give the paths of the layer, and nothing less would do."""
+    new, old = facts(layer), facts(parent)
+    of = {letter: {change.path: change for change in changes if change.kind == letter} for letter in "AMDR"}
+    assert changes == sorted(changes)
+    assert sum(map(len, of.values())) == len(changes)
+
+    def before(path: bytes) -> bytes:
+        """Where a path, or what was deleted below it, was."""
+        if path in of["R"]:
+            old_path = of["R"][path].old_path
+            assert old_path is not None
+            return old_path
+        above, slash, name = path.rpartition(b"/")
+        return before(above) + slash + name if path else b""
+
+    origins = {path: before(path) for path in new if path not in of["A"]}
+    assert len(set(origins.values())) == len(origins)
+    numbers, old_numbers = identities(layer), identities(parent)
+    for path, origin in origins.items():
+        is_modified = path in of["M"] or (path in of["R"] and of["R"][path].is_modified)
+        assert (new[path] != old[origin]) == is_modified, (path, origin)
+        assert path not in of["R"] or (numbers[path] == old_numbers[origin] and path not in old), (path, origin)
+    for change in [*of["M"].values(), *of["D"].values()]:
+        origin = before(change.path)
+        assert change.old_path == (None if origin == change.path else origin)
+    assert of["M"].keys() <= new.keys()
+    assert of["A"].keys() <= new.keys()
+    lost = old.keys() - set(origins.values())
+    deleted = {before(path) for path in of["D"]}
+    assert deleted <= lost
+    assert lost == {path for path in lost if any((path + b"/").startswith(above + b"/") for above in deleted)}
+    assert not {numbers[path] for path in of["A"]} & {old_numbers[path] for path in lost}
+
+
+def identities(root: LayerRoot) -> dict[bytes, tuple[int, ...]]:
+    found: dict[bytes, tuple[int, ...]] = {}
+    for path in facts(root):
+        inode = root.inode
+        for name in path[1:].split(b"/"):
+            inode = root.tree.lookup(inode, name).inode
+        about = root.tree.attributes(inode)
+        found[path] = about.inode, about.generation, about.crtime_ns, stat.S_IFMT(about.mode)
+    return found
 
 
 def facts(root: LayerRoot) -> dict[bytes, tuple[int, object]]:

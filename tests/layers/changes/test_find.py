@@ -13,9 +13,10 @@ from cowfs.ext4.tools import fsck
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.layers.changes import ThinPair, block_changes, find, find_changes
-from cowfs.layers.interface import Change, LayerRoot
+from cowfs.layers.changes.walk import Walk
+from cowfs.layers.interface import LayerRoot
 from cowfs.layers.roots import find_root
-from cowfs.steps import Steps, finish
+from cowfs.steps import finish
 from cowfs.units import SECTOR_BYTES
 from tests.layers.changes.conftest import SMALL_GROUPS, Kinds, Lab, Layer, kinds
 
@@ -30,14 +31,14 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def watch(name: str) -> None:
         original = getattr(find, name)
 
-        def call(*arguments: object) -> Steps[list[Change]]:
+        def call(*arguments: object) -> Walk:
             taken.append(name)
             return original(*arguments)  # type: ignore[no-any-return]
 
         monkeypatch.setattr(find, name, call)
 
-    watch("walk_changes")
-    watch("block_changes")
+    watch("Walk")
+    watch("BlockWalk")
     return taken
 
 
@@ -62,7 +63,7 @@ def test_snapshots_are_compared_by_blocks(parent: Layer, ways: list[str]) -> Non
     layer.write(b"/d/f", b"X")  # and not synced
     parent.write(b"/d/g")
     assert found(layer, parent) == {b"/d": "C", b"/d/f": "C", b"/d/g": "D"}
-    assert ways == ["block_changes"]
+    assert ways == ["BlockWalk"]
 
 
 def test_grandparents_too(parent: Layer, ways: list[str]) -> None:
@@ -71,14 +72,14 @@ def test_grandparents_too(parent: Layer, ways: list[str]) -> None:
     last = layer.branch()
     last.write(b"/d/g")
     assert found(last, parent) == {b"/d": "C", b"/d/f": "C", b"/d/g": "A"}
-    assert ways == ["block_changes"]
+    assert ways == ["BlockWalk"]
 
 
 def test_unknown_thins_are_walked(parent: Layer, ways: list[str]) -> None:
     layer = parent.branch()
     layer.unlink(b"/d/f")
     assert kinds(finish(find_changes(layer.layer_root, parent.layer_root))) == {b"/d": "C", b"/d/f": "D"}
-    assert ways == ["walk_changes"]
+    assert ways == ["Walk"]
 
 
 def test_against_nothing(parent: Layer, ways: list[str]) -> None:
@@ -87,14 +88,14 @@ def test_against_nothing(parent: Layer, ways: list[str]) -> None:
     nothing = LayerRoot(parent.volume, 0)
     assert kinds(finish(find_changes(parent.layer_root, nothing, thins(parent, parent)))) == expected
     assert kinds(finish(find_changes(nothing, parent.layer_root, thins(parent, parent)))) == {b"/d": "D"}
-    assert ways == ["walk_changes"] * 3
+    assert ways == ["Walk"] * 3
 
 
 def test_other_file_systems_are_walked(parent: Layer, make_base: MakeBase, ways: list[str]) -> None:
     other = make_base([*SMALL_GROUPS, "-O", "metadata_csum_seed"])
     other.write(b"/f")
     assert found(parent, other) == {b"/d": "A", b"/d/f": "A", b"/f": "D"}
-    assert ways == ["walk_changes"]
+    assert ways == ["Walk"]
 
 
 def test_inodes_without_nanoseconds_are_walked(make_base: MakeBase, ways: list[str]) -> None:
@@ -102,7 +103,7 @@ def test_inodes_without_nanoseconds_are_walked(make_base: MakeBase, ways: list[s
     layer = parent.branch()
     layer.write(b"/f")
     assert found(layer, parent) == {b"/f": "A"}
-    assert ways == ["walk_changes"]
+    assert ways == ["Walk"]
 
 
 def test_a_layer_that_grew_is_walked(parent: Layer, lab: Lab, ways: list[str]) -> None:
@@ -114,7 +115,7 @@ def test_a_layer_that_grew_is_walked(parent: Layer, lab: Lab, ways: list[str]) -
     Ext4().grow(layer.thin)
     grown = Layer(lab, layer.thin)
     assert found(grown, parent) == {b"/f": "A"}
-    assert ways == ["walk_changes"]
+    assert ways == ["Walk"]
 
 
 def test_a_repaired_layer_is_walked(parent: Layer, lab: Lab, ways: list[str]) -> None:
@@ -131,7 +132,7 @@ def test_a_repaired_layer_is_walked(parent: Layer, lab: Lab, ways: list[str]) ->
     assert fsck.check_volume(layer.thin, repair=True).usable
     repaired = Layer(lab, layer.thin)
     assert found(repaired, parent) == {b"/d": "C", b"/d/f": "D"}
-    assert ways == ["walk_changes"]
+    assert ways == ["Walk"]
     ranges = lab.ranges(repaired.thin.thin_id, parent.thin.thin_id)
     by_blocks = block_changes(repaired.layer_root, parent.layer_root, ranges, lab.pool.block_bytes)
     assert finish(by_blocks) == []  # which is why
@@ -145,7 +146,7 @@ def test_volumes_that_are_open_for_reading(parent: Layer, lab: Lab, ways: list[s
     volumes = [Volume.open(lab.activate(one.thin.thin_id, read_only=True), read_only=True) for one in (layer, parent)]
     roots = [find_root(volume) for volume in volumes]
     assert kinds(finish(find_changes(roots[0], roots[1], thins(layer, parent)))) == {b"/d": "C", b"/d/f": "C"}
-    assert ways == ["block_changes"]
+    assert ways == ["BlockWalk"]
     for volume in volumes:
         volume.close()
 
@@ -173,4 +174,4 @@ def test_the_file_beside_the_root_is_not_reported(parent: Layer, ways: list[str]
     inode = layer.volume.make_node(ROOT_INODE, b"beside", stat.S_IFREG | 0o600, 0, 0).inode
     layer.volume.write(inode, 0, b"content")
     assert found(layer, parent) == {}
-    assert ways == ["block_changes"]
+    assert ways == ["BlockWalk"]
