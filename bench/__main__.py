@@ -26,6 +26,7 @@ NAMES = (
     "raw",
     "tree",
     "home_view",
+    "files",
     "layers",
     "many_layers",
     "docker",

@@ -91,9 +91,10 @@ def populate(root: Path, rng: random.Random, directories: int) -> None:
 def edit(root: Path, rng: random.Random, count: int) -> None:
     for step in range(count):
         directories, files = [root], []
-        for where, _, names in os.walk(root):
+        for where, below, names in os.walk(root):
+            below.sort()  # the order of an ext4 is another one in each
             directories.append(Path(where))
-            files += [Path(where, name) for name in names]
+            files += [Path(where, name) for name in sorted(names)]
         directory, path, other = rng.choice(directories), rng.choice(files), rng.choice(files)
         new = directory / f"new-{step}-{rng.randrange(1000)}"
         with contextlib.suppress(FileNotFoundError, NotADirectoryError, FileExistsError):
@@ -119,7 +120,7 @@ def edit_once(which: int, path: Path, other: Path, directory: Path, new: Path, r
         path.unlink()
     elif which == 5:
         path.rename(new)
-    elif which == 6 and directory != directory.parent / "rootfs":
+    elif which == 6 and directory != directory.parent / "rootfs" and directory not in path.parents:
         directory.rename(path.parent / f"moved-{new.name}")
     elif which == 7 and is_file:
         os.link(path, new)

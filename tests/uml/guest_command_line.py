@@ -100,6 +100,7 @@ def record_all(cowfs: Recorder) -> None:
     changing_sizes(cowfs)
     replacing_metadata(cowfs)
     layers(cowfs)
+    files(cowfs)
     removing(cowfs)
     looking(cowfs)
 
@@ -219,6 +220,41 @@ def layers(cowfs: Recorder) -> None:
     cowfs("layer", "changes", "two", "one")
     cowfs("layer", "metadata", "two")
     cowfs("layer", "remove", "two")
+    cowfs.options = ()
+
+
+def files(cowfs: Recorder) -> None:
+    """By FUSE on both, as above; what inode numbers and times are does not depend on the backend."""
+    cowfs.options = ("--storage-opt", "cowfs.mount=fuse")
+    source = cowfs.directory / "source"
+    source.mkdir()
+    (source / "file").write_text("one\ntwo\n")
+    (source / "link").symlink_to("file")
+    for path in (source / "file", source):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    cowfs("create", "files")
+    cowfs("cp", source, "files:")
+    cowfs("cp", "-r", source, "files:")
+    cowfs("ls", "files:")
+    cowfs("cat", "files:/source/link")
+    cowfs("cat", "files:/nope")
+    cowfs("snapshot", "files", "files-1")
+    (source / "file").write_text("one\n2\n")
+    cowfs("cp", source / "file", "files:/source/file")
+    cowfs("cp", "-r", "files-1:/source", "files:/again")
+    cowfs("cp", "-r", source, "base:")
+    cowfs("changes", "files", "files-1")
+    cowfs("changes", "files-1")
+    cowfs("diff", "files-1", "files", "/source")
+    cowfs("cp", "-r", "files:/source", cowfs.directory / "out")
+    cowfs.tell("what came out", 0, (cowfs.directory / "out" / "link").read_text())
+    cowfs("mount", "files", cowfs.point)
+    cowfs("cp", source / "link", "files:/new")
+    cowfs.tell("what is shown", 0, os.readlink(cowfs.point / "new"))
+    cowfs("cat", "files:/source/file")
+    cowfs("changes", "files", "files-1")
+    cowfs("umount", cowfs.point)
+    cowfs("remove", "files", "files-1")
     cowfs.options = ()
 
 

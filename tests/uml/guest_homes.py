@@ -36,7 +36,7 @@ from tests.uml.guest_checks import (
     somebody_has_open,
     wait_until,
 )
-from tests.uml.guest_commands import Cowfs
+from tests.uml.guest_commands import Cowfs, Outcome
 
 check = Checks()
 MIB = 1 << 20
@@ -187,7 +187,79 @@ def the_kernel_counts_requests_and_bytes(folder: Path) -> None:
     assert 'device="web"' not in home("metrics").out  # nothing was asked of it since
     assert "provisioned" not in home("metrics").out
     assert "-" in home("status", "--io").out
+
+
+@check
+def files_are_copied_without_a_mount_and_beside_one(folder: Path) -> None:
+    """What goes in is what the kernel sees, and what the kernel writes comes out."""
+    home, mnt, tree = make_home(folder), point(folder), point(folder, "tree")
+    (tree / "sub").mkdir()
+    (tree / "file").write_text("content\n")
+    (tree / "sub" / "again").hardlink_to(tree / "file")
+    (tree / "sub" / "link").symlink_to("../file")
+    os.mknod(tree / "null", 0o20666, os.makedev(1, 3))
+    os.setxattr(tree / "file", "trusted.name", b"value")  # the only ones that a tmpfs has everywhere
+    with (tree / "sparse").open("wb") as file:
+        file.seek(5 * MIB)
+        file.write(b"end")
+    os.utime(tree / "sub", ns=(1, 1_700_000_000_123_456_789))
+    home("cp", "-r", tree, "web:/tree")
+    home("snapshot", "web", "copy")
+    home("cp", "-r", "web:/tree/sub", "copy:/tree/more")
+    home("mount", "--kernel", "web", mnt)
+    shell("diff", "-r", "--exclude=null", "--no-dereference", tree, mnt / "tree")
+    for path in ("file", "sub", "null", "sparse"):
+        ours, theirs = (tree / path).lstat(), (mnt / "tree" / path).lstat()
+        assert (ours.st_mode, ours.st_mtime_ns, ours.st_rdev) == (theirs.st_mode, theirs.st_mtime_ns, theirs.st_rdev)
+    assert os.getxattr(mnt / "tree" / "file", "trusted.name") == b"value"
+    assert (mnt / "tree" / "file").stat().st_nlink == 2
+    assert (mnt / "tree" / "sparse").stat().st_blocks < 100
+    # While the kernel has it, a snapshot is read, and nothing is written beside the kernel.
+    (mnt / "tree" / "new").write_text("by the kernel")
+    os.rename(mnt / "tree" / "sub", mnt / "tree" / "moved")
+    home("cp", "web:/tree/new", folder / "new")
+    assert (folder / "new").read_text() == "by the kernel"
+    home.fails(5, "in use already", f"the mount at {mnt}", words=("cp", tree / "file", "web:/other"))
+    assert home("changes", "web", "copy").out.splitlines() == [
+        *("D  /tree/more", "R  /tree/sub -> /tree/moved", "A  /tree/new")
+    ]
+    home("cp", "-r", "web:/tree/.", folder / "out")
+    shell("diff", "-r", "--exclude=null", "--no-dereference", mnt / "tree", folder / "out")
+    ranges = home("--json", "pool", "delta", "--ranges", "copy", "web").out.splitlines()
+    assert ranges
+    assert all(set(json.loads(line)) == {"byte_offset", "size_bytes", "hole"} for line in ranges)
+    home("umount", mnt)
+    for name in ("web", "copy"):
+        home("mount", "--raw", "--read-only", name, mnt)
+        shell("e2fsck", "-fn", mnt / name)
+        home("umount", mnt)
     assert_free()
+
+
+@check
+@check
+def files_of_xfs_are_copied_too(folder: Path) -> None:
+    home, tree = Cowfs(folder / "home"), point(folder, "tree")
+    options = ("--storage-opt", "dm.fs=xfs")
+    run_home(home, *options, "init", "--data-size", "512M", "--metadata-size", "4M", "--base-size", "320M")
+    run_home(home, *options, "layer", "create", "one")
+    (tree / "file").write_text("content\n")
+    (tree / "link").symlink_to("file")
+    run_home(home, *options, "cp", "-r", f"{tree}/.", "one:")
+    run_home(home, *options, "layer", "create", "two", "one")
+    run_home(home, *options, "cp", "one:/file", "two:/other")
+    assert run_home(home, *options, "changes", "two").out == "A  /other\n"
+    assert run_home(home, *options, "ls", "two:").out == "file\nlink\nother\n"
+    run_home(home, *options, "cp", "-r", "two:", folder / "out")
+    assert (folder / "out" / "other").read_text() == "content\n"
+    assert_free()
+
+
+def run_home(home: Cowfs, *words: object) -> Outcome:
+    """A command with global options."""
+    outcome = home.try_(*words)
+    assert (outcome.status, outcome.err) == (0, ""), outcome
+    return outcome
 
 
 @check
