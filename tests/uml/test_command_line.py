@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -22,8 +23,16 @@ sys.exit(run(sys.argv[3:], kernel=kernel, env=dict(os.environ), timeout_seconds=
 """
 
 
+# What a disk was asked for and what that took: the kernel merges requests, and does not count all of it.
+COUNTERS = re.compile(
+    r"^(Reads|Writes|Discards|Flushes|Provisioned|Shared blocks copied|Unmapped) .*\n|,\n  \"counters\": \{[^}]*\}",
+    re.M,
+)
+
+
 def records(lines: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
+    found = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
+    return [record | {"out": COUNTERS.sub("", record["out"])} for record in found]
 
 
 def test_both_backends_answer_the_same(uml_kernel: UmlKernel, account: Account, needs_fuse: None) -> None:
