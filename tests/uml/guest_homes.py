@@ -237,7 +237,6 @@ def files_are_copied_without_a_mount_and_beside_one(folder: Path) -> None:
 
 
 @check
-@check
 def files_of_xfs_are_copied_too(folder: Path) -> None:
     home, tree = Cowfs(folder / "home"), point(folder, "tree")
     options = ("--storage-opt", "dm.fs=xfs")
@@ -260,6 +259,47 @@ def run_home(home: Cowfs, *words: object) -> Outcome:
     outcome = home.try_(*words)
     assert (outcome.status, outcome.err) == (0, ""), outcome
     return outcome
+
+
+@check
+def disks_files_and_chains_go_in_and_out(folder: Path) -> None:
+    home = make_home(folder)
+    disk = folder / "disk"
+    disk.write_bytes(b"a" * 65536 + bytes(MIB) + b"b" * 65536)
+    other = Cowfs(folder / "other", "dmthin")
+    other("init", *SMALL)
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        assert opened.import_image(disk, "disk").mapped_bytes == 2 * 65536
+        opened.snapshot("disk", "later")
+        with opened.device("later") as thin:
+            thin.pwrite(65536, b"c" * 65536)
+        opened.export_image("disk", folder / "out")
+        assert (folder / "out").read_bytes() == disk.read_bytes()
+        opened.export_chain("disk", folder / "chain")
+        (folder / "files").mkdir()
+        (folder / "files" / "file").write_text("content")
+        opened.import_image(folder / "files", "files")
+        opened.export_image("files", folder / "out.tar")
+        assert {row.name for row in opened.devices()} == {"base", "web", "disk", "later", "files"}
+    assert b"content" in (folder / "out.tar").read_bytes()
+    with cowfs.open_home(other.home, backend="dmthin") as opened:
+        before = opened.status().data_used_bytes
+        opened.import_chain(folder / "chain")
+        assert opened.status().data_used_bytes - before == 3 * 65536
+        with opened.device("later", read_only=True) as thin:
+            assert thin.pread(0, 2 * 65536) == b"a" * 65536 + b"c" * 65536
+    other("check")
+    full = Cowfs(folder / "full", "dmthin")
+    full("init", "--data-size", "32M", "--metadata-size", "4M", "--base-size", "16M", "--no-space", "error")
+    with (folder / "large").open("wb") as file:
+        for _ in range(40):
+            file.write(b"x" * MIB)
+    outcome = full.try_("import", folder / "large", "large")
+    assert outcome.status, outcome
+    assert outcome.err.count("\n") == 1, outcome
+    assert set(full.rows()) == {"base"}
+    full("check")
+    assert_free()
 
 
 @check
