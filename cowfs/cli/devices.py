@@ -122,8 +122,10 @@ def init_command(
         print(f"made {output.printable(str(home))}: {sizes}")
 
 
+_COUNT_MAX: Final = 100_000  # all names are in memory at once
+
 COUNT: Final = click.option(
-    "--count", type=click.IntRange(min=1), help="Create so many, with {} in the name as 1, 2, 3 ..."
+    "--count", type=click.IntRange(1, _COUNT_MAX), help="Create so many, with {} in the name as 1, 2, 3 ..."
 )
 
 

@@ -25,6 +25,8 @@ def status_of(command: Callable[[], Any], *, as_json: bool) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         return UsageError.exit_code
+    except click.exceptions.Exit as error:  # after --help
+        return error.exit_code
     except click.ClickException as error:
         return output.print_error(UsageError(_one_line(error)), as_json=as_json)
     except (click.Abort, KeyboardInterrupt) as error:

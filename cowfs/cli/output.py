@@ -60,7 +60,8 @@ def _describe(error: OSError) -> str:
     if isinstance(error, CowfsError):
         return error.message
     if error.filename is not None:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return f"{name}: {error.strerror}"
     return str(error.strerror or error)
 
 

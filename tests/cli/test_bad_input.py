@@ -26,7 +26,7 @@ from tests.cli.conftest import SMALL, Outcome, Run
 if TYPE_CHECKING:
     from tests.conftest import Account
 
-USAGE, MISSING, POOL, HOME, MOUNT, FILESYSTEM = 2, 3, 4, 5, 6, 7
+SYSTEM, USAGE, MISSING, POOL, HOME, MOUNT, FILESYSTEM = 1, 2, 3, 4, 5, 6, 7
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -68,7 +68,9 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "create one that is there": (["create", "x", "web"], HOME, "'web' exists already"),
     "count without pattern": (["create", "x", "--count", "3"], USAGE, "needs one name with {} for the number, as in"),
     "count of two patterns": (["snapshot", "web", "x{}", "y{}", "--count", "3"], USAGE, "needs one name with {}"),
-    "count zero": (["create", "x{}", "--count", "0"], USAGE, "0 is not in the range x>=1"),
+    "count zero": (["create", "x{}", "--count", "0"], USAGE, "0 is not in the range 1<=x<=100000"),
+    "count too large": (["create", "x{}", "--count", "10000000"], USAGE, "10000000 is not in the range 1<=x<=100000"),
+    "cp of no file": (["cp", "/does/not/exist", "web:/"], SYSTEM, "/does/not/exist: No such file or directory"),
     "promote": (["promote", "web-1"], USAGE, "snapshots are peers here, so none needs promoting"),
     "remove base": (["remove", "base"], USAGE, "the base device cannot be removed"),
     "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: it is reserved for the home"),

@@ -90,6 +90,16 @@ def test_text_and_bytes_are_results_too(cowfs: Run, tmp_path: Path) -> None:
     assert set(lines[2]["result"]) == {"\0"}  # the end of an archive
 
 
+def test_the_lines_after_a_help_are_run(cowfs: Run, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("create --help\npool check --help\ncreate shop\n")
+    outcome = cowfs("--json", "batch", script)
+    lines = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [(line["line"], line["exit_status"]) for line in lines] == [(1, 0), (2, 0), (3, 0)]
+    assert "Usage: cowfs pool check" in lines[1]["result"]
+    assert "shop" in names(cowfs)
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
