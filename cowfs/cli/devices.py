@@ -203,6 +203,7 @@ _DEVICES: Final[Table[DeviceRow]] = Table(
         Column("MAPPED", lambda row: _size(row.mapped_bytes), lambda row: row.mapped_bytes),
         Column("EXCLUSIVE", lambda row: _size(row.exclusive_bytes), lambda row: row.exclusive_bytes),
         Column("PARENT", lambda row: row.parent or "-"),
+        Column("CONTENTS", lambda row: row.contents or "?", usual="ext4"),
         Column("MOUNTED", lambda row: " ".join(row.mounted) or "-"),
     ),
     lambda row: row.name,
@@ -223,6 +224,8 @@ def list_command(
     MAPPED is the space of all blocks of a device, shared ones included; EXCLUSIVE is the space that removing it frees.
     A dash means that the parent is unknown or was removed. A deleted device was removed while it was busy; it is freed
     on last close.
+
+    CONTENTS, what a disk holds, is a column where one of them is not ext4.
     """
     if tree and (columns or sort or reverse):
         raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")
@@ -373,6 +376,7 @@ def inspect_command(settings: Settings, name: str) -> None:
             ("Mapped", format_size(report.mapped_bytes)),
             ("Exclusive", format_size(report.exclusive_bytes)),
             ("Highest mapped byte", "none" if highest is None else f"{highest:#x}"),
+            ("Contents", report.contents or "not known"),
             ("Parent", report.parent or "not known"),
             ("Children", ", ".join(report.children) or "none"),
             ("Created in transaction", str(report.created_transaction_id)),

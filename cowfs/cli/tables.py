@@ -19,11 +19,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 @dataclass(frozen=True, slots=True)
 class Column(Generic[R]):
     """`figure` is what a column of figures is sorted by, the largest first; None where there is none. Text sorts by
-    itself."""
+    itself. A column whose every row is `usual` is shown only where it is named."""
 
     header: str
     text: Callable[[R], str]
     figure: Callable[[R], int | None] | None = None
+    usual: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,9 @@ class Table(Generic[R]):
 
     def print(self, rows: Sequence[R], columns: str | None) -> None:
         """Print the rows, with all columns or those named. Raises UsageError for an unknown column."""
-        shown = self.columns
-        if columns is not None:
+        if columns is None:
+            shown = tuple(c for c in self.columns if any(c.text(row) != c.usual for row in rows) or c.usual is None)
+        else:
             shown = tuple(self._column("--columns", name.strip()) for name in columns.split(","))
         output.print_table(
             [column.header for column in shown],

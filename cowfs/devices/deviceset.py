@@ -572,6 +572,11 @@ class DeviceSet:
         """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
         return self._reporting.usage(names)
 
+    def contents(self, names: Iterable[str]) -> dict[str, str]:
+        """What the disks of devices hold: `ext4`, `xfs`, `partitions`, `empty`...; those that cannot be read are left
+        out."""
+        return self._reporting.contents(names)
+
     def orphan_usage(self) -> list[UsageRow]:
         """What orphan thins occupy; they have no names."""
         return self._reporting.orphan_usage()

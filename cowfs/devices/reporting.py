@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack, closing
 
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_device import BaseDevice
@@ -12,7 +13,7 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import free_space, health, pool_files
 from cowfs.devices.reports import DeviceCounters, DeviceReport, HomeReport, IoReport, UsageRow
 from cowfs.error_record import plain_text
-from cowfs.errors import NoSuchThin
+from cowfs.errors import HomeError, NoSuchThin
 from cowfs.pool import Counters, CountingPool, NoSpacePolicy, PoolCounters, PoolMode, PoolStatus
 from cowfs.units import METADATA_BLOCK_BYTES
 
@@ -109,6 +110,7 @@ class Reporting:
             deleted=record.deleted,
             views=[],
             counters=self._counters().thins.get(record.device_id),
+            contents=self.contents([name]).get(name),
         )
 
     def io(self) -> IoReport:
@@ -134,6 +136,32 @@ class Reporting:
                 if record is not None and record.device_id in thins:
                     found[name] = reading.usage(thins[record.device_id], name)
         return found
+
+    def contents(self, names: Iterable[str]) -> dict[str, str]:
+        """What the disks of devices hold; devices whose disks cannot be read are left out.
+
+        It is read in the pool's data, not through the devices, which may be in use elsewhere.
+        """
+        from cowfs.devices.pools import figures
+        from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
+
+        with ExitStack() as stack:
+            try:
+                data = stack.enter_context(closing(pool_files.open_device(self._pool.table().data_device)))
+            except HomeError:
+                return {}
+            reading = stack.enter_context(figures.reading(self._pool))
+            thins = reading.thins()
+            found = {}
+            for name in names:
+                record = self._store.get(name)
+                if record is None or record.device_id not in thins:
+                    continue
+                block = reading.first_block(thins[record.device_id])
+                length = min(PROBED_BYTES, record.size)
+                first = b"" if block is None else data.pread(block * self._pool.block_bytes, length)
+                found[name] = kind_of(first)
+            return found
 
     def orphan_usage(self) -> list[UsageRow]:
         from cowfs.devices.pools import figures

@@ -124,11 +124,12 @@ class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     uses: list[DeviceUse] = []
 
 
-class DeviceRow(msgspec.Struct, frozen=True):
+class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     """A device in a list. `exclusive_bytes` is what removing it gives back; `parent` is null where it is not known.
 
     Both figures are null where the pool has none. `deleted`: it is marked for deletion, and removed when its last user
-    ends. `mounted`: where it is shown.
+    ends. `mounted`: where it is shown. `contents`: what the disk holds, left out where it is ext4; null where that
+    cannot be read.
     """
 
     name: str
@@ -139,6 +140,7 @@ class DeviceRow(msgspec.Struct, frozen=True):
     parent: str | None
     deleted: bool
     mounted: list[str]
+    contents: str | None = "ext4"
 
 
 class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -146,7 +148,7 @@ class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `exclusive_bytes` lie in blocks that no other device maps. `views` and `uses` are empty in a report of the device
     set itself; `uses` is left out where the device is not in use. `counters`
-    are left out where it was not in use since the pool was opened.
+    are left out where it was not in use since the pool was opened. `contents` is as in a list.
     """
 
     name: str
@@ -165,6 +167,7 @@ class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):
     views: list[MountedView]
     uses: list[DeviceUse] = []
     counters: ThinCounters | None = None
+    contents: str | None = "ext4"
 
 
 class UsageRow(msgspec.Struct, frozen=True):

@@ -127,6 +127,7 @@ def test_inspect(cowfs: Run) -> None:
         f"Mapped                  {format_size(report['mapped_bytes'])}\n"
         "Exclusive               0 B\n"
         f"Highest mapped byte     {report['highest_mapped_byte']:#x}\n"
+        "Contents                ext4\n"
         "Parent                  base\n"
         "Children                web-1\n"
         "Created in transaction  1\n"

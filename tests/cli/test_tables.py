@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
@@ -39,6 +40,19 @@ def test_a_pattern_without_a_device_is_an_error(cowfs: Run, command: str) -> Non
 def test_columns_are_those_named_in_their_order(cowfs: Run) -> None:
     lines = [line.split() for line in cowfs("list", "--columns", "parent, Name").out.splitlines()]
     assert lines == [["PARENT", "NAME"], ["-", "base"], ["base", "web"], ["web", "web-1"]]
+
+
+def test_contents_are_a_column_where_a_disk_is_not_ext4(cowfs: Run, tmp_path: Path) -> None:
+    assert "CONTENTS" not in cowfs("list").out
+    (tmp_path / "empty.img").touch()
+    os.truncate(tmp_path / "empty.img", 1 << 20)
+    assert cowfs("import", str(tmp_path / "empty.img"), "disk").status == 0
+    table = [line.split() for line in cowfs("list", "--columns", "name,contents").out.splitlines()]
+    assert table == [["NAME", "CONTENTS"], ["base", "ext4"], ["disk", "empty"], ["web", "ext4"], ["web-1", "ext4"]]
+    assert " CONTENTS " in cowfs("list").out
+    assert "CONTENTS" not in cowfs("list", "web*").out
+    rows = {row["name"]: row.get("contents", "ext4") for row in cowfs("--json", "list").json}
+    assert rows == {"base": "ext4", "disk": "empty", "web": "ext4", "web-1": "ext4"}
 
 
 def test_order_is_by_figures_the_largest_first_and_by_text(cowfs: Run) -> None:

@@ -80,6 +80,30 @@ def test_a_raw_disk_goes_in_and_out(opened: cowfs.Home, disk: Path, tmp_path: Pa
     assert opened.check().clean
 
 
+def test_a_list_shows_what_disks_hold(opened: cowfs.Home, tmp_path: Path) -> None:
+    """A file system of another kind, swap space, partitions, data, and nothing; each comes out as it went in."""
+    for name, size_bytes in (("xfs", 300 * MIB), ("swap", MIB), ("partitions", MIB), ("data", MIB), ("empty", 512)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size_bytes)
+    subprocess.run(["mkfs.xfs", "-q", tmp_path / "xfs"], check=True, capture_output=True, timeout=60)
+    subprocess.run(["mkswap", tmp_path / "swap"], check=True, capture_output=True, timeout=60)
+    with (tmp_path / "partitions").open("r+b") as file:
+        file.seek(446)  # one partition of Linux's kind, and the mark of a boot sector
+        file.write(bytes([0, 2, 3, 0, 0x83, 32, 33, 0]) + (8).to_bytes(4, "little") + (16).to_bytes(4, "little"))
+        file.write(bytes(48) + b"\x55\xaa")
+    (tmp_path / "data").write_bytes(b"data" * (MIB // 4))
+    kinds = ("data", "empty", "partitions", "swap", "xfs")
+    for kind in kinds:
+        opened.import_image(tmp_path / kind, kind)
+        assert opened.inspect(kind).contents == kind
+    opened.snapshot("xfs", "xfs-1")
+    expected = {kind: kind for kind in kinds} | {"xfs-1": "xfs", "base": "ext4", "web": "ext4"}
+    assert {row.name: row.contents for row in opened.devices()} == expected
+    for kind in kinds:
+        opened.export_image(kind, tmp_path / "out", force=True)
+        subprocess.run(["cmp", tmp_path / kind, tmp_path / "out"], check=True, timeout=60)
+
+
 @needs_qemu_img
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhdx"])
 def test_images_of_other_formats(home: Path, disk: Path, tmp_path: Path, kind: str) -> None:

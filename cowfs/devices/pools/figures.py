@@ -10,7 +10,7 @@ from cowfs.devices.pools.health import require_status
 from cowfs.devices.reports import UsageRow
 from cowfs.errors import CowfsError, MetadataCorrupt
 from cowfs.pool import Pool
-from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, Superblock, unpack_bitmap, unpack_index
+from cowfs.thinmeta.format import ENTRIES_PER_BITMAP, Superblock, unpack_bitmap, unpack_index, unpack_mapping
 from cowfs.thinmeta.walk import (
     BITMAP_INDEX,
     KEY_END,
@@ -101,6 +101,11 @@ class PoolFigures:
                 break
             location, begin, end = children(node, end)[bisect_key(node.keys, thin_id)]
         return False
+
+    def first_block(self, entry: ThinEntry) -> int | None:
+        """The data block of the first virtual block; None where that is not mapped. Raises MetadataCorrupt."""
+        value = self._reader.find(entry.root, MAPPINGS, 0, entry.path)
+        return None if value is None else unpack_mapping(value)[0]
 
     def highest_mapped_byte(self, entry: ThinEntry) -> int | None:
         """The end of the last virtual block that is mapped; None where none is. Raises MetadataCorrupt."""

@@ -91,12 +91,13 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
     def run(self, home: OpenHome) -> Pieces[DeviceRow]:
         for records in batched(home.devices.records()):
             views = home.all_views()
+            names = [record.name for record in records]
             try:
-                usage = home.devices.usage([record.name for record in records])
+                usage, contents = home.devices.usage(names), home.devices.contents(names)
             except (MetadataCorrupt, PoolModeError):  # among the problems of `status`
-                usage = None
+                usage, contents = None, {}
             # The rows of a batch are of one moment.
-            yield from [_row(home, record, usage, views) for record in records if record.name in home.devices]
+            yield from [_row(home, record, usage, contents, views) for record in records if record.name in home.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -345,7 +346,11 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
 
 def _row(
-    home: OpenHome, record: DeviceRecord, usage: dict[str, UsageRow] | None, views: Sequence[MountedView]
+    home: OpenHome,
+    record: DeviceRecord,
+    usage: dict[str, UsageRow] | None,
+    contents: dict[str, str],
+    views: Sequence[MountedView],
 ) -> DeviceRow:
     found = usage.get(record.name) if usage is not None else None
     unknown = None if usage is None else 0  # a record without its thin occupies nothing
@@ -358,6 +363,7 @@ def _row(
         parent=record.parent,
         deleted=record.deleted,
         mounted=[view.mount_point for view in home.views_of(record, views)],
+        contents=contents.get(record.name),
     )
 
 
