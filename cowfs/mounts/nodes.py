@@ -54,8 +54,9 @@ def below(number: int) -> list[int]:
     return _related(number, "slaves")
 
 
-def above(number: int) -> list[int]:
-    return _related(number, "holders")
+def targets_above(number: int) -> list[int]:
+    """Devices of device mapper that use one; a device that is being removed loses its name before what it uses."""
+    return [other for other in _related(number, "holders") if target_name(other)]
 
 
 def wait_until(holds: Callable[[], bool]) -> bool:

@@ -82,5 +82,5 @@ def unmount_by_kernel(mount: Mount, *, lazy: bool = False) -> None:
     unmount_now(mount.target, lazy=lazy)
     if not lazy and not any(nodes.device_of(other) == number for other in mounts()):
         nodes.wait_until(lambda: nodes.target_name(number) != name)
-        nodes.wait_until(lambda: all(not nodes.target_name(pool) or nodes.above(pool) for pool in pools))
-        nodes.wait_until(lambda: all(not nodes.clears_itself(loop) or nodes.above(loop) for loop in loops))
+        nodes.wait_until(lambda: all(not nodes.target_name(pool) or nodes.targets_above(pool) for pool in pools))
+        nodes.wait_until(lambda: all(not nodes.clears_itself(loop) or nodes.targets_above(loop) for loop in loops))
