@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
+from cowfs.cli import signals
+
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
@@ -181,6 +183,12 @@ class LazyGroup(click.Group):
         self.sections = sections
         self._aliases = aliases or {}
         self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except signals.Ended as error:  # click ends the terminal's line as well, which is right after Ctrl-C alone
+            raise click.Abort from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._entries)

@@ -24,7 +24,8 @@ StepProgress: TypeAlias = Callable[[str, int, int], None]
 _PATIENCE_SECONDS: Final = 0.3
 
 shows_progress = True  # what -q turns off
-where = ""  # before the text of an error: the line of a batch
+where = ""  # before the text of an error or a warning: the line of a batch
+_PROGRAM: Final = "cowfs: "
 
 
 def print_json(value: object) -> None:
@@ -52,7 +53,7 @@ def print_error(error: OSError, *, as_json: bool) -> int:
 
         print(msgspec.json.encode({"error": record_error(error)}).decode(), file=sys.stderr)
     else:
-        print_line(f"cowfs: {where}{_describe(error)}")
+        print_line(f"{_PROGRAM}{_describe(error)}")
     return error.exit_code if isinstance(error, CowfsError) else CowfsError.exit_code
 
 
@@ -67,6 +68,8 @@ def _describe(error: OSError) -> str:
 
 def print_line(text: str) -> None:
     """One line on standard error, whatever is in the text."""
+    if text.startswith(_PROGRAM):
+        text = f"{_PROGRAM}{where}{text.removeprefix(_PROGRAM)}"
     print(printable(text), file=sys.stderr)
 
 

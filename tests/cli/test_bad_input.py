@@ -584,7 +584,7 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
         _, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert (process.returncode, error.strip()) == (143, b"cowfs: interrupted")
+    assert (process.returncode, error) == (143, b"cowfs: interrupted\n")
     assert list(temporary.iterdir()) == []
     assert [row["name"] for row in cowfs("--json", "list").json] == ["base", "web", "web-1"]
 

@@ -124,6 +124,14 @@ def test_what_is_no_line(cowfs: Run, tmp_path: Path, line: str, said: str) -> No
     assert names(cowfs) == before
 
 
+def test_a_warning_names_its_line(cowfs: Run, tmp_path: Path) -> None:
+    (tmp_path / "batch").write_text("create a\ncreate b\nrollback a b\n")
+    outcome = cowfs("batch", str(tmp_path / "batch"))
+    assert outcome.status == 0
+    assert outcome.err.startswith("cowfs: line 3: warning: ")
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_file_that_is_not_there(cowfs: Run, tmp_path: Path) -> None:
     outcome = cowfs("batch", tmp_path / "nowhere")
     assert outcome.error == f"{tmp_path}/nowhere: No such file or directory"
