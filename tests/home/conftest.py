@@ -42,7 +42,7 @@ def serving(
     limits: Limits = DEFAULT_LIMITS,
     views: Views = NO_VIEWS,
     prepare: Callable[[OpenHome], None] = lambda opened: None,
-) -> Iterator[None]:
+) -> Iterator[ControlServer]:
     """Hold a home in another thread and answer on its control socket, for the length of a `with` block."""
     outcome: queue.Queue[object] = queue.Queue()
 
@@ -53,7 +53,7 @@ def serving(
             server = ControlServer(Executor(opened, views), limits=limits)
             async with trio.open_nursery() as nursery:
                 await nursery.start(server.serve)
-                outcome.put((trio.lowlevel.current_trio_token(), nursery.cancel_scope))
+                outcome.put((trio.lowlevel.current_trio_token(), nursery.cancel_scope, server))
                 await trio.sleep_forever()
 
     def run() -> None:
@@ -69,9 +69,9 @@ def serving(
     started = outcome.get(timeout=PATIENCE_SECONDS)
     if not isinstance(started, tuple):
         raise AssertionError(f"the server did not start: {started!r}")
-    token, scope = started
+    token, scope, server = started
     try:
-        yield
+        yield server
     finally:
         token.run_sync_soon(scope.cancel)
         thread.join(PATIENCE_SECONDS)

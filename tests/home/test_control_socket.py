@@ -300,6 +300,21 @@ def test_too_many_clients_are_turned_away(home: Path) -> None:
         assert_serves(home)
 
 
+def test_clients_of_a_holder_that_is_ending_wait_for_the_next_one(home: Path) -> None:
+    def reach() -> int | None:
+        with session.connect(HomeSpec(home), wait_seconds=PATIENCE_SECONDS) as opened:
+            return opened.holder_pid
+
+    with ThreadPoolExecutor(1) as thread:
+        with serving(home) as server:
+            server.refuse_clients()
+            with pytest.raises(HomeError, match="is ending; try again") as caught:
+                Client(home)
+            assert caught.value.errno == errno.EAGAIN
+            reached = thread.submit(reach)
+        assert reached.result(PATIENCE_SECONDS) is None
+
+
 def test_a_crowd_of_idle_clients_makes_room(home: Path) -> None:
     """The one that has kept the server waiting longest loses its place."""
     with serving(home, limits=Limits(clients_per_uid=3, grace_seconds=0.0)):
@@ -611,6 +626,11 @@ GREETING = b'{"cowfs":1,"pid":4711,"version":"0.1.0"}\n'
 def test_a_holder_that_answers_nonsense_is_an_error(home: Path, answer: bytes, said: str) -> None:
     with false_holder(home, GREETING, answer), Client(home) as client, pytest.raises(HomeError, match=said):
         client.call(Status())
+
+
+def test_a_holder_that_hangs_up_without_a_word_is_waited_for(home: Path) -> None:
+    with false_holder(home), pytest.raises(HomeBusy):
+        session.connect(HomeSpec(home), wait_seconds=0)
 
 
 def test_a_file_that_did_not_come_is_an_error(home: Path) -> None:

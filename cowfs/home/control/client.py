@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -153,7 +154,13 @@ class Client:
         return pid
 
     def _greeting(self) -> Greeting:
-        line = self._line()
+        """Raises ConnectionResetError where the holder ended before it said anything."""
+        try:
+            line = self._line()
+        except HomeError as error:
+            if self._buffer:
+                raise
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)) from error
         try:
             greeting = msgspec.json.decode(line, type=Greeting)
         except msgspec.MsgspecError:

@@ -87,11 +87,16 @@ class ControlServer:
         self._executor = executor
         self._limits = limits
         self._connections: list[_Connection] = []
+        self._is_ending = False
 
     @property
     def clients(self) -> int:
         """How many are connected now."""
         return len(self._connections)
+
+    def refuse_clients(self) -> None:
+        """From here on, ask clients to try again: they reach the process that has the home next."""
+        self._is_ending = True
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Listen until cancelled; the socket is removed at the end.
@@ -141,6 +146,8 @@ class ControlServer:
     def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
         home = self._executor.path
+        if self._is_ending:
+            raise HomeError(f"process {os.getpid()}, which holds {home}, is ending; try again", errno=errno.EAGAIN)
         pid, uid = connection.pid, connection.uid
         if uid not in (0, os.geteuid()):
             raise HomeError(

@@ -192,6 +192,7 @@ class ServedHome:
             if driver.has_mounts or self._control.clients:
                 continue
             if driver.was_mount_requested or trio.current_time() > patience_ends:
+                self._control.refuse_clients()
                 await self._end()
                 return
 
