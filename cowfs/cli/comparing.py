@@ -23,7 +23,8 @@ def changes_command(settings: Settings, device: str, other: str | None) -> None:
     """List the paths that differ in the device or layer A from B, by default from what A is a snapshot of.
 
     Each line is a letter and a path: A added, M modified (content, owner, mode or extended attributes), D deleted,
-    R renamed, with the old path before the new one (RM: and modified). A deleted or renamed directory is one line.
+    R renamed, with the old path before the new one (RM: and modified). A deleted or renamed directory is one line,
+    and so is one that is a file now.
     Devices may be mounted.
 
     The time depends on what differs, not on what A holds, where A and B have a common origin and the same size.

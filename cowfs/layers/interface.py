@@ -67,7 +67,8 @@ class PathChange(NamedTuple):
     not have). `old_path` is the path in the other tree where that is another one: what was renamed, and what is in a
     directory that was. `is_modified`: what was renamed differs too.
 
-    A deleted directory is one change, and so is a renamed one; what is in an added one is added.
+    A deleted directory is one change, and so are a renamed one and one whose name is that of a file now (M); what is in
+    an added one is added.
     """
 
     path: bytes

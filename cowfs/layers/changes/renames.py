@@ -47,7 +47,7 @@ class Renames:
         self._candidates: dict[bytes, tuple[Child, _Identity]] = {}  # added paths of inodes that the other side has
         self._new: list[tuple[bytes, int, int]] = []  # directories that it has not
         self._deleted: dict[_Identity, list[bytes]] = {}
-        self._closed: dict[bytes, int] = {}  # deleted directories that were not entered
+        self._closed: dict[bytes, int] = {}  # deleted and replaced directories that were not entered
         self._renamed: dict[bytes, _Renamed] = {}
 
     def run(self) -> Steps[list[PathChange]]:
@@ -83,8 +83,10 @@ class Renames:
             self._note_deleted(path, child)
             if count % _PATHS_PER_STEP == 0:
                 yield
+        self._closed |= {path: child.inode for path, child in self._walk.replaced.items()}
         added.clear()
         deleted.clear()
+        self._walk.replaced.clear()
 
     def _note_deleted(self, path: bytes, child: Child) -> None:
         identity = _identify(self._walk.parent, child)

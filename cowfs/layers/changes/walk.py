@@ -63,6 +63,7 @@ class Walk:
     Attributes:
         kinds: the changes that were found, by path.
         added, deleted: what has such a path.
+        replaced: directories of the parent whose names are of something else now.
         enters_added: whether what is in an added directory is looked at.
     """
 
@@ -73,6 +74,7 @@ class Walk:
         self.kinds: dict[bytes, ChangeKind] = {}
         self.added: dict[bytes, Child] = {}
         self.deleted: dict[bytes, Child] = {}
+        self.replaced: dict[bytes, Child] = {}
         self.enters_added = True
         self._holds_still = layer.tree.read_only and parent.tree.read_only
 
@@ -136,6 +138,8 @@ class Walk:
                 except OSError as error:
                     self._forgive(error)
                     continue
+                if before.is_directory and not child.is_directory:
+                    self.replaced[where] = before
             if child.is_directory and (before is not None or self.enters_added):
                 below.append((where, child.inode, before.inode if before and before.is_directory else 0))
             if count % _NAMES_PER_STEP == 0:

@@ -230,7 +230,10 @@ def judge_path_changes(changes: list[PathChange], layer: LayerRoot, parent: Laye
     lost = old.keys() - set(origins.values())
     deleted = {before(path) for path in of["D"]}
     assert deleted <= lost
-    assert lost == {path for path in lost if any((path + b"/").startswith(above + b"/") for above in deleted)}
+    modes = {path: (old[before(path)][0], new[path][0]) for path in of["M"]}
+    replaced = {before(path) for path, (was, now) in modes.items() if stat.S_ISDIR(was) and not stat.S_ISDIR(now)}
+    above = tuple(path + b"/" for path in deleted | replaced)
+    assert lost == {path for path in lost if (path + b"/").startswith(above)}
     assert not {numbers[path] for path in of["A"]} & {old_numbers[path] for path in lost}
 
 

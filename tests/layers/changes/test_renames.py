@@ -68,6 +68,13 @@ def test_what_changed_in_a_renamed_directory(layer: Layer, changes: Changes) -> 
     ]
 
 
+def test_out_of_a_directory_whose_name_is_that_of_a_file_now(layer: Layer, changes: Changes) -> None:
+    layer.rename(b"/d/e/deep/g", b"/g")
+    layer.remove(b"/d")
+    layer.write(b"/d", b"new")
+    assert changes() == [PathChange(b"/d", "M"), PathChange(b"/g", "R", b"/d/e/deep/g")]
+
+
 def test_out_of_a_directory_that_was_deleted(layer: Layer, changes: Changes) -> None:
     layer.rename(b"/d/e/deep/g", b"/g")
     layer.remove(b"/d")
