@@ -27,7 +27,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of(cls, device_number: int) -> Self:
-        """Raises OSError where the kernel has no such device, or tells nothing of it."""
+        """Raises OSError where the kernel has no such device, or reports nothing about it."""
         path = f"/sys/dev/block/{os.major(device_number)}:{os.minor(device_number)}/stat"
         with open(path, encoding="ascii") as file:
             columns = [int(word) for word in file.read().split()]

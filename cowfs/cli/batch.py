@@ -103,11 +103,11 @@ def _run_for_json(run: Any, number: int, line: str, words: Sequence[str]) -> int
         file.flush()
         text = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
     error = None
-    for told in said.getvalue().splitlines():
-        if error is None and told.startswith('{"error":'):
-            error = msgspec.json.decode(told, type=dict[str, Any])["error"]
+    for line_said in said.getvalue().splitlines():
+        if error is None and line_said.startswith('{"error":'):
+            error = msgspec.json.decode(line_said, type=dict[str, Any])["error"]
         else:
-            print(told, file=sys.stderr)
+            print(line_said, file=sys.stderr)
     if words or status:
         done = LineResult(number, plain_text(line), status, _result(text), error)
         print(msgspec.json.encode(done).decode())

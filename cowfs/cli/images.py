@@ -44,7 +44,7 @@ def import_command(
     whose files are put into an empty ext4. Zeros take no space of the pool.
 
     Formats other than raw are read by qemu-img. An image that refers to other files, such as a backing file, is refused
-    unless --follow-backing is given, since whoever made the image chose those files.
+    unless --follow-backing is given, since the maker of the image chose those files.
 
     With --chain all the devices are made that 'export --chain' wrote, which share blocks as they did there.
     """

@@ -36,7 +36,7 @@ def status_of(command: Callable[[], Any], *, as_json: bool) -> int:
         return output.print_error(error, as_json=as_json)
     except BrokenPipeError:
         return silence_stdout()
-    except SystemExit as error:  # click's end of a completion, and its answer to a pipe that nobody reads
+    except SystemExit as error:  # click's end of a completion, and its answer to a pipe without a reader
         return silence_stdout() if error.code else 0
     except OSError as error:
         if os.environ.get("COWFS_DEBUG"):

@@ -208,7 +208,7 @@ def _judge(
         log.warning("%s", warning)
     if report.error is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            server.wait(_STOP_SECONDS)  # it ends by itself, and writes into its log why
+            server.wait(_STOP_SECONDS)  # it ends by itself, and logs the reason
         raise restore_error(report.error)
 
 
