@@ -203,7 +203,7 @@ _DEVICES: Final[Table[DeviceRow]] = Table(
         Column("MAPPED", lambda row: _size(row.mapped_bytes), lambda row: row.mapped_bytes),
         Column("EXCLUSIVE", lambda row: _size(row.exclusive_bytes), lambda row: row.exclusive_bytes),
         Column("PARENT", lambda row: row.parent or "-"),
-        Column("CONTENTS", lambda row: row.contents or "?", usual="ext4"),
+        Column("CONTENTS", lambda row: row.contents or "-", usual=("ext4", "-")),
         Column("MOUNTED", lambda row: " ".join(row.mounted) or "-"),
     ),
     lambda row: row.name,
@@ -225,7 +225,7 @@ def list_command(
     A dash means that the parent is unknown or was removed. A deleted device was removed while it was busy; it is freed
     on last close.
 
-    CONTENTS, what a disk holds, is a column where one of them is not ext4.
+    CONTENTS, what a disk holds, is a column where one of them is known not to be ext4.
     """
     if tree and (columns or sort or reverse):
         raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")

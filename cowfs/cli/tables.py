@@ -24,7 +24,7 @@ class Column(Generic[R]):
     header: str
     text: Callable[[R], str]
     figure: Callable[[R], int | None] | None = None
-    usual: str | None = None
+    usual: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Table(Generic[R]):
     def print(self, rows: Sequence[R], columns: str | None) -> None:
         """Print the rows, with all columns or those named. Raises UsageError for an unknown column."""
         if columns is None:
-            shown = tuple(c for c in self.columns if any(c.text(row) != c.usual for row in rows) or c.usual is None)
+            shown = tuple(c for c in self.columns if not c.usual or any(c.text(row) not in c.usual for row in rows))
         else:
             shown = tuple(self._column("--columns", name.strip()) for name in columns.split(","))
         output.print_table(

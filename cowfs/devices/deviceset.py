@@ -572,10 +572,9 @@ class DeviceSet:
         """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
         return self._reporting.usage(names)
 
-    def contents(self, names: Iterable[str]) -> dict[str, str]:
-        """What the disks of devices hold: `ext4`, `xfs`, `partitions`, `empty`...; those that cannot be read are left
-        out."""
-        return self._reporting.contents(names)
+    def usage_and_contents(self, names: Iterable[str]) -> dict[str, tuple[UsageRow, str | None]]:
+        """As `usage`, and what the disks hold: `ext4`, `xfs`, `partitions`, `empty`...; None: not known."""
+        return self._reporting.usage_and_contents(names)
 
     def orphan_usage(self) -> list[UsageRow]:
         """What orphan thins occupy; they have no names."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
 
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_device import BaseDevice
@@ -16,6 +17,11 @@ from cowfs.error_record import plain_text
 from cowfs.errors import HomeError, NoSuchThin
 from cowfs.pool import Counters, CountingPool, NoSpacePolicy, PoolCounters, PoolMode, PoolStatus
 from cowfs.units import METADATA_BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from cowfs.blockdev import FileDevice
+    from cowfs.devices.pools.figures import PoolFigures
+    from cowfs.thinmeta.walk import ThinEntry
 
 
 class Reporting:
@@ -92,6 +98,8 @@ class Reporting:
                 raise NoSuchThin(f"device {name!r}: its thin {record.device_id} is not in pool {self._pool.name}")
             usage = reading.usage(thin, name)
             highest = reading.highest_mapped_byte(thin)
+            with self._data() as data:
+                contents = self._contents(reading, thin, record.size_bytes, data)
         children = [other for other in self._store.names() if self._store.parent(other) == name]
         is_active = any(active.thin_id == record.device_id for active in self._pool.active())
         return DeviceReport(
@@ -110,7 +118,7 @@ class Reporting:
             deleted=record.deleted,
             views=[],
             counters=self._counters().thins.get(record.device_id),
-            contents=self.contents([name]).get(name),
+            contents=contents,
         )
 
     def io(self) -> IoReport:
@@ -128,40 +136,49 @@ class Reporting:
     def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
         from cowfs.devices.pools import figures
 
-        found = {}
         with figures.reading(self._pool) as reading:
-            thins = reading.thins()
-            for name in names:
-                record = self._store.get(name)
-                if record is not None and record.device_id in thins:
-                    found[name] = reading.usage(thins[record.device_id], name)
-        return found
+            return {name: reading.usage(thin, name) for name, _, thin in self._thins(reading, names)}
 
-    def contents(self, names: Iterable[str]) -> dict[str, str]:
-        """What the disks of devices hold; devices whose disks cannot be read are left out.
-
-        It is read in the pool's data, not through the devices, which may be in use elsewhere.
-        """
+    def usage_and_contents(self, names: Iterable[str]) -> dict[str, tuple[UsageRow, str | None]]:
         from cowfs.devices.pools import figures
+
+        with figures.reading(self._pool) as reading, self._data() as data:
+            return {
+                name: (reading.usage(thin, name), self._contents(reading, thin, size_bytes, data))
+                for name, size_bytes, thin in self._thins(reading, names)
+            }
+
+    def _thins(self, reading: PoolFigures, names: Iterable[str]) -> Iterator[tuple[str, int, ThinEntry]]:
+        """(name, size in bytes, thin) of the devices that have both a record and a thin."""
+        thins = reading.thins()
+        for name in names:
+            record = self._store.get(name)
+            if record is not None and record.device_id in thins:
+                yield name, record.size, thins[record.device_id]
+
+    @contextmanager
+    def _data(self) -> Iterator[FileDevice | None]:
+        """The pool's data for reading; None where this process cannot open it."""
+        try:
+            data = pool_files.open_device(self._pool.table().data_device)
+        except HomeError:
+            yield None
+            return
+        with closing(data):
+            yield data
+
+    def _contents(self, reading: PoolFigures, thin: ThinEntry, size_bytes: int, data: FileDevice | None) -> str | None:
+        """What a device's disk holds, read in the pool's data, since the device may be in use; None: not known."""
         from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
 
-        with ExitStack() as stack:
-            try:
-                data = stack.enter_context(closing(pool_files.open_device(self._pool.table().data_device)))
-            except HomeError:
-                return {}
-            reading = stack.enter_context(figures.reading(self._pool))
-            thins = reading.thins()
-            found = {}
-            for name in names:
-                record = self._store.get(name)
-                if record is None or record.device_id not in thins:
-                    continue
-                block = reading.first_block(thins[record.device_id])
-                length = min(PROBED_BYTES, record.size)
-                first = b"" if block is None else data.pread(block * self._pool.block_bytes, length)
-                found[name] = kind_of(first)
-            return found
+        if data is None:
+            return None
+        block = reading.first_block(thin)
+        try:
+            length = min(PROBED_BYTES, size_bytes)
+            return kind_of(b"" if block is None else data.pread(block * self._pool.block_bytes, length))
+        except OSError:  # the data is damaged, or shorter than the metadata says
+            return None
 
     def orphan_usage(self) -> list[UsageRow]:
         from cowfs.devices.pools import figures

@@ -104,6 +104,14 @@ def test_a_list_shows_what_disks_hold(opened: cowfs.Home, tmp_path: Path) -> Non
         subprocess.run(["cmp", tmp_path / kind, tmp_path / "out"], check=True, timeout=60)
 
 
+def test_a_disk_that_cannot_be_read_is_listed_without_contents(home: Path) -> None:
+    with cowfs.open_home(home, durable=False) as opened:
+        with (home / "devicemapper" / "data").open("r+b") as file:
+            file.truncate(0)
+        assert {row.name: row.contents for row in opened.devices()} == {"base": None, "web": None}
+        assert opened.inspect("web").contents is None
+
+
 @needs_qemu_img
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vdi", "vhdx"])
 def test_images_of_other_formats(home: Path, disk: Path, tmp_path: Path, kind: str) -> None:

@@ -93,11 +93,11 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
             views = home.all_views()
             names = [record.name for record in records]
             try:
-                usage, contents = home.devices.usage(names), home.devices.contents(names)
+                found = home.devices.usage_and_contents(names)
             except (MetadataCorrupt, PoolModeError):  # among the problems of `status`
-                usage, contents = None, {}
+                found = None
             # The rows of a batch are of one moment.
-            yield from [_row(home, record, usage, contents, views) for record in records if record.name in home.devices]
+            yield from [_row(home, record, found, views) for record in records if record.name in home.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -348,22 +348,21 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 def _row(
     home: OpenHome,
     record: DeviceRecord,
-    usage: dict[str, UsageRow] | None,
-    contents: dict[str, str],
+    found: dict[str, tuple[UsageRow, str | None]] | None,
     views: Sequence[MountedView],
 ) -> DeviceRow:
-    found = usage.get(record.name) if usage is not None else None
-    unknown = None if usage is None else 0  # a record without its thin occupies nothing
+    usage, contents = (found or {}).get(record.name, (None, None))
+    unknown = None if found is None else 0  # a record without its thin occupies nothing
     return DeviceRow(
         name=record.name,
         id=record.device_id,
         size_bytes=record.size_bytes,
-        mapped_bytes=found.mapped_bytes if found else unknown,
-        exclusive_bytes=found.exclusive_bytes if found else unknown,
+        mapped_bytes=usage.mapped_bytes if usage else unknown,
+        exclusive_bytes=usage.exclusive_bytes if usage else unknown,
         parent=record.parent,
         deleted=record.deleted,
         mounted=[view.mount_point for view in home.views_of(record, views)],
-        contents=contents.get(record.name),
+        contents=contents,
     )
 
 
