@@ -89,11 +89,28 @@ _LAYER: Final = GroupOfCommands(
     },
 )
 _DOCKER: Final = GroupOfCommands(
-    "Serve a home to Docker's daemon.",
-    """Docker: the home as a storage driver of its daemon.""",
+    "Serve a home to Docker, or read what an old daemon left.",
+    """Docker: the home as a storage driver of its daemon, and the images and containers that a daemon with the
+    devicemapper driver left, read without it.
+
+    \b
+      cowfs --home H docker plugin --socket /run/docker/plugins/cowfs.sock
+      cowfs --home /var/lib/docker docker images
+      cowfs --home /var/lib/docker docker save web:1 > web.tar
+      cowfs --home /var/lib/docker docker save --all DIR
+    """,
     {
         "plugin": Command("docker", "Serve Docker's graph-driver plugin protocol.", former="docker-plugin"),
         "info": Command("docker", "Show the driver's lines of 'docker info'.", former="info"),
+        "images": Command("stored", "List the images that a daemon left."),
+        "ps": Command("stored", "List the containers that a daemon left."),
+        "tree": Command("stored", "Show the layers that a daemon left, and what is on them."),
+        "inspect": Command("stored", "Show all that is known of an image or a container."),
+        "history": Command("stored", "Show how an image was made."),
+        "export": Command("stored", "Write the files of a container as a tar archive."),
+        "save": Command("stored", "Write images with their original ids, or everything."),
+        "cp": Command("stored", "Copy files out of a container or an image."),
+        "du": Command("stored", "Show the space of images and containers."),
     },
 )
 _DM: Final = GroupOfCommands(

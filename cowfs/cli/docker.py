@@ -28,7 +28,7 @@ def plugin_command(settings: Settings, socket_path: str) -> None:
     """
     from cowfs.cli.serving import begin_serving
     from cowfs.devices.on_disk.files import HomeFiles
-    from cowfs.docker.serve import PluginRequest, serve_plugin
+    from cowfs.docker.plugin.serve import PluginRequest, serve_plugin
 
     begin_serving(settings, os.path.realpath(HomeFiles(os.path.abspath(settings.home_path)).mounts))
     options = settings.storage_options

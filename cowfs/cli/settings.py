@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
 
 
+_DOCKER_HOME: Final = "devicemapper"
+
+
+def is_docker_root(path: Path) -> bool:
+    """Whether a directory is that of a Docker daemon with the devicemapper driver, such as /var/lib/docker."""
+    return (path / "image" / _DOCKER_HOME).is_dir() and (path / _DOCKER_HOME / "metadata").is_dir()
+
+
 @dataclass(frozen=True, slots=True)
 class LogOptions:
     """-q, how often -v, and --log; `cowfs.cli.log` does what they say."""
@@ -49,11 +57,17 @@ class Settings:
     log: LogOptions = LogOptions()
 
     @property
-    def home_path(self) -> Path:
-        """The home's absolute path. Raises UsageError when none was named."""
+    def named_path(self) -> Path:
+        """The absolute path that --home names. Raises UsageError when none was named."""
         if not self.home:
             raise UsageError("which home? name it before the command, as in 'cowfs --home DIR ...', or set COWFS_HOME")
         return Path(os.path.abspath(self.home))
+
+    @property
+    def home_path(self) -> Path:
+        """The home's absolute path; of a Docker daemon's directory, the devicemapper home in it."""
+        path = self.named_path
+        return path / _DOCKER_HOME if is_docker_root(path) else path
 
     def open_home(self) -> Home:
         """The home; for reading only where it cannot be written: on a read-only disk, or another user's."""
@@ -94,6 +108,26 @@ class SizeType(click.ParamType[int]):
         return size_bytes
 
 
+def _device_of_docker_name(path: Path, name: str) -> str:
+    """The device of a container or an image, where `path` is of a Docker daemon; else the name as it is."""
+    root = next((root for root in (path, path.parent) if is_docker_root(root)), None)
+    if root is None or path not in (root, root / _DOCKER_HOME):
+        return name
+    if "/" not in name and os.path.lexists(root / _DOCKER_HOME / "metadata" / name):
+        return name
+    from cowfs.docker.stored.names import device_of, find
+    from cowfs.docker.stored.place import DockerPlace
+    from cowfs.docker.stored.store import DockerStore
+    from cowfs.errors import UnknownDevice
+
+    store = DockerStore(DockerPlace(root))
+    try:
+        found = find(store, name)
+    except UnknownDevice:
+        return name  # what the home says about it
+    return device_of(store, found)
+
+
 class MinimumFreeType(click.ParamType["MinimumFree"]):
     """A share of a pool such as 10%, or a size such as 20G."""
 
@@ -113,9 +147,16 @@ class MinimumFreeType(click.ParamType["MinimumFree"]):
 
 
 class DeviceType(click.ParamType[str]):
-    """The name of a device; completed from the records of the home, without opening it."""
+    """The name of a device; completed from the records of the home, without opening it.
+
+    In the home of a Docker daemon, the names, tags and ids of its containers and images are names of their devices too.
+    """
 
     name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        home = None if ctx is None else ctx.find_root().params.get("home")
+        return str(value) if not home else _device_of_docker_name(Path(os.path.abspath(home)), str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from cowfs.devices.on_disk.names import is_record_file

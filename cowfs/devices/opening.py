@@ -39,6 +39,7 @@ class OpenOptions:
 
     Attributes:
         read_only: change nothing, not even after a crash; works on a read-only medium.
+        untouched: leave no trace either, not even the lock's file; with `read_only`.
         durable: False gives up flushes.
         min_free_percent, min_free_bytes: in place of what the home says, as in `HomeOptions`.
         source: where the pool is, for a home that does not say so because another program made it.
@@ -48,6 +49,7 @@ class OpenOptions:
     """
 
     read_only: bool = False
+    untouched: bool = False
     durable: bool = True
     min_free_percent: int | None = None
     min_free_bytes: int | None = None
@@ -144,7 +146,7 @@ def open_home(
     making.require_home(files)
     making.read_settings(files)
     with ExitStack() as undo, _damage_of(files):
-        lock = HomeLock.acquire(files.home, read_only=options.read_only)
+        lock = HomeLock.acquire(files.home, read_only=options.read_only, untouched=options.untouched)
         undo.callback(lock.release)
         making.require_home(files)
         settings = options.applied(making.read_settings(files))

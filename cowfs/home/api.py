@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from cowfs.home.images import Format
     from cowfs.home.images import Progress as ImageProgress
     from cowfs.home.layers import Layers
+    from cowfs.home.requests.files import WantedFile
     from cowfs.home.requests.images import Chain, Exported, Imported
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
@@ -211,6 +212,17 @@ class Home:
         from cowfs.home import files
 
         return files.read_file(self._session, device, path, out)
+
+    def read_files(self, device: str, files: Sequence[WantedFile], out: Callable[[bytes], object]) -> None:
+        """Have `out` called with the contents of regular files, one after the other, each exactly as long as wanted.
+
+        Raises:
+            UnknownDevice, DeviceBusy; CopyError: a path leads to nothing, to no regular file, or to one of another
+                length.
+        """
+        from cowfs.home import files as home_files
+
+        home_files.read_files(self._session, device, files, out)
 
     def open_file(self, device: str, path: str) -> IO[bytes]:
         """The content of a regular file as it is now, in a file without a name that the caller closes.
@@ -440,6 +452,19 @@ class Home:
 
         return export_image(self._session, name, target, format=format, force=force, progress=progress)
 
+    def export_archive(self, name: str, out: Callable[[bytes], object], *, sparse: bool = True) -> Exported:
+        """Have `out` called with the files of a device as a tar archive, piece by piece.
+
+        Args:
+            sparse: files with holes as sparse entries, which Docker's layer store does not read.
+
+        Raises:
+            UnknownDevice, DeviceBusy; FilesystemError: the device has no files that can be read.
+        """
+        from cowfs.home.requests.images import ExportArchive
+
+        return self._session.receive(ExportArchive(name, sparse), out)
+
     def export_chain(self, name: str, target: str | os.PathLike[str]) -> Chain:
         """Write a device and all its descendants to a new directory, all of one moment, each only by its own blocks.
 
@@ -573,6 +598,7 @@ def open_home(
     backend: str = "emulated",
     create: bool = False,
     read_only: bool = False,
+    untouched: bool = False,
     durable: bool = True,
     storage_options: Sequence[str] = (),
     options: HomeOptions | None = None,
@@ -585,6 +611,8 @@ def open_home(
         backend: who runs the pool, a name of the entry-point group `cowfs.backends`.
         create: make the home when the directory is new or empty, as `storage_options` and `options` say.
         read_only: change nothing, not even what a crash left.
+        untouched: leave no trace either, not even the lock's file, as in a home that another program made; with
+            `read_only`.
         durable: False gives up flushes, for homes that live no longer than a test.
         storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow, and count before `options`.
             The process that holds a home keeps its own.
@@ -605,6 +633,7 @@ def open_home(
         Path(os.path.abspath(path)),
         backend,
         read_only=read_only,
+        untouched=untouched,
         durable=durable,
         storage_options=tuple(storage_options),
         make=Make.WHERE_ABSENT if create else Make.NEVER,

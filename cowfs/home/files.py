@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import IO, TypeAlias
+from typing import IO, Final, TypeAlias
 
 import msgspec
 
@@ -15,9 +15,20 @@ from cowfs.copying.host import HostSink, HostSource, total_bytes
 from cowfs.copying.records import batches, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.errors import UsageError
-from cowfs.home.requests.files import CopyIn, CopyOut, FileRow, ListFiles, ReadFile, name_of
+from cowfs.home.requests.files import (
+    CopyIn,
+    CopyOut,
+    FileRow,
+    ListFiles,
+    ReadFile,
+    ReadFiles,
+    WantedFile,
+    name_of,
+)
 from cowfs.home.session import Session
 from cowfs.steps import pieces_of
+
+_FILES_PER_REQUEST: Final = 128  # with the longest paths, a request has 0.7 of the bytes that it may have
 
 Path: TypeAlias = str | bytes | os.PathLike[str]
 Progress: TypeAlias = Callable[[int, int | None], object]
@@ -55,6 +66,12 @@ def list_files(session: Session, device: str, path: Path, *, follow: bool) -> It
 def read_file(session: Session, device: str, path: Path, out: Callable[[bytes], object]) -> int:
     """Have `out` called with the content of a file, piece by piece; its length."""
     return session.receive(ReadFile(device, os.fsencode(path)), out)
+
+
+def read_files(session: Session, device: str, files: Sequence[WantedFile], out: Callable[[bytes], object]) -> None:
+    """Have `out` called with the contents of files, one after the other; any number of files."""
+    for begin in range(0, len(files), _FILES_PER_REQUEST):
+        session.receive(ReadFiles(device, list(files[begin : begin + _FILES_PER_REQUEST])), out)
 
 
 def open_file(session: Session, device: str, path: Path) -> IO[bytes]:

@@ -30,6 +30,7 @@ class HomeSpec:
         path: the home's directory.
         backend: the backend that implements the pool, a name of the entry-point group `cowfs.backends`.
         read_only: change nothing, not even what a crash left.
+        untouched: leave no trace either, not even the lock's file; with `read_only`.
         durable: False gives up flushes, for homes that live no longer than a test.
         storage_options: of the layer driver, `dm.KEY=VALUE`. They also say how a home is made, and make it grow.
         make: whether a home is made.
@@ -41,6 +42,7 @@ class HomeSpec:
     path: Path
     backend: str = "emulated"
     read_only: bool = False
+    untouched: bool = False
     durable: bool = True
     storage_options: tuple[str, ...] = ()
     make: Make = Make.NEVER
@@ -50,4 +52,4 @@ class HomeSpec:
 
     def how_opened(self) -> OpenOptions:
         """How the device set is opened, apart from storage options."""
-        return OpenOptions(read_only=self.read_only, durable=self.durable, verify=self.verify)
+        return OpenOptions(read_only=self.read_only, untouched=self.untouched, durable=self.durable, verify=self.verify)

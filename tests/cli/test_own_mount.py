@@ -94,7 +94,7 @@ def test_no_server_looks_for_programs_or_modules_on_its_mount(
         seen.append(os.environ["PATH"].split(os.pathsep))
 
     monkeypatch.setattr("cowfs.home.serving.mount_server.serve_mount", serve)
-    monkeypatch.setattr("cowfs.docker.serve.serve_plugin", serve)
+    monkeypatch.setattr("cowfs.docker.plugin.serve.serve_plugin", serve)
     monkeypatch.setattr("cowfs.cli.serving.log_server", lambda _: None)
     where = [str(target)] if words[0] == "mount" else []
     assert run(["--home", str(target.parent), *words, *where]) == 0

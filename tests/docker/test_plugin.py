@@ -11,7 +11,7 @@ from typing import IO, cast
 import pytest
 import trio
 
-from cowfs.docker.plugin import GraphDriverPlugin, Init
+from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome

@@ -3,8 +3,8 @@
 The file is never removed, because a process that waits for a removed file would lock something that no other process
 sees. Its content, the holder's pid, is for people and error messages; the lock itself is what counts.
 
-A home that cannot be written, on a read-only medium or without permission, is locked through the files that it has, and
-shared: any number of processes read it at a time, and none that may write it has it meanwhile.
+A home that cannot be written, on a read-only medium or without permission, is locked through the files that it has (or
+its directory), and shared: any number of processes read it at a time, and none that may write it has it meanwhile.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 from typing import ClassVar, Final
 
@@ -40,11 +41,12 @@ class HomeLock:
         not_inherited(self, "the lock of a home", drop=HomeLock._close, ends=("release",))
 
     @classmethod
-    def acquire(cls, home: str, *, read_only: bool = False) -> HomeLock:
+    def acquire(cls, home: str, *, read_only: bool = False, untouched: bool = False) -> HomeLock:
         """Lock a home at once or not at all.
 
         Args:
             read_only: a home on a read-only medium will do; it is locked through the files that it has.
+            untouched: lock it as if it were on one; with `read_only`.
 
         Raises:
             HomeBusy: another process has it.
@@ -52,7 +54,7 @@ class HomeLock:
         """
         if not read_only:
             require_private(home)
-        fd, writable = _open_lock(home, read_only=read_only)
+        fd, writable = _open_present(home) if untouched else _open_lock(home, read_only=read_only)
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,6 +63,9 @@ class HomeLock:
             if error.errno == errno.EWOULDBLOCK:
                 raise _busy(home, pid) from None
             raise HomeError(f"cannot lock the home {home}: {error.strerror}", errno=error.errno) from error
+        if not _is_agreed(home, fd, writable=writable):
+            os.close(fd)
+            raise _busy(home, 0)
         lock = cls(fd, writable=writable and cls.notes_holder, is_shared=not writable)
         lock._note_holder()
         return lock
@@ -99,12 +104,38 @@ def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:
     else:
         give_to_owner(fd, home)
         return fd, True
+    return _open_present(home)
+
+
+def _open_present(home: str) -> tuple[int, bool]:
+    """As `_open_lock`, through the files that are there."""
+    path = os.path.join(home, LOCK_NAME)
     try:
-        return os.open(path, flags | os.O_RDONLY), False
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
     except FileNotFoundError:
         return os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), False
     except OSError as error:
         raise HomeError(f"cannot lock the home {home}: {path}: {error.strerror}", errno=error.errno) from error
+
+
+def _is_agreed(home: str, fd: int, *, writable: bool) -> bool:
+    """Whether a lock counts although others may lock the directory, where there was no lock file at first.
+
+    Who writes makes the file and then looks at the directory; who reads locks the directory and then looks for the
+    file: one of the two sees the other.
+    """
+    if not writable:
+        return not stat.S_ISDIR(os.fstat(fd).st_mode) or not os.path.lexists(os.path.join(home, LOCK_NAME))
+    directory = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that locks files alone
+        return True
+    finally:
+        os.close(directory)
+    return True
 
 
 def _read_pid(fd: int) -> int:

@@ -108,6 +108,41 @@ class ReadFile(StreamOut[int], frozen=True, tag="read_file"):
                 return offset
 
 
+class WantedFile(msgspec.Struct, frozen=True):
+    """A regular file and the length that it must have."""
+
+    path: bytes
+    size_bytes: int
+
+
+class ReadFiles(StreamOut[None], frozen=True, tag="read_files"):
+    """The contents of regular files, one after the other, each exactly as long as wanted.
+
+    Raises:
+        UnknownDevice, DeviceBusy; CopyError: a path leads to nothing, to no regular file, or to one of another length.
+    """
+
+    device: str
+    files: list[WantedFile]
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.device,)
+
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
+        with _reading(home, self.device) as root:
+            for wanted in self.files:
+                found = _find(root, self.device, wanted.path, follow=False).found
+                assert found is not None
+                with _naming(self.device, wanted.path):
+                    if not stat.S_ISREG(found.mode):
+                        raise OSError(errno.EINVAL, "it is not a regular file")
+                    if found.size_bytes != wanted.size_bytes:
+                        text = f"it has {found.size_bytes} bytes, and {wanted.size_bytes} were expected"
+                        raise OSError(errno.EINVAL, text)
+                    for offset in range(0, wanted.size_bytes, PIECE_BYTES):
+                        yield root.tree.read(found.inode, offset, PIECE_BYTES)
+
+
 class CopyOut(StreamOut[None], frozen=True, tag="copy_out"):
     """A file, or a directory and all below it, as batches of records; a symbolic link is copied as one.
 
@@ -245,7 +280,7 @@ class CopyWithin(Request[Copied], frozen=True, tag="copy_within"):
             above = over
 
 
-FILE_REQUESTS: Final = (ListFiles, ReadFile, CopyOut, CopyIn, CopyWithin)
+FILE_REQUESTS: Final = (ListFiles, ReadFile, ReadFiles, CopyOut, CopyIn, CopyWithin)
 
 
 def name_of(path: bytes) -> bytes:

@@ -152,11 +152,15 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
 class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
     """The files of a device as an uncompressed tar archive, in pieces.
 
+    Args:
+        sparse: files with holes as sparse entries, which Docker's layer store does not read.
+
     Raises:
         UnknownDevice, DeviceBusy; FilesystemError: the device has no ext4, or a file cannot be read.
     """
 
     name: str
+    sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
 
     def devices_read(self) -> tuple[str, ...]:
         return (self.name,)
@@ -164,7 +168,7 @@ class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
     def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
         sent = 0
         with home.driver.reading(self.name) as root:
-            for piece in write_archive(root, None, sparse=True) if root.inode else ():
+            for piece in write_archive(root, None, sparse=self.sparse is not False) if root.inode else ():
                 sent += len(piece)
                 for begin in range(0, len(piece), RANGE_BYTES):
                     yield piece[begin : begin + RANGE_BYTES]

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar
 import msgspec
 import trio
 
-from cowfs.docker.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
+from cowfs.docker.plugin.http import CLIENT_FAILURES, Request, Response, TooLarge, serve_connection
 from cowfs.error_record import plain_text
 from cowfs.errors import CowfsError, UsageError
 from cowfs.forking import close_in_children, close_socket

@@ -25,7 +25,7 @@ from typing import Final
 import trio
 
 from cowfs.devices.on_disk.files import require_owned
-from cowfs.docker.plugin import GraphDriverPlugin, Init
+from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.ending import ending_with
 from cowfs.errors import HomeError, UsageError, ungrouped
 from cowfs.forking import close_in_children, close_socket, origin

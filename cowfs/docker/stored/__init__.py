@@ -1,0 +1,17 @@
+"""What a Docker daemon stored beside its devicemapper home, read offline: nothing is changed, and no daemon is needed.
+
+From the floor up:
+
+place       where a daemon's directory is, and where its parts are
+documents   its JSON documents as structures
+store       its images, containers and layers; what of them cannot be read
+names       what users call images and containers -> devices
+tar_split   the original archive of a layer, from its recipe and its files
+blobs       directories and archives of content-addressed blobs: OCI layouts that 'docker load' reads too
+saving      images as such layouts, with their original ids
+reports     rows, trees and space, for people and programs
+rescue      everything that can be read, and a list of what cannot
+
+Sources: moby 20.10, `layer/filestore.go`, `image/fs.go`, `reference/store.go`, `container/container.go` (what the files
+mean); vbatts/tar-split, `tar/storage` (recipes); the OCI image specification 1.0 (layouts).
+"""

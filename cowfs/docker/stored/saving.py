@@ -1,0 +1,206 @@
+"""Images as blobs, with the ids that they had: each layer is made again from its recipe and checked by its digest.
+
+A layer whose recipe is missing, or, where that is allowed, damaged, gets a new archive of the same files; it and the
+images on it then have new ids, which `SavedImage` and `SavedLayer` say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from cowfs.docker.stored import tar_split
+from cowfs.docker.stored.blobs import Blobs, blob_path
+from cowfs.docker.stored.store import DockerStore, Image, Layer, short
+from cowfs.errors import CowfsError, HomeError
+from cowfs.home.api import Home
+from cowfs.home.requests.files import WantedFile
+
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+_INDEX: Final = "application/vnd.oci.image.index.v1+json"
+_COPY_BYTES: Final = 1 << 20
+
+
+class SavedLayer(msgspec.Struct, frozen=True):
+    """A layer as it was saved; `why_new` is empty where its archive is the original one, byte by byte."""
+
+    diff_id: str
+    size_bytes: int
+    why_new: str = ""
+
+
+class SavedImage(msgspec.Struct, frozen=True):
+    """An image as it was saved: with `original_id` unless a layer is new."""
+
+    id: str
+    original_id: str
+    tags: list[str]
+    layers: list[SavedLayer]
+
+    @property
+    def is_original(self) -> bool:
+        return self.id == self.original_id
+
+
+class ImageSaver:
+    """Saves images of one store to one place, layers that they share once.
+
+    Args:
+        home: the daemon's devicemapper home.
+        allow_new_ids: pack the files anew where the original archive cannot be made.
+        progress: called with (bytes written, None).
+    """
+
+    def __init__(
+        self,
+        store: DockerStore,
+        home: Home,
+        blobs: Blobs,
+        *,
+        allow_new_ids: bool = False,
+        progress: Callable[[int, int | None], object] | None = None,
+    ) -> None:
+        self._store = store
+        self._home = home
+        self._blobs = blobs
+        self._allow_new_ids = allow_new_ids
+        self._progress = progress
+        self._done_bytes = 0
+        self._layers: dict[str, SavedLayer] = {}  # by chain id
+        self._for_docker: list[dict[str, object]] = []
+        self._for_oci: list[dict[str, object]] = []
+
+    def save(self, image: Image, tags: Iterable[str] | None = None) -> SavedImage:
+        """Save an image.
+
+        Args:
+            tags: those that it is saved under; all of its own when None.
+
+        Raises:
+            HomeError: a layer is missing, its recipe is damaged, or its files are no longer those of its digest.
+            CowfsError: a file cannot be read, or a blob cannot be written.
+        """
+        names = list(image.tags if tags is None else tags)
+        layers = [self._save_layer(layer) for layer in self._store.layers_of(image)]
+        document = image.document_bytes
+        if any(layer.why_new for layer in layers):
+            document = _with_layers(document, [layer.diff_id for layer in layers])
+        config = self._blobs.add_document(document)
+        self._note(names, config, len(document), layers)
+        return SavedImage(config.removeprefix("sha256:"), image.id, names, layers)
+
+    def finish(self) -> None:
+        """Write the documents that name what was saved."""
+        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": self._for_oci}
+        self._blobs.finish({"index.json": msgspec.json.encode(index), "manifest.json": _encode(self._for_docker)})
+
+    def _save_layer(self, layer: Layer) -> SavedLayer:
+        saved = self._layers.get(layer.chain_id)
+        if saved is None:
+            try:
+                saved = self._save_original(layer)
+            except HomeError as error:
+                if layer.recipe.exists() and not self._allow_new_ids:
+                    raise
+                saved = self._save_anew(layer, error.message)
+            self._layers[layer.chain_id] = saved
+        return saved
+
+    def _save_original(self, layer: Layer) -> SavedLayer:
+        size_bytes = tar_split.size_bytes(layer.recipe)
+        if not self._blobs.has(layer.diff_id):
+            if self._allow_new_ids and not self._blobs.can_undo:
+                self._build(layer, lambda _data: None)
+            self._blobs.add(layer.diff_id, size_bytes, lambda out: self._build(layer, out))
+        return SavedLayer(layer.diff_id, size_bytes)
+
+    def _build(self, layer: Layer, out: tar_split.Out) -> None:
+        def read_files(wanted: Sequence[WantedFile], take: tar_split.Out) -> None:
+            try:
+                self._home.read_files(layer.device, wanted, take)
+            except CowfsError as error:
+                raise HomeError(f"layer {short(layer.diff_id)} is damaged: {error.message}") from error
+
+        built = tar_split.build(layer.recipe, read_files, lambda data: self._count(data, out))
+        if built.digest != layer.diff_id:
+            raise HomeError(
+                f"layer {short(layer.diff_id)} is damaged: its archive has the digest {built.digest} now, so a file in "
+                f"the device {layer.device} is no longer what it was"
+            )
+
+    def _save_anew(self, layer: Layer, why: str) -> SavedLayer:
+        """Pack what a layer changed, as its files are now."""
+        parent = self._store.layers[layer.parent].device if layer.parent in self._store.layers else None
+        if parent is None and layer.parent is not None:
+            raise HomeError(f"layer {short(layer.diff_id)} cannot be packed: the layer below it is missing")
+        digest = hashlib.sha256()
+        size_bytes = 0
+        with tempfile.TemporaryFile() as archive:
+            with self._home.layers.diff(layer.device, parent) as packed:
+                while piece := packed.read(_COPY_BYTES):
+                    digest.update(piece)
+                    size_bytes += len(piece)
+                    archive.write(piece)
+            diff_id = f"sha256:{digest.hexdigest()}"
+
+            def write(out: tar_split.Out) -> None:
+                archive.seek(0)
+                while piece := archive.read(_COPY_BYTES):
+                    self._count(piece, out)
+
+            if not self._blobs.has(diff_id):
+                self._blobs.add(diff_id, size_bytes, write)
+        return SavedLayer(diff_id, size_bytes, why)
+
+    def _count(self, data: bytes | memoryview, out: tar_split.Out) -> None:
+        out(data)
+        self._done_bytes += len(data)
+        if self._progress is not None:
+            self._progress(self._done_bytes, None)
+
+    def _note(self, names: list[str], config: str, config_bytes: int, layers: list[SavedLayer]) -> None:
+        """Remember what the documents are to say of an image."""
+        paths = [blob_path(layer.diff_id) for layer in layers]
+        self._for_docker.append({"Config": blob_path(config), "RepoTags": names or None, "Layers": paths})
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": _MANIFEST,
+            "config": {"mediaType": _CONFIG, "digest": config, "size": config_bytes},
+            "layers": [{"mediaType": _LAYER, "digest": layer.diff_id, "size": layer.size_bytes} for layer in layers],
+        }
+        data = _encode(manifest)
+        digest = self._blobs.add_document(data)
+        entry: dict[str, object] = {"mediaType": _MANIFEST, "digest": digest, "size": len(data)}
+        for name in names:
+            annotations = {
+                "io.containerd.image.name": _full_name(name),
+                "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+            }
+            self._for_oci.append({**entry, "annotations": annotations})
+        if not names:
+            self._for_oci.append(entry)
+
+
+def _with_layers(document: bytes, diff_ids: list[str]) -> bytes:
+    """An image's configuration with other layers, all else as it was."""
+    config: dict[str, Any] = msgspec.json.decode(document)
+    config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
+    return _encode(config)
+
+
+def _encode(value: object) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _full_name(tag: str) -> str:
+    """A reference with the registry that it is of, as containerd keeps it."""
+    first, slash, _ = tag.partition("/")
+    if not slash:
+        return f"docker.io/library/{tag}"
+    return tag if "." in first or ":" in first or first == "localhost" else f"docker.io/{tag}"
