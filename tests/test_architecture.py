@@ -55,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "blockdev": FOUNDATION,
     "pool": FOUNDATION | {"blockdev"},
     "thinmeta": FOUNDATION | {"blockdev"},
+    "new_files": {"errors"},
     "filetree": {"blockdev"},
     "mounts": FOUNDATION | {"blockdev", "filetree"},
     "copying": FOUNDATION | {"filetree"},
@@ -90,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "thinmeta",
         "copying",
         "mounts",
+        "new_files",
         "ext4",
         "fuse",
         "devices",
@@ -195,6 +197,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "machine": {"backend_facts", "serving"},
     },
+    "docker": {"plugin": set(), "stored": set()},
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}

@@ -12,6 +12,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -113,6 +114,43 @@ def layers(archive: bytes) -> list[dict[str, list[object]]]:
         return [listing(member(name)) for name in image["Layers"]]
 
 
+def cowfs(*words: str | Path) -> bytes:
+    """A command of ours in this guest."""
+    done = subprocess.run([sys.executable, "-m", "cowfs", *words], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b""), done
+    return done.stdout
+
+
+def save_offline(directory: Path) -> None:
+    """What of the daemon's directory is read while no daemon runs."""
+    home = directory / "root"
+    for name in ("images", "ps"):
+        (directory / f"{name}.json").write_bytes(cowfs("--home", home, "--json", "docker", name))
+    cowfs("--home", home, "docker", "save", "built", "image", "-o", directory / "saved.tar")
+    (directory / "one.tar").write_bytes(cowfs("--home", home, "docker", "export", "one"))
+    (directory / "changes").write_bytes(cowfs("--home", home, "changes", "one", "built"))
+
+
+def load_saved(engine: DockerEngine, directory: Path) -> dict[str, object]:
+    """What was saved, loaded by a daemon that has nothing of it any more."""
+    images = json.loads((directory / "images.json").read_text())
+    with (directory / "saved.tar").open("rb") as archive:
+        engine.docker("load", stdin=archive)
+    loaded = engine.docker("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").decode().splitlines()
+    with (directory / "one.tar").open("rb") as archive:
+        engine.docker("import", "-", "one", stdin=archive)
+    return {
+        "ids read": {tag: f"sha256:{image['id']}" for image in images for tag in image["tags"]},
+        "ids loaded": dict(line.split() for line in loaded),
+        "layers": layers(engine.docker("save", "built")),
+        "containers": [row["name"] for row in json.loads((directory / "ps.json").read_text())],
+        "export": listing((directory / "one.tar").read_bytes()),
+        "run": engine.docker(
+            "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
+        ).decode(),
+    }
+
+
 def main(driver: str, directory: Path) -> None:
     directory.mkdir(parents=True)
     context = directory / "context"
@@ -148,6 +186,8 @@ def main(driver: str, directory: Path) -> None:
             "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
         ).decode()
 
+    if driver == "devicemapper":
+        save_offline(directory)
     with storage_driver(driver, directory, SIZES) as arguments, DockerEngine(directory, arguments) as engine:
         result["diff after a restart"] = sorted(engine.docker("diff", "one").decode().splitlines())
         result["export after a restart"] = listing(engine.docker("export", "one"))
@@ -160,6 +200,8 @@ def main(driver: str, directory: Path) -> None:
         left = engine.docker("images", "-aq").decode().split()
         assert not left, left
         result["images after rmi"] = left
+        if driver == "devicemapper":
+            result["offline"] = load_saved(engine, directory)
     json.dump(result, sys.stdout)
 
 

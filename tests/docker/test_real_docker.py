@@ -73,6 +73,23 @@ def test_a_file_that_is_named_as_a_whiteout_is_committed(results: dict[str, dict
     assert found["etc/.cowfs-name.wh.changed"][4] == len("no whiteout\n")
 
 
+def test_docker_loads_what_was_saved_without_it(results: dict[str, dict[str, Any]]) -> None:
+    """The images of its own driver, read while no daemon ran: the same ids, the same layers, and they run."""
+    theirs = results["devicemapper"]
+    ours = theirs["offline"]
+    assert set(ours["ids read"]) == {"built:latest", "image:latest"}
+    assert ours["ids loaded"] == ours["ids read"]
+    assert ours["layers"] == theirs["layers"]
+    assert ours["run"] == theirs["run"]
+
+
+def test_containers_are_exported_without_docker(results: dict[str, dict[str, Any]]) -> None:
+    theirs = results["devicemapper"]
+    assert theirs["offline"]["containers"] == ["one"]
+    ours = {name: fields for name, fields in theirs["offline"]["export"].items() if name != "."}
+    assert {name.rstrip("/"): fields for name, fields in theirs["export"].items()} == ours
+
+
 @pytest.mark.parametrize(
     "what",
     [
