@@ -39,10 +39,12 @@ def _store(settings: Settings) -> DockerStore:
 
 
 @contextmanager
-def _home(settings: Settings, store: DockerStore) -> Iterator[Home]:
+def _home(settings: Settings, store: DockerStore, *, for_files: bool = True) -> Iterator[Home]:
     """The daemon's devicemapper home, of which nothing is changed."""
     from cowfs.home.api import open_home
 
+    if for_files:
+        store.require_readable_files()
     options = settings.storage_options
     with open_home(
         store.place.home, backend=settings.backend, storage_options=options, read_only=True, untouched=True
@@ -190,7 +192,7 @@ def du_command(settings: Settings) -> None:
     from cowfs.docker.stored import reports
 
     store = _store(settings)
-    with _home(settings, store) as home:
+    with _home(settings, store, for_files=False) as home:
         usage = home.usage()
     rows = reports.space(store, usage)
     if settings.as_json:

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.kit.docker_engine import BUSYBOX, DockerEngine, storage_driver
 
-SIZES = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G"]
+OPTIONS = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G", "dm.fs=ext4"]
 DOCKERFILE = """\
 FROM image
 COPY added /added
@@ -161,7 +161,7 @@ def main(driver: str, directory: Path) -> None:
     image = make_image(directory)
     result: dict[str, object] = {}
 
-    with storage_driver(driver, directory, SIZES) as arguments, DockerEngine(directory, arguments) as engine:
+    with storage_driver(driver, directory, OPTIONS) as arguments, DockerEngine(directory, arguments) as engine:
         info = json.loads(engine.docker("info", "--format", "{{json .}}"))
         assert info["Driver"] == driver, info["Driver"]
         result["status names"] = [name for name, _ in info["DriverStatus"]]
@@ -188,7 +188,7 @@ def main(driver: str, directory: Path) -> None:
 
     if driver == "devicemapper":
         save_offline(directory)
-    with storage_driver(driver, directory, SIZES) as arguments, DockerEngine(directory, arguments) as engine:
+    with storage_driver(driver, directory, OPTIONS) as arguments, DockerEngine(directory, arguments) as engine:
         result["diff after a restart"] = sorted(engine.docker("diff", "one").decode().splitlines())
         result["export after a restart"] = listing(engine.docker("export", "one"))
         engine.docker("cp", "one:/etc/copied", str(directory / "copied out"))

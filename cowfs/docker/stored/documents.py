@@ -77,6 +77,12 @@ class ContainerDocument(msgspec.Struct, frozen=True, rename="pascal"):
     state: StateDocument = StateDocument()
 
 
+class DevicesDocument(msgspec.Struct, frozen=True):
+    """`devicemapper/metadata/deviceset-metadata`."""
+
+    filesystem: str = msgspec.field(name="BaseDeviceFilesystem", default="")
+
+
 def read_document(path: Path) -> bytes:
     """The bytes of a document. Raises HomeError for one that cannot be read, or is too long to be one."""
     try:

@@ -21,6 +21,7 @@ from typing import Final
 
 from cowfs.docker.stored.documents import (
     ContainerDocument,
+    DevicesDocument,
     ImageDocument,
     RepositoriesDocument,
     check_digest,
@@ -30,7 +31,7 @@ from cowfs.docker.stored.documents import (
     read_word,
 )
 from cowfs.docker.stored.place import DRIVER, DockerPlace
-from cowfs.errors import HomeError
+from cowfs.errors import FilesystemError, HomeError
 
 SHORT_DIGITS: Final = 12
 _PREFIX: Final = "sha256:"
@@ -153,6 +154,18 @@ class DockerStore:
         """Read everything, so that `unreadable` is complete."""
         for _ in (self.layers, self.images, self.containers):
             pass
+
+    def require_readable_files(self) -> None:
+        """Raises FilesystemError where the devices hold another file system than ext4."""
+        path = self.place.home / "metadata" / "deviceset-metadata"
+        if not path.exists():
+            return
+        filesystem = decode(path, read_document(path), DevicesDocument).filesystem
+        if filesystem not in ("", "ext4"):
+            raise FilesystemError(
+                f"the devices of {self.place.home} hold {filesystem}, and cowfs reads ext4 alone; the disk of "
+                "one for the kernel to mount: cowfs mount --raw --read-only NAME MNT"
+            )
 
     def layers_of(self, image: Image) -> list[Layer]:
         """An image's layers, the lowest first. Raises HomeError when one is missing."""
