@@ -1,25 +1,32 @@
 """How long does it take to bring a disk in and out, beside copying the file and converting it with qemu-img?
 
 1 GiB with data in a tenth of it, which the kernel has cached. Expected: `import` reads what is no hole and writes it
-once more, as `cp --sparse=always` does, and its process starts Python; an image in another format is converted to a raw
-file first, so it is written twice.
+once, as `cp --sparse=always` does, whether the image is raw or qcow2, and `export` the same; both end when the data is
+on the disk, which cp and qemu-img leave to the kernel: so they are measured with a `sync --data` of their file, too. A
+command also starts Python and opens the home, as `list` does, which is measured alone.
 """
 
 from __future__ import annotations
 
-import os
+import compileall
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import cowfs
+import cowfs_emulated
 from bench.rig.harness import Bench, timed
 
 MIB = 1 << 20
 
 
 def run(bench: Bench) -> None:
+    for package in (cowfs, cowfs_emulated):  # as pip leaves them
+        assert package.__file__ is not None
+        compileall.compile_dir(Path(package.__file__).parent, quiet=2)
     size_mib = bench.size(1024, 64)
     home, disk, image = bench.directory / "home", bench.directory / "disk.raw", bench.directory / "disk.qcow2"
     _make_disk(disk, size_mib)
@@ -27,36 +34,70 @@ def run(bench: Bench) -> None:
     _cowfs(home, "init", "--data-size", "8G", "--metadata-size", "32M", "--base-size", "64M")
     _cowfs(home, "import", disk, "kept")
 
-    def brought_in(source: Path) -> float:
+    def in_by_command(source: Path) -> float:
         seconds = timed(lambda: _cowfs(home, "import", source, "disk"))
         _cowfs(home, "remove", "disk")
         return seconds
 
-    def brought_out(name: str) -> float:
-        return timed(lambda: _cowfs(home, "export", "--force", "kept", bench.directory / name))
+    def in_by_python(source: Path) -> float:
+        with cowfs.open_home(home) as opened:
+            seconds = timed(lambda: opened.import_image(source, "disk"))
+            opened.remove("disk")
+        return seconds
 
-    def copied() -> float:
-        return timed(lambda: _run("cp", "--sparse=always", disk, bench.directory / "copy.raw"))
+    def out_by_command(target: Path) -> float:
+        target.unlink(missing_ok=True)
+        return timed(lambda: _cowfs(home, "export", "kept", target))
 
-    def converted(source: Path, kind: str) -> float:
-        return timed(lambda: _run("qemu-img", "convert", "-O", kind, source, bench.directory / f"converted.{kind}"))
+    def out_by_python(target: Path) -> float:
+        target.unlink(missing_ok=True)
+        with cowfs.open_home(home) as opened:
+            return timed(lambda: opened.export_image("kept", target))
 
-    for question, ours, theirs, name in (
-        ("raw in", partial(brought_in, disk), copied, "cp --sparse=always"),
-        ("raw out", partial(brought_out, "out.raw"), copied, "cp --sparse=always"),
-        ("qcow2 in", partial(brought_in, image), partial(converted, image, "raw"), "qemu-img convert"),
-        ("qcow2 out", partial(brought_out, "out.qcow2"), partial(converted, disk, "qcow2"), "qemu-img convert"),
-    ):
-        found = bench.compare(question, {"cowfs": ours, name: theirs}, unit="s")
-        bench.goal_ratio(f"{question}: cowfs / {name}", found["cowfs"], found[name], at_most=1.3)
+    def by_peer(words: list[object], target: Path, synced: bool) -> float:
+        def both() -> None:
+            _run(*words, target)
+            if synced:
+                _run("sync", "--data", target)
+
+        target.unlink(missing_ok=True)
+        return timed(both)
+
+    cp: list[object] = ["cp", "--sparse=always", disk]
+    convert: list[object] = ["qemu-img", "convert", "-O"]
+    questions: dict[str, tuple[Callable[[Path], float], Callable[[Path], float], Path, list[object], str]] = {
+        "raw in": (in_by_command, in_by_python, disk, cp, "raw"),
+        "raw out": (out_by_command, out_by_python, bench.directory / "out.raw", cp, "raw"),
+        "qcow2 in": (in_by_command, in_by_python, image, [*convert, "raw", image], "raw"),
+        "qcow2 out": (out_by_command, out_by_python, bench.directory / "out.qcow2", [*convert, "qcow2", disk], "qcow2"),
+    }
+    for question, (by_command, by_python, file, peer, kind) in questions.items():
+        name, target = str(peer[0]), bench.directory / f"peer.{kind}"
+        found = bench.compare(
+            question,
+            {
+                "cowfs, the command": partial(by_command, file),
+                "cowfs, in Python": partial(by_python, file),
+                f"{name} and sync": partial(by_peer, peer, target, synced=True),
+                name: partial(by_peer, peer, target, synced=False),
+            },
+            unit="s",
+        )
+        for ours in ("the command", "in Python"):
+            goal = f"{question}: {ours} / {name} and sync"
+            bench.goal_ratio(goal, found[f"cowfs, {ours}"], found[f"{name} and sync"], at_most=1.3)
+    bench.compare(
+        "a command that does next to nothing", {"cowfs list": lambda: timed(lambda: _cowfs(home, "list"))}, unit="s"
+    )
 
 
 def _make_disk(path: Path, size_mib: int) -> None:
     chance = random.Random(1)
     with path.open("wb") as file:
         file.truncate(size_mib * MIB)
-        for place in chance.sample(range(size_mib), size_mib // 10):
-            os.pwrite(file.fileno(), chance.randbytes(MIB), place * MIB)
+        for place in sorted(chance.sample(range(size_mib), size_mib // 10)):
+            file.seek(place * MIB)
+            file.write(chance.randbytes(MIB))
 
 
 def _cowfs(home: Path, *words: object) -> None:

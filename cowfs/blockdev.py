@@ -276,22 +276,27 @@ def may_be_link(path: str) -> bool:
     return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
 
 
-def data_ranges(device: BlockDevice) -> Iterator[tuple[int, int]]:
-    """(begin, end) of the bytes of a device that may be other than zeros, in order; of a file, what is not a hole."""
-    end, size = 0, device.size_bytes
+def data_ranges(device: BlockDevice, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """(begin, end) of the bytes of a device that may be other than zeros, in order; of a file, what is not a hole.
+
+    Args:
+        begin, end: the part of the device that is asked about, to its end when None.
+    """
+    end = device.size_bytes if end is None else end
     if not isinstance(device, FileDevice) or device.is_block_node:
-        yield 0, size
-        return
-    while end < size:
-        try:
-            begin = os.lseek(device.fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            yield end, size  # the file system does not know
-            return
-        end = min(os.lseek(device.fd, begin, os.SEEK_HOLE), size)
         yield begin, end
+        return
+    while begin < end:
+        try:
+            begin = os.lseek(device.fd, begin, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # the file system does not know
+                yield begin, end
+            return
+        if begin < end:
+            hole = min(os.lseek(device.fd, begin, os.SEEK_HOLE), end)
+            yield begin, hole
+            begin = hole
 
 
 def copy_sparse(source: BlockDevice, fd: int, ranges: Iterable[tuple[int, int]] | None = None) -> None:

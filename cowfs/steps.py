@@ -8,11 +8,14 @@ Each step leaves the home whole. Here they are run at once; `cowfs.home.executor
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeAlias, TypeVar
 
 P = TypeVar("P")
 T = TypeVar("T")
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called with (bytes done, bytes in all, None where that is not known) by what takes long."""
 
 Steps: TypeAlias = Generator[None, None, T]
 Pieces: TypeAlias = Generator[P | None, None, None]

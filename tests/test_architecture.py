@@ -17,8 +17,8 @@
                    filetree ────┘        files and directories by inode number: the interface between the three
                        │
                 pool   thinmeta          the interface of backends; dm-thin's on-disk format
-                 └───┬───┘
-                 blockdev                devices of bytes: files, nodes, memory
+                 └───┬───┘  disk_images  files that hold a disk: raw, qcow2, what qemu-img reads
+                 blockdev ────┘          devices of bytes: files, nodes, memory
          ┌──────┬────┴───┬────────┐
       forking errors   units   ranges
 
@@ -56,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pool": FOUNDATION | {"blockdev"},
     "thinmeta": FOUNDATION | {"blockdev"},
     "new_files": {"errors"},
+    "disk_images": FOUNDATION | {"blockdev"},
     "filetree": {"blockdev"},
     "mounts": FOUNDATION | {"blockdev", "filetree"},
     "copying": FOUNDATION | {"filetree"},
@@ -66,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
     "home": FOUNDATION
-    | {"blockdev", "pool", "thinmeta", "filetree", "copying", "mounts", "ext4", "fuse", "devices", "volumes", "layers"},
+    | {"blockdev", "pool", "thinmeta", "disk_images", "filetree", "copying", "mounts", "ext4", "fuse", "devices"}
+    | {"volumes", "layers"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
@@ -89,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "blockdev",
         "pool",
         "thinmeta",
+        "disk_images",
         "copying",
         "mounts",
         "new_files",
@@ -141,6 +144,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "opening": {"on_disk", "pools", "base", "injected", "deviceset"},
     },
+    "disk_images": {
+        "formats": set(),
+        "qcow2_format": set(),
+        "qcow2_reading": {"qcow2_format"},
+        "qcow2_writing": {"qcow2_format"},
+        "qemu_img": set(),
+        "disk": {"formats", "qcow2_reading", "qemu_img"},
+        "writing": {"formats", "qcow2_writing", "disk"},
+    },
     "mounts": {
         "mountinfo": set(),
         "build_needs": set(),
@@ -186,13 +198,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "maintenance": {"session"},
         "recovery": {"spec", "opening", "session"},
         "layers": {"passed_file", "requests", "session"},
-        "images": {"requests", "layers", "session"},
         "own_session": {"spec", "open_home", "requests", "executor", "session"},
         "serving": {"spec", "open_home", "opening", "requests", "executor", "control", "session", "own_session"},
         "files": {"requests", "session"},
+        "archives": {"requests", "layers", "files", "session"},
+        "images": {"requests", "archives", "session"},
+        "chains": {"requests", "session"},
         "comparing": {"requests", "session"},
         "api": {
-            *("spec", "images", "requests", "session", "own_session", "serving"),
+            *("spec", "images", "chains", "requests", "session", "own_session", "serving"),
             *("layers", "files", "comparing", "maintenance"),
         },
         "machine": {"backend_facts", "serving"},

@@ -12,8 +12,8 @@ from cowfs.errors import UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.home.images import Format
-    from cowfs.home.requests.images import Imported
+    from cowfs.disk_images.formats import Format
+    from cowfs.home.requests.disks import Imported
 
 
 @click.command("import")
@@ -43,8 +43,8 @@ def import_command(
     FILE is the image of a disk (raw, qcow2, vmdk, vdi or vhdx) with whatever is on it, or a tar archive or a directory,
     whose files are put into an empty ext4. Zeros take no space of the pool.
 
-    Formats other than raw are read by qemu-img. An image that refers to other files, such as a backing file, is refused
-    unless --follow-backing is given, since the maker of the image chose those files.
+    vmdk, vdi, vhdx and compressed qcow2 images are read by qemu-img. An image that refers to other files, such as a
+    backing file, is refused unless --follow-backing is given, since the maker of the image chose those files.
 
     With --chain all the devices are made that 'export --chain' wrote, which share blocks as they did there.
     """
@@ -90,8 +90,8 @@ def _say_imported(settings: Settings, devices: list[Imported]) -> None:
 def export_command(settings: Settings, name: str, file: str, chain: bool, kind: Format | None, force: bool) -> None:
     """Write the device NAME to the new FILE, as it is now, mounted or not.
 
-    A raw disk has holes for what is zeros; qcow2 is written by qemu-img; a tar archive holds the files, with owners,
-    extended attributes and nanoseconds, and FILE is there when it is complete.
+    A raw disk and a qcow2 image leave out what is zeros; a tar archive holds the files, with owners, extended
+    attributes and nanoseconds. FILE is there when it is complete, and on the disk.
 
     With --chain the device and all its descendants are written, each only by the blocks that it does not share with its
     parent; 'import --chain' makes them of it, here or in another home.

@@ -54,14 +54,14 @@ from cowfs.pool import ThinDevice
 if TYPE_CHECKING:
     from cowfs.copying.sinks import Copied
     from cowfs.devices.opening import Progress
+    from cowfs.disk_images.formats import Format
     from cowfs.home.comparing import BlockRange, FileChange, FileDifference
     from cowfs.home.files import FileInfo
-    from cowfs.home.files import Progress as CopyProgress
-    from cowfs.home.images import Format
-    from cowfs.home.images import Progress as ImageProgress
     from cowfs.home.layers import Layers
+    from cowfs.home.requests.disks import Exported, Imported
     from cowfs.home.requests.files import WantedFile
-    from cowfs.home.requests.images import Chain, Exported, Imported
+    from cowfs.home.requests.images import Chain
+    from cowfs.steps import Progress as BytesProgress
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
 
@@ -242,7 +242,7 @@ class Home:
         *,
         write_base: bool = False,
         recursive: bool = True,
-        progress: CopyProgress | None = None,
+        progress: BytesProgress | None = None,
     ) -> Copied:
         """Copy a file of the host, or a directory and all below it, into a device, as `cp -a` does.
 
@@ -273,7 +273,7 @@ class Home:
         target: str | os.PathLike[str],
         *,
         recursive: bool = True,
-        progress: CopyProgress | None = None,
+        progress: BytesProgress | None = None,
     ) -> Copied:
         """Copy a file of a device, or a directory and all below it, to the host, as `cp -a` does.
 
@@ -397,7 +397,7 @@ class Home:
         format: Format | None = None,  # noqa: A002
         size_bytes: int | None = None,
         follow_backing: bool = False,
-        progress: ImageProgress | None = None,
+        progress: BytesProgress | None = None,
     ) -> Imported:
         """Make a device of a disk image, a tar archive or a directory, all of it or nothing. Zeros are not mapped.
 
@@ -435,7 +435,7 @@ class Home:
         *,
         format: Format | None = None,  # noqa: A002
         force: bool = False,
-        progress: ImageProgress | None = None,
+        progress: BytesProgress | None = None,
     ) -> Exported:
         """Write a device to a new file, as it is now: a raw disk with holes, a qcow2 image, or a tar archive.
 
@@ -471,7 +471,7 @@ class Home:
         Raises:
             UnknownDevice; UsageError: the directory exists; CowfsError: it cannot be written, and nothing is left.
         """
-        from cowfs.home.images import export_chain
+        from cowfs.home.chains import export_chain
 
         return export_chain(self._session, name, target)
 
@@ -482,7 +482,7 @@ class Home:
             DeviceExists, OutOfDataSpace, OutOfMetadataSpace; UsageError: the chain is damaged.
             CowfsError: there is none.
         """
-        from cowfs.home.images import import_chain
+        from cowfs.home.chains import import_chain
 
         return import_chain(self._session, source)
 

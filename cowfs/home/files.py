@@ -26,12 +26,11 @@ from cowfs.home.requests.files import (
     name_of,
 )
 from cowfs.home.session import Session
-from cowfs.steps import pieces_of
+from cowfs.steps import Progress, pieces_of
 
 _FILES_PER_REQUEST: Final = 128  # with the longest paths, a request has 0.7 of the bytes that it may have
 
 Path: TypeAlias = str | bytes | os.PathLike[str]
-Progress: TypeAlias = Callable[[int, int | None], object]
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -103,10 +102,11 @@ def copy_in(
     request = msgspec.structs.replace(request, has_own_name=bool(name))
     with closing(HostSource().read(path, name or b".")) as records:
         pieces = pieces_of(batches(records))
-        return session.send(request, pieces if progress is None else _counted(pieces, path, progress))
+        return session.send(request, pieces if progress is None else counted(pieces, path, progress))
 
 
-def _counted(pieces: Iterable[bytes], path: bytes, progress: Progress) -> Iterator[bytes]:
+def counted(pieces: Iterable[bytes], path: bytes, progress: Progress) -> Iterator[bytes]:
+    """The pieces that are sent of a file of the host, or of a directory and all below it, saying how many went."""
     total = total_bytes(path)
     done = 0
     for piece in pieces:

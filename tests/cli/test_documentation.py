@@ -31,7 +31,7 @@ from cowfs.home.files import FileInfo
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
-from cowfs.home.requests.images import Exported, Imported
+from cowfs.home.requests.disks import Exported, Imported
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport

@@ -17,7 +17,7 @@ import pytest
 
 import cowfs
 from cowfs import errors
-from cowfs.home import images
+from cowfs.disk_images.writing import DiskWriter
 from tests.home.conftest import SMALL, serving
 
 BLOCK = 64 << 10
@@ -185,7 +185,7 @@ def damaged(tmp_path: Path, disk: Path) -> Path:
         (data_file, "needs the file .*data, which was not read"),
         (flat_vmdk, "needs the file .*image-flat.vmdk, which was not read"),
         (encrypted, "is encrypted"),
-        (cut, "qemu-img check of .* failed"),
+        (cut, "is damaged, or breaks off: the entry of the disk's byte 0x0 "),
         (damaged, "qemu-img info of .* failed"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -316,7 +316,7 @@ def test_a_full_disk_leaves_nothing(opened: cowfs.Home, tmp_path: Path, monkeypa
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(images, "_write", full)
+    monkeypatch.setattr(DiskWriter, "write", full)
     with pytest.raises(errors.CowfsError, match=r"cannot export 'web' to .*: No space left") as caught:
         opened.export_image("web", tmp_path / "out")
     assert caught.value.errno == errno.ENOSPC

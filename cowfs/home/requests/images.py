@@ -1,7 +1,4 @@
-"""Bringing whole devices in and out: disks as ranges of data, trees as archives or records of files.
-
-A range is a piece of its own: its offset in 8 bytes, little endian, and its data. What no range covers is zeros.
-"""
+"""Bringing whole devices in and out: trees as archives or records of files, and chains of devices that share blocks."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ from cowfs.errors import UsageError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, imported
 from cowfs.home.requests.request import StreamIn, StreamOut, Upload
 from cowfs.layers.archive.pack import write_archive
 from cowfs.layers.archive.unpack import apply_archive
@@ -30,51 +28,8 @@ from cowfs.pool import ThinDevice
 from cowfs.steps import Steps
 from cowfs.thinmeta.delta import DeltaKind, changed_ranges
 
-OFFSET_BYTES: Final = 8
-RANGE_BYTES: Final = 512 << 10
 _RECORDS_PER_STEP: Final = 32
 _SMALL_FAMILY: Final = 32
-
-
-class Imported(msgspec.Struct, frozen=True):
-    """A device that was made of data from elsewhere. `problems`: files that were not copied, of which the first 100."""
-
-    name: str
-    id: int
-    size_bytes: int
-    mapped_bytes: int
-    problems: list[str] = []
-
-
-class Exported(msgspec.Struct, frozen=True):
-    """What was written: the size of the device, or of the archive, and the bytes of data in it."""
-
-    name: str
-    size_bytes: int
-    data_bytes: int
-
-
-class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
-    """Make a device of a disk's content, all of it or nothing; what is not sent reads as zeros and maps nothing.
-
-    Raises:
-        UsageError: a name or size that cannot be, or a range outside the disk.
-        DeviceExists: the name is taken.
-        OutOfDataSpace, OutOfMetadataSpace: the pool is full; nothing is left.
-    """
-
-    name: str
-    size_bytes: int
-
-    def run(self, home: OpenHome) -> Generator[bool, bytes, Imported]:
-        with home.devices.importing(self.name, self.size_bytes) as thin:
-            while piece := (yield True):
-                offset = int.from_bytes(piece[:OFFSET_BYTES], "little")
-                data = memoryview(piece)[OFFSET_BYTES:]
-                if not data or offset + len(data) > self.size_bytes:
-                    raise UsageError(f"a range of {len(data)} bytes at {offset} is not in a disk of {self.size_bytes}")
-                thin.pwrite(offset, data)
-        return _imported(home, self.name)
 
 
 class ImportFiles(StreamIn[Copied], frozen=True, tag="import_files"):
@@ -125,28 +80,7 @@ class ImportArchive(Upload[Imported], frozen=True, tag="import_archive"):
     def run(self, home: OpenHome) -> Steps[Imported]:
         with _new_volume(home, self.name, self.size_bytes) as root:
             yield from apply_archive(root, self.file)
-        return _imported(home, self.name)
-
-
-class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
-    """The content of a device as it is now, as ranges of what it maps, in order. Raises UnknownDevice, DeviceBusy."""
-
-    name: str
-
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.name,)
-
-    def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
-        with home.devices.reading(self.name) as thin:
-            sent = 0
-            for extent in thin.extents():
-                begin = extent.vblock * thin.block_bytes
-                end = min(begin + extent.length * thin.block_bytes, thin.size_bytes)
-                for offset in range(begin, end, RANGE_BYTES):
-                    data = thin.pread(offset, min(RANGE_BYTES, end - offset))
-                    sent += len(data)
-                    yield offset.to_bytes(OFFSET_BYTES, "little") + data
-            return Exported(self.name, thin.size_bytes, sent)
+        return imported(home, self.name)
 
 
 class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
@@ -272,7 +206,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
                     thin.discard(offset, length)
             while len(thins) < len(members):
                 thins.append(stack.enter_context(_member(home, members, len(thins))))
-        return [_imported(home, member.name) for member in members]
+        return [imported(home, member.name) for member in members]
 
 
 def _member(home: OpenHome, members: list[ChainDevice], number: int) -> AbstractContextManager[ThinDevice]:
@@ -364,12 +298,7 @@ def _new_volume(home: OpenHome, name: str, size_bytes: int | None) -> Iterator[L
         volume.close()
 
 
-def _imported(home: OpenHome, name: str) -> Imported:
-    report = home.devices.inspect(name)
-    return Imported(report.name, report.id, report.size_bytes, report.mapped_bytes)
-
-
 IMAGE_REQUESTS: Final = (
-    *(ImportDisk, ImportFiles, ImportArchive, ImportChain),
-    *(ExportDisk, ExportArchive, ExportChain),
+    *(ImportFiles, ImportArchive, ImportChain),
+    *(ExportArchive, ExportChain),
 )

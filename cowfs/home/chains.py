@@ -1,0 +1,86 @@
+"""A device and its descendants written to a directory and made of it again, for Python and for the command line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from cowfs.errors import CowfsError, UsageError
+from cowfs.home.requests.disks import RANGE_BYTES, Imported
+from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
+from cowfs.home.session import Session
+
+_CHAIN_FILE: Final = "chain.json"
+
+
+def export_chain(session: Session, name: str, target: str | os.PathLike[str]) -> Chain:
+    """As `Home.export_chain`."""
+    path = os.path.abspath(target)
+    temporary = None
+    try:
+        if os.path.lexists(path):
+            raise UsageError(f"{path} exists; name a directory that does not", errno=errno.EEXIST)
+        temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(path)[:100]}.", dir=os.path.dirname(path))
+        current: list[IO[bytes]] = []
+        with ExitStack() as stack:
+
+            def take(piece: bytes) -> None:
+                number = CHANGE.unpack_from(piece)[0]
+                if not current or current[-1].name != _blocks(temporary, number):
+                    stack.close()
+                    current.append(stack.enter_context(open(_blocks(temporary, number), "xb")))
+                current[-1].write(piece)
+
+            chain = session.receive(ExportChain(name), take)
+        Path(temporary, _CHAIN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
+        os.rename(temporary, path)
+        temporary = None
+    except CowfsError:
+        raise
+    except OSError as error:
+        reason = f"{error.strerror or error}; nothing was left there"
+        raise CowfsError(f"cannot export '{name}' to {path}: {reason}", errno=error.errno) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return chain
+
+
+def import_chain(session: Session, source: str | os.PathLike[str]) -> list[Imported]:
+    """As `Home.import_chain`."""
+    path = os.path.abspath(source)
+    try:
+        chain = msgspec.json.decode(Path(path, _CHAIN_FILE).read_bytes(), type=Chain)
+    except msgspec.MsgspecError as error:
+        raise UsageError(f"{path} is no chain of devices, or damaged: {error}") from None
+    except OSError as error:
+        reason = f"{error.strerror}; name a directory that 'export --chain' made"
+        raise CowfsError(f"cannot read {path}/{_CHAIN_FILE}: {reason}", errno=error.errno) from error
+    return session.send(ImportChain(chain), _pieces(path, len(chain.devices)))
+
+
+def _pieces(path: str, count: int) -> Iterator[bytes]:
+    for number in range(count):
+        try:
+            file = open(_blocks(path, number), "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            continue  # a device that is as its parent is
+        with file:
+            while header := file.read(CHANGE.size):
+                length = CHANGE.unpack(header)[3] if len(header) == CHANGE.size and header[4] else 0
+                data = file.read(length) if length <= RANGE_BYTES else b""
+                if len(header) != CHANGE.size or len(data) != length:
+                    raise UsageError(f"{file.name} is damaged, or breaks off; nothing was made")
+                yield header + data
+
+
+def _blocks(directory: str | None, number: int) -> str:
+    return os.path.join(directory or "", f"{number:06}.blocks")

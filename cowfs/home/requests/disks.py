@@ -1,0 +1,92 @@
+"""Bringing whole disks in and out as ranges of data.
+
+A range is two pieces: its offset in 8 bytes, little endian, and then its data. What no range covers is zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+import msgspec
+
+from cowfs.blockdev import FlushAhead
+from cowfs.errors import UsageError
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import StreamIn, StreamOut
+
+OFFSET_BYTES: Final = 8
+RANGE_BYTES: Final = 512 << 10
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """A device that was made of data from elsewhere. `problems`: files that were not copied, of which the first 100."""
+
+    name: str
+    id: int
+    size_bytes: int
+    mapped_bytes: int
+    problems: list[str] = []
+
+
+class Exported(msgspec.Struct, frozen=True):
+    """What was written: the size of the device, or of the archive, and the bytes of data in it."""
+
+    name: str
+    size_bytes: int
+    data_bytes: int
+
+
+class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
+    """Make a device of a disk's content, all of it or nothing; what is not sent reads as zeros and maps nothing.
+
+    Raises:
+        UsageError: a name or size that cannot be, or a range outside the disk.
+        DeviceExists: the name is taken.
+        OutOfDataSpace, OutOfMetadataSpace: the pool is full; nothing is left.
+    """
+
+    name: str
+    size_bytes: int
+
+    def run(self, home: OpenHome) -> Generator[bool, bytes, Imported]:
+        with home.devices.importing(self.name, self.size_bytes) as thin:
+            ahead = FlushAhead(thin)
+            while piece := (yield True):
+                offset, data = int.from_bytes(piece, "little"), (yield True)
+                if len(piece) != OFFSET_BYTES or not data or offset + len(data) > self.size_bytes:
+                    raise UsageError(f"a range of {len(data)} bytes at {offset} is not in a disk of {self.size_bytes}")
+                thin.pwrite(offset, data)
+                ahead.wrote(len(data))
+        return imported(home, self.name)
+
+
+class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
+    """The content of a device as it is now, as ranges of what it maps, in order. Raises UnknownDevice, DeviceBusy."""
+
+    name: str
+
+    def devices_read(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
+        with home.devices.reading(self.name) as thin:
+            sent = 0
+            for extent in thin.extents():
+                begin = extent.vblock * thin.block_bytes
+                end = min(begin + extent.length * thin.block_bytes, thin.size_bytes)
+                for offset in range(begin, end, RANGE_BYTES):
+                    data = thin.pread(offset, min(RANGE_BYTES, end - offset))
+                    sent += len(data)
+                    yield offset.to_bytes(OFFSET_BYTES, "little")
+                    yield data
+            return Exported(self.name, thin.size_bytes, sent)
+
+
+def imported(home: OpenHome, name: str) -> Imported:
+    """What was made."""
+    report = home.devices.inspect(name)
+    return Imported(report.name, report.id, report.size_bytes, report.mapped_bytes)
+
+
+DISK_REQUESTS: Final = (ImportDisk, ExportDisk)
