@@ -14,7 +14,7 @@ from typing import TypeAlias, TypeVar
 P = TypeVar("P")
 T = TypeVar("T")
 
-Progress: TypeAlias = Callable[[int, int | None], object]
+Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with (bytes done, bytes in all, None where that is not known) by what takes long."""
 
 Steps: TypeAlias = Generator[None, None, T]

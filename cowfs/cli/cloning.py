@@ -31,7 +31,7 @@ def clone_home_command(settings: Settings, where: tuple[str, ...]) -> None:
         raise UsageError(f"clone-home takes [HOME] NEW, the home and the directory to make, not {len(where)} names")
     if len(where) == 2:
         settings = dataclasses.replace(settings, home=where[0])
-    with settings.open_home() as home:
+    with settings.open_home() as home, output.progress(f"copying {home.path}"):
         cloned = home.clone(where[-1])
     if settings.as_json:
         output.print_json(cloned)

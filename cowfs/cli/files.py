@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
@@ -13,14 +14,15 @@ from click.shell_completion import CompletionItem
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, Settings
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, UnknownDevice, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from cowfs.copying.sinks import Copied
     from cowfs.home.api import Home
     from cowfs.home.files import FileInfo
+    from cowfs.steps import Progress
 
 _NAMED_MAX: Final = 5
 _NANOSECONDS: Final = 10**9
@@ -36,15 +38,37 @@ class DeviceFile(NamedTuple):
         return f"{self.device}:{self.path}"
 
 
+@contextmanager
+def _explaining_colons(home: Home, *files: DeviceFile | str) -> Iterator[None]:
+    """What may have been meant where a device is not known, and one with a colon in its name is there."""
+    try:
+        yield
+    except UnknownDevice as error:
+        names = [row.name for row in home.devices() if ":" in row.name]
+        meant = next((name for name in names for file in files if str(file).startswith(name)), None)
+        if meant is None:
+            raise
+        raise UnknownDevice(
+            f"{error.message}; for '{meant}', whose name has a colon, write '{meant}:/PATH', or '{meant}:' for its root"
+        ) from error
+
+
 class DeviceFileType(click.ParamType[DeviceFile]):
-    """A file in a device. A device's name ends at the first colon."""
+    """A file in a device.
+
+    The name ends at the first colon. One that has a colon itself is followed by `:/`, or by a colon and nothing more.
+    """
 
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DeviceFile:
         if isinstance(value, DeviceFile):
             return value
-        device, _, path = value.partition(":")
+        before, slash, after = value.partition("/")
+        if before.endswith(":"):
+            device, path = before[:-1], slash + after
+        else:
+            device, _, path = value.partition(":")
         if not device or "/" in device:
             self.fail(f"'{value}' names no device; write NAME:PATH, as in web:/etc/hosts", param, ctx)
         return DeviceFile(device, path)
@@ -85,7 +109,7 @@ def ls_command(settings: Settings, file: DeviceFile | None, long: bool) -> None:
     """
     if file is None:
         raise UsageError("ls lists files, so name a device, as in 'cowfs ls web:/etc'; 'cowfs list' lists the devices")
-    with settings.open_home() as home:
+    with settings.open_home() as home, _explaining_colons(home, file):
         found: list[FileInfo] = []
         try:
             found.extend(home.list_files(file.device, file.path, follow=not long))
@@ -149,7 +173,7 @@ def cat_command(settings: Settings, file: DeviceFile) -> None:
         raise UsageError("cat writes the bytes of a file, which JSON cannot hold; leave out --json")
     if not file.path:
         raise UsageError(f"which file of '{file.device}'? name it, as in 'cowfs cat {file.device}:/etc/hosts'")
-    with settings.open_home() as home:
+    with settings.open_home() as home, _explaining_colons(home, file):
         home.read_file(file.device, file.path, _write)
     sys.stdout.buffer.flush()
 
@@ -186,7 +210,7 @@ def cp_command(
     As 'cp -a': owners, modes, times, extended attributes, access control lists, holes and hard links are kept, and
     symbolic links are copied as links. An existing file is replaced, and directories are merged. Paths stay within the
     device, or the layer, whatever '..' and symbolic links in them say. A file of the host whose name has a colon is
-    written ./NAME.
+    written ./NAME; of a device whose name has one, the path begins with a slash: a:b:/PATH.
 
     What only root may make on the host (owners of others, device nodes) is left out for other users. A file that cannot
     be copied is named, the others are copied, and the exit status is 1. A copy into a device is committed at its end;
@@ -198,7 +222,11 @@ def cp_command(
         )
     if write_base and isinstance(target, str):
         raise UsageError("--write-base is for copying into the base device; leave it out")
-    with settings.open_home() as home, output.progress("copying") as show:
+    with (
+        settings.open_home() as home,
+        _explaining_colons(home, source, target),
+        output.progress("copying") as show,
+    ):
         copied = _copy(home, source, target, recursive, write_base, show)
     if settings.as_json:
         output.print_json(copied)
@@ -211,7 +239,7 @@ def _copy(
     target: DeviceFile | str,
     recursive: bool,
     write_base: bool,
-    show: Callable[[int, int | None], object] | None,
+    show: Progress | None,
 ) -> Copied:
     if isinstance(source, str):
         assert isinstance(target, DeviceFile)

@@ -51,8 +51,9 @@ def import_command(
     if chain == (name is not None) or (chain and (kind or size or follow_backing)):
         raise UsageError("import takes FILE NAME, or --chain DIR alone, whose devices have names")
     if name is None:
-        with settings.open_home() as home:
-            _say_imported(settings, home.import_chain(file))
+        with settings.open_home() as home, output.progress(f"importing {file}") as progress:
+            devices = home.import_chain(file, progress=progress)
+        _say_imported(settings, devices)
         return
     with settings.open_home() as home, output.progress(f"importing {file}") as progress:
         made = home.import_image(
@@ -99,8 +100,8 @@ def export_command(settings: Settings, name: str, file: str, chain: bool, kind: 
     if chain:
         if kind or force:
             raise UsageError("--chain writes a new directory; leave out --format and --force")
-        with settings.open_home() as home:
-            exported = home.export_chain(name, file)
+        with settings.open_home() as home, output.progress(f"exporting {name}") as progress:
+            exported = home.export_chain(name, file, progress=progress)
         if settings.as_json:
             output.print_json(exported)
         else:

@@ -1,25 +1,25 @@
 """What commands print: text for people, JSON for programs, one line for an error.
 
 Tables and trees are plain text, the same on a terminal and in a pipe. Progress bars are rich's, loaded only when
-standard error is a terminal and the work has already taken a while.
+standard error is a terminal and the work has already taken a while, by a thread that waits for that.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from cowfs.errors import CowfsError
+from cowfs.steps import Progress
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
-Progress: TypeAlias = Callable[[int, int | None], None]
 StepProgress: TypeAlias = Callable[[str, int, int], None]
 _PATIENCE_SECONDS: Final = 0.3
 
@@ -134,18 +134,15 @@ def print_tree(roots: Sequence[str], children: Callable[[str], Sequence[str]], d
 
 @contextmanager
 def progress(text: str) -> Iterator[Progress | None]:
-    """A progress bar on standard error, for a block that calls back with (done, total); None when no one looks.
+    """A progress bar on standard error, for a block that may call back with (done, total); None when no one looks.
 
-    A total of None is one that is not known.
+    Without a call, or with a total of None, which is one that is not known, the bar moves and shows no end.
     """
     if not shows_progress or not sys.stderr.isatty():
         yield None
         return
-    bar = _Bar(text)
-    try:
+    with closing(_Bar(text)) as bar:
         yield bar.show
-    finally:
-        bar.close()
 
 
 @contextmanager
@@ -154,16 +151,13 @@ def steps() -> Iterator[StepProgress | None]:
     if not shows_progress or not sys.stderr.isatty():
         yield None
         return
-    bar = _Bar("")
+    with closing(_Bar("")) as bar:
 
-    def show(what: str, done: int, total: int) -> None:
-        bar.text = what
-        bar.show(done, total)
+        def show(what: str, done: int, total: int) -> None:
+            bar.text = what
+            bar.show(done, total)
 
-    try:
         yield show
-    finally:
-        bar.close()
 
 
 class _Bar:
@@ -171,28 +165,42 @@ class _Bar:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._begin = time.monotonic()
+        self._figures: tuple[int, int | None] = (0, None)
         self._bar: RichProgress | None = None
+        self._is_closed = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(_PATIENCE_SECONDS, self._appear)
+        self._timer.daemon = True
+        self._timer.start()
 
     def show(self, done: int, total: int | None) -> None:
-        if self._bar is None:
-            if time.monotonic() - self._begin < _PATIENCE_SECONDS:
-                return
-            self._bar = self._start()
-        self._bar.update(self._bar.task_ids[0], description=self.text, completed=done, total=total)
+        self._figures = done, total
+        if self._bar is not None:
+            self._update(self._bar)
 
-    def _start(self) -> RichProgress:
+    def _appear(self) -> None:
         from rich.console import Console
         from rich.progress import Progress as RichBar
 
-        bar = RichBar(console=Console(stderr=True), transient=True)
-        bar.add_task(self.text, total=None)
-        bar.start()
-        return bar
+        with self._lock:
+            if self._is_closed:
+                return
+            bar = RichBar(console=Console(stderr=True), transient=True)
+            bar.add_task("", total=None)
+            self._update(bar)
+            bar.start()
+            self._bar = bar
+
+    def _update(self, bar: RichProgress) -> None:
+        done, total = self._figures
+        bar.update(bar.task_ids[0], description=self.text, completed=done, total=total)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._timer.cancel()
+        with self._lock:
+            self._is_closed = True
+            if self._bar is not None:
+                self._bar.stop()
 
 
 def flag(value: bool) -> str:

@@ -465,18 +465,26 @@ class Home:
 
         return self._session.receive(ExportArchive(name, sparse), out)
 
-    def export_chain(self, name: str, target: str | os.PathLike[str]) -> Chain:
+    def export_chain(
+        self, name: str, target: str | os.PathLike[str], *, progress: BytesProgress | None = None
+    ) -> Chain:
         """Write a device and all its descendants to a new directory, all of one moment, each only by its own blocks.
+
+        Args:
+            progress: called with (bytes done, None).
 
         Raises:
             UnknownDevice; UsageError: the directory exists; CowfsError: it cannot be written, and nothing is left.
         """
         from cowfs.home.chains import export_chain
 
-        return export_chain(self._session, name, target)
+        return export_chain(self._session, name, target, progress=progress)
 
-    def import_chain(self, source: str | os.PathLike[str]) -> list[Imported]:
+    def import_chain(self, source: str | os.PathLike[str], *, progress: BytesProgress | None = None) -> list[Imported]:
         """Make the devices that `export_chain` wrote, under their names; they share what they shared. All or none.
+
+        Args:
+            progress: called with (bytes done, bytes in all).
 
         Raises:
             DeviceExists, OutOfDataSpace, OutOfMetadataSpace; UsageError: the chain is damaged.
@@ -484,7 +492,7 @@ class Home:
         """
         from cowfs.home.chains import import_chain
 
-        return import_chain(self._session, source)
+        return import_chain(self._session, source, progress=progress)
 
     @documented_by(CloneHome)
     def clone(self, target: str | os.PathLike[str]) -> ClonedHome:

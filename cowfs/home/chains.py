@@ -17,14 +17,18 @@ from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.disks import RANGE_BYTES, Imported
 from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
 from cowfs.home.session import Session
+from cowfs.steps import Progress
 
 _CHAIN_FILE: Final = "chain.json"
 
 
-def export_chain(session: Session, name: str, target: str | os.PathLike[str]) -> Chain:
+def export_chain(
+    session: Session, name: str, target: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Chain:
     """As `Home.export_chain`."""
     path = os.path.abspath(target)
     temporary = None
+    done = 0
     try:
         if os.path.lexists(path):
             raise UsageError(f"{path} exists; name a directory that does not", errno=errno.EEXIST)
@@ -33,11 +37,15 @@ def export_chain(session: Session, name: str, target: str | os.PathLike[str]) ->
         with ExitStack() as stack:
 
             def take(piece: bytes) -> None:
+                nonlocal done
                 number = CHANGE.unpack_from(piece)[0]
                 if not current or current[-1].name != _blocks(temporary, number):
                     stack.close()
                     current.append(stack.enter_context(open(_blocks(temporary, number), "xb")))
                 current[-1].write(piece)
+                done += len(piece)
+                if progress is not None:
+                    progress(done, None)
 
             chain = session.receive(ExportChain(name), take)
         Path(temporary, _CHAIN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
@@ -54,7 +62,9 @@ def export_chain(session: Session, name: str, target: str | os.PathLike[str]) ->
     return chain
 
 
-def import_chain(session: Session, source: str | os.PathLike[str]) -> list[Imported]:
+def import_chain(
+    session: Session, source: str | os.PathLike[str], *, progress: Progress | None = None
+) -> list[Imported]:
     """As `Home.import_chain`."""
     path = os.path.abspath(source)
     try:
@@ -64,7 +74,18 @@ def import_chain(session: Session, source: str | os.PathLike[str]) -> list[Impor
     except OSError as error:
         reason = f"{error.strerror}; name a directory that 'export --chain' made"
         raise CowfsError(f"cannot read {path}/{_CHAIN_FILE}: {reason}", errno=error.errno) from error
-    return session.send(ImportChain(chain), _pieces(path, len(chain.devices)))
+    pieces = _pieces(path, len(chain.devices))
+    return session.send(ImportChain(chain), pieces if progress is None else _counted(pieces, path, progress))
+
+
+def _counted(pieces: Iterator[bytes], directory: str, progress: Progress) -> Iterator[bytes]:
+    with os.scandir(directory) as entries:
+        total = sum(entry.stat().st_size for entry in entries)
+    done = 0
+    for piece in pieces:
+        progress(done, total)
+        yield piece
+        done += len(piece)
 
 
 def _pieces(path: str, count: int) -> Iterator[bytes]:

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -742,16 +743,41 @@ def test_a_progress_bar_needs_a_terminal(capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err == ""
 
 
+class HeldTimer:
+    """A `threading.Timer` that the test lets go off."""
+
+    made: HeldTimer
+
+    def __init__(self, seconds: float, go_off: Callable[[], None]) -> None:
+        self.go_off, self.daemon = go_off, False
+        self.calls: list[object] = [seconds]
+        HeldTimer.made = self
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def cancel(self) -> None:
+        self.calls.append("cancel")
+
+
+@pytest.mark.parametrize("calls_back", [True, False])
 def test_a_progress_bar_shows_after_a_while(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], calls_back: bool
 ) -> None:
-    times = iter([0.0, 0.1, 5.0])
     monkeypatch.setenv("TERM", "xterm")  # a dumb terminal has no bars
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(time, "monotonic", lambda: next(times, 6.0))
+    monkeypatch.setattr(threading, "Timer", HeldTimer)
     with output.progress("counting sheep") as show:
         assert show is not None
-        show(1, 100)
+        if calls_back:
+            show(1, 100)
         assert capsys.readouterr().err == ""
-        show(50, 100)
-    assert "counting sheep" in capsys.readouterr().err
+        HeldTimer.made.go_off()
+        if calls_back:
+            show(50, 100)
+    shown = capsys.readouterr().err
+    assert "counting sheep" in shown
+    assert ("50%" in shown) == calls_back
+    assert HeldTimer.made.calls == [0.3, "start", "cancel"]
+    HeldTimer.made.go_off()  # at the same moment as the end
+    assert capsys.readouterr().err == ""

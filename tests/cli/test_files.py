@@ -76,6 +76,23 @@ def test_a_progress_bar_is_for_terminals(cowfs: Run, site: Path) -> None:
     assert cowfs("cp", "-r", site, "web:").err == ""
 
 
+def test_a_name_with_a_colon(cowfs: Run, site: Path, tmp_path: Path) -> None:
+    for name in ("a:b", "a"):
+        cowfs("create", name)
+    assert cowfs("cp", "-r", f"{site}/.", "a:b:").status == 0
+    assert cowfs("ls", "a:b:/sub").out == cowfs("ls", "a:b:/sub/").out == "link\n"
+    assert cowfs("cat", "a:b:/index").out == (site / "index").read_text()
+    assert cowfs("cp", "a:b:/index", "a:/c:d").status == 0
+    assert cowfs("ls", "a:").out == "c:d\nlost+found\n"
+    assert cowfs("cat", "a:c:d").out == (site / "index").read_text()
+    cowfs("remove", "a")
+    for words in (["ls", "a:b"], ["cat", "a:b/index"], ["cp", "a:b", tmp_path / "out"]):
+        outcome = cowfs(*words)
+        assert outcome.status == 5
+        assert outcome.err.endswith("for 'a:b', whose name has a colon, write 'a:b:/PATH', or 'a:b:' for its root\n")
+    assert "has a colon" not in cowfs("ls", "none:x").err
+
+
 def test_names_that_a_terminal_would_obey_are_shown(cowfs: Run, tmp_path: Path) -> None:
     (tmp_path / "names").mkdir()
     (tmp_path / "names" / "a\n\x1b[31m").touch()
