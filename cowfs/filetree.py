@@ -201,6 +201,10 @@ class ServedTree(FileTree, Protocol):
 
     def release_inode(self, inode: int) -> None: ...
 
+    def sync_inode(self, inode: int, *, data_only: bool) -> None:
+        """Make durable at least one inode, as fsync(2) does, or fdatasync(2) with `data_only`."""
+        ...
+
     def quiesce(self) -> None:
         """Sync, and leave the device as after a clean unmount until the next change: for a snapshot taken now."""
         ...

@@ -22,13 +22,18 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, NamedTuple
 
+from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.health import require_status
 from cowfs.ending import ending_with
 from cowfs.errors import FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
+from cowfs.filetree import ServedTree
 from cowfs.pool import ThinDevice, UnreadableStatus
+from cowfs.recording.journal import RecordingDevice
+from cowfs.recording.operations import recording_tree
+from cowfs.recording.recorder import Recorder
 from cowfs.units import SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
@@ -76,6 +81,7 @@ class Volumes:
         self._devices = devices
         self._open: dict[str, _Open] = {}
         self.read_only = read_only or devices.read_only
+        self.recorders: dict[str, Recorder] = {}
         self._rescue = read_only
 
     def open(self, name: str, *, repair: bool = False) -> Volume:
@@ -100,7 +106,8 @@ class Volumes:
             undo.enter_context(ending_with(partial(self._devices.deactivate, name)))
             if repair or not self._rescue:
                 self._prepare(thin, repair)
-            volume = Volume.open(thin, read_only=self.read_only, rescue=self._rescue, name=f"device {name!r}")
+            disk = self._recorded(name, thin)
+            volume = Volume.open(disk, read_only=self.read_only, rescue=self._rescue, name=f"device {name!r}")
             undo.enter_context(ending_with(volume.close))
             if volume.problems:
                 problems = "; ".join(volume.problems)
@@ -110,6 +117,18 @@ class Volumes:
             opened.closing.callback(opened.finish)
         self._share_memory()
         return volume
+
+    def _recorded(self, name: str, thin: ThinDevice) -> BlockDevice:
+        """A disk, and with it what records what happens to it."""
+        recorder = self.recorders.get(name)
+        if recorder is None or recorder.model != "ext4":
+            return thin
+        return RecordingDevice(thin, recorder, name, discard_bytes=thin.block_bytes)
+
+    def served(self, name: str) -> ServedTree:
+        """An open volume, for programs: where its device is recorded, what they do is."""
+        volume, recorder = self._open[name].volume, self.recorders.get(name)
+        return volume if recorder is None else recording_tree(volume, recorder)
 
     def _prepare(self, thin: ThinDevice, repair: bool) -> None:
         if not repair:

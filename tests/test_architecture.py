@@ -3,6 +3,8 @@
                   cli                    the commands
                    │
                 docker     testing       Docker's plugin; the shipped test kit       uml: a kernel in a process
+                   │          │
+                   │       crashes       the crash explorer for programs
                    └───┬──────┘
                      home                one open home: Python API, requests, executor, the process that serves
                    ┌───┴───┐
@@ -14,6 +16,7 @@
                    │       │
                  ext4    mounts          the file system in a device; the system's mounts
                    └───┬───┘  copying    trees of files between the host and devices
+                   │ recording  │        what happens to a disk and its files, in order
                    filetree ────┘        files and directories by inode number: the interface between the three
                        │
                 pool   thinmeta          the interface of backends; dm-thin's on-disk format
@@ -58,17 +61,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "new_files": {"errors"},
     "disk_images": FOUNDATION | {"blockdev"},
     "filetree": {"blockdev"},
+    "recording": FOUNDATION | {"blockdev", "filetree"},
     "mounts": FOUNDATION | {"blockdev", "filetree"},
     "copying": FOUNDATION | {"filetree"},
     "ext4": FOUNDATION | {"blockdev", "pool", "ranges", "filetree"},
     "fuse": FOUNDATION | {"blockdev", "pool", "filetree", "mounts"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "ext4"},
-    "volumes": FOUNDATION | {"pool", "ext4", "devices"},
+    "volumes": FOUNDATION | {"blockdev", "pool", "filetree", "recording", "ext4", "devices"},
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
     "home": FOUNDATION
-    | {"blockdev", "pool", "thinmeta", "disk_images", "filetree", "copying", "mounts", "ext4", "fuse", "devices"}
-    | {"volumes", "layers"},
+    | {"blockdev", "pool", "thinmeta", "disk_images", "filetree", "recording", "copying", "mounts", "ext4", "fuse"}
+    | {"devices", "volumes", "layers"},
+    "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
@@ -78,10 +83,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "pool",
         "thinmeta",
         "filetree",
+        "recording",
         "ext4",
         "devices",
         "layers",
         "home",
+        "crashes",
         "uml",
         "debian_packages",
     },
@@ -100,6 +107,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "devices",
         "layers",
         "home",
+        "crashes",
         "docker",
         "uml",
     },
@@ -204,10 +212,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "archives": {"requests", "layers", "files", "session"},
         "images": {"requests", "archives", "session"},
         "chains": {"requests", "session"},
+        "recordings": {"requests", "session"},
         "comparing": {"requests", "session"},
         "api": {
             *("spec", "images", "chains", "requests", "session", "own_session", "serving"),
-            *("layers", "files", "comparing", "maintenance"),
+            *("layers", "files", "comparing", "recordings", "maintenance"),
         },
         "machine": {"backend_facts", "serving"},
     },

@@ -20,7 +20,7 @@ import pyfuse3
 import trio
 from pyfuse3 import ROOT_INODE, InodeT
 
-from cowfs.errors import CowfsError, FilesystemError
+from cowfs.errors import CowfsError, DeviceBusy, FilesystemError
 from cowfs.fuse.in_use import in_use
 from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten
 from cowfs.fuse.translate import drop_caches
@@ -50,6 +50,12 @@ class ReplaceableView(Protocol[Shown]):
     """A view of one device. `forgotten` is set when the kernel knows nothing of the content but the root."""
 
     forgotten: trio.Event
+    is_attached: bool
+
+    @property
+    def has_orphans(self) -> bool:
+        """Whether a file without a name is open."""
+        ...
 
     @property
     def is_used(self) -> bool:
@@ -135,6 +141,31 @@ class DeviceMount(Generic[Content]):
         names = self._names.union(self._view.names_at_root())
         await trio.to_thread.run_sync(_drop_names, names, abandon_on_cancel=True)
         await trio.to_thread.run_sync(drop_caches, [ROOT_INODE, *self._former], abandon_on_cancel=True)
+
+    def put_aside(self) -> None:
+        """Close the device for a moment, until `take_again`: what programs have open stays open.
+
+        Raises:
+            DeviceBusy: a file without a name is open in it, which would be lost.
+            OSError: it cannot be written down; it is open again.
+        """
+        if self._view.has_orphans:
+            raise DeviceBusy(
+                f"a file of device '{self._device.name}' that has no name any more is open; close it, or end the "
+                "program that has it"
+            )
+        self._view.sync_clean()
+        self._view.detach()
+        try:
+            self._device.close()
+        except OSError:
+            self.take_again()
+            raise
+
+    def take_again(self) -> None:
+        """Go on with a device that was put aside. Raises CowfsError when it cannot be opened."""
+        if not self._view.is_attached:
+            self._view.attach(self._device.open())
 
     async def _have_forgotten(self) -> None:
         """Have the kernel drop what it does not need of the content, and wait until it has said so."""

@@ -151,6 +151,10 @@ class HomeView(View):
         """Take back one `hold`, unless the view is closed. Raises UsageError when the device is not held."""
         self._open.end_hold(name)
 
+    def put_aside(self, name: str) -> None:
+        """Close a device's volume; the next request opens it again. See `OpenDevices.put_aside`."""
+        self._open.put_aside(name)
+
     async def write_back_device(self, name: str) -> None:
         """`write_back` for one device. Never call it in a handler."""
         device = self._open.by_name(name)

@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from pyfuse3 import EntryAttributes
 
 from cowfs.ending import ending_with
-from cowfs.errors import UsageError
+from cowfs.errors import DeviceBusy, UsageError
 from cowfs.filetree import ServedTree, TreeStatistics
 from cowfs.fuse.tree_view import TreeView
 
@@ -162,6 +162,28 @@ class OpenDevices:
             except OSError as error:
                 self._log_once(f"device '{device.name}': {error}")
         self.drop_if_unused(device)
+
+    def put_aside(self, name: str) -> None:
+        """Close the volume of a device, which the next request opens again: what programs have open stays open.
+
+        Raises:
+            DeviceBusy: it is held, a request waits in it, a file without a name is open in it, or it cannot be written
+                down.
+        """
+        device = self.by_name(name)
+        if device is None or not device.view.is_attached:
+            return
+        if device.holds or device.under_way:
+            raise DeviceBusy(
+                f"device '{name}' is in use as a layer, or something waits for space in it; try again later"
+            )
+        if device.view.has_orphans:
+            raise DeviceBusy(
+                f"a file of device '{name}' that has no name any more is open; close it, or end the program that has it"
+            )
+        self.close_volume(device)
+        if device.view.is_attached:
+            raise DeviceBusy(f"device '{name}' cannot be written down; the log of the mount says why")
 
     def drop_if_unused(self, device: OpenDevice) -> None:
         is_used = device.view.is_known or device.view.is_attached or device.holds

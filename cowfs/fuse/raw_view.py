@@ -75,6 +75,11 @@ class RawView(View):
         self._pwrite = device.pwrite
         self._wrote = FlushAhead(device).wrote
 
+    @property
+    def has_orphans(self) -> bool:
+        """A disk has no files."""
+        return False
+
     def detach(self) -> None:
         """Do without the device, which its opener closes, until it is attached again."""
         self.is_attached = False

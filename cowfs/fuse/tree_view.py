@@ -406,16 +406,15 @@ class TreeView(View):
         return self._tree.write(self._of_volume(fh >> 1), off, buf)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
-        self._of_volume(fh >> 1)
-        await self._flush()
+        await self._flush(self._of_volume(fh >> 1), data_only=datasync)
 
-    async def _flush(self) -> None:
+    async def _flush(self, inode: int, *, data_only: bool) -> None:
         if not self.read_only:
-            await self._write_down()
+            await self._write_down(inode, data_only)
 
     @changing
-    def _write_down(self) -> None:
-        self._tree.sync()
+    def _write_down(self, inode: int, data_only: bool) -> None:
+        self._tree.sync_inode(inode, data_only=data_only)
 
     # Directories.
 
@@ -462,8 +461,7 @@ class TreeView(View):
         """A handle of a directory is its inode number: nothing to give back."""
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        self._of_volume(fh)
-        await self._flush()
+        await self._flush(self._of_volume(fh), data_only=datasync)
 
     # Extended attributes. pyfuse3 does the size probing, XATTR_CREATE and XATTR_REPLACE.
 

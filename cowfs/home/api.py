@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from cowfs.home.comparing import BlockRange, FileChange, FileDifference
     from cowfs.home.files import FileInfo
     from cowfs.home.layers import Layers
+    from cowfs.home.recordings import Recordings
     from cowfs.home.requests.disks import Exported, Imported
     from cowfs.home.requests.files import WantedFile
     from cowfs.home.requests.images import Chain
@@ -376,6 +377,13 @@ class Home:
         from cowfs.home.layers import Layers
 
         return Layers(self._session)
+
+    @property
+    def recordings(self) -> Recordings:
+        """What happens to devices, recorded, and devices as a crash would have left them."""
+        from cowfs.home.recordings import Recordings
+
+        return Recordings(self._session)
 
     @documented_by(SendMessage)
     def message(self, text: str) -> None:

@@ -8,9 +8,9 @@ The requests of other processes, Docker's and this program's own are run by the 
 same care: what a request declares about devices is turned here, and only here, into what its views must do.
 
     before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed, one
-              that it replaces is given up, unless something is open in it
-    after     a device that it gave up is closed; what the kernel cached of a rewritten one is dropped; one that it
-              replaced is shown as it is now
+              that it replaces is given up, unless something is open in it; one that it wants opened anew is put aside
+    after     that one is taken again; a device that it gave up is closed; what the kernel cached of a rewritten one is
+              dropped; one that it replaced is shown as it is now
 
 A request is synchronous between two of its steps and so seen whole by every other task. Bringing an open volume to a
 consistent state is no work of the views: the device set does it around the snapshot (`DeviceSet.add_quiescer`).
@@ -63,6 +63,17 @@ class Views(Protocol):
         """Show a device as it is now that was given up."""
         ...
 
+    async def put_aside(self, device: str) -> None:
+        """Close a device for a moment; `take_again` follows. Ends without a checkpoint.
+
+        Raises DeviceBusy for one that has a file without a name open, which would be lost; it stays as it is.
+        """
+        ...
+
+    async def take_again(self, device: str) -> None:
+        """Go on with a device that was put aside. Begins and ends without a checkpoint."""
+        ...
+
 
 class NoViews:
     """`Views` of a home that is not shown."""
@@ -80,6 +91,12 @@ class NoViews:
         pass
 
     async def take_up(self, device: str) -> None:
+        pass
+
+    async def put_aside(self, device: str) -> None:
+        pass
+
+    async def take_again(self, device: str) -> None:
         pass
 
 
@@ -203,10 +220,14 @@ class Executor:
             await self._views.close_if_idle(needed)
         if (replaced := request.device_replaced()) is not None:
             await self._views.give_up(replaced.device, force=replaced.force)
+        if (reopened := request.device_reopened()) is not None:
+            await self._views.put_aside(reopened)
         try:
             with self._naming_a_full_disk(request):
                 yield
         finally:
+            if reopened is not None:
+                await self._views.take_again(reopened)
             if (given_up := request.device_given_up()) is not None:
                 await self._views.close_if_idle(given_up)
             rewritten = request.device_rewritten()

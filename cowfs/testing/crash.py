@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.pool import Pool, PoolStatus, PoolTable, ThinDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
+from cowfs.recording.journal import Journal, RecordingDevice
+from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
 from cowfs.testing.judges import recount_findings
 from cowfs.testing.model import Block, ModelState, ModelThin, PoolModel
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors

@@ -124,6 +124,12 @@ class Served:
     async def take_up(self, device: str) -> None:
         self.calls.append(("take up", device))
 
+    async def put_aside(self, device: str) -> None:
+        self.calls.append(("put aside", device))
+
+    async def take_again(self, device: str) -> None:
+        self.calls.append(("take again", device))
+
 
 def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:
     """Serve, and run a client in a thread beside it."""

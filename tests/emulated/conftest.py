@@ -11,7 +11,8 @@ import pytest
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import PoolStatus, PoolTable, UnreadableStatus
-from cowfs.testing.blockdev import FaultyDevice, Journal, RecordingDevice, memory_device
+from cowfs.recording.journal import Journal, RecordingDevice
+from cowfs.testing.blockdev import FaultyDevice, memory_device
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.judges import require_clean
 from cowfs.units import SECTOR_BYTES, Sectors

@@ -19,7 +19,8 @@ from cowfs.blockdev import FileDevice, MemoryDevice
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
-from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
+from cowfs.recording.journal import Journal, RecordingDevice
+from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
 from cowfs.units import SECTOR_BYTES
 
 DISK = "disk"

@@ -17,7 +17,8 @@ from cowfs.ext4.tools.fsck import CheckStatus
 from cowfs.ext4.tools.mkfs import make_filesystem, probe_filesystem, read_uuid
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
-from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice
+from cowfs.recording.journal import Journal, RecordingDevice
+from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"

@@ -25,6 +25,8 @@ class Noted:
         self.failing = ""
         self.forgotten = trio.Event()
         self.is_used = False
+        self.is_attached = True
+        self.has_orphans = False
 
     def number(self) -> int:
         return self.content

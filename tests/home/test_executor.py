@@ -29,6 +29,7 @@ from cowfs.home.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
+from cowfs.home.requests.recordings import AddMark, StartRecording
 from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
 from cowfs.home.requests.space import Resize
 from cowfs.home.serving.mounting import MountRequest
@@ -61,6 +62,12 @@ class NotedViews:
 
     async def take_up(self, device: str) -> None:
         self.events.append(f"take up {device}")
+
+    async def put_aside(self, device: str) -> None:
+        self.events.append(f"put aside {device}")
+
+    async def take_again(self, device: str) -> None:
+        self.events.append(f"take again {device}")
 
 
 def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: bool = False) -> list[str]:
@@ -129,6 +136,8 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (CopyIn("a", b"x"), ["write back a", "run", "close a", "invalidate a"]),
         (Changes("a", "b"), ["write back b", "write back a", "run"]),
         (ChangedFiles("a", "b"), ["write back b", "write back a", "run"]),
+        (StartRecording("a", "b"), ["write back a", "put aside a", "run", "take again a"]),
+        (AddMark("a", "k=1"), ["run"]),  # what the kernel keeps stays there
         (CopyIn("idle", b"x"), ["write back idle", "run", "close idle"]),
         (CopyWithin("a", b"x", "b", b"y"), ["write back a", "write back b", "run", "close b", "invalidate b"]),
         (CopyWithin("a", b"x", "a", b"y"), ["write back a", "run", "close a", "invalidate a"]),

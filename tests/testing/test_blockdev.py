@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice, Journal, RecordingDevice, memory_device
+from cowfs.recording.journal import Journal, RecordingDevice
+from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
 
 
 def fails(call: Callable[[], object]) -> int | None:

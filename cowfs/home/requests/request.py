@@ -72,6 +72,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         """A device whose files may be others after this: what the kernel has cached of them counts no more."""
         return None
 
+    def device_reopened(self) -> str | None:
+        """A device that has to be closed while this runs; what programs have open in its mount stays open."""
+        return None
+
     def device_replaced(self) -> Replaced | None:
         """A device that is another thin after this: nothing that is open in it may reach the new content."""
         return None

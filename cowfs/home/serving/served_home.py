@@ -182,6 +182,19 @@ class ServedHome:
         elif self._mount is not None and device == self._request.device:
             await self._mount.take_up()
 
+    async def put_aside(self, device: str) -> None:
+        if isinstance(self._view, HomeView):
+            self._view.put_aside(device)
+        elif self._mount is not None and self._shows_files_of(device):
+            self._mount.put_aside()
+
+    async def take_again(self, device: str) -> None:
+        if self._mount is not None and self._shows_files_of(device):
+            self._mount.take_again()
+
+    def _shows_files_of(self, device: str) -> bool:
+        return isinstance(self._view, TreeView) and device == self._request.device
+
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when no layer is mounted any more, and none is being mounted."""
         task_status.started()

@@ -47,9 +47,9 @@ class ShownDevices:
         return record.device_id if _is_shown(record) else None
 
     def open(self, name: str) -> ServedTree:
-        volume = self._volumes.open(name)
+        self._volumes.open(name)
         self._ends[name] = self._devices.uses.begin(name, "home", f"{self._mount_point}/{name}")
-        return volume
+        return self._volumes.served(name)
 
     def close(self, name: str) -> None:
         self._ends.pop(name)()
@@ -82,9 +82,9 @@ class ShownTree:
         return self._devices.record(self.name).device_id
 
     def open(self, *, repair: bool = False) -> ServedTree:
-        volume = self._volumes.open(self.name, repair=repair)
+        self._volumes.open(self.name, repair=repair)
         self._end = self._devices.uses.begin(self.name, "tree", self._mount_point)
-        return volume
+        return self._volumes.served(self.name)
 
     def close(self) -> None:
         """One that is not open stays so."""

@@ -1,0 +1,52 @@
+"""A failing state with the fewest lost writes.
+
+The states that it wants opened are yielded, and whether each failed is sent back: so a loop of the user's own may open
+them as well as the explorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Final
+
+from cowfs.crashes.history import History, Loss, State
+
+_TRIES_MAX: Final = 200
+
+
+def smallest(history: History, state: State) -> Generator[State, bool, State]:
+    """Yields states to try, and takes whether each failed. Returns the one with the fewest losses that failed.
+
+    A state that ends early is one that lost what came after: so it is told by what was lost, too.
+    """
+    moment = history.later_moment(state.position)
+    later = range(history.issued_until(state.position), history.issued_until(moment))
+    best = State(moment, tuple(sorted((*state.lost, *history.losses(later)))))
+    left = _TRIES_MAX
+    size = max(1, len(best.lost) // 2)
+    while left and best.lost:
+        is_smaller = False
+        for begin in range(0, len(best.lost), size):
+            fewer = State(moment, best.lost[:begin] + best.lost[begin + size :])
+            if not left:
+                break
+            left -= 1
+            if (yield fewer):
+                best, is_smaller = fewer, True
+                break
+        if is_smaller:
+            size = min(size, max(1, len(best.lost)))
+        elif size == 1:
+            break
+        else:
+            size = max(1, size // 2)
+    return (yield from _whole(history, best, left))
+
+
+def _whole(history: History, best: State, left: int) -> Generator[State, bool, State]:
+    """Losing all of a write is told more easily than losing some sectors of it."""
+    if history.items and any(loss.sectors for loss in best.lost) and left:
+        whole = State(best.position, tuple(Loss(loss.item) for loss in best.lost))
+        if (yield whole):
+            return whole
+    return best
