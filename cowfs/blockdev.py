@@ -1,6 +1,6 @@
 """Block devices: the Protocol that everything reads and writes through, and the plain implementations.
 
-Wrappers for tests (fault injection, recording) live in `cowfs.testing.blockdev`.
+One that fails on demand is in `cowfs.faults.disk`, one that records what it is asked in `cowfs.recording.journal`.
 """
 
 from __future__ import annotations
@@ -349,6 +349,25 @@ def _copy_in_kernel(source: int, target: int, begin: int, end: int) -> int:
             break
         begin += count
     return begin
+
+
+class WrappedDevice:
+    """Base of devices around another one, `inner`, which look like it, growth included."""
+
+    def __init__(self, inner: BlockDevice) -> None:
+        self.inner = inner
+
+    @property
+    def size_bytes(self) -> int:
+        return self.inner.size_bytes
+
+    def refresh_size(self) -> int:
+        """See that the device grew, where it is one that has to look."""
+        refresh = getattr(self.inner, "refresh_size", None)
+        return int(refresh()) if refresh else self.inner.size_bytes
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 class MemoryDevice:

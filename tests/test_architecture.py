@@ -7,11 +7,11 @@
                    │       crashes       the crash explorer for programs
                    └───┬──────┘
                      home                one open home: Python API, requests, executor, the process that serves
-                   ┌───┴───┐
-                layers     │             layers, their archives, what they changed
-                   │       │
-                volumes    │             ext4 volumes of devices, shared by their users
-                   │       │
+                   ┌───┴───┬──────┐
+                layers     │    faults   what fails on demand, on disks and in the requests of a mount
+                   │       │      │
+                volumes    │      │      ext4 volumes of devices, shared by their users
+                   │       ├──────┘
                 devices   fuse           names, records, transactions; views of a mount
                    │       │
                  ext4    mounts          the file system in a device; the system's mounts
@@ -70,9 +70,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "volumes": FOUNDATION | {"blockdev", "pool", "filetree", "recording", "ext4", "devices"},
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
+    "faults": FOUNDATION | {"blockdev", "fuse"},
     "home": FOUNDATION
     | {"blockdev", "pool", "thinmeta", "disk_images", "filetree", "recording", "copying", "mounts", "ext4", "fuse"}
-    | {"devices", "volumes", "layers"},
+    | {"devices", "volumes", "layers", "faults"},
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
@@ -85,6 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "filetree",
         "recording",
         "ext4",
+        "faults",
         "devices",
         "layers",
         "home",
@@ -104,6 +106,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "new_files",
         "ext4",
         "fuse",
+        "faults",
         "devices",
         "layers",
         "home",
@@ -188,6 +191,15 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "home_view": {"greeting", "translate", "tree_view", "open_devices", "kernel_cache"},
         "server": {"translate", "request_wait", "ending"},
     },
+    "faults": {
+        "plan": set(),
+        "rules": {"plan"},
+        "effects": {"plan", "rules"},
+        "disk": {"plan", "rules", "effects"},
+        "names": set(),
+        "requests": {"plan", "rules", "effects", "names"},
+        "api": {"plan", "rules"},
+    },
     "home": {
         "spec": set(),
         "unix_socket": set(),
@@ -197,7 +209,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "trial_mount": set(),
         "kernel": set(),
         "storage_options": {"spec", "backend_facts"},
-        "open_home": {"kernel", "storage_options"},
+        "faults": set(),
+        "open_home": {"kernel", "storage_options", "faults"},
         "opening": {"spec", "open_home", "storage_options"},
         "requests": {"metadata_copy", "open_home"},
         "executor": {"open_home", "requests"},
@@ -224,7 +237,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
-MAY_IMPORT_TRIO = {"fuse", "home", "docker", "cli"}
+MAY_IMPORT_TRIO = {"fuse", "faults", "home", "docker", "cli"}
 NONDETERMINISTIC_CALLS = {
     ("time", "time"),
     ("time", "time_ns"),

@@ -168,6 +168,14 @@ class Engine:
             for follower in self.followers:
                 follower.note_mode()
 
+    def degrade(self, mode: PoolMode, *, needs_check: bool) -> None:
+        """See `cowfs.pool.BreakablePool`. The mode is the one asked for, or a worse one where the pool is in that."""
+        self.commit()
+        if needs_check and self.mode is not PoolMode.FAIL:
+            self.metadata.set_needs_check()
+            self.write_needs_check()
+        self.set_mode(max(mode, self.mode))
+
     def set_no_space_timeout(self, seconds: float) -> None:
         self.no_space_timeout_seconds = seconds
         if self.mode is PoolMode.OUT_OF_DATA_SPACE:

@@ -426,6 +426,16 @@ class EmulatedPool:
         self._require_open()
         self._engine.commit()
 
+    # ------------------------------------------------------------------------------------------ faults
+
+    def disks(self) -> dict[str, BlockDevice]:
+        self._require_open()
+        return {"data": self._engine.data, "metadata": self._metered}
+
+    def degrade(self, mode: PoolMode, *, needs_check: bool = False) -> None:
+        self._require_open()
+        self._engine.degrade(mode, needs_check=needs_check)
+
     def close(self) -> None:
         if self._closed:
             return

@@ -122,6 +122,24 @@ _DM: Final = GroupOfCommands(
         "status": Command("dm", "Print status lines, as 'dmsetup status' does.", former="dmstatus"),
     },
 )
+_FAULTS: Final = GroupOfCommands(
+    "Have operations fail on a mounted device, for tests.",
+    """Faults on demand: what a program does when a disk fails, is full, is slow, or tears a write.
+
+    They are in force on a mounted home until they are cleared, or until the mount ends.
+
+    \b
+      cowfs --home H mount web /mnt
+      cowfs --home H faults add web error write --path '*.wal' --errno EIO --after 3 --times 1
+      cowfs --home H faults list              how often each was met
+      cowfs --home H faults clear
+    """,
+    {
+        "add": Command("faults", "Add a fault: where, which operations, when, and with what effect."),
+        "list": Command("faults", "List the faults in force, with their counters."),
+        "clear": Command("faults", "Clear faults."),
+    },
+)
 
 SECTIONS: Final[Mapping[str, Section]] = {
     "Homes": {
@@ -154,7 +172,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "cat": Command("files", "Write the content of a file in a device to standard output."),
         "cp": Command("files", "Copy files into a device, out of one, or between two."),
     },
-    "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM},
+    "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM, "faults": _FAULTS},
     "Other": {
         "batch": Command("batch", "Run the commands in a file, one per line."),
         "uml": Command("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),

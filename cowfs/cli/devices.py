@@ -292,6 +292,7 @@ def _print_status(report: HomeReport) -> None:
                 ("Mounted", f"{view.device or 'every device'} at {view.mount_point}, {_view(view)}")
                 for view in report.views
             ),
+            ("Faults", f"{report.faults} in force, see 'faults list'" if report.faults else ""),
             ("Backend", report.backend),
             ("Pool", report.pool),
             ("Mode", f"{report.mode.replace('_', ' ')}{needs}"),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Settings
+from cowfs.cli.settings import DEVICE, PATH, Settings
 from cowfs.cli.signals import outcome_stands
 from cowfs.devices.on_disk.names import BASE
 from cowfs.errors import CowfsError, HomeError, MountError, UsageError
@@ -43,6 +43,9 @@ _START_ATTEMPTS: Final = 2
 @click.option(
     "--until-exit-of", "process", metavar="PID", type=click.IntRange(1), help="Unmount when the process PID has ended."
 )
+@click.option(
+    "--faults", metavar="PLAN", type=PATH, default="", help="Have operations fail by a plan of faults, in TOML."
+)
 @click.option("--until-put", is_flag=True, hidden=True)
 @click.option("--by-kernel", is_flag=True, hidden=True)
 @click.option("--report-fd", type=int, hidden=True)
@@ -63,6 +66,7 @@ def mount_command(
     options: str,
     foreground: bool,
     process: int | None,
+    faults: str,
     until_put: bool,
     by_kernel: bool,
     report_fd: int | None,
@@ -83,6 +87,8 @@ def mount_command(
 
     With --kernel the kernel mounts the device's node, with any file system that it supports; the home stays free.
 
+    With --faults operations fail as the plan says, for tests of programs; see 'cowfs faults add --help'.
+
     When all devices are mounted, later ones appear and removed ones disappear at once. The base device is not shown.
 
     The base device is mounted for reading only, since every new device begins as a copy of it; see --write-base.
@@ -96,7 +102,13 @@ def mount_command(
     read_only = read_only or _spares_base(name, write_base=write_base)
     honoured = {"--suid": suid, "--dev": dev}
     if kernel:
-        of_a_server = {"--raw": raw, "--repair": repair, "--foreground": foreground, "--until-exit-of": process}
+        of_a_server = {
+            "--raw": raw,
+            "--repair": repair,
+            "--foreground": foreground,
+            "--until-exit-of": process,
+            "--faults": faults,
+        }
         _refuse(of_a_server, "is for a server, and --kernel leaves everything to the kernel; leave one of them out")
         _refuse(honoured, "is for a server; the kernel honours both without --options nosuid,nodev; leave it out")
         assert name is not None
@@ -127,6 +139,7 @@ def mount_command(
         lease_fd,
         private,
         not not_durable,
+        faults,
     )
     if foreground:
         _serve_here(settings, request, report_fd)

@@ -18,7 +18,7 @@ WORDS_OF_OTHERS: Final = {
     **dict.fromkeys(("clone", "fork", "branch", "snap", "commit"), "snapshot"),
     **dict.fromkeys(("copy", "copy-in", "copy-out", "virt-copy-in", "virt-copy-out"), "cp"),
     **dict.fromkeys(("dir", "find"), "ls"),
-    **dict.fromkeys(("new", "add", "make", "mk", "mkfs", "lvcreate"), "create"),
+    **dict.fromkeys(("new", "make", "mk", "mkfs", "lvcreate"), "create"),
     **dict.fromkeys(("verify", "fsck", "scrub", "thin_check"), "pool check"),
     **dict.fromkeys(("repair", "fix", "rescue", "thin_repair"), "recover"),
     **dict.fromkeys(("show", "stat", "describe"), "inspect"),

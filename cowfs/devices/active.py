@@ -41,6 +41,7 @@ class ActiveDevices:
         self._prefix = prefix
         self._active: dict[str, _Active] = {}
         self._rewritten: set[str] = set()
+        self.on_activation: Callable[[str, ThinDevice], None] | None = None  # called with each that becomes active
         self._quiescers: dict[str, list[Quiescer]] = {}
 
     def usable(self, name: str) -> DeviceFile:
@@ -99,6 +100,8 @@ class ActiveDevices:
         active = self._active.get(name)
         if active is None:
             active = self._active[name] = _Active(self.open_thin(name, record, read_only), 0, read_only)
+            if self.on_activation is not None:
+                self.on_activation(name, active.thin)
         elif active.read_only != read_only:
             mode = "read-only" if active.read_only else "for writing"
             raise DeviceBusy(f"device {name!r} (thin {record.device_id}) is active {mode}; deactivate it first")

@@ -611,6 +611,10 @@ class DeviceSet:
         """Active devices by name."""
         return self._active.thins()
 
+    def watch_activations(self, watcher: Callable[[str, ThinDevice], None] | None) -> None:
+        """Have a function called with the name and the disk of each device that becomes active; None ends that."""
+        self._active.on_activation = watcher
+
     def open_node(self, name: str) -> int:
         """Activate a device for users of its node, such as a mount by the kernel, until the last of them ends.
 

@@ -89,7 +89,8 @@ class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     `holder_pid` is null where no process held the home before the request. `data_file_allocated_bytes` is what the data
     file occupies of its file system, `host_free_bytes` what that has left: a sparse pool can promise more. `problems`
     are what the last opening found and what is wrong with the pool now, in words; `warnings` say what space is running
-    out. `uses` is left out where no device is in use.
+    out. `uses` is left out where no device is in use. `faults` is how many rules of faults are in force, left out where
+    there are none.
     """
 
     home: str
@@ -122,6 +123,7 @@ class HomeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     problems: list[str]
     warnings: list[str]
     uses: list[DeviceUse] = []
+    faults: int = 0
 
 
 class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):

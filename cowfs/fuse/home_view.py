@@ -131,6 +131,19 @@ class HomeView(View):
         with suppress(OSError):  # EINVAL: it is not mounted yet
             pyfuse3.invalidate_inode(ROOT_INODE, attr_only=True)
 
+    def device_name(self, inode: int) -> str | None:
+        """Whose inode it is; None for the root and for what is not known."""
+        device = self._open.known.get(inode >> _INODE_BITS)
+        return None if device is None else device.name
+
+    def tree_of(self, inode: int) -> TreeView:
+        """The view of a device that is known, with its volume open. Raises FUSEError."""
+        return self._attached_device("open", inode >> _INODE_BITS).view
+
+    def known(self) -> list[InodeT]:
+        """What the kernel knows of all devices."""
+        return [inode for device in self._open.known.values() for inode in device.view.known()]
+
     def hold(self, name: str) -> str:
         """Keep a device's volume open and its directory there; each call needs an `end_hold`.
 

@@ -27,7 +27,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import pyfuse3
 import trio
-from pyfuse3 import FileInfo, FUSEError
+from pyfuse3 import FileInfo, FUSEError, InodeT
 
 from cowfs.errors import OutOfDataSpace, PoolError
 
@@ -113,6 +113,10 @@ class View(pyfuse3.Operations):
 
     def init(self) -> None:
         self.greeted.set()
+
+    def known(self) -> list[InodeT]:
+        """The inodes that the kernel may have cached something of."""
+        return []
 
     async def quiesce(self) -> None:
         """Bring all that applications wrote onto the device.

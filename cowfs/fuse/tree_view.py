@@ -35,7 +35,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
@@ -191,6 +191,24 @@ class TreeView(View):
     def known(self) -> list[InodeT]:
         """What the kernel knows, by its own numbers."""
         return [self._of_kernel(inode) for inode in self._lookups]
+
+    @property
+    def root_inode(self) -> InodeT:
+        """The root directory's, as the kernel has it."""
+        return self._of_kernel(ROOT_INODE)
+
+    def names(self) -> Iterator[tuple[InodeT, bytes, InodeT]]:
+        """Every name in the tree that can be read: its directory, the name, and the inode that it is of."""
+        waiting = [ROOT_INODE]
+        while waiting:
+            directory = waiting.pop()
+            with suppress(OSError):
+                for entry in self._tree.list_directory(directory):
+                    if entry.name in (b".", b".."):
+                        continue
+                    yield self._of_kernel(directory), entry.name, self._of_kernel(entry.inode)
+                    if stat.S_ISDIR(entry.mode or self._tree.attributes(entry.inode).mode):
+                        waiting.append(entry.inode)
 
     def names_at_root(self) -> list[bytes]:
         """Those that can be read."""

@@ -33,6 +33,7 @@ from cowfs.home.requests.devices import (
     TargetLine,
     TargetStatus,
 )
+from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
     NoSpaceChoice,
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from cowfs.copying.sinks import Copied
     from cowfs.devices.opening import Progress
     from cowfs.disk_images.formats import Format
+    from cowfs.faults.api import Faults
+    from cowfs.faults.plan import Rule
+    from cowfs.faults.rules import FaultReport
     from cowfs.home.comparing import BlockRange, FileChange, FileDifference
     from cowfs.home.files import FileInfo
     from cowfs.home.layers import Layers
@@ -185,6 +189,31 @@ class Home:
     @documented_by(Io)
     def io(self) -> IoReport:
         return self._session.call(Io())
+
+    @property
+    def faults(self) -> Faults:
+        """Faults on demand, for tests: of what a mount of this home serves, and of the disks that are open here.
+
+        Example:
+            with home.mount("web") as tree, home.faults.fail("write", path="*.wal", errno="ENOSPC", after=3) as fault:
+                run_program(tree)
+            assert fault.hits
+        """
+        from cowfs.faults.api import Faults
+
+        return Faults(self)
+
+    @documented_by(AddFaults)
+    def add_faults(self, rules: Sequence[Rule]) -> list[FaultReport]:
+        return self._session.call(AddFaults(list(rules))).faults
+
+    @documented_by(ListFaults)
+    def list_faults(self) -> list[FaultReport]:
+        return self._session.call(ListFaults()).faults
+
+    @documented_by(ClearFaults)
+    def clear_faults(self, names: Sequence[str] = ()) -> list[FaultReport]:
+        return self._session.call(ClearFaults(tuple(names))).faults
 
     @documented_by(Metrics)
     def metrics(self) -> str:
@@ -562,6 +591,7 @@ class Home:
         read_only: bool = False,
         repair: bool = False,
         write_base: bool = False,
+        faults: str | os.PathLike[str] | None = None,
     ) -> Iterator[Path]:
         """A mount for the length of a `with` block: the path of its root.
 
@@ -575,8 +605,10 @@ class Home:
             raw: show the device as the file `name`, a disk image.
             read_only: mount for reading only, as the base device is without `write_base`.
             repair: let e2fsck repair a damaged file system before, even where that loses something.
+            faults: a plan of faults, a file of TOML, in force from the beginning; others come by `faults`.
 
         Raises:
+            UsageError: the plan of faults.
             UnknownDevice, FilesystemError: the device cannot be mounted.
             DeviceBusy: a disk or a layer of the home is in use here.
             HomeBusy: another process serves a mount of the home.
@@ -593,7 +625,14 @@ class Home:
             raise UsageError(f"{'raw' if raw else 'repair'} is about one device; name it: home.mount(name, ...)")
         read_only = read_only or (name == BASE and not write_base)
         with mounted_by_child(
-            self._session, name, target, raw=raw, read_only=read_only, repair=repair, write_base=write_base
+            self._session,
+            name,
+            target,
+            raw=raw,
+            read_only=read_only,
+            repair=repair,
+            write_base=write_base,
+            faults="" if faults is None else os.fspath(faults),
         ) as path:
             yield path
 

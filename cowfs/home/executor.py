@@ -52,6 +52,10 @@ class Views(Protocol):
         """Have the kernel drop what it has cached of a device's files."""
         ...
 
+    async def drop_caches(self) -> None:
+        """Have the kernel drop what it has cached of the content of files, of every device."""
+        ...
+
     async def give_up(self, device: str, *, force: bool) -> None:
         """Close a device that is about to become another thin; `take_up` follows. Ends without a checkpoint.
 
@@ -85,6 +89,9 @@ class NoViews:
         return True
 
     async def invalidate(self, device: str) -> None:
+        pass
+
+    async def drop_caches(self) -> None:
         pass
 
     async def give_up(self, device: str, *, force: bool) -> None:
@@ -235,6 +242,8 @@ class Executor:
                 await self._views.invalidate(rewritten)
             if replaced is not None:
                 await self._views.take_up(replaced.device)
+            if request.changes_reads:
+                await self._views.drop_caches()
 
     @contextmanager
     def _naming_a_full_disk(self, request: AnyRequest) -> Iterator[None]:

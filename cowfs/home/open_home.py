@@ -20,6 +20,8 @@ from cowfs.mounts.nodes import kernel_mounts
 if TYPE_CHECKING:
     from cowfs.devices.deviceset import DeviceSet
     from cowfs.devices.on_disk.records import DeviceRecord
+    from cowfs.fuse.translate import View
+    from cowfs.home.faults import HomeFaults
     from cowfs.home.kernel.layers import KernelLayers
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
@@ -40,6 +42,8 @@ class OpenHome:
         self._settings = settings
         self.is_serving = False
         self.views: list[MountedView] = []
+        self._faults: HomeFaults | None = None
+        self._shown: tuple[View, str | None] | None = None
         self._volumes: Volumes | None = None
         self._driver: LayerDriver | None = None
         not_inherited(self, f"the home {devices.home}")
@@ -70,6 +74,28 @@ class OpenHome:
         assert self._volumes is None
         self._volumes = Volumes(self.devices, read_only=read_only)
         return self._volumes
+
+    @property
+    def faults(self) -> HomeFaults:
+        """The faults of the home, made by its first use: a home without any knows nothing of them."""
+        if self._faults is None:
+            from cowfs.home.faults import HomeFaults
+
+            self._faults = HomeFaults(self.devices)
+            if self._shown is not None:
+                self._faults.show(*self._shown)
+        return self._faults
+
+    def show(self, view: View, device: str | None) -> None:
+        """Note what the mount of the home shows: one device, or all of them."""
+        self._shown = view, device
+        if self._faults is not None:
+            self._faults.show(view, device)
+
+    @property
+    def fault_count(self) -> int:
+        """How many rules of faults are in force."""
+        return 0 if self._faults is None else len(self._faults.rules.rules)
 
     @property
     def driver(self) -> LayerDriver:

@@ -3,6 +3,7 @@
 from cowfs.pool.counters import Counters, CountingPool, PoolCounters, ThinCounters, WriteAmplification
 from cowfs.pool.interface import (
     Backend,
+    BreakablePool,
     Capability,
     GroupingPool,
     NodeBackend,
@@ -29,6 +30,7 @@ from cowfs.units import Extent
 
 __all__ = [
     "Backend",
+    "BreakablePool",
     "Capability",
     "Counters",
     "CountingPool",

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
 from cowfs.blockdev import BlockDevice
-from cowfs.pool.status import PoolStatus, ThinStatus, UnreadableStatus
+from cowfs.pool.status import PoolMode, PoolStatus, ThinStatus, UnreadableStatus
 from cowfs.pool.table import PoolTable, ThinTable
 from cowfs.units import Extent
 
@@ -273,6 +273,22 @@ class GroupingPool(Pool, Protocol):
     def together(self) -> AbstractContextManager[None]:
         """The messages sent in the block become durable when it ends, all of them or none; a flush in between may end
         the group early. What stops the commit is raised by the block's end. Not nested.
+        """
+        ...
+
+
+@runtime_checkable
+class BreakablePool(Pool, Protocol):
+    """A pool in this process: for tests, its devices can be made to fail, and it can be brought into a bad mode."""
+
+    def disks(self) -> dict[str, BlockDevice]:
+        """The devices that it reads and writes, `data` and `metadata`; their methods are looked up at each use."""
+        ...
+
+    def degrade(self, mode: PoolMode, *, needs_check: bool = False) -> None:
+        """Go into a mode, as if what leads to it had happened. What was done before is committed first.
+
+        The mode ends as it would have ended: OUT_OF_DATA_SPACE with the next commit, as long as blocks are free.
         """
         ...
 

@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
+from cowfs.faults.disk import FaultyDevice
 from cowfs.pool import Pool, PoolStatus, PoolTable, ThinDevice
 from cowfs.recording.journal import Journal, RecordingDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
+from cowfs.testing.blockdev import memory_device
 from cowfs.testing.judges import recount_findings
 from cowfs.testing.model import Block, ModelState, ModelThin, PoolModel
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
@@ -357,7 +358,7 @@ class CrashRun:
 
 def _unwritable(image: bytearray) -> BlockDevice:
     device = FaultyDevice(MemoryDevice(image))
-    device.fail(Fault({"write", "discard"}))
+    device.fail("write", "discard")
     return device
 
 

@@ -43,7 +43,7 @@ SECTIONS = {
         "remove",
     ],
     "Files in devices": ["changes", "diff", "ls", "cat", "cp"],
-    "Groups of commands": ["pool", "layer", "docker", "dm"],
+    "Groups of commands": ["pool", "layer", "docker", "dm", "faults"],
     "Other": ["batch", "uml", "help", "completion"],
 }
 

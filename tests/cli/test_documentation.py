@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -26,12 +27,15 @@ from cowfs.devices.reports import (
     UsageTotals,
 )
 from cowfs.error_record import ErrorRecord
+from cowfs.faults.plan import Effect, Rule
+from cowfs.faults.rules import FaultReport
 from cowfs.home.comparing import BlockRange, FileChange
 from cowfs.home.files import FileInfo
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
 from cowfs.home.requests.disks import Exported, Imported
+from cowfs.home.requests.faults import Faults
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport
@@ -67,6 +71,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             MountedView,
         ),
         *(RecoveryReport, Renamed, RolledBack, Resized, ResizedPool, TargetLine, TrimmedDevice),
+        *(Faults, FaultReport, Rule, *get_args(Effect)),
         *(LineResult, UsageReport, UsageRow, UsageTotals),
     ],
     ids=lambda kind: kind.__name__,

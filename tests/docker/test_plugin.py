@@ -118,6 +118,9 @@ class Served:
     async def invalidate(self, device: str) -> None:
         self.calls.append(("invalidate", device))
 
+    async def drop_caches(self) -> None:
+        self.calls.append(("drop caches", ""))
+
     async def give_up(self, device: str, *, force: bool) -> None:
         self.calls.append(("give up", device))
 

@@ -10,9 +10,10 @@ import pytest
 
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import MissingRequirement
+from cowfs.faults.disk import FaultyDevice
 from cowfs.pool import PoolStatus, PoolTable, UnreadableStatus
 from cowfs.recording.journal import Journal, RecordingDevice
-from cowfs.testing.blockdev import FaultyDevice, memory_device
+from cowfs.testing.blockdev import memory_device
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.judges import require_clean
 from cowfs.units import SECTOR_BYTES, Sectors

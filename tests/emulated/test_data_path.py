@@ -10,7 +10,6 @@ from functools import partial
 import pytest
 
 from cowfs.pool import Extent
-from cowfs.testing.blockdev import Fault
 from tests.emulated.conftest import BLOCK, Bench
 
 MakeBench = Callable[..., Bench]
@@ -47,7 +46,7 @@ def test_whole_blocks_over_shared_ones_copy_nothing(bench: Bench) -> None:
     thin = bench.thin()
     thin.pwrite(0, b"a" * (4 * BLOCK))
     bench.pool.create_snap(1, 0)
-    bench.data.fail(Fault({"read"}))
+    bench.data.fail("read")
     assert data_operations(bench, lambda: thin.pwrite(0, b"b" * (4 * BLOCK))) == [("write", 4 * BLOCK, 4 * BLOCK)]
 
 
@@ -64,14 +63,14 @@ def test_reading_across_shared_and_unshared_neighbours_is_one_read(bench: Bench)
     thin.pwrite(0, b"a" * (2 * BLOCK))
     bench.pool.create_snap(1, 0)
     thin.pwrite(2 * BLOCK, b"b" * (2 * BLOCK))
-    fault = bench.data.fail(Fault({"read"}, after=1))
+    fault = bench.data.fail("read", after=1)
     assert thin.pread(0, 4 * BLOCK) == b"a" * (2 * BLOCK) + b"b" * (2 * BLOCK)
     assert fault.seen == 1
 
 
 def test_unmapped_ranges_are_not_read(bench: Bench) -> None:
     thin = bench.thin()
-    bench.data.fail(Fault({"read"}))
+    bench.data.fail("read")
     assert thin.pread(0, 32 * BLOCK) == bytes(32 * BLOCK)
 
 
@@ -116,7 +115,7 @@ def test_a_failing_punch_costs_nothing_but_space(bench: Bench) -> None:
     thin = bench.thin()
     thin.pwrite(0, b"a" * (16 * BLOCK))
     thin.flush()
-    bench.data.fail(Fault({"discard"}))
+    bench.data.fail("discard")
     thin.discard(0, 16 * BLOCK)
     bench.pool.commit()
     status = bench.status()
@@ -164,7 +163,7 @@ def test_a_failed_write_gives_its_blocks_back_and_they_can_be_used(make_bench: M
     bench = make_bench(data_blocks=8)
     thin = bench.thin()
     for _ in range(20):
-        bench.data.fail(Fault({"write"}, times=1))
+        bench.data.fail("write", times=1)
         with pytest.raises(OSError, match="failed on the data device") as raised:
             thin.pwrite(0, b"a" * (8 * BLOCK))
         assert raised.value.errno == errno.EIO
@@ -187,10 +186,10 @@ def test_every_single_data_fault_leaves_old_or_new_content_and_no_leak(bench: Be
         if number % 30 == 29:
             bench.pool.create_snap(snapshots + 1, 0)
             snapshots += 1
-        fault = bench.data.fail(Fault({"read", "write"}, after=rng.randrange(4), times=1))
+        fault = bench.data.fail("read", "write", after=rng.randrange(4), times=1)
         at = vblock * BLOCK + begin
         number_of_error = outcome(partial(thin.pwrite, at, bytes([number]) * length))
-        assert number_of_error == (errno.EIO if fault.failed else 0)
+        assert number_of_error == (errno.EIO if fault.hits else 0)
         if not number_of_error:
             expected[at : at + length] = bytes([number]) * length
         bench.data.heal()

@@ -9,7 +9,6 @@ import pytest
 from cowfs.blockdev import MemoryDevice
 from cowfs.errors import PoolIoError, ThinExists
 from cowfs.pool import GroupingPool
-from cowfs.testing.blockdev import Fault
 from cowfs_emulated import EmulatedPool
 from tests.emulated.conftest import Bench
 
@@ -63,7 +62,7 @@ def test_a_group_whose_commit_fails_has_done_nothing() -> None:
         with bench.pool.together():
             bench.pool.create_thin(2)
             bench.pool.set_transaction_id(0, 1)
-            bench.metadata.fail(Fault("write"))
+            bench.metadata.fail("write")
 
     with pytest.raises(PoolIoError):
         group()

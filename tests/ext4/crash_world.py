@@ -6,7 +6,6 @@ free blocks hold what must never show in a file.
 
 from __future__ import annotations
 
-import errno
 import random
 import stat
 from bisect import bisect_left, bisect_right
@@ -18,9 +17,10 @@ from pathlib import Path
 from cowfs.blockdev import FileDevice, MemoryDevice
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.faults.disk import FaultyDevice
 from cowfs.filetree import ROOT_INODE
 from cowfs.recording.journal import Journal, RecordingDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
+from cowfs.testing.blockdev import memory_device
 from cowfs.units import SECTOR_BYTES
 
 DISK = "disk"
@@ -322,13 +322,12 @@ class CrashWorld:
         return "quiesce"
 
     def fail(self) -> str:
-        fault = Fault(
-            self.rng.choice([{"write"}, {"flush"}, {"write", "flush"}]),
+        self.disk.fail(
+            *self.rng.choice([["write"], ["flush"], ["write", "flush"]]),
             after=self.rng.randrange(5),
             times=1,
-            number=self.rng.choice([errno.EIO, errno.ENOSPC]),
+            errno=self.rng.choice(["EIO", "ENOSPC"]),
         )
-        self.disk.fail(fault)
         operation = self.rng.choice([self.sync, self.sync, self.quiesce])
         try:
             return operation()

@@ -14,8 +14,8 @@ from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import OutOfDataSpace
 from cowfs.ext4.tools import fsck
 from cowfs.ext4.volume import Volume
+from cowfs.faults.disk import FaultyDevice
 from cowfs.filetree import ROOT_INODE
-from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 
@@ -39,7 +39,7 @@ def test_a_failed_write_of_data(image: Image, switch: Switch) -> None:
     inode = make_file(volume, b"f", b"old")
     volume.sync()
     before = volume.statistics().blocks_free
-    switch.device.fail(Fault(["write"]))
+    switch.device.fail("write")
     with pytest.raises(OSError) as caught:
         volume.write(inode, 3, b"x" * MIB)
     assert caught.value.errno == errno.EIO
@@ -55,7 +55,7 @@ def test_a_file_that_could_not_be_restored(image: Image, switch: Switch) -> None
     make_file(volume, b"there")
     volume.sync()
     before = volume.statistics()
-    switch.device.fail(Fault(["write"]))
+    switch.device.fail("write")
     with pytest.raises(OSError) as caught:
         volume.restore(ROOT_INODE, b"new", stat.S_IFREG | 0o644, 0, 0, content=b"x" * 9000)
     assert caught.value.errno == errno.EIO
@@ -89,7 +89,7 @@ def test_a_failed_sync_can_be_repeated(image: Image, switch: Switch) -> None:
     for number in range(100):
         make_file(volume, b"f%d" % number, b"x" * 5000)
     for operation in ("write", "flush"):
-        switch.device.fail(Fault([operation], number=errno.ENOSPC))
+        switch.device.fail(operation, errno="ENOSPC")
         with pytest.raises(OSError) as caught:
             volume.sync()
         assert caught.value.errno == errno.ENOSPC
@@ -110,7 +110,7 @@ def test_a_device_that_dies_while_syncing(make_image: Callable[..., Image], swit
         make_file(volume, b"new-%d" % number, b"x" * 3000)
     for number in range(0, 50, 2):
         volume.unlink(ROOT_INODE, b"old-%d" % number)
-    switch.device.fail(Fault(["write"], after=nth))
+    switch.device.fail("write", after=nth)
     with contextlib.suppress(OSError):
         volume.sync()
     with contextlib.suppress(OSError):
@@ -134,7 +134,7 @@ def test_unreadable_metadata(image: Image, switch: Switch) -> None:
     image.close()
     volume = image.open(wrap=switch)
     volume.attributes(inode)
-    switch.device.fail(Fault(["read"]))
+    switch.device.fail("read")
     with pytest.raises(OSError) as caught:
         volume.read(inode, 8192, 1)
     assert caught.value.errno == errno.EIO

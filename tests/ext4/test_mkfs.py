@@ -16,9 +16,9 @@ from cowfs.ext4.tools import fsck
 from cowfs.ext4.tools.fsck import CheckStatus
 from cowfs.ext4.tools.mkfs import make_filesystem, probe_filesystem, read_uuid
 from cowfs.ext4.volume import Volume
+from cowfs.faults.disk import FaultyDevice
 from cowfs.filetree import ROOT_INODE
 from cowfs.recording.journal import Journal, RecordingDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 
 UUID = "01234567-89ab-cdef-0123-456789abcdef"
@@ -151,7 +151,7 @@ class TestPrepare:
     def test_a_clean_volume_costs_one_read(self, image: Image) -> None:
         image.close()
         device = FaultyDevice(FileDevice(image.path))
-        reads = device.fail(Fault(["read"], times=0))
+        reads = device.fail("read", times=0)
         assert fsck.prepare_for_mount(device) is None
         assert reads.seen == 1
         device.close()

@@ -14,8 +14,8 @@ from cowfs.blockdev import BlockDevice
 from cowfs.ext4.files import acl
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
+from cowfs.faults.disk import FaultyDevice
 from cowfs.filetree import ROOT_INODE
-from cowfs.testing.blockdev import Fault, FaultyDevice
 from tests.ext4.conftest import MIB, Image, make_file, names
 from tests.ext4.test_xattrs import NAMED, fails
 
@@ -93,7 +93,7 @@ def test_the_last_block_of_a_restored_file_shows_nothing_of_the_past(image: Imag
 
     def keeping(device: BlockDevice) -> BlockDevice:
         faulty = FaultyDevice(device)
-        faulty.fail(Fault(["discard"], number=errno.EOPNOTSUPP))
+        faulty.fail("discard", errno="EOPNOTSUPP")
         return faulty
 
     volume = image.open(wrap=keeping)

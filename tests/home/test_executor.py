@@ -18,6 +18,7 @@ from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.comparing import ChangedFiles, Changes
 from cowfs.home.requests.devices import Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
+from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
 from cowfs.home.requests.files import CopyIn, CopyOut, CopyWithin, ListFiles, ReadFile
 from cowfs.home.requests.layers import (
     ApplyLayer,
@@ -55,6 +56,9 @@ class NotedViews:
 
     async def invalidate(self, device: str) -> None:
         self.events.append(f"invalidate {device}")
+
+    async def drop_caches(self) -> None:
+        self.events.append("drop caches")
 
     async def give_up(self, device: str, *, force: bool) -> None:
         await trio.lowlevel.checkpoint()
@@ -112,6 +116,9 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (Create("new"), ["write back base", "run"]),
         (Create("new", "a"), ["write back a", "run"]),
         (Rename("a", "b"), ["close a", "run"]),
+        (AddFaults([]), ["run", "drop caches"]),
+        (ListFaults(), ["run"]),
+        (ClearFaults(), ["run", "drop caches"]),
         (CreateMany(["new", "other"], "a"), ["write back a", "run"]),
         (Rollback("a", "b"), ["check", "write back b", "write back a", "give up a", "run", "take up a"]),
         (Rollback("a", "b", force=True), ["check", "write back b", "write back a", "detach a", "run", "take up a"]),

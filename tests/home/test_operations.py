@@ -15,6 +15,7 @@ from cowfs.devices import opening
 from cowfs.devices.on_disk.names import pool_prefix
 from cowfs.devices.reports import HomeReport
 from cowfs.error_record import record_error, restore_error
+from cowfs.faults.plan import Error, Rule
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
@@ -69,6 +70,11 @@ SUCCEEDING: dict[str, Act] = {
     "set no space": lambda home: home.set_no_space("error", timeout_seconds=5),
     "devices": lambda home: home.devices(),
     "inspect": lambda home: home.inspect("base"),
+    "list faults": lambda home: home.list_faults(),
+    "add and clear faults": lambda home: (
+        home.add_faults([Rule(effect=Error(), operations=("read",), on="device", device="none")]),
+        home.clear_faults(["rule-1"]),
+    ),
     "message": lambda home: home.message("create_snap 7 1"),
     "table": lambda home: home.table(),
     "target_status": lambda home: home.target_status(),
@@ -101,6 +107,13 @@ FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
     "resize unknown": (lambda home: home.resize("nope", 2 * BASE_BYTES), errors.UnknownDevice, 2, 5),
     "resize pool smaller": (lambda home: home.resize_pool(data_size_bytes=65536), errors.UsageError, 22, 2),
     "inspect unknown": (lambda home: home.inspect("nope"), errors.UnknownDevice, 2, 5),
+    "clear unknown fault": (lambda home: home.clear_faults(["nope"]), errors.UsageError, 22, 2),
+    "add wrong fault": (
+        lambda home: home.add_faults([Rule(effect=Error("EFOO"), operations=("read",), on="device")]),
+        errors.UsageError,
+        22,
+        2,
+    ),
     "message taken": (lambda home: home.message("create_thin 1"), errors.ThinExists, 17, 4),
     "message unknown origin": (lambda home: home.message("create_snap 9 8"), errors.NoSuchThin, 61, 4),
     "message unknown thin": (lambda home: home.message("delete 9"), errors.NoSuchThin, 61, 4),

@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
+from cowfs.faults.disk import FaultyDevice
 from cowfs.recording.journal import Journal, RecordingDevice
-from cowfs.testing.blockdev import Fault, FaultyDevice, memory_device
+from cowfs.testing.blockdev import memory_device
 
 
 def fails(call: Callable[[], object]) -> int | None:
@@ -24,10 +25,10 @@ def fails(call: Callable[[], object]) -> int | None:
 
 def test_the_nth_write_fails_and_writes_nothing() -> None:
     device = FaultyDevice(MemoryDevice(8192))
-    fault = device.fail(Fault({"write"}, after=2, times=1, number=errno.ENOSPC))
+    fault = device.fail("write", after=2, times=1, errno="ENOSPC")
     assert [fails(partial(device.pwrite, n, b"x")) for n in range(5)] == [0, 0, errno.ENOSPC, 0, 0]
     assert device.pread(0, 5) == b"xx\0xx"
-    assert (fault.seen, fault.failed) == (5, 1)
+    assert (fault.seen, fault.hits) == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_the_nth_write_fails_and_writes_nothing() -> None:
 )
 def test_each_kind_of_operation_fails_alone(operation: str, expected: list[int]) -> None:
     device = FaultyDevice(MemoryDevice(8192))
-    device.fail(Fault({operation}))
+    device.fail(operation)
     calls: list[Callable[[], object]] = [
         lambda: device.pread(0, 1),
         lambda: device.pwrite(0, b"x"),
@@ -57,7 +58,7 @@ def test_each_kind_of_operation_fails_alone(operation: str, expected: list[int])
 
 def test_only_the_range_fails() -> None:
     device = FaultyDevice(MemoryDevice(3 * 4096))
-    device.fail(Fault({"read"}, begin=4096, end=8192))
+    device.fail("read", range_bytes=(4096, 8192))
     assert [fails(partial(device.pread, o, 2)) for o in (0, 4094, 4095, 8191, 8192)] == [0, 0, 5, 5, 0]
 
 

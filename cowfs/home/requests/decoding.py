@@ -13,6 +13,7 @@ from cowfs.home.requests.comparing import COMPARING_REQUESTS
 from cowfs.home.requests.counters import COUNTER_REQUESTS
 from cowfs.home.requests.devices import REQUESTS
 from cowfs.home.requests.disks import DISK_REQUESTS
+from cowfs.home.requests.faults import FAULT_REQUESTS
 from cowfs.home.requests.files import FILE_REQUESTS
 from cowfs.home.requests.images import IMAGE_REQUESTS
 from cowfs.home.requests.layers import LAYER_REQUESTS
@@ -21,7 +22,8 @@ from cowfs.home.requests.request import AnyRequest
 from cowfs.home.requests.space import SPACE_REQUESTS
 
 _REQUESTS: Final = (
-    *(*REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS, *IMAGE_REQUESTS),
+    *(*REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
+    *(*FAULT_REQUESTS, *IMAGE_REQUESTS),
     *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *RECORDING_REQUESTS),
 )
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])

@@ -79,6 +79,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
             holder_pid=os.getpid() if home.is_serving else None,
             views=home.all_views(),
             uses=home.all_uses(),
+            faults=home.fault_count,
         )
 
 

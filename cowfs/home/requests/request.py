@@ -40,7 +40,8 @@ class Replaced(NamedTuple):
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Base of everything that can be sent.
 
-    `is_whole`: it is done wholly, or not at all. `reads_all_devices`: `devices_read` is every device.
+    `is_whole`: it is done wholly, or not at all. `reads_all_devices`: `devices_read` is every device. `changes_reads`:
+    what is read of a file may be different after it, so that the kernel's cache does not count.
     """
 
     is_whole: ClassVar[bool] = True
@@ -52,6 +53,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         return f"{words} '{subject}'" if subject else words
 
     reads_all_devices: ClassVar[bool] = False
+    changes_reads: ClassVar[bool] = False
 
     def check(self, home: OpenHome) -> None:
         """Raise what can be known to stand against this, before anything is done about devices. Changes nothing."""

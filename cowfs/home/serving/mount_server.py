@@ -17,6 +17,7 @@ from cowfs.devices.on_disk.lock import UNWRITABLE
 from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
 from cowfs.errors import HomeError, ungrouped
+from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome
@@ -42,10 +43,13 @@ def serve_mount(
     if request.lease_fd is not None:
         os.set_inheritable(request.lease_fd, False)
     with Ending() as ending, Readiness(report_fd) as readiness, ExitStack() as stack:
+        plan = read_plan(request.faults) if request.faults else None
         if request.is_private:
             stack.callback(remove_private, os.path.realpath(request.target))
         home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
         stack.enter_context(ending_with(home.close))
+        if plan is not None:
+            home.faults.add(plan.rules, before_mount=not request.by_kernel)
         served = stack.enter_context(ServedHome.opened(home, request))
 
         def ready() -> None:

@@ -46,6 +46,7 @@ class MountRequest:
         lease_fd: a process (pidfd_open(2)) with which the mount ends, however that ends.
         is_private: the mount point was made for this mount, in a directory of its own; both are removed at the end.
         durable: False gives up flushes.
+        faults: a plan of faults, a file of TOML, whose rules are in force from the beginning.
     """
 
     home: Path
@@ -64,6 +65,7 @@ class MountRequest:
     lease_fd: int | None = None
     is_private: bool = False
     durable: bool = True
+    faults: str = ""
 
     @property
     def source(self) -> str:
@@ -102,6 +104,8 @@ def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable
     options += ["--not-durable"] * (not request.durable)
     if request.lease_fd is not None:
         options += ["--lease-fd", str(request.lease_fd)]
+    if request.faults:
+        options += ["--faults", os.path.realpath(request.faults)]
     program = [*python_module("cowfs"), "--home", str(request.home), "--backend", request.backend, *log_words]
     program += [word for option in request.storage_options for word in ("--storage-opt", option)]
     device = [request.device] if request.device else []

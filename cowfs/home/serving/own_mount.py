@@ -34,6 +34,7 @@ def mounted_by_child(
     read_only: bool,
     repair: bool,
     write_base: bool,
+    faults: str,
 ) -> Iterator[Path]:
     """As `Home.mount`."""
 
@@ -56,6 +57,7 @@ def mounted_by_child(
             storage_options=spec.storage_options,
             is_private=target is None,
             durable=spec.durable,
+            faults=faults,
         )
         return _serve(request)
 

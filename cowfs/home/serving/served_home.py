@@ -25,7 +25,7 @@ from cowfs.fuse.home_view import HomeView
 from cowfs.fuse.kernel_cache import invalidate_tree
 from cowfs.fuse.raw_view import RawView
 from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
-from cowfs.fuse.translate import SpaceQueue, View
+from cowfs.fuse.translate import SpaceQueue, View, drop_caches
 from cowfs.fuse.tree_view import TreeView
 from cowfs.home.control.server import ControlServer
 from cowfs.home.executor import Executor
@@ -104,6 +104,7 @@ class ServedHome:
             served = cls(home, view, request, mount)
             if view is not None:
                 kind = "raw" if request.raw else "tree" if request.device else "home"
+                home.show(view, request.device)
                 home.views.append(MountedView(request.device, plain_text(_target(request)), kind, request.read_only))
             served.use_driver(home.settings)
             with ending_with(served._unmount_layers):
@@ -169,6 +170,11 @@ class ServedHome:
             await self._view.kernel_cache.invalidate(device)
         elif isinstance(self._view, TreeView) and device == self._request.device:
             await invalidate_tree(self._view, self._target)
+
+    async def drop_caches(self) -> None:
+        if self._view is not None:
+            known = self._view.known()
+            await trio.to_thread.run_sync(drop_caches, known, abandon_on_cancel=True)
 
     async def give_up(self, device: str, *, force: bool) -> None:
         if isinstance(self._view, HomeView):

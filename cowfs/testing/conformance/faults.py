@@ -6,7 +6,6 @@ import errno
 
 from cowfs.blockdev import FileDevice
 from cowfs.pool import Capability, PoolMode, UnreadableStatus
-from cowfs.testing.blockdev import Fault
 from cowfs.testing.conformance.lab import (
     BLOCK,
     Lab,
@@ -170,7 +169,7 @@ def a_data_error_is_reported_and_changes_no_mapping(lab: Lab) -> None:
 @behaviour("1.8-27", lab_features=LabFeature.NTH_FAULT)
 def a_full_host_file_system_is_an_error_of_the_write_alone(lab: Lab) -> None:
     pool, thin = lab.pool_with_thin(1)
-    lab.inject(pool, "data", Fault({"write"}, number=errno.ENOSPC))
+    lab.inject(pool, "data", "write", errno="ENOSPC")
     error = expect_error(errno.ENOSPC, lambda: fill(thin, 1, 1, 1))
     expect_equal(getattr(error, "may_queue", False), False, "may_queue")
     lab.heal(pool)
@@ -253,10 +252,10 @@ def every_single_fault_of_the_metadata_device_leaves_a_commit(lab: Lab) -> None:
         for position in range(4):
             pool, thin = lab.pool_with_thin(2)
             thin.flush()
-            fault = lab.inject(pool, "metadata", Fault({operation}, after=position, times=1))
+            fault = lab.inject(pool, "metadata", operation, after=position, times=1)
             fill(thin, 2, 2, 2)
             failed = _fails(thin.flush)
-            expect_equal(failed, fault.failed == 1, f"flush with {operation} {position} failing: it failed")
+            expect_equal(failed, fault.hits == 1, f"flush with {operation} {position} failing: it failed")
             if failed:
                 expect_equal(status_of(pool).needs_check, True, "needs_check")
             thin.close()

@@ -21,8 +21,9 @@ from typing import ParamSpec, Protocol, runtime_checkable
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.errors import MissingRequirement, OutOfDataSpace
+from cowfs.faults.disk import FaultyDevice
+from cowfs.faults.rules import ActiveRule
 from cowfs.pool import Backend, Capability, Pool, PoolStatus, PoolTable, ThinDevice, UnreadableStatus
-from cowfs.testing.blockdev import Fault, FaultyDevice
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.judges import require_clean
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors
@@ -338,20 +339,22 @@ class Lab:
     def fail_writes(self, pool: Pool, role: str) -> None:
         """Make writes to a device (`metadata` or `data`) of a failing pool fail until it is healed, flushes too."""
         if self._is_adjustable:
-            self.inject(pool, role, Fault({"write", "flush"}))
+            self.inject(pool, role, "write", "flush")
         else:
             self._failing_device_of(pool, role).fail_writes()
 
     def fail_everything(self, pool: Pool, role: str) -> None:
         """Make a device of a failing pool fail altogether until it is healed."""
         if self._is_adjustable:
-            self.inject(pool, role, Fault())
+            self.inject(pool, role)
         else:
             self._failing_device_of(pool, role).fail_everything()
 
-    def inject(self, pool: Pool, role: str, fault: Fault) -> Fault:
-        """Make chosen requests to a device of a pool fail."""
-        return self._faulty[pool.name, role].fail(fault)
+    def inject(
+        self, pool: Pool, role: str, *operations: str, errno: str = "EIO", after: int = 0, times: int | None = None
+    ) -> ActiveRule:
+        """Make chosen requests to a device of a pool fail, all of them by default."""
+        return self._faulty[pool.name, role].fail(*operations, errno=errno, after=after, times=times)
 
     def heal(self, pool: Pool) -> None:
         for role in ("metadata", "data"):

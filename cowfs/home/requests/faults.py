@@ -1,0 +1,59 @@
+"""Requests about faults on demand: rules of them last as long as the process that has the home open."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final
+
+import msgspec
+
+from cowfs.faults.plan import Rule
+from cowfs.faults.rules import FaultReport
+from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.request import Request
+
+
+class Faults(msgspec.Struct, frozen=True):
+    """Rules, in the order in which they are looked at, each with its counters."""
+
+    faults: list[FaultReport]
+
+
+class AddFaults(Request[Faults], frozen=True, tag="add_faults"):
+    """Put rules of faults in force, all of them or none; the rules that were added, with their names.
+
+    Raises UsageError: a rule is wrong, has a name that is taken, or cannot be met in this home.
+    """
+
+    rules: list[Rule]
+
+    changes_reads: ClassVar[bool] = True
+
+    def run(self, home: OpenHome) -> Faults:
+        return Faults(home.faults.add(self.rules))
+
+
+class ListFaults(Request[Faults], frozen=True, tag="list_faults"):
+    """The rules of faults in force, and how often each was met."""
+
+    def run(self, home: OpenHome) -> Faults:
+        return Faults(home.faults.rules.reports() if home.fault_count else [])
+
+
+class ClearFaults(Request[Faults], frozen=True, tag="clear_faults"):
+    """Take rules of faults out of force; the rules that were cleared, with what they had counted.
+
+    Args:
+        names: of rules; all of them when empty.
+
+    Raises UsageError: there is no such rule.
+    """
+
+    names: tuple[str, ...] = ()
+
+    changes_reads: ClassVar[bool] = True
+
+    def run(self, home: OpenHome) -> Faults:
+        return Faults(home.faults.clear(self.names) if self.names or home.fault_count else [])
+
+
+FAULT_REQUESTS: Final = (AddFaults, ListFaults, ClearFaults)
