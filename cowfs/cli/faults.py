@@ -43,7 +43,7 @@ _RANGE: Final = _RangeType()
 @click.option(
     "--on", type=click.Choice(_PLACES), help="Where: requests of the mount, or a disk under it. [default: files]"
 )
-@click.option("--path", metavar="PATTERN", help="Only files with this name, as in '*.wal', or path, as in '/db/**'.")
+@click.option("--path", metavar="PATTERN", help="Only files of this name, as in '*.wal', or path, as in '/db/**'.")
 @click.option("--bytes", "range_bytes", type=_RANGE, metavar="BEGIN:END", help="Only these bytes of the file or disk.")
 @click.option("--blocks", "range_blocks", type=_RANGE, metavar="BEGIN:END", help="Only these blocks of the disk.")
 @click.option("--after", type=int, metavar="N", help="Let N operations pass first.")
@@ -210,4 +210,4 @@ def clear_command(settings: Settings, rules: tuple[str, ...]) -> None:
         output.print_json({"faults": cleared})
     else:
         for report in cleared:
-            print(f"cleared {output.printable(report.rule.name)}, met {report.hits} times")
+            print(f"cleared {output.printable(report.rule.name)}, hits: {report.hits}")

@@ -12,8 +12,8 @@
 
 Where. `files` are the requests of a mount. The rest is the disk under it: `device` is the thin device, `data` and
 `metadata` are the pool's two devices, and `commit` is the write of the metadata's superblock, which makes a transaction
-durable. A pattern of a path without a slash is compared with the last part of a path, one with a slash with the whole
-of it, which begins with `/` at the root of the device; `**` goes across directories.
+durable. A pattern that begins with a slash is compared with a whole path, from the root of the device on, another one
+with the last parts of a path; `*` ends at a slash, and `**` does not.
 """
 
 from __future__ import annotations
@@ -350,8 +350,7 @@ def convert_rule(raw: Mapping[str, Any], source: str) -> Rule:
 
 def matches(pattern: str, path: str) -> bool:
     """Whether a path, from `/` on, is one that a pattern of a rule means."""
-    subject = path if "/" in pattern else path.rpartition("/")[2]
-    return _compiled(pattern).fullmatch(subject) is not None
+    return _compiled(pattern if pattern.startswith("/") else f"/**/{pattern}").fullmatch(path) is not None
 
 
 def matches_name(pattern: str, name: str) -> bool:

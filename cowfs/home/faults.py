@@ -71,7 +71,7 @@ class HomeFaults:
         added = self.rules.add(rules)
         self._put_in_place()
         for active in added:
-            _log.warning("fault '%s' is in force: %s on %s", active.name, active.rule.effect.kind, active.rule.on)
+            _log.info("fault '%s' is in force: %s on %s", active.name, active.rule.effect.kind, active.rule.on)
         return [active.report() for active in added]
 
     def clear(self, names: Sequence[str]) -> list[FaultReport]:
@@ -79,7 +79,7 @@ class HomeFaults:
         cleared = self.rules.clear(names)
         self._put_in_place()
         for active in cleared:
-            _log.warning("fault '%s' is cleared; it was met %d times", active.name, active.hits)
+            _log.info("fault '%s' is cleared; it was met %d times", active.name, active.hits)
         return [active.report() for active in cleared]
 
     def _require_possible(self, rule: Rule) -> None:

@@ -57,7 +57,7 @@ def test_faults_by_the_command_line(account: Account, needs_fuse: None) -> None:
         assert "2 in force, see 'faults list'" in mounted.run("status").stdout
         assert mounted.json("status")["faults"] == 2
         assert "no rule 'nope'; in force: 'full', 'rule-1'" in mounted.refused(2, "faults", "clear", "nope")
-        assert mounted.run("faults", "clear").stdout == "cleared full, met 1 times\ncleared rule-1, met 3 times\n"
+        assert mounted.run("faults", "clear").stdout == "cleared full, hits: 1\ncleared rule-1, hits: 3\n"
         assert "faults" not in mounted.json("status")
     finally:
         mounted.run("umount", mounted.target)

@@ -271,7 +271,9 @@ class Soak:
                 assert pid is not None
                 workers = self._workers(tree / "web")
                 self._run(home, workers, pid, seconds)
-        except (MountError, HomeError, PoolError):
+        except (MountError, HomeError, PoolError) as error:
+            if "has not ended" in str(error) or "does not answer" in str(error):
+                raise Defect(f"the server hangs: {error}") from error
             if not any(isinstance(rule.effect, Crash | PoolMode | NoSpace | Error | Tear) for rule in self._plan):
                 raise
         finally:

@@ -151,6 +151,41 @@ def python_has_a_mount_for_a_block(folder: Path) -> None:
 
 
 @check
+def disks_and_requests_fail_on_demand_and_what_is_below_the_kernels_pool_does_not(folder: Path) -> None:
+    home = make_home(folder)
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        with opened.device("web") as disk:
+            before = disk.pread(65536, 1024)
+            with opened.faults.fail("write", on="device", range_blocks=(1, 2), errno="ENXIO") as fault:
+                with expected(CowfsError, errno.ENXIO):
+                    disk.pwrite(65536 + 512, b"x" * 512)
+                disk.pwrite(2 * 65536, disk.pread(2 * 65536, 512))
+                assert fault.hits == 1
+            with opened.faults.tear(on="device", keep_sectors=[1]):
+                disk.pwrite(65536, b"x" * 1024)
+            assert disk.pread(65536, 1024) == before[:512] + b"x" * 512
+            with expected(CowfsError, errno.EINVAL, "'data' is not possible", "whose pool runs in the kernel"):
+                opened.faults.fail("write", on="data")
+            with expected(CowfsError, errno.EINVAL, "'commit' is not possible"):
+                opened.faults.fail(on="commit")
+            with expected(CowfsError, errno.EINVAL, "'pool_mode' is not possible"):
+                opened.faults.pool_mode("failed", on="device")
+            disk.pwrite(65536, before)
+        with opened.mount("web") as tree:
+            (tree / "file").write_text("before")
+            with opened.faults.fail("write", path="file", errno="EDQUOT"), expected(OSError, errno.EDQUOT):
+                (tree / "file").write_text("after")
+            with opened.faults.fail("write", on="device"), expected(OSError, errno.EIO):
+                (tree / "other").write_bytes(b"x" * 4096)
+            (tree / "file").write_text("after")
+            os.sync()
+        with opened.mount("web") as tree:
+            assert (tree / "file").read_text() == "after"
+    home("pool", "check")
+    assert_free()
+
+
+@check
 def a_home_is_copied_when_the_kernel_does_not_use_its_pool(folder: Path) -> None:
     home = make_home(folder)
     copy = folder / "copy"
