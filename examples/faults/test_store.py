@@ -35,7 +35,7 @@ def home() -> Iterator[tuple[cowfs.Home, Path]]:
 def disk(home: tuple[cowfs.Home, Path], request: pytest.FixtureRequest) -> Path:
     """An empty file system of the test's own."""
     opened, tree = home
-    name = request.node.name.replace("[", "-").replace("]", "")
+    name = str(request.node.name).replace("[", "-").replace("]", "")
     opened.create(name)
     return tree / name
 
