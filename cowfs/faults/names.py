@@ -70,25 +70,39 @@ class Names:
 
     def paths(self, inode: int) -> list[str]:
         """The paths of an inode; none for one that is nowhere in the tree."""
-        if inode != self.root and inode not in self._places and inode not in self._last:
-            for directory, name, listed in self._listing():
-                self.learn(directory, name, listed)
-        return self._paths(inode, ())
+        unknown: set[int] = set()
+        found = self._paths(inode, (), unknown)
+        if not unknown:
+            return found
+        for directory, name, listed in self._listing():
+            self.learn(directory, name, listed)
+        unknown.clear()
+        found = self._paths(inode, (), unknown)
+        self._last |= {nowhere: [] for nowhere in unknown}
+        return found
 
     def path_in(self, directory: int, name: bytes) -> list[str]:
         """The paths of a name in a directory."""
         return [_join(above, name) for above in self.paths(directory)]
 
-    def _paths(self, inode: int, below: tuple[int, ...]) -> list[str]:
-        """The paths of an inode above `below`; a tree that others change too may seem to lead in a circle."""
+    def _paths(self, inode: int, below: tuple[int, ...], unknown: set[int]) -> list[str]:
+        """The paths of an inode above `below`; what is not known goes to `unknown`.
+
+        A tree that others change too may seem to lead in a circle.
+        """
         if inode == self.root:
             return ["/"]
         if inode in below:
             return []
         if inode not in self._places:
+            if inode not in self._last:
+                unknown.add(inode)
             return self._last.get(inode, [])
-        places = self._places[inode]
-        return [_join(above, name) for directory, name in places for above in self._paths(directory, (*below, inode))]
+        return [
+            _join(above, name)
+            for directory, name in self._places[inode]
+            for above in self._paths(directory, (*below, inode), unknown)
+        ]
 
 
 def _join(above: str, name: bytes) -> str:

@@ -36,6 +36,23 @@ def test_what_came_before_is_looked_for_once() -> None:
     assert asked == ["listed"]
 
 
+def test_a_new_name_in_a_directory_that_came_before() -> None:
+    known, asked = names((ROOT, b"dir", 12))
+    known.learn(12, b"new", 13)
+    assert known.paths(13) == ["/dir/new"]
+    assert known.path_in(12, b"other") == ["/dir/other"]
+    assert asked == ["listed"]
+
+
+def test_what_is_nowhere_is_looked_for_once() -> None:
+    known, asked = names()
+    assert known.paths(99) == []
+    assert known.paths(99) == []
+    assert asked == ["listed"]
+    known.learn(ROOT, b"there", 99)
+    assert known.paths(99) == ["/there"]
+
+
 def test_every_name_of_a_file_counts() -> None:
     known, _ = names()
     known.learn(ROOT, b"a", 12)
