@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cowfs.blockdev import BlockDevice, Buffer, StartsFlush
+from cowfs.blockdev import BlockDevice, Buffer, StartsFlush, WrappedDevice
 from cowfs.units import SECTOR_BYTES
 
 
@@ -134,7 +134,7 @@ class Journal:
         entry.apply(image, sectors=sectors)
 
 
-class RecordingDevice:
+class RecordingDevice(WrappedDevice):
     """Writes down in a record, under its name, everything that changes it. Copies are recorded with their content.
 
     Args:
@@ -143,20 +143,11 @@ class RecordingDevice:
     """
 
     def __init__(self, inner: BlockDevice, record: Record, name: str, *, discard_bytes: int = 1) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self._record = record
         self._name = name
         self._discard_bytes = discard_bytes
         record.begin(name, inner)
-
-    @property
-    def size_bytes(self) -> int:
-        return self.inner.size_bytes
-
-    def refresh_size(self) -> int:
-        """See that the device grew, where it is one that has to look."""
-        refresh = getattr(self.inner, "refresh_size", None)
-        return int(refresh()) if refresh else self.inner.size_bytes
 
     def _note(self, operation: str, offset: int = 0, length: int = 0, data: Buffer | None = None) -> None:
         self._record.note(Entry(self._name, operation, offset, length, data))
@@ -190,6 +181,3 @@ class RecordingDevice:
     def start_flush(self) -> None:
         if isinstance(self.inner, StartsFlush):
             self.inner.start_flush()
-
-    def close(self) -> None:
-        self.inner.close()
