@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Final
@@ -33,8 +32,8 @@ def new_file(path: str, *, force: bool = False, hint: str = "") -> Iterator[IO[b
             raise UsageError(f"{path} exists and is not a regular file; name another one", errno=errno.EEXIST)
         if not force:
             raise taken
-    directory, last = os.path.split(path)
-    fd, partial = tempfile.mkstemp(prefix=f".{last[:_NAME_MAX]}.", dir=directory)
+    partial = _partial(path)
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(fd, "r+b") as file:
             yield file
@@ -59,11 +58,17 @@ def new_directory(path: str) -> Iterator[str]:
     """
     if os.path.lexists(path):
         raise UsageError(f"{path} exists; name a directory that does not", errno=errno.EEXIST)
-    directory, last = os.path.split(path)
-    partial = tempfile.mkdtemp(prefix=f".{last[:_NAME_MAX]}.", dir=directory)
+    partial = _partial(path)
+    os.mkdir(partial, 0o700)
     try:
         yield partial
         os.rename(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _partial(path: str) -> str:
+    """A name beside `path` that nothing has."""
+    directory, last = os.path.split(path)
+    return os.path.join(directory, f".{last[:_NAME_MAX]}.{os.urandom(6).hex()}")

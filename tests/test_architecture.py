@@ -72,8 +72,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "uml": FOUNDATION | {"debian_packages"},
     "faults": FOUNDATION | {"blockdev", "fuse"},
     "home": FOUNDATION
-    | {"blockdev", "pool", "thinmeta", "disk_images", "filetree", "recording", "copying", "mounts", "ext4", "fuse"}
-    | {"devices", "volumes", "layers", "faults"},
+    | {
+        "blockdev",
+        "pool",
+        "thinmeta",
+        "disk_images",
+        "new_files",
+        "filetree",
+        "recording",
+        "copying",
+        "mounts",
+        "ext4",
+        "fuse",
+        "devices",
+        "volumes",
+        "layers",
+        "faults",
+    },
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API

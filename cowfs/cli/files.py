@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, Settings
+from cowfs.cli.settings import DEVICE, Settings, device_named
 from cowfs.errors import CowfsError, UnknownDevice, UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ class DeviceFileType(click.ParamType[DeviceFile]):
     """A file in a device.
 
     The name ends at the first colon. One that has a colon itself is followed by `:/`, or by a colon and nothing more.
+    So are names of Docker's images with a tag; one with a slash is given by its id.
     """
 
     name = "file"
@@ -71,7 +72,7 @@ class DeviceFileType(click.ParamType[DeviceFile]):
             device, _, path = value.partition(":")
         if not device or "/" in device:
             self.fail(f"'{value}' names no device; write NAME:PATH, as in web:/etc/hosts", param, ctx)
-        return DeviceFile(device, path)
+        return DeviceFile(device_named(ctx, device), path)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         return [CompletionItem(f"{item.value}:") for item in DEVICE.shell_complete(ctx, param, incomplete)]

@@ -108,8 +108,12 @@ class SizeType(click.ParamType[int]):
         return size_bytes
 
 
-def _device_of_docker_name(path: Path, name: str) -> str:
-    """The device of a container or an image, where `path` is of a Docker daemon; else the name as it is."""
+def device_named(ctx: click.Context | None, name: str) -> str:
+    """The device of a container or an image, where the home is a Docker daemon's; else the name as it is."""
+    home = None if ctx is None else ctx.find_root().params.get("home")
+    if not home:
+        return name
+    path = Path(os.path.abspath(home))
     root = next((root for root in (path, path.parent) if is_docker_root(root)), None)
     if root is None or path not in (root, root / _DOCKER_HOME):
         return name
@@ -155,8 +159,7 @@ class DeviceType(click.ParamType[str]):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        home = None if ctx is None else ctx.find_root().params.get("home")
-        return str(value) if not home else _device_of_docker_name(Path(os.path.abspath(home)), str(value))
+        return device_named(ctx, str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from cowfs.devices.on_disk.names import is_record_file

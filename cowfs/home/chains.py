@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +14,7 @@ from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.disks import RANGE_BYTES, Imported
 from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
 from cowfs.home.session import Session
+from cowfs.new_files import new_directory
 from cowfs.steps import Progress
 
 _CHAIN_FILE: Final = "chain.json"
@@ -27,38 +25,30 @@ def export_chain(
 ) -> Chain:
     """As `Home.export_chain`."""
     path = os.path.abspath(target)
-    temporary = None
     done = 0
     try:
-        if os.path.lexists(path):
-            raise UsageError(f"{path} exists; name a directory that does not", errno=errno.EEXIST)
-        temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(path)[:100]}.", dir=os.path.dirname(path))
-        current: list[IO[bytes]] = []
-        with ExitStack() as stack:
+        with new_directory(path) as directory, ExitStack() as stack:
+            current: list[IO[bytes]] = []
 
             def take(piece: bytes) -> None:
                 nonlocal done
                 number = CHANGE.unpack_from(piece)[0]
-                if not current or current[-1].name != _blocks(temporary, number):
+                if not current or current[-1].name != _blocks(directory, number):
                     stack.close()
-                    current.append(stack.enter_context(open(_blocks(temporary, number), "xb")))
+                    current.append(stack.enter_context(open(_blocks(directory, number), "xb")))
                 current[-1].write(piece)
                 done += len(piece)
                 if progress is not None:
                     progress(done, None)
 
             chain = session.receive(ExportChain(name), take)
-        Path(temporary, _CHAIN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
-        os.rename(temporary, path)
-        temporary = None
+            stack.close()
+            Path(directory, _CHAIN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(chain)) + b"\n")
     except CowfsError:
         raise
     except OSError as error:
         reason = f"{error.strerror or error}; nothing was left there"
         raise CowfsError(f"cannot export '{name}' to {path}: {reason}", errno=error.errno) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return chain
 
 
@@ -103,5 +93,5 @@ def _pieces(path: str, count: int) -> Iterator[bytes]:
                 yield header + data
 
 
-def _blocks(directory: str | None, number: int) -> str:
-    return os.path.join(directory or "", f"{number:06}.blocks")
+def _blocks(directory: str, number: int) -> str:
+    return os.path.join(directory, f"{number:06}.blocks")

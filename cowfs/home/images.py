@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Final
 
 from cowfs.blockdev import FileDevice
@@ -17,6 +15,7 @@ from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.requests.disks import OFFSET_BYTES, ExportDisk, Exported, ImportDisk, Imported
 from cowfs.home.session import Session
+from cowfs.new_files import new_file
 from cowfs.steps import Progress
 from cowfs.units import SECTOR_BYTES
 
@@ -97,30 +96,13 @@ def export_image(
 
 @contextmanager
 def _new_file(path: str, *, force: bool) -> Iterator[FileDevice]:
-    """A file that has its name when the block ends. Raises UsageError for a name that is taken."""
-    taken = UsageError(f"{path} exists; name another file, or overwrite it with --force", errno=errno.EEXIST)
-    with suppress(FileNotFoundError):
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            raise UsageError(f"{path} exists and is not a regular file; name another one", errno=errno.EEXIST)
-        if not force:
-            raise taken
-    directory, last = os.path.split(path)
-    temporary = os.path.join(directory, f".{last[:100]}.{os.urandom(6).hex()}")
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with closing(FileDevice.of_descriptor(fd, temporary)) as file:
-            yield file
-            file.flush()
-        if force:
-            os.rename(temporary, path)
-        else:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                raise taken from None
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    """As `new_file`, as a device that is flushed at the end."""
+    with (
+        new_file(path, force=force, hint=", or overwrite it with --force") as file,
+        closing(FileDevice.of_descriptor(os.dup(file.fileno()), path)) as device,
+    ):
+        yield device
+        device.flush()
 
 
 def _export_disk(session: Session, name: str, kind: Format, file: FileDevice, progress: Progress | None) -> Exported:

@@ -179,6 +179,8 @@ def test_names_stand_for_devices_everywhere(original: Path, tmp_path: Path, cowf
     for home in (copy, copy / DIRECTORY):
         assert [line[3:] for line in cowfs_anywhere("--home", home, "changes", "two", "web").out.splitlines()] == ["/b"]
     assert cowfs_anywhere("--home", copy, "--json", "inspect", "web").json["id"] == 4
+    assert cowfs_anywhere("--home", copy, "cat", "web:/a").out == "a\n"
+    assert cowfs_anywhere("--home", copy, "cat", "two:latest:/b").out == "b\n"
     assert "there is no device 'nobody'" in cowfs_anywhere("--home", copy, "inspect", "nobody").error
 
 
