@@ -2,10 +2,10 @@
 
                   cli                    the commands
                    │
-                docker     testing       Docker's plugin; the shipped test kit       uml: a kernel in a process
-                   │          │
-                   │       crashes       the crash explorer for programs
-                   └───┬──────┘
+                docker     testing    pytest_plugin    for Docker; the shipped test kit; for pytest
+                   │          └──────┬──────┘             uml: a kernel in a process
+                   │              crashes                 the crash explorer for programs
+                   └───┬─────────────┘
                      home                one open home: Python API, requests, executor, the process that serves
                    ┌───┴───┬──────┐
                 layers     │    faults   what fails on demand, on disks and in the requests of a mount
@@ -109,6 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uml",
         "debian_packages",
     },
+    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "home"},
     "cli": FOUNDATION
     | {
         "cowfs",

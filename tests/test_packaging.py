@@ -64,6 +64,7 @@ def test_wheel_registers_the_command_and_the_backend(source_tree: Path) -> None:
     text = archive.read(entry_points).decode()
     assert "cowfs = cowfs.cli:main" in text
     assert "emulated = cowfs_emulated:BACKEND" in text
+    assert "[pytest11]\ncowfs = cowfs.pytest_plugin\n" in text
 
 
 def test_the_distribution_has_a_name_of_its_own(source_tree: Path) -> None:

@@ -1,0 +1,56 @@
+"""The fixtures of homes, disks and mounts."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cowfs import Home
+    from cowfs.pool import ThinDevice
+    from cowfs.pytest_plugin.mounted import MountedDevice
+    from cowfs.pytest_plugin.session import CowSession
+
+
+@pytest.fixture(scope="session")
+def cow_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CowSession]:
+    """What the tests of a session share; each worker of xdist has its own."""
+    from cowfs.pytest_plugin.session import CowSession
+
+    with CowSession(tmp_path_factory.mktemp("cowfs")) as session:
+        yield session
+
+
+@pytest.fixture
+def cow_home(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterator[Home]:
+    """A home of the test's own, open in this process. It needs no FUSE as long as the test does not mount it."""
+    from cowfs.pytest_plugin.session import wishes_of
+
+    with cow_session.own_home(wishes_of(request)) as home:
+        yield home
+
+
+@pytest.fixture
+def cow_device(cow_home: Home) -> Iterator[ThinDevice]:
+    """A disk: the device `device` of `cow_home`, with an empty ext4 in it, for pread, pwrite, discard and flush."""
+    cow_home.create("device")
+    with cow_home.device("device") as disk:
+        yield disk
+
+
+@pytest.fixture
+def cow_mount(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterator[MountedDevice]:
+    """A file system of the test's own, mounted: an ext4 that is empty but for lost+found. It goes with the test."""
+    from cowfs.pytest_plugin.session import wishes_of
+
+    with cow_session.mounted_device(request, wishes_of(request)) as device:
+        yield device
+
+
+@pytest.fixture
+def cow_seed(request: pytest.FixtureRequest) -> int:
+    """A number that is the same in each run with the same --cow-seed, and another one for each test."""
+    return zlib.crc32(f"{request.config.option.cow_seed} {request.node.nodeid}".encode())

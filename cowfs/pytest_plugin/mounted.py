@@ -1,0 +1,71 @@
+"""A device that is mounted for a test."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cowfs.errors import UnknownDevice
+
+if TYPE_CHECKING:
+    from cowfs.home.api import Home
+    from cowfs.home.comparing import FileChange
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot of a test's device.
+
+    Attributes:
+        name: of the snapshot in the home, a device like any other.
+        path: its files, which may be read and written too.
+    """
+
+    name: str
+    path: Path
+
+
+class MountedDevice:
+    """What the fixture `cow_mount` gives.
+
+    Attributes:
+        home: the home that the device is in, which other tests have had devices in. Use its methods with `name`.
+        name: of the device in the home.
+        path: its files.
+    """
+
+    def __init__(self, home: Home, name: str, tree: Path) -> None:
+        self.home = home
+        self.name = name
+        self.path = tree / name
+        self._tree = tree
+        self._snapshots: list[str] = []
+        self._count = 0
+
+    def snapshot(self) -> Snapshot:
+        """The device as it is now, what programs have not synced included."""
+        self._count += 1
+        name = f"{self.name}.{self._count}"
+        self.home.snapshot(self.name, name)
+        self._snapshots.append(name)
+        return Snapshot(name, self._tree / name)
+
+    def changes(self, before: Snapshot) -> list[FileChange]:
+        """The paths that differ now from a snapshot, sorted; see `Home.changes`."""
+        return list(self.home.changes(self.name, before.name))
+
+    def rollback(self, before: Snapshot, *, force: bool = False) -> None:
+        """Have the device hold again what a snapshot does, in the mount too.
+
+        Args:
+            force: detach files that are open; without it they raise DeviceBusy.
+        """
+        self.home.rollback(self.name, before.name, force=force)
+
+    def remove(self) -> None:
+        """Remove the device and its snapshots; one that is still in use goes with its last user."""
+        for name in [*self._snapshots, self.name]:
+            with suppress(UnknownDevice):
+                self.home.remove(name, deferred=True)
