@@ -1,11 +1,12 @@
 """cowfs for pytest: homes, disks and mounted file systems as fixtures. pytest loads it by its entry point `cowfs`.
 
-options      the options of the command line, the mark `cow`, what the report of a failed test says
-fixtures     cow_home, cow_device, cow_mount, cow_seed
-mounted      what cow_mount gives
-session      what the tests of a session share: golden homes, mounts and the processes that serve them
-janitor      removes what a session that was killed has left
-needs        a test that this machine cannot run is skipped, or fails with --cow-require
+options            the options of the command line, the mark `cow`, what the report of a failed test says
+fixtures           cow_home, cow_device, cow_mount, cow_seed
+mounted            what cow_mount gives
+session            what the tests of a session share: golden homes, mounts and the processes that serve them
+janitor            removes what a session that was killed has left
+plain_imports      how the plugin's and cowfs' modules are loaded
+needs              a test that this machine cannot run is skipped, or fails with --cow-require
 
 The plugin sleeps until one of its fixtures is used: pytest loads `options` and `fixtures`, which import nothing of
 cowfs at their top. Fixtures of another part are a module here that does the same, with its name in `pytest_plugins`:
@@ -14,5 +15,9 @@ cowfs at their top. Fixtures of another part are a module here that does the sam
     def cow_faults(cow_mount: MountedDevice) -> Iterator[Faults]:
         from cowfs.faults... import ...
 """
+
+from cowfs.pytest_plugin.plain_imports import install
+
+install()
 
 pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures"]

@@ -16,20 +16,22 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def cow_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CowSession]:
+def cow_session(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CowSession]:
     """What the tests of a session share; each worker of xdist has its own."""
     from cowfs.pytest_plugin.session import CowSession
 
-    with CowSession(tmp_path_factory.mktemp("cowfs")) as session:
+    cache = pytestconfig.cache.mkdir("cowfs") if pytestconfig.pluginmanager.hasplugin("cacheprovider") else None
+    directory = tmp_path_factory.mktemp("cowfs")
+    with CowSession(directory, cache=cache, keeps_failed=pytestconfig.option.cow_keep) as session:
         yield session
 
 
 @pytest.fixture
 def cow_home(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterator[Home]:
     """A home of the test's own, open in this process. It needs no FUSE as long as the test does not mount it."""
-    from cowfs.pytest_plugin.session import wishes_of
+    from cowfs.pytest_plugin.wishes import wishes_of
 
-    with cow_session.own_home(wishes_of(request)) as home:
+    with cow_session.own_home(request, wishes_of(request)) as home:
         yield home
 
 
@@ -44,7 +46,7 @@ def cow_device(cow_home: Home) -> Iterator[ThinDevice]:
 @pytest.fixture
 def cow_mount(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterator[MountedDevice]:
     """A file system of the test's own, mounted: an ext4 that is empty but for lost+found. It goes with the test."""
-    from cowfs.pytest_plugin.session import wishes_of
+    from cowfs.pytest_plugin.wishes import wishes_of
 
     with cow_session.mounted_device(request, wishes_of(request)) as device:
         yield device

@@ -1,8 +1,8 @@
 """Removes the directory of a session whose process has ended without doing so, by kill -9 for instance.
 
 It is a process of its own that waits for the end of a pipe, whose other end the session's process has, and no other.
-Then it waits until the servers have unmounted and let go of their homes, which they do by themselves (`home/serving/
-lease`), and removes what is left. Until then it is an interpreter that has loaded next to nothing.
+Then it waits until the servers have unmounted and let go of their homes, which they do by themselves, as each has a
+lease on that process, and removes what is left. Until then it is an interpreter that has loaded next to nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,8 +21,10 @@ from typing import Final
 
 _PACKAGE: Final = Path(__file__).resolve().parent.parent
 _SERVERS_SECONDS: Final = 120
+_PAUSE_SECONDS: Final = 0.05
 _LOCKS: Final = "*/cowfs.lock"
 _TREES: Final = "tree-*"
+_MARK: Final = ".kept"
 
 
 class Janitor:
@@ -54,6 +57,24 @@ class Janitor:
         self._process.wait()
 
 
+def keep(home: Path) -> None:
+    """Have a home outlive the session."""
+    _mark_of(home).touch(mode=0o600)
+
+
+def remove_but_kept(directory: Path) -> None:
+    """Remove the directory of a session, but for homes that are kept."""
+    for path in directory.iterdir():
+        if not _mark_of(path).exists() and path.suffix != _MARK:
+            shutil.rmtree(path, ignore_errors=True)
+    if not any(directory.iterdir()):
+        directory.rmdir()
+
+
+def _mark_of(home: Path) -> Path:
+    return home.with_suffix(_MARK)
+
+
 def main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # it ends with the session, and not before
@@ -61,34 +82,38 @@ def main(arguments: Sequence[str]) -> None:
     while os.read(0, 1 << 10):
         pass
     if directory.exists():
-        _wait_for_servers(directory)
-        _detach_dead_mounts(directory)
-        shutil.rmtree(directory, ignore_errors=True)
+        signal.signal(signal.SIGALRM, _give_up)
+        signal.alarm(_SERVERS_SECONDS)
+        with suppress(TimeoutError):
+            _wait_for_unmounts(directory)
+            _wait_for_homes(directory)
+            signal.alarm(0)
+        remove_but_kept(directory)
 
 
-def _wait_for_servers(directory: Path) -> None:
-    """Until no process has a home's lock; not for ever, for one that hangs."""
-    signal.signal(signal.SIGALRM, lambda *_: _give_up())
-    signal.alarm(_SERVERS_SECONDS)
-    with suppress(TimeoutError):
-        for path in directory.glob(_LOCKS):
-            with suppress(FileNotFoundError), path.open("rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        signal.alarm(0)
-
-
-def _give_up() -> None:
-    raise TimeoutError
-
-
-def _detach_dead_mounts(directory: Path) -> None:
-    """Those of servers that were killed, too."""
+def _wait_for_unmounts(directory: Path) -> None:
+    """Servers unmount when they find that the session has ended. For those that were killed, too, it is done here."""
     sys.path.append(os.fspath(_PACKAGE.parent))
+    from cowfs.mounts.mountinfo import mount_at
     from cowfs.mounts.mountpoint import detach_dead
 
-    for path in directory.glob(_TREES):
-        with suppress(OSError):
-            detach_dead(os.fspath(path))
+    trees = [os.fspath(path) for path in directory.glob(_TREES)]
+    while mounted := [tree for tree in trees if mount_at(tree) is not None]:
+        for tree in mounted:
+            with suppress(OSError):
+                detach_dead(tree)
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _wait_for_homes(directory: Path) -> None:
+    """Until no process has the lock of one."""
+    for path in directory.glob(_LOCKS):
+        with suppress(FileNotFoundError), path.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _give_up(*_: object) -> None:
+    raise TimeoutError
 
 
 if __name__ == "__main__":

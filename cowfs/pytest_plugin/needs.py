@@ -8,18 +8,21 @@ from contextlib import contextmanager
 import pytest
 
 from cowfs.errors import MissingRequirement
+from cowfs.pytest_plugin.wishes import Wishes
 
 
 @contextmanager
-def required(config: pytest.Config, need: str) -> Iterator[None]:
+def required(config: pytest.Config, wishes: Wishes, *needs: str) -> Iterator[None]:
     """Skip the test where the block finds something missing, naming it and the command that provides it.
 
     Args:
-        need: `fuse` or `dm`; one that is required fails the test.
+        needs: what the block may find missing, of `options.NEEDS`, besides the backend. Where one of them is required,
+            the test fails instead.
     """
+    needed = {*needs, "dm"} if wishes.backend == "dmthin" else set(needs)
     try:
         yield
     except MissingRequirement as missing:
-        if need in config.option.cow_require:
-            pytest.fail(f"{missing.message} (--cow-require={need})", pytrace=False)
+        if required := needed & config.option.cow_require:
+            pytest.fail(f"{missing.message} (--cow-require={','.join(sorted(required))})", pytrace=False)
         pytest.skip(missing.message)

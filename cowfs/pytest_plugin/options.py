@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
-from typing import Final
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -13,8 +14,25 @@ MARK: Final = (
     "cow(data_size='1G', base_size='256M', no_space='queue'|'error', backend=NAME, raw=False): "
     "what the home, device or mount of a test is like"
 )
-LEFT: Final = pytest.StashKey[list[str]]()
-"""Of a test: lines that say what it has left, filled by its fixtures."""
+_left: Final = pytest.StashKey[list["Left"]]()
+_failed: Final = pytest.StashKey[bool]()
+
+
+class Left(NamedTuple):
+    """What a test leaves that it has used: what that is, the command that shows it if it is kept, and its home."""
+
+    what: str
+    command: str
+    home: Path
+
+
+def note_left(item: pytest.Item, left: Left) -> None:
+    """Have the report say what a test has left, if the test fails."""
+    item.stash.setdefault(_left, []).append(left)
+
+
+def has_failed(item: pytest.Item) -> bool:
+    return item.stash.get(_failed, False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,7 +72,16 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    lines = item.stash.get(LEFT, None)
-    if lines and report.failed:
-        report.sections.append(("cowfs", "\n".join([*lines, f"--cow-seed={item.config.option.cow_seed} repeats it"])))
+    if report.failed and (left := item.stash.get(_left, None)):
+        item.stash[_failed] = True
+        report.sections.append(("cowfs", "\n".join(_lines(left, item.config))))
     return report
+
+
+def _lines(left: Sequence[Left], config: pytest.Config) -> Iterator[str]:
+    for one in left:
+        if config.option.cow_keep:
+            yield from (f"kept: {one.what}", f"  to look at it: {one.command}", f"  to remove it: rm -r {one.home}")
+        else:
+            yield f"removed: {one.what}; --cow-keep keeps it"
+    yield f"to repeat with the same seed: --cow-seed={config.option.cow_seed}"

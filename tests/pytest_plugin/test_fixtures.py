@@ -1,0 +1,190 @@
+"""What the fixtures give, seen by suites of an ordinary user and of root."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from cowfs.mounts.mountinfo import mounts
+from tests.pytest_plugin.conftest import Suite
+
+FIXTURES = """
+import os
+import signal
+
+import pytest
+
+from cowfs.errors import OutOfDataSpace
+
+
+def names(path):
+    return sorted(entry.name for entry in path.iterdir() if entry.name != "lost+found")
+
+
+def test_roll_back(cow_mount):
+    (cow_mount.path / "a").write_text("1")
+    before = cow_mount.snapshot()
+    (cow_mount.path / "a").write_text("2")
+    (cow_mount.path / "b").write_text("2")
+    assert [change.path for change in cow_mount.changes(before)] == ["/a", "/b"]
+    assert (before.path / "a").read_text() == "1"
+    cow_mount.rollback(before)
+    assert names(cow_mount.path) == ["a"]
+    assert (cow_mount.path / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_each_has_a_device_of_its_own(cow_mount, number):
+    assert names(cow_mount.path) == []
+    assert len(cow_mount.home.devices()) == 2
+    (cow_mount.path / "file").write_text(str(number))
+
+
+@pytest.mark.cow(data_size="16M", no_space="error")
+def test_full(cow_mount):
+    with pytest.raises(OSError, match="No space left"), open(cow_mount.path / "file", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+
+
+@pytest.mark.cow(data_size="16M", no_space="error")
+def test_full_no_more(cow_mount):
+    (cow_mount.path / "file").write_bytes(bytes(1 << 20))
+
+
+@pytest.mark.cow(data_size="16M", base_size="32M", no_space="error")
+def test_disk(cow_device):
+    assert cow_device.size_bytes == 32 << 20
+    with pytest.raises(OutOfDataSpace):
+        for offset in range(0, 32 << 20, 1 << 20):
+            cow_device.pwrite(offset, b"x" * (1 << 20))
+
+
+def test_home(cow_home):
+    cow_home.create("web")
+    with cow_home.mount() as tree:
+        (tree / "web" / "file").write_text("hello")
+        cow_home.snapshot("web", "monday")
+    assert [device.name for device in cow_home.devices()] == ["base", "monday", "web"]
+
+
+@pytest.mark.cow(raw=True, base_size="32M")
+def test_disk_in_the_mount(cow_mount):
+    assert os.path.getsize(cow_mount.path) == 32 << 20
+    with open(cow_mount.path, "rb") as disk:
+        assert disk.seek(1080) and disk.read(2) == bytes((0x53, 0xEF))
+
+
+def test_file_that_stays_open(cow_mount):
+    global left
+    left = open(cow_mount.path / "file", "w")
+
+
+def test_server_that_ends(cow_mount):
+    holder = os.pidfd_open(cow_mount.home.holder_pid)
+    os.kill(cow_mount.home.holder_pid, signal.SIGKILL)
+    os.waitid(os.P_PIDFD, holder, os.WEXITED | os.WNOWAIT)
+
+
+def test_after_it(cow_mount):
+    assert names(cow_mount.path) == []
+    left.close()
+
+
+def test_seed(cow_seed):
+    assert cow_seed == {seed}
+"""
+SEED = 3065850199  # of this test in a session with --cow-seed=1, whatever the machine
+
+FAILING = """
+import pytest
+
+
+def test_mount(cow_mount):
+    (cow_mount.path / "file").write_text("what was there")
+    assert False
+
+
+def test_home(cow_home):
+    cow_home.create("web")
+    assert False
+
+
+def test_passes(cow_mount):
+    pass
+
+
+@pytest.mark.cow(data_size="a lot")
+def test_size(cow_mount):
+    pass
+
+
+@pytest.mark.cow(datasize="1G")
+def test_word(cow_mount):
+    pass
+
+
+@pytest.mark.cow("1G")
+def test_place(cow_home):
+    pass
+
+
+@pytest.mark.cow(no_space="fail")
+def test_choice(cow_home):
+    pass
+"""
+
+
+@pytest.mark.fuse
+def test_every_fixture_for_every_user(suite: Callable[[str], Suite]) -> None:
+    made = suite(FIXTURES.replace("{seed}", str(SEED)))
+    outcome = made.run("--cow-seed=1")
+    assert outcome.counts == {"passed": 13}, outcome.output
+    assert made.left() == []
+
+
+@pytest.mark.fuse
+def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Suite]) -> None:
+    made = suite(FAILING)
+    outcome = made.run("--cow-keep", "--cow-seed=5")
+    assert outcome.counts == {"failed": 2, "passed": 1, "error": 4}, outcome.output
+    assert "to repeat with the same seed: --cow-seed=5" in outcome.output
+    look, listing = re.findall(r"to look at it: cowfs (.*)", outcome.output)
+    home, name = re.fullmatch(r"--home (\S+) mount (\S+) DIRECTORY", look).groups()  # type: ignore[union-attr]
+    made.account.run(["cowfs", "--home", home, "cp", f"{name}:/file", made.directory / "shown"])
+    assert (made.directory / "shown").read_text() == "what was there"
+    assert "web" in made.account.run(["cowfs", *listing.split()]).stdout
+    rows = made.account.run(["cowfs", "--home", home, "list"]).stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["base", name]
+    for text in ("'a lot' is not a size", "has no value 'datasize'", "'1G' has none", "has to be 'queue' or 'error'"):
+        assert text in outcome.output
+    assert "Traceback" not in outcome.output
+
+    assert "--cow-keep keeps it" in made.run("-k", "test_mount").output
+
+
+@pytest.mark.parametrize("options", [(), ("--cow-require=fuse",)])
+def test_without_fuse_what_needs_none_runs(suite: Callable[[str], Suite], options: tuple[str, ...]) -> None:
+    """A test that needs FUSE is skipped, or fails where it is required; either names what is missing."""
+    made = suite(
+        "import importlib.util\n"
+        "find_spec = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'pyfuse3' else find_spec(name, *rest)\n"
+        "def test_home(cow_home): cow_home.create('web')\n"
+        "def test_disk(cow_device): cow_device.pwrite(0, b'x')\n"
+        "def test_mount(cow_mount): pass\n"
+    )
+    outcome = made.run("-rs", *options)
+    assert outcome.counts == {"passed": 2, "error" if options else "skipped": 1}, outcome.output
+    assert "pyfuse3 is not installed; try: " in outcome.output
+
+
+def test_a_need_that_is_none_is_refused(suite: Callable[[str], Suite]) -> None:
+    outcome = suite("").run("--cow-require=fuse,root")
+    assert "--cow-require=fuse,root: what can be required is fuse and dm" in outcome.output
+
+
+def test_nothing_of_these_is_mounted_any_more() -> None:
+    assert not [mount.target for mount in mounts() if b"/base/" in mount.target.encode() and mount.is_cowfs]
