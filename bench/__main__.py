@@ -18,6 +18,7 @@ NAMES = (
     "snapshot",
     "rollback",
     "golden",
+    "pytest_plugin",
     "images",
     "library",
     "changes",
