@@ -34,6 +34,7 @@ from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.recording.journal import RecordingDevice
 from cowfs.recording.operations import recording_tree
 from cowfs.recording.recorder import Recorder
+from cowfs.recording.unsynced import Unsynced
 from cowfs.units import SECTOR_BYTES
 
 _log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class Volumes:
         self._open: dict[str, _Open] = {}
         self.read_only = read_only or devices.read_only
         self.recorders: dict[str, Recorder] = {}
+        self.unsynced: dict[str, Unsynced] = {}  # by device: whose writes are watched, from its next opening on
         self._rescue = read_only
 
     def open(self, name: str, *, repair: bool = False) -> Volume:
@@ -119,11 +121,12 @@ class Volumes:
         return volume
 
     def _recorded(self, name: str, thin: ThinDevice) -> BlockDevice:
-        """A disk, and with it what records what happens to it."""
-        recorder = self.recorders.get(name)
+        """A disk, and with it what records what happens to it, and what watches what is not synced."""
+        recorder, unsynced = self.recorders.get(name), self.unsynced.get(name)
+        disk = thin if unsynced is None else unsynced.over(thin)
         if recorder is None or recorder.model != "ext4":
-            return thin
-        return RecordingDevice(thin, recorder, name, discard_bytes=thin.block_bytes)
+            return disk
+        return RecordingDevice(disk, recorder, name, discard_bytes=thin.block_bytes)
 
     def served(self, name: str) -> ServedTree:
         """An open volume, for programs: where its device is recorded, what they do is."""

@@ -55,6 +55,11 @@ class EmulatedBackend:
     def probe(self) -> ProbeResult:
         return ProbeResult(usable=True)
 
+    def with_clock(self, clock: Callable[[], float]) -> EmulatedBackend:
+        return EmulatedBackend(
+            clock=clock, no_space_timeout_seconds=self._no_space_timeout_seconds, wrap_device=self._wrap_device
+        )
+
     def for_tests(
         self,
         *,

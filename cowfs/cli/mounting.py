@@ -52,6 +52,7 @@ _START_ATTEMPTS: Final = 2
 @click.option("--lease-fd", type=int, hidden=True)
 @click.option("--private", is_flag=True, hidden=True)
 @click.option("--not-durable", is_flag=True, hidden=True)
+@click.option("--virtual-clock", is_flag=True, hidden=True)
 @click.pass_obj
 def mount_command(
     settings: Settings,
@@ -73,6 +74,7 @@ def mount_command(
     lease_fd: int | None,
     private: bool,
     not_durable: bool,
+    virtual_clock: bool,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
@@ -140,6 +142,7 @@ def mount_command(
         private,
         not not_durable,
         faults,
+        virtual_clock,
     )
     if foreground:
         _serve_here(settings, request, report_fd)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -118,14 +118,19 @@ class KernelCache:
         await trio.to_thread.run_sync(_drop_name, os.fsencode(name), abandon_on_cancel=True)
         await trio.to_thread.run_sync(drop_caches, device.view.known(), abandon_on_cancel=True)
 
-    async def serve_deletions(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve_deletions(
+        self,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = trio.sleep,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """A service: lets go of devices that are marked for deletion, since the kernel does not say when their users
         are gone. The longer they are in use, the less often: it costs all devices what the kernel has cached.
         """
         task_status.started()
         pause_seconds = _DELETED_SECONDS
         while True:
-            await trio.sleep(pause_seconds)
+            await sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, _DELETED_MAX_SECONDS)
             for device in list(self._open.known.values()):
                 is_deleted = not device.holds and self._open.devices.number(device.name) is None

@@ -55,6 +55,7 @@ log = logging.getLogger(__name__)
 
 Service = Callable[..., Awaitable[None]]
 """`async def service(*, task_status)`: calls `task_status.started()` when it is up, then runs until cancelled."""
+Sleep = Callable[[float], Awaitable[None]]
 
 _TICK_SECONDS: Final = 1.0
 _SYNC_SECONDS: Final = 5.0  # as ext4's own commit interval
@@ -138,11 +139,13 @@ async def serve_view(
     services: Sequence[Service] = (),
     tick: Callable[[], None] | None = None,
     on_ready: Callable[[], None] | None = None,
+    sleeper: Callable[[], Sleep] = lambda: trio.sleep,
 ) -> None:
     """`run_server` beside other tasks.
 
     Args:
         ending: whose signals end the mount.
+        sleeper: makes what a task pauses with that does something again and again.
     """
     with ending_with(view.close):
         check_requirements()
@@ -151,7 +154,7 @@ async def serve_view(
         close_in_children(view, _close_fuse_devices)
         session = _Session(view, path, ending)
         with ending_with(session.close):
-            await session.serve(services, tick, on_ready)
+            await session.serve(services, tick, on_ready, sleeper)
 
 
 # Mounting.
@@ -217,7 +220,11 @@ class _Session:
         SERVED[path] = self._mount.device if self._mount is not None else ""
 
     async def serve(
-        self, services: Sequence[Service], tick: Callable[[], None] | None, on_ready: Callable[[], None] | None
+        self,
+        services: Sequence[Service],
+        tick: Callable[[], None] | None,
+        on_ready: Callable[[], None] | None,
+        sleeper: Callable[[], Sleep],
     ) -> None:
         view = self._view
         async with trio.open_nursery() as nursery:
@@ -226,8 +233,8 @@ class _Session:
             for service in services:
                 await nursery.start(_run_service, service, ready)
             if tick is not None:
-                nursery.start_soon(_repeat, _TICK_SECONDS, view, tick)
-            nursery.start_soon(_repeat, _SYNC_SECONDS, view, view.sync_changes)
+                nursery.start_soon(_repeat, sleeper(), _TICK_SECONDS, view, tick)
+            nursery.start_soon(_repeat, sleeper(), _SYNC_SECONDS, view, view.sync_changes)
             nursery.start_soon(self._announce, ready, on_ready)
             nursery.start_soon(self._end_when_unmounted)
             await pyfuse3.main(max_tasks=MAX_TASKS)
@@ -293,6 +300,7 @@ async def serve_services(
     ending: Ending,
     tick: Callable[[], None],
     on_ready: Callable[[], None] | None = None,
+    sleeper: Callable[[], Sleep] = lambda: trio.sleep,
 ) -> None:
     """Run services without a mount until `ended`, or a signal."""
     async with trio.open_nursery() as nursery:
@@ -300,7 +308,7 @@ async def serve_services(
         ready = trio.Event()
         for service in services:
             await nursery.start(_run_service, service, ready)
-        nursery.start_soon(_tick_alone, tick)
+        nursery.start_soon(_tick_alone, sleeper(), tick)
         ready.set()
         ending.is_ready = True
         if on_ready is not None:
@@ -316,9 +324,9 @@ async def _end_on_signal(ending: Ending, ended: trio.Event) -> None:
     ended.set()
 
 
-async def _tick_alone(tick: Callable[[], None]) -> None:
+async def _tick_alone(sleep: Sleep, tick: Callable[[], None]) -> None:
     while True:
-        await trio.sleep(_TICK_SECONDS)
+        await sleep(_TICK_SECONDS)
         try:
             tick()
         except OSError as error:
@@ -337,9 +345,9 @@ async def _run_service(
         log.exception("a service beside the mount has failed; the mount continues without it")
 
 
-async def _repeat(seconds: float, view: View, action: Callable[[], None]) -> None:
+async def _repeat(sleep: Sleep, seconds: float, view: View, action: Callable[[], None]) -> None:
     while True:
-        await trio.sleep(seconds)
+        await sleep(seconds)
         try:
             action()
         except OSError as error:

@@ -14,6 +14,7 @@ from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.reports import ClonedHome, DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
 from cowfs.errors import UsageError
 from cowfs.home.own_session import OwnSession
+from cowfs.home.requests.clock import AdvanceClock
 from cowfs.home.requests.clone import CloneHome
 from cowfs.home.requests.counters import Io, Metrics
 from cowfs.home.requests.devices import (
@@ -34,6 +35,7 @@ from cowfs.home.requests.devices import (
     TargetStatus,
 )
 from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
+from cowfs.home.requests.power import PowerCut, PowerOff, PowerOn, WatchUnsynced
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
     NoSpaceChoice,
@@ -218,6 +220,32 @@ class Home:
     @documented_by(Metrics)
     def metrics(self) -> str:
         return self._session.call(Metrics())
+
+    @documented_by(WatchUnsynced)
+    def watch_unsynced(self, name: str) -> None:
+        self._session.call(WatchUnsynced(name))
+
+    def power_cut(self, name: str, *, seed: int | None = None) -> PowerCut:
+        """Have the power of a device fail and come back: what programs wrote and have not synced is lost.
+
+        What is open in it is detached, and gets ESTALE. The file system is as after any crash: its journal is replayed
+        when it is used next.
+
+        Args:
+            name: a device that `watch_unsynced` was called for before it was used.
+            seed: chooses what is lost: some of what has been on its way to the disk since its last flush, torn at
+                sectors of 512 bytes. None: all of it is.
+
+        Raises:
+            UnknownDevice; UsageError: it is not watched.
+            DeviceBusy: it is mounted by the kernel, as a layer, or open as a disk.
+        """
+        self._session.call(PowerOff(name))
+        return self._session.call(PowerOn(name, seed))
+
+    @documented_by(AdvanceClock)
+    def advance_clock(self, seconds: float) -> float:
+        return self._session.call(AdvanceClock(seconds))
 
     # ------------------------------------------------------------------ files, without a mount
 
@@ -656,6 +684,7 @@ def open_home(
     untouched: bool = False,
     durable: bool = True,
     storage_options: Sequence[str] = (),
+    virtual_clock: bool = False,
     options: HomeOptions | None = None,
     progress: Progress | None = None,
 ) -> Home:
@@ -671,6 +700,8 @@ def open_home(
         durable: False gives up flushes, for homes that live no longer than a test.
         storage_options: of the layer driver, `dm.KEY=VALUE`; they also make a home grow, and count before `options`.
             The process that holds a home keeps its own.
+        virtual_clock: for tests: time stands still for the home, but for `Home.advance_clock`. The process of a mount
+            that this one makes has such a clock, too.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
 
     Raises:
@@ -691,6 +722,7 @@ def open_home(
         untouched=untouched,
         durable=durable,
         storage_options=tuple(storage_options),
+        virtual_clock=virtual_clock,
         make=Make.WHERE_ABSENT if create else Make.NEVER,
         options=options,
         progress=progress,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cowfs.fuse.translate import View
     from cowfs.home.faults import HomeFaults
     from cowfs.home.kernel.layers import KernelLayers
+    from cowfs.home.virtual_clock import VirtualClock
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
@@ -34,11 +35,15 @@ class OpenHome:
 
     Attributes:
         is_serving: whether other processes are served.
+        clock: the pool's, if it is one that tests move.
     """
 
-    def __init__(self, devices: DeviceSet, backend: str, settings: Settings | None = None) -> None:
+    def __init__(
+        self, devices: DeviceSet, backend: str, settings: Settings | None = None, clock: VirtualClock | None = None
+    ) -> None:
         self.devices = devices
         self.backend = backend
+        self.clock = clock
         self._settings = settings
         self.is_serving = False
         self.views: list[MountedView] = []

@@ -7,9 +7,11 @@ import os
 from cowfs.devices import opening
 from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.spec import HomeSpec, Make
-from cowfs.pool import load_backend
+from cowfs.home.virtual_clock import VirtualClock
+from cowfs.pool import Backend, BackendWithClock, load_backend
 
 
 def open_here(spec: HomeSpec) -> OpenHome:
@@ -21,14 +23,32 @@ def open_here(spec: HomeSpec) -> OpenHome:
         MissingRequirement: an option needs a program or a kernel that is not present.
     """
     files = HomeFiles(os.path.abspath(spec.path))
+    backend, clock = _backend(spec)
     is_opened = spec.make is Make.NEVER or (spec.make is Make.WHERE_ABSENT and making.is_home(files))
     if is_opened and not spec.storage_options:
-        return OpenHome(opening.open_home(files.home, load_backend(spec.backend), spec.how_opened()), spec.backend)
+        devices = opening.open_home(files.home, backend, spec.how_opened())
+        return OpenHome(devices, spec.backend, clock=clock)
 
     from cowfs.home.storage_options import make_devices, open_devices, resolve_settings
     from cowfs.layers.options import parse_storage_options
 
     options = parse_storage_options(spec.storage_options)
     settings = resolve_settings(spec.backend, options)
-    devices = open_devices(spec, files, options) if is_opened else make_devices(spec, files, options, settings)
-    return OpenHome(devices, spec.backend, settings)
+    if is_opened:
+        devices = open_devices(spec, backend, files, options)
+    else:
+        devices = make_devices(spec, backend, files, options, settings)
+    return OpenHome(devices, spec.backend, settings, clock)
+
+
+def _backend(spec: HomeSpec) -> tuple[Backend, VirtualClock | None]:
+    backend = load_backend(spec.backend)
+    if not spec.virtual_clock:
+        return backend, None
+    if not isinstance(backend, BackendWithClock):
+        raise UsageError(
+            f"the backend '{spec.backend}' has a clock that cannot be moved, so it cannot have a virtual one; name "
+            "another backend, or open the home without virtual_clock"
+        )
+    clock = VirtualClock()
+    return backend.with_clock(clock), clock

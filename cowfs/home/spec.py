@@ -33,6 +33,7 @@ class HomeSpec:
         untouched: leave no trace either, not even the lock's file; with `read_only`.
         durable: False gives up flushes, for homes that live no longer than a test.
         storage_options: of the layer driver, `dm.KEY=VALUE`. They also say how a home is made, and make it grow.
+        virtual_clock: time passes only by requests, for tests.
         make: whether a home is made.
         options: how, where the storage options say nothing; `durable` counts in place of theirs.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
@@ -45,6 +46,7 @@ class HomeSpec:
     untouched: bool = False
     durable: bool = True
     storage_options: tuple[str, ...] = ()
+    virtual_clock: bool = False
     make: Make = Make.NEVER
     options: HomeOptions | None = None
     progress: Progress | None = None

@@ -31,7 +31,7 @@ from cowfs.layers.options import (
     pool_source,
     resolve_options,
 )
-from cowfs.pool import load_backend
+from cowfs.pool import Backend, load_backend
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +55,12 @@ def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
         devices.resize(BASE, changes.base_size_bytes)
 
 
-def make_devices(spec: HomeSpec, files: HomeFiles, options: DriverOptions, settings: Settings) -> DeviceSet:
+def make_devices(
+    spec: HomeSpec, backend: Backend, files: HomeFiles, options: DriverOptions, settings: Settings
+) -> DeviceSet:
     """Make a home and open it, as `spec.options` say where the storage options say nothing."""
     wanted = home_options(options, replace(spec.options or HomeOptions(), durable=spec.durable))
-    no_space.check_timeout(load_backend(spec.backend), wanted.no_space_timeout_seconds)
+    no_space.check_timeout(backend, wanted.no_space_timeout_seconds)
     injected = Injected(filesystem=filesystem_named(settings.filesystem, settings.mkfs_args))
     opening.check_options(wanted, injected)
     making.require_room_for_home(files)  # before a disk is taken for its pool
@@ -66,7 +68,7 @@ def make_devices(spec: HomeSpec, files: HomeFiles, options: DriverOptions, setti
     _prepare_pool(files, options)
     devices = opening.make_home(
         files.home,
-        load_backend(spec.backend),
+        backend,
         wanted,
         progress=spec.progress,
         injected=injected,
@@ -75,12 +77,12 @@ def make_devices(spec: HomeSpec, files: HomeFiles, options: DriverOptions, setti
     return devices
 
 
-def open_devices(spec: HomeSpec, files: HomeFiles, options: DriverOptions) -> DeviceSet:
+def open_devices(spec: HomeSpec, backend: Backend, files: HomeFiles, options: DriverOptions) -> DeviceSet:
     """Open a home, which grows to what the options ask for."""
     _prepare_pool(files, options)
     devices = opening.open_home(
         files.home,
-        load_backend(spec.backend),
+        backend,
         replace(spec.how_opened(), min_free_percent=options.min_free_space_percent, source=pool_source(options)),
     )
     try:

@@ -3,6 +3,7 @@
 from cowfs.pool.counters import Counters, CountingPool, PoolCounters, ThinCounters, WriteAmplification
 from cowfs.pool.interface import (
     Backend,
+    BackendWithClock,
     BreakablePool,
     Capability,
     GroupingPool,
@@ -30,6 +31,7 @@ from cowfs.units import Extent
 
 __all__ = [
     "Backend",
+    "BackendWithClock",
     "BreakablePool",
     "Capability",
     "Counters",

@@ -345,6 +345,15 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class BackendWithClock(Backend, Protocol):
+    """A backend whose pools can go by another clock than the real one."""
+
+    def with_clock(self, clock: Callable[[], float]) -> Backend:
+        """The same backend, for pools that go by this clock [seconds]."""
+        ...
+
+
+@runtime_checkable
 class NodeBackend(Backend, Protocol):
     """A backend with `Capability.KERNEL_NODES`: its pools are devices, which cowfs need not have made."""
 

@@ -1,8 +1,11 @@
 """cowfs for pytest: homes, disks and mounted file systems as fixtures. pytest loads it by its entry point `cowfs`.
 
 options            the options of the command line, the mark `cow`, what the report of a failed test says
-fixtures           cow_home, cow_device, cow_mount, cow_seed
+fixtures           cow_home, cow_device, cow_mount, cow_clock, cow_seed
 mounted            what cow_mount gives
+clock              what cow_clock gives
+wishes             what a test wants of its home: the mark `cow`
+golden             empty homes that all others are clones of
 session            what the tests of a session share: golden homes, mounts and the processes that serve them
 janitor            removes what a session that was killed has left
 plain_imports      how the plugin's and cowfs' modules are loaded

@@ -11,6 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from cowfs import Home
     from cowfs.pool import ThinDevice
+    from cowfs.pytest_plugin.clock import Clock
     from cowfs.pytest_plugin.mounted import MountedDevice
     from cowfs.pytest_plugin.session import CowSession
 
@@ -32,6 +33,7 @@ def cow_home(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterato
     from cowfs.pytest_plugin.wishes import wishes_of
 
     with cow_session.own_home(request, wishes_of(request)) as home:
+        _set_clock(request, home)
         yield home
 
 
@@ -49,7 +51,22 @@ def cow_mount(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterat
     from cowfs.pytest_plugin.wishes import wishes_of
 
     with cow_session.mounted_device(request, wishes_of(request)) as device:
+        _set_clock(request, device.home)
         yield device
+
+
+@pytest.fixture
+def cow_clock() -> Clock:
+    """The clock of the test's homes: it stands still, and `cow_clock.advance(60)` lets time pass."""
+    from cowfs.pytest_plugin.clock import Clock
+
+    return Clock()
+
+
+def _set_clock(request: pytest.FixtureRequest, home: Home) -> None:
+    if "cow_clock" in request.fixturenames:
+        clock: Clock = request.getfixturevalue("cow_clock")
+        clock.follow(home)
 
 
 @pytest.fixture

@@ -64,6 +64,21 @@ class MountedDevice:
         """
         self.home.rollback(self.name, before.name, force=force)
 
+    def power_cut(self, *, seed: int | None = None) -> int:
+        """Have the power of the disk fail and come back: what was not synced is lost.
+
+        The files are there again when this returns. As after any power cut, what a program has open is of no use any
+        more (ESTALE), the file system's journal is replayed, and what was synced with fsync is in its place.
+
+        Args:
+            seed: of what was not synced some is lost, torn at sectors of 512 bytes, and some is not; a number chooses
+                which. None: all of it is lost. `cow_seed` is another number for each test.
+
+        Returns:
+            How many bytes that were written to the disk are lost. What had not been written to it is not counted.
+        """
+        return self.home.power_cut(self.name, seed=seed).lost_bytes
+
     def remove(self) -> None:
         """Remove the device and its snapshots; one that is still in use goes with its last user."""
         for name in [*self._snapshots, self.name]:

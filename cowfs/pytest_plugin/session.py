@@ -74,7 +74,7 @@ class CowSession:
         """A home for one test."""
         with required(request.config, wishes):
             path = self._new_home(wishes)
-            home = open_home(path, backend=wishes.backend, durable=False)
+            home = _open(path, wishes)
         note_left(request.node, Left(f"the home of the test, {path}", f"cowfs --home {path} list", path))
         try:
             yield home
@@ -99,6 +99,7 @@ class CowSession:
         home.create(name)
         look = f"cowfs --home {home.path} mount {name} DIRECTORY"
         note_left(request.node, Left(f"the device of the test, {name} in the home {home.path}", look, home.path))
+        home.watch_unsynced(name)
         device = MountedDevice(home, name, mounted.tree)
         try:
             yield device
@@ -123,7 +124,7 @@ class CowSession:
         if wishes not in self._mounted:
             with ExitStack() as stack:
                 path = self._new_home(wishes)
-                home = stack.enter_context(open_home(path, backend=wishes.backend, durable=False))
+                home = stack.enter_context(_open(path, wishes))
                 target = self._new_path("tree")
                 target.mkdir(mode=0o700)
                 tree = stack.enter_context(home.mount(target=target))
@@ -165,3 +166,7 @@ class CowSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _open(path: Path, wishes: Wishes) -> Home:
+    return open_home(path, backend=wishes.backend, durable=False, virtual_clock=wishes.virtual_clock)

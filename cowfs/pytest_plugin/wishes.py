@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import pytest
@@ -25,6 +25,7 @@ class Wishes:
         no_space: whether writes to a full pool wait for a minute, or fail at once.
         backend: the backend that implements the pool, a name of the entry-point group `cowfs.backends`.
         raw: the mount shows the disk as one file in place of the files on it.
+        virtual_clock: time stands still for the home; no mark says this, but the use of the fixture `cow_clock`.
     """
 
     data_size_bytes: int = 1 << 30
@@ -32,6 +33,7 @@ class Wishes:
     no_space: Literal["queue", "error"] = "queue"
     backend: str = "emulated"
     raw: bool = False
+    virtual_clock: bool = False
 
     def home_options(self) -> HomeOptions:
         return HomeOptions(
@@ -45,7 +47,7 @@ class Wishes:
 
 
 _SIZES: Final = {"data_size": "data_size_bytes", "base_size": "base_size_bytes"}
-_VALUES: Final = [*_SIZES, *(field.name for field in fields(Wishes) if field.name not in _SIZES.values())]
+_VALUES: Final = [*_SIZES, "no_space", "backend", "raw"]
 
 
 def wishes_of(request: pytest.FixtureRequest) -> Wishes:
@@ -56,13 +58,13 @@ def wishes_of(request: pytest.FixtureRequest) -> Wishes:
             if mark.args:
                 raise UsageError(f"@pytest.mark.cow takes its values by name, and {mark.args[0]!r} has none")
             wanted |= mark.kwargs
-        return _checked(wanted)
+        return _checked(wanted, virtual_clock="cow_clock" in request.fixturenames)
     except UsageError as error:
         problem = error.message
     pytest.fail(problem, pytrace=False)
 
 
-def _checked(wanted: Mapping[str, object]) -> Wishes:
+def _checked(wanted: Mapping[str, object], *, virtual_clock: bool) -> Wishes:
     """Raises UsageError."""
     values: dict[str, object] = {}
     for name, given in wanted.items():
@@ -74,7 +76,7 @@ def _checked(wanted: Mapping[str, object]) -> Wishes:
             expected = {bool: "True or False", int: "a size, such as '64M'"}.get(kind, "'queue' or 'error'")
             raise UsageError(f"@pytest.mark.cow({name}={value!r}): it has to be {expected}")
         values[_SIZES.get(name, name)] = value
-    wishes = Wishes(**values)  # type: ignore[arg-type]  # checked above
+    wishes = Wishes(**values, virtual_clock=virtual_clock)  # type: ignore[arg-type]  # checked above
     wishes.home_options().check()
     return wishes
 

@@ -93,6 +93,12 @@ def test_after_it(cow_mount):
     left.close()
 
 
+def test_clock(cow_mount, cow_home, cow_clock):
+    (cow_mount.path / "file").write_text("x")
+    cow_clock.advance(60)
+    assert cow_home.advance_clock(1) == cow_mount.home.advance_clock(1) == 61
+
+
 def test_seed(cow_seed):
     assert cow_seed == {seed}
 """
@@ -141,7 +147,7 @@ def test_choice(cow_home):
 def test_every_fixture_for_every_user(suite: Callable[[str], Suite]) -> None:
     made = suite(FIXTURES.replace("{seed}", str(SEED)))
     outcome = made.run("--cow-seed=1")
-    assert outcome.counts == {"passed": 13}, outcome.output
+    assert outcome.counts == {"passed": 14}, outcome.output
     assert made.left() == []
 
 

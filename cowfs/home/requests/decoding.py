@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 
 from cowfs.errors import UsageError
+from cowfs.home.requests.clock import CLOCK_REQUESTS
 from cowfs.home.requests.clone import CLONE_REQUESTS
 from cowfs.home.requests.comparing import COMPARING_REQUESTS
 from cowfs.home.requests.counters import COUNTER_REQUESTS
@@ -17,14 +18,16 @@ from cowfs.home.requests.faults import FAULT_REQUESTS
 from cowfs.home.requests.files import FILE_REQUESTS
 from cowfs.home.requests.images import IMAGE_REQUESTS
 from cowfs.home.requests.layers import LAYER_REQUESTS
+from cowfs.home.requests.power import POWER_REQUESTS
 from cowfs.home.requests.recordings import RECORDING_REQUESTS
 from cowfs.home.requests.request import AnyRequest
 from cowfs.home.requests.space import SPACE_REQUESTS
 
 _REQUESTS: Final = (
-    *(*REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
+    *(*REQUESTS, *CLOCK_REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
     *(*FAULT_REQUESTS, *IMAGE_REQUESTS),
-    *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *RECORDING_REQUESTS),
+    *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *POWER_REQUESTS),
+    *RECORDING_REQUESTS,
 )
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])
 

@@ -14,13 +14,15 @@ _log = logging.getLogger(__name__)
 RETRY_SECONDS: Final = 30.0
 
 
-def deletion_service(devices: DeviceSet) -> Callable[..., Awaitable[None]]:
+def deletion_service(
+    devices: DeviceSet, sleep: Callable[[float], Awaitable[None]] = trio.sleep
+) -> Callable[..., Awaitable[None]]:
     """A service for the nursery of a process that serves a home: tries every 30 s to delete what is marked for it."""
 
     async def serve(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
         while True:
-            await trio.sleep(RETRY_SECONDS)
+            await sleep(RETRY_SECONDS)
             try:
                 devices.retry_deletions()
             except Exception:  # a defect here is no reason to end a mount

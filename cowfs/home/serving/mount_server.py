@@ -64,7 +64,13 @@ def serve_mount(
 
 def _open(request: MountRequest) -> OpenHome:
     """The home; for reading only where it cannot be written and need not be."""
-    spec = HomeSpec(request.home, request.backend, durable=request.durable, storage_options=request.storage_options)
+    spec = HomeSpec(
+        request.home,
+        request.backend,
+        durable=request.durable,
+        storage_options=request.storage_options,
+        virtual_clock=request.virtual_clock,
+    )
     try:
         return open_here(spec)
     except HomeError as error:

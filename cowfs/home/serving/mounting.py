@@ -47,6 +47,7 @@ class MountRequest:
         is_private: the mount point was made for this mount, in a directory of its own; both are removed at the end.
         durable: False gives up flushes.
         faults: a plan of faults, a file of TOML, whose rules are in force from the beginning.
+        virtual_clock: time passes only by requests.
     """
 
     home: Path
@@ -66,6 +67,7 @@ class MountRequest:
     is_private: bool = False
     durable: bool = True
     faults: str = ""
+    virtual_clock: bool = False
 
     @property
     def source(self) -> str:
@@ -99,7 +101,18 @@ def mount(
 
 def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable[[int], Sequence[str]]:
     """The command line of the server, given the descriptor to report on: the command mount in the foreground."""
-    flags = ("raw", "read_only", "write_base", "repair", "suid", "dev", "until_put", "by_kernel", "is_private")
+    flags = (
+        "raw",
+        "read_only",
+        "write_base",
+        "repair",
+        "suid",
+        "dev",
+        "until_put",
+        "by_kernel",
+        "is_private",
+        "virtual_clock",
+    )
     options = [f"--{flag.removeprefix('is_').replace('_', '-')}" for flag in flags if getattr(request, flag)]
     options += ["--not-durable"] * (not request.durable)
     if request.lease_fd is not None:

@@ -58,6 +58,7 @@ def mounted_by_child(
             is_private=target is None,
             durable=spec.durable,
             faults=faults,
+            virtual_clock=spec.virtual_clock,
         )
         return _serve(request)
 

@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -24,7 +25,7 @@ from cowfs.fuse.ending import Ending
 from cowfs.fuse.home_view import HomeView
 from cowfs.fuse.kernel_cache import invalidate_tree
 from cowfs.fuse.raw_view import RawView
-from cowfs.fuse.server import MountOptions, Service, end_mount, serve_services, serve_view
+from cowfs.fuse.server import MountOptions, Service, Sleep, end_mount, serve_services, serve_view
 from cowfs.fuse.translate import SpaceQueue, View, drop_caches
 from cowfs.fuse.tree_view import TreeView
 from cowfs.home.control.server import ControlServer
@@ -36,6 +37,7 @@ from cowfs.home.serving.memory import keep_freed_memory
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.shown_devices import ShownDevices, ShownDisk, ShownTree
 from cowfs.home.serving.surroundings import away_from
+from cowfs.home.serving.virtual_sleep import VirtualSleep, pausing
 from cowfs.layers import IdMaps
 from cowfs.layers.driver import Prepare
 from cowfs.layers.options import Settings
@@ -126,17 +128,29 @@ class ServedHome:
         """Mount, and serve until it is unmounted; without a view, until a signal."""
         keep_freed_memory()
         devices = self.home.devices
-        services: list[Service] = [deletion_service(devices), event_service(devices.pool)]
+        clock = self.home.clock
+        services: list[Service] = [
+            pausing(partial(deletion_service, devices), clock),
+            event_service(devices.pool),
+        ]
         if not devices.is_shared:  # else others open the home themselves, and there is no place for a socket
             services.append(self._control.serve)
         if isinstance(self._view, HomeView):
-            services.append(self._view.kernel_cache.serve_deletions)
+            kernel_cache = self._view.kernel_cache
+            services.append(pausing(lambda sleep: partial(kernel_cache.serve_deletions, sleep=sleep), clock))
         if self._request.until_put:
             services.append(self._end_when_unused)
         if self._request.lease_fd is not None:
             services.append(self._end_with_process)
         if self._view is None:
-            await serve_services(services, self._has_ended, ending=ending, tick=devices.pool.tick, on_ready=on_ready)
+            await serve_services(
+                services,
+                self._has_ended,
+                ending=ending,
+                tick=devices.pool.tick,
+                on_ready=on_ready,
+                sleeper=self._sleeper,
+            )
             return
         await serve_view(
             self._view,
@@ -144,9 +158,18 @@ class ServedHome:
             self._mount_options(),
             ending=ending,
             services=services,
-            tick=devices.pool.tick,
+            tick=self._tick,
             on_ready=on_ready,
+            sleeper=self._sleeper,
         )
+
+    def _sleeper(self) -> Sleep:
+        return trio.sleep if self.home.clock is None else VirtualSleep(self.home.clock)
+
+    def _tick(self) -> None:
+        self.home.devices.pool.tick()
+        if self.home.clock is not None and self._view is not None and self._view.space is not None:
+            self._view.space.wake()  # who waits there by the real clock looks at the virtual one
 
     def _mount_options(self) -> MountOptions:
         request = self._request
