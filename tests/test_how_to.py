@@ -26,7 +26,7 @@ def test_how_to(account: Account, needs_fuse: None, path: Path) -> None:
     """Every command succeeds, and each line of the text blocks and behind `# ` after a print is printed."""
     text = path.read_text()
     script = "set -eu\n" + "".join(blocks(text, "sh"))
-    assert script.count("cowfs") > 3
+    assert script.count("cow") > 3
     said = account.run(["bash", "-c", script]).stdout.splitlines()
     for line in "".join(blocks(text, "text")).splitlines():
         assert line.strip() in [one.strip() for one in said], (

@@ -19,8 +19,27 @@ cowfs at their top. Fixtures of another part are a module here that does the sam
         from cowfs.faults... import ...
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from cowfs.pytest_plugin.plain_imports import install
+
+if TYPE_CHECKING:
+    from cowfs.pytest_plugin.clock import Clock
+    from cowfs.pytest_plugin.mounted import MountedDevice, Snapshot
+
+__all__ = ["Clock", "MountedDevice", "Snapshot"]
 
 install()
 
 pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures"]
+
+
+def __getattr__(name: str) -> object:
+    """For the annotations of tests."""
+    module = {"Clock": "clock", "MountedDevice": "mounted", "Snapshot": "mounted"}.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), name)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,12 +46,21 @@ def cow_device(cow_home: Home) -> Iterator[ThinDevice]:
         yield disk
 
 
+@pytest.fixture(scope="session")
+def cow_prepare() -> Callable[[Path], object] | None:
+    """What every `cow_mount` begins with. A fixture of this name in a conftest.py returns a function in its place,
+    which is called once, with the path of an empty file system to put files into."""
+    return None
+
+
 @pytest.fixture
-def cow_mount(request: pytest.FixtureRequest, cow_session: CowSession) -> Iterator[MountedDevice]:
-    """A file system of the test's own, mounted: an ext4 that is empty but for lost+found. It goes with the test."""
+def cow_mount(
+    request: pytest.FixtureRequest, cow_session: CowSession, cow_prepare: Callable[[Path], object] | None
+) -> Iterator[MountedDevice]:
+    """A mounted file system of the test's own: an ext4 with what `cow_prepare` has put there. It goes with the test."""
     from cowfs.pytest_plugin.wishes import wishes_of
 
-    with cow_session.mounted_device(request, wishes_of(request)) as device:
+    with cow_session.mounted_device(request, wishes_of(request), cow_prepare) as device:
         _set_clock(request, device.home)
         yield device
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeAlias
 
 import pytest
 
@@ -29,6 +29,8 @@ from cowfs.pytest_plugin.needs import required
 from cowfs.pytest_plugin.options import Left, has_failed, note_left
 from cowfs.pytest_plugin.wishes import Wishes
 
+Prepare: TypeAlias = Callable[[Path], object]
+
 _NAME_CHARACTERS: Final = 100
 
 
@@ -37,6 +39,22 @@ class _MountedHome:
     home: Home
     tree: Path
     closing: ExitStack
+    prepared: dict[Prepare, str] = field(default_factory=dict)
+
+    def parent(self, prepare: Prepare | None) -> str | None:
+        """The device that those of tests are snapshots of, which a function has put files into."""
+        if prepare is None:
+            return None
+        if prepare not in self.prepared:
+            name = f"prepared-{len(self.prepared) + 1}"
+            self.home.create(name)
+            try:
+                prepare(self.tree / name)
+            except BaseException:
+                self.home.remove(name, deferred=True)
+                raise
+            self.prepared[prepare] = name
+        return self.prepared[prepare]
 
     def is_sound(self) -> bool:
         """Whether another test can have a device in it, whatever one before has done to the pool or to the server."""
@@ -84,7 +102,9 @@ class CowSession:
                 shutil.rmtree(path)
 
     @contextmanager
-    def mounted_device(self, request: pytest.FixtureRequest, wishes: Wishes) -> Iterator[MountedDevice]:
+    def mounted_device(
+        self, request: pytest.FixtureRequest, wishes: Wishes, prepare: Prepare | None
+    ) -> Iterator[MountedDevice]:
         """A new device for one test, mounted."""
         name = self._name_for(request)
         if wishes.raw:
@@ -96,7 +116,7 @@ class CowSession:
         with required(request.config, wishes, "fuse"):
             mounted = self._shared(wishes)
         home = mounted.home
-        home.create(name)
+        home.create(name, parent=mounted.parent(prepare))
         look = f"cowfs --home {home.path} mount {name} DIRECTORY"
         note_left(request.node, Left(f"the device of the test, {name} in the home {home.path}", look, home.path))
         home.watch_unsynced(name)

@@ -171,6 +171,24 @@ def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Sui
     assert "--cow-keep keeps it" in made.run("-k", "test_mount").output
 
 
+@pytest.mark.fuse
+def test_what_is_prepared_is_there_in_every_test(suite: Callable[[str], Suite]) -> None:
+    made = suite(
+        "import pytest\n"
+        "@pytest.fixture(scope='session')\n"
+        "def cow_prepare():\n"
+        "    return lambda path: (path / 'file').write_text('prepared')\n"
+        "@pytest.mark.parametrize('number', range(2))\n"
+        "def test_each(cow_mount, number):\n"
+        "    assert (cow_mount.path / 'file').read_text() == 'prepared'\n"
+        "    (cow_mount.path / 'file').write_text('changed')\n"
+        "    cow_mount.power_cut()\n"
+        "    assert (cow_mount.path / 'file').read_text() in ('', 'prepared')\n"
+    )
+    outcome = made.run()
+    assert outcome.counts == {"passed": 2}, outcome.output
+
+
 @pytest.mark.parametrize("options", [(), ("--cow-require=fuse",)])
 def test_without_fuse_what_needs_none_runs(suite: Callable[[str], Suite], options: tuple[str, ...]) -> None:
     """A test that needs FUSE is skipped, or fails where it is required; either names what is missing."""
