@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from store import Store
+
+from examples.store.store import Store
 
 
 @pytest.fixture(scope="session")

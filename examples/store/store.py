@@ -17,7 +17,7 @@ class Store:
         self._path = directory / "log"
         self._values: dict[str, object] = {}
         end = self._read()
-        self._log = self._path.open("ab")
+        self._log = self._path.open("ab", buffering=0)
         self._log.truncate(end)  # a change that a crash has cut off was promised to nobody
         _sync_directory(directory)
 
@@ -26,12 +26,12 @@ class Store:
 
     def put(self, key: str, value: object) -> None:
         end = self._log.seek(0, os.SEEK_END)
+        line = json.dumps([key, value]).encode() + b"\n"
         try:
-            self._log.write(json.dumps([key, value]).encode() + b"\n")
-            self._log.flush()
+            while line:
+                line = line[self._log.write(line) :]
             os.fsync(self._log.fileno())
         except OSError:
-            self._log = self._path.open("r+b")
             self._log.truncate(end)
             raise
         self._values[key] = value
@@ -45,7 +45,8 @@ class Store:
             os.fsync(file.fileno())
         new.rename(self._path)
         _sync_directory(self._directory)
-        self._log = self._path.open("ab")
+        self._log.close()
+        self._log = self._path.open("ab", buffering=0)
 
     def close(self) -> None:
         self._log.close()
@@ -62,8 +63,10 @@ class Store:
         if self._path.exists():
             for line in self._path.read_bytes().splitlines(keepends=True):
                 try:
-                    key, value = json.loads(line) if line.endswith(b"\n") else None  # type: ignore[misc]
-                except (ValueError, TypeError):
+                    key, value = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
                     break
                 self._values[key] = value
                 end += len(line)
