@@ -7,7 +7,8 @@ A round mounts the home, puts a plan in force while programs write, snapshots an
 the metadata is recounted, every device is checked by e2fsck, and each file whose fsync succeeded has its content.
 
 A plan has two kinds of faults: honest ones, which say that they failed, anywhere; and lies (torn, lost, short and wrong
-writes), for files below `/lies` alone, whose content nobody relies on.
+writes), for files below `/lies` alone, whose content nobody relies on. With `--rough` the disks lie too: then only
+what cannot be is asked for, a server that goes on without a traceback, and answers of all who look at the damage.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import faulthandler
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -69,6 +71,16 @@ _OPTIONS = cowfs.HomeOptions(
 
 class Defect(AssertionError):
     """Something that faults may not do to a home."""
+
+
+def rough_rule(rng: random.Random) -> Rule:
+    """A disk that lies."""
+    effect = rng.choice([one for one in _LIES if one["kind"] != "short"])
+    operations = rng.choice([["read"], ["read", "write"]]) if effect["kind"] == "flip" else ["write"]
+    if effect["kind"] == "lose" and rng.random() < 0.5:
+        operations = ["flush", "discard"]
+    rule = {"effect": effect, "operations": operations, "on": rng.choice(["device", "data", "metadata"])}
+    return convert_rule({**rule, "probability": rng.choice([1.0, 0.3, 0.05]), "seed": rng.randrange(1000)}, "the soak")
 
 
 def random_rule(rng: random.Random) -> Rule:
@@ -126,6 +138,7 @@ class Worker:
     done: int = 0
     began: float = 0.0
     problem: str = ""
+    is_rough: bool = False
 
     def run(self, stop: threading.Event) -> None:
         actions: list[Callable[[], None]] = [
@@ -163,7 +176,7 @@ class Worker:
         self.solid[name] = content
 
     def look(self) -> None:
-        if self.solid:
+        if self.solid and not self.is_rough:
             name = self.rng.choice(list(self.solid))
             if (self.directory / name).read_bytes() != self.solid[name]:
                 raise Defect(f"{self.directory / name} reads as something else than was written and synced")
@@ -235,8 +248,11 @@ def _sync_directory(path: Path) -> None:
 class Soak:
     """A home and what its files must hold."""
 
-    def __init__(self, directory: Path, seed: int, *, backend: str = "emulated", workers: int = 2) -> None:
+    def __init__(
+        self, directory: Path, seed: int, *, backend: str = "emulated", workers: int = 2, is_rough: bool = False
+    ) -> None:
         self.path = directory / "home"
+        self._is_rough = is_rough
         self.backend = backend
         self.rng = random.Random(seed)
         self.seed = seed
@@ -249,17 +265,25 @@ class Soak:
         self._solid: list[dict[str, bytes]] = [{} for _ in range(workers)]
         self._numbers = [0] * workers
         self._plan: list[Rule] = []
-        with cowfs.open_home(self.path, create=True, backend=backend, options=_OPTIONS) as home:
+        self._make()
+
+    def _make(self) -> None:
+        with cowfs.open_home(self.path, create=True, backend=self.backend, options=_OPTIONS) as home:
             home.create("web")
 
     def round(self, seconds: float) -> None:
         """One plan. Raises Defect."""
         self.rounds += 1
         self._plan = [random_rule(self.rng) for _ in range(self.rng.randrange(1, 5))]
+        if self._is_rough:
+            self._plan = [*self._plan[:1], *(rough_rule(self.rng) for _ in range(self.rng.randrange(1, 3)))]
         try:
             with cowfs.open_home(self.path, backend=self.backend) as home:
                 self._under_load(home, seconds)
-            self._judge()
+            if self._is_rough:
+                self._look_at_damage()
+            else:
+                self._judge()
         except Defect as defect:
             rules = "\n  ".join(map(str, self._plan))
             raise Defect(f"seed {self.seed}, round {self.rounds}: {defect}; the plan:\n  {rules}") from defect
@@ -274,7 +298,9 @@ class Soak:
         except (MountError, HomeError, PoolError) as error:
             if "has not ended" in str(error) or "does not answer" in str(error):
                 raise Defect(f"the server hangs: {error}") from error
-            if not any(isinstance(rule.effect, Crash | PoolMode | NoSpace | Error | Tear) for rule in self._plan):
+            if not self._is_rough and not any(
+                isinstance(rule.effect, Crash | PoolMode | NoSpace | Error | Tear) for rule in self._plan
+            ):
                 raise
         finally:
             self._note_log()
@@ -290,7 +316,9 @@ class Soak:
                     left.unlink()
             _sync_directory(web)
             rng = random.Random(self.rng.random())
-            workers.append(Worker(directory, web / "lies", rng, self._solid[number], self._numbers[number]))
+            worker = Worker(directory, web / "lies", rng, self._solid[number], self._numbers[number])
+            worker.is_rough = self._is_rough
+            workers.append(worker)
         return workers
 
     def _run(self, home: cowfs.Home, workers: list[Worker], pid: int, seconds: float) -> None:
@@ -388,6 +416,30 @@ class Soak:
                     devices.deactivate(record.name)
         self._require_content()
 
+    def _look_at_damage(self) -> None:
+        """Whoever looks at it gets an answer, which may be an error; then a new home takes its place."""
+        with contextlib.suppress(CowfsError), cowfs.open_home(self.path, backend=self.backend) as home:
+            home.check()
+        with contextlib.suppress(CowfsError):
+            repair_home(self.path)
+        with contextlib.suppress(CowfsError):
+            self._check_volumes()
+        self._note_log()
+        shutil.rmtree(self.path)
+        self._make()
+        self._solid = [{} for _ in self._solid]
+
+    def _check_volumes(self) -> None:
+        with opening.open_home(self.path, load_backend(self.backend)) as devices:
+            for record in devices.records():
+                with contextlib.suppress(CowfsError):
+                    thin = devices.activate(record.name)
+                    try:
+                        check_volume(thin, repair=True)
+                        Volume.open(thin).close()
+                    finally:
+                        devices.deactivate(record.name)
+
     def _require_content(self) -> None:
         with cowfs.open_home(self.path, backend=self.backend) as home, home.mount("web") as web:
             for number, solid in enumerate(self._solid):
@@ -422,6 +474,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--seconds", type=float, default=2.0, help="of load in a round")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--rough", action="store_true", help="the disks lie, too")
     parser.add_argument("--keep", type=Path, help="use this directory, and leave it")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
@@ -430,7 +483,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         directory = arguments.keep or stack.enter_context(_directory())
         directory.mkdir(exist_ok=True)
-        soak = Soak(directory, seed)
+        soak = Soak(directory, seed, is_rough=arguments.rough)
         while soak.rounds < (arguments.rounds or 0) or time.monotonic() < end:
             soak.round(arguments.seconds)
             print(
