@@ -31,6 +31,7 @@ _HANDLERS: Final = (
     *("create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename"),
 )
 _RENAME_EXCHANGE: Final = 2
+_LOOK_SECONDS: Final = 0.2
 
 
 class FaultyRequests:
@@ -90,10 +91,17 @@ class FaultyRequests:
         hits = self._faults.met(Operation("files", operation, device, offset, length), paths)
         for active in hits:
             if isinstance(active.rule.effect, Delay):
-                await trio.sleep(active.rule.effect.seconds)
+                await self._wait(active, active.rule.effect.seconds)
             else:
                 meet(active, operation, self._means, OSError)
         return hits
+
+    async def _wait(self, active: ActiveRule, seconds: float) -> None:
+        """Wait, as long as the rule is in force and the mount does not end."""
+        with trio.move_on_after(seconds):
+            while active in self._faults.rules and not self._view.ending.is_set():
+                with trio.move_on_after(_LOOK_SECONDS):
+                    await self._view.ending.wait()
 
     def _device_of(self, inode: int) -> str | None:
         if not isinstance(self._view, HomeView):

@@ -370,8 +370,7 @@ async def end_mount(view: View, path: str) -> None:
 
 async def save_and_terminate(view: View) -> None:
     """Bring what applications wrote to files that are in use, and leave the main loop."""
-    if view.space is not None:
-        view.space.end()
+    view.end_waiting()
     with contextlib.suppress(OSError):
         await view.write_back()
     pyfuse3.terminate()

@@ -90,7 +90,8 @@ class View(pyfuse3.Operations):
 
     `failure` is empty until an unexpected exception turned the view read-only; then it says which request failed.
 
-    `greeted` is set when the kernel has greeted, from when on its requests are answered.
+    `greeted` is set when the kernel has greeted, from when on its requests are answered; `ending` when the mount is
+    about to end, from when on no request waits any longer.
 
     A file handle is `inode << 1 | may be mapped writable`; the kernel keeps everything else a handle would know.
     """
@@ -108,6 +109,7 @@ class View(pyfuse3.Operations):
         self.changed = False
         self._is_clean = True  # since it changed, but for what `changed` says
         self.greeted = trio.Event()
+        self.ending = trio.Event()
         self._last_logged = ""
         self._mappable: Counter[int] = Counter()
 
@@ -172,6 +174,12 @@ class View(pyfuse3.Operations):
             self._mappable[inode] -= 1
             if not self._mappable[inode]:
                 del self._mappable[inode]
+
+    def end_waiting(self) -> None:
+        """Have the requests that wait go on: the mount ends when all are answered."""
+        self.ending.set()
+        if self.space is not None:
+            self.space.end()
 
     def close(self) -> None:
         """Release what the kernel will not give back any more. Called once, after the last request."""

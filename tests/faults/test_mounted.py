@@ -187,6 +187,24 @@ def test_a_delay_holds_up_its_own_request_alone(mount: Mounted) -> None:
         assert time.monotonic() - begin >= 0.25
 
 
+def test_a_delay_ends_with_its_rule(mount: Mounted) -> None:
+    path = touch(mount.web / "slow")
+    with mount.faults.delay("fsync", seconds=3000) as fault:
+        waiting = subprocess.Popen(["sync", path])
+        while not fault.hits:
+            assert waiting.poll() is None
+    assert waiting.wait(30) == 0
+
+
+def test_a_delay_does_not_keep_a_mount_from_ending(tmp_path: Path, needs_fuse: None) -> None:
+    with mounted(tmp_path, "tree") as mount:
+        fault = mount.faults.delay("write", seconds=3000)
+        waiting = subprocess.Popen(["sh", "-c", 'echo x > "$0/x"', mount.web], stderr=subprocess.DEVNULL)
+        while not fault.hits:
+            assert waiting.poll() is None
+    waiting.wait(30)
+
+
 def test_a_lost_fsync_succeeds(mount: Mounted) -> None:
     path = touch(mount.web / "unsynced")
     with mount.faults.fail("flush", on="device"):
