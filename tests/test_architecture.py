@@ -109,7 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uml",
         "debian_packages",
     },
-    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "home"},
+    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "faults", "home"},
     "cli": FOUNDATION
     | {
         "cowfs",

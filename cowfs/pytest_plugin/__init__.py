@@ -2,6 +2,7 @@
 
 options            the options of the command line, the mark `cow`, what the report of a failed test says
 fixtures           cow_home, cow_device, cow_mount, cow_clock, cow_seed
+faults             cow_faults
 mounted            what cow_mount gives
 clock              what cow_clock gives
 wishes             what a test wants of its home: the mark `cow`
@@ -15,8 +16,8 @@ The plugin sleeps until one of its fixtures is used: pytest loads `options` and 
 cowfs at their top. Fixtures of another part are a module here that does the same, with its name in `pytest_plugins`:
 
     @pytest.fixture
-    def cow_faults(cow_mount: MountedDevice) -> Iterator[Faults]:
-        from cowfs.faults... import ...
+    def cow_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
+        from cowfs.faults.api import Faults
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from typing import TYPE_CHECKING
 from cowfs.pytest_plugin.plain_imports import install
 
 if TYPE_CHECKING:
+    from cowfs.faults.api import Faults
     from cowfs.pytest_plugin.clock import Clock
     from cowfs.pytest_plugin.mounted import MountedDevice, Snapshot
 
-__all__ = ["Clock", "MountedDevice", "Snapshot"]
+__all__ = ["Clock", "Faults", "MountedDevice", "Snapshot"]
 
 install()
 
-pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures"]
+pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures", "cowfs.pytest_plugin.faults"]
 
 
 def __getattr__(name: str) -> object:
     """For the annotations of tests."""
-    module = {"Clock": "clock", "MountedDevice": "mounted", "Snapshot": "mounted"}.get(name)
+    here = __name__
+    modules = {"Clock": f"{here}.clock", "MountedDevice": f"{here}.mounted", "Snapshot": f"{here}.mounted"}
+    module = (modules | {"Faults": "cowfs.faults.api"}).get(name)
     if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        raise AttributeError(f"module {here!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(module), name)

@@ -16,7 +16,8 @@ def test_nothing_is_loaded(pytestconfig):
     loaded = [name for name in sys.modules if name.split(".")[0] in ("cowfs", "cowfs_emulated", "trio", "pyfuse3")]
     plugin = [name for name in loaded if name.startswith("cowfs.pytest_plugin")]
     assert sorted(set(loaded) - set(plugin)) == ["cowfs", "cowfs.version"]
-    assert {name.rpartition(".")[2] for name in plugin} == {"pytest_plugin", "plain_imports", "options", "fixtures"}
+    names = {name.rpartition(".")[2] for name in plugin}
+    assert names == {"pytest_plugin", "plain_imports", "options", "fixtures", "faults"}
 """
 
 

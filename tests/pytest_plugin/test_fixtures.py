@@ -93,6 +93,27 @@ def test_after_it(cow_mount):
     left.close()
 
 
+def test_faults_of_a_mount(cow_faults, cow_mount):
+    with cow_faults.fail("write", path="a", errno="EDQUOT") as fault, pytest.raises(OSError, match="quota"):
+        (cow_mount.path / "a").write_text("x")
+    assert fault.hits
+    cow_faults.fail("mkdir")
+
+
+def test_faults_end_with_their_test(cow_mount, cow_faults):
+    (cow_mount.path / "a").mkdir()
+    assert cow_faults.reports() == []
+    cow_faults.crash("mkdir")
+    with pytest.raises(OSError):
+        (cow_mount.path / "b").mkdir()
+
+
+def test_faults_of_a_disk(cow_device, cow_faults):
+    with cow_faults.fail("write", on="device"), pytest.raises(OSError, match="fault 'rule-1'"):
+        cow_device.pwrite(0, b"x")
+    cow_device.pwrite(0, b"x")
+
+
 def test_clock(cow_mount, cow_home, cow_clock):
     (cow_mount.path / "file").write_text("x")
     cow_clock.advance(60)
@@ -147,7 +168,7 @@ def test_choice(cow_home):
 def test_every_fixture_for_every_user(suite: Callable[[str], Suite]) -> None:
     made = suite(FIXTURES.replace("{seed}", str(SEED)))
     outcome = made.run("--cow-seed=1")
-    assert outcome.counts == {"passed": 14}, outcome.output
+    assert outcome.counts == {"passed": 17}, outcome.output
     assert made.left() == []
 
 
