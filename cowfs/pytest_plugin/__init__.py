@@ -10,6 +10,7 @@ golden             empty homes that all others are clones of
 session            what the tests of a session share: golden homes, mounts and the processes that serve them
 janitor            removes what a session that was killed has left
 plain_imports      how the plugin's and cowfs' modules are loaded
+guests, in_guest   tests on the kernel's dm-thin, in User-Mode Linux where this machine has none
 needs              a test that this machine cannot run is skipped, or fails with --cow-require
 
 The plugin sleeps until one of its fixtures is used: pytest loads `options` and `fixtures`, which import nothing of

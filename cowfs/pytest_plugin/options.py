@@ -69,6 +69,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.cow_seed = random.randrange(1 << 32)  # noqa: S311
 
 
+def wants_kernel(item: pytest.Item) -> bool:
+    """Whether a test is to run on a pool of the kernel."""
+    if "cow_session" not in getattr(item, "fixturenames", ()):
+        return False
+    for mark in item.iter_markers("cow"):
+        if "backend" in mark.kwargs:
+            return bool(mark.kwargs["backend"] == "dmthin")
+    return bool(item.config.option.cow_backend == "dmthin")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    """Run a test that is for the kernel's dm-thin where there is that."""
+    if not wants_kernel(item) or item.config.pluginmanager.hasplugin("cowfs in a guest"):
+        return None
+    from cowfs.pytest_plugin.guests import run_in_guest
+
+    return run_in_guest(item) or None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -83,5 +103,6 @@ def _lines(left: Sequence[Left], config: pytest.Config) -> Iterator[str]:
         if config.option.cow_keep:
             yield from (f"kept: {one.what}", f"  to look at it: {one.command}", f"  to remove it: rm -r {one.home}")
         else:
-            yield f"removed: {one.what}; --cow-keep keeps it"
+            hint = "it went with the guest" if config.option.cow_keep is None else "--cow-keep keeps it"
+            yield f"removed: {one.what}; {hint}"
     yield f"to repeat with the same seed: --cow-seed={config.option.cow_seed}"
