@@ -261,6 +261,7 @@ class Soak:
         self.operations = 0
         self.failed = 0
         self.crashes = 0
+        self._hang = ""
         self._count = workers
         self._solid: list[dict[str, bytes]] = [{} for _ in range(workers)]
         self._numbers = [0] * workers
@@ -296,6 +297,8 @@ class Soak:
                 workers = self._workers(tree / "web")
                 self._run(home, workers, pid, seconds)
         except (MountError, HomeError, PoolError) as error:
+            if self._hang:
+                raise Defect(self._hang) from error
             if "has not ended" in str(error) or "does not answer" in str(error):
                 raise Defect(f"the server hangs: {error}") from error
             if not self._is_rough and not any(
@@ -373,10 +376,14 @@ class Soak:
         now = time.monotonic()
         for worker in workers:
             if worker.began and now - worker.began > HANG_SECONDS:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
                 faulthandler.dump_traceback()
-                raise Defect(f"an operation in {worker.directory} took more than {HANG_SECONDS:.0f} s")
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)  # at which a server that does not end logs what it does
+                    time.sleep(HANG_SECONDS)
+                    os.kill(pid, signal.SIGKILL)
+                log = (self.path / "cowfs.log").read_text(errors="replace")
+                self._hang = f"an operation in {worker.directory} took more than {HANG_SECONDS:.0f} s:\n{log[-9000:]}"
+                raise Defect(self._hang)
 
     def _note_log(self) -> None:
         """Raises Defect for a traceback in the server's log."""
