@@ -26,6 +26,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+import pytest
+
 from cowfs.pytest_plugin.plain_imports import install
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ __all__ = ["Clock", "Faults", "MountedDevice", "Snapshot"]
 
 install()
 
-pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures", "cowfs.pytest_plugin.faults"]
+if pytest.version_tuple >= (8,):  # an older one, which the extra does not allow, is none the worse for cowfs
+    pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures", "cowfs.pytest_plugin.faults"]
 
 
 def __getattr__(name: str) -> object:

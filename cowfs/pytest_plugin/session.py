@@ -31,6 +31,7 @@ from cowfs.pytest_plugin.wishes import Wishes
 
 Prepare: TypeAlias = Callable[[Path], object]
 
+_MOST_MOUNTED: Final = 4
 _NAME_CHARACTERS: Final = 100
 
 
@@ -62,7 +63,7 @@ class _MountedHome:
             report = self.home.status()
         except (CowfsError, OSError):
             return False
-        return report.mode in ("write", "out_of_data_space") and not report.needs_check
+        return report.mode == "write" and not report.needs_check
 
     def discard(self) -> None:
         with suppress(CowfsError, OSError):
@@ -141,15 +142,20 @@ class CowSession:
             mounted.discard()
 
     def _shared(self, wishes: Wishes) -> _MountedHome:
-        if wishes not in self._mounted:
-            with ExitStack() as stack:
-                path = self._new_home(wishes)
-                home = stack.enter_context(_open(path, wishes))
-                target = self._new_path("tree")
-                target.mkdir(mode=0o700)
-                tree = stack.enter_context(home.mount(target=target))
-                self._mounted[wishes] = _MountedHome(home, tree, stack.pop_all())
-        return self._mounted[wishes]
+        """The mounted home of a kind. Of those that were not used lately, the servers end."""
+        mounted = self._mounted.pop(wishes, None) or self._mount(wishes)
+        self._mounted[wishes] = mounted
+        if len(self._mounted) > _MOST_MOUNTED:
+            self._mounted.pop(next(iter(self._mounted))).discard()
+        return mounted
+
+    def _mount(self, wishes: Wishes) -> _MountedHome:
+        with ExitStack() as stack:
+            home = stack.enter_context(_open(self._new_home(wishes), wishes))
+            target = self._new_path("tree")
+            target.mkdir(mode=0o700)
+            tree = stack.enter_context(home.mount(target=target))
+            return _MountedHome(home, tree, stack.pop_all())
 
     def _new_home(self, wishes: Wishes) -> Path:
         path = self._new_path("home")

@@ -114,6 +114,12 @@ def test_faults_of_a_disk(cow_device, cow_faults):
     cow_device.pwrite(0, b"x")
 
 
+@pytest.mark.parametrize("number", [pytest.param(n, marks=pytest.mark.cow(data_size=n << 20)) for n in (20, 21, 22)])
+def test_only_so_many_servers(cow_mount, number):
+    with open("/proc/self/mounts") as table:
+        assert len([line for line in table if str(cow_mount.home.path.parent) in line]) <= 4
+
+
 def test_clock(cow_mount, cow_home, cow_clock):
     (cow_mount.path / "file").write_text("x")
     cow_clock.advance(60)
@@ -168,7 +174,7 @@ def test_choice(cow_home):
 def test_every_fixture_for_every_user(suite: Callable[[str], Suite]) -> None:
     made = suite(FIXTURES.replace("{seed}", str(SEED)))
     outcome = made.run("--cow-seed=1")
-    assert outcome.counts == {"passed": 17}, outcome.output
+    assert outcome.counts == {"passed": 20}, outcome.output
     assert made.left() == []
 
 
