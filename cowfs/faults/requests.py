@@ -204,7 +204,7 @@ class FaultyRequests:
         if flags & os.O_TRUNC:
             await self._meet(inode, "truncate", partial(self._paths, inode))
         info: FileInfo = await self._pass("open", inode, flags, ctx)
-        info.keep_cache = False
+        info.keep_cache = bool(flags & os.O_TRUNC)  # nothing is cached of an empty file
         return info
 
     async def _read(self, fh: int, off: int, size: int) -> bytes:
