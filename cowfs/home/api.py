@@ -232,7 +232,7 @@ class Home:
         when it is used next.
 
         Args:
-            name: a device that `watch_unsynced` was called for before it was used.
+            name: a device that `watch_unsynced` was called for before.
             seed: chooses what is lost: some of what has been on its way to the disk since its last flush, torn at
                 sectors of 512 bytes. None: all of it is.
 

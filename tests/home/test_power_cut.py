@@ -31,10 +31,14 @@ def write_and_sync(path: Path, data: bytes) -> None:
 
 
 @pytest.mark.fuse
-def test_what_was_not_synced_is_lost_and_what_was_is_not(home: cowfs.Home) -> None:
-    with home.mount() as tree:
-        home.watch_unsynced("web")
-        files = tree / "web"
+@pytest.mark.parametrize("device", [None, "web"], ids=["home", "device"])
+def test_what_was_not_synced_is_lost_and_what_was_is_not(home: cowfs.Home, device: str | None) -> None:
+    with home.mount(device) as tree:
+        files = tree / "web" if device is None else tree
+        with (files / "old").open("w") as file:
+            home.watch_unsynced("web")
+            file.write("stays open")
+        (files / "old").unlink()
         write_and_sync(files / "synced", b"s" * 10000)
         (files / "not synced").write_bytes(b"n" * 10000)
         with (files / "synced").open("r+b", buffering=0) as file:

@@ -21,22 +21,25 @@ class PowerCut(msgspec.Struct, frozen=True):
 
 
 class WatchUnsynced(Request[None], frozen=True, tag="watch_unsynced"):
-    """Keep what the writes to a device replace until it is flushed, from its next use of files on: for power cuts.
+    """Keep what the writes to a device replace until it is flushed, from now on: for power cuts.
 
-    That costs one read for each write. It ends with the process that holds the home.
+    That costs one read for each write, and ends with the process that holds the home. What programs have open in its
+    mount stays open. It is about files: a disk (`mount --raw`) has none.
 
     Raises:
-        UnknownDevice, DeviceBusy: it is mounted or open.
+        UnknownDevice.
+        DeviceBusy: it is in use by more than its mount, or a file without a name is open in it.
     """
 
     name: str
 
-    def device_needed_idle(self) -> str:
+    def device_reopened(self) -> str:
         return self.name
 
     def run(self, home: OpenHome) -> None:
         name = home.devices.record(self.name).name
-        home.require_idle(name, "watched")
+        if name in home.devices.active():
+            raise home.devices.uses.busy(name, "watched")
         home.volumes.unsynced[name] = Unsynced()
 
 
@@ -88,7 +91,7 @@ def _unsynced_of(home: OpenHome, name: str) -> Unsynced:
     unsynced = home.volumes.unsynced.get(record.name)
     if unsynced is None:
         raise UsageError(
-            f"what the device '{record.name}' has not synced is not known; call Home.watch_unsynced before it is used"
+            f"what the device '{record.name}' has not synced is not known; call Home.watch_unsynced before"
         )
     return unsynced
 
