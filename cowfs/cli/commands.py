@@ -172,6 +172,10 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "cat": Command("files", "Write the content of a file in a device to standard output."),
         "cp": Command("files", "Copy files into a device, out of one, or between two."),
     },
+    "Tests of other programs": {
+        "crash-test": Command("crashes", "Find out what a power cut would do to the files of a program."),
+        "crash-mark": Command("crashes", "Set a mark in the recording of a crash test, from the program under test."),
+    },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM, "faults": _FAULTS},
     "Other": {
         "batch": Command("batch", "Run the commands in a file, one per line."),

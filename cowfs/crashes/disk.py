@@ -73,12 +73,15 @@ class DiskHistory(History):
         marked = bisect.bisect_right([at for at, _ in self.marks], position)
         if not marked:
             return ""
+        pending: list[int] = []
         for number in range(self._mark_operations[marked - 1] - 1, -1, -1):
             if self._operations[number].kind in ("fsync", "fdatasync"):
-                return ""
-            if self._operations[number].kind != "write":
-                return self._namer.operation(number)
-        return ""
+                break
+            pending.append(number)
+        if not pending:
+            return ""
+        more = f", the last of {len(pending)} operations since the last fsync," if len(pending) > 1 else ""
+        return f"{self._namer.operation(pending[0])}{more}"
 
     def torn(self, item: int, sectors: Sequence[int]) -> Loss | None:
         lost = set(sectors)

@@ -92,6 +92,9 @@ def explain(history: History, state: State) -> str:
         unwritten = history.unwritten(state.position)
         if unwritten:
             return f"{unwritten} was not written yet{_promised(history, state)}"
+        issued = history.issued_until(state.position)
+        if 0 < issued < len(history.items):
+            return f"{history.describe(issued - 1)} persisted before {history.describe(issued)}"
         return f"all that was written by then is there{_promised(history, state)}, and the check failed"
     lost = [loss.item for loss in state.lost]
     torn = [loss for loss in state.lost if loss.sectors]
@@ -100,23 +103,43 @@ def explain(history: History, state: State) -> str:
         count = len(history.items[lost[0]].sectors)
         return f"{missing} were torn: of {count} sectors {len(torn[0].sectors)} were lost"
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-    kept = _kept_after(history, state, lost)
-    kind, file = history.subject(lost[0])
-    if kept is not None and history.subject(kept) == ("name", file) and kind in ("data", "size") and file:
+    kind, _ = history.subject(lost[0])
+    kept = _name_or_size_kept(history, state, lost)
+    if kept is not None:
         return f"{history.describe(kept)} persisted before its {kind}"
-    verb = "were" if more or kind == "data" else "was"
     marked = [at for at, _ in history.marks if at <= state.position]
-    if kept is None or (marked and history.items[lost[0]].issued < marked[-1]):
+    if marked and history.items[lost[0]].issued < marked[-1]:
+        verb = "were" if more or kind == "data" else "was"
         return f"{missing}{more} {verb} lost{_promised(history, state)}"
-    return f"{history.describe(kept)} persisted before {missing}{more}"
+    persisted = _persisted_beside(history, state, lost)
+    if persisted is None:
+        return f"{missing}{more} lost"
+    return f"{history.describe(persisted)} persisted before {missing}{more}"
 
 
-def _kept_after(history: History, state: State, lost: Sequence[int]) -> int | None:
-    """What was issued after the first lost item and persisted although nothing made it: best of the same file."""
-    losable = [item for item in history.open_at(state.position) if item > lost[0] and item not in lost]
-    _, file = history.subject(lost[0])
-    names = [item for item in losable if history.subject(item) == ("name", file)]
-    return next(iter(names or losable), None)
+def _name_or_size_kept(history: History, state: State, lost: Sequence[int]) -> int | None:
+    """Where data or a size is lost: a later name of the same file that persisted, or the size of the same write."""
+    kind, file = history.subject(lost[0])
+    if kind not in ("data", "size") or not file:
+        return None
+    kept = [item for item in range(history.issued_until(state.position)) if item not in lost]
+    for item in kept:
+        if item > lost[0] and history.subject(item) == ("name", file):
+            return item
+    for item in kept:
+        is_same = history.event_of(item) == history.event_of(lost[0])
+        if kind == "data" and is_same and history.subject(item) == ("size", file):
+            return item
+    return None
+
+
+def _persisted_beside(history: History, state: State, lost: Sequence[int]) -> int | None:
+    """What persisted although it was issued later, and nothing made it durable; else the last thing before."""
+    later = range(lost[0] + 1, history.issued_until(state.position))
+    for item in later:
+        if item not in lost and history.items[item].durable > state.position:
+            return item
+    return lost[0] - 1 if lost[0] else None
 
 
 def _promised(history: History, state: State) -> str:

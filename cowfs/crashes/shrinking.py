@@ -11,7 +11,14 @@ from typing import Final
 
 from cowfs.crashes.history import History, Loss, State
 
-_TRIES_MAX: Final = 200
+_TRIES_MAX: Final = 60
+
+
+def with_what_came_after(history: History, state: State) -> State:
+    """The same content told as one of the last moment with the same promises, at which all that came later is lost."""
+    moment = history.later_moment(state.position)
+    later = range(history.issued_until(state.position), history.issued_until(moment))
+    return State(moment, tuple(sorted((*state.lost, *history.losses(later)))))
 
 
 def smallest(history: History, state: State) -> Generator[State, bool, State]:
@@ -19,9 +26,8 @@ def smallest(history: History, state: State) -> Generator[State, bool, State]:
 
     A state that ends early is one that lost what came after: so it is told by what was lost, too.
     """
-    moment = history.later_moment(state.position)
-    later = range(history.issued_until(state.position), history.issued_until(moment))
-    best = State(moment, tuple(sorted((*state.lost, *history.losses(later)))))
+    best = with_what_came_after(history, state)
+    moment = best.position
     left = _TRIES_MAX
     size = max(1, len(best.lost) // 2)
     while left and best.lost:

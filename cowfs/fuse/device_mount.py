@@ -22,7 +22,7 @@ from pyfuse3 import ROOT_INODE, InodeT
 
 from cowfs.errors import CowfsError, DeviceBusy, FilesystemError
 from cowfs.fuse.in_use import in_use
-from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten
+from cowfs.fuse.kernel_cache import drop_unused_names, may_be_mounted_below, until_forgotten, until_released
 from cowfs.fuse.translate import drop_caches
 
 Content = TypeVar("Content")
@@ -142,13 +142,15 @@ class DeviceMount(Generic[Content]):
         await trio.to_thread.run_sync(_drop_names, names, abandon_on_cancel=True)
         await trio.to_thread.run_sync(drop_caches, [ROOT_INODE, *self._former], abandon_on_cancel=True)
 
-    def put_aside(self) -> None:
-        """Close the device for a moment, until `take_again`: what programs have open stays open.
+    async def put_aside(self) -> None:
+        """Close the device for a moment, until `take_again`: what programs have open stays open. Ends without a
+        checkpoint.
 
         Raises:
             DeviceBusy: a file without a name is open in it, which would be lost.
             OSError: it cannot be written down; it is open again.
         """
+        await until_released(lambda: self._view.has_orphans)
         if self._view.has_orphans:
             raise DeviceBusy(
                 f"a file of device '{self._device.name}' that has no name any more is open; close it, or end the "

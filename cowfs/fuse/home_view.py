@@ -40,7 +40,7 @@ from pyfuse3 import ROOT_INODE, EntryAttributes, FUSEError, InodeT, ReaddirToken
 from cowfs.errors import UnknownDevice
 from cowfs.filetree import ROOT_INODE as VOLUME_ROOT
 from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2
-from cowfs.fuse.kernel_cache import KernelCache
+from cowfs.fuse.kernel_cache import KernelCache, until_released
 from cowfs.fuse.open_devices import OPEN_MAX, Devices, OpenDevice, OpenDevices
 from cowfs.fuse.translate import SpaceQueue, View, answered
 from cowfs.fuse.tree_view import InodeMap, TreeView, as_statvfs
@@ -164,8 +164,14 @@ class HomeView(View):
         """Take back one `hold`, unless the view is closed. Raises UsageError when the device is not held."""
         self._open.end_hold(name)
 
-    def put_aside(self, name: str) -> None:
-        """Close a device's volume; the next request opens it again. See `OpenDevices.put_aside`."""
+    async def put_aside(self, name: str) -> None:
+        """Close a device's volume; the next request opens it again. See `OpenDevices.put_aside`. Never in a handler.
+
+        Ends without a checkpoint.
+        """
+        device = self._open.by_name(name)
+        if device is not None:
+            await until_released(lambda: device.view.has_orphans)
         self._open.put_aside(name)
 
     async def write_back_device(self, name: str) -> None:

@@ -44,6 +44,7 @@ _SYS_FSPICK: Final = 433
 _FSPICK_FLAGS: Final = 1 | 2 | 4  # close on exec, follow no symbolic link, mount nothing
 _FSCONFIG_CMD_RECONFIGURE: Final = 7
 _FORGET_SECONDS: Final = 1.0  # how long the kernel may take to report what it has forgotten
+_RELEASE_LOOK_SECONDS: Final = 0.005
 _LATE_ROUNDS: Final = (
     100  # then, for what it has reported and this process has not read: of 24 requests 16 forget at least
 )
@@ -201,6 +202,16 @@ async def until_forgotten(view: Forgetting, is_known: Callable[[], bool]) -> Non
         if not (is_known() and request_wait.has_requests()):
             break
         await trio.lowlevel.checkpoint()
+
+
+async def until_released(has_orphans: Callable[[], bool]) -> None:
+    """Wait a moment while files without a name are open: the kernel says only after close(2) that one is closed.
+
+    Ends without a checkpoint.
+    """
+    with trio.move_on_after(_FORGET_SECONDS):
+        while has_orphans():
+            await trio.sleep(_RELEASE_LOOK_SECONDS)
 
 
 def drop_unused_names(mount_point: str) -> bool:

@@ -213,9 +213,9 @@ class ServedHome:
 
     async def put_aside(self, device: str) -> None:
         if isinstance(self._view, HomeView):
-            self._view.put_aside(device)
+            await self._view.put_aside(device)
         elif self._mount is not None and self._shows_files_of(device):
-            self._mount.put_aside()
+            await self._mount.put_aside()
 
     async def take_again(self, device: str) -> None:
         if self._mount is not None and self._shows_files_of(device):
