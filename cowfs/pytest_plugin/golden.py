@@ -24,7 +24,7 @@ class GoldenHomes:
     """
 
     def __init__(self, cache: Path | None) -> None:
-        self._cache = cache if cache is not None and _is_own(cache) else None
+        self._cache = cache if cache is not None and _is_private(cache) else None
 
     def clone(self, options: HomeOptions, target: Path) -> None:
         """Make a home like those with these options, quickly if there was one before."""
@@ -52,11 +52,12 @@ class GoldenHomes:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _is_own(directory: Path) -> bool:
-    """Whether nobody else can put a home there."""
+def _is_private(directory: Path) -> bool:
+    """Whether nobody else can put a home there, from now on."""
     with suppress(OSError):
-        status = directory.stat()
-        return status.st_uid == os.geteuid() and not status.st_mode & 0o022
+        if directory.stat().st_uid == os.geteuid():
+            directory.chmod(0o700)
+            return True
     return False
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from cowfs.mounts.mountinfo import mounts
+from cowfs.version import VERSION
 from tests.pytest_plugin.conftest import Suite
 
 FIXTURES = """
@@ -196,6 +197,23 @@ def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Sui
     assert "Traceback" not in outcome.output
 
     assert "--cow-keep keeps it" in made.run("-k", "test_mount").output
+
+
+def test_empty_homes_are_kept_in_the_cache_of_pytest(suite: Callable[[str], Suite]) -> None:
+    """Of this version; one that is damaged is made anew."""
+    made = suite("def test_home(cow_home): assert [device.name for device in cow_home.devices()] == ['base']\n")
+    cache = made.directory / "cache"
+    options = ["-p", "cacheprovider", "-o", f"cache_dir={cache}"]
+    assert made.run(*options).counts == {"passed": 1}
+    (golden,) = (cache / "d" / "cowfs").iterdir()
+    assert golden.name.startswith(f"{VERSION}-")
+    assert (cache / "d" / "cowfs").stat().st_mode & 0o077 == 0
+    (golden / "devicemapper" / "metadata").write_bytes(b"damaged")
+    (cache / "d" / "cowfs" / "0.0.1-old").mkdir()
+    for _ in range(2):
+        assert made.run(*options).counts == {"passed": 1}
+        assert [path.name for path in golden.parent.iterdir()] == [golden.name]
+    assert (golden / "devicemapper" / "metadata").stat().st_size > 1 << 20
 
 
 @pytest.mark.fuse
