@@ -109,7 +109,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uml",
         "debian_packages",
     },
-    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "faults", "home"},
+    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "recording", "faults", "home", "crashes"},
     "cli": FOUNDATION
     | {
         "cowfs",

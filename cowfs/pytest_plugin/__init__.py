@@ -3,6 +3,7 @@
 options            the options of the command line, the mark `cow`, what the report of a failed test says
 fixtures           cow_home, cow_device, cow_mount, cow_clock, cow_seed
 faults             cow_faults
+crashes            cow_crashes
 mounted            what cow_mount gives
 clock              what cow_clock gives
 wishes             what a test wants of its home: the mark `cow`
@@ -33,20 +34,26 @@ from cowfs.pytest_plugin.plain_imports import install
 if TYPE_CHECKING:
     from cowfs.faults.api import Faults
     from cowfs.pytest_plugin.clock import Clock
+    from cowfs.pytest_plugin.crashes import CowCrashes
     from cowfs.pytest_plugin.mounted import MountedDevice, Snapshot
 
-__all__ = ["Clock", "Faults", "MountedDevice", "Snapshot"]
+__all__ = ["Clock", "CowCrashes", "Faults", "MountedDevice", "Snapshot"]
 
 install()
 
 if pytest.version_tuple >= (8,):  # an older one, which the extra does not allow, is none the worse for cowfs
-    pytest_plugins = ["cowfs.pytest_plugin.options", "cowfs.pytest_plugin.fixtures", "cowfs.pytest_plugin.faults"]
+    pytest_plugins = [f"cowfs.pytest_plugin.{module}" for module in ("options", "fixtures", "faults", "crashes")]
 
 
 def __getattr__(name: str) -> object:
     """For the annotations of tests."""
     here = __name__
-    modules = {"Clock": f"{here}.clock", "MountedDevice": f"{here}.mounted", "Snapshot": f"{here}.mounted"}
+    modules = {
+        "Clock": f"{here}.clock",
+        "CowCrashes": f"{here}.crashes",
+        "MountedDevice": f"{here}.mounted",
+        "Snapshot": f"{here}.mounted",
+    }
     module = (modules | {"Faults": "cowfs.faults.api"}).get(name)
     if module is None:
         raise AttributeError(f"module {here!r} has no attribute {name!r}")

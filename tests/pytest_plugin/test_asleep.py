@@ -17,7 +17,7 @@ def test_nothing_is_loaded(pytestconfig):
     plugin = [name for name in loaded if name.startswith("cowfs.pytest_plugin")]
     assert sorted(set(loaded) - set(plugin)) == ["cowfs", "cowfs.version"]
     names = {name.rpartition(".")[2] for name in plugin}
-    assert names == {"pytest_plugin", "plain_imports", "options", "fixtures", "faults"}
+    assert names == {"pytest_plugin", "plain_imports", "options", "fixtures", "faults", "crashes"}
 """
 
 
