@@ -178,6 +178,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
     },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM, "faults": _FAULTS},
     "Other": {
+        "snapshotter": Command("snapshotter", "Serve a home to containerd as a snapshotter."),
         "batch": Command("batch", "Run the commands in a file, one per line."),
         "uml": Command("uml", "Run a command on a kernel with dm-thin, in User-Mode Linux."),
         "help": Command("help", "Show the help of a command."),

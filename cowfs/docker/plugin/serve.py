@@ -10,25 +10,20 @@ The daemon starts after the plugin and keeps no connection: either may be restar
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from cowfs.devices.on_disk.files import require_owned
 from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.ending import ending_with
-from cowfs.errors import HomeError, UsageError, ungrouped
-from cowfs.forking import close_in_children, close_socket, origin
+from cowfs.errors import HomeError, ungrouped
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
@@ -37,11 +32,10 @@ from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.home.storage_options import apply_options, resolve_settings
-from cowfs.home.unix_socket import listen_privately
+from cowfs.home.unix_socket import listening
 from cowfs.layers.options import parse_storage_options
 
 _log = logging.getLogger(__name__)
-_BACKLOG: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +59,9 @@ def serve_plugin(request: PluginRequest) -> None:
         CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
     """
     parse_storage_options(request.options)
-    with Ending() as ending, _listening(request.socket) as listener, ungrouped():
+    with Ending() as ending, listening(request.socket) as listener, ungrouped():
         ending.note_signals()
         trio.run(partial(_Plugin(request, ending).run, listener))
-
-
-@contextmanager
-def _listening(path: Path) -> Iterator[socket.socket]:
-    """A socket that only this user can reach, in an existing directory; removed at the end.
-
-    A socket without a listener is left from a process that was killed, and is replaced.
-    """
-    address = os.fspath(path)
-    _require_free(address)
-    try:
-        listener = listen_privately(address, _BACKLOG)
-    except OSError as error:
-        raise HomeError(f"cannot listen on {address}: {error.strerror or error}", errno=error.errno) from error
-    with listener:
-        close_in_children(listener, close_socket)
-        is_same_process = origin()
-        made = os.lstat(address).st_ino
-        try:
-            yield listener
-        finally:
-            with suppress(FileNotFoundError):
-                if is_same_process() and os.lstat(address).st_ino == made:
-                    os.unlink(address)
-
-
-def _require_free(address: str) -> None:
-    try:
-        mode = os.lstat(address).st_mode
-    except OSError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(
-            f"{address} is not a socket; choose another path for the plugin's socket, or move that file away"
-        )
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(address)
-        except ConnectionRefusedError:
-            os.unlink(address)
-        except OSError as error:
-            raise HomeError(f"cannot inspect {address}: {error.strerror or error}", errno=error.errno) from error
-        else:
-            raise HomeError(f"another process listens on {address} already; end it first", errno=errno.EADDRINUSE)
 
 
 class _Plugin:

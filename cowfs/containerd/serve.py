@@ -1,0 +1,99 @@
+"""The process behind `cowfs snapshotter`: a home, its files in one mount, and containerd's protocol on a socket.
+
+    open the home            made as the options say where there is none
+    mount all of it at HOME/mnt            unless the kernel mounts each layer
+    remove what a crash left of snapshots
+    listen and answer        until SIGTERM or SIGINT; the home is free at the end
+
+containerd dials the socket when it needs it, and again after an end: either may be restarted without the other.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from cowfs.containerd.grpc import serve_connection
+from cowfs.containerd.snapshots import Snapshotter
+from cowfs.containerd.store import SnapshotStore
+from cowfs.devices.on_disk.files import require_owned
+from cowfs.ending import ending_with
+from cowfs.errors import ungrouped
+from cowfs.forking import close_in_children, close_socket
+from cowfs.fuse.ending import Ending
+from cowfs.home.open_home import OpenHome
+from cowfs.home.opening import open_here
+from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
+from cowfs.home.serving.served_home import ServedHome
+from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.unix_socket import listening
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotterRequest:
+    """What to serve where; `options` are storage options."""
+
+    home: Path
+    backend: str
+    socket: Path
+    options: tuple[str, ...] = ()
+
+
+def serve_snapshotter(request: SnapshotterRequest) -> None:
+    """Serve until a signal.
+
+    Raises:
+        CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
+    """
+    if request.home.exists():
+        require_owned(os.path.abspath(request.home))
+    spec = HomeSpec(request.home, request.backend, storage_options=request.options, make=Make.WHERE_ABSENT)
+    with Ending() as ending, listening(request.socket) as listener, ungrouped():
+        ending.note_signals()
+        home = open_here(spec)
+        with ending_with(home.close):
+            store = SnapshotStore(home.path)
+            with ending_with(store.close):
+                trio.run(partial(_serve, home, store, request, ending, listener))
+
+
+async def _serve(
+    home: OpenHome, store: SnapshotStore, request: SnapshotterRequest, ending: Ending, listener: socket.socket
+) -> None:
+    is_root = os.geteuid() == 0
+    mount = MountRequest(
+        request.home,
+        request.backend,
+        None,
+        os.fspath(empty_mount_directory(request.home)),
+        by_kernel=home.settings.kernel_mounts,
+        suid=is_root,
+        dev=is_root,
+    )
+    ready = trio.Event()
+    with ServedHome.opened(home, mount) as served:
+        snapshotter = Snapshotter(served.executor, store)
+        methods = snapshotter.methods()
+
+        async def serve_client(stream: trio.SocketStream) -> None:
+            close_in_children(stream.socket, close_socket)
+            await serve_connection(stream, methods)
+
+        async def answer() -> None:
+            await ready.wait()
+            await snapshotter.begin()
+            ending.is_ready = True
+            await trio.serve_listeners(serve_client, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            await served.serve(ending, on_ready=ready.set)
+            nursery.cancel_scope.cancel()

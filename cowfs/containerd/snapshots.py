@@ -1,0 +1,326 @@
+"""The ten methods of containerd's snapshotter, over the store and the home's layers.
+
+Changes of the store are made one after the other; what takes long (the size of a commit) is worked out between them.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import trio
+from google.protobuf.message import DecodeError
+
+from cowfs.containerd.filters import lookup_in, parse_filters
+from cowfs.containerd.grpc import CallError, Code, Handler
+from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SERVICE, VIEW, message_class
+from cowfs.containerd.store import DEVICE_PREFIX, Snapshot, SnapshotStore
+from cowfs.error_record import plain_text
+from cowfs.errors import (
+    CowfsError,
+    DeviceBusy,
+    DeviceExists,
+    HomeBusy,
+    OutOfDataSpace,
+    OutOfMetadataSpace,
+    UnknownDevice,
+    UsageError,
+)
+from cowfs.home.executor import Executor
+from cowfs.home.requests.devices import Remove
+from cowfs.home.requests.layers import CreateLayer, GetLayer, LayerChanges, LayerSize, PutLayer
+from cowfs.home.requests.request import Request
+
+_log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+_KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
+_ROWS_PER_ANSWER: Final = 100
+_NAME_MAX_CHARACTERS: Final = 4096
+_CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
+    (OutOfDataSpace, Code.RESOURCE_EXHAUSTED),
+    (OutOfMetadataSpace, Code.RESOURCE_EXHAUSTED),
+    (DeviceExists, Code.ALREADY_EXISTS),
+    (UnknownDevice, Code.NOT_FOUND),
+    (DeviceBusy, Code.FAILED_PRECONDITION),
+    (HomeBusy, Code.UNAVAILABLE),
+    (UsageError, Code.INVALID_ARGUMENT),
+)
+
+
+class Snapshotter:
+    """containerd's snapshotter over a served home.
+
+    Args:
+        executor: of the home, which serves the files of its layers.
+        now_ns: the time, in nanoseconds since 1970.
+    """
+
+    def __init__(self, executor: Executor, store: SnapshotStore, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+        self._executor = executor
+        self._store = store
+        self._now_ns = now_ns
+        self._changing = trio.Lock()
+        self._got: dict[str, str] = {}  # device -> the path of its files
+
+    def methods(self) -> dict[str, Handler]:
+        """The methods of the service, by path."""
+        unary = {
+            "Prepare": self.prepare,
+            "View": self.view,
+            "Mounts": self.mounts,
+            "Commit": self.commit,
+            "Remove": self.remove,
+            "Stat": self.stat,
+            "Update": self.update,
+            "Usage": self.usage,
+            "Cleanup": self.cleanup,
+        }
+        found = {f"/{SERVICE}/{name}": _unary(_REQUESTS[name], method) for name, method in unary.items()}
+        return {**found, f"/{SERVICE}/List": self._list}
+
+    async def begin(self) -> None:
+        """Remove what a crash left: devices without a snapshot."""
+        for device in self._store.orphans(record.name for record in self._executor.home.devices.records()):
+            _log.warning("device %s is of no snapshot, as after a crash; it is removed", device)
+            await self._remove_device(device)
+
+    # ------------------------------------------------------------------ making
+
+    async def prepare(self, request: Any) -> Any:
+        return await self._make(request, ACTIVE, "PrepareSnapshotResponse")
+
+    async def view(self, request: Any) -> Any:
+        return await self._make(request, VIEW, "ViewSnapshotResponse")
+
+    async def _make(self, request: Any, kind: int, answered_as: str) -> Any:
+        async with self._changing:
+            self._require_new(request.key)
+            parent = self._parent(request.parent)
+            owns_device = kind == ACTIVE or parent is None
+            if owns_device:
+                device = _new_device()
+                await self._run(CreateLayer(device, None if parent is None else parent.device))
+            else:
+                assert parent is not None
+                device = parent.device
+            now = self._now_ns()
+            snapshot = Snapshot(request.key, request.parent, kind, device, owns_device, dict(request.labels), now, now)
+            try:
+                mounts = await self._mounts(snapshot)
+            except BaseException:
+                if owns_device:
+                    with trio.CancelScope(shield=True):
+                        await self._remove_device(device)
+                raise
+            self._store.put(snapshot)
+        return message_class(answered_as)(mounts=mounts)
+
+    async def commit(self, request: Any) -> Any:
+        """The files of an active snapshot as they are now, under a name of their own."""
+        device = _new_device()
+        async with self._changing:
+            self._require_new(request.name)
+            active = self._active(request.key)
+            parent = self._parent(active.parent)
+            await self._run(CreateLayer(device, active.device))
+        try:
+            size_bytes, inodes = await self._measured(device, parent)
+            async with self._changing:
+                self._require_new(request.name)
+                active = self._active(request.key)
+                now = self._now_ns()
+                labels = dict(request.labels)
+                committed = Snapshot(
+                    *(request.name, active.parent, COMMITTED, device, True, labels, now, now, size_bytes, inodes)
+                )
+                self._store.put(committed, replacing=request.key)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._remove_device(device)
+            raise
+        await self._remove_device(active.device)
+        return EMPTY()
+
+    async def remove(self, request: Any) -> Any:
+        async with self._changing:
+            snapshot = self._require(request.key)
+            if self._store.has_children(request.key):
+                raise CallError(Code.FAILED_PRECONDITION, f"snapshot {request.key} has children; remove them first")
+            self._store.remove(request.key)
+        if snapshot.owns_device:
+            await self._remove_device(snapshot.device)
+        return EMPTY()
+
+    async def cleanup(self, _request: Any) -> Any:
+        return EMPTY()
+
+    # ------------------------------------------------------------------ asking
+
+    async def mounts(self, request: Any) -> Any:
+        snapshot = self._require(request.key)
+        if snapshot.kind == COMMITTED:
+            raise CallError(Code.FAILED_PRECONDITION, f"snapshot {request.key} is committed; mount a view of it")
+        return message_class("MountsResponse")(mounts=await self._mounts(snapshot))
+
+    async def stat(self, request: Any) -> Any:
+        return message_class("StatSnapshotResponse")(info=_info(self._require(request.key)))
+
+    async def update(self, request: Any) -> Any:
+        async with self._changing:
+            snapshot = self._require(request.info.name)
+            labels = _updated(snapshot.labels, dict(request.info.labels), list(request.update_mask.paths), snapshot.key)
+            updated = replace(snapshot, labels=labels, updated_ns=self._now_ns())
+            self._store.put(updated)
+        return message_class("UpdateSnapshotResponse")(info=_info(updated))
+
+    async def _list(self, data: bytes) -> AsyncIterator[bytes]:
+        request = _decoded("ListSnapshotsRequest", data)
+        with _as_call_errors():
+            matches = parse_filters(request.filters)
+        found = [snapshot for snapshot in self._store.all() if matches(_lookup(snapshot))]
+        for begin in range(0, len(found), _ROWS_PER_ANSWER):
+            rows = [_info(snapshot) for snapshot in found[begin : begin + _ROWS_PER_ANSWER]]
+            yield message_class("ListSnapshotsResponse")(info=rows).SerializeToString()
+
+    async def usage(self, request: Any) -> Any:
+        snapshot = self._require(request.key)
+        size_bytes, inodes = snapshot.size_bytes, snapshot.inodes
+        if snapshot.kind == ACTIVE:
+            parent = self._store.find(snapshot.parent) if snapshot.parent else None
+            size_bytes, inodes = await self._measured(snapshot.device, parent)
+        return message_class("UsageResponse")(size=size_bytes, inodes=inodes)
+
+    # ------------------------------------------------------------------ parts
+
+    def _require(self, key: str) -> Snapshot:
+        snapshot = self._store.find(key)
+        if snapshot is None:
+            raise CallError(Code.NOT_FOUND, f"snapshot {key} does not exist")
+        return snapshot
+
+    def _require_new(self, key: str) -> None:
+        if not key or len(key) > _NAME_MAX_CHARACTERS:
+            text = "a snapshot needs a key" if not key else f"a key of {len(key)} characters is too long"
+            raise CallError(Code.INVALID_ARGUMENT, text)
+        if self._store.find(key) is not None:
+            raise CallError(Code.ALREADY_EXISTS, f"snapshot {key} exists already")
+
+    def _active(self, key: str) -> Snapshot:
+        snapshot = self._require(key)
+        if snapshot.kind != ACTIVE:
+            raise CallError(Code.FAILED_PRECONDITION, f"snapshot {key} is {_KINDS[snapshot.kind]}, not active")
+        return snapshot
+
+    def _parent(self, key: str) -> Snapshot | None:
+        if not key:
+            return None
+        parent = self._require(key)
+        if parent.kind != COMMITTED:
+            text = f"snapshot {key} is {_KINDS[parent.kind]}; only a committed one can be a parent"
+            raise CallError(Code.INVALID_ARGUMENT, text)
+        return parent
+
+    async def _mounts(self, snapshot: Snapshot) -> list[Any]:
+        path = self._got.get(snapshot.device)
+        if path is None:
+            path = self._got[snapshot.device] = await self._run(GetLayer(snapshot.device))
+        access = "rw" if snapshot.kind == ACTIVE else "ro"
+        return [message_class("Mount")(type="bind", source=path, options=["rbind", access])]
+
+    async def _measured(self, device: str, parent: Snapshot | None) -> tuple[int, int]:
+        """Bytes and inodes that a layer adds to its parent."""
+        name = None if parent is None else parent.device
+        size_bytes = await self._run(LayerSize(device, name))
+        inodes = 0
+        with _as_call_errors():
+            async for change in self._executor.pieces(LayerChanges(device, name)):
+                inodes += change.kind != "D"
+        return size_bytes, inodes
+
+    async def _remove_device(self, device: str) -> None:
+        """Remove a device now, or as soon as nothing uses it."""
+        if self._got.pop(device, None) is not None:
+            await self._run(PutLayer(device))
+        await self._run(Remove(device, deferred=True))
+
+    async def _run(self, request: Request[R]) -> R:
+        with _as_call_errors():
+            return await self._executor.answer(request)
+
+
+_REQUESTS: Final = {
+    "Prepare": "PrepareSnapshotRequest",
+    "View": "ViewSnapshotRequest",
+    "Mounts": "MountsRequest",
+    "Commit": "CommitSnapshotRequest",
+    "Remove": "RemoveSnapshotRequest",
+    "Stat": "StatSnapshotRequest",
+    "Update": "UpdateSnapshotRequest",
+    "Usage": "UsageRequest",
+    "Cleanup": "CleanupRequest",
+}
+
+
+@contextmanager
+def _as_call_errors() -> Iterator[None]:
+    """Errors of a home as those of a call."""
+    try:
+        yield
+    except CowfsError as error:
+        code = next((code for known, code in _CODES if isinstance(error, known)), Code.INTERNAL)
+        raise CallError(code, plain_text(error.message)) from error
+
+
+def _unary(name: str, method: Callable[[Any], Any]) -> Handler:
+    async def handler(data: bytes) -> AsyncIterator[bytes]:
+        answer = await method(_decoded(name, data))
+        yield answer.SerializeToString()
+
+    return handler
+
+
+def _decoded(name: str, data: bytes) -> Any:
+    try:
+        return message_class(name).FromString(data)
+    except DecodeError as error:
+        raise CallError(Code.INVALID_ARGUMENT, f"not a {name}: {error}") from None
+
+
+def _new_device() -> str:
+    return DEVICE_PREFIX + secrets.token_hex(16)
+
+
+def _info(snapshot: Snapshot) -> Any:
+    info = message_class("Info")(
+        name=snapshot.key, parent=snapshot.parent, kind=snapshot.kind, labels=dict(snapshot.labels)
+    )
+    info.created_at.FromNanoseconds(snapshot.created_ns)
+    info.updated_at.FromNanoseconds(snapshot.updated_ns)
+    return info
+
+
+def _lookup(snapshot: Snapshot) -> Callable[[Any], str | None]:
+    values = {"name": snapshot.key, "parent": snapshot.parent, "kind": _KINDS[snapshot.kind]}
+    return lookup_in(values, snapshot.labels)
+
+
+def _updated(old: Mapping[str, str], new: dict[str, str], paths: list[str], key: str) -> dict[str, str]:
+    """Labels after an update: all of them, or those that the mask names; an empty one goes."""
+    if not paths:
+        return new
+    labels = dict(old)
+    for path in paths:
+        if path == "labels":
+            labels = dict(new)
+        elif path.startswith("labels."):
+            name = path.removeprefix("labels.")
+            labels[name] = new.get(name, "")
+        else:
+            raise CallError(Code.INVALID_ARGUMENT, f"cannot update the field {path} of snapshot {key}")
+    return {name: value for name, value in labels.items() if value}

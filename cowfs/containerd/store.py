@@ -1,0 +1,139 @@
+"""Which snapshots a home has: their keys, parents, labels and layers, durable before each answer.
+
+`HOME/snapshots.db`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device is
+made before its row and removed after it, so a crash leaves at most a device without a row, which `orphans` finds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cowfs.errors import HomeError
+
+FILE_NAME: Final = "snapshots.db"
+DEVICE_PREFIX: Final = "snapshot-"
+_VERSION: Final = 1
+_TABLE: Final = """
+    create table if not exists snapshots (
+        key text primary key,
+        parent text not null,
+        kind integer not null,
+        device text not null,
+        owns_device integer not null,
+        labels text not null,
+        created_ns integer not null,
+        updated_ns integer not null,
+        size_bytes integer not null,
+        inodes integer not null
+    ) strict
+"""
+_INSERT: Final = "insert or replace into snapshots values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot.
+
+    Attributes:
+        key: containerd's, with the prefix of its namespace; `parent` is one too, empty for none.
+        kind: VIEW, ACTIVE or COMMITTED of `messages`.
+        device: the layer with its files; a view of a committed snapshot shows that one's, which it does not own.
+        size_bytes, inodes: of a committed one, what it adds to its parent.
+    """
+
+    key: str
+    parent: str
+    kind: int
+    device: str
+    owns_device: bool
+    labels: Mapping[str, str]
+    created_ns: int
+    updated_ns: int
+    size_bytes: int = 0
+    inodes: int = 0
+
+
+class SnapshotStore:
+    """The snapshots of a home. Opened by the process that holds the home, and by no other.
+
+    Raises:
+        HomeError: the database cannot be opened, or is of a newer version.
+    """
+
+    def __init__(self, home: Path) -> None:
+        path = home / FILE_NAME
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute("pragma journal_mode = wal")
+            self._database.execute("pragma synchronous = full")
+            (version,) = self._database.execute("pragma user_version").fetchone()
+            if version > _VERSION:
+                raise HomeError(f"{path} is of version {version}, and this program knows {_VERSION}; take a newer one")
+            self._database.execute(_TABLE)
+            self._database.execute(f"pragma user_version = {_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            if isinstance(error, HomeError):
+                raise
+            raise HomeError(f"cannot open {path}: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    def find(self, key: str) -> Snapshot | None:
+        row = self._database.execute("select * from snapshots where key = ?", (key,)).fetchone()
+        return None if row is None else _snapshot(row)
+
+    def all(self) -> Iterator[Snapshot]:
+        """By key."""
+        for row in self._database.execute("select * from snapshots order by key").fetchall():
+            yield _snapshot(row)
+
+    def has_children(self, key: str) -> bool:
+        found = self._database.execute("select 1 from snapshots where parent = ? limit 1", (key,)).fetchone()
+        return found is not None
+
+    def put(self, snapshot: Snapshot, *, replacing: str | None = None) -> None:
+        """Add a snapshot, or write it anew; in the same transaction, the one that it replaces goes."""
+        values = (
+            *(snapshot.key, snapshot.parent, snapshot.kind, snapshot.device, int(snapshot.owns_device)),
+            *(json.dumps(dict(snapshot.labels)), snapshot.created_ns, snapshot.updated_ns),
+            *(snapshot.size_bytes, snapshot.inodes),
+        )
+        with self._transaction():
+            if replacing is not None:
+                self._database.execute("delete from snapshots where key = ?", (replacing,))
+            self._database.execute(_INSERT, values)
+
+    def remove(self, key: str) -> None:
+        with self._transaction():
+            self._database.execute("delete from snapshots where key = ?", (key,))
+
+    def orphans(self, devices: Iterable[str]) -> list[str]:
+        """Those of the home's devices that were made for a snapshot, and that no snapshot has."""
+        rows = self._database.execute("select device from snapshots where owns_device").fetchall()
+        owned = {device for (device,) in rows}
+        return [device for device in devices if device.startswith(DEVICE_PREFIX) and device not in owned]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._database.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._database.execute("rollback")
+            raise
+        self._database.execute("commit")
+
+
+def _snapshot(row: tuple[str, str, int, str, int, str, int, int, int, int]) -> Snapshot:
+    key, parent, kind, device, owns_device, labels, *rest = row
+    return Snapshot(key, parent, kind, device, bool(owns_device), json.loads(labels), *rest)
