@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
+    "containerd": FOUNDATION | {"fuse", "devices", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
     | {
@@ -128,6 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "home",
         "crashes",
         "docker",
+        "containerd",
         "uml",
     },
 }
@@ -254,6 +256,14 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "machine": {"backend_facts", "serving"},
     },
     "docker": {"plugin": set(), "stored": set()},
+    "containerd": {
+        "messages": set(),
+        "grpc": set(),
+        "filters": set(),
+        "store": set(),
+        "snapshots": {"messages", "grpc", "filters", "store"},
+        "serve": {"grpc", "store", "snapshots"},
+    },
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}

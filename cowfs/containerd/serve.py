@@ -80,6 +80,7 @@ async def _serve(
     )
     ready = trio.Event()
     with ServedHome.opened(home, mount) as served:
+        served.use_driver(home.settings, keep_root_owner=True)
         snapshotter = Snapshotter(served.executor, store)
         methods = snapshotter.methods()
 

@@ -1,6 +1,6 @@
 """Which snapshots a home has: their keys, parents, labels and layers, durable before each answer.
 
-`HOME/snapshots.db`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device is
+`HOME/cowfs.snapshots`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device is
 made before its row and removed after it, so a crash leaves at most a device without a row, which `orphans` finds.
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 
 from cowfs.errors import HomeError
 
-FILE_NAME: Final = "snapshots.db"
+FILE_NAME: Final = "cowfs.snapshots"
 DEVICE_PREFIX: Final = "snapshot-"
 _VERSION: Final = 1
 _TABLE: Final = """

@@ -107,11 +107,19 @@ class OpenHome:
         """The home as a storage driver has it."""
         return self._driver or self.use_driver(self.settings)
 
-    def use_driver(self, settings: Settings, maps: IdMaps | None = None, mounter: Mounter | None = None) -> LayerDriver:
+    def use_driver(
+        self,
+        settings: Settings,
+        maps: IdMaps | None = None,
+        mounter: Mounter | None = None,
+        *,
+        keep_root_owner: bool = False,
+    ) -> LayerDriver:
         """Use a driver with these settings from now on; layers that an earlier one had mounted are put.
 
         Args:
             mounter: shows the files of layers; the kernel when None, where it can, and always those of xfs.
+            keep_root_owner: of `LayerDriver`.
         """
         from cowfs.layers.driver import LayerDriver
 
@@ -122,7 +130,15 @@ class OpenHome:
         trees = None
         if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
             mounter = trees = kernel
-        self._driver = LayerDriver(self.devices, self.volumes, mounter, trees=trees, settings=settings, maps=maps)
+        self._driver = LayerDriver(
+            self.devices,
+            self.volumes,
+            mounter,
+            trees=trees,
+            settings=settings,
+            maps=maps,
+            keep_root_owner=keep_root_owner,
+        )
         return self._driver
 
     def _kernel_layers(self, maps: IdMaps | None) -> KernelLayers | None:

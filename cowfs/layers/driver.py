@@ -97,6 +97,7 @@ class LayerDriver:
         mounter: None where nothing serves the files of layers.
         trees: how files are reached otherwise; by the ext4 engine when None.
         make_devices: whether an archive's device nodes are made; skipped otherwise.
+        keep_root_owner: leave the owner of a layer's root directory as it is, where others see to it.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class LayerDriver:
         settings: Settings | None = None,
         maps: IdMaps | None = None,
         make_devices: bool = True,
+        keep_root_owner: bool = False,
     ) -> None:
         self._devices = devices
         self._has_nodes = isinstance(devices.pool, NodePool)
@@ -119,6 +121,7 @@ class LayerDriver:
         # The process that serves the files can then write to them.
         self._owner = self._maps.root if self._maps.uids else (os.geteuid(), os.getegid())
         self._make_devices = make_devices
+        self._keep_root_owner = keep_root_owner
         self._mounts: dict[str, _LayerMount] = {}
         self.was_mount_requested = False  # whether `get` was ever called
 
@@ -163,7 +166,7 @@ class LayerDriver:
             path = self._mounter.mount(
                 layer_id,
                 mount_label,
-                prepare=lambda tree: ensure_root(tree, self._owner),
+                prepare=self._ensure_root,
                 write_id=lambda tree: write_layer_id(tree, layer_id, self._owner),
             )
             mount = self._mounts[layer_id] = _LayerMount(path, [])
@@ -180,6 +183,9 @@ class LayerDriver:
             del self._mounts[layer_id]
         if self._mounter is not None:
             self._mounter.unmount(layer_id)
+
+    def _ensure_root(self, tree: FileTree) -> LayerRoot:
+        return ensure_root(tree, self._owner, keep_owner=self._keep_root_owner)
 
     def _end_uses(self, layer_id: str) -> None:
         for end in self._mounts.pop(layer_id).ends:
@@ -246,7 +252,7 @@ class LayerDriver:
             if not self._is_layer(name, tree, None):
                 yield LayerRoot(tree, ROOT_INODE)
                 return
-            root = ensure_root(tree, self._owner)
+            root = self._ensure_root(tree)
             write_layer_id(tree, name, self._owner)
             yield root
 
@@ -293,7 +299,7 @@ class LayerDriver:
     ) -> Steps[int]:
         self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
-            root = ensure_root(tree, self._owner)
+            root = self._ensure_root(tree)
             write_layer_id(tree, layer_id, self._owner)
             applied = yield from apply_archive(
                 root,

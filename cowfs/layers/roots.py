@@ -33,18 +33,19 @@ def looks_like_layer(tree: FileTree) -> bool:
     return stat.S_ISDIR(names.get(ROOTFS, 0)) or not names.keys() - {b".", b"..", b"lost+found"}
 
 
-def ensure_root(tree: FileTree, owner: tuple[int, int]) -> LayerRoot:
+def ensure_root(tree: FileTree, owner: tuple[int, int], *, keep_owner: bool = False) -> LayerRoot:
     """The root of a layer, made when it is not there.
 
     Args:
         owner: uid and gid of the root directory; set also on an existing one, as moby does.
+        keep_owner: leave an existing one as it is.
     """
     uid, gid = owner
     root = find_root(tree)
     if not root.inode:
         return LayerRoot(tree, tree.make_directory(ROOT_INODE, ROOTFS, _ROOTFS_MODE, uid, gid).inode)
     attributes = tree.attributes(root.inode)
-    if (attributes.uid, attributes.gid) != owner:
+    if not keep_owner and (attributes.uid, attributes.gid) != owner:
         tree.set_attributes(root.inode, uid=uid, gid=gid)
     return root
 

@@ -112,14 +112,14 @@ class ServedHome:
             with ending_with(served._unmount_layers):
                 yield served
 
-    def use_driver(self, settings: Settings, maps: IdMaps | None = None) -> None:
+    def use_driver(self, settings: Settings, maps: IdMaps | None = None, *, keep_root_owner: bool = False) -> None:
         """Have a layer driver with these settings; layers that an earlier one had mounted are put."""
         mounter = None
         if isinstance(self._view, HomeView):
             mounter = ViewMounter(self._view, self.home.volumes)
             if self._is_in_home:
                 self._view.close_to_others(maps.root_group if maps else None)
-        self.home.use_driver(settings, maps, mounter)
+        self.home.use_driver(settings, maps, mounter, keep_root_owner=keep_root_owner)
 
     def _unmount_layers(self) -> None:
         self.home.driver.unmount_all()  # of the driver that there is by then

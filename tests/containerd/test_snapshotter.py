@@ -1,0 +1,212 @@
+"""`cowfs snapshotter` as a process: what containerd asks for, and what is left after its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowfs.containerd.grpc import Code
+from cowfs.containerd.messages import ACTIVE, COMMITTED, VIEW
+from tests.conftest import Account
+from tests.containerd.grpc_client import CallFailed, GrpcClient
+
+pytestmark = [pytest.mark.fuse, pytest.mark.slow]
+
+WRITER = """
+import os, sys
+fd = os.open(sys.argv[1] + "/file", os.O_CREAT | os.O_RDWR)
+os.write(fd, b"before")
+print("open", flush=True)
+sys.stdin.readline()
+os.pwrite(fd, b"after!", 0)
+os.fsync(fd)
+"""
+OPTIONS = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
+
+
+class Server:
+    """The process, its socket and its home; one account's."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.home = account.directory / "home"
+        self.socket = account.directory / "snapshotter.sock"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> GrpcClient:
+        options = [word for option in OPTIONS for word in ("--storage-opt", option)]
+        words = ["cowfs", "--home", self.home, *options, "snapshotter", "--socket", self.socket]
+        with (self.account.directory / "log").open("a") as log:
+            self.process = self.account.start(words, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return GrpcClient(self.socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self.process.poll() is None, self.log()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def log(self) -> str:
+        return (self.account.directory / "log").read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def cowfs(self, *words: str) -> str:
+        return self.account.run(["cowfs", "--home", self.home, *words]).stdout
+
+
+@pytest.fixture
+def server(account: Account, needs_fuse: None) -> Iterator[Server]:
+    made = Server(account)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.stop()
+
+
+def path_of(answer: Any, access: str = "rw") -> Path:
+    (mount,) = answer.mounts
+    assert (mount.type, list(mount.options)) == ("bind", ["rbind", access])
+    return Path(mount.source)
+
+
+def refused(client: GrpcClient, method: str, **fields: Any) -> Code:
+    with pytest.raises(CallFailed) as caught:
+        client.call(method, **fields)
+    assert "\n" not in caught.value.message
+    return caught.value.code
+
+
+def names(client: GrpcClient, *filters: str) -> list[str]:
+    return [info.name for answer in client.answers("List", filters=list(filters)) for info in answer.info]
+
+
+def test_an_image_is_unpacked_run_and_removed(server: Server) -> None:
+    account = server.account
+    with server.start() as client:
+        root = path_of(client.call("Prepare", key="default/1/extract 57db", labels={"containerd.io/gc.root": "now"}))
+        account.run(["sh", "-ec", 'echo one > "$1/file"; chmod 711 "$1"', "sh", root])
+        client.call("Commit", key="default/1/extract 57db", name="default/2/sha256:aa", labels={"a": "b"})
+        base = client.call("Stat", key="default/2/sha256:aa").info
+        assert (base.kind, base.parent, dict(base.labels)) == (COMMITTED, "", {"a": "b"})
+        assert base.created_at == base.updated_at
+        usage = client.call("Usage", key="default/2/sha256:aa")
+        assert (usage.size, usage.inodes) == (4, 1)
+
+        view = path_of(client.call("View", key="v", parent="default/2/sha256:aa"), "ro")
+        box = path_of(client.call("Prepare", key="box", parent="default/2/sha256:aa"))
+        assert account.run(["cat", view / "file"]).stdout == "one\n"
+        assert account.run(["stat", "-c", "%a", box]).stdout == "711\n"
+        account.run(["sh", "-ec", 'echo two > "$1/file"; rm -f "$1/none"; echo new > "$1/new"', "sh", box])
+        assert client.call("Usage", key="box").size == 8
+        assert path_of(client.call("Mounts", key="box")) == box
+        assert account.run(["cat", view / "file"]).stdout == "one\n"
+
+        assert sorted(names(client)) == ["box", "default/2/sha256:aa", "v"]
+        assert names(client, "kind==active") == ["box"]
+        assert names(client, "kind==view", "labels.a==b") == ["default/2/sha256:aa", "v"]
+        assert client.call("Stat", key="v").info.kind == VIEW
+        assert client.call("Stat", key="box").info.kind == ACTIVE
+
+        for key in ("box", "v", "default/2/sha256:aa"):
+            client.call("Remove", key=key)
+        client.call("Cleanup")
+        assert names(client) == []
+    assert server.stop() == 0, server.log()
+    assert not server.socket.exists()
+    assert not os.path.ismount(server.home / "mnt")
+    assert [line.split()[0] for line in server.cowfs("list").splitlines()] == ["NAME", "base"]
+    assert server.cowfs("pool", "check").startswith("clean")
+
+
+def test_a_committed_snapshot_never_changes(server: Server) -> None:
+    """Not through what was open or mounted before its commit."""
+    with server.start() as client:
+        root = path_of(client.call("Prepare", key="active"))
+        process = server.account.start(
+            ["python", "-c", WRITER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        client.call("Commit", key="active", name="committed")
+        process.stdin.write("go on\n")
+        process.stdin.close()
+        assert process.wait(60) == 0
+        view = path_of(client.call("View", key="view", parent="committed"), "ro")
+        assert server.account.run(["cat", view / "file"]).stdout == "before"
+
+
+def test_what_cannot_be_is_one_line_and_the_right_code(server: Server) -> None:
+    with server.start() as client:
+        client.call("Prepare", key="a")
+        client.call("Prepare", key="b")
+        client.call("Commit", key="a", name="base")
+        client.call("View", key="view", parent="base")
+        assert refused(client, "Prepare", key="b") is Code.ALREADY_EXISTS
+        assert refused(client, "Prepare", key="c", parent="none") is Code.NOT_FOUND
+        assert refused(client, "Prepare", key="c", parent="b") is Code.INVALID_ARGUMENT
+        assert refused(client, "Prepare", key="") is Code.INVALID_ARGUMENT
+        assert refused(client, "View", key="c", parent="view") is Code.INVALID_ARGUMENT
+        assert refused(client, "Commit", key="b", name="base") is Code.ALREADY_EXISTS
+        assert refused(client, "Commit", key="view", name="x") is Code.FAILED_PRECONDITION
+        assert refused(client, "Commit", key="none", name="x") is Code.NOT_FOUND
+        assert refused(client, "Mounts", key="base") is Code.FAILED_PRECONDITION
+        assert refused(client, "Remove", key="base") is Code.FAILED_PRECONDITION
+        assert refused(client, "Remove", key="none") is Code.NOT_FOUND
+        assert refused(client, "Stat", key="a") is Code.NOT_FOUND
+        assert refused(client, "List", filters=["kind=active"]) is Code.INVALID_ARGUMENT
+        assert sorted(names(client)) == ["b", "base", "view"]
+
+
+def test_labels_are_updated(server: Server) -> None:
+    with server.start() as client:
+        client.call("Prepare", key="a", labels={"x": "1", "y": "2"})
+
+        def update(labels: dict[str, str], *paths: str, **fields: str) -> dict[str, str]:
+            info = {"name": "a", "labels": labels, **fields}
+            return dict(client.call("Update", info=info, update_mask={"paths": list(paths)}).info.labels)
+
+        assert update({"x": "3"}, "labels.x") == {"x": "3", "y": "2"}
+        assert update({}, "labels.x") == {"y": "2"}
+        assert update({"z": "4"}, "labels") == {"z": "4"}
+        assert update({"w": "5"}) == {"w": "5"}
+        before = client.call("Stat", key="a").info
+        with pytest.raises(CallFailed, match="cannot update the field parent"):
+            update({}, "parent", parent="b")
+        after = client.call("Stat", key="a").info
+        assert after == before
+        assert after.updated_at.ToNanoseconds() > after.created_at.ToNanoseconds()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_after_another_one(server: Server, number: signal.Signals) -> None:
+    """Each snapshot that was answered is there, no device is without one, and all goes on."""
+    with server.start() as client:
+        root = path_of(client.call("Prepare", key="first"))
+        server.account.run(["sh", "-ec", 'echo kept > "$1/file"; sync "$1/file"', "sh", root])
+        client.call("Commit", key="first", name="base")
+        client.call("Prepare", key="box", parent="base")
+        server.stop(number)
+    if number == signal.SIGKILL:  # as if it had been killed between a device and its row
+        server.cowfs("layer", "create", "snapshot-orphan")
+    with server.start() as client:
+        assert sorted(names(client)) == ["base", "box"]
+        box = path_of(client.call("Mounts", key="box"))
+        assert server.account.run(["cat", box / "file"]).stdout == "kept\n"
+        client.call("Commit", key="box", name="second")
+        client.call("Remove", key="second")
+        client.call("Remove", key="base")
+    assert server.stop() == 0, server.log()
+    assert "snapshot-" not in server.cowfs("list")
+    assert server.cowfs("pool", "check").startswith("clean")
