@@ -267,7 +267,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
-MAY_IMPORT_TRIO = {"fuse", "faults", "home", "docker", "cli"}
+MAY_IMPORT_TRIO = {"fuse", "faults", "home", "docker", "containerd", "cli"}
 NONDETERMINISTIC_CALLS = {
     ("time", "time"),
     ("time", "time_ns"),

@@ -20,7 +20,7 @@ from cowfs.cli.settings import PATH, Settings
 from cowfs.error_record import plain_text
 from cowfs.errors import UsageError
 
-_REFUSED: Final = ("batch", "uml", "docker", "docker-plugin", "completion")
+_REFUSED: Final = ("batch", "uml", "docker", "docker-plugin", "snapshotter", "completion")
 _ENDING: Final = frozenset({BROKEN_PIPE, *signals.STATUSES})
 
 

@@ -44,7 +44,7 @@ SECTIONS = {
     ],
     "Files in devices": ["changes", "diff", "ls", "cat", "cp"],
     "Groups of commands": ["pool", "layer", "docker", "dm", "faults"],
-    "Other": ["batch", "uml", "help", "completion"],
+    "Other": ["snapshotter", "batch", "uml", "help", "completion"],
 }
 
 
@@ -613,7 +613,7 @@ def test_completion_knows_commands_options_and_devices(home: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
         return [item.split(",", 1)[1] for item in done.stdout.splitlines() if item]
 
-    assert complete("sna") == ["snapshot"]
+    assert complete("sna") == ["snapshot", "snapshotter"]
     assert complete("--home", str(home), "mount", "web") == ["web", "web-1"]
     assert complete("--home", str(home), "mount", "web", "/tmp", "--r") == ["--raw", "--read-only", "--repair"]
     assert complete("--home", "/nonexistent", "inspect", "w") == []
