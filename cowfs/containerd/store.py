@@ -1,7 +1,7 @@
 """Which snapshots a home has: their keys, parents, labels and layers, durable before each answer.
 
-`HOME/cowfs.snapshots`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device is
-made before its row and removed after it, so a crash leaves at most a device without a row, which `orphans` finds.
+`HOME/cowfs.snapshots`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device
+is made before its row and removed after it, so a crash leaves at most a device without a row, which `orphans` finds.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ SECTIONS = {
         "remove",
     ],
     "Files in devices": ["changes", "diff", "ls", "cat", "cp"],
+    "Tests of other programs": ["crash-test", "crash-mark"],
     "Groups of commands": ["pool", "layer", "docker", "dm", "faults"],
     "Other": ["snapshotter", "batch", "uml", "help", "completion"],
 }

@@ -75,7 +75,8 @@ class GrpcClient:
             self._h2.send_data(number, data[begin : begin + 16384])
         self._h2.end_stream(number)
         self._flush()
-        body, end = bytearray(), {}
+        body = bytearray()
+        end: dict[str, str] = {}
         while not end:
             received = self._socket.recv(1 << 16)
             assert received, "the server closed the connection"
