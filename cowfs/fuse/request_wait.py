@@ -10,7 +10,7 @@ likely to ask again at once.
                 another worker waits, to take over should the handler of the coming request have to wait
       patient   stand in line for the one place in trio's epoll, so that everything else in the loop gets its turn
 
-Busy polling (see `BusyPolling`) asks without sleeping. While one request follows another, the gap between them is
+Busy polling (see `BusyPolling`) asks without sleeping. While one request follows another, the gap between them is often
 shorter than the time that it takes to fall asleep and be woken.
 
 poll(2) has no timeout, since setting and cancelling a timer for each wait can cost as much as the rest of a request.
@@ -47,66 +47,116 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _waited_seconds() -> float:
-    """0 where the kernel does not count that (proc_pid_schedstat(5))."""
-    try:
-        fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return 0.0
-    try:
-        return int(os.read(fd, 100).split()[1]) / 1e9
-    finally:
-        os.close(fd)
+class _WaitedSeconds:
+    """How long this thread was ready to run so far, while its processor was with another one.
+
+    0 where the kernel does not count that (proc_pid_schedstat(5)).
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+        else:
+            weakref.finalize(self, os.close, self._fd)
+
+    def __call__(self) -> float:
+        return 0.0 if self._fd < 0 else int(os.pread(self._fd, 100, 0).split()[1]) / 1e9
 
 
 class BusyPolling:
     """Whether to ask for the next request without sleeping, by what the last waits and the scheduler have shown.
 
-    Never with a single processor, on which the client could not run meanwhile. Else a score is kept: a request that
-    came within SECONDS adds one, a longer wait takes MISS_COST away, and polling is busy while the score is above zero.
-    So an idle mount is not polled at all, and one whose requests come seldom only until the first wait that is long.
+    Never with a single processor, on which the client could not run meanwhile. Else a score is kept: a short wait adds
+    one, a long one takes MISS_COST away, and polling may be busy while the score is above zero. One that was short but
+    longer than was polled takes one away, and what ends busy polling has it earn its start anew. So an idle mount is
+    not polled at all, and one whose requests come seldom or at the wrong distance in few waits.
+
+    Where the scheduler puts client and server on one processor, both sleep and wake in a moment, and busy polling
+    drives the client to another one, which takes long to wake. So both ways are tried in turn, TRIAL_WAITS each, and
+    for the rest of COMPARED_SECONDS it is done in the way that had the shorter waits.
+
+    Polling lasts for twice as long as waits took lately: how soon a client that was answered runs again, and what it
+    does before it asks, depends on the machine and on the client. At most MAX_SECONDS are lost in a wait.
 
     A thread that polls without sleeping loses its processor when another one waits for it. When more than WAIT_SHARE of
     a round passed in that way, polling sleeps for PAUSE_SECONDS.
 
     Args:
         processors: how many this process may use.
-        waited_seconds: how long this thread was ready to run so far, while its processor was with another one.
+        waited_seconds: see `_WaitedSeconds`.
     """
 
-    SECONDS: Final = 0.00006  # about what sleeping and waking cost
-    SLEPT_SECONDS: Final = 0.00015  # a wait that would have been within SECONDS, with sleeping and waking
+    MIN_SECONDS: Final = 0.00004
+    MAX_SECONDS: Final = 0.00015
+    SHORT_SECONDS: Final = MAX_SECONDS + 0.0001  # with what sleeping and waking take
     MISS_COST: Final = 4
     MAX_SCORE: Final = 16
     MIN_SCORE: Final = -16
+    COMPARED_SECONDS: Final = 0.25
+    TRIAL_WAITS: Final = 24
     PAUSE_SECONDS: Final = 0.1
     WAIT_SHARE: Final = 0.1
+    _SETTLING_WAITS: Final = 8  # of a trial, while the scheduler gets used to it
+    _FOLLOWED: Final = 1 / 8  # how much the last wait counts
 
     def __init__(
-        self, *, processors: Callable[[], int] = _processors, waited_seconds: Callable[[], float] = _waited_seconds
+        self, *, processors: Callable[[], int] = _processors, waited_seconds: Callable[[], float] | None = None
     ) -> None:
         self._is_possible = processors() > 1
-        self._waited_seconds = waited_seconds
+        self._waited_seconds = waited_seconds or _WaitedSeconds()
         self._score = self.MIN_SCORE
+        self._usual_seconds = self.MAX_SECONDS
+        self._compared_until = 0.0
+        self._tried = 0  # short waits since then
+        self._asleep_seconds = self._awake_seconds = 0.0  # of both trials
         self._paused_until = 0.0
         self._busy_since: float | None = None
         self._waited_before = 0.0
 
-    def is_worth_it(self, now: float) -> bool:
-        """Called before a wait."""
-        if self._score <= 0 or now < self._paused_until or not self._is_possible:
-            return False
+    def seconds(self, now: float) -> float:
+        """How long to ask without sleeping in a wait that begins; 0: not at all."""
+        if self._score <= 0 or now < self._paused_until or not self._is_possible or not self._is_quicker(now):
+            return 0.0
         if self._busy_since is None:
             self._busy_since = now
             self._waited_before = self._waited_seconds()
-        return True
+        return min(max(2 * self._usual_seconds, self.MIN_SECONDS), self.MAX_SECONDS)
 
-    def note(self, *, is_short: bool) -> None:
-        """How long a wait was."""
+    def _is_quicker(self, now: float) -> bool:
+        """Whether a busy wait is, or is to be tried."""
+        if now >= self._compared_until:
+            self._compared_until = now + self.COMPARED_SECONDS
+            self._tried = 0
+            self._asleep_seconds = self._awake_seconds = 0.0
+        if self._tried < 2 * self.TRIAL_WAITS:
+            return self._tried >= self.TRIAL_WAITS
+        return self._awake_seconds < self._asleep_seconds
+
+    def note(self, waited_seconds: float, *, missed: bool = False) -> None:
+        """How long a wait was, and whether it slept after it was polled busily."""
+        is_short = waited_seconds < self.SHORT_SECONDS
         if is_short:
+            self._usual_seconds += (waited_seconds - self._usual_seconds) * self._FOLLOWED
+            self._compare(waited_seconds)
+        if is_short and not missed:
             self._score = min(self._score + 1, self.MAX_SCORE)
-        else:
-            self._score = max(self._score - self.MISS_COST, self.MIN_SCORE)
+            return
+        self._score = max(self._score - (1 if is_short else self.MISS_COST), self.MIN_SCORE)
+        if missed and self._score <= 0:
+            self._score = self.MIN_SCORE
+
+    def _compare(self, waited_seconds: float) -> None:
+        trial, number = divmod(self._tried, self.TRIAL_WAITS)
+        if self._score <= 0 or trial > 1:
+            return
+        self._tried += 1
+        if number >= self._SETTLING_WAITS:
+            if trial:
+                self._awake_seconds += waited_seconds
+            else:
+                self._asleep_seconds += waited_seconds
 
     def look_around(self, now: float) -> None:
         """Called once a round: whether others wait for the processor."""
@@ -220,16 +270,17 @@ class RequestWait:
     def _wait_eagerly(self, device: Device, begin: float) -> bool:
         """Whether there is a request."""
         clock, busy_polling = self._clock, self._busy_polling
-        if busy_polling.is_worth_it(begin):
-            look, end = device.look, begin + busy_polling.SECONDS
+        polled_seconds = busy_polling.seconds(begin)
+        if polled_seconds:
+            look, end = device.look, begin + polled_seconds
             while not look(0):
                 if clock() >= end:
-                    busy_polling.note(is_short=False)
-                    return device.sleep()
-            busy_polling.note(is_short=True)
-            return True
+                    break
+            else:
+                busy_polling.note(clock() - begin)
+                return True
         found = device.sleep()
-        busy_polling.note(is_short=clock() - begin < busy_polling.SLEPT_SECONDS)
+        busy_polling.note(clock() - begin, missed=polled_seconds > 0)
         return found
 
     async def _wait_in_line(self, fd: int, device: Device) -> None:
@@ -247,8 +298,9 @@ class RequestWait:
         self._closing = True
         trio.lowlevel.notify_closing(fd)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(trio.lowlevel, name)
+    # What else pyfuse3 uses of `trio.lowlevel`.
+    current_task = staticmethod(trio.lowlevel.current_task)
+    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
 
 
 class _NoLock:
@@ -264,15 +316,14 @@ class _NoLock:
 
 
 class _Trio:
-    """What pyfuse3 takes for trio."""
+    """What pyfuse3 uses of trio."""
 
     Lock = _NoLock
+    ClosedResourceError = trio.ClosedResourceError
+    open_nursery = staticmethod(trio.open_nursery)
 
     def __init__(self, greeting_flags: int) -> None:
         self.lowlevel = RequestWait(greeting_flags=greeting_flags)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(trio, name)
 
 
 _pyfuse3_session_loop: Final[Callable[..., Any]] = pyfuse3._session_loop  # type: ignore[attr-defined]  # not declared

@@ -13,9 +13,11 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.fuse.request_wait import ROUND_SECONDS, BusyPolling, RequestWait, _waited_seconds
+from cowfs.fuse.request_wait import ROUND_SECONDS, BusyPolling, RequestWait, _WaitedSeconds
 
 STEP_SECONDS = 0.001
+SHORT_SECONDS = 5e-5
+LONG_SECONDS = 1e-3
 
 
 @pytest.fixture
@@ -40,16 +42,23 @@ class Waited:
         return self.seconds
 
 
+class AlwaysQuicker(BusyPolling):
+    """For which no comparison says that sleeping were better."""
+
+    def _is_quicker(self, now: float) -> bool:
+        return True
+
+
 def polling(waited: Waited | None = None, processors: int = 2) -> BusyPolling:
-    return BusyPolling(processors=lambda: processors, waited_seconds=waited or Waited())
+    return AlwaysQuicker(processors=lambda: processors, waited_seconds=waited or Waited())
 
 
 def busy(polling: BusyPolling, now: float = 0.0) -> BusyPolling:
     """Make it busy, as requests do that follow each other at once."""
     for _ in range(BusyPolling.MAX_SCORE - BusyPolling.MIN_SCORE):
-        assert polling.is_worth_it(now) is (polling._score > 0)
-        polling.note(is_short=True)
-    assert polling.is_worth_it(now)
+        assert (polling.seconds(now) > 0) is (polling._score > 0)
+        polling.note(SHORT_SECONDS)
+    assert polling.seconds(now)
     return polling
 
 
@@ -201,28 +210,40 @@ def test_an_idle_device_stops_the_loop_for_a_moment_only(pipe: tuple[int, int]) 
 
 
 def test_a_mount_that_was_idle_is_not_polled_busily() -> None:
-    assert not polling().is_worth_it(0.0)
+    assert not polling().seconds(0.0)
 
 
 def test_requests_that_come_seldom_end_busy_polling() -> None:
     """However fast they came before, after a few long waits polling sleeps, and some short waits do not change that."""
     asked = busy(polling())
     misses = 0
-    while asked.is_worth_it(0.0):
-        asked.note(is_short=False)
+    while asked.seconds(0.0):
+        asked.note(LONG_SECONDS, missed=True)
         misses += 1
     assert misses == BusyPolling.MAX_SCORE / BusyPolling.MISS_COST
     for _ in range(100):  # pairs of requests with a pause between the pairs
-        asked.note(is_short=True)
-        asked.note(is_short=False)
-        assert not asked.is_worth_it(0.0)
+        asked.note(SHORT_SECONDS)
+        asked.note(LONG_SECONDS)
+        assert not asked.seconds(0.0)
+
+
+@pytest.mark.parametrize("usual_seconds", [1e-5, 5e-5, 7e-5, 2e-4])
+def test_polling_is_as_long_as_waits_are(usual_seconds: float) -> None:
+    """Twice the usual wait, within bounds, whatever it was before; and a machine that becomes slower is followed."""
+    asked = busy(polling())
+    for usual in (usual_seconds, 2e-5, usual_seconds):
+        for _ in range(50):
+            asked.note(usual)
+        assert asked.seconds(0.0) == pytest.approx(
+            min(max(2 * usual, BusyPolling.MIN_SECONDS), BusyPolling.MAX_SECONDS), rel=0.05
+        )
 
 
 def test_no_busy_polling_with_one_processor() -> None:
     asked = polling(processors=1)
     for _ in range(100):
-        asked.note(is_short=True)
-    assert not asked.is_worth_it(0.0)
+        asked.note(SHORT_SECONDS)
+    assert not asked.seconds(0.0)
 
 
 def test_busy_polling_gives_way_to_others() -> None:
@@ -231,22 +252,23 @@ def test_busy_polling_gives_way_to_others() -> None:
     asked = busy(polling(waited))
     waited.seconds += 0.0004
     asked.look_around(ROUND_SECONDS)
-    assert asked.is_worth_it(1.0), "only a short thing has run"
+    assert asked.seconds(1.0), "only a short thing has run"
     waited.seconds += 0.0006
     asked.look_around(1.0 + ROUND_SECONDS)
     end = 1.0 + ROUND_SECONDS + BusyPolling.PAUSE_SECONDS
-    assert not asked.is_worth_it(1.0 + ROUND_SECONDS)
-    assert not asked.is_worth_it(end - 0.001)
+    assert not asked.seconds(1.0 + ROUND_SECONDS)
+    assert not asked.seconds(end - 0.001)
     waited.seconds += 1  # while it slept: says nothing of what busy polling takes from others
     asked.look_around(end - 0.0005)
-    assert asked.is_worth_it(end)
+    assert asked.seconds(end)
     asked.look_around(end + ROUND_SECONDS)
-    assert asked.is_worth_it(end + ROUND_SECONDS)
+    assert asked.seconds(end + ROUND_SECONDS)
 
 
 def test_how_long_this_thread_has_waited() -> None:
-    before = _waited_seconds()
-    assert 0 <= before <= _waited_seconds()
+    waited_seconds = _WaitedSeconds()
+    before = waited_seconds()
+    assert 0 <= before <= waited_seconds()
 
 
 class ScriptedPoll:
@@ -280,9 +302,9 @@ class ScriptedPoll:
         self._due = self.now + next(self._gaps, 1e9)
 
 
-def eager_waits(device: ScriptedPoll, count: int) -> None:
+def eager_waits(device: ScriptedPoll, count: int, asked: BusyPolling | None = None) -> None:
     """Let a worker wait for so many requests, without the turns of the loop between."""
-    wait = RequestWait(clock=device.clock, busy_polling=polling())
+    wait = RequestWait(clock=device.clock, busy_polling=asked or polling())
     for _ in range(count):
         while not wait._wait_eagerly(device, device.now):
             pass
@@ -295,15 +317,79 @@ def test_requests_in_a_row_are_served_without_sleeping() -> None:
     assert device.slept == 1 - BusyPolling.MIN_SCORE
 
 
-def test_what_a_trickling_mount_costs() -> None:
-    """Requests 300 us apart, after a row that made polling busy: asked twice for each, but for the first few."""
+def polled_seconds(device: ScriptedPoll, count: int, asked: BusyPolling) -> float:
+    """How long the next waits ask without sleeping, all together."""
+    slept, looks = device.slept, device.looks
+    eager_waits(device, count, asked)
+    sleeping = device.slept - slept  # each looks once
+    return (device.looks - looks - sleeping) * device.LOOK_SECONDS
+
+
+def test_what_the_end_of_a_row_of_requests_costs() -> None:
     row, trickle = 100, 1000
-    device = ScriptedPoll(*[2e-5] * row, *[3e-4] * trickle)
-    eager_waits(device, row)
-    device.looks = 0
-    eager_waits(device, trickle)
+    device = ScriptedPoll(*[2e-5] * row, *[LONG_SECONDS] * trickle)
+    asked = polling()
+    eager_waits(device, row, asked)
     misses = BusyPolling.MAX_SCORE / BusyPolling.MISS_COST
-    assert device.looks <= trickle + misses * (BusyPolling.SECONDS / device.LOOK_SECONDS + 2)
+    assert (
+        polled_seconds(device, trickle, asked) <= misses * BusyPolling.MAX_SECONDS + 2 * trickle * device.LOOK_SECONDS
+    )
+
+
+@pytest.mark.parametrize("gap_seconds", [1.6e-4, 1.9e-4, 2.4e-4, 3e-4])
+def test_what_a_trickling_mount_costs(gap_seconds: float) -> None:
+    """Requests that come a little later than polling lasts: it is tried in one wait of sixteen."""
+    trickle = 2000
+    device = ScriptedPoll(*[gap_seconds] * trickle)
+    assert polled_seconds(device, trickle, polling()) <= trickle * (
+        BusyPolling.MAX_SECONDS / 16 + 2 * device.LOOK_SECONDS
+    )
+
+
+def test_a_slow_machine_is_polled_longer() -> None:
+    """Where a client takes long to wake up, requests are found all the same, once the first ones were slept for."""
+    device = ScriptedPoll(*[1e-4] * 1000)
+    eager_waits(device, 1000)
+    assert device.slept <= 20
+
+
+class TwoWaysPoll(ScriptedPoll):
+    """A request comes after one time where the server sleeps at once, after another one where it looks busily."""
+
+    asleep_seconds = awake_seconds = 0.0
+
+    def __init__(self, asleep_seconds: float, awake_seconds: float) -> None:
+        super().__init__(0.0)
+        self.asleep_seconds, self.awake_seconds = asleep_seconds, awake_seconds
+        self.read()
+
+    def read(self) -> None:
+        self._begin = self.now
+        self._due = self.now + self.awake_seconds
+
+    def sleep(self) -> bool:
+        self.slept += 1
+        if self.now == self._begin:
+            self._due = self.now + self.asleep_seconds
+        self.now = max(self._due, self.now)
+        return True
+
+
+@pytest.mark.parametrize("quicker", ["asleep", "awake"])
+def test_what_is_quicker_is_found_by_trying_both(quicker: str) -> None:
+    """And found again when it changes. The trials are a small part of a busy mount's waits."""
+    quick, slow = 3e-5, 8e-5
+    device = TwoWaysPoll(quick, slow) if quicker == "asleep" else TwoWaysPoll(slow, quick)
+    asked = BusyPolling(processors=lambda: 2, waited_seconds=Waited())
+    for slept_more in (quicker == "asleep", quicker != "asleep", quicker == "asleep"):
+        until = device.now + BusyPolling.COMPARED_SECONDS
+        while device.now < until:  # what was compared before the change no longer counts then
+            eager_waits(device, 100, asked)
+        before, waits = device.slept, 2 * round(BusyPolling.COMPARED_SECONDS / quick)
+        eager_waits(device, waits, asked)
+        share_asleep = (device.slept - before) / waits
+        assert share_asleep > 0.98 if slept_more else share_asleep < 0.02
+        device.asleep_seconds, device.awake_seconds = device.awake_seconds, device.asleep_seconds
 
 
 def test_an_eager_wait_ends_with_its_round(pipe: tuple[int, int]) -> None:

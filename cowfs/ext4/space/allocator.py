@@ -280,6 +280,8 @@ class Allocator:
 
     def release_freed(self) -> list[Run]:
         """Make the waiting blocks free; returns them, merged, to be discarded when that is durable."""
+        if not self._freed:
+            return []
         released = RangeSet()
         for freed in self._freed:
             for group, piece in self._bitmaps.pieces(Run(freed.begin, freed.length)):
