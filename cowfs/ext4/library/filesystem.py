@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import enum
 import errno
+import functools
 import logging
 import os
 import struct
@@ -328,5 +329,8 @@ def _check_openable(
 def os_error(number: int, name: bytes | str | None = None) -> OSError:
     """OSError of an errno, with the name it is about."""
     if name is None:
-        return OSError(number, os.strerror(number))
-    return OSError(number, os.strerror(number), name)
+        return OSError(number, _message(number))
+    return OSError(number, _message(number), name)
+
+
+_message = functools.cache(os.strerror)  # which looks for a translation each time

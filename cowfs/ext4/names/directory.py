@@ -504,7 +504,12 @@ class Directories:
             yield from range(first, 1)
             return
         end = self._blocks(directory)
-        for segment in self._maps.load(directory):
+        map_ = self._maps.load(directory)
+        if end == 1:  # as most have it
+            if first == 0 and map_.block(0) >= 0:
+                yield 0
+            return
+        for segment in map_:
             if segment.written:
                 yield from range(max(segment.logical, first), min(segment.logical + segment.length, end))
 

@@ -14,7 +14,7 @@ Source: Linux fs/ext4/balloc.c, ialloc.c, and mballoc.c (ext4_mb_generate_buddy)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from cowfs.ext4.library.block_runs import Run
@@ -169,8 +169,15 @@ class Bitmaps:
             what = f"the inode bitmap of group {group} {why}; no inode of the group is allocated or freed"
             fs.note_damage(what, kind="inodes")
 
-    def pieces(self, run: Run) -> Iterator[tuple[int, Run]]:
+    def pieces(self, run: Run) -> Iterable[tuple[int, Run]]:
         """A run cut where groups end, with the group of each piece."""
+        group_of = self._fs.descriptors.group_of
+        group = group_of(run.physical)
+        if run.length and group_of(run.physical + run.length - 1) == group:
+            return ((group, run),)
+        return self._cut(run)
+
+    def _cut(self, run: Run) -> Iterator[tuple[int, Run]]:
         begin, end = run.physical, run.physical + run.length
         while begin < end:
             group = self._fs.descriptors.group_of(begin)
