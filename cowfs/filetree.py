@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol, runtime_checkable
 
+import msgspec
+
 from cowfs.blockdev import Buffer
 
 ROOT_INODE: Final = 2
@@ -23,8 +25,7 @@ RENAME_EXCHANGE: Final = 2
 RENAME_WHITEOUT: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(msgspec.Struct, frozen=True, gc=False):  # made for most requests: a tenth of a dataclass' time
     """An inode as stat(2) shows it; `blocks` counts 512-byte sectors, `rdev` is as os.makedev packs it."""
 
     inode: int
