@@ -70,14 +70,15 @@ class RangeSet:
         if begin >= end:
             return
         before = self._last_from(begin)
-        if before is not None and before.end >= begin:
-            if before.end >= end:
-                return
-            begin = before.begin
-        for known in list(self._from(begin, end + 1)):
+        if before is None or before.end < begin:
+            before = Range(begin, begin)
+        elif before.end >= end:
+            return
+        for known in list(self._from(before.begin + 1, end + 1)):
             end = max(end, known.end)
             self._drop(known)
-        self._put(begin, end)
+        self._ends[before.begin] = end
+        self._length += end - before.end
 
     def remove(self, begin: int, end: int) -> None:
         """Exclude a range, whatever of it is included."""
