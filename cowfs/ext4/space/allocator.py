@@ -130,7 +130,7 @@ class Allocator:
         """
         pieces: list[Run] = []
         lacking = count
-        for run in self._free_runs_from(goal):
+        for run in self._free_runs_from(goal, count):
             if run.length >= count:
                 return [Run(run.physical, count)]
             if lacking:
@@ -140,39 +140,44 @@ class Allocator:
             raise os_error(errno.ENOSPC)
         return pieces
 
-    def _free_runs_from(self, goal: int) -> Iterator[Run]:
+    def _free_runs_from(self, goal: int, enough: int) -> Iterator[Run]:
         """Runs of free blocks from `goal` to the end, then those before it."""
         first, end = self._fs.first_data_block, self._fs.blocks
         goal = goal if first <= goal < end else first
-        yield from self._free_runs(goal, end)
-        yield from self._free_runs(first, goal)
+        yield from self._free_runs(goal, end, enough)
+        yield from self._free_runs(first, goal, enough)
 
-    def _free_runs(self, begin: int, end: int) -> Iterator[Run]:
-        """Runs of free blocks. A group's bitmap is read when the search comes to it, unless the group is full."""
+    def _free_runs(self, begin: int, end: int, enough: int) -> Iterator[Run]:
+        """Runs of free blocks. A group's bitmap is read when the search comes to it, unless the group is full.
+
+        Args:
+            enough: a run of so many blocks may be given although it is longer; nothing more is wanted after it.
+        """
         last = Run(begin, 0)
         for group, piece in self._bitmaps.pieces(Run(begin, max(end - begin, 0))):
             if not self._fs.descriptors.free_blocks(group) or not self._bitmaps.has_blocks(group):
                 continue
-            for run in self._free_runs_of_group(piece):
+            for run in self._free_runs_of_group(piece, enough):
                 if last.physical + last.length == run.physical:
                     last = Run(last.physical, last.length + run.length)
                 else:
                     if last.length:
                         yield last
                     last = run
-                if last.physical + last.length < piece.physical + piece.length:
+                if last.length >= enough or last.physical + last.length < piece.physical + piece.length:
                     yield last
                     last = Run(begin, 0)
         if last.length:
             yield last
 
-    def _free_runs_of_group(self, piece: Run) -> Iterator[Run]:
+    def _free_runs_of_group(self, piece: Run, enough: int) -> Iterator[Run]:
         fs, found, bitmap = self._fs, self._first, self._bitmaps.blocks
         begin, end = piece.physical, piece.physical + piece.length
         while begin < end and not fs.c.ext2fs_find_first_zero_generic_bmap(bitmap, begin, end - 1, found):
             begin = found[0]
-            is_last = fs.c.ext2fs_find_first_set_generic_bmap(bitmap, begin, end - 1, found)
-            stop: int = end if is_last else found[0]
+            limit = min(begin + enough, end)
+            is_free = fs.c.ext2fs_find_first_set_generic_bmap(bitmap, begin, limit - 1, found)
+            stop: int = limit if is_free else found[0]
             yield Run(begin, stop - begin)
             begin = stop
 
@@ -360,4 +365,4 @@ class Allocator:
     def free_runs(self, begin: int = 0, end: int | None = None) -> list[Run]:
         """All runs of free blocks from `begin` up to `end`, for a trim."""
         last = self._fs.blocks if end is None else min(end, self._fs.blocks)
-        return list(self._free_runs(max(begin, self._fs.first_data_block), last))
+        return list(self._free_runs(max(begin, self._fs.first_data_block), last, self._fs.blocks))
