@@ -346,6 +346,9 @@ class Engine:
             try:
                 dblock, length = self._take(count)
             except OutOfDataSpace:
+                if free := metadata.data_free_blocks:  # else each commit would let the writes that wait try again
+                    damage = MetadataCorrupt(f"{free} data blocks are counted as free, and none is", block=-1)
+                    raise self.operation_failed("allocating a data block", damage) from damage
                 self.set_mode(PoolMode.OUT_OF_DATA_SPACE)
                 raise self._no_space_error() from None
         return dblock, length
