@@ -48,21 +48,22 @@ def _processors() -> int:
 
 
 class _WaitedSeconds:
-    """How long this thread was ready to run so far, while its processor was with another one.
+    """How long the thread that asks was ready to run so far, while its processor was with another one.
 
-    0 where the kernel does not count that (proc_pid_schedstat(5)).
+    It is always the same thread. 0 where the kernel does not count that (proc_pid_schedstat(5)).
     """
 
     def __init__(self) -> None:
-        try:
-            self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            self._fd = -1
-        else:
-            weakref.finalize(self, os.close, self._fd)
+        self._fd = -1
 
     def __call__(self) -> float:
-        return 0.0 if self._fd < 0 else int(os.pread(self._fd, 100, 0).split()[1]) / 1e9
+        try:
+            if self._fd < 0:
+                self._fd = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+                weakref.finalize(self, os.close, self._fd)
+            return int(os.pread(self._fd, 100, 0).split()[1]) / 1e9
+        except OSError:
+            return 0.0
 
 
 class BusyPolling:
