@@ -14,6 +14,7 @@ MARK: Final = (
     "cow(data_size='1G', base_size='256M', no_space='queue'|'error', backend=NAME, raw=False): "
     "what the home, device or mount of a test is like"
 )
+_WITHOUT_HOME: Final = ("cow_seed", "cow_clock", "cow_prepare")
 _left: Final = pytest.StashKey[list["Left"]]()
 _failed: Final = pytest.StashKey[bool]()
 
@@ -71,7 +72,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def wants_kernel(item: pytest.Item) -> bool:
     """Whether a test is to run on a pool of the kernel."""
-    if "cow_session" not in getattr(item, "fixturenames", ()):
+    if not any(name.startswith("cow_") and name not in _WITHOUT_HOME for name in getattr(item, "fixturenames", ())):
         return False
     for mark in item.iter_markers("cow"):
         if "backend" in mark.kwargs:

@@ -10,8 +10,10 @@ import pytest
 
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import UsageError
+from cowfs.pool import load_backend
 from cowfs.units import parse_size
 
+_USUAL_BACKEND: Final = "emulated"
 _METADATA_BYTES: Final = 16 << 20
 
 
@@ -31,7 +33,7 @@ class Wishes:
     data_size_bytes: int = 1 << 30
     base_size_bytes: int = 256 << 20
     no_space: Literal["queue", "error"] = "queue"
-    backend: str = "emulated"
+    backend: str = _USUAL_BACKEND
     raw: bool = False
     virtual_clock: bool = False
 
@@ -78,6 +80,8 @@ def _checked(wanted: Mapping[str, object], *, virtual_clock: bool) -> Wishes:
         values[_SIZES.get(name, name)] = value
     wishes = Wishes(**values, virtual_clock=virtual_clock)  # type: ignore[arg-type]  # checked above
     wishes.home_options().check()
+    if wishes.backend != _USUAL_BACKEND:
+        load_backend(wishes.backend)
     return wishes
 
 

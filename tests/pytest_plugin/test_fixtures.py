@@ -168,6 +168,11 @@ def test_place(cow_home):
 @pytest.mark.cow(no_space="fail")
 def test_choice(cow_home):
     pass
+
+
+@pytest.mark.cow(backend="none")
+def test_backend(cow_home):
+    pass
 """
 
 
@@ -183,7 +188,7 @@ def test_every_fixture_for_every_user(suite: Callable[[str], Suite]) -> None:
 def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Suite]) -> None:
     made = suite(FAILING)
     outcome = made.run("--cow-keep", "--cow-seed=5")
-    assert outcome.counts == {"failed": 2, "passed": 1, "error": 4}, outcome.output
+    assert outcome.counts == {"failed": 2, "passed": 1, "error": 5}, outcome.output
     assert "to repeat with the same seed: --cow-seed=5" in outcome.output
     look, listing = re.findall(r"to look at it: cowfs (.*)", outcome.output)
     home, name = re.fullmatch(r"--home (\S+) mount (\S+) DIRECTORY", look).groups()  # type: ignore[union-attr]
@@ -192,7 +197,13 @@ def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Sui
     assert "web" in made.account.run(["cowfs", *listing.split()]).stdout
     rows = made.account.run(["cowfs", "--home", home, "list"]).stdout.splitlines()[1:]
     assert [row.split()[0] for row in rows] == ["base", name]
-    for text in ("'a lot' is not a size", "has no value 'datasize'", "'1G' has none", "has to be 'queue' or 'error'"):
+    for text in (
+        "'a lot' is not a size",
+        "has no value 'datasize'",
+        "'1G' has none",
+        "has to be 'queue' or 'error'",
+        "there is no backend 'none'",
+    ):
         assert text in outcome.output
     assert "Traceback" not in outcome.output
 
