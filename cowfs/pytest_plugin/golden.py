@@ -40,12 +40,15 @@ class GoldenHomes:
         self._keep(target, golden)
 
     def _keep(self, home: Path, golden: Path) -> None:
-        """Put a copy of a home that nobody has used into the cache, where it replaces those of other versions."""
+        """Put a copy of a home that nobody has used into the cache, where it replaces those of other versions.
+
+        Other workers of the session may do the same meanwhile: the home of one of them is kept, or of none.
+        """
         assert self._cache is not None
         for name in os.listdir(self._cache):
             if not name.startswith(f"{VERSION}-") or name == golden.name:
                 shutil.rmtree(self._cache / name, ignore_errors=True)
-        made = self._cache / f"{VERSION}-new-{os.getpid()}"
+        made = self._cache / f"new-{os.getpid()}"
         with suppress(CowfsError, OSError):  # without a cache the next session takes longer, and no more
             _clone(home, made)
             made.rename(golden)
