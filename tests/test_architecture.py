@@ -226,6 +226,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "backend_facts": set(),
         "metadata_copy": set(),
         "trial_mount": set(),
+        "runtime": set(),
         "kernel": set(),
         "storage_options": {"spec", "backend_facts"},
         "faults": set(),

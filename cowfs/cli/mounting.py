@@ -8,21 +8,22 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from cowfs.cli import output
-from cowfs.cli.settings import DEVICE, PATH, Settings
+from cowfs.cli.settings import DEVICE, PATH, Settings, runtime_parents
 from cowfs.cli.signals import outcome_stands
 from cowfs.devices.on_disk.names import BASE
-from cowfs.errors import CowfsError, HomeError, MountError, UsageError
+from cowfs.errors import CowfsError, HomeBusy, HomeError, MountError, UsageError
 
 if TYPE_CHECKING:
     from cowfs.home.api import Home
     from cowfs.home.serving.mounting import MountRequest
 
-_START_ATTEMPTS: Final = 2
+_START_ATTEMPTS: Final = 3
 
 
 @click.command("mount")
@@ -53,6 +54,7 @@ _START_ATTEMPTS: Final = 2
 @click.option("--private", is_flag=True, hidden=True)
 @click.option("--not-durable", is_flag=True, hidden=True)
 @click.option("--virtual-clock", is_flag=True, hidden=True)
+@click.option("--runtime-directory", type=click.Path(path_type=Path), hidden=True)
 @click.pass_obj
 def mount_command(
     settings: Settings,
@@ -75,6 +77,7 @@ def mount_command(
     private: bool,
     not_durable: bool,
     virtual_clock: bool,
+    runtime_directory: Path | None,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
@@ -143,6 +146,7 @@ def mount_command(
         not not_durable,
         faults,
         virtual_clock,
+        runtime_directory,
     )
     if foreground:
         _serve_here(settings, request, report_fd)
@@ -203,37 +207,62 @@ def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: st
 @contextmanager
 def serving_layers(settings: Settings) -> Iterator[Home]:
     """The home, held by a process that serves its layers; started where there is none, until the last layer is put."""
-    from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
-    from cowfs.home.storage_options import resolve_settings
-    from cowfs.layers.options import parse_storage_options
-
-    for _ in range(_START_ATTEMPTS):  # one that was about to end may be met
+    refusal: CowfsError | None = None
+    for _ in range(
+        _START_ATTEMPTS
+    ):  # one that was about to end may be met, or one that another command has just started
         with settings.open_home() as home:
             if home.holder_pid is not None:
                 yield home
                 return
-            if not os.access(home.path, os.W_OK):
-                raise HomeError(
-                    f"'layer get' needs a home that can be written, and {home.path} cannot; "
-                    "'mount --read-only MNT' shows the files of each layer in MNT/LAYER/rootfs",
-                    errno=errno.EROFS,
-                )
-            target = empty_mount_directory(home.path)
-        by_kernel = resolve_settings(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
-        request = MountRequest(
-            settings.home_path,
-            settings.backend,
-            None,
-            str(target),
-            until_put=True,
-            by_kernel=by_kernel,
-            storage_options=settings.storage_options,
-        )
-        mount(request, log_words=settings.log.words)
+        try:
+            _serve_layers(settings)
+        except (HomeBusy, MountError) as error:
+            if error.errno != errno.EBUSY:
+                raise
+            refusal = error
     with settings.open_home() as home:
         if home.holder_pid is None:
-            raise HomeError(f"the server of the layers of {home.path} ended before this request; try again")
+            raise refusal or HomeError(f"the server of the layers of {home.path} ended before this request; try again")
         yield home
+
+
+def _serve_layers(settings: Settings) -> None:
+    """Start a process that serves the layers of the home until the last of them is put.
+
+    Raises:
+        HomeBusy, MountError: another one does, by now.
+    """
+    from cowfs.home.runtime import make_runtime_directory, runtime_mount_point
+    from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.home.storage_options import resolve_settings
+    from cowfs.layers.options import parse_storage_options
+
+    home = settings.home_path
+    by_kernel = resolve_settings(settings.backend, parse_storage_options(settings.storage_options)).kernel_mounts
+    directory = None
+    if os.access(home, os.W_OK):
+        target = empty_mount_directory(home)
+    elif by_kernel:
+        raise HomeError(
+            f"the home {home} cannot be written, and the kernel mounts its layers only for writing",
+            errno=errno.EROFS,
+        )
+    else:
+        directory = make_runtime_directory(home, runtime_parents())
+        target = runtime_mount_point(directory)
+    request = MountRequest(
+        home,
+        settings.backend,
+        None,
+        str(target),
+        read_only=directory is not None,
+        until_put=True,
+        by_kernel=by_kernel,
+        storage_options=settings.storage_options,
+        runtime_directory=directory,
+    )
+    mount(request, log_words=settings.log.words)
 
 
 def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -71,15 +70,30 @@ class Settings:
 
     def open_home(self) -> Home:
         """The home; for reading only where it cannot be written: on a read-only disk, or another user's."""
-        from cowfs.home.api import open_home
+        from cowfs.home.api import Home
+        from cowfs.home.own_session import OwnSession
+        from cowfs.home.runtime import find_runtime_directory
+        from cowfs.home.spec import HomeSpec
 
-        open_as = partial(open_home, self.home_path, backend=self.backend, storage_options=self.storage_options)
+        spec = HomeSpec(
+            self.home_path,
+            self.backend,
+            storage_options=self.storage_options,
+            runtime_directory=find_runtime_directory(self.home_path, runtime_parents()),
+        )
         try:
-            return open_as()
+            return Home(OwnSession(spec))
         except HomeError as error:
             if error.errno not in (errno.EROFS, errno.EACCES):
                 raise
-            return open_as(read_only=True)
+            return Home(OwnSession(replace(spec, read_only=True)))
+
+
+def runtime_parents() -> tuple[str, ...]:
+    """Where the runtime directories of homes may be, the best first: what is not this user's is passed over."""
+    named = os.environ.get("XDG_RUNTIME_DIR")
+    last = "/run" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
+    return (*([named] if named else []), f"/run/user/{os.geteuid()}", last)
 
 
 class SizeType(click.ParamType[int]):

@@ -174,15 +174,17 @@ class OpenHome:
 
     def _views_of_readers(self) -> list[MountedView]:
         """By the table of mounts: such readers cannot be asked. It does not say whether a view is raw."""
-        if not self.devices.is_shared or self.is_serving:
+        if not self.devices.is_shared:
             return []
         home = os.path.realpath(self.path)
+        own = {view.mount_point for view in self.views}
         return [
             MountedView(
                 source[1] or None, plain_text(mount.target), "tree" if source[1] else "home", mount.is_read_only
             )
             for mount in mounts()
             if mount.is_cowfs and (source := decode_source(mount.source)) is not None and source[0] == home
+            if plain_text(mount.target) not in own
         ]
 
     def views_of(self, record: DeviceRecord, views: Sequence[MountedView] | None = None) -> list[MountedView]:

@@ -77,8 +77,24 @@ def connect(spec: HomeSpec, *, wait_seconds: float = WAIT_SECONDS) -> Session:
         HomeBusy: something holds it that does not answer, after `wait_seconds`.
         CowfsError: as `open_here`.
     """
-    reached = _open_or_reach(spec.path, partial(open_here, spec), _reach_holder, wait_seconds)
+    reached = _open_or_reach(spec.path, partial(_open_unserved, spec), partial(_reach_server, spec), wait_seconds)
     return Executor(reached) if isinstance(reached, OpenHome) else reached
+
+
+def _open_unserved(spec: HomeSpec) -> OpenHome:
+    """Open a home; raises HomeBusy too when it cannot be written and a process of this user's serves its layers."""
+    if spec.read_only and spec.runtime_directory is not None:
+        HomeLock.acquire(os.fspath(spec.runtime_directory)).release()
+    return open_here(spec)
+
+
+def _reach_server(spec: HomeSpec, home: Path) -> Client:
+    try:
+        return _reach_holder(home)
+    except (ConnectionError, FileNotFoundError, PermissionError):
+        if spec.runtime_directory is None:
+            raise
+        return _reach_holder(home, spec.runtime_directory)
 
 
 @contextmanager
@@ -186,10 +202,10 @@ def open_unheld(
     return _open_or_reach(home, open_here, refuse, wait_seconds)
 
 
-def _reach_holder(home: Path) -> Client:
+def _reach_holder(home: Path, directory: Path | None = None) -> Client:
     from cowfs.home.control.client import Client
 
-    return Client(home)
+    return Client(home, directory)
 
 
 def _open_or_reach(

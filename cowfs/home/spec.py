@@ -38,6 +38,7 @@ class HomeSpec:
         options: how, where the storage options say nothing; `durable` counts in place of theirs.
         progress: called with (what is done next, steps done, steps in all) while a home is made.
         verify: False leaves out the check of the base device, to get at the devices of a damaged home.
+        runtime_directory: where a process of this user's may serve the layers of the home, if that cannot be written.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class HomeSpec:
     options: HomeOptions | None = None
     progress: Progress | None = None
     verify: bool = True
+    runtime_directory: Path | None = None
 
     def how_opened(self) -> OpenOptions:
         """How the device set is opened, apart from storage options."""

@@ -9,6 +9,7 @@ whose files are in use is written in place.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
-from cowfs.errors import UsageError
+from cowfs.errors import HomeError, UsageError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes
@@ -115,6 +116,7 @@ class LayerDriver:
         self._devices = devices
         self._has_nodes = isinstance(devices.pool, NodePool)
         self._mounter = mounter
+        self._is_read_only = volumes.read_only
         self._trees = trees or EngineTrees(devices, volumes)
         self._settings = settings or resolve_options(DriverOptions(), Facts())
         self._maps = maps or IdMaps()
@@ -166,12 +168,22 @@ class LayerDriver:
             path = self._mounter.mount(
                 layer_id,
                 mount_label,
-                prepare=self._ensure_root,
+                prepare=partial(self._prepare, layer_id),
                 write_id=lambda tree: write_layer_id(tree, layer_id, self._owner),
             )
             mount = self._mounts[layer_id] = _LayerMount(path, [])
         mount.ends.append(self._devices.uses.begin(layer_id, "layer", mount.path))
         return mount.path
+
+    def _prepare(self, layer_id: str, tree: FileTree) -> None:
+        if not self._is_read_only:
+            self._ensure_root(tree)
+        elif not find_root(tree).inode:
+            raise HomeError(
+                f"layer {layer_id!r} has no files: their directory 'rootfs' is made when a layer is first used, and "
+                "nothing can be written here",
+                errno=errno.EROFS,
+            )
 
     def put(self, layer_id: str) -> None:
         self._require_layer(layer_id)

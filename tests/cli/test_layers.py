@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -35,9 +36,12 @@ def layers(account: Account) -> Iterator[MountedHome]:
 
 
 def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
-    path = layers.run("layer", "get", "two").stdout.strip()
+    # Both at once: one of them starts the server.
+    words = ["cowfs", "--home", layers.home, "layer", "get", "two"]
+    starting = [layers.account.start(words, stdout=subprocess.PIPE) for _ in range(2)]
+    (path,) = {process.communicate()[0].strip() for process in starting}
+    assert [process.returncode for process in starting] == [0, 0]
     assert path == f"{layers.home}/mnt/two/rootfs"
-    assert layers.run("layer", "get", "two").stdout.strip() == path
     layers.shell(f"cat '{path}/a'; echo new > '{path}/new'; rm '{path}/b'")
     assert layers.run("layer", "changes", "two", "one").stdout == "D /b\nA /new\n"
     holder = layers.json("status")["holder_pid"]

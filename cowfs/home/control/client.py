@@ -41,6 +41,7 @@ class Client:
 
     Args:
         home: the home's directory.
+        directory: where the socket is; in the home when None.
         greeting_seconds: how long the holder may take to greet; answers may take as long as they take.
 
     Raises:
@@ -48,8 +49,11 @@ class Client:
         HomeVersionError: the holder speaks another version of the protocol.
     """
 
-    def __init__(self, home: Path, *, greeting_seconds: float = GREETING_SECONDS) -> None:
+    def __init__(
+        self, home: Path, directory: Path | None = None, *, greeting_seconds: float = GREETING_SECONDS
+    ) -> None:
         self.path = home
+        self._directory = directory or home
         self._greeting_seconds = greeting_seconds
         self._buffer = bytearray()
         self._files: list[int] = []
@@ -144,7 +148,7 @@ class Client:
 
     def _connect(self) -> int:
         """Dial, and read the greeting; the holder's process id."""
-        self._socket = control.dial(self.path, self._greeting_seconds)
+        self._socket = control.dial(self._directory, self._greeting_seconds)
         try:
             pid = self._greeting().pid
             self._socket.settimeout(None)

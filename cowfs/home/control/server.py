@@ -74,6 +74,7 @@ class ControlServer:
 
     Args:
         executor: of a home whose lock this process holds.
+        directory: where the socket is; in the home when None. This process holds its lock.
 
     A client that keeps the server waiting loses its place to another one when there are too many of its user.
     """
@@ -81,10 +82,12 @@ class ControlServer:
     def __init__(
         self,
         executor: Executor,
+        directory: Path | None = None,
         *,
         limits: Limits = Limits(),
     ) -> None:
         self._executor = executor
+        self._directory = directory or executor.path
         self._limits = limits
         self._connections: list[_Connection] = []
         self._is_ending = False
@@ -103,7 +106,7 @@ class ControlServer:
 
         Clients are served at the same time, their operations one after the other.
         """
-        async with _listening(self._executor.path) as listener, trio.open_nursery() as clients:
+        async with _listening(self._directory) as listener, trio.open_nursery() as clients:
             task_status.started()
             while True:
                 socket = await self._accept(listener)
@@ -157,7 +160,8 @@ class ControlServer:
         of_user = [other for other in self._connections if other.uid == uid and not other.is_dropped]
         if len(of_user) > self._limits.clients_per_uid and not self._drop_stalled(of_user):
             raise HomeError(
-                f"too many clients at {home / SOCKET_NAME}; try again when some have left", errno=errno.EAGAIN
+                f"too many clients at {self._directory / SOCKET_NAME}; try again when some have left",
+                errno=errno.EAGAIN,
             )
 
     def _drop_stalled(self, connections: Sequence[_Connection]) -> bool:
@@ -363,8 +367,8 @@ class _Connection:
 
 
 @asynccontextmanager
-async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
-    listener = trio.socket.from_stdlib_socket(control.listen(home))
+async def _listening(directory: Path) -> AsyncIterator[trio.socket.SocketType]:
+    listener = trio.socket.from_stdlib_socket(control.listen(directory))
     close_in_children(listener, close_socket)
     is_same_process = origin()
     try:
@@ -373,9 +377,9 @@ async def _listening(home: Path) -> AsyncIterator[trio.socket.SocketType]:
         listener.close()
         try:
             if is_same_process():
-                control.unlink(home)
+                control.unlink(directory)
         except OSError as error:
-            _log.warning("control socket of %s: %s", home, error)
+            _log.warning("control socket in %s: %s", directory, error)
 
 
 async def _send_refusal(connection: _Connection, error: CowfsError) -> None:

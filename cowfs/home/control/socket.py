@@ -1,7 +1,8 @@
 """The control socket of a home: its path, its peers, and files passed over it.
 
-A Unix socket's path is limited to 107 bytes and a home's is not, so the home is opened and the socket addressed as
-`/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
+It is in the home, or in the home's runtime directory (`cowfs.home.runtime`) where the home cannot be written. The path
+of a Unix socket is limited to 107 bytes and that of a directory is not, so the directory is opened and the socket
+addressed as `/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
 """
 
 from __future__ import annotations
@@ -32,42 +33,44 @@ RECEIVE_FLAGS: Final = socket.MSG_CMSG_CLOEXEC
 
 
 @contextmanager
-def _address(home: Path) -> Iterator[str]:
-    fd = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _address(directory: Path) -> Iterator[str]:
+    fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{fd}/{SOCKET_NAME}"
     finally:
         os.close(fd)
 
 
-def listen(home: Path) -> socket.socket:
-    """A listening control socket, open to its owner only. The caller holds the home's lock.
+def listen(directory: Path) -> socket.socket:
+    """A listening control socket, open to its owner only. The caller holds the directory's lock.
 
     Holding the lock is what makes an existing socket stale: it is replaced. Anything else under that name is an error.
     """
-    with _address(home) as address:
-        remove_stale(address, home)
+    with _address(directory) as address:
+        remove_stale(address, directory)
         return listen_privately(address, _BACKLOG)
 
 
-def remove_stale(address: str, home: Path) -> None:
+def remove_stale(address: str, directory: Path) -> None:
     try:
         mode = os.lstat(address).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HomeError(f"{home / SOCKET_NAME} is not a socket; move it away, the home's control socket must be there")
+        raise HomeError(
+            f"{directory / SOCKET_NAME} is not a socket; move it away, the home's control socket must be there"
+        )
     os.unlink(address)
 
 
-def unlink(home: Path) -> None:
-    """Remove the control socket of a home whose lock the caller holds."""
-    with _address(home) as address:
-        remove_stale(address, home)
+def unlink(directory: Path) -> None:
+    """Remove the control socket from a directory whose lock the caller holds."""
+    with _address(directory) as address:
+        remove_stale(address, directory)
 
 
-def dial(home: Path, timeout_seconds: float) -> socket.socket:
-    """A connection to the control socket of a home.
+def dial(directory: Path, timeout_seconds: float) -> socket.socket:
+    """A connection to the control socket in a directory.
 
     Raises:
         OSError: nothing listens there; TimeoutError: as many clients as can wait did so all the time.
@@ -75,7 +78,7 @@ def dial(home: Path, timeout_seconds: float) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         client.settimeout(timeout_seconds)
-        with _address(home) as address:
+        with _address(directory) as address:
             _connect(client, address, timeout_seconds)
     except BaseException:
         client.close()

@@ -13,10 +13,10 @@ from functools import partial
 
 import trio
 
-from cowfs.devices.on_disk.lock import UNWRITABLE
+from cowfs.devices.on_disk.lock import UNWRITABLE, HomeLock
 from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
-from cowfs.errors import HomeError, ungrouped
+from cowfs.errors import HomeBusy, HomeError, ungrouped
 from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
@@ -46,6 +46,11 @@ def serve_mount(
         plan = read_plan(request.faults) if request.faults else None
         if request.is_private:
             stack.callback(remove_private, os.path.realpath(request.target))
+        if (directory := request.runtime_directory) is not None:
+            lock = open_unheld(
+                directory, partial(HomeLock.acquire, os.fspath(directory)), partial(_explain_busy, request)
+            )
+            stack.callback(lock.release)
         home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
         stack.enter_context(ending_with(home.close))
         if plan is not None:
@@ -71,6 +76,8 @@ def _open(request: MountRequest) -> OpenHome:
         storage_options=request.storage_options,
         virtual_clock=request.virtual_clock,
     )
+    if request.runtime_directory is not None:
+        return _open_unwritable(spec)
     try:
         return open_here(spec)
     except HomeError as error:
@@ -80,6 +87,15 @@ def _open(request: MountRequest) -> OpenHome:
             message = error.message.removesuffix("; open it read-only")
             raise HomeError(f"{message}; without writing there is 'mount --read-only'", errno=error.errno) from error
         return open_here(replace(spec, read_only=True))
+
+
+def _open_unwritable(spec: HomeSpec) -> OpenHome:
+    """A home beside its other readers. One that can be written is served from within, where every process looks."""
+    home = open_here(replace(spec, read_only=True))
+    if not home.devices.is_shared:
+        home.close()
+        raise HomeBusy(f"the home {spec.path} could not be written a moment ago, and now can; try again")
+    return home
 
 
 def _explain_busy(request: MountRequest, report: HomeReport) -> str:

@@ -48,6 +48,7 @@ class MountRequest:
         durable: False gives up flushes.
         faults: a plan of faults, a file of TOML, whose rules are in force from the beginning.
         virtual_clock: time passes only by requests.
+        runtime_directory: of a home that cannot be written; the server has its socket and its log there.
     """
 
     home: Path
@@ -68,6 +69,7 @@ class MountRequest:
     durable: bool = True
     faults: str = ""
     virtual_clock: bool = False
+    runtime_directory: Path | None = None
 
     @property
     def source(self) -> str:
@@ -93,7 +95,7 @@ def mount(
         _server_command(request, log_words),
         source=request.source,
         target=request.target,
-        log_path=_log_path(request.home),
+        log_path=_log_path(request),
         on_ready=on_ready,
         keep_fds=() if request.lease_fd is None else (request.lease_fd,),
     )
@@ -115,6 +117,8 @@ def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable
     )
     options = [f"--{flag.removeprefix('is_').replace('_', '-')}" for flag in flags if getattr(request, flag)]
     options += ["--not-durable"] * (not request.durable)
+    if request.runtime_directory is not None:
+        options += ["--runtime-directory", str(request.runtime_directory)]
     if request.lease_fd is not None:
         options += ["--lease-fd", str(request.lease_fd)]
     if request.faults:
@@ -154,8 +158,11 @@ def empty_mount_directory(home: Path) -> Path:
     return Path(files.mounts)
 
 
-def _log_path(home: Path) -> Path | None:
+def _log_path(request: MountRequest) -> Path | None:
     """The server's log, in a home that can be written; nothing is put into a directory that is no home."""
+    if request.runtime_directory is not None:
+        return request.runtime_directory / LOG_NAME
+    home = request.home
     try:
         if not is_home(HomeFiles(os.path.abspath(home))) or not os.access(home, os.W_OK):
             return None

@@ -86,9 +86,10 @@ class ServedHome:
         self._mount = mount  # of one device
         self._request = request
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
-        self._is_in_home = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
+        self._is_for_layers = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
+        self._is_for_layers |= request.runtime_directory is not None
         self.executor = Executor(home, self)
-        self._control = ControlServer(self.executor)
+        self._control = ControlServer(self.executor, request.runtime_directory)
         self._has_ended = trio.Event()
 
     @classmethod
@@ -117,7 +118,7 @@ class ServedHome:
         mounter = None
         if isinstance(self._view, HomeView):
             mounter = ViewMounter(self._view, self.home.volumes)
-            if self._is_in_home:
+            if self._is_for_layers:
                 self._view.close_to_others(maps.root_group if maps else None)
         self.home.use_driver(settings, maps, mounter, keep_root_owner=keep_root_owner)
 
@@ -133,7 +134,8 @@ class ServedHome:
             pausing(partial(deletion_service, devices), clock),
             event_service(devices.pool),
         ]
-        if not devices.is_shared:  # else others open the home themselves, and there is no place for a socket
+        # Others open a home that cannot be written themselves, and it has no place for a socket.
+        if not devices.is_shared or self._request.runtime_directory is not None:
             services.append(self._control.serve)
         if isinstance(self._view, HomeView):
             kernel_cache = self._view.kernel_cache
