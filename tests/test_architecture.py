@@ -241,7 +241,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "layers": {"passed_file", "requests", "session"},
         "own_session": {"spec", "open_home", "requests", "executor", "session"},
         "serving": {
-            *("virtual_clock", "spec", "open_home", "opening", "requests", "executor", "control"),
+            *("virtual_clock", "runtime", "spec", "open_home", "opening", "requests", "executor", "control"),
             *("session", "own_session"),
         },
         "files": {"requests", "session"},

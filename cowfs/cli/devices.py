@@ -10,6 +10,7 @@ import click
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, MINIMUM_FREE, PATH, SIZE, WAIT, Settings
 from cowfs.cli.tables import Column, Table, refuse_for_json
+from cowfs.devices.on_disk.names import BASE
 from cowfs.errors import CowfsError, UsageError
 from cowfs.units import format_size
 
@@ -402,7 +403,7 @@ def rename_command(settings: Settings, old: str, new: str) -> None:
     While the whole home is mounted at MNT, MNT/OLD becomes MNT/NEW at once. A device that is mounted on its own, or of
     which a file is open, is not renamed.
     """
-    with settings.open_home() as home:
+    with settings.open_home_from_outside() as home:
         renamed = home.rename(old, new)
     if settings.as_json:
         output.print_json(renamed)
@@ -419,21 +420,23 @@ def rename_command(settings: Settings, old: str, new: str) -> None:
 def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | None, force: bool) -> None:
     """Give the device NAME the contents and the size that SNAPSHOT has now. The time does not depend on the data.
 
-    SNAPSHOT stays as it is. It is usually a snapshot of NAME, but any device will do. NAME keeps its name, its parent
-    and its snapshots; all devices are peers, so nothing must be promoted, and newer snapshots stay.
+    SNAPSHOT stays as it is. It is usually a snapshot of NAME, but any device will do; with base, NAME is as
+    empty as a new device. NAME keeps its name, its parent and its snapshots, and has a new thin id; all devices are
+    peers, so nothing must be promoted, and newer snapshots stay.
 
     A mount of NAME, or of the whole home, shows the contents at once. While something is open in NAME, nothing is
     changed and the processes are listed; with --force what they have open is detached: it fails with ESTALE from then
     on.
     """
-    with settings.open_home() as home:
+    with settings.open_home_from_outside() as home:
         done = home.rollback(name, snapshot, keep=keep, force=force)
     if settings.as_json:
         output.print_json(done)
         return
     size = "" if done.size_bytes == done.old_size_bytes else f", {format_size(done.size_bytes)}"
     kept = f"; what it held is in {done.kept}" if done.kept else ""
-    print(f"rolled {output.printable(done.name)} back to {output.printable(done.snapshot)}{size}{kept}")
+    as_new = ", as a new device" if done.snapshot == BASE else ""
+    print(f"rolled {output.printable(done.name)} back to {output.printable(done.snapshot)}{as_new}{size}{kept}")
     if not done.is_related:
         output.print_line(f"cowfs: warning: {done.snapshot} is no relative of {done.name}: they share base alone")
 
@@ -450,7 +453,7 @@ def remove_command(settings: Settings, names: tuple[str, ...], deferred: bool) -
     removed: list[str] = []
     waiting: list[str] = []
     status = 0
-    with settings.open_home() as home:
+    with settings.open_home_from_outside() as home:
         for name in names:
             try:
                 is_gone = home.remove(name, deferred=deferred)

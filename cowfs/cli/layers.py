@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _layers(settings: Settings) -> Iterator[Layers]:
-    with settings.open_home() as home:
+    with settings.open_home_from_outside() as home:
         yield home.layers
 
 

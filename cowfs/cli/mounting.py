@@ -233,8 +233,8 @@ def _serve_layers(settings: Settings) -> None:
     Raises:
         HomeBusy, MountError: another one does, by now.
     """
-    from cowfs.home.runtime import make_runtime_directory, runtime_mount_point
-    from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount
+    from cowfs.home.runtime import make_runtime_directory
+    from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount, runtime_mount_directory
     from cowfs.home.storage_options import resolve_settings
     from cowfs.layers.options import parse_storage_options
 
@@ -250,7 +250,7 @@ def _serve_layers(settings: Settings) -> None:
         )
     else:
         directory = make_runtime_directory(home, runtime_parents())
-        target = runtime_mount_point(directory)
+        target = runtime_mount_directory(directory)
     request = MountRequest(
         home,
         settings.backend,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -88,12 +90,34 @@ class Settings:
                 raise
             return Home(OwnSession(replace(spec, read_only=True)))
 
+    @contextmanager
+    def open_home_from_outside(self) -> Iterator[Home]:
+        """As `open_home`, for what needs a device that is not in use: the working directory is in none of them."""
+        settings = replace(self, home=os.fspath(self.home_path))
+        with _elsewhere(), settings.open_home() as home:
+            yield home
+
 
 def runtime_parents() -> tuple[str, ...]:
     """Where the runtime directories of homes may be, the best first: what is not this user's is passed over."""
     named = os.environ.get("XDG_RUNTIME_DIR")
     last = "/run" if os.geteuid() == 0 else os.path.expanduser("~/.cache")
     return (*([named] if named else []), f"/run/user/{os.geteuid()}", last)
+
+
+@contextmanager
+def _elsewhere() -> Iterator[None]:
+    """Work in no directory that may be on a mount; afterwards in the former one, if that is still there."""
+    try:
+        former = os.getcwd()
+    except FileNotFoundError:
+        former = "/"
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            os.chdir(former)
 
 
 class SizeType(click.ParamType[int]):

@@ -40,6 +40,8 @@ def trim_command(settings: Settings, names: tuple[str, ...]) -> int:
     if settings.as_json:
         output.print_json({"trimmed": done, "freed_bytes": sum(device.freed_bytes for device in done)})
         return status
+    if not done:
+        return status
     header = ("NAME", "UNMAPPED", "FREED")
     rows = [(device.name, format_size(device.unmapped_bytes), format_size(device.freed_bytes)) for device in done]
     output.print_table(header, rows, right=frozenset({1, 2}))
@@ -55,9 +57,9 @@ def resize_command(settings: Settings, name: str, size: int) -> None:
     """Enlarge the device NAME, which must not be mounted, and the file system in it to SIZE.
 
     After an interruption the device has either the old size or the new one. Devices cannot shrink. Enlarging base
-    affects only devices that are created later.
+    affects only devices that are created later. The thin id of the device changes.
     """
-    with settings.open_home() as home:
+    with settings.open_home_from_outside() as home:
         resized = home.resize(name, size)
     if settings.as_json:
         output.print_json(resized)

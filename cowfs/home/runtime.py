@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.errors import HomeError, MissingRequirement
-from cowfs.mounts.mountpoint import detach_dead
 
 _OWN: Final = "cowfs"
-_MOUNTS: Final = "mnt"
+MOUNTS_NAME: Final = "mnt"
 _MODE: Final = 0o700
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -74,19 +73,6 @@ def make_runtime_directory(home: Path, parents: Sequence[str]) -> Path:
         f"{', '.join(parents)} is a directory of uid {os.geteuid()} that others cannot write",
         remedy="set XDG_RUNTIME_DIR to such a directory",
     )
-
-
-def runtime_mount_point(directory: Path) -> Path:
-    """Where the layers appear: made where it is not there, and free of a mount that a killed server left.
-
-    Raises:
-        HomeError, MountError, MissingRequirement: it cannot be made, or that mount not be detached.
-    """
-    path = os.path.join(directory, _MOUNTS)
-    detach_dead(path)
-    with suppress(FileExistsError):
-        os.mkdir(path, _MODE)
-    return Path(path)
 
 
 def _name_of(home: Path) -> str:

@@ -301,8 +301,9 @@ def test_rollback(cowfs: Run) -> None:
         "rolled web back to the 32, 32 MiB; what it held is in old\n"
     )
     assert cowfs("create", "other").status == 0
+    assert cowfs("rollback", "web", "base").out == "rolled web back to base, as a new device, 16 MiB\n"
     outcome = cowfs("rollback", "web", "other")
-    assert outcome.out == "rolled web back to other, 16 MiB\n"
+    assert outcome.out == "rolled web back to other\n"
     assert outcome.err == "cowfs: warning: other is no relative of web: they share base alone\n"
     rows = {row["name"]: row["parent"] for row in cowfs("--json", "list").json}
     assert rows == {
@@ -463,6 +464,8 @@ def test_trim(cowfs: Run) -> None:
     some = cowfs("trim", "web", "nope", "base")
     assert some.out == "NAME  UNMAPPED  FREED\nweb        0 B    0 B\nbase       0 B    0 B\n0 B freed\n"
     assert (some.status, some.err.count("\n")) == (5, 1)
+    none = cowfs("trim", "nope")
+    assert (none.status, none.out, none.err.count("\n")) == (5, "", 1)
 
 
 def test_recover(cowfs: Run, home: Path) -> None:

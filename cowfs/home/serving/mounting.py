@@ -22,6 +22,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.making import is_home
 from cowfs.errors import HomeError
 from cowfs.fuse.background import mount_in_background, start_in_background
+from cowfs.home.runtime import MOUNTS_NAME
 from cowfs.mounts.mountinfo import encode_source
 from cowfs.mounts.mountpoint import detach_dead
 
@@ -156,6 +157,14 @@ def empty_mount_directory(home: Path) -> Path:
         with suppress(OSError):  # whatever is in the way is named when something is mounted there
             os.rmdir(os.path.join(files.mounts, name))
     return Path(files.mounts)
+
+
+def runtime_mount_directory(directory: Path) -> Path:
+    """As `empty_mount_directory`, in the runtime directory of a home that cannot be written."""
+    path = directory / MOUNTS_NAME
+    detach_dead(os.fspath(path))
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
 
 
 def _log_path(request: MountRequest) -> Path | None:
