@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NAMED_MAX: Final = 5
 _NANOSECONDS: Final = 10**9
+_TIME_CHARACTERS: Final = 19
 
 
 class DeviceFile(NamedTuple):
@@ -105,8 +106,9 @@ ANY_FILE = AnyFileType()
 def ls_command(settings: Settings, file: DeviceFile | None, long: bool) -> None:
     """List the files in a directory of the device or layer NAME, mounted or not. Without PATH its root.
 
-    All names are listed, in the order of their bytes. Owners and groups are numbers: the device's names are not the
-    host's. A symbolic link at the end of PATH is followed, except with -l.
+    All names are listed, in the order of their bytes; with -l, question marks stand for what is damaged. Owners and
+    groups are numbers: the device's names are not the host's. A symbolic link at the end of PATH is followed, except
+    with -l.
     """
     if file is None:
         raise UsageError("ls lists files, so name a device, as in 'cowfs ls web:/etc'; 'cowfs list' lists the devices")
@@ -139,7 +141,9 @@ def _as_json(info: FileInfo) -> dict[str, object]:
 
 def _print_long(found: list[FileInfo]) -> None:
     rows = [
-        (
+        (stat.filemode(info.mode)[0] + "?" * 9, *"????", "?".ljust(_TIME_CHARACTERS), output.printable(info.name))
+        if info.problem
+        else (
             stat.filemode(info.mode),
             str(info.links),
             str(info.uid),

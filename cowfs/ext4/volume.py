@@ -241,13 +241,17 @@ class Volume:
         link = self._inodes.get(inode)
         if not stat.S_ISLNK(link.mode):
             raise os_error(errno.EINVAL)
+        target, _, _ = self._link_content(link).partition(b"\0")  # as the kernel takes it, whatever the size says
+        return target
+
+    def _link_content(self, link: Inode) -> bytes:
         if link.is_inline:
             return self._inline.content(link)
         if link.is_fast_symlink:
             return link.pointers[: link.size]
         block = self._maps.load(link).block(0)
         if block < 0 or link.size >= self._fs.block_bytes:
-            raise self._fs.damaged(f"symbolic link {inode} has no target")
+            raise self._fs.damaged(f"symbolic link {link.number} has no target")
         return self._fs.cache.read(block)[: link.size]
 
     def read(self, inode: int, offset: int, length: int) -> bytes:

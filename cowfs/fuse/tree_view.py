@@ -462,12 +462,9 @@ class TreeView(View):
             # The kernel must learn of those before; the next request starts here and fails.
 
     def _listed(self, item: DirectoryEntry) -> EntryAttributes:
-        """The listing's entry of a name. One with a damaged inode is listed too; a request for it gets the error."""
-        try:
+        """The listing's entry of a name, also where its inode cannot be read: a request for that gets the error."""
+        with suppress(OSError):
             return self._entry(self._tree.attributes(item.inode))
-        except OSError as error:
-            if error.errno not in (errno.EUCLEAN, errno.ESTALE):
-                raise
         entry = EntryAttributes()
         entry.entry_timeout = entry.attr_timeout = 0
         entry.st_ino = self._of_kernel(item.inode)

@@ -36,6 +36,7 @@ Path: TypeAlias = str | bytes | os.PathLike[str]
 class FileInfo(msgspec.Struct, frozen=True):
     """A file in a device. `mode` has the type bits, as in `stat`; `target` is a symbolic link's, else null.
 
+    `problem` says why a file cannot be looked at, else null; then no more is known than its name, inode and type.
     `device` is the number of a device node, as os.makedev packs it. Bytes of names that are not UTF-8 are surrogates,
     as `os.fsdecode` makes them.
     """
@@ -50,12 +51,13 @@ class FileInfo(msgspec.Struct, frozen=True):
     device: int
     mtime_ns: int
     target: str | None
+    problem: str | None = None
 
     @classmethod
     def of(cls, row: FileRow) -> FileInfo:
         values = msgspec.structs.asdict(row)
-        target = os.fsdecode(row.target) if stat.S_ISLNK(row.mode) else None
-        return cls(**{**values, "name": os.fsdecode(row.name), "target": target})
+        target = os.fsdecode(row.target) if stat.S_ISLNK(row.mode) and not row.problem else None
+        return cls(**{**values, "name": os.fsdecode(row.name), "target": target, "problem": row.problem or None})
 
 
 def list_files(session: Session, device: str, path: Path, *, follow: bool) -> Iterator[FileInfo]:

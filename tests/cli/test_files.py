@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import stat
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def test_ls_cat_and_cp(cowfs: Run, site: Path, tmp_path: Path) -> None:
         "device": 0,
         "mtime_ns": TIME * 10**9,
         "target": None,
+        "problem": None,
         "inode": row["inode"],
     }
     copied = cowfs("--json", "cp", "-r", "web:/srv", tmp_path / "out").json
@@ -70,6 +72,26 @@ def test_ls_cat_and_cp(cowfs: Run, site: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "sub" / "link").read_text() == "hello\n"
     assert cowfs("cp", "-R", "web:/srv/.", "web-1:").status == 0
     assert cowfs("ls", "web-1:").out == "index\nlost+found\nsub\n"
+
+
+def test_a_damaged_file_is_listed_and_costs_only_itself(cowfs: Run, site: Path, tmp_path: Path) -> None:
+    cowfs("cp", "-r", site, "web:/srv")
+    cowfs("export", "web", tmp_path / "image")
+    for change in ("sif /srv/index mode 0", "sif /srv/sub/link size 60"):
+        subprocess.run(["debugfs", "-w", "-R", change, tmp_path / "image"], check=True, capture_output=True)
+    cowfs("import", tmp_path / "image", "damaged")
+    listed = cowfs("ls", "damaged:/srv")
+    assert (listed.status, listed.out, listed.err.count("\n")) == (7, "index\nsub\n", 1)
+    assert "cowfs: damaged:/srv: ext4 is damaged: inode " in listed.err
+    index, sub = cowfs("ls", "-l", "damaged:/srv").out.splitlines()
+    assert index.split() == ["-?????????", "?", "?", "?", "?", "?", "index"]
+    assert index.index("index") == sub.index("sub")
+    row, _ = json.loads(cowfs("--json", "ls", "damaged:/srv").out)
+    assert (row["name"], row["mode"], row["links"]) == ("index", stat.S_IFREG, 0)
+    assert "has mode 0o0" in row["problem"]
+    copied = cowfs("--json", "cp", "-r", "damaged:/srv", tmp_path / "out").json
+    assert (copied["files"], copied["problem_count"]) == (3, 1)
+    assert os.readlink(tmp_path / "out" / "sub" / "link") == "../index"  # up to the first zero byte
 
 
 def test_a_progress_bar_is_for_terminals(cowfs: Run, site: Path) -> None:

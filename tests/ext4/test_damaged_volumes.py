@@ -77,6 +77,7 @@ INODE_DAMAGE = {
     "attributes outside": (0x68, 4, 0x7FFFFFFF),
     "attributes in an inode table": (0x68, 4, 0),  # see below
     "a value inode": (0x20, 4, 0x00280000),
+    "inline data without the feature": (0x20, 4, 0x10000000),
 }
 
 

@@ -43,8 +43,11 @@ def list_as(account: Account, path: bytes) -> tuple[set[bytes], str]:
 
 @pytest.mark.parametrize(
     ("offset", "width", "value"),
-    [(0x6C, 4, 0x80000000), (0x1A, 2, 0), (0x00, 2, 0), (0x00, 2, 0o070644), (0x68, 4, 0x7FFFFFFF)],
-    ids=["size", "links", "mode", "type", "attributes"],
+    [
+        *((0x6C, 4, 0x80000000), (0x1A, 2, 0), (0x00, 2, 0), (0x00, 2, 0o070644), (0x68, 4, 0x7FFFFFFF)),
+        (0x20, 4, 0x10000000),
+    ],
+    ids=["size", "links", "mode", "type", "attributes", "inline data without the feature"],
 )
 def test_a_damaged_inode(
     account: Account, sample: SampleImage, mounted: Callable[[bytes], bytes], offset: int, width: int, value: int

@@ -363,7 +363,7 @@ class InodeTable:
         if damage:
             raise fs.damaged(f"inode {number} {damage}")
         if inode.is_inline and not fs.has_inline_data:
-            raise os_error(errno.EOPNOTSUPP)
+            raise fs.damaged(f"inode {number} has its data in it, a feature that the volume does not have")
         self.keep(inode)
         return inode
 

@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from operator import attrgetter
 from typing import ClassVar, Final
 
 import msgspec
@@ -22,7 +23,7 @@ from cowfs.copying.tree import Destination, TreeSink, TreeSource, destination
 from cowfs.devices.on_disk.names import BASE
 from cowfs.ending import ending_with
 from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, PoolError, UsageError
-from cowfs.filetree import Attributes, FileTree
+from cowfs.filetree import Attributes, DirectoryEntry, FileTree
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
 from cowfs.layers.interface import LayerRoot
@@ -33,7 +34,10 @@ _NAMES_PER_STEP: Final = 256
 
 
 class FileRow(msgspec.Struct, frozen=True):
-    """A file as `lstat` shows it; `mode` has the type bits, `target` is a symbolic link's."""
+    """A file as `lstat` shows it; `mode` has the type bits, `target` is a symbolic link's.
+
+    `problem` says why a file cannot be looked at; then no more is known of it than its name, inode number and type.
+    """
 
     name: bytes
     inode: int
@@ -45,6 +49,7 @@ class FileRow(msgspec.Struct, frozen=True):
     device: int
     mtime_ns: int
     target: bytes
+    problem: str = ""
 
 
 class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
@@ -55,7 +60,7 @@ class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
 
     Raises:
         UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
-        FilesystemError: the directory is damaged; what could be read of it came before.
+        FilesystemError: the directory or something in it is damaged; what could be read of it came before.
     """
 
     device: str
@@ -373,19 +378,21 @@ def _put(root: LayerRoot, device: str, path: bytes, name: bytes, *, is_directory
 
 
 def _rows(tree: FileTree, directory: int) -> Pieces[FileRow]:
-    """What can be read of a directory, by name, then the first error, if there is one."""
-    entries: list[tuple[bytes, int]] = []
+    """All that can be read of a directory, by name, then the first error, if there is one."""
+    entries: list[DirectoryEntry] = []
     errors: list[OSError] = []
     try:
-        entries.extend((entry.name, entry.inode) for entry in tree.list_directory(directory))
+        entries.extend(tree.list_directory(directory))
     except OSError as error:
         errors.append(error)
-    for count, (name, inode) in enumerate(sorted(entries), 1):
-        if name not in (b".", b".."):
+    for count, entry in enumerate(sorted(entries, key=attrgetter("name")), 1):
+        if entry.name not in (b".", b".."):
             try:
-                yield _row(tree, name, tree.attributes(inode))
+                yield _row(tree, entry.name, tree.attributes(entry.inode))
             except OSError as error:
                 errors.append(error)
+                problem = error.strerror or str(error)
+                yield FileRow(entry.name, entry.inode, entry.mode, 0, 0, 0, 0, 0, 0, b"", problem)
         if count % _NAMES_PER_STEP == 0:
             yield None
     if errors:
