@@ -19,9 +19,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import msgspec
 
@@ -38,16 +39,35 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size, check_not_smaller
-from cowfs.devices.on_disk.records import DeviceRecord, HomeFile
+from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.reporting import Reporting
 from cowfs.devices.reports import ClonedHome, DeviceReport, Finding, HomeReport, IoReport, UsageRow
 from cowfs.devices.uses import DeviceUses
+from cowfs.ending import ending_with
 from cowfs.errors import CowfsError, HomeError, PoolModeError, UsageError
 from cowfs.forking import not_inherited
 from cowfs.pool import Pool, ThinDevice
+
+
+class BeginImport(Protocol):
+    """Begins one of the new devices of `DeviceSet.importing_together`: a disk, for as long as the block lasts.
+
+    Args:
+        size_bytes: that of `origin` when None.
+        origin: what it begins as a snapshot of, which may be one begun before it, whose file system, if there is one,
+            is not grown; when None it maps nothing.
+        parent: what is noted as its parent; `origin` when None.
+
+    Raises:
+        As `DeviceSet.create`.
+    """
+
+    def __call__(
+        self, name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
+    ) -> ThinDevice: ...
 
 
 class DeviceSet:
@@ -77,7 +97,6 @@ class DeviceSet:
         self._lock = lock
         self._settings = settings
         self._is_closed = False
-        self._importing: set[str] = set()
         self._health = health.examine(pool)
         self.read_only = read_only or not self._health.can_change
         self._store = store = DeviceStore(files, read_only=self.read_only)
@@ -412,21 +431,43 @@ class DeviceSet:
             yield thin
 
     @contextmanager
-    def importing(
-        self, name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
-    ) -> Iterator[ThinDevice]:
+    def importing(self, name: str, size_bytes: int | None, *, origin: str | None = None) -> Iterator[ThinDevice]:
         """A new device with the content that is written in the block: it is there when the block ends, or not at all.
 
         Args:
             size_bytes: that of `origin` when None.
-            origin: what it begins as a snapshot of, which may be one that is being imported itself, whose file system,
-                if there is one, is not grown; when None it maps nothing.
-            parent: what is noted as its parent; `origin` when None.
+            origin: what it begins as a snapshot of; when None it maps nothing.
 
         Raises:
             As `create`.
         """
-        is_chained = origin in self._importing
+        with self.importing_together() as begin:
+            yield begin(name, size_bytes, origin=origin)
+
+    @contextmanager
+    def importing_together(self) -> Iterator[BeginImport]:
+        """New devices with the content that is written in the block: all are there when the block ends, or none."""
+        records: dict[str, DeviceFile] = {}
+        thins: list[ThinDevice] = []
+        with ExitStack() as stack:
+
+            def begin(
+                name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
+            ) -> ThinDevice:
+                is_chained = origin in records
+                records[name] = self._make_incomplete(name, size_bytes, origin, parent, is_chained=is_chained)
+                thins.append(self._active.activate_as(name, records[name], read_only=False))
+                stack.enter_context(ending_with(partial(self.deactivate, name)))
+                return thins[-1]
+
+            yield begin
+            for thin in thins:
+                thin.flush()
+            self._transactions.complete(records)
+
+    def _make_incomplete(
+        self, name: str, size_bytes: int | None, origin: str | None, parent: str | None, *, is_chained: bool
+    ) -> DeviceFile:
         if origin is None or is_chained:
             self.check_writable()
             self._creation.check([name], size_bytes)
@@ -438,16 +479,7 @@ class DeviceSet:
             if origin is None:
                 raise UsageError(f"device {name!r} needs a size")
             size_bytes = self._store.require(origin).size
-        record = self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=not is_chained)
-        thin = self._active.activate_as(name, record, read_only=False)
-        self._importing.add(name)
-        try:
-            yield thin
-            thin.flush()
-            self._store.save(name, record)
-        finally:
-            self._importing.discard(name)
-            self.deactivate(name)
+        return self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=not is_chained)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[ThinDevice]:

@@ -83,6 +83,7 @@ class World:
         assert sorted(found) == record_files(self.home)
         assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
         assert not (self.home / "cowfs.renaming").exists()
+        assert not (self.home / "cowfs.importing").exists()
         found["parents"] = 0, repr({record.name: record.parent for record in devices.records()}).encode()
         status = devices.status()
         self.judge(devices)
@@ -315,6 +316,12 @@ def import_disk(devices: DeviceSet) -> None:
 def import_files(devices: DeviceSet) -> None:
     with devices.importing("new", None, origin="a") as thin:
         thin.pwrite(0, b"brought in".ljust(36))
+
+
+def import_chain(devices: DeviceSet) -> None:
+    with devices.importing_together() as begin:
+        begin("new1", MIB).pwrite(0, b"brought in".ljust(36))
+        begin("new2", 2 * MIB, origin="new1", parent="new1").pwrite(0, b"other".ljust(36))
 
 
 def create_larger(devices: DeviceSet) -> None:

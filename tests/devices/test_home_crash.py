@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from cowfs.devices.changes.importing import Imports
 from cowfs.devices.deviceset import DeviceSet
-from cowfs.errors import NotAHome
+from cowfs.devices.on_disk.records import DeviceFile
+from cowfs.errors import HomeError, NotAHome
 from tests.devices.crash_worlds import (
     Change,
     EmulatedWorld,
@@ -22,6 +25,7 @@ from tests.devices.crash_worlds import (
     create_many,
     create_many_larger,
     deferred_remove,
+    import_chain,
     import_disk,
     import_files,
     remove,
@@ -59,7 +63,7 @@ def set_no_space(devices: DeviceSet) -> None:
 CHANGES = [
     *(create, create_from_active, create_larger, remove, rename, deferred_remove, replace),
     *(roll_back, roll_back_keeping, roll_back_to_active_of_another_size, create_many, create_many_larger),
-    *(resize, grow_base, resize_pool, set_no_space, import_disk, import_files),
+    *(resize, grow_base, resize_pool, set_no_space, import_disk, import_files, import_chain),
 ]
 
 
@@ -100,6 +104,37 @@ def test_a_change_is_wholly_there_or_wholly_absent(
     print(
         f"{change.__name__} on the {world.name} pool: killed at {points} points{' with power cut' if power_cut else ''}"
     )
+
+
+def test_completing_an_import_may_be_cut_short_at_every_step(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides is the note; from then on all devices are there, in the process too that could do no more."""
+
+    def fail(self: Imports, records: Mapping[str, DeviceFile]) -> None:
+        raise HomeError("the disk is gone", errno=errno.EIO)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Imports, "_finish", fail)
+        with world.open() as devices:
+            import_chain(devices)
+            assert not any(record.deleted for record in devices.records())
+            assert {"new1", "new2"} <= set(names(devices))
+    assert (world.home / "cowfs.importing").exists()
+    saved = world.save(tmp_path / "saved")
+    with world.open(read_only=True) as devices:
+        assert {"new1", "new2"} <= set(names(devices))
+    assert (world.home / "cowfs.importing").exists()
+    after = world.contents()
+    assert after.keys() >= {"new1", "new2"}
+    points = 0
+    while True:
+        world.restore(saved)
+        if not world.run_until(points, lambda _devices: None, power_cut=True):
+            break
+        points += 1
+        assert world.contents() == after
+    assert points > 4
 
 
 @pytest.mark.parametrize("change", [create, create_larger, create_many, remove, rename, resize, roll_back_keeping])

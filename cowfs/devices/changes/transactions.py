@@ -21,7 +21,8 @@ A failure without a crash is followed by the same recovery, at once; when even t
 the thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
 another attempt.
 
-Many devices made at once have a protocol of their own, in `cowfs.devices.changes.many`.
+Many devices made at once have a protocol of their own, in `cowfs.devices.changes.many`, and so has the completion of
+several that were brought in together, in `cowfs.devices.changes.importing`.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.importing import Imports
 from cowfs.devices.changes.many import ManyMakings
 from cowfs.devices.on_disk.names import hash_to_name, is_plain_file_name, name_to_hash
 from cowfs.devices.on_disk.records import DeviceFile, TransactionFile
@@ -55,6 +57,7 @@ class Transactions:
         self._foreign: set[int] = set()  # ids that another program uses
         self.left: set[int] = set()  # thins that wait until the home is open for writing
         self._many = ManyMakings(pool, store, ids, self.left)
+        self._imports = Imports(store)
         self._is_finished = False
 
     def current_id(self) -> int:
@@ -117,6 +120,15 @@ class Transactions:
         except HomeError as error:
             _log.warning("%d devices are made; the rest will be tried again: %s", len(sizes_bytes), error)
 
+    def complete(self, records: Mapping[str, DeviceFile]) -> None:
+        """Store the records of devices that were made incomplete, all or none; their content is durable.
+
+        Raises:
+            HomeError: none is stored.
+        """
+        self.finish_interrupted()
+        self._is_finished = self._imports.complete(records)
+
     def remove(self, name: str, *, before_message: Callable[[DeviceFile], None] | None = None) -> None:
         """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle.
 
@@ -160,6 +172,7 @@ class Transactions:
                 self._recover(pending)
         except DamagedFile as error:
             self._recover_without_file(error)
+        self._imports.recover()
         self._is_finished = True
 
     def _recover(self, pending: TransactionFile) -> None:

@@ -8,6 +8,7 @@
     <home>/cowfs.json               version and settings          (the `cowfs.` files are this program's own)
     <home>/cowfs.init               there while a home is being made, and no longer
     <home>/cowfs.parents            what each device was a snapshot of, and whether it is a layer
+    <home>/cowfs.importing          a note about devices that were brought in together, there until all are complete
     <home>/cowfs.making             a note about devices that are made together, there while they are
     <home>/cowfs.renaming           a note about a new name of a device, there while it gets it
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
@@ -83,6 +84,7 @@ class HomeFiles:
         self.home_file = os.path.join(home, "cowfs.json")
         self.init_marker = os.path.join(home, "cowfs.init")
         self.parents = os.path.join(home, "cowfs.parents")
+        self.importing = os.path.join(home, "cowfs.importing")
         self.making = os.path.join(home, "cowfs.making")
         self.renaming = os.path.join(home, "cowfs.renaming")
         self.replacements = os.path.join(home, "cowfs.replacing")

@@ -101,6 +101,19 @@ class MakingFile(msgspec.Struct, frozen=True):
             _check_thin_id(thin_id)
 
 
+class ImportingFile(msgspec.Struct, frozen=True):
+    """Devices whose content is complete, and whose records may still be marked for deletion: the thin of each name.
+
+    See `cowfs.devices.changes.importing`.
+    """
+
+    thin_ids: dict[str, int]
+
+    def __post_init__(self) -> None:
+        for thin_id in self.thin_ids.values():
+            _check_thin_id(thin_id)
+
+
 class OldRecordsFile(msgspec.Struct, frozen=True):
     """All records in one file, as moby had them before 2014."""
 

@@ -230,6 +230,10 @@ class DeviceStore:
                 self.files.remove(self.files.transaction, durable=False)
         self.files.sync_records()
 
+    def remember(self, records: Mapping[str, DeviceFile]) -> None:
+        """Take records into memory only."""
+        self._records.update(records)
+
     def forget(self, name: str) -> None:
         """Drop a record from memory only."""
         self._records.pop(name, None)

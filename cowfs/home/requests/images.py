@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from struct import Struct
 from typing import ClassVar, Final
 
@@ -13,6 +13,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.copying.records import Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
+from cowfs.devices.deviceset import BeginImport
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
@@ -186,7 +187,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
             for other in (member.parent, member.origin):
                 if (other is None) != (number == 0) or (other is not None and not 0 <= other < number):
                     raise UsageError(f"the chain is damaged: device '{member.name}' does not come after its parent")
-        with ExitStack() as stack:
+        with home.devices.importing_together() as begin:
             thins: list[ThinDevice] = []
             while piece := (yield True):
                 number, has_data, offset, length = CHANGE.unpack_from(piece)
@@ -194,7 +195,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
                 if not len(thins) - 1 <= number < len(members):
                     raise UsageError("the chain is damaged: its changes are not in the order of its devices")
                 while len(thins) <= number:
-                    thins.append(stack.enter_context(_member(home, members, len(thins))))
+                    thins.append(_begin(begin, members, len(thins)))
                 thin = thins[number]
                 if length == 0 or offset + length > thin.size_bytes or len(data) != (length if has_data else 0):
                     raise UsageError(
@@ -205,14 +206,14 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
                 else:
                     thin.discard(offset, length)
             while len(thins) < len(members):
-                thins.append(stack.enter_context(_member(home, members, len(thins))))
+                thins.append(_begin(begin, members, len(thins)))
         return [imported(home, member.name) for member in members]
 
 
-def _member(home: OpenHome, members: list[ChainDevice], number: int) -> AbstractContextManager[ThinDevice]:
+def _begin(begin: BeginImport, members: list[ChainDevice], number: int) -> ThinDevice:
     member = members[number]
     parent, origin = (None if other is None else members[other].name for other in (member.parent, member.origin))
-    return home.devices.importing(member.name, member.size_bytes, origin=origin, parent=parent)
+    return begin(member.name, member.size_bytes, origin=origin, parent=parent)
 
 
 def _family(first: DeviceRecord, records: list[DeviceRecord]) -> list[DeviceRecord]:
