@@ -14,7 +14,7 @@ from typing import Final
 
 from cowfs.blockdev import FileDevice, copy_contents
 from cowfs.devices.on_disk.files import DIRECTORY_MODE, HomeFiles
-from cowfs.devices.on_disk.lock import HomeLock
+from cowfs.devices.on_disk.lock import LOCK_NAME, HomeLock
 from cowfs.devices.on_disk.making import HomeState, state_of
 from cowfs.devices.reports import ClonedHome
 from cowfs.errors import CowfsError, HomeError
@@ -43,7 +43,7 @@ def clone_home(files: HomeFiles, pool: Pool, target: str) -> ClonedHome:
             "the pool is on",
             errno=errno.EOPNOTSUPP,
         )
-    made = HomeFiles(target, durable=files.durable)
+    made = files.of(target, durable=files.durable)
     _begin(made)
     with ExitStack() as undo:
         undo.callback(shutil.rmtree, target, ignore_errors=True)
@@ -51,7 +51,7 @@ def clone_home(files: HomeFiles, pool: Pool, target: str) -> ClonedHome:
         undo.callback(lock.release)
         try:
             made.write(made.init_marker, _MARKER)
-            by_reference = _copy(files, HomeFiles(target, durable=False))
+            by_reference = _copy(files, files.of(target, durable=False))
             made.sync_everything()
             made.remove(made.init_marker)
         except OSError as error:
@@ -66,8 +66,10 @@ def clone_home(files: HomeFiles, pool: Pool, target: str) -> ClonedHome:
 
 
 def _begin(made: HomeFiles) -> None:
-    """Make the directory, in place of one that was left half made."""
-    if state_of(made) is HomeState.HALF_MADE and made.read(made.init_marker) == _MARKER:
+    """Make the directory, in place of one that was left half made: with the marker, or with nothing but the lock."""
+    state = state_of(made)
+    is_marked = state is HomeState.HALF_MADE and made.read(made.init_marker) == _MARKER
+    if is_marked or (state is HomeState.EMPTY and LOCK_NAME in os.listdir(made.home)):
         HomeLock.acquire(made.home).release()  # nothing makes it any more
         shutil.rmtree(made.home)
     try:
@@ -90,7 +92,7 @@ def _copy(files: HomeFiles, made: HomeFiles) -> bool:
     for name in files.list_names(files.replacements):
         made.make_directory(made.replacements)
         _copy_small(files, made, files.replacement(name), made.replacement(name))
-    for name in ("old_records", "home_file", "parents", "making", "renaming"):
+    for name in ("old_records", "home_file", "parents", "making", "importing", "renaming"):
         _copy_small(files, made, getattr(files, name), getattr(made, name))
     return all(by_reference)
 

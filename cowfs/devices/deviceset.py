@@ -39,7 +39,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size, check_not_smaller
-from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile
+from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile, ParentLine
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import free_space, health, no_space
 from cowfs.devices.pools.pool_growth import grow_pool
@@ -464,6 +464,11 @@ class DeviceSet:
             for thin in thins:
                 thin.flush()
             self._transactions.complete(records)
+
+    def note_layer(self, name: str) -> None:
+        """Have a device that is being brought in be a layer, since it holds one."""
+        record = self._store.require(name)
+        self._store.note_parents([ParentLine(name, record.transaction_id, self._store.parent(name) or "", True)])
 
     def _make_incomplete(
         self, name: str, size_bytes: int | None, origin: str | None, parent: str | None, *, is_chained: bool

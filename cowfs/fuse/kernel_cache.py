@@ -132,11 +132,11 @@ class KernelCache:
         pause_seconds = _DELETED_SECONDS
         while True:
             await sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, _DELETED_MAX_SECONDS)
+            is_waited_for = False
             for device in list(self._open.known.values()):
-                is_deleted = not device.holds and self._open.devices.number(device.name) is None
-                if is_deleted and await self.close_if_idle(device.name):
-                    pause_seconds = _DELETED_SECONDS
+                if not device.holds and self._open.devices.number(device.name) is None:
+                    is_waited_for |= not await self.close_if_idle(device.name)
+            pause_seconds = min(2 * pause_seconds, _DELETED_MAX_SECONDS) if is_waited_for else _DELETED_SECONDS
 
     async def _have_forgotten(self, device: OpenDevice) -> None:
         """Have the kernel drop all of a device that is not in use, and wait until it has said so."""

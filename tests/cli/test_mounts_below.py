@@ -17,9 +17,9 @@ from typing import IO, Any
 import msgspec
 import pytest
 
-from cowfs.copying.records import Node, batches
+from cowfs.copying.records import End, Node, batches
 from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
-from cowfs.home.requests import comparing, devices, files, layers, space
+from cowfs.home.requests import clone, comparing, counters, devices, disks, files, images, layers, space
 from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec
@@ -30,7 +30,8 @@ from tests.conftest import Account
 pytestmark = pytest.mark.fuse
 
 ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS, *files.FILE_REQUESTS}
-ALL_REQUESTS |= {*comparing.COMPARING_REQUESTS}
+ALL_REQUESTS |= {*comparing.COMPARING_REQUESTS, *clone.CLONE_REQUESTS, *counters.COUNTER_REQUESTS}
+ALL_REQUESTS |= {*images.IMAGE_REQUESTS, *disks.DISK_REQUESTS}
 
 # As container runtimes do: the layer is bound elsewhere and made the root, other file systems come below it, files are
 # bound over files. Nothing else stays mounted there, for that would be other tests' mounts too.
@@ -97,8 +98,12 @@ def write_archive(file: IO[bytes], **files: str) -> None:
     file.seek(0)
 
 
-def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
-    """Each request there is, to the layer `used`, to its children and to others; and the error that it must raise."""
+def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
+    """Each request there is, to the layer `used`, to its children and to others; and the error that it must raise.
+
+    Args:
+        place: a directory outside the home.
+    """
     for about in (devices.Status(), devices.ListDevices(), devices.Table(), devices.TargetStatus(), space.Usage()):
         yield about, None
     yield devices.Inspect("used"), None
@@ -120,6 +125,18 @@ def steps() -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield files.CopyOut("used", b""), None
     yield comparing.Changes("used", "lower"), None
     yield comparing.ChangedFiles("used", "lower"), None
+    yield counters.Io(), None
+    yield counters.Metrics(), None
+    yield clone.CloneHome(str(place / "clone")), None
+    yield disks.ExportDisk("used"), None
+    yield images.ExportArchive("used"), None
+    yield images.ExportChain("lower"), None
+    yield disks.ImportDisk("disk", 1 << 20), None
+    yield images.ImportFiles("files"), None
+    yield images.ImportArchive("archive"), None
+    yield images.ImportChain(images.Chain([images.ChainDevice("chain", 1 << 20, None, None)], 1 << 16)), None
+    for name in ("disk", "chain"):  # which hold no file system
+        yield devices.Remove(name), None
     yield layers.GetLayer("used"), None
     yield layers.PutLayer("used"), None
     yield layers.CreateLayer("child", "used"), None
@@ -165,8 +182,7 @@ def carry_out(session: Session, request: AnyRequest) -> None:
     elif isinstance(request, Listing):
         result = list(session.iterate(request))
     elif isinstance(request, StreamIn):
-        records = [Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")]
-        result = session.send(request, list(pieces_of(batches(records))))
+        result = session.send(request, content_for(request))
     elif isinstance(request, StreamOut):
         result = session.receive(request, lambda _piece: None)
     else:
@@ -176,8 +192,20 @@ def carry_out(session: Session, request: AnyRequest) -> None:
         os.close(result.fd)
 
 
+def content_for(request: StreamIn[Any]) -> list[bytes]:
+    match request:
+        case disks.ImportDisk():
+            return [bytes(disks.OFFSET_BYTES), b"data"]
+        case images.ImportChain():
+            return [images.CHANGE.pack(0, True, 0, 4) + b"data"]
+        case images.ImportFiles():
+            return list(pieces_of(batches([Node(b".", 0o040755, 0, 0, 0, 0), End()])))
+    return list(pieces_of(batches([Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")])))
+
+
 def test_every_request_leaves_the_mounts_in_a_layer_alone(mounted: MountedHome) -> None:
-    assert {type(request) for request, _ in steps()} == ALL_REQUESTS
+    outside = mounted.account.directory
+    assert {type(request) for request, _ in steps(outside)} == ALL_REQUESTS
     mounted.run("mount", mounted.target)
     for words in (("create", "lower"), ("create", "used", "lower"), ("get", "used")):
         directory = Path(mounted.run("layer", *words).stdout.strip())
@@ -185,7 +213,7 @@ def test_every_request_leaves_the_mounts_in_a_layer_alone(mounted: MountedHome) 
     with container(mounted.account, directory) as mount_table, connect(HomeSpec(mounted.home)) as session:
         before = mount_table()
         assert len(before.splitlines()) == 9
-        for request, error in steps():
+        for request, error in steps(outside):
             if error is None:
                 carry_out(session, request)
             else:

@@ -12,6 +12,8 @@ import pytest
 
 from cowfs.devices.changes.importing import Imports
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.on_disk.making import HomeState, state_of
 from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.errors import HomeError, NotAHome
 from tests.devices.crash_worlds import (
@@ -104,6 +106,30 @@ def test_a_change_is_wholly_there_or_wholly_absent(
     print(
         f"{change.__name__} on the {world.name} pool: killed at {points} points{' with power cut' if power_cut else ''}"
     )
+
+
+def test_a_copy_of_the_home_is_whole_or_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill leaves of a copy does not stand in the way of the next one."""
+    world, copy = EmulatedWorld(tmp_path / "home"), EmulatedWorld(tmp_path / "copy")
+    world.fill()
+    expected = world.contents()
+    points, states = 0, set()
+    is_dead = True
+    while is_dead:
+        with monkeypatch.context() as dying:
+            dying.setattr(shutil, "rmtree", lambda *_, **__: None)  # which a killed process does not do any more
+            is_dead = world.run_until(points, lambda devices: devices.clone(str(copy.home)), power_cut=False)
+        points += 1
+        state = state_of(HomeFiles(str(copy.home)))
+        states.add(state)
+        if state is not HomeState.HOME:
+            with pytest.raises(NotAHome):
+                copy.open()
+            with world.open() as devices:
+                devices.clone(str(copy.home))
+        assert copy.contents() == world.contents() == expected
+        shutil.rmtree(copy.home)
+    assert states == {HomeState.EMPTY, HomeState.HALF_MADE, HomeState.HOME}
 
 
 def test_completing_an_import_may_be_cut_short_at_every_step(

@@ -1,8 +1,10 @@
-"""kill -9 in the middle of rollbacks, of many creations at once, and of renames: python -m tests.home.killed_requests
+"""kill -9 in the middle of changes of devices, of copies and imports: python -m tests.home.killed_requests
 
 Each round forks a process that changes a home again and again, and says on a pipe what it begins and what it has done.
 It is killed at a random moment. Then the home is opened and judged: it is as before the operation that was cut short or
 as after it, its metadata has no error and no leak, recovery finds nothing to do, and e2fsck finds every volume clean.
+Trees that were copied into devices are whole, there and in their snapshots; one whose copying was cut short may be
+there in part. A copy of the home is whole, or no home.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import argparse
 import os
 import random
 import select
+import shutil
 import signal
 import tempfile
 import time
@@ -24,6 +27,7 @@ import msgspec
 import cowfs
 from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
+from cowfs.errors import NotAHome
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.home.recovery import recover_home
 from cowfs.pool import load_backend
@@ -32,19 +36,27 @@ OPTIONS = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, ba
 LONGEST_SECONDS = 0.06
 MAX_DEVICES = 10
 TAG_BYTES = 4096  # at the end of a device, in a block that its file system does not use
-OPERATIONS = ("rollback", "rollback", "keep", "create", "rename", "remove", "write")
+OPERATIONS = ("rollback", "rollback", "keep", "create", "rename", "remove", "write", "copy")
+LONG = ("chain", "clone", "copy")  # what every second round begins with
+LONGEST_OF_THOSE_SECONDS = 0.4
+TREE = {f"file {number}": bytes([number]) * (number * 9000) for number in range(8)}
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a device holds, and which one it is a snapshot of, by a number that no name changes."""
+    """What a device holds, and which one it is a snapshot of, by a number that no name changes.
+
+    `trees`: the directories in its root that are whole.
+    """
 
     number: int
     parent: int
     tag: str
+    trees: tuple[str, ...] = ()
 
 
 Model = dict[str, Device]
+Found = dict[str, tuple[str, str | None, list[str]]]  # tag, parent and trees
 
 
 class Operation(msgspec.Struct, frozen=True):
@@ -53,13 +65,23 @@ class Operation(msgspec.Struct, frozen=True):
     other: str = ""
     made: list[str] = []
     tag: str = ""
+    sources: list[str] = []  # of a chain: what each of `made` is as,
+    parents: list[int | None] = []  # and which of them is its parent
 
     def applied_to(self, model: Model, number: int) -> Model:
         """What the home is afterwards; new devices have numbers from `number`."""
         after = dict(model)
         if self.kind == "create":
             for i, name in enumerate(self.made):
-                after[name] = Device(number + i, model[self.name].number, model[self.name].tag)
+                after[name] = replace(model[self.name], number=number + i, parent=model[self.name].number)
+        elif self.kind == "chain":
+            for i, (name, source, parent) in enumerate(zip(self.made, self.sources, self.parents, strict=True)):
+                above = -1 if parent is None else number + parent
+                after[name] = replace(model[source], number=number + i, parent=above)
+        elif self.kind == "clone":
+            pass
+        elif self.kind == "copy":
+            after[self.name] = replace(model[self.name], trees=(*model[self.name].trees, self.other))
         elif self.kind == "remove":
             del after[self.name]
         elif self.kind == "rename":
@@ -68,12 +90,18 @@ class Operation(msgspec.Struct, frozen=True):
             after[self.name] = replace(model[self.name], tag=self.tag)
         else:
             for name in self.made:
-                after[name] = Device(number, model[self.name].number, model[self.name].tag)
-            after[self.name] = replace(model[self.name], tag=model[self.other].tag)
+                after[name] = replace(model[self.name], number=number, parent=model[self.name].number)
+            after[self.name] = replace(model[self.name], tag=model[self.other].tag, trees=model[self.other].trees)
         return after
 
-    def carry_out(self, home: cowfs.Home) -> None:
-        if self.kind == "create":
+    def carry_out(self, home: cowfs.Home, beside: Path) -> None:
+        if self.kind == "copy":
+            home.copy_in(beside / "tree", self.name, f"/{self.other}")
+        elif self.kind == "chain":
+            home.import_chain(beside / "chain")
+        elif self.kind == "clone":
+            home.clone(beside / "clone")
+        elif self.kind == "create":
             home.create_many(self.made, parent=self.name)
         elif self.kind == "remove":
             home.remove(self.name)
@@ -95,19 +123,43 @@ def choose(model: Model, number: int, rng: random.Random) -> Operation:
     new = f"d{number}"
     if kind == "create":
         return Operation(kind, name, made=[f"d{number + i}" for i in range(rng.randint(2, 4))])
+    if kind == "copy":
+        return Operation(kind, name, f"tree {number}")
     made = [new] if kind == "keep" else []
     return Operation(kind, name, f"r{number}" if kind == "rename" else other, made, tag=f"tag {number}")
 
 
-def change_for_ever(home: Path, model: Model, number: int, rng: random.Random, told: IO[bytes]) -> None:
+def choose_long(home: Path, model: Model, number: int, rng: random.Random) -> Operation:
+    """An operation that takes a while; what it needs is beside the home."""
+    kind = rng.choice(LONG)
+    name = rng.choice(sorted(name for name in model if name != "base"))
+    if kind != "chain":
+        return Operation(kind, name, f"tree {number}")
+    path = home.parent / "chain"
+    shutil.rmtree(path, ignore_errors=True)
+    with cowfs.open_home(home) as opened:
+        opened.export_chain(name, path)
+    chain = msgspec.json.decode((path / "chain.json").read_bytes())
+    sources = [device["name"] for device in chain["devices"]]
+    made = [f"d{number}-{i}" for i in range(len(sources))]
+    for device, new in zip(chain["devices"], made, strict=True):
+        device["name"] = new
+    (path / "chain.json").write_bytes(msgspec.json.encode(chain))
+    parents = [device["parent"] for device in chain["devices"]]
+    return Operation(kind, name, made=made, sources=sources, parents=parents)
+
+
+def change_for_ever(
+    home: Path, model: Model, number: int, rng: random.Random, first: Operation | None, told: IO[bytes]
+) -> None:
     with cowfs.open_home(home) as opened:
         told.write(b"ready\n")
         told.flush()
         while True:
-            operation = choose(model, number, rng)
+            operation, first = first or choose(model, number, rng), None
             told.write(msgspec.json.encode(operation) + b"\n")
             told.flush()
-            operation.carry_out(opened)
+            operation.carry_out(opened, home.parent)
             told.write(b"done\n")
             told.flush()
             model, number = operation.applied_to(model, number), number + 10
@@ -115,19 +167,21 @@ def change_for_ever(home: Path, model: Model, number: int, rng: random.Random, t
 
 def killed_round(home: Path, model: Model, number: int, rng: random.Random) -> tuple[list[Operation], bool]:
     """The operations that a process began, and whether the last one was done, when it was killed."""
+    has_long = len(model) > 1 and rng.random() < 0.5
+    first = choose_long(home, model, number, rng) if has_long else None
     reads, writes = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(reads)
-            change_for_ever(home, model, number, random.Random(rng.random()), os.fdopen(writes, "wb"))
+            change_for_ever(home, model, number, random.Random(rng.random()), first, os.fdopen(writes, "wb"))
         finally:
             os._exit(1)
     os.close(writes)
     with os.fdopen(reads, "rb") as told:
         try:
             assert told.readline() == b"ready\n"
-            select.select([], [], [], rng.random() * LONGEST_SECONDS)
+            select.select([], [], [], rng.random() * (LONGEST_OF_THOSE_SECONDS if first else LONGEST_SECONDS))
         finally:
             os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
@@ -137,32 +191,62 @@ def killed_round(home: Path, model: Model, number: int, rng: random.Random) -> t
     return began, not lines or lines[-1] == b"done"
 
 
-def found_in(home: Path) -> dict[str, tuple[str, str | None]]:
-    """Tag and parent of each device, after every judge was asked."""
+def found_in(home: Path, last: Operation | None) -> Found:
+    """What each device holds, after every judge was asked.
+
+    Args:
+        last: what was cut short. A copy of files is completed, in the volume whose journal is replayed with that.
+    """
     with cowfs.open_home(home) as opened:
         report = opened.check()
         assert report.clean, report
-        rows = opened.devices()
+        if last is not None and last.kind == "copy":
+            opened.copy_in(f"{home.parent}/tree/.", last.name, f"/{last.other}")
         found = {}
-        for row in rows:
+        for row in opened.devices():
+            trees = sorted(info.name for info in opened.list_files(row.name) if info.name.startswith("tree"))
+            for tree in trees:
+                require_whole(opened, row.name, tree)
             with opened.device(row.name, read_only=True) as disk:
                 tag = disk.pread(disk.size_bytes - TAG_BYTES, TAG_BYTES).rstrip(b"\0").decode()
                 checked = check_volume(disk)
                 assert checked.clean, (row.name, checked.output)
-            found[row.name] = (tag, row.parent)
+            found[row.name] = (tag, row.parent, trees)
     recovery = recover_home(home, "emulated", dry_run=True)
     assert recovery.findings == [], recovery
     return found
 
 
-def expected(model: Model) -> dict[str, tuple[str, str | None]]:
+def require_whole(home: cowfs.Home, name: str, tree: str) -> None:
+    for file, content in TREE.items():
+        with home.open_file(name, f"/{tree}/{file}") as found:
+            assert found.read() == content, (name, tree, file)
+
+
+def judge_clone(home: Path, model: Model) -> str:
+    """What a copy of a home is that was cut short: whole, which is judged, or nothing that is taken for a home."""
+    clone = home.parent / "clone"
+    try:
+        found = found_in(clone, None)
+    except NotAHome:
+        return "no home"
+    finally:
+        shutil.rmtree(clone, ignore_errors=True)
+    assert found == expected(model)
+    return "whole"
+
+
+def expected(model: Model) -> Found:
     names = {device.number: name for name, device in model.items()}
-    return {name: (device.tag, names.get(device.parent)) for name, device in model.items()}
+    return {name: (device.tag, names.get(device.parent), sorted(device.trees)) for name, device in model.items()}
 
 
 def kill(home: Path, rounds: int, seed: int, seconds: float = float("inf")) -> Counter[str]:
     """How often which operation was cut short, and to what end. `seed` is that of the first round."""
     opening.make_home(home, load_backend("emulated"), OPTIONS).close()
+    (home.parent / "tree").mkdir()
+    for name, content in TREE.items():
+        (home.parent / "tree" / name).write_bytes(content)
     model: Model = {"base": Device(0, -1, "")}
     number = 10
     outcomes: Counter[str] = Counter()
@@ -172,16 +256,20 @@ def kill(home: Path, rounds: int, seed: int, seconds: float = float("inf")) -> C
             break
         outcomes["rounds"] += 1
         began, is_done = killed_round(home, model, number, random.Random(this))
-        for operation in began[:-1] if began and not is_done else began:
+        cut_short = began[-1] if began and not is_done else None
+        for operation in began[:-1] if cut_short else began:
+            if operation.kind == "clone":
+                assert judge_clone(home, model) == "whole"
             model, number = operation.applied_to(model, number), number + 10
-        found = found_in(home)
-        if not began or is_done:
+        found = found_in(home, cut_short)
+        if cut_short is None:
             assert found == expected(model), this
             continue
-        after = began[-1].applied_to(model, number)
-        assert found in (expected(model), expected(after)), (this, began[-1], found, expected(model), expected(after))
+        after = cut_short.applied_to(model, number)
+        assert found in (expected(model), expected(after)), (this, cut_short, found, expected(model), expected(after))
         is_after = found == expected(after)
-        outcomes[f"{began[-1].kind}, {'after' if is_after else 'before'}"] += 1
+        outcome = judge_clone(home, model) if cut_short.kind == "clone" else "after" if is_after else "before"
+        outcomes[f"{cut_short.kind}, {outcome}"] += 1
         model, number = (after if is_after else model), number + 10
     return outcomes
 

@@ -396,6 +396,31 @@ def test_a_chain_shares_elsewhere_what_it_shared(home: Path, tmp_path: Path, thr
         assert len(opened.devices()) == 6
 
 
+def test_what_comes_in_is_a_layer_where_it_was_one(home: Path, tmp_path: Path) -> None:
+    """A file system without files, too: what is copied into it is then in its root."""
+    other = tmp_path / "other"
+    cowfs.open_home(other, create=True, options=SMALL).close()
+    with cowfs.open_home(home, durable=False) as opened:
+        opened.layers.create("layer")
+        opened.create("plain")
+        for name in ("layer", "plain"):
+            opened.export_chain(name, tmp_path / f"chain of {name}")
+        opened.copy_in(tmp_path / "chain of plain" / "chain.json", "layer", "/file")
+        opened.layers.create("child", "layer")
+        opened.export_image("layer", tmp_path / "layer")
+        opened.export_image("plain", tmp_path / "plain")
+        opened.import_image(tmp_path / "layer", "imported layer")
+        opened.import_image(tmp_path / "plain", "imported plain")
+        assert list(opened.layers.list()) == ["child", "imported layer", "layer"]
+        assert [info.name for info in opened.list_files("imported layer")] == ["file"]
+        assert [info.name for info in opened.list_files("imported plain")] == ["lost+found"]
+    with cowfs.open_home(other, durable=False) as opened:
+        for name in ("layer", "plain"):
+            opened.import_chain(tmp_path / f"chain of {name}")
+        assert list(opened.layers.list()) == ["layer"]
+        assert [info.name for info in opened.list_files("plain")] == ["lost+found"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "order", "manifest", "parent", "missing"])
 def test_a_damaged_chain_leaves_nothing(home: Path, tmp_path: Path, damage: str) -> None:
     chain = tmp_path / "chain"

@@ -97,6 +97,10 @@ class Creation:
             self._store.save(name, msgspec.structs.replace(self._store.require(name), deleted=True))
             if (noted := parent or origin_name) is not None:
                 self._note_parents(noted, records)
+            else:
+                self._store.note_parents(
+                    [ParentLine(name, made.transaction_id, "", False) for made in records.values()]
+                )
 
         if origin_name is None:
             send = self._send_empty

@@ -91,6 +91,10 @@ class HomeFiles:
         self.damaged = os.path.join(home, "cowfs.damaged")
         self.temporary = os.path.join(home, "cowfs.tmp")
 
+    def of(self, home: str, *, durable: bool) -> HomeFiles:
+        """Those of another home, changed through the same system."""
+        return HomeFiles(home, durable=durable, system=self._system)
+
     def use_devices(self, data: str, metadata: str) -> None:
         """Have the pool elsewhere; an empty path is the home's own file."""
         self.data = data or self.own_data

@@ -6,14 +6,18 @@ A range is two pieces: its offset in 8 bytes, little endian, and then its data. 
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from typing import Final
 
 import msgspec
 
 from cowfs.blockdev import FlushAhead
 from cowfs.errors import UsageError
+from cowfs.ext4.volume import Volume
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import StreamIn, StreamOut
+from cowfs.layers.roots import find_root
+from cowfs.pool import ThinDevice
 
 OFFSET_BYTES: Final = 8
 RANGE_BYTES: Final = 512 << 10
@@ -58,6 +62,8 @@ class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
                     raise UsageError(f"a range of {len(data)} bytes at {offset} is not in a disk of {self.size_bytes}")
                 thin.pwrite(offset, data)
                 ahead.wrote(len(data))
+            if holds_layer(thin):
+                home.devices.note_layer(self.name)
         return imported(home, self.name)
 
 
@@ -81,6 +87,15 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
                     yield offset.to_bytes(OFFSET_BYTES, "little")
                     yield data
             return Exported(self.name, thin.size_bytes, sent)
+
+
+def holds_layer(thin: ThinDevice) -> bool:
+    """Whether a disk is that of a layer which was used."""
+    try:
+        with closing(Volume.open(thin, read_only=True)) as volume:
+            return find_root(volume).inode != 0
+    except OSError:  # no ext4, or one that is not read
+        return False
 
 
 def imported(home: OpenHome, name: str) -> Imported:

@@ -20,7 +20,7 @@ from cowfs.errors import UsageError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, imported
+from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, holds_layer, imported
 from cowfs.home.requests.request import StreamIn, StreamOut, Upload
 from cowfs.layers.archive.pack import write_archive
 from cowfs.layers.archive.unpack import apply_archive
@@ -112,13 +112,14 @@ class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
 
 class ChainDevice(msgspec.Struct, frozen=True):
     """A device of a chain. `parent` is the number of its parent in the chain, and `origin` that of the device that its
-    changes are about: one before it in both cases, and null for the first device.
+    changes are about: one before it in both cases, and null for the first device. `is_layer`: null where not known.
     """
 
     name: str
     size_bytes: int
     parent: int | None
     origin: int | None
+    is_layer: bool | None = None
 
 
 class Chain(msgspec.Struct, frozen=True):
@@ -167,6 +168,7 @@ class ExportChain(StreamOut[Chain], frozen=True, tag="export_chain"):
                         records[name].size_bytes,
                         numbers[parent] if parent else None,
                         numbers[origin] if origin else None,
+                        records[name].is_layer,
                     )
                 )
         return Chain(members, devices.pool.block_bytes)
@@ -207,6 +209,9 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
                     thin.discard(offset, length)
             while len(thins) < len(members):
                 thins.append(_begin(begin, members, len(thins)))
+            for member, thin in zip(members, thins, strict=True):
+                if holds_layer(thin) if member.is_layer is None else member.is_layer:
+                    home.devices.note_layer(member.name)
         return [imported(home, member.name) for member in members]
 
 
