@@ -122,6 +122,7 @@ def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield files.CopyWithin("used", b"etc", "used", b"srv"), None
     yield files.ListFiles("used", b"proc"), None
     yield files.ReadFile("used", b"etc/hostname"), None
+    yield files.ReadFiles("used", [files.WantedFile(b"etc/hostname", 0)]), None
     yield files.CopyOut("used", b""), None
     yield comparing.Changes("used", "lower"), None
     yield comparing.ChangedFiles("used", "lower"), None
