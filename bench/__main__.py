@@ -19,6 +19,7 @@ NAMES = (
     "rollback",
     "golden",
     "pytest_plugin",
+    "crashes",
     "images",
     "library",
     "changes",

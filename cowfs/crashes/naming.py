@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from cowfs.crashes.history import History, State
+from cowfs.crashes.history import History, Loss, State
 from cowfs.filetree import ROOT_INODE
 from cowfs.recording.operations import FIRST_NEW, Operation
 
@@ -86,6 +86,12 @@ class Namer:
         return f"data of {self._paths[number]}, bytes {first} to {last}"
 
 
+def describe_loss(history: History, loss: Loss) -> str:
+    """What is lost of an item, in words."""
+    sectors = f", {len(loss.sectors)} of {len(history.items[loss.item].sectors)} sectors" if loss.sectors else ""
+    return f"{history.describe(loss.item)}{sectors}"
+
+
 def explain(history: History, state: State) -> str:
     """What went wrong in a state with few losses: what persisted before what, or what was lost although promised."""
     if not state.lost:
@@ -100,8 +106,7 @@ def explain(history: History, state: State) -> str:
     torn = [loss for loss in state.lost if loss.sectors]
     missing = history.describe(lost[0])
     if torn and len(lost) == 1:
-        count = len(history.items[lost[0]].sectors)
-        return f"{missing} were torn: of {count} sectors {len(torn[0].sectors)} were lost"
+        return f"{missing} were torn"
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     kind, _ = history.subject(lost[0])
     kept = _name_or_size_kept(history, state, lost)

@@ -31,6 +31,7 @@ import msgspec
 
 from cowfs.crashes.explorer import CrashState, Explorer
 from cowfs.crashes.history import State
+from cowfs.crashes.naming import describe_loss
 from cowfs.crashes.shrinking import smallest, with_what_came_after
 from cowfs.errors import CowfsError, UsageError
 from cowfs.steps import Progress
@@ -331,7 +332,7 @@ class CrashTest:
         failure = Failure(
             number=failed.number,
             description=best.description,
-            lost=[history.describe(loss.item) for loss in best.state.lost],
+            lost=[describe_loss(history, loss) for loss in best.state.lost],
             marks=best.marks,
             position=best.state.position,
             status=verdict.status,

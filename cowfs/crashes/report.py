@@ -29,6 +29,7 @@ code, td.m, pre { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border-radius: 6px; margin: .5em 0; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; color: var(--dim); }
 td, th { padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td.m { overflow-wrap: anywhere; } td.n, th.n { width: 6em; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; } svg { width: 100%; height: auto; display: block; }
 section.failure { border: 1px solid var(--line); border-left: 4px solid var(--failures); border-radius: 6px;
   padding: .8em 1.1em; margin: 1em 0; } section.failure h3 { margin: 0 0 .4em; font-size: 1em; }
@@ -65,7 +66,7 @@ def _page(history: History, outcome: Outcome, work: str, check: str) -> Iterator
     yield "<h2>Time line</h2>"
     yield from _time_line(history, outcome)
     if history.marks:
-        yield "<h2>Marks</h2><table><tr><th>position</th><th>promised from here on</th></tr>"
+        yield '<h2>Marks</h2><table><tr><th class="n">position</th><th>promised from here on</th></tr>'
         for position, text in history.marks[:200]:
             yield f'<tr><td class="n">{position}</td><td class="m">{_text(text)}</td></tr>'
         yield "</table>"
@@ -93,7 +94,8 @@ def _failure(failure: Failure) -> Iterator[str]:
 
 
 def _files(failure: Failure) -> Iterator[str]:
-    yield "<h2>Files of the first failing state</h2><table><tr><th>path</th><th>bytes</th><th>begins with</th></tr>"
+    yield "<h2>Files of the first failing state</h2>"
+    yield '<table><tr><th>path</th><th class="n">bytes</th><th>begins with</th></tr>'
     for path, size, head in failure.files[:500]:
         yield f'<tr><td class="m">{_text(path)}</td><td class="n">{size}</td><td class="m">{_text(head)}</td></tr>'
     yield "</table>"

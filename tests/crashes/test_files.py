@@ -11,7 +11,7 @@ import pytest
 
 from cowfs.crashes.files import FileHistory
 from cowfs.crashes.history import Loss, State
-from cowfs.crashes.naming import Namer, explain
+from cowfs.crashes.naming import Namer, describe_loss, explain
 from cowfs.crashes.planning import plan
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.ext4.volume import Volume
@@ -263,4 +263,5 @@ def test_what_was_lost_is_said_in_files_and_offsets() -> None:
     assert said(Loss(4)) == "data of old-13, bytes 4096 to 5099 persisted before data of old-13, bytes 100 to 4095"
     assert said(Loss(3), position=5) == "rename of a.tmp to a was lost although 'done' was promised"
     assert said(Loss(5), position=5) == "data of old-13, bytes 4096 to 5099 were lost although 'done' was promised"
-    assert said(Loss(4, (0, 3))) == "data of old-13, bytes 100 to 4095 were torn: of 8 sectors 2 were lost"
+    assert said(Loss(4, (0, 3))) == "data of old-13, bytes 100 to 4095 were torn"
+    assert describe_loss(history, Loss(4, (0, 3))) == "data of old-13, bytes 100 to 4095, 2 of 8 sectors"
