@@ -32,7 +32,7 @@ def run(bench: Bench) -> None:
 
         def list_devices() -> float:
             with opening.open_home(home, backend, opening.OpenOptions(durable=False)) as devices:
-                return timed(lambda: devices.usage(record.name for record in devices.records()))
+                return timed(lambda: devices.reports.usage(record.name for record in devices.records()))
 
         (opened,) = bench.compare(f"open a home of {count} devices", {"cowfs": open_home}, unit="s").values()
         bench.compare(f"figures of {count} devices", {"cowfs": list_devices}, unit="s")

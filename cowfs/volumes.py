@@ -95,7 +95,7 @@ class Volumes:
             repair: let e2fsck repair whatever is damaged, even where that loses something.
 
         Raises:
-            UnknownDevice, NoSuchThin, DeviceBusy: as `DeviceSet.activate`.
+            UnknownDevice, NoSuchThin, DeviceBusy: as `ActiveDevices.activate`.
             FilesystemError: no ext4, features that are not supported, or damage that a check does not repair.
             MissingRequirement: e2fsprogs or its library are not usable here.
         """
@@ -104,8 +104,8 @@ class Volumes:
             known.users += 1
             return known.volume
         with ExitStack() as undo, _named(name, read_only=self.read_only):
-            thin = self._devices.activate(name, read_only=self.read_only and not repair)
-            undo.enter_context(ending_with(partial(self._devices.deactivate, name)))
+            thin = self._devices.active.activate(name, read_only=self.read_only and not repair)
+            undo.enter_context(ending_with(partial(self._devices.active.deactivate, name)))
             if repair or not self._rescue:
                 self._prepare(thin, repair)
             disk = self._recorded(name, thin)
@@ -114,7 +114,7 @@ class Volumes:
             if volume.problems:
                 problems = "; ".join(volume.problems)
                 _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, _REPAIR)
-            undo.callback(self._devices.add_quiescer(name, lambda: _quiesced(volume)))
+            undo.callback(self._devices.active.add_quiescer(name, lambda: _quiesced(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
             opened.closing.callback(opened.finish)
         self._share_memory()
@@ -170,8 +170,8 @@ class Volumes:
 
     @contextmanager
     def temporary_snapshot(self, name: str) -> Iterator[tuple[Volume, int]]:
-        """A device as it is now, for reading, and the thin that it is on; see `DeviceSet.temporary_snapshot`."""
-        with self._devices.temporary_snapshot(name, read_only=False) as thin, _named(name):
+        """A device as it is now, for reading, and the thin that it is on; see `Snapshots.temporary`."""
+        with self._devices.snapshots.temporary(name, read_only=False) as thin, _named(name):
             self._prepare(thin, repair=False)
             with closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as volume:
                 yield volume, thin.thin_id
@@ -213,11 +213,11 @@ class Volumes:
         Raises:
             DeviceBusy: something else than files is in use of it: its disk, or a mount by the kernel.
         """
-        self._devices.check_writable(to_make_room=True)
+        self._devices.guard.check_writable(to_make_room=True)
         self.require_no_disk(name, "trimmed", " (or trim it from where it is used)")
         unmapped = freed = 0
         with self.opened(name) as volume, _named(name):
-            thin = self._devices.active()[name]
+            thin = self._devices.active.thins()[name]
             volume.sync()  # what that takes or gives is none of the trim's
             for offset in range(0, thin.size_bytes, _TRIM_STEP_BYTES):
                 before = self._occupied(thin)
@@ -244,7 +244,7 @@ class Volumes:
 
     def is_disk(self, name: str) -> bool:
         """Whether a device is in use, and not for its files."""
-        return name in self._devices.active() and not self.is_open(name)
+        return name in self._devices.active.thins() and not self.is_open(name)
 
     def is_open(self, name: str) -> bool:
         return name in self._open

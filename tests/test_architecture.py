@@ -150,7 +150,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "reports": set(),
         "on_disk": {"reports"},
         "uses": {"reports"},
-        "active": {"on_disk", "uses"},
+        "active": {"reports", "on_disk", "uses"},
         "cloning": {"reports", "on_disk"},
         "pools": {"reports", "on_disk"},
         "changes": {"reports", "on_disk", "active", "pools"},

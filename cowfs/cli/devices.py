@@ -114,7 +114,7 @@ def init_command(
             progress=progress,
         )
         with open_here(spec) as made:
-            status = made.devices.status()
+            status = made.devices.reports.status()
     base_size, data_size = status.base_size_bytes, status.data_total_bytes
     if settings.as_json:
         output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})

@@ -6,12 +6,16 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.devices.on_disk.store import DeviceStore
+from cowfs.devices.reports import UseKind
 from cowfs.devices.uses import DeviceUses
+from cowfs.ending import ending_with
 from cowfs.errors import DeviceBusy, MissingRequirement, NoSuchThin, ThinBusy, UsageError
+from cowfs.forking import not_inherited
 from cowfs.pool import NodePool, NodeThin, Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES
 
@@ -29,9 +33,15 @@ class _Active:
 class ActiveDevices:
     """What is active of one home, by device name. All users of a device share one disk and one mode.
 
+    In a home that is open read-only, every device is active for reading.
+
     Args:
         uses: names a user in the error for a device in use.
         prefix: of a device's name as a target.
+
+    Attributes:
+        on_activation: called with the name and the disk of each device that becomes active.
+        when_idle: called with the name of a device that its last user in this process has deactivated.
     """
 
     def __init__(self, pool: Pool, store: DeviceStore, uses: DeviceUses, prefix: str) -> None:
@@ -41,8 +51,10 @@ class ActiveDevices:
         self._prefix = prefix
         self._active: dict[str, _Active] = {}
         self._rewritten: set[str] = set()
-        self.on_activation: Callable[[str, ThinDevice], None] | None = None  # called with each that becomes active
+        self.on_activation: Callable[[str, ThinDevice], None] | None = None
         self._quiescers: dict[str, list[Quiescer]] = {}
+        self.when_idle: Callable[[str], object] = lambda _name: None
+        not_inherited(self, f"the home {store.files.home}", ends=("close", "deactivate"))
 
     def usable(self, name: str) -> DeviceFile:
         """The record of a device. Raises UnknownDevice; DeviceBusy: it is marked for deletion, or rewritten."""
@@ -92,8 +104,14 @@ class ActiveDevices:
                 f"device {name!r} cannot be activated: its thin {record.device_id} is not in pool {self.pool.name}"
             ) from error
 
-    def activate(self, name: str, *, read_only: bool) -> ThinDevice:
-        return self.activate_as(name, self.usable(name), read_only=read_only)
+    def activate(self, name: str, *, read_only: bool = False) -> ThinDevice:
+        """A device as a disk. Each call needs a `deactivate`; all users share one disk and one mode.
+
+        Raises:
+            UnknownDevice, NoSuchThin: no record, or no thin for it.
+            DeviceBusy: it is active in the other mode, or marked for deletion.
+        """
+        return self.activate_as(name, self.usable(name), read_only=read_only or self._store.read_only)
 
     def activate_as(self, name: str, record: DeviceFile, *, read_only: bool) -> ThinDevice:
         """As `activate`, also for a device whose stored record says that it is not complete."""
@@ -108,17 +126,26 @@ class ActiveDevices:
         active.count += 1
         return active.thin
 
-    def deactivate(self, name: str) -> bool:
-        """Take back one activation; whether it was the last, which flushes and closes the device.
+    @contextmanager
+    def activated(self, name: str, kind: UseKind, *, read_only: bool = False) -> Iterator[ThinDevice]:
+        """A device as a disk for the length of a block, which the ledger of uses shows as `kind`."""
+        thin = self.activate(name, read_only=read_only)
+        with ending_with(partial(self.deactivate, name)), self._uses.using(name, kind):
+            yield thin
 
-        Raises ThinBusy when something else uses its node; it then stays active, with one user.
+    def deactivate(self, name: str) -> None:
+        """End one activation; the last one flushes the device, closes it, and deletes it where it is marked for that.
+
+        Raises:
+            UsageError: it is not active.
+            ThinBusy: something else has its node open; it stays active, and may be deactivated again.
         """
         active = self._active.get(name)
         if active is None:
             raise UsageError(f"device {name!r} is not active, so it cannot be deactivated")
         if active.count > 1:
             active.count -= 1
-            return False
+            return
         try:
             _close(active)
         except ThinBusy:
@@ -127,7 +154,7 @@ class ActiveDevices:
             del self._active[name]
             raise
         del self._active[name]
-        return True
+        self.when_idle(name)
 
     def close(self) -> None:
         """Flush and close everything, whatever fails; the first error is raised at the end."""
@@ -144,8 +171,16 @@ class ActiveDevices:
 
     # ------------------------------------------------------------------ nodes
 
-    def open_node(self, name: str, *, read_only: bool) -> int:
-        """See `DeviceSet.open_node`."""
+    def open_node(self, name: str) -> int:
+        """Activate a device for users of its node, such as a mount by the kernel, until the last of them ends.
+
+        Returns:
+            A descriptor of the node, the first user, which the caller closes.
+
+        Raises:
+            UnknownDevice, NoSuchThin, DeviceBusy: as `activate`.
+            MissingRequirement: the backend has no nodes.
+        """
         record = self.usable(name)
         if not isinstance(self.pool, NodePool):
             raise MissingRequirement(
@@ -154,19 +189,26 @@ class ActiveDevices:
                 errno=errno.EOPNOTSUPP,
             )
         self.require_idle(name, "mounted by the kernel")
-        thin = self.open_thin(name, record, read_only)
+        thin = self.open_thin(name, record, self._store.read_only)
         assert isinstance(thin, NodeThin)
         return thin.hand_over()
 
     def open_nodes(self) -> dict[str, list[int]]:
-        """See `DeviceSet.open_nodes`."""
+        """Devices that are in use through their nodes, by any process, with the numbers of these nodes."""
         nodes = self.pool.open_nodes() if isinstance(self.pool, NodePool) else {}
         return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
 
     # ------------------------------------------------------------------ snapshots
 
     def add_quiescer(self, name: str, quiescer: Quiescer) -> Callable[[], None]:
-        """See `DeviceSet.add_quiescer`."""
+        """Have `quiescer` bring a device to a consistent state around each snapshot of it.
+
+        Its context is entered before the device is suspended and left after it is resumed; a file system view flushes
+        in the one and lets its users go on in the other. It runs in the caller of `snapshot` and must not wait.
+
+        Returns:
+            A function that takes it out again.
+        """
         hooks = self._quiescers.setdefault(name, [])
         hooks.append(quiescer)
 

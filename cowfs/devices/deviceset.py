@@ -4,7 +4,7 @@
     devices = open_home(home, backend)      locks it, recovers it, checks that pool and records belong together
       devices.create("a")                   a snapshot of the base device
       devices.create("b", parent="a")       a snapshot of "a", consistent also while "a" is in use
-      thin = devices.activate("b")          a disk; counted, ended by `deactivate`
+      thin = devices.active.activate("b")   a disk; counted, ended by `deactivate`
       devices.remove("b")
     devices.close()
 
@@ -16,64 +16,55 @@ file per device and activates nothing but the base device, for a moment, to read
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 import msgspec
 
-from cowfs.devices.active import ActiveDevices, Quiescer
+from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_device import BaseDevice, filesystem_named
 from cowfs.devices.changes.creation import Creation
 from cowfs.devices.changes.deletions import Deletions
+from cowfs.devices.changes.guard import ChangeGuard
 from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.imports import Imports
 from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.replacement import Replacements
+from cowfs.devices.changes.snapshots import Snapshots
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.lock import HomeLock
 from cowfs.devices.on_disk.names import BASE, pool_prefix
 from cowfs.devices.on_disk.options import MinimumFree, check_device_size, check_not_smaller
-from cowfs.devices.on_disk.records import DeviceFile, DeviceRecord, HomeFile, ParentLine
+from cowfs.devices.on_disk.records import DeviceRecord, HomeFile
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.devices.pools import free_space, health, no_space
+from cowfs.devices.pools import no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.reporting import Reporting
-from cowfs.devices.reports import ClonedHome, DeviceReport, Finding, HomeReport, IoReport, UsageRow
+from cowfs.devices.reports import ClonedHome, Finding, HomeReport
 from cowfs.devices.uses import DeviceUses
-from cowfs.ending import ending_with
 from cowfs.errors import CowfsError, HomeError, PoolModeError, UsageError
 from cowfs.forking import not_inherited
 from cowfs.pool import Pool, ThinDevice
 
 
-class BeginImport(Protocol):
-    """Begins one of the new devices of `DeviceSet.importing_together`: a disk, for as long as the block lasts.
-
-    Args:
-        size_bytes: that of `origin` when None.
-        origin: what it begins as a snapshot of, which may be one begun before it, whose file system, if there is one,
-            is not grown; when None it maps nothing.
-        parent: what is noted as its parent; `origin` when None.
-
-    Raises:
-        As `DeviceSet.create`.
-    """
-
-    def __call__(
-        self, name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
-    ) -> ThinDevice: ...
-
-
 class DeviceSet:
     """An open home, from `cowfs.devices.opening`; ended by `close`, which a `with` block calls.
 
-    `uses`: who uses which device; what activates one for a user notes it there.
+    Attributes:
+        active: devices in use; `activate` makes one a disk.
+        uses: who uses which device; what activates one for a user notes it there.
+        snapshots: devices as they are now, for reading.
+        imports: new devices with content that is written into them.
+        reports: what is reported of the home and its devices.
+        deletions: devices that were removed while they were in use.
+        base: the base device.
+        guard: what a change asks first.
+        read_only: nothing can be changed, by what was asked or because of the pool.
 
     Names are file names; `base` is the base device. Every change is durable when its call returns, and after a crash
     it is done wholly or not at all.
@@ -89,7 +80,7 @@ class DeviceSet:
         *,
         read_only: bool,
     ) -> None:
-        not_inherited(self, f"the home {files.home}", ends=("close", "deactivate"))
+        not_inherited(self, f"the home {files.home}", ends=("close",))
         self.home = Path(files.home)
         self.pool = pool
         self.uses = DeviceUses(injected.clock)
@@ -97,56 +88,42 @@ class DeviceSet:
         self._lock = lock
         self._settings = settings
         self._is_closed = False
-        self._health = health.examine(pool)
-        self.read_only = read_only or not self._health.can_change
-        self._store = store = DeviceStore(files, read_only=self.read_only)
-        if self._health.problem:
-            store.problems.append(self._health.problem)
+        minimum_free = MinimumFree(settings.min_free_percent, settings.min_free_bytes)
+        self.guard = guard = ChangeGuard(files.home, pool, minimum_free, read_only=read_only)
+        self.read_only = guard.read_only
+        self._store = store = DeviceStore(files, read_only=guard.read_only)
+        if guard.health.problem:
+            store.problems.append(guard.health.problem)
         store.load()
         set_file = store.load_set()
-        thin_ids = pool.thin_ids() if self._health.can_read else []
+        thin_ids = pool.thin_ids() if guard.health.can_read else []
         self._ids = ThinIds(set_file.next_device_id, (record.device_id for _, record in store.items()), thin_ids)
-        self._active = active = ActiveDevices(pool, store, self.uses, pool_prefix(files.home))
-        self._transactions = Transactions(pool, store, self._ids)
+        self.active = active = ActiveDevices(pool, store, self.uses, pool_prefix(files.home))
+        self._transactions = transactions = Transactions(pool, store, self._ids)
         self._replacements = Replacements(active, store, self._ids)
         self._renames = Renames(store)
         # On devices of the user's own a discard is slow and seldom wanted.
         is_discarding = not (settings.data_device or settings.thin_pool)
-        self._deletions = Deletions(active, store, self._transactions, discards_removed=is_discarding)
+        self.deletions = Deletions(active, store, transactions, discards_removed=is_discarding)
         filesystem = injected.filesystem or filesystem_named(set_file.base_filesystem)
-        self._base = BaseDevice(active, store, self._transactions, filesystem, set_file, injected.new_uuid)
-        self._creation = Creation(active, store, self._transactions, self._base.grow_new)
-        self._minimum_free = MinimumFree(settings.min_free_percent, settings.min_free_bytes)
-        self._reporting = Reporting(active, store, self._base, self._minimum_free, self._orphans)
+        size_bytes, new_uuid = settings.base_size_bytes, injected.new_uuid
+        self.base = BaseDevice(active, store, guard, transactions, filesystem, set_file, size_bytes, new_uuid)
+        self._creation = Creation(active, store, guard, transactions, self._renames, self.base)
+        self.imports = Imports(active, store, transactions, self._creation)
+        self.snapshots = Snapshots(active, guard, transactions, self._replacements)
+        self.reports = Reporting(active, store, self.base, minimum_free, self._orphans)
 
     # ------------------------------------------------------------------ opening, recovery, closing
 
     @property
     def can_be_read(self) -> bool:
         """Whether the pool could be read when the home was opened; if not, only its records are of use."""
-        return self._health.can_read
+        return self.guard.health.can_read
 
     @property
     def is_shared(self) -> bool:
         """Whether the home cannot be written here, and other processes may read it at the same time."""
         return self._lock.is_shared
-
-    @property
-    def base_filesystem(self) -> str:
-        """The file system of the base device, and so of its snapshots: `ext4` or `xfs`; empty before it is made."""
-        return self._base.set_file.base_filesystem
-
-    @property
-    def discards_removed(self) -> bool:
-        """Whether what a removed device leaves free is discarded on the data device.
-
-        A pool of the kernel needs a discard of the whole device for that first; other pools do it in any case.
-        """
-        return self._deletions.discards_removed
-
-    @discards_removed.setter
-    def discards_removed(self, value: bool) -> None:
-        self._deletions.discards_removed = value
 
     def undo_unfinished(self) -> None:
         """Finish or undo what a crash left: the first thing after opening, where the pool can be read."""
@@ -156,8 +133,8 @@ class DeviceSet:
             self._renames.recover()
         except CowfsError as error:
             self._store.problems.append(f"changes that a crash interrupted could not be undone yet: {error}")
-        marked = self._deletions.names()
-        self.retry_deletions()
+        marked = self.deletions.names()
+        self.deletions.retry()
         self._store.findings.extend(
             Finding("deleted_device", f"device {name!r} was removed while it was in use", "removed", name)
             for name in marked
@@ -175,7 +152,7 @@ class DeviceSet:
         """
         self._store.problems.extend(self._store.contradictions(set(self.pool.thin_ids())))
         if base:
-            self._base.verify()
+            self.base.verify()
 
     def recover(self, *, delete_orphans: bool = False) -> list[Finding]:
         """Bring records and pool together again, where they say different things; `cowfs.devices.recovery` says how.
@@ -190,14 +167,14 @@ class DeviceSet:
             PoolModeError: the pool needs a check first, or failed.
             MetadataCorrupt, HomeError: what the pool or the disk answers. It can be run again.
         """
-        if self._health.problem:
-            raise PoolModeError(self._health.problem)
+        if self.guard.health.problem:
+            raise PoolModeError(self.guard.health.problem)
         if not self.read_only:
             self._files.make_directory(self._files.records)
         from cowfs.devices.recovery import Recovery
 
-        recovery = Recovery(self._active, self._store, self._ids, self._transactions, self._base, self._orphans)
-        return recovery.run(delete_orphans=delete_orphans, ensure_base=None if self.read_only else self.ensure_base)
+        recovery = Recovery(self.active, self._store, self._ids, self._transactions, self.base, self._orphans)
+        return recovery.run(delete_orphans=delete_orphans)
 
     def close(self) -> None:
         """Deactivate every device, close the pool and release the lock. A second call does nothing.
@@ -210,15 +187,15 @@ class DeviceSet:
         with ExitStack() as last:
             last.callback(self._lock.release)
             last.callback(self.pool.close)
-            last.callback(self._active.close)
+            last.callback(self.active.close)
             self._save_next_id()
 
     def _save_next_id(self) -> None:
-        if self.read_only or self._base.set_file.next_device_id == self._ids.last:
+        if self.read_only or self.base.set_file.next_device_id == self._ids.last:
             return
         # Only keeps ids from being used again soon; which ids are taken is found anew at each opening.
         with suppress(HomeError):
-            self._store.save_set(msgspec.structs.replace(self._base.set_file, next_device_id=self._ids.last))
+            self._store.save_set(msgspec.structs.replace(self.base.set_file, next_device_id=self._ids.last))
 
     def __enter__(self) -> Self:
         return self
@@ -229,35 +206,6 @@ class DeviceSet:
         self.close()
 
     # ------------------------------------------------------------------ changes
-
-    def check_writable(self, *, to_make_room: bool = False) -> None:
-        """Raises HomeError or PoolModeError (EROFS) when nothing can be changed.
-
-        Args:
-            to_make_room: the change frees metadata, so it is allowed when the metadata is full.
-        """
-        if self.read_only and self._health.can_change:
-            raise HomeError(
-                f"the home {self.home} is open read-only, because that was asked for or it cannot be written here; "
-                "to change it, open it for writing",
-                errno=errno.EROFS,
-            )
-        health.require_writable(self.pool, to_make_room=to_make_room)
-
-    def require_free_space(self) -> None:
-        """Raises OutOfDataSpace or OutOfMetadataSpace when less than the minimum is free."""
-        free_space.require_minimum(self.pool, self._minimum_free)
-
-    def ensure_base(self) -> None:
-        """Make the base device when the home has none that was finished.
-
-        Raises:
-            OutOfDataSpace, OutOfMetadataSpace: there is none, and less than the minimum is free.
-        """
-        self.check_writable()
-        if not self._base.is_present():
-            self.require_free_space()
-            self._base.ensure(self._settings.base_size_bytes)
 
     def create(
         self, name: str, *, parent: str | None = None, size_bytes: int | None = None, is_layer: bool = False
@@ -276,7 +224,8 @@ class DeviceSet:
             DeviceExists, UnknownDevice: `name` is taken, or `parent` is not there.
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
         """
-        origin = self._origin_of([name], parent, size_bytes)
+        origin = BASE if parent is None else parent
+        self._creation.prepare([name], origin, size_bytes)
         self._creation.create(name, origin, size_bytes, is_layer=is_layer)
         return self._store.view(name)
 
@@ -290,29 +239,18 @@ class DeviceSet:
         """
         if len(names) == 1:
             return [self.create(names[0], parent=parent, size_bytes=size_bytes)]
-        origin = self._origin_of(names, parent, size_bytes)
+        origin = BASE if parent is None else parent
+        self._creation.prepare(names, origin, size_bytes)
         self._creation.create_many(names, origin, size_bytes)
         return [self._store.view(name) for name in names]
 
-    def _origin_of(self, names: Sequence[str], parent: str | None, size_bytes: int | None) -> str:
-        """What new devices are made from, when all is ready to make them."""
-        self.check_writable()
-        self._creation.check(names, size_bytes)
-        origin_name = BASE if parent is None else parent
-        if origin_name == BASE:
-            self.ensure_base()
-        self._creation.check_origin(origin_name, names[0], size_bytes)
-        self.require_free_space()
-        self._renames.finish_interrupted()
-        return origin_name
-
     def check_rollback(self, name: str, snapshot: str, *, keep: str | None = None) -> None:
         """Raises what `roll_back` would, but for a device that is in use: nothing is done."""
-        self.check_writable()
+        self.guard.check_writable()
         self._replacements.check_rollback(name, snapshot)
         if keep is not None:
             self._store.check_free(keep)
-            self.require_free_space()
+            self.guard.require_free_space()
 
     def roll_back(self, name: str, snapshot: str, *, keep: str | None = None) -> DeviceRecord:
         """Have a device hold what another one does now, with its size; name, parent and children stay.
@@ -330,7 +268,7 @@ class DeviceSet:
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free for one more device.
         """
         self.check_rollback(name, snapshot, keep=keep)
-        self._active.require_unused(name, "rolled back")
+        self.active.require_unused(name, "rolled back")
         self._transactions.finish_interrupted()
         self._renames.finish_interrupted()
         kept = keep or ""
@@ -358,15 +296,15 @@ class DeviceSet:
             FilesystemError: there is no file system in it that can be grown.
             OutOfDataSpace, OutOfMetadataSpace: less than the minimum is free.
         """
-        self.check_writable()
-        record = self._active.usable(name)
+        self.guard.check_writable()
+        record = self.active.usable(name)
         check_device_size(size_bytes, f"size of device {name!r}")
         check_not_smaller(f"device {name!r}", record.size, size_bytes, "; make a smaller one and copy what is in it")
-        self._active.require_idle(name, "resized")
-        self.require_free_space()
+        self.active.require_idle(name, "resized")
+        self.guard.require_free_space()
         self._transactions.finish_interrupted()
         with self._replacements.replacing(name, size_bytes) as thin:
-            self._base.grow_filesystem(name, thin)
+            self.base.grow_filesystem(name, thin)
         return self._store.view(name)
 
     def rename(self, name: str, new_name: str) -> DeviceRecord:
@@ -377,10 +315,10 @@ class DeviceSet:
             UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
             DeviceExists: `new_name` is taken.
         """
-        self.check_writable(to_make_room=True)
-        self._active.usable(name)
+        self.guard.check_writable(to_make_room=True)
+        self.active.usable(name)
         self._renames.check(name, new_name)
-        self._active.require_unused(name, "renamed")
+        self.active.require_unused(name, "renamed")
         self._transactions.finish_interrupted()
         self._renames.rename(name, new_name)
         return self._store.view(new_name)
@@ -390,7 +328,7 @@ class DeviceSet:
 
         Args:
             deferred: a busy device is marked instead, and removed when its last user deactivates it, or by
-                `retry_deletions`. Until then its name stays taken, and it cannot be activated again.
+                `Deletions.retry`. Until then its name stays taken, and it cannot be activated again.
 
         Returns:
             Whether it is removed; False when it was marked.
@@ -399,19 +337,11 @@ class DeviceSet:
             DeviceBusy: it is in use.
             UsageError: the base device.
         """
-        self.check_writable(to_make_room=True)
+        self.guard.check_writable(to_make_room=True)
         self._store.require(name)
         if name == BASE:
             raise UsageError("the base device cannot be removed: every device without a parent is a snapshot of it")
-        return self._deletions.remove(name, deferred=deferred)
-
-    def retry_deletions(self) -> int:
-        """Try again to delete what is marked for deletion; returns how many devices are left.
-
-        Done when a home opens. A process that keeps one open calls this every 30 s; a device that fails again and
-        again is tried less and less often, in the end every ten minutes. Raises nothing of the pool's or the home's.
-        """
-        return self._deletions.retry()
+        return self.deletions.remove(name, deferred=deferred)
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[ThinDevice]:
@@ -423,101 +353,11 @@ class DeviceSet:
         Raises:
             UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
         """
-        self.check_writable()
-        self._active.usable(name)
-        self._active.require_idle(name, "written anew")
+        self.guard.check_writable()
+        self.active.usable(name)
+        self.active.require_idle(name, "written anew")
         self._transactions.finish_interrupted()
         with self._replacements.replacing(name) as thin:
-            yield thin
-
-    @contextmanager
-    def importing(self, name: str, size_bytes: int | None, *, origin: str | None = None) -> Iterator[ThinDevice]:
-        """A new device with the content that is written in the block: it is there when the block ends, or not at all.
-
-        Args:
-            size_bytes: that of `origin` when None.
-            origin: what it begins as a snapshot of; when None it maps nothing.
-
-        Raises:
-            As `create`.
-        """
-        with self.importing_together() as begin:
-            yield begin(name, size_bytes, origin=origin)
-
-    @contextmanager
-    def importing_together(self) -> Iterator[BeginImport]:
-        """New devices with the content that is written in the block: all are there when the block ends, or none."""
-        records: dict[str, DeviceFile] = {}
-        thins: list[ThinDevice] = []
-        with ExitStack() as stack:
-
-            def begin(
-                name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
-            ) -> ThinDevice:
-                is_chained = origin in records
-                records[name] = self._make_incomplete(name, size_bytes, origin, parent, is_chained=is_chained)
-                thins.append(self._active.activate_as(name, records[name], read_only=False))
-                stack.enter_context(ending_with(partial(self.deactivate, name)))
-                return thins[-1]
-
-            yield begin
-            for thin in thins:
-                thin.flush()
-            self._transactions.complete(records)
-
-    def note_layer(self, name: str) -> None:
-        """Have a device that is being brought in be a layer, since it holds one."""
-        record = self._store.require(name)
-        self._store.note_parents([ParentLine(name, record.transaction_id, self._store.parent(name) or "", True)])
-
-    def _make_incomplete(
-        self, name: str, size_bytes: int | None, origin: str | None, parent: str | None, *, is_chained: bool
-    ) -> DeviceFile:
-        if origin is None or is_chained:
-            self.check_writable()
-            self._creation.check([name], size_bytes)
-            self.require_free_space()
-            self._renames.finish_interrupted()
-        else:
-            origin = self._origin_of([name], origin, size_bytes)
-        if size_bytes is None:
-            if origin is None:
-                raise UsageError(f"device {name!r} needs a size")
-            size_bytes = self._store.require(origin).size
-        return self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=not is_chained)
-
-    @contextmanager
-    def reading(self, name: str) -> Iterator[ThinDevice]:
-        """A device as it is now, for reading: of one in use a snapshot. Raises UnknownDevice, DeviceBusy."""
-        if name in self._active and not self.read_only:
-            with self.temporary_snapshot(name) as thin:
-                yield thin
-            return
-        thin = self.activate(name, read_only=True)
-        try:
-            with self.uses.using(name, "reader"):
-                yield thin
-        finally:
-            self.deactivate(name)
-
-    def held_still(self, name: str) -> AbstractContextManager[ThinDevice]:
-        """A device as it is now, which nothing changes: a snapshot, where the home can be changed."""
-        return self.reading(name) if self.read_only else self.temporary_snapshot(name)
-
-    @contextmanager
-    def temporary_snapshot(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:
-        """A device as it is now, for reading while its users go on: a snapshot that lasts as long as the block.
-
-        Args:
-            read_only: False where a journal may have to be replayed first.
-
-        Raises:
-            UnknownDevice, DeviceBusy: it is not there, or marked for deletion.
-        """
-        self.check_writable()
-        self._active.usable(name)
-        self._transactions.finish_interrupted()
-        with self._replacements.temporary_snapshot(name, read_only=read_only) as thin:
             yield thin
 
     def resize_pool(self, *, data_size_bytes: int | None = None, metadata_size_bytes: int | None = None) -> HomeReport:
@@ -528,12 +368,12 @@ class DeviceSet:
             OutOfMetadataSpace: so much data needs more metadata.
             HomeError, PoolError: a file cannot grow, or the pool does not take it.
         """
-        self.check_writable(to_make_room=True)
+        self.guard.check_writable(to_make_room=True)
         if self._settings.thin_pool:
             raise UsageError(f"pool {self.pool.name} was not made by this home; it grows by the tools that made it")
         self._transactions.finish_interrupted()
         grow_pool(self._files, self.pool, data_size_bytes, metadata_size_bytes)
-        return self.status()
+        return self.reports.status()
 
     def set_no_space(self, *, error: bool | None = None, timeout_seconds: float | None = None) -> HomeReport:
         """What writes to a full pool do from now on, those that wait already included; None leaves it.
@@ -546,9 +386,9 @@ class DeviceSet:
             UsageError: a pool that this home did not make, or a time-out that the pool has not to itself.
             HomeError, PoolError: the setting cannot be written, or the pool does not take it; it is as it was.
         """
-        self.check_writable(to_make_room=True)
+        self.guard.check_writable(to_make_room=True)
         no_space.change(self._files, self.pool, error=error, timeout_seconds=timeout_seconds)
-        return self.status()
+        return self.reports.status()
 
     def clone(self, target: str) -> ClonedHome:
         """A copy of the home in a new directory, of one moment: all active devices are quiesced meanwhile.
@@ -562,7 +402,7 @@ class DeviceSet:
         """
         from cowfs.devices.cloning import clone_home
 
-        with self._active.all_quiesced():
+        with self.active.all_quiesced():
             if not self.read_only:
                 self.pool.commit()
             return clone_home(self._files, self.pool, target)
@@ -585,104 +425,8 @@ class DeviceSet:
         """What was found wrong since the home was opened, in words; the home works without it."""
         return tuple(self._store.problems)
 
-    def status(self) -> HomeReport:
-        """The figures of the home and its pool."""
-        return self._reporting.home()
-
-    def warnings(self) -> list[str]:
-        """What space of the pool is running out, in words; a pool that is out of it is among the problems."""
-        return free_space.warnings(self.pool, self._minimum_free)
-
-    def inspect(self, name: str) -> DeviceReport:
-        """Everything about a device; the exclusive bytes take time in proportion to what it maps alone.
-
-        Raises:
-            UnknownDevice, NoSuchThin: no record, or no thin for it.
-        """
-        return self._reporting.device(name)
-
-    def io(self) -> IoReport:
-        """What the pool and its devices have done since the pool was opened."""
-        return self._reporting.io()
-
-    def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
-        """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
-        return self._reporting.usage(names)
-
-    def usage_and_contents(self, names: Iterable[str]) -> dict[str, tuple[UsageRow, str | None]]:
-        """As `usage`, and what the disks hold: `ext4`, `xfs`, `partitions`, `empty`...; None: not known."""
-        return self._reporting.usage_and_contents(names)
-
-    def orphan_usage(self) -> list[UsageRow]:
-        """What orphan thins occupy; they have no names."""
-        return self._reporting.orphan_usage()
-
     def _orphans(self, thin_ids: Iterable[int]) -> list[int]:
         """Thins of the pool that no record names: made by messages, or left by something else."""
         known = {record.device_id for _, record in self._store.items()}
         known |= self._replacements.thin_ids() | self._transactions.left
         return [thin_id for thin_id in thin_ids if thin_id not in known]
-
-    # ------------------------------------------------------------------ use
-
-    def activate(self, name: str, *, read_only: bool = False) -> ThinDevice:
-        """A device as a disk. Each call needs a `deactivate`; all users share one disk and one mode.
-
-        Raises:
-            UnknownDevice, NoSuchThin: no record, or no thin for it.
-            DeviceBusy: it is active in the other mode, or marked for deletion.
-        """
-        return self._active.activate(name, read_only=read_only or self.read_only)
-
-    def deactivate(self, name: str) -> None:
-        """End one activation; the last one flushes the device, closes it, and deletes it where it is marked for that.
-
-        Raises:
-            UsageError: it is not active.
-            ThinBusy: something else has its node open; it stays active, and may be deactivated again.
-        """
-        if self._active.deactivate(name):
-            self.finish_deletion(name)
-
-    def active(self) -> dict[str, ThinDevice]:
-        """Active devices by name."""
-        return self._active.thins()
-
-    def watch_activations(self, watcher: Callable[[str, ThinDevice], None] | None) -> None:
-        """Have a function called with the name and the disk of each device that becomes active; None ends that."""
-        self._active.on_activation = watcher
-
-    def open_node(self, name: str) -> int:
-        """Activate a device for users of its node, such as a mount by the kernel, until the last of them ends.
-
-        Returns:
-            A descriptor of the node, the first user, which the caller closes.
-
-        Raises:
-            UnknownDevice, NoSuchThin, DeviceBusy: as `activate`.
-            MissingRequirement: the backend has no nodes.
-        """
-        return self._active.open_node(name, read_only=self.read_only)
-
-    def open_nodes(self) -> dict[str, list[int]]:
-        """Devices that are in use through their nodes, by any process, with the numbers of these nodes."""
-        return self._active.open_nodes()
-
-    def finish_deletion(self, name: str) -> None:
-        """Delete a device that became idle, where it is marked for that. Raises nothing of the pool's or the home's."""
-        self._deletions.finish(name)
-
-    def add_quiescer(self, name: str, quiescer: Quiescer) -> Callable[[], None]:
-        """Have `quiescer` bring a device to a consistent state around each snapshot of it.
-
-        Its context is entered before the device is suspended and left after it is resumed; a file system view flushes
-        in the one and lets its users go on in the other. It runs in the caller of `create` and must not wait.
-
-        Returns:
-            A function that takes it out again.
-        """
-        return self._active.add_quiescer(name, quiescer)
-
-    def target_name(self, name: str) -> str:
-        """A device's name as a target of the kernel."""
-        return self._active.target_name(name)

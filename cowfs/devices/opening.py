@@ -176,12 +176,12 @@ def check_options(options: HomeOptions, injected: Injected = _NOTHING_INJECTED) 
 
 def _make_base(devices: DeviceSet, options: HomeOptions, injected: Injected) -> None:
     try:
-        devices.ensure_base()
-        devices.require_free_space()
+        devices.base.ensure()
+        devices.guard.require_free_space()
     except OutOfDataSpace as error:
         if options.source.thin_pool:
             raise
-        filesystem = injected.filesystem or filesystem_named(devices.base_filesystem)
+        filesystem = injected.filesystem or filesystem_named(devices.base.filesystem_name)
         taken_bytes = filesystem.empty_bytes(options.base_size_bytes, options.block_bytes)
         raise making.too_little_data(options, taken_bytes) from error
 

@@ -67,17 +67,16 @@ class Recovery:
         self._names = set(store.names())
         self._findings: list[Finding] = []
 
-    def run(self, *, delete_orphans: bool, ensure_base: Callable[[], object] | None) -> list[Finding]:
+    def run(self, *, delete_orphans: bool) -> list[Finding]:
         """What was found and done, also by opening. Raises what the pool or the home raises; it can be run again.
 
         Args:
             delete_orphans: delete what is not known to be a device whose record was damaged.
-            ensure_base: makes the base device where there is none; None where nothing may be changed.
         """
         self._match(delete_orphans=delete_orphans)
         findings = [*self._store.findings, *self._findings]
         if all(finding.kind != "foreign_pool" for finding in findings):
-            findings.extend(self._remake_base(findings, ensure_base))
+            findings.extend(self._remake_base(findings))
         return findings
 
     def _match(self, *, delete_orphans: bool) -> None:
@@ -93,14 +92,14 @@ class Recovery:
         self._take_in(orphans, delete=delete_orphans)
         self._set_stale_transaction_aside()
 
-    def _remake_base(self, findings: list[Finding], ensure: Callable[[], object] | None) -> Iterator[Finding]:
+    def _remake_base(self, findings: list[Finding]) -> Iterator[Finding]:
         is_reported = any(finding.device == BASE for finding in findings)
-        if self._base.is_present() or (is_reported and ensure is None):
+        if self._base.is_present() or (is_reported and self._store.read_only):
             return
         found = "the home has no completely initialised base device"
         try:
-            if ensure is not None:
-                ensure()
+            if not self._store.read_only:
+                self._base.ensure()
         except CowfsError as error:
             yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
         else:

@@ -46,7 +46,8 @@ class Reporting:
         self._minimum_free = minimum_free
         self._orphans = orphans
 
-    def home(self) -> HomeReport:
+    def status(self) -> HomeReport:
+        """The figures of the home and its pool."""
         answer = self._pool.status()
         pool = answer if isinstance(answer, PoolStatus) else None
         table, block_bytes = self._pool.table(), self._pool.block_bytes
@@ -81,14 +82,23 @@ class Reporting:
             host_free_bytes=free,
             orphan_thin_ids=self._orphans(self._pool.thin_ids()) if pool else [],
             problems=[plain_text(problem) for problem in self._problems()],
-            warnings=free_space.warnings(self._pool, self._minimum_free),
+            warnings=self.warnings(),
         )
+
+    def warnings(self) -> list[str]:
+        """What space of the pool is running out, in words; a pool that is out of it is among the problems."""
+        return free_space.warnings(self._pool, self._minimum_free)
 
     def _problems(self) -> list[str]:
         found, now = self._store.problems, health.examine(self._pool).problem
         return found if not now or now in found else [now, *found]
 
-    def device(self, name: str) -> DeviceReport:
+    def inspect(self, name: str) -> DeviceReport:
+        """Everything about a device; the exclusive bytes take time in proportion to what it maps alone.
+
+        Raises:
+            UnknownDevice, NoSuchThin: no record, or no thin for it.
+        """
         from cowfs.devices.pools import figures
 
         record = self._store.view(name)
@@ -122,6 +132,7 @@ class Reporting:
         )
 
     def io(self) -> IoReport:
+        """What the pool and its devices have done since the pool was opened."""
         counters = self._counters()
         devices = [
             DeviceCounters(name, record.device_id, counters.thins[record.device_id])
@@ -134,12 +145,14 @@ class Reporting:
         return self._pool.counters() if isinstance(self._pool, CountingPool) else Counters(PoolCounters(), {})
 
     def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
+        """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
         from cowfs.devices.pools import figures
 
         with figures.reading(self._pool) as reading:
             return {name: reading.usage(thin, name) for name, _, thin in self._thins(reading, names)}
 
     def usage_and_contents(self, names: Iterable[str]) -> dict[str, tuple[UsageRow, str | None]]:
+        """As `usage`, and what the disks hold: `ext4`, `xfs`, `partitions`, `empty`...; None: not known."""
         from cowfs.devices.pools import figures
 
         with figures.reading(self._pool) as reading, self._data() as data:
@@ -181,6 +194,7 @@ class Reporting:
             return None
 
     def orphan_usage(self) -> list[UsageRow]:
+        """What orphan thins occupy; they have no names."""
         from cowfs.devices.pools import figures
 
         with figures.reading(self._pool) as reading:

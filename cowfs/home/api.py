@@ -601,13 +601,9 @@ class Home:
             HomeBusy: another process holds the home, and its disks are open there.
         """
         with self._session.disk(f"opening the device '{name}'") as opened:
-            devices = opened.devices
-            disk = devices.activate(name, read_only=read_only or (name == BASE and not write_base))
-            try:
-                with devices.uses.using(name, "disk"):
-                    yield disk
-            finally:
-                devices.deactivate(name)
+            is_read_only = read_only or (name == BASE and not write_base)
+            with opened.devices.active.activated(name, "disk", read_only=is_read_only) as disk:
+                yield disk
 
     @contextmanager
     def mount(

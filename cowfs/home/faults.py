@@ -104,7 +104,7 @@ class HomeFaults:
                 self._tell_view(thin)
         for name, thin in active.items():
             self._note_activation(name, thin)
-        self._devices.watch_activations(self._note_activation if self.rules.has("device") else None)
+        self._devices.active.on_activation = self._note_activation if self.rules.has("device") else None
         self._put_below()
         if self._requests is not None:
             if self.rules.rules:

@@ -128,7 +128,7 @@ class OpenHome:
         self._settings = settings
         kernel = self._kernel_layers(maps)
         trees = None
-        if kernel is not None and (mounter is None or self.devices.base_filesystem == "xfs"):
+        if kernel is not None and (mounter is None or self.devices.base.filesystem_name == "xfs"):
             mounter = trees = kernel
         self._driver = LayerDriver(
             self.devices,
@@ -168,7 +168,7 @@ class OpenHome:
         """What this process shows, what the kernel does, and what other readers of a home that cannot be written do."""
         kernels = (
             MountedView(name, plain_text(mount.target), "kernel", mount.is_read_only)
-            for name, mount in kernel_mounts(self.devices.open_nodes())
+            for name, mount in kernel_mounts(self.devices.active.open_nodes())
         )
         return [*self.views, *self._views_of_readers(), *kernels]
 
@@ -214,7 +214,7 @@ class OpenHome:
 
     def _uses_outside(self) -> Iterator[DeviceUse]:
         """By the table of mounts, which does not say since when."""
-        for name, mount in kernel_mounts(self.devices.open_nodes()):
+        for name, mount in kernel_mounts(self.devices.active.open_nodes()):
             yield DeviceUse(name, "kernel", plain_text(mount.target), None)
         for view in self._views_of_readers():
             if view.device is not None:

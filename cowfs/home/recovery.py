@@ -52,7 +52,7 @@ def recover_home(
     spec = HomeSpec(path, backend, read_only=dry_run, verify=False)
     with alone(path, "recovering", lambda: open_here(spec), wait_seconds=wait_seconds) as opened:
         devices = opened.devices
-        mounted = sorted(devices.open_nodes())
+        mounted = sorted(devices.active.open_nodes())
         if mounted:
             raise HomeBusy(
                 f"recovering needs the home {path} to itself, and the kernel uses {', '.join(map(repr, mounted))}; "

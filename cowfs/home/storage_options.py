@@ -44,7 +44,7 @@ def resolve_settings(backend: str, options: DriverOptions) -> Settings:
 def apply_options(devices: DeviceSet, options: DriverOptions) -> None:
     """Let an open home be as the options ask, and grow. Raises UsageError for a base device that would shrink."""
     _apply_discards(devices, options)
-    changes = changes_to_home(options, devices.status(), devices.base_filesystem)
+    changes = changes_to_home(options, devices.reports.status(), devices.base.filesystem_name)
     for warning in changes.warnings:
         _log.warning("%s", warning)
     if devices.read_only:
@@ -102,4 +102,4 @@ def _prepare_pool(files: HomeFiles, options: DriverOptions) -> None:
 
 def _apply_discards(devices: DeviceSet, options: DriverOptions) -> None:
     if options.blkdiscard is not None:
-        devices.discards_removed = options.blkdiscard
+        devices.deletions.discards_removed = options.blkdiscard

@@ -237,13 +237,13 @@ class LayerDriver:
 
     def info(self) -> DriverInfo:
         """The figures behind `status`."""
-        status = self._devices.status()
+        status = self._devices.reports.status()
         loops = [loop_device_of(path) for path in (status.data_file, status.metadata_file) if self._has_nodes]
         data_loop, metadata_loop = loops or ("", "")
         return driver_info(
             status,
             self._settings,
-            base_filesystem=self._devices.base_filesystem,
+            base_filesystem=self._devices.base.filesystem_name,
             data_loop=data_loop,
             metadata_loop=metadata_loop,
             library_version=VERSION,

@@ -18,7 +18,7 @@ def kernel_mounts(open_nodes: Mapping[str, Collection[int]]) -> list[tuple[str, 
     """The devices that the kernel has mounted, by name, with the mounts.
 
     Args:
-        open_nodes: by name, the numbers of nodes that are in use (`DeviceSet.open_nodes`).
+        open_nodes: by name, the numbers of nodes that are in use (`ActiveDevices.open_nodes`).
     """
     names = {number: name for name, numbers in open_nodes.items() for number in numbers}
     if not names:

@@ -23,9 +23,9 @@ from cowfs.ext4.tools.fsck import check_volume
 from cowfs.pool import load_backend
 with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
     for record in devices.records():
-        result = check_volume(devices.activate(record.name, read_only=True))
+        result = check_volume(devices.active.activate(record.name, read_only=True))
         assert result.clean, (record.name, result.output)
-        devices.deactivate(record.name)
+        devices.active.deactivate(record.name)
 """
 
 _NEEDS_REPLAY = """
@@ -34,8 +34,8 @@ from cowfs.devices import opening
 from cowfs.ext4.journal.recovery import needs_recovery
 from cowfs.pool import load_backend
 with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
-    print(needs_recovery(devices.activate(sys.argv[2], read_only=True)))
-    devices.deactivate(sys.argv[2])
+    print(needs_recovery(devices.active.activate(sys.argv[2], read_only=True)))
+    devices.active.deactivate(sys.argv[2])
 """
 
 SMALL = ("--data-size", "1G", "--metadata-size", "8M", "--base-size", "64M")

@@ -50,8 +50,8 @@ class World:
         with make_home(self.home, self.backend()) as devices:
             devices.create("a")
             devices.create("b", parent="a")
-            devices.activate("a").pwrite(0, b"written to a".ljust(36))
-            devices.deactivate("a")
+            devices.active.activate("a").pwrite(0, b"written to a".ljust(36))
+            devices.active.deactivate("a")
 
     def backend(self) -> Any:
         """For a process that lives on."""
@@ -77,15 +77,15 @@ class World:
         assert devices.problems == ()
         found = {}
         for record in devices.records():
-            thin = devices.activate(record.name, read_only=True)
+            thin = devices.active.activate(record.name, read_only=True)
             found[record.name] = record.size_bytes, thin.pread(0, PAGE).rstrip(b"\0")
-            devices.deactivate(record.name)
+            devices.active.deactivate(record.name)
         assert sorted(found) == record_files(self.home)
         assert not list((self.home / "cowfs.replacing").glob("[!.]*"))
         assert not (self.home / "cowfs.renaming").exists()
         assert not (self.home / "cowfs.importing").exists()
         found["parents"] = 0, repr({record.name: record.parent for record in devices.records()}).encode()
-        status = devices.status()
+        status = devices.reports.status()
         self.judge(devices)
         found["no space"] = 0, status.no_space.encode()
         return found | {"data": (status.data_total_bytes, b""), "metadata": (status.metadata_total_bytes, b"")}
@@ -262,7 +262,7 @@ def create(devices: DeviceSet) -> None:
 
 
 def create_from_active(devices: DeviceSet) -> None:
-    devices.activate("a")
+    devices.active.activate("a")
     devices.create("new", parent="a")
 
 
@@ -283,7 +283,7 @@ def roll_back_keeping(devices: DeviceSet) -> None:
 
 
 def roll_back_to_active_of_another_size(devices: DeviceSet) -> None:
-    devices.activate("larger")
+    devices.active.activate("larger")
     devices.roll_back("a", "larger", keep="kept")
 
 
@@ -296,9 +296,9 @@ def create_many_larger(devices: DeviceSet) -> None:
 
 
 def deferred_remove(devices: DeviceSet) -> None:
-    devices.activate("b")
+    devices.active.activate("b")
     devices.remove("b", deferred=True)
-    devices.deactivate("b")
+    devices.active.deactivate("b")
 
 
 def replace(devices: DeviceSet) -> None:
@@ -308,18 +308,18 @@ def replace(devices: DeviceSet) -> None:
 
 
 def import_disk(devices: DeviceSet) -> None:
-    with devices.importing("new", MIB) as thin:
+    with devices.imports.importing("new", MIB) as thin:
         thin.pwrite(0, b"brought in".ljust(36))
         thin.pwrite(PAGE, b"more of it")
 
 
 def import_files(devices: DeviceSet) -> None:
-    with devices.importing("new", None, origin="a") as thin:
+    with devices.imports.importing("new", None, origin="a") as thin:
         thin.pwrite(0, b"brought in".ljust(36))
 
 
 def import_chain(devices: DeviceSet) -> None:
-    with devices.importing_together() as begin:
+    with devices.imports.importing_together() as begin:
         begin("new1", MIB).pwrite(0, b"brought in".ljust(36))
         begin("new2", 2 * MIB, origin="new1", parent="new1").pwrite(0, b"other".ljust(36))
 

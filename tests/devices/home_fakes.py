@@ -499,9 +499,9 @@ def fill_metadata(devices: DeviceSet) -> None:
     with suppress(PoolError):
         for number in range(1000):
             devices.create(f"d{number}")
-            thin = devices.activate(f"d{number}")
+            thin = devices.active.activate(f"d{number}")
             thin.pwrite(number * PAGE, b"x")
-            devices.deactivate(f"d{number}")
+            devices.active.deactivate(f"d{number}")
 
 
 def names(devices: DeviceSet) -> list[str]:
@@ -512,7 +512,7 @@ def assert_whole(devices: DeviceSet) -> None:
     """Every record has its thin, every thin its record, and no two share one."""
     ids = [record.device_id for record in devices.records()]
     assert sorted(ids) == devices.pool.thin_ids(), (devices.records(), devices.pool.thin_ids())
-    assert devices.status().orphan_thin_ids == []
+    assert devices.reports.status().orphan_thin_ids == []
 
 
 def record_files(home: Path) -> list[str]:

@@ -31,12 +31,12 @@ def test_it_lists_and_activates_every_device(home: Path) -> None:
         assert {record.size_bytes for record in devices.records()} == {1 << 30}
         assert {record.parent for record in devices.records()} == {None}
         for name in DEVICE_IDS:
-            thin = devices.activate(name)
+            thin = devices.active.activate(name)
             assert thin.pread(1024 + 56, 2) == b"\x53\xef"  # ext4's magic
-            devices.deactivate(name)
-        assert [devices.inspect(name).mapped_bytes >> 16 for name in DEVICE_IDS] == [783, 815, 816, 817]
-        status = devices.status()
-        assert (status.base_uuid, devices.base_filesystem, status.transaction_id) == (BASE_UUID, "ext4", 12)
+            devices.active.deactivate(name)
+        assert [devices.reports.inspect(name).mapped_bytes >> 16 for name in DEVICE_IDS] == [783, 815, 816, 817]
+        status = devices.reports.status()
+        assert (status.base_uuid, devices.base.filesystem_name, status.transaction_id) == (BASE_UUID, "ext4", 12)
         assert (status.orphan_thin_ids, status.problems) == ([], [])
         require_clean_pool(devices.pool)
     after = {path.name: path.read_bytes() for path in (home / "metadata").iterdir()}
@@ -48,16 +48,16 @@ def test_layers_are_snapshotted_written_and_removed(home: Path) -> None:
         made = devices.create("mine", parent=LAYER_3)
         assert made.device_id == 3  # free since Docker removed a container
         devices.create("empty")
-        thin, origin = devices.activate("mine"), devices.activate(LAYER_3)
+        thin, origin = devices.active.activate("mine"), devices.active.activate(LAYER_3)
         content = origin.pread(1 << 20, 1 << 16)
         thin.pwrite(1 << 20, b"x" * (1 << 16))
         thin.flush()
         assert origin.pread(1 << 20, 1 << 16) == content
-        assert devices.inspect("mine").exclusive_bytes == 1 << 16
+        assert devices.reports.inspect("mine").exclusive_bytes == 1 << 16
         require_clean_pool(devices.pool)
     with opening.open_home(home, load_backend("emulated")) as devices:
-        assert devices.activate("mine").pread(1 << 20, 4) == b"xxxx"
-        devices.deactivate("mine")
+        assert devices.active.activate("mine").pread(1 << 20, 4) == b"xxxx"
+        devices.active.deactivate("mine")
         devices.remove("mine")
         devices.remove("empty")
         assert {record.name: record.device_id for record in devices.records()} == DEVICE_IDS
@@ -75,7 +75,7 @@ from cowfs.pool import load_backend
 with opening.open_home(sys.argv[1], load_backend("emulated")) as devices:
     devices.create("mine", parent="{LAYER_3}")
     for record in devices.records():
-        devices.activate(record.name).pread(0, 4096)
+        devices.active.activate(record.name).pread(0, 4096)
     print(*[record.name for record in devices.records()])
 """
 
@@ -111,10 +111,10 @@ def test_a_read_only_copy_is_not_touched(home: Path) -> None:
     before = state()
     with opening.open_home(home, load_backend("emulated"), opening.OpenOptions(read_only=True)) as devices:
         assert len(devices.records()) == 4
-        thin = devices.activate(LAYER_3)
+        thin = devices.active.activate(LAYER_3)
         assert thin.pread(1024 + 56, 2) == b"\x53\xef"
         with pytest.raises(HomeError, match="open read-only"):
             devices.create("mine")
-        assert devices.inspect(LAYER_3).mapped_bytes == 817 << 16
+        assert devices.reports.inspect(LAYER_3).mapped_bytes == 817 << 16
     after = state()
     assert {path: after[path] for path in before} == before

@@ -255,8 +255,8 @@ def test_making_a_home_is_finished_by_the_next_init(
             devices.create("a")
         with world.open() as devices:
             assert names(devices) == ["a", "base"]
-            thin = devices.activate("a", read_only=True)
-            assert thin.pread(0, 36).decode() == devices.status().base_uuid
+            thin = devices.active.activate("a", read_only=True)
+            assert thin.pread(0, 36).decode() == devices.reports.status().base_uuid
         shutil.rmtree(world.home)
     assert finished > 0
     assert points > 30
@@ -279,8 +279,8 @@ def test_making_the_base_again_survives_a_kill_at_every_step(world: World, tmp_p
             assert_whole(devices)
             fresh = devices.create("fresh")
             assert devices.record("base").initialized
-            thin = devices.activate("fresh", read_only=True)
-            assert thin.pread(0, 36).decode() == devices.status().base_uuid
+            thin = devices.active.activate("fresh", read_only=True)
+            assert thin.pread(0, 36).decode() == devices.reports.status().base_uuid
             assert fresh.parent == "base"
     assert points > 20
     print(f"base again: killed at {points} points")

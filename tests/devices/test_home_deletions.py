@@ -22,9 +22,9 @@ def test_it_works_from_the_first_run_of_a_home_on(tmp_path: Path, backend: FakeB
         devices.create("a")
         backend.fail = {"delete": [BUSY, BUSY]}
         assert devices.remove("a", deferred=True) is False
-        assert devices.status().deleted_devices == 1
-        assert devices.retry_deletions() == 1
-        assert devices.retry_deletions() == 0
+        assert devices.reports.status().deleted_devices == 1
+        assert devices.deletions.retry() == 1
+        assert devices.deletions.retry() == 0
         assert names(devices) == ["base"]
         assert_whole(devices)
 
@@ -38,7 +38,7 @@ def test_a_marked_device_can_be_seen_and_nothing_else(home: Path, backend: FakeB
         refusals: list[tuple[type[OSError], str, Callable[[], object]]] = [
             (DeviceExists, r"device 'a' exists already \(thin 2, marked for deletion\)", lambda: devices.create("a")),
             (DeviceBusy, "device 'a' .* marked for deletion", lambda: devices.create("b", parent="a")),
-            (DeviceBusy, "device 'a' .* marked for deletion", lambda: devices.activate("a")),
+            (DeviceBusy, "device 'a' .* marked for deletion", lambda: devices.active.activate("a")),
         ]
         for error, text, action in refusals:
             with pytest.raises(error, match=text):
@@ -54,7 +54,7 @@ def test_a_device_that_fails_again_and_again_sits_out_more_and_more_rounds(home:
         tries = []
         for round_number in range(100):
             before = len(backend.events)
-            left = devices.retry_deletions()
+            left = devices.deletions.retry()
             if len(backend.events) > before:
                 tries.append(round_number)
             if not left:
@@ -68,7 +68,7 @@ def test_a_new_process_tries_at_once(home: Path, backend: FakeBackend) -> None:
         backend.fail = {"delete": [BUSY] * 5}
         devices.remove("a", deferred=True)
         for _ in range(6):
-            assert devices.retry_deletions() == 1
+            assert devices.deletions.retry() == 1
     backend.fail = {}
     with open_home(home, backend) as devices:
         assert names(devices) == ["base"]
@@ -77,22 +77,22 @@ def test_a_new_process_tries_at_once(home: Path, backend: FakeBackend) -> None:
 @pytest.mark.parametrize("error", [BUSY, PoolIoError("the disk is gone"), PoolModeError("read-only")])
 def test_a_deletion_that_fails_keeps_no_home_from_opening(home: Path, backend: FakeBackend, error: OSError) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         devices.remove("a", deferred=True)
     backend.fail = {"delete": [error]}
     with open_home(home, backend) as devices:
         assert devices.record("a").deleted
         devices.create("b")
-        assert devices.retry_deletions() == 0
+        assert devices.deletions.retry() == 0
         assert_whole(devices)
 
 
 def test_nothing_is_deleted_in_a_home_that_is_only_read(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         devices.remove("a", deferred=True)
     with open_home(home, backend, read_only=True) as devices:
-        assert devices.retry_deletions() == 1
+        assert devices.deletions.retry() == 1
         assert names(devices) == ["a", "base"]
 
 
@@ -101,32 +101,32 @@ def test_a_device_whose_thin_another_program_deleted_is_deleted(home: Path, back
         backend.fail = {"delete": [BUSY]}
         devices.remove("a", deferred=True)
         devices.pool.delete(2)
-        assert devices.retry_deletions() == 0
+        assert devices.deletions.retry() == 0
         assert names(devices) == ["base"]
         assert_whole(devices)
 
 
 def test_the_last_user_may_find_the_thin_busy_elsewhere(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         devices.remove("a", deferred=True)
-        assert devices.retry_deletions() == 1
+        assert devices.deletions.retry() == 1
         backend.fail = {"delete": [BUSY]}
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         assert devices.record("a").deleted
-        assert devices.retry_deletions() == 0
+        assert devices.deletions.retry() == 0
 
 
 def test_a_device_whose_node_is_held_stays_active(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        thin = devices.activate("a")
+        thin = devices.active.activate("a")
         backend.fail = {"close": [ThinBusy("process 4711 has it open")]}
         with pytest.raises(ThinBusy, match="process 4711"):
-            devices.deactivate("a")
-        assert devices.active() == {"a": thin}
+            devices.active.deactivate("a")
+        assert devices.active.thins() == {"a": thin}
         with pytest.raises(DeviceBusy):
             devices.remove("a")
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         devices.remove("a")
 
 
@@ -136,7 +136,7 @@ def test_new_content_does_not_unmark_a_device(home: Path, backend: FakeBackend) 
             thin.pwrite(0, b"new content")
             assert devices.remove("a", deferred=True) is False
         assert devices.record("a").deleted
-        assert devices.retry_deletions() == 0
+        assert devices.deletions.retry() == 0
         assert_whole(devices)
 
 

@@ -55,10 +55,10 @@ def home(tmp_path: Path) -> Path:
 
 
 def write(devices: DeviceSet, name: str, offset: int, data: bytes) -> None:
-    thin = devices.activate(name)
+    thin = devices.active.activate(name)
     thin.pwrite(offset, data)
     thin.flush()
-    devices.deactivate(name)
+    devices.active.deactivate(name)
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -69,9 +69,9 @@ def contents(home: Path) -> dict[str, bytes]:
         require_clean_pool(devices.pool)
         found = {}
         for name in names(devices):
-            thin = devices.activate(name, read_only=True)
+            thin = devices.active.activate(name, read_only=True)
             found[name] = thin.pread(0, thin.size_bytes)
-            devices.deactivate(name)
+            devices.active.deactivate(name)
         return found
 
 
@@ -122,7 +122,7 @@ def create(devices: DeviceSet) -> None:
 
 
 def snapshot_while_written(devices: DeviceSet) -> None:
-    thin = devices.activate("a")
+    thin = devices.active.activate("a")
     thin.pwrite(2 * BLOCK, b"seen by both")
     devices.create("new", parent="a")
     thin.pwrite(2 * BLOCK, b"seen by one!")
@@ -223,7 +223,7 @@ def test_the_thin_of_a_damaged_transaction_is_found_by_its_age(home: Path) -> No
         devices.pool.create_snap(21, origin)
     (home / "metadata/transaction-metadata").write_text("?")
     with open_home(home, BACKEND) as devices:
-        assert devices.status().orphan_thin_ids == [20]
+        assert devices.reports.status().orphan_thin_ids == [20]
         require_clean_pool(devices.pool)
 
 
@@ -242,8 +242,8 @@ def test_what_may_be_another_programs_thin_is_kept(home: Path, reason: str) -> N
             (home / "metadata/damaged").write_text("?")
     (home / "metadata/transaction-metadata").write_text("?")
     with open_home(home, BACKEND) as devices:
-        assert 21 in devices.status().orphan_thin_ids
-        assert devices.create("next").device_id not in devices.status().orphan_thin_ids
+        assert 21 in devices.reports.status().orphan_thin_ids
+        assert devices.create("next").device_id not in devices.reports.status().orphan_thin_ids
 
 
 # --- figures
@@ -251,20 +251,20 @@ def test_what_may_be_another_programs_thin_is_kept(home: Path, reason: str) -> N
 
 def test_figures_of_a_device_that_was_snapshotted(home: Path) -> None:
     with open_home(home, BACKEND) as devices:
-        figures = devices.inspect("a")
+        figures = devices.reports.inspect("a")
         assert (figures.mapped_bytes, figures.highest_mapped_byte) == (BLOCK, BLOCK - 1)
         assert figures.exclusive_bytes == BLOCK
-        assert devices.inspect("b").highest_mapped_byte == 2 * BLOCK - 1
+        assert devices.reports.inspect("b").highest_mapped_byte == 2 * BLOCK - 1
         assert (figures.creation_time, figures.snapshotted_time, figures.created_transaction_id) == (1, 2, 1)
         empty = devices.create("empty", parent="a")
-        assert devices.inspect(empty.name).exclusive_bytes == 0
+        assert devices.reports.inspect(empty.name).exclusive_bytes == 0
         devices.pool.reserve_metadata_snap()
-        assert devices.inspect("a").mapped_bytes == BLOCK
+        assert devices.reports.inspect("a").mapped_bytes == BLOCK
 
 
 def test_status_adds_up(home: Path) -> None:
     with open_home(home, BACKEND) as devices:
-        status = devices.status()
+        status = devices.reports.status()
         assert status.devices == 2
         assert status.data_total_bytes == 4 * MIB
         assert status.data_used_bytes == 3 * BLOCK
@@ -350,7 +350,7 @@ backend = load_backend("emulated")
 home = disk / "home"
 devices = make_home(home, backend, replace(SMALL, data_size_bytes=256 * MIB, base_size_bytes=128 * MIB))
 devices.create("a")
-thin = devices.activate("a")
+thin = devices.active.activate("a")
 thin.pwrite(0, b"flushed")
 thin.flush()
 errors = []
@@ -383,9 +383,9 @@ os.system(f"mount --options-source=disable -o remount,size=400m none {disk}")
 with open_home(home, backend) as devices:
     assert_whole(devices)
     require_clean_pool(devices.pool)
-    thin = devices.activate("a", read_only=True)
+    thin = devices.active.activate("a", read_only=True)
     assert thin.pread(0, 7) == b"flushed"
-    made = devices.create("after") if devices.status().mode == "write" else None
+    made = devices.create("after") if devices.reports.status().mode == "write" else None
     assert_whole(devices)
 print(json.dumps({"errors": errors, "after": made is not None}))
 """
@@ -426,7 +426,7 @@ try:
 except OSError as error:
     print(error)
 with open_home(sys.argv[1], load_backend("emulated"), read_only=True) as devices:
-    print(names(devices), devices.activate("a").pread(0, 14), devices.inspect("a").mapped_bytes)
+    print(names(devices), devices.active.activate("a").pread(0, 14), devices.reports.inspect("a").mapped_bytes)
 """
 
 

@@ -29,7 +29,7 @@ SMALL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base
 
 def judged(devices: DeviceSet, name: str) -> dict[str, str]:
     """What dumpe2fs says of a device that e2fsck finds clean."""
-    thin = devices.activate(name, read_only=True)
+    thin = devices.active.activate(name, read_only=True)
     with tempfile.NamedTemporaryFile() as file:
         os.ftruncate(file.fileno(), thin.size_bytes)
         for begin, end in tools.mapped_ranges(thin):
@@ -37,14 +37,14 @@ def judged(devices: DeviceSet, name: str) -> dict[str, str]:
         check = subprocess.run([tools.find("e2fsck"), "-fn", file.name], capture_output=True, text=True, check=False)
         assert check.returncode == 0, check.stdout
         shown = subprocess.run([tools.find("dumpe2fs"), "-h", file.name], capture_output=True, text=True, check=True)
-    devices.deactivate(name)
+    devices.active.deactivate(name)
     return dict(re.findall(r"^([^:\n]+):\s+(.*)$", shown.stdout, re.MULTILINE))
 
 
 def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) -> None:
     with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
-        uuid = devices.status().base_uuid
+        uuid = devices.reports.status().base_uuid
         for name in ("base", "a"):
             facts = judged(devices, name)
             assert facts["Filesystem UUID"] == uuid
@@ -52,14 +52,14 @@ def test_the_base_holds_an_empty_ext4_with_the_uuid_of_the_home(tmp_path: Path) 
         require_clean_pool(devices.pool)
     with opening.open_home(tmp_path / "home", BACKEND) as devices:
         assert devices.problems == ()
-        assert devices.status().base_uuid == uuid
+        assert devices.reports.status().base_uuid == uuid
 
 
 def test_two_homes_have_two_uuids(tmp_path: Path) -> None:
     uuids = set()
     for name in ("one", "two"):
         with opening.make_home(tmp_path / name, BACKEND, SMALL) as devices:
-            uuids.add(devices.status().base_uuid)
+            uuids.add(devices.reports.status().base_uuid)
     assert len(uuids) == 2
     (tmp_path / "one/metadata/deviceset-metadata").replace(tmp_path / "two/metadata/deviceset-metadata")
     with pytest.raises(HomeError, match="do not belong together"):
@@ -68,7 +68,7 @@ def test_two_homes_have_two_uuids(tmp_path: Path) -> None:
 
 def test_a_base_without_a_file_system_is_refused_and_can_be_looked_at(tmp_path: Path) -> None:
     with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
-        devices.activate("base").pwrite(0, bytes(4096))
+        devices.active.activate("base").pwrite(0, bytes(4096))
     with pytest.raises(HomeError, match=r"base device \(thin 1\) of the home .* is not what the home says"):
         opening.open_home(tmp_path / "home", BACKEND)
     with opening.open_home(tmp_path / "home", BACKEND, opening.OpenOptions(verify=False)) as devices:
@@ -88,7 +88,7 @@ def test_a_larger_device_has_a_larger_file_system(tmp_path: Path) -> None:
             "c": 64,
             "base": 64,
         }
-        assert devices.inspect("b").mapped_bytes < 32 * MIB
+        assert devices.reports.inspect("b").mapped_bytes < 32 * MIB
         require_clean_pool(devices.pool)
 
 
@@ -137,10 +137,10 @@ def test_the_least_metadata_holds_a_pool_that_can_be_used(tmp_path: Path) -> Non
         with opening.make_home(tmp_path / str(data_blocks), BACKEND, options) as devices:
             for number in range(5):
                 devices.create(f"d{number}")
-                thin = devices.activate(f"d{number}")
+                thin = devices.active.activate(f"d{number}")
                 thin.pwrite(0, bytes(4096))
                 thin.flush()
-            assert devices.status().mode == "write", data_blocks
+            assert devices.reports.status().mode == "write", data_blocks
             require_clean_pool(devices.pool)
 
 
@@ -148,7 +148,7 @@ def test_a_default_home_is_made_and_opened_quickly(tmp_path: Path) -> None:
     begin = time.perf_counter()
     with opening.make_home(tmp_path / "home", BACKEND) as devices:
         made = time.perf_counter() - begin
-        mapped = devices.inspect("base").mapped_bytes
+        mapped = devices.reports.inspect("base").mapped_bytes
     begin = time.perf_counter()
     opening.open_home(tmp_path / "home", BACKEND).close()
     print(f"100 GiB home: made in {made * 1000:.0f} ms, opened in {(time.perf_counter() - begin) * 1000:.0f} ms")

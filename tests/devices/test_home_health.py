@@ -57,7 +57,7 @@ def changes(devices: DeviceSet) -> dict[str, Callable[[], object]]:
         "remove": lambda: devices.remove("a"),
         "remove deferred": lambda: devices.remove("a", deferred=True),
         "replace": lambda: devices.replacing("a").__enter__(),
-        "ensure_base": devices.ensure_base,
+        "ensure_base": devices.base.ensure,
     }
 
 
@@ -66,20 +66,20 @@ def changes(devices: DeviceSet) -> dict[str, Callable[[], object]]:
 
 def test_a_pool_that_needs_a_check_is_reported_and_read(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a").pwrite(0, b"still readable")
+        devices.active.activate("a").pwrite(0, b"still readable")
     (home / "metadata/broken").write_text("{")
     before = content(home)
     backend.condition = {"mode": PoolMode.READ_ONLY, "needs_check": True}
     with open_home(home, backend) as devices:
         assert devices.read_only
         assert "needs a check, because a change of its metadata failed" in devices.problems[0]
-        assert devices.status().problems == list(devices.problems)
-        assert devices.activate("a").pread(0, 14) == b"still readable"
+        assert devices.reports.status().problems == list(devices.problems)
+        assert devices.active.activate("a").pread(0, 14) == b"still readable"
         for what, change in changes(devices).items():
             with pytest.raises(PoolModeError, match="'pool check --repair'") as caught:
                 change()
             assert caught.value.errno == errno.EROFS, what
-        assert devices.retry_deletions() == 0
+        assert devices.deletions.retry() == 0
     assert content(home) == before
     backend.condition = {}
     with open_home(home, backend) as devices:
@@ -96,7 +96,7 @@ def test_a_pool_that_failed_is_reported_and_its_devices_are_listed(
         assert f"has failed: it answers '{answer.value}'" in devices.problems[0]
         assert len(devices.problems) == 1
         assert names(devices) == ["a", "base"]
-        status = devices.status()
+        status = devices.reports.status()
         assert (status.mode, status.data_total_bytes, status.orphan_thin_ids) == ("fail", 0, [])
         rows = list(pieces_of(ListDevices().run(OpenHome(devices, "fake", resolve_options(DriverOptions(), Facts())))))
         assert [(row.name, row.mapped_bytes, row.exclusive_bytes) for row in rows] == [
@@ -113,9 +113,9 @@ def test_a_pool_that_failed_is_reported_and_its_devices_are_listed(
 
 def test_a_pool_that_fails_later_is_reported_too(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        assert devices.status().problems == []
+        assert devices.reports.status().problems == []
         backend.condition = {"mode": PoolMode.READ_ONLY}
-        (problem,) = devices.status().problems
+        (problem,) = devices.reports.status().problems
         assert "is read-only, because its metadata could not be written" in problem
         with pytest.raises(PoolModeError, match="close the home and open it again"):
             devices.create("new")
@@ -134,7 +134,7 @@ def test_a_home_opened_read_only_is_no_problem(home: Path) -> None:
     with opening.open_home(
         home, EMULATED, opening.OpenOptions(read_only=True), injected=Injected(filesystem=Filesystem())
     ) as devices:
-        assert devices.status().problems == []
+        assert devices.reports.status().problems == []
         with pytest.raises(HomeError, match="open it for writing"):
             devices.create("new")
 
@@ -143,7 +143,7 @@ def test_the_flag_of_a_real_pool(tmp_path: Path) -> None:
     home = tmp_path / "home"
     with make_home(home, EMULATED) as devices:
         devices.create("a")
-        devices.activate("a").pwrite(0, b"still readable")
+        devices.active.activate("a").pwrite(0, b"still readable")
     device = FileDevice(home / "devicemapper/metadata")
     metadata = Metadata.open(device)
     metadata.set_needs_check()
@@ -151,9 +151,9 @@ def test_the_flag_of_a_real_pool(tmp_path: Path) -> None:
     metadata.close()
     device.close()
     with open_home(home, EMULATED) as devices:
-        assert devices.status().needs_check
+        assert devices.reports.status().needs_check
         assert "needs a check" in devices.problems[0]
-        assert devices.activate("a").pread(0, 14) == b"still readable"
+        assert devices.active.activate("a").pread(0, 14) == b"still readable"
         with pytest.raises(PoolModeError, match="'pool check --repair'"):
             devices.create("b")
     assert repair_home(home).repaired
@@ -168,7 +168,7 @@ def test_the_flag_of_a_real_pool(tmp_path: Path) -> None:
 def test_devices_can_be_removed_when_the_metadata_is_full(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.condition = {"mode": PoolMode.OUT_OF_METADATA_SPACE}
-        (problem,) = devices.status().problems
+        (problem,) = devices.reports.status().problems
         assert "no metadata space left; devices can be read and removed" in problem
         for change in ("create", "resize", "ensure_base"):
             with pytest.raises(PoolModeError, match="pool resize --metadata-size"):
@@ -181,17 +181,17 @@ def test_devices_can_be_removed_when_the_metadata_is_full(home: Path, backend: F
 def test_the_kernels_word_for_full_metadata_is_understood(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.condition = {"mode": PoolMode.READ_ONLY, "used_metadata_blocks": 512}
-        assert "no metadata space left" in devices.status().problems[0]
+        assert "no metadata space left" in devices.reports.status().problems[0]
         devices.resize_pool(metadata_size_bytes=4 * MIB)
 
 
 def test_a_real_pool_whose_metadata_is_full_gets_out_of_it(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", EMULATED, ROOMY) as devices:
         fill_metadata(devices)
-        assert devices.status().mode == "out_of_metadata_space"
+        assert devices.reports.status().mode == "out_of_metadata_space"
         for number in range(20):
             devices.remove(f"d{number}")
-        assert devices.status().mode == "write"
+        assert devices.reports.status().mode == "write"
         devices.create("again")
         assert_whole(devices)
         require_clean_pool(devices.pool)
@@ -200,10 +200,10 @@ def test_a_real_pool_whose_metadata_is_full_gets_out_of_it(tmp_path: Path) -> No
 def test_a_minimum_in_bytes(tmp_path: Path, backend: FakeBackend) -> None:
     home = tmp_path / "home"
     with make_home(home, backend, replace(SMALL, data_size_bytes=8 * MIB, min_free_bytes=2 * MIB)) as devices:
-        assert devices.status().min_free_bytes == 2 * MIB
-        assert devices.warnings() == []
+        assert devices.reports.status().min_free_bytes == 2 * MIB
+        assert devices.reports.warnings() == []
         backend.condition = {"used_data_blocks": 80}  # 3 of 8 MiB are free
-        (warning,) = devices.warnings()
+        (warning,) = devices.reports.warnings()
         assert "has 3145728 bytes (3 MiB) of data space free; below 2 MiB no device is made" in warning
         devices.create("a")
         backend.condition = {"used_data_blocks": 97}
@@ -215,7 +215,7 @@ def test_a_minimum_in_bytes(tmp_path: Path, backend: FakeBackend) -> None:
     with open_home(home, backend, min_free_bytes=1 * MIB) as devices:
         devices.create("b")
     with open_home(home, backend, min_free_percent=1) as devices:
-        assert (devices.status().min_free_percent, devices.status().min_free_bytes) == (1, None)
+        assert (devices.reports.status().min_free_percent, devices.reports.status().min_free_bytes) == (1, None)
         devices.create("c")
     with open_home(home, backend) as devices, pytest.raises(OutOfDataSpace):
         devices.create("d")
@@ -225,7 +225,7 @@ def test_the_metadata_keeps_its_share_beside_a_minimum_in_bytes(tmp_path: Path, 
     options = replace(SMALL, min_free_bytes=0, min_free_percent=10)
     with make_home(tmp_path / "home", backend, options) as devices:
         backend.condition = {"used_data_blocks": 64, "used_metadata_blocks": 450}
-        (warning,) = devices.warnings()
+        (warning,) = devices.reports.warnings()
         assert "253952 bytes (248 KiB) of metadata space free; below 204 KiB no device is made" in warning
         devices.create("a")
         backend.condition = {"used_metadata_blocks": 470}
@@ -236,7 +236,7 @@ def test_the_metadata_keeps_its_share_beside_a_minimum_in_bytes(tmp_path: Path, 
 def test_a_full_pool_is_a_warning(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         backend.condition = {"mode": PoolMode.OUT_OF_DATA_SPACE}
-        status = devices.status()
+        status = devices.reports.status()
         assert status.problems == []
         assert "no data space left, so writes wait; remove or trim devices" in status.warnings[0]
         devices.remove("a")

@@ -69,7 +69,7 @@ def test_other_names_work(home: Path, backend: FakeBackend, name: str) -> None:
     with open_home(home, backend) as devices:
         if name != "a":
             devices.create(name)
-        devices.activate(name)
+        devices.active.activate(name)
     with open_home(home, backend) as devices:
         assert devices.record(name).parent == "base"
         devices.remove(name)
@@ -80,28 +80,28 @@ def test_unknown_and_taken_names(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         with pytest.raises(DeviceExists, match=r"device 'a' exists already \(thin 2\)"):
             devices.create("a")
-        for use in (devices.remove, devices.record, devices.activate, devices.inspect):
+        for use in (devices.remove, devices.record, devices.active.activate, devices.reports.inspect):
             with pytest.raises(UnknownDevice, match="there is no device 'x' in the home"):
                 use("x")
         with pytest.raises(UnknownDevice):
             devices.create("b", parent="x")
         with pytest.raises(UsageError, match="not active"):
-            devices.deactivate("a")
+            devices.active.deactivate("a")
         assert_whole(devices)
 
 
 def test_a_device_is_active_once_for_all_its_users(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        thin = devices.activate("a")
-        assert devices.activate("a") is thin
+        thin = devices.active.activate("a")
+        assert devices.active.activate("a") is thin
         with pytest.raises(DeviceBusy, match="is active for writing"):
-            devices.activate("a", read_only=True)
-        devices.deactivate("a")
-        assert devices.active() == {"a": thin}
-        devices.deactivate("a")
-        assert devices.active() == {}
+            devices.active.activate("a", read_only=True)
+        devices.active.deactivate("a")
+        assert devices.active.thins() == {"a": thin}
+        devices.active.deactivate("a")
+        assert devices.active.thins() == {}
         assert devices.pool.active() == []
-        devices.activate("a", read_only=True)
+        devices.active.activate("a", read_only=True)
 
 
 # --- sizes
@@ -429,7 +429,7 @@ def test_records_that_claim_one_thin_are_reported(home: Path, backend: FakeBacke
         thin_id = devices.create("web").device_id
     (home / "metadata/other").write_bytes((home / "metadata/web").read_bytes())
     with open_home(home, backend) as devices:
-        (problem,) = devices.status().problems
+        (problem,) = devices.reports.status().problems
         assert problem.startswith(f"thin {thin_id} is that of 'other' and 'web'")
         with pytest.raises(HomeError, match="'recover'"):
             devices.remove("other")
@@ -438,7 +438,7 @@ def test_records_that_claim_one_thin_are_reported(home: Path, backend: FakeBacke
 def test_the_thin_of_a_damaged_record_is_kept_and_its_id_not_used(home: Path, backend: FakeBackend) -> None:
     (home / "metadata/a").write_bytes(b"?")
     with open_home(home, backend) as devices:
-        assert devices.status().orphan_thin_ids == [2]
+        assert devices.reports.status().orphan_thin_ids == [2]
         assert devices.create("b").device_id == 3
         assert 2 in devices.pool.thin_ids()
 
@@ -575,7 +575,7 @@ def test_a_base_without_its_thin_is_made_again(home: Path, backend: FakeBackend)
 def test_nothing_is_activated_to_open_but_the_base(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
         assert devices.pool.active() == []
-        assert devices.active() == {}
+        assert devices.active.thins() == {}
 
 
 def test_records_round_trip(home: Path) -> None:

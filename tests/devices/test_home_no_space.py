@@ -35,20 +35,20 @@ def devices(home: Path) -> Iterator[DeviceSet]:
 
 
 def setting(devices: DeviceSet) -> tuple[str, float | None]:
-    status = devices.status()
+    status = devices.reports.status()
     return status.no_space, status.no_space_timeout_seconds
 
 
 def fill(devices: DeviceSet) -> OutOfDataSpace:
     """How a write fails that finds no space."""
-    thin = devices.activate("web")
+    thin = devices.active.activate("web")
     try:
         for offset in range(16 * MIB, 64 * MIB, MIB):
             thin.pwrite(offset, b"x" * MIB)
     except OutOfDataSpace as error:
         return error
     finally:
-        devices.deactivate("web")
+        devices.active.deactivate("web")
     raise AssertionError("48 MiB fit into 32")
 
 

@@ -48,9 +48,9 @@ def home(tmp_path: Path) -> Path:
 
 def write_id(devices: DeviceSet, device: str, content: str) -> None:
     """The fake file system's file `id`."""
-    thin = devices.activate(device)
+    thin = devices.active.activate(device)
     thin.pwrite(64, content.encode())
-    devices.deactivate(device)
+    devices.active.deactivate(device)
 
 
 def recover(home: Path, *, dry_run: bool = False, delete_orphans: bool = False) -> list[Finding]:
@@ -104,10 +104,10 @@ def test_a_sound_home_is_left_alone(home: Path) -> None:
 
 def test_what_a_crash_left_is_reported(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
-        devices.activate("b")
+        devices.active.activate("b")
         devices.remove("b", deferred=True)
         devices.pool.create_snap(4, 2)
-        transaction_id = devices.status().transaction_id
+        transaction_id = devices.reports.status().transaction_id
     pending = {"open_transaction_id": transaction_id + 1, "device_hash": "new", "device_id": 4}
     (home / "metadata/transaction-metadata").write_text(json.dumps(pending))
     assert recover_twice(home) == [
@@ -140,7 +140,7 @@ def test_a_transaction_of_another_time_is_set_aside(home: Path) -> None:
         with open_home(home, EMULATED) as devices:
             devices.remove("another")
             pool = devices.pool
-            pool.set_transaction_id(devices.status().transaction_id, 3)
+            pool.set_transaction_id(devices.reports.status().transaction_id, 3)
     assert len(list((home / "cowfs.damaged").iterdir())) == 2
 
 
@@ -211,10 +211,10 @@ def test_the_size_is_that_of_the_file_system_or_of_what_is_mapped(home: Path) ->
     with open_home(home, EMULATED) as devices:
         devices.create("large", size_bytes=8 * MIB)
         devices.create("raw", size_bytes=8 * MIB)
-        thin = devices.activate("raw")
+        thin = devices.active.activate("raw")
         thin.pwrite(0, bytes(4096))
         thin.pwrite(3 * MIB, b"x")
-        devices.deactivate("raw")
+        devices.active.deactivate("raw")
         devices.pool.create_thin(20)
     for name in ("large", "raw"):
         (home / "metadata" / name).unlink()
@@ -255,7 +255,7 @@ def test_orphan_thins_become_devices(home: Path) -> None:
     (found,) = recover_twice(home)
     assert found == ("orphan_thin", "recovered-20-2", "adopted as 'recovered-20-2'")
     with open_home(home, EMULATED) as devices:
-        thin = devices.activate("recovered-20-2")
+        thin = devices.active.activate("recovered-20-2")
         assert thin.pread(64, 1) == b"a"
 
 
@@ -331,7 +331,7 @@ def test_a_base_that_is_not_there_at_all_is_made_anew(home: Path) -> None:
 
 def test_a_base_without_a_file_system_is_made_anew(home: Path) -> None:
     with open_home(home, EMULATED) as devices:
-        devices.activate("base").pwrite(0, bytes(4096))
+        devices.active.activate("base").pwrite(0, bytes(4096))
     assert recover_twice(home) == [("base", "base", "made anew")]
 
 
@@ -390,11 +390,11 @@ def test_layers_of_a_real_home_come_back(tmp_path: Path) -> None:
                     volume.unlink(ROOT_INODE, entry.name)
                 volume.write(volume.make_node(ROOT_INODE, b"id", 0o100600, 0, 0).inode, 0, name.encode())
         devices.create("killed", parent="lower")
-        volume = Volume.open(devices.activate("killed"))
+        volume = Volume.open(devices.active.activate("killed"))
         volume.unlink(ROOT_INODE, b"id")
         volume.write(volume.make_node(ROOT_INODE, b"id", 0o100600, 0, 0).inode, 0, b"killed\n")
         volume.sync()  # and never unmounted
-        devices.deactivate("killed")
+        devices.active.deactivate("killed")
     for path in (home / "metadata").glob("[klub]*"):
         path.write_text("")
     (home / "cowfs.parents").unlink()

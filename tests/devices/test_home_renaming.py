@@ -30,9 +30,9 @@ def test_a_device_keeps_all_but_its_name(home: Path, backend: FakeBackend) -> No
     with open_home(home, backend) as devices:
         devices.create("layer", parent="a", is_layer=True)
         devices.create("child", parent="layer")
-        thin = devices.activate("layer")
+        thin = devices.active.activate("layer")
         thin.pwrite(0, b"content")
-        devices.deactivate("layer")
+        devices.active.deactivate("layer")
         before = devices.record("layer")
         renamed = devices.rename("layer", "other")
         assert renamed == devices.record("other")
@@ -43,10 +43,10 @@ def test_a_device_keeps_all_but_its_name(home: Path, backend: FakeBackend) -> No
         with open_home(home, backend, read_only=read_only) as devices:
             assert parents(devices) == {"a": "base", "base": None, "child": "other", "other": "a"}
             assert devices.record("other") == renamed
-            assert devices.activate("other", read_only=True).pread(0, 7) == b"content"
+            assert devices.active.activate("other", read_only=True).pread(0, 7) == b"content"
             assert devices.problems == ()
             assert names(devices) == record_files(home)
-            devices.deactivate("other")
+            devices.active.deactivate("other")
     assert not (home / "cowfs.renaming").exists()
 
 
@@ -98,8 +98,8 @@ def test_what_is_refused_changes_nothing(
     with open_home(home, backend) as devices:
         for other in ("taken", "marked", "used"):
             devices.create(other)
-        devices.activate("marked")
-        devices.activate("used")
+        devices.active.activate("marked")
+        devices.active.activate("used")
         devices.remove("marked", deferred=True)
         before = content(home)
         with pytest.raises(error, match=says) as caught:
@@ -124,7 +124,7 @@ def test_not_while_its_content_is_replaced(home: Path, backend: FakeBackend) -> 
 
 def test_a_copy_that_is_read_goes_with_the_old_name_and_leaves_nothing(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        with devices.temporary_snapshot("a") as thin:
+        with devices.snapshots.temporary("a") as thin:
             devices.rename("a", "b")
             devices.create("a")
             assert thin.pread(0, 1) is not None

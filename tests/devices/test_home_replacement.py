@@ -12,8 +12,8 @@ from tests.devices.home_fakes import PAGE, FakeBackend, assert_whole, make_home,
 
 
 def content(devices: DeviceSet, name: str) -> bytes:
-    data = devices.activate(name).pread(0, 8)
-    devices.deactivate(name)
+    data = devices.active.activate(name).pread(0, 8)
+    devices.active.deactivate(name)
     return data
 
 
@@ -28,8 +28,8 @@ def home(tmp_path: Path) -> tuple[Path, FakeBackend]:
     backend = FakeBackend()
     with make_home(tmp_path / "home", backend) as devices:
         devices.create("a")
-        devices.activate("a").pwrite(0, b"as it is")
-        devices.deactivate("a")
+        devices.active.activate("a").pwrite(0, b"as it is")
+        devices.active.deactivate("a")
     return tmp_path / "home", backend
 
 
@@ -39,7 +39,7 @@ def test_it_takes_the_place_at_the_end_of_the_block(home: tuple[Path, FakeBacken
         with devices.replacing("a") as thin:
             assert thin.pread(0, 8) == b"as it is"
             thin.pwrite(0, b"all new!")
-            assert devices.status().orphan_thin_ids == []
+            assert devices.reports.status().orphan_thin_ids == []
         assert (content(devices, "a"), content(devices, "child")) == (b"all new!", b"as it is")
         assert_whole(devices)
     with open_home(*home) as devices:
@@ -62,7 +62,7 @@ def test_an_error_leaves_the_device_as_it_was(home: tuple[Path, FakeBackend]) ->
 def test_the_device_cannot_be_used_meanwhile(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices, devices.replacing("a"):
         for action in (
-            lambda: devices.activate("a"),
+            lambda: devices.active.activate("a"),
             lambda: devices.remove("a"),
             lambda: devices.create("b", parent="a"),
             lambda: devices.replacing("a").__enter__(),
@@ -73,10 +73,10 @@ def test_the_device_cannot_be_used_meanwhile(home: tuple[Path, FakeBackend]) -> 
 
 def test_a_device_in_use_or_unknown_is_refused(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         with pytest.raises(DeviceBusy, match="in use"), devices.replacing("a"):
             pass
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         with pytest.raises(UnknownDevice), devices.replacing("x"):
             pass
         assert_whole(devices)
@@ -84,12 +84,12 @@ def test_a_device_in_use_or_unknown_is_refused(home: tuple[Path, FakeBackend]) -
 
 def test_a_frozen_copy_stays_as_it_was(home: tuple[Path, FakeBackend]) -> None:
     with open_home(*home) as devices:
-        thin = devices.activate("a")
-        with devices.temporary_snapshot("a") as first, devices.temporary_snapshot("a") as second:
+        thin = devices.active.activate("a")
+        with devices.snapshots.temporary("a") as first, devices.snapshots.temporary("a") as second:
             thin.pwrite(0, b"changed!")
             assert first.pread(0, 8) == second.pread(0, 8) == b"as it is"
-            assert devices.status().orphan_thin_ids == []
-        devices.deactivate("a")
+            assert devices.reports.status().orphan_thin_ids == []
+        devices.active.deactivate("a")
         assert_whole(devices)
         assert content(devices, "a") == b"changed!"
 

@@ -40,13 +40,13 @@ def parents(devices: DeviceSet) -> dict[str, str | None]:
 
 
 def write(devices: DeviceSet, name: str, text: bytes) -> None:
-    devices.activate(name).pwrite(0, text)
-    devices.deactivate(name)
+    devices.active.activate(name).pwrite(0, text)
+    devices.active.deactivate(name)
 
 
 def read(devices: DeviceSet, name: str) -> bytes:
-    text = devices.activate(name, read_only=True).pread(0, PAGE).split(b"\0", 1)[0]
-    devices.deactivate(name)
+    text = devices.active.activate(name, read_only=True).pread(0, PAGE).split(b"\0", 1)[0]
+    devices.active.deactivate(name)
     return text
 
 
@@ -151,7 +151,7 @@ def test_a_rollback_that_is_refused_changes_nothing(
     with open_home(chain, backend) as devices:
         for other in ("marked", "used"):
             devices.create(other)
-            devices.activate(other)
+            devices.active.activate(other)
         devices.remove("marked", deferred=True)
         before = content(chain)
         with pytest.raises(error, match=says) as caught:
@@ -193,8 +193,8 @@ def test_many_are_of_one_moment_and_in_order(chain: Path, backend: FakeBackend) 
         yield
 
     with open_home(chain, backend) as devices:
-        devices.activate("a").pwrite(0, b"written")
-        devices.add_quiescer("a", quiescer)
+        devices.active.activate("a").pwrite(0, b"written")
+        devices.active.add_quiescer("a", quiescer)
         made = devices.create_many(MANY, parent="a", size_bytes=2 * MIB)
         assert [(record.name, record.parent, record.size_bytes) for record in made] == [
             (name, "a", 2 * MIB) for name in MANY
@@ -202,7 +202,7 @@ def test_many_are_of_one_moment_and_in_order(chain: Path, backend: FakeBackend) 
         assert len({record.transaction_id for record in made}) == 3
         assert quiesced == ["a"]
         assert devices.create("next", parent="m2").parent == "m2"
-        assert devices.status().transaction_id == devices.record("next").transaction_id
+        assert devices.reports.status().transaction_id == devices.record("next").transaction_id
     with open_home(chain, backend) as devices:
         assert [read(devices, name) for name in MANY] == [b"written"] * 3
         assert devices.problems == ()
@@ -299,7 +299,7 @@ def test_a_note_that_cannot_be_understood_is_set_aside(chain: Path, backend: Fak
 def test_a_note_about_others_undoes_nothing(chain: Path, backend: FakeBackend) -> None:
     """Of devices that are there by another transaction, in a home that was put back perhaps."""
     with open_home(chain, backend) as devices:
-        thin_id, transaction_id = devices.record("a").device_id, devices.status().transaction_id
+        thin_id, transaction_id = devices.record("a").device_id, devices.reports.status().transaction_id
     (chain / "cowfs.making").write_text(f'{{"transaction_id":{transaction_id - 1},"thin_ids":{{"a":{thin_id}}}}}')
     with open_home(chain, backend) as devices:
         assert read(devices, "a") == b"new"
@@ -418,9 +418,9 @@ class Histories(RuleBasedStateMachine):
     @rule(name=NAMES, block=st.integers(0, 7), text=st.binary(min_size=1, max_size=8))
     def write(self, name: str, block: int, text: bytes) -> None:
         if name in self.model:
-            thin = self.devices.activate(name)
+            thin = self.devices.active.activate(name)
             thin.pwrite(block * BLOCK, text)
-            self.devices.deactivate(name)
+            self.devices.active.deactivate(name)
             held = self.model[name].blocks.get(block, b"")
             self.model[name].blocks[block] = text + held[len(text) :]
 
@@ -442,11 +442,11 @@ class Histories(RuleBasedStateMachine):
             record = self.devices.record(name)
             assert record.size_bytes == model.size_bytes
             assert record.parent == (None if model.parent is None else by_number.get(model.parent))
-            thin = self.devices.activate(name, read_only=True)
+            thin = self.devices.active.activate(name, read_only=True)
             for block in range(8):
                 expected = model.blocks.get(block, b"").rstrip(b"\0")
                 assert thin.pread(block * BLOCK, PAGE).rstrip(b"\0") == expected, (name, block)
-            self.devices.deactivate(name)
+            self.devices.active.deactivate(name)
         assert_whole(self.devices)
         assert self.devices.problems == ()
 

@@ -47,11 +47,11 @@ def sizes(devices: DeviceSet) -> dict[str, int]:
 
 
 def page(devices: DeviceSet, name: str) -> bytes:
-    thin = devices.activate(name, read_only=True)
+    thin = devices.active.activate(name, read_only=True)
     try:
         return thin.pread(0, PAGE).rstrip(b"\0")
     finally:
-        devices.deactivate(name)
+        devices.active.deactivate(name)
 
 
 # --- devices
@@ -108,7 +108,7 @@ def test_what_cannot_be_resized(home: Path, backend: FakeBackend) -> None:
         for error, text, action in refusals:
             with pytest.raises(error, match=text):
                 action()
-        devices.activate("a")
+        devices.active.activate("a")
         with pytest.raises(DeviceBusy, match="is in use, so it cannot be resized"):
             devices.resize("a", 2 * MIB)
         devices.remove("a", deferred=True)
@@ -162,14 +162,14 @@ def test_a_base_does_not_shrink(home: Path, backend: FakeBackend) -> None:
 
 def test_a_pool_grows_while_it_is_used(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        thin = devices.activate("a")
+        thin = devices.active.activate("a")
         status = devices.resize_pool(data_size_bytes=8 * MIB, metadata_size_bytes=4 * MIB)
         assert (status.data_total_bytes, status.metadata_total_bytes) == (8 * MIB, 4 * MIB)
         thin.pwrite(0, b"still there")
         again = devices.resize_pool(data_size_bytes=8 * MIB)
         assert again.data_total_bytes == 8 * MIB
     with open_home(home, backend) as devices:
-        assert devices.status().data_total_bytes == 8 * MIB
+        assert devices.reports.status().data_total_bytes == 8 * MIB
 
 
 def test_a_file_that_grew_by_other_means_is_taken_as_it_is(home: Path, backend: FakeBackend) -> None:
@@ -192,7 +192,7 @@ def test_sizes_that_a_pool_cannot_have(home: Path, backend: FakeBackend) -> None
                 devices.resize_pool(**arguments)
         with pytest.raises(OutOfMetadataSpace, match="make the metadata larger too, at least"):
             devices.resize_pool(data_size_bytes=1 << 40)
-        assert devices.status().data_total_bytes == 4 * MIB
+        assert devices.reports.status().data_total_bytes == 4 * MIB
     assert (home / "devicemapper/data").stat().st_size == 4 * MIB
 
 
@@ -202,7 +202,7 @@ def test_a_pool_that_does_not_take_it_has_its_files_as_they_were(home: Path, bac
         with pytest.raises(PoolIoError, match="the table was refused"):
             devices.resize_pool(data_size_bytes=8 * MIB)
         assert backend.events[-1] == "resume 64"
-        assert devices.status().data_total_bytes == 4 * MIB
+        assert devices.reports.status().data_total_bytes == 4 * MIB
         assert (home / "devicemapper/data").stat().st_size == 4 * MIB
         devices.create("b")
 
@@ -211,7 +211,7 @@ def test_a_disk_that_is_full_leaves_the_pool_as_it_was(home: Path, backend: Fake
     with open_home(home, backend, system=FailingOs("ftruncate", errno.EFBIG)) as devices:
         with pytest.raises(HomeError, match="File too large"):
             devices.resize_pool(data_size_bytes=8 * MIB)
-        assert devices.status().data_total_bytes == 4 * MIB
+        assert devices.reports.status().data_total_bytes == 4 * MIB
         assert devices.resize_pool(data_size_bytes=8 * MIB).data_total_bytes == 8 * MIB
 
 
@@ -224,7 +224,7 @@ def test_an_emulated_pool_grows_under_its_users(tmp_path: Path) -> None:
         tmp_path / "home", load_backend("emulated"), options, injected=Injected(filesystem=Filesystem())
     ) as devices:
         devices.create("a")
-        thin = devices.activate("a")
+        thin = devices.active.activate("a")
         thin.pwrite(0, b"x" * 15 * MIB)
         with pytest.raises(OutOfDataSpace):
             thin.pwrite(15 * MIB, b"x" * 2 * MIB)
@@ -232,7 +232,7 @@ def test_an_emulated_pool_grows_under_its_users(tmp_path: Path) -> None:
         thin.pwrite(16 * MIB, b"y" * MIB)
         thin.flush()
         assert thin.pread(16 * MIB, 1) == b"y"
-        status = devices.status()
+        status = devices.reports.status()
         assert (status.data_total_bytes, status.metadata_total_bytes) == (32 * MIB, 4 * MIB)
         assert status.mode == "write"
         require_clean_pool(devices.pool)
@@ -241,8 +241,8 @@ def test_an_emulated_pool_grows_under_its_users(tmp_path: Path) -> None:
 def test_metadata_that_is_used_up_is_made_larger(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", load_backend("emulated"), ROOMY) as devices:
         fill_metadata(devices)
-        assert devices.status().mode == "out_of_metadata_space"
+        assert devices.reports.status().mode == "out_of_metadata_space"
         devices.resize_pool(metadata_size_bytes=8 * MIB)
         devices.create("more")
-        assert devices.status().mode == "write"
+        assert devices.reports.status().mode == "write"
         require_clean_pool(devices.pool)

@@ -99,7 +99,7 @@ def test_a_busy_thin_survives_recovery_with_its_id_taken(home: Path, backend: Fa
     with open_home(home, backend) as devices:
         devices.create("b")
         thin_id = devices.record("b").device_id
-        transaction_id = devices.status().transaction_id
+        transaction_id = devices.reports.status().transaction_id
     write_transaction(home, transaction_id + 1, "b", thin_id)
     backend.fail = {"delete": [ThinBusy("busy"), ThinBusy("busy")]}
     with open_home(home, backend) as devices:
@@ -117,10 +117,10 @@ def test_an_id_of_another_program_is_left_alone_and_the_next_one_taken(home: Pat
         devices.pool.create_thin(3)
         assert devices.create("b").device_id == 4
         assert 3 in devices.pool.thin_ids()
-        assert devices.status().orphan_thin_ids == [3]
+        assert devices.reports.status().orphan_thin_ids == [3]
     with open_home(home, backend) as devices:
         devices.create("c")
-        assert devices.status().orphan_thin_ids == [3]
+        assert devices.reports.status().orphan_thin_ids == [3]
 
 
 def test_ids_that_exist_end_the_search_after_a_few(home: Path, backend: FakeBackend) -> None:
@@ -191,8 +191,8 @@ def test_an_active_parent_is_held_for_the_message_alone(home: Path, backend: Fak
         backend.events.append("view goes on")
 
     with open_home(home, backend) as devices:
-        thin = devices.activate("a")
-        remove = devices.add_quiescer("a", view)
+        thin = devices.active.activate("a")
+        remove = devices.active.add_quiescer("a", view)
         backend.events.clear()
         devices.create("b", parent="a")
         held = ["flush 2", "view flushed", "suspend 2", "create_snap 3 2", "resume 2", "view goes on"]
@@ -289,10 +289,10 @@ def test_a_failed_close_of_a_remove_is_reported(home: Path, backend: FakeBackend
 
 def test_what_is_in_use_is_not_removed(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         with pytest.raises(DeviceBusy, match="is in use"):
             devices.remove("a")
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         devices.remove("a")
         with pytest.raises(UnknownDevice):
             devices.remove("a")
@@ -302,27 +302,27 @@ def test_what_is_in_use_is_not_removed(home: Path, backend: FakeBackend) -> None
 
 def test_a_deferred_removal_is_made_good_at_the_last_deactivation(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
-        devices.activate("a")
+        devices.active.activate("a")
+        devices.active.activate("a")
         devices.remove("a", deferred=True)
         assert devices.record("a").deleted
-        assert devices.status().deleted_devices == 1
+        assert devices.reports.status().deleted_devices == 1
         with pytest.raises(DeviceBusy, match="marked for deletion"):
-            devices.activate("a")
+            devices.active.activate("a")
         with pytest.raises(DeviceBusy, match="marked for deletion"):
             devices.create("b", parent="a")
         with pytest.raises(DeviceExists, match="marked for deletion"):
             devices.create("a")
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         assert "a" in devices
-        devices.deactivate("a")
+        devices.active.deactivate("a")
         assert "a" not in devices
         assert_whole(devices)
 
 
 def test_deferred_removals_are_retried_when_the_home_opens(home: Path, backend: FakeBackend) -> None:
     with open_home(home, backend) as devices:
-        devices.activate("a")
+        devices.active.activate("a")
         devices.remove("a", deferred=True)
     backend.fail = {"delete": [ThinBusy("still busy")]}
     with open_home(home, backend) as devices:
@@ -410,7 +410,7 @@ def test_an_unreadable_transaction_file_does_not_cost_what_it_cannot_be_about(ho
     (home / "metadata/transaction-metadata").write_text("?")
     with open_home(home, backend) as devices:
         assert names(devices) == ["a", "base", "x", "y"]
-        assert devices.status().orphan_thin_ids == [20]
+        assert devices.reports.status().orphan_thin_ids == [20]
         devices.create("b")
         assert devices.record("b").device_id not in (2, 8, 9, 20)
 

@@ -34,14 +34,14 @@ def scribble(devices: DeviceSet, rng: random.Random) -> None:
     for number in range(40):
         names.append(devices.create(f"d{number}", parent=rng.choice(names)).name)
         for name in rng.sample(names[1:], min(3, len(names) - 1)):
-            thin = devices.activate(name)
+            thin = devices.active.activate(name)
             for _ in range(4):
                 begin, length = rng.randrange(1000), rng.randrange(1, 20)
                 if rng.random() < 0.2:
                     thin.discard(begin * BLOCK, length * BLOCK)
                 else:
                     thin.pwrite(begin * BLOCK, bytes([number]) * (length * BLOCK))
-            devices.deactivate(name)
+            devices.active.deactivate(name)
         if rng.random() < 0.2:
             devices.remove(names.pop(rng.randrange(1, len(names))))
     devices.pool.create_snap(1000, devices.record(names[1]).device_id)
@@ -53,8 +53,8 @@ def test_it_agrees_with_a_count_of_all_mappings(tmp_path: Path, seed: int) -> No
         scribble(devices, random.Random(seed))
         blocks = mapped_blocks(devices)
         users = Counter(block for mapped in blocks.values() for block in mapped)
-        figures = devices.usage(record.name for record in devices.records())
-        orphans = devices.orphan_usage()
+        figures = devices.reports.usage(record.name for record in devices.records())
+        orphans = devices.reports.orphan_usage()
         assert [orphan.id for orphan in orphans] == [1000]
         assert set(figures) == {record.name for record in devices.records()}
         for found in [*figures.values(), *orphans]:
@@ -62,41 +62,41 @@ def test_it_agrees_with_a_count_of_all_mappings(tmp_path: Path, seed: int) -> No
             assert found.mapped_bytes == len(mapped) * BLOCK
             assert found.exclusive_bytes == sum(users[block] == 1 for block in mapped) * BLOCK
             if found.name:
-                assert devices.inspect(found.name).exclusive_bytes == found.exclusive_bytes
+                assert devices.reports.inspect(found.name).exclusive_bytes == found.exclusive_bytes
         assert sum(found.exclusive_bytes for found in figures.values()) > 0
 
 
 def test_it_is_what_a_removal_gives_back(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", EMULATED, OPTIONS) as devices:
         scribble(devices, random.Random(9))
-        begin = devices.status()
+        begin = devices.reports.status()
         nodes_bytes = 0
         for record in devices.records():
             if record.name == "base":
                 continue
-            usage = devices.usage([record.name])[record.name]
+            usage = devices.reports.usage([record.name])[record.name]
             nodes_bytes += usage.metadata_bytes
-            before = devices.status()
+            before = devices.reports.status()
             devices.remove(record.name)
-            assert before.data_used_bytes - devices.status().data_used_bytes == usage.exclusive_bytes
+            assert before.data_used_bytes - devices.reports.status().data_used_bytes == usage.exclusive_bytes
         # The trees of devices and of reference counts shrink as well.
-        freed_bytes = begin.metadata_used_bytes - devices.status().metadata_used_bytes
+        freed_bytes = begin.metadata_used_bytes - devices.reports.status().metadata_used_bytes
         assert 0 <= freed_bytes - nodes_bytes <= 0.1 * nodes_bytes
 
 
 def test_what_a_metadata_snapshot_holds_is_not_given_back(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", EMULATED, OPTIONS) as devices:
         devices.create("a")
-        devices.activate("a").pwrite(0, b"x" * (3 * BLOCK))
-        assert devices.inspect("a").exclusive_bytes == 3 * BLOCK
+        devices.active.activate("a").pwrite(0, b"x" * (3 * BLOCK))
+        assert devices.reports.inspect("a").exclusive_bytes == 3 * BLOCK
         devices.pool.reserve_metadata_snap()
-        assert devices.inspect("a").exclusive_bytes == 0
+        assert devices.reports.inspect("a").exclusive_bytes == 0
         devices.pool.release_metadata_snap()
-        assert devices.inspect("a").exclusive_bytes == 3 * BLOCK
+        assert devices.reports.inspect("a").exclusive_bytes == 3 * BLOCK
 
 
 def test_devices_without_a_thin_are_left_out(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", EMULATED, OPTIONS) as devices:
         devices.create("a")
         devices.pool.delete(2)
-        assert set(devices.usage(["a", "base", "unknown"])) == {"base"}
+        assert set(devices.reports.usage(["a", "base", "unknown"])) == {"base"}

@@ -82,7 +82,7 @@ def test_two_devices_are_used_whole_and_found_again(home: Path, source: PoolSour
     init(home, source)
     assert os.listdir(home / "devicemapper") == []
     with opening.open_home(home, BACKEND) as devices:
-        status = devices.status()
+        status = devices.reports.status()
         assert (status.data_file, status.metadata_file) == (source.data_device, source.metadata_device)
         assert status.data_total_bytes == 48 * MIB
         assert status.metadata_total_bytes == 8 * MIB
@@ -96,7 +96,7 @@ def test_the_missing_half_is_a_file_of_the_home(home: Path, source: PoolSource, 
     (other,) = {"data", "metadata"} - {role}
     assert os.listdir(home / "devicemapper") == [other]
     with opening.open_home(home, BACKEND) as devices:
-        status = devices.status()
+        status = devices.reports.status()
         assert status.data_total_bytes == (48 if role == "data" else 64) * MIB
         assert status.metadata_total_bytes == (8 if role == "metadata" else 4) * MIB
         devices.create("more")
@@ -110,7 +110,7 @@ def test_removed_devices_are_discarded_where_the_data_is_in_the_home(
     init(home, mine)
     for words, wanted in (((), discards), (("dm.blkdiscard=true",), True), (("dm.blkdiscard=false",), False)):
         with open_here(HomeSpec(home, durable=False, storage_options=words)) as opened:
-            assert opened.devices.discards_removed is wanted
+            assert opened.devices.deletions.discards_removed is wanted
 
 
 def test_relative_paths_are_remembered_as_absolute_ones(

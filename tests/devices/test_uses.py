@@ -74,10 +74,10 @@ def test_an_idle_device_passes() -> None:
 def test_a_device_set_names_the_use_of_a_busy_device(tmp_path: Path) -> None:
     with make_home(tmp_path / "home", FakeBackend(), clock=lambda: 7.0) as devices:
         devices.create("web")
-        devices.activate("web")
+        devices.active.activate("web")
         with devices.uses.using("web", "raw", "/mnt"), pytest.raises(DeviceBusy, match=r"mounted at /mnt, .* removed"):
             devices.remove("web")
         with pytest.raises(DeviceBusy, match="is in use, so it cannot be resized; unmount it first"):
             devices.resize("web", devices.record("web").size_bytes * 2)
-        devices.deactivate("web")
+        devices.active.deactivate("web")
         devices.remove("web")

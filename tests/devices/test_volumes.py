@@ -53,16 +53,16 @@ def read_file(volume: Volume, name: bytes) -> bytes:
 
 def abandon(devices: DeviceSet, name: str) -> None:
     """Leave a volume as a process that died leaves it."""
-    volume = Volume.open(devices.activate(name))
+    volume = Volume.open(devices.active.activate(name))
     write_file(volume, b"left", b"behind")
     volume.sync()
-    devices.deactivate(name)
+    devices.active.deactivate(name)
 
 
 def is_marked(devices: DeviceSet, name: str) -> bool:
-    thin = devices.activate(name)
+    thin = devices.active.activate(name)
     marked = needs_check(thin)
-    devices.deactivate(name)
+    devices.active.deactivate(name)
     return marked
 
 
@@ -83,12 +83,12 @@ def test_one_volume_per_device_until_its_last_user_closes_it(devices: DeviceSet,
     assert read_file(volume, b"f") == b"content"
     volumes.close("a")
     assert not volumes.is_open("a")
-    assert set(devices.active()) == {"b"}
+    assert set(devices.active.thins()) == {"b"}
     with volumes.opened("a") as again:
         assert again is not volume
         assert read_file(again, b"f") == b"content"
     volumes.close("b")
-    assert devices.active() == {}
+    assert devices.active.thins() == {}
     with pytest.raises(UsageError, match="device 'b' is not open"):
         volumes.close("b")
 
@@ -113,8 +113,8 @@ def test_a_snapshot_of_an_open_volume_holds_everything_and_needs_no_check(device
     assert not is_marked(devices, "later")
     with volumes.opened("later") as snapshot:
         assert read_file(snapshot, b"f") == b"x" * 100_000
-    assert check_volume(devices.activate("later")).clean
-    devices.deactivate("later")
+    assert check_volume(devices.active.activate("later")).clean
+    devices.active.deactivate("later")
     volumes.close("a")
     devices.create("last", parent="a")  # its quiescer is gone with it
     assert not is_marked(devices, "last")
@@ -137,13 +137,13 @@ def test_an_unclean_volume_is_checked_first(devices: DeviceSet, volumes: Volumes
     abandon(devices, "a")
     with volumes.opened("a") as volume:
         assert read_file(volume, b"left") == b"behind"
-        assert not needs_check(devices.active()["a"])
+        assert not needs_check(devices.active.thins()["a"])
     abandon(devices, "b")
     with_read_only = Volumes(devices, read_only=True)
     with with_read_only.opened("b") as volume:
         assert volume.read_only
         assert read_file(volume, b"left") == b"behind"
-        assert needs_check(devices.active()["b"])  # a volume that is read is not written, not even repaired
+        assert needs_check(devices.active.thins()["b"])  # a volume that is read is not written, not even repaired
 
 
 @pytest.mark.parametrize("read_only", [False, True])
@@ -159,28 +159,28 @@ def test_volumes_that_are_only_read(devices: DeviceSet, read_only: bool) -> None
 
 
 def test_what_cannot_be_opened_leaves_nothing_active(devices: DeviceSet, volumes: Volumes) -> None:
-    devices.activate("a").pwrite(0, bytes(65536))
-    devices.deactivate("a")
+    devices.active.activate("a").pwrite(0, bytes(65536))
+    devices.active.deactivate("a")
     with pytest.raises(FilesystemError, match="device 'a'"):
         volumes.open("a")
     with pytest.raises(UnknownDevice):
         volumes.open("nobody")
     assert volumes.names() == []
-    assert devices.active() == {}
+    assert devices.active.thins() == {}
     devices.remove("a")
 
 
 def test_damage_is_repaired_only_when_that_is_asked_for(devices: DeviceSet, volumes: Volumes) -> None:
-    thin = devices.activate("a")
+    thin = devices.active.activate("a")
     with tools.temporary_image(thin.size_bytes) as image:
         tools.copy_mapped(thin, image)
         for request in ("clri <2>", "ssv state 2"):  # no root directory, and the note that something is wrong
             tools.run("debugfs", ["-w", "-R", request, image.path])
         tools.copy_changes(image, thin)
-    devices.deactivate("a")
+    devices.active.deactivate("a")
     with pytest.raises(FilesystemError, match=r"device 'a': .*mount --repair"):
         volumes.open("a")
-    assert devices.active() == {}
+    assert devices.active.thins() == {}
     assert volumes.open("a", repair=True).lookup(ROOT_INODE, b"lost+found")
     volumes.close("a")
     assert not is_marked(devices, "a")
@@ -198,7 +198,7 @@ def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, mon
     with pytest.raises(OSError, match="no more writing"):
         volumes.close_all()
     assert volumes.names() == []
-    assert devices.active() == {}
+    assert devices.active.thins() == {}
     with volumes.opened("b") as volume:
         assert read_file(volume, b"f") == b"kept"
 
@@ -257,14 +257,14 @@ def test_a_trim_gives_back_what_no_file_has(devices: DeviceSet, volumes: Volumes
     dirty_free_space(devices, "a")
     with volumes.opened("a") as volume:
         write_file(volume, b"kept", b"y" * MIB)
-    before = devices.status().data_used_bytes
+    before = devices.reports.status().data_used_bytes
     unmapped, freed = finish(volumes.trim("a"))
-    assert unmapped == freed == before - devices.status().data_used_bytes
+    assert unmapped == freed == before - devices.reports.status().data_used_bytes
     assert 6 * MIB < freed <= 8 * MIB
-    assert devices.inspect("a").mapped_bytes < 2 * MIB
+    assert devices.reports.inspect("a").mapped_bytes < 2 * MIB
     with volumes.opened("a") as volume:
         assert read_file(volume, b"kept") == b"y" * MIB
-    thin = devices.activate("a", read_only=True)
+    thin = devices.active.activate("a", read_only=True)
     assert check_volume(thin).clean
     assert finish(volumes.trim("b")) == (0, 0)
 
@@ -275,7 +275,7 @@ def test_a_trim_of_what_others_share_gives_nothing_back(devices: DeviceSet, volu
     unmapped, freed = finish(volumes.trim("a"))
     assert unmapped > 6 * MIB
     assert freed == 0
-    assert devices.inspect("child").exclusive_bytes > 6 * MIB
+    assert devices.reports.inspect("child").exclusive_bytes > 6 * MIB
     assert finish(volumes.trim("child")).freed_bytes > 6 * MIB
 
 
@@ -290,15 +290,15 @@ def test_a_trim_that_notes_damage_reports_nothing_below_zero(
         return 0
 
     monkeypatch.setattr(Volume, "trim", trim)
-    before = devices.status().data_used_bytes
+    before = devices.reports.status().data_used_bytes
     assert finish(volumes.trim("a")) == (0, 0)
-    assert devices.status().data_used_bytes > before
+    assert devices.reports.status().data_used_bytes > before
 
 
 def test_an_idle_volume_is_not_written_by_a_trim(devices: DeviceSet, volumes: Volumes) -> None:
     """A write would take a block of its own in a device that shares everything."""
     finish(volumes.trim("a"))
-    assert devices.inspect("a").exclusive_bytes == 0
+    assert devices.reports.inspect("a").exclusive_bytes == 0
 
 
 def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -> None:
@@ -314,17 +314,17 @@ def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -
             assert number == 3
             for other in range(number + 1):
                 assert read_file(volume, b"%d" % other) == bytes([other]) * MIB
-        assert check_volume(devices.activate("a")).clean
+        assert check_volume(devices.active.activate("a")).clean
 
 
 def test_what_cannot_be_trimmed(devices: DeviceSet, volumes: Volumes) -> None:
     with pytest.raises(UnknownDevice):
         finish(volumes.trim("x"))
-    devices.activate("a")
+    devices.active.activate("a")
     with pytest.raises(DeviceBusy, match="is in use, so it cannot be trimmed"):
         finish(volumes.trim("a"))
-    devices.activate("b").pwrite(0, bytes(4096))
-    devices.deactivate("b")
+    devices.active.activate("b").pwrite(0, bytes(4096))
+    devices.active.deactivate("b")
     with pytest.raises(FilesystemError, match="device 'b': no ext4"):
         finish(volumes.trim("b"))
     assert volumes.names() == []

@@ -76,5 +76,5 @@ class HomeService:
             view.end_hold(name)
         elif what == "close-if-idle":
             free = await view.kernel_cache.close_if_idle(name)
-            return f"{free} {name in self._devices.active()}"
+            return f"{free} {name in self._devices.active.thins()}"
         return "done"

@@ -517,11 +517,11 @@ def test_a_device_in_use_is_quiesced_before_its_snapshot(home: Path) -> None:
             await trio.lowlevel.checkpoint()
             events.append(f"write back {device}")
             if device == "web":
-                served[0].devices.active()["web"].pwrite(1 << 20, b"in the last moment")
+                served[0].devices.active.thins()["web"].pwrite(1 << 20, b"in the last moment")
 
     def prepare(opened: OpenHome) -> None:
         served.append(opened)
-        opened.devices.activate("web")
+        opened.devices.active.activate("web")
 
     with serving(home, views=LateViews(), prepare=prepare), cowfs.open_home(home) as opened:
         opened.snapshot("web", "web-1")

@@ -143,7 +143,7 @@ def test_an_open_device_is_its_openers(home: Path) -> None:
 
 def test_everything_below_a_home_is_its_openers(home: Path) -> None:
     with opening.open_home(home, load_backend("emulated")) as devices:
-        pool, disk = devices.pool, devices.activate("web")
+        pool, disk = devices.pool, devices.active.activate("web")
         with closing(Volume.open(disk)) as volume, closing(FileDevice(home / "devicemapper/data")) as file:
             uses: list[Callable[[], object]] = [
                 lambda: "web" in devices,
@@ -162,7 +162,7 @@ def test_everything_below_a_home_is_its_openers(home: Path) -> None:
                 with pytest.raises(ForkedError):
                     in_child(use)
             assert volume.attributes(2).inode == 2
-        devices.deactivate("web")
+        devices.active.deactivate("web")
 
 
 def test_what_ends_a_use_does_nothing_in_a_child(home: Path) -> None:

@@ -59,7 +59,7 @@ def opened(home: Path, *options: str) -> Iterator[Opened]:
         made = Opened(devices, *options)
         yield made
         assert made.volumes.names() == []
-        assert devices.active() == {}
+        assert devices.active.thins() == {}
 
 
 def archive(**files: bytes | None) -> bytes:

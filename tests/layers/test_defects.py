@@ -226,8 +226,8 @@ def nodes(tmp_path: Path) -> NodesBackend:
     with make_home(tmp_path / "home", backend) as devices:
         assert isinstance(devices.pool, NodePool)
         devices.create("a")
-        devices.activate("a").pwrite(0, b"precious")
-        devices.deactivate("a")
+        devices.active.activate("a").pwrite(0, b"precious")
+        devices.active.deactivate("a")
     return backend
 
 
@@ -246,13 +246,13 @@ def test_a_crash_after_the_discard_leaves_no_empty_device(tmp_path: Path, nodes:
         nodes.steps = Steps()
         with open_home(home, nodes) as devices:
             if "a" in devices:
-                thin = devices.activate("a", read_only=True)
+                thin = devices.active.activate("a", read_only=True)
                 assert thin.pread(0, 8) == b"precious"
-                devices.deactivate("a")
+                devices.active.deactivate("a")
             else:
                 devices.create("a")
-                devices.activate("a").pwrite(0, b"precious")
-                devices.deactivate("a")
+                devices.active.activate("a").pwrite(0, b"precious")
+                devices.active.deactivate("a")
             assert_whole(devices)
         if not died:
             break
@@ -265,8 +265,8 @@ def test_a_device_that_could_not_be_deleted_after_its_discard_is_marked(tmp_path
         with pytest.raises(PoolIoError):
             devices.remove("a")
         with pytest.raises(DeviceBusy, match="marked for deletion"):
-            devices.activate("a")
-        assert devices.retry_deletions() == 0
+            devices.active.activate("a")
+        assert devices.deletions.retry() == 0
         assert "a" not in devices
         assert_whole(devices)
 
@@ -289,7 +289,7 @@ def test_a_get_that_fails_leaves_nothing_active(tmp_path: Path) -> None:
         with pytest.raises(FilesystemError):
             driver.get("a")
         assert not driver.has_mounts
-        assert home.devices.active() == {}
+        assert home.devices.active.thins() == {}
         driver.remove("a")
         assert "a" not in home.devices
 
@@ -337,13 +337,13 @@ def test_options_are_those_of_one_driver(tmp_path: Path) -> None:
     for name, words in (("first", never), ("second", ()), ("first", ())):
         with opened(name, *sizes, *words) as home:
             settings = home.settings
-            found = settings.deferred_removal, settings.deferred_deletion, home.devices.discards_removed
+            found = settings.deferred_removal, settings.deferred_deletion, home.devices.deletions.discards_removed
             assert set(found) == {not words}
     # A larger base is asked for once; a home that is opened without that keeps what it has.
     opened("first", "dm.basesize=24M").close()
     for name, size_bytes in (("first", 24 << 20), ("second", 16 << 20)):
         with opened(name) as home:
-            assert home.devices.status().base_size_bytes == size_bytes
+            assert home.devices.reports.status().base_size_bytes == size_bytes
 
 
 # --- 11: figures
@@ -363,11 +363,11 @@ def test_a_pool_without_data_has_a_status(tmp_path: Path) -> None:
         backend.condition = {"total_data_blocks": 0, "used_data_blocks": 0}
         with opened(tmp_path / "other") as home:
             settings = home.driver._settings
-        items = dict(status_items(driver_info(devices.status(), settings)))
+        items = dict(status_items(driver_info(devices.reports.status(), settings)))
         assert items["Data Space Total"] == items["Data Space Available"] == "0B"
         backend.condition.clear()
         backend.unreadable = UnreadableStatus.FAIL
-        assert dict(status_items(driver_info(devices.status(), settings)))["Data Space Total"] == "0B"
+        assert dict(status_items(driver_info(devices.reports.status(), settings)))["Data Space Total"] == "0B"
 
 
 # --- 24: tools

@@ -155,7 +155,7 @@ def test_an_archive_that_breaks_off_leaves_the_layer_as_it_was(home: Path, cut: 
             made.apply("two", broken)
         assert made.changes("two", "one") == TWO_CHANGES
         require_clean_pool(made.devices.pool)
-        assert made.devices.status().orphan_thin_ids == []
+        assert made.devices.reports.status().orphan_thin_ids == []
 
 
 @pytest.mark.parametrize("is_in_use", [False, True])
@@ -173,7 +173,7 @@ def test_a_layer_that_is_being_read_is_removed_when_that_is_done(home: Path, is_
         assert read == wanted
         if is_in_use:
             made.volumes.close("two")
-        made.devices.retry_deletions()
+        made.devices.deletions.retry()
         assert not made.driver.exists("two")
         assert not made.driver.exists("one")
         require_clean_pool(made.devices.pool)
@@ -211,7 +211,7 @@ def test_an_apply_that_is_given_up_leaves_the_layer_as_it_was(home: Path) -> Non
             made.driver.create("three", "two")
         steps.close()
         assert made.changes("two", "one") == TWO_CHANGES
-        assert made.devices.status().orphan_thin_ids == []
+        assert made.devices.reports.status().orphan_thin_ids == []
 
 
 def test_layers_are_read_while_their_files_are_in_use(home: Path) -> None:
@@ -224,7 +224,7 @@ def test_layers_are_read_while_their_files_are_in_use(home: Path) -> None:
         volume.make_node(rootfs, b"after", stat.S_IFREG | 0o644, 0, 0)
         assert names(first + b"".join(pieces)) == ["before", "d", "etc", "etc/a", "etc/.wh.b"]
         assert ("A", "/after") in made.changes("two", "one")
-        assert made.devices.status().orphan_thin_ids == []
+        assert made.devices.reports.status().orphan_thin_ids == []
 
 
 def test_a_layer_in_use_is_written_in_place(home: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
 
         driver.create("three", "two")
         used(lambda volume: volume.list_directory(find_root(volume).inode))
-        assert made.devices.inspect("three").exclusive_bytes == 0
+        assert made.devices.reports.inspect("three").exclusive_bytes == 0
         assert owner(made, "three") == b"two"
         used(lambda volume: volume.make_directory(find_root(volume).inode, b"new", 0o755, 0, 0))
         assert owner(made, "three") == b"three"

@@ -191,7 +191,7 @@ class KernelWorld(World):
                 parent = "a" if "a" in found else "b"
                 assert devices.create("next", parent=parent).device_id not in taken
                 assert_whole(devices)
-                thin = devices.activate("next", read_only=True)
+                thin = devices.active.activate("next", read_only=True)
                 assert thin.pread(0, PAGE).rstrip(b"\0") == found[parent][1]
             seen.append(allowed.index(found))
         return seen
@@ -245,7 +245,7 @@ def remove_full(devices: DeviceSet) -> None:
 
 
 def retry_deletion(devices: DeviceSet) -> None:
-    devices.retry_deletions()
+    devices.deletions.retry()
 
 
 def mark(home: Path) -> None:

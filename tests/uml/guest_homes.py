@@ -873,12 +873,12 @@ def a_node_that_vanished_is_made_up_for(folder: Path) -> None:
 def a_lent_device_is_used_once(folder: Path) -> None:
     home = make_home(folder)
     with opening.open_home(home.home, load_backend("dmthin")) as devices:
-        fd = devices.open_node("web")
-        assert devices.open_nodes().keys() == {"web"}
+        fd = devices.active.open_node("web")
+        assert devices.active.open_nodes().keys() == {"web"}
         with expected(CowfsError, errno.EBUSY, "in use already", f"process {os.getpid()}"):
-            devices.open_node("web")
+            devices.active.open_node("web")
         os.close(fd)
-        wait_until(lambda: not devices.open_nodes())
+        wait_until(lambda: not devices.active.open_nodes())
         devices.remove("web")
 
 

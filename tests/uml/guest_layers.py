@@ -336,7 +336,7 @@ def retries_of_an_xfs_are_limited(folder: Path) -> None:
         ):
             layers.mount("one", "", prepare=lambda tree: None, write_id=lambda tree: None)
         assert mount_at(path.parent) is None
-        wait_until(lambda: not host.devices.open_nodes())
+        wait_until(lambda: not host.devices.active.open_nodes())
 
 
 @check
@@ -351,7 +351,7 @@ def a_mount_label_reaches_the_kernel(folder: Path) -> None:
         with expected(MountError, errno.EINVAL, f'data: context="{label}": invalid argument; the kernel', "SELinux: "):
             driver.get("one", label)
         assert mount_at(folder / "home/mnt/one") is None
-        wait_until(lambda: not host.devices.open_nodes())
+        wait_until(lambda: not host.devices.active.open_nodes())
 
 
 def is_selinux_on() -> bool:
@@ -369,7 +369,7 @@ def a_removed_layer_gives_its_space_back(folder: Path) -> None:
             return data.stat().st_blocks * 512
 
         for is_on in (True, False):
-            host.devices.discards_removed = is_on
+            host.devices.deletions.discards_removed = is_on
             driver.create("big", None)
             Path(driver.get("big"), "file").write_bytes(os.urandom(16 * MIB))
             os.sync()
@@ -397,7 +397,7 @@ def what_somebody_else_keeps_mounted_is_told(folder: Path) -> None:
             with expected(DeviceBusy, errno.EBUSY, "cannot be removed"):
                 driver.remove("one")
             assert driver.exists("one")
-        wait_until(lambda: not host.devices.open_nodes())
+        wait_until(lambda: not host.devices.active.open_nodes())
         driver.remove("one")
     with opened(folder, "ext4") as (host, driver):
         driver.create("one", None)
@@ -407,11 +407,11 @@ def what_somebody_else_keeps_mounted_is_told(folder: Path) -> None:
             driver.put("one")
             driver.remove("one")
             assert driver.exists("one")
-            host.devices.retry_deletions()
+            host.devices.deletions.retry()
             assert driver.exists("one")
-        wait_until(lambda: not host.devices.open_nodes())
-        host.devices.retry_deletions()
-        wait_until(lambda: host.devices.retry_deletions() == 0)
+        wait_until(lambda: not host.devices.active.open_nodes())
+        host.devices.deletions.retry()
+        wait_until(lambda: host.devices.deletions.retry() == 0)
         assert not driver.exists("one")
 
 

@@ -163,8 +163,8 @@ def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
     options = parse_storage_options([f"dm.directlvm_device={disk}", "dm.basesize=64M"])
     with opening.make_home(home, BACKEND, home_options(options)) as devices:
         devices.create("layer")
-        assert devices.status().block_bytes == 512 << 10
-        assert not devices.discards_removed
+        assert devices.reports.status().block_bytes == 512 << 10
+        assert not devices.deletions.discards_removed
     with opening.open_home(home, BACKEND) as devices:
         assert [record.name for record in devices.records()] == ["base", "layer"]
 
@@ -200,12 +200,12 @@ def a_home_of_xfs(folder: Path) -> None:
     with opening.make_home(
         folder / "home", BACKEND, home_options(options), injected=Injected(filesystem=filesystem)
     ) as devices:
-        status = devices.status()
-        assert devices.base_filesystem == "xfs"
+        status = devices.reports.status()
+        assert devices.base.filesystem_name == "xfs"
         devices.create("same")
         devices.create("larger", size_bytes=768 << 20)
     with opening.open_home(folder / "home", BACKEND) as devices:
-        same, larger = devices.activate("same"), devices.activate("larger")
+        same, larger = devices.active.activate("same"), devices.active.activate("larger")
         assert isinstance(same, NodeThin)
         assert isinstance(larger, NodeThin)
         assert require_filesystem(same, "same") == "xfs"
@@ -227,10 +227,10 @@ def a_home_of_xfs(folder: Path) -> None:
 def another_xfs_is_found_out(folder: Path) -> None:
     options = home_options(parse_storage_options(["dm.basesize=512M", "dm.loopdatasize=4G"]))
     with opening.make_home(folder / "home", BACKEND, options, injected=Injected(filesystem=Xfs())) as devices:
-        thin = devices.activate("base")
+        thin = devices.active.activate("base")
         assert isinstance(thin, NodeThin)
         said("xfs_admin", "-U", "generate", thin.node)
-        devices.deactivate("base")
+        devices.active.deactivate("base")
     try:
         opening.open_home(folder / "home", BACKEND).close()
     except HomeError as error:

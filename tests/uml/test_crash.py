@@ -96,9 +96,9 @@ def contents(devices: DeviceSet) -> Model:
     found: Model = {}
     for record in devices.records():
         if record.name != "base":
-            thin = devices.activate(record.name, read_only=True)
+            thin = devices.active.activate(record.name, read_only=True)
             text = thin.pread(128, 64).rstrip(b"\0").decode()
-            devices.deactivate(record.name)
+            devices.active.deactivate(record.name)
             found[record.name] = record.size_bytes, text
     device = devices.pool.open_metadata()
     assert recount_findings(device, strict=False) == []

@@ -11,6 +11,7 @@ import msgspec
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_ext4 import Ext4
+from cowfs.devices.changes.guard import ChangeGuard
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceFile, Identity, SetFile
@@ -63,6 +64,7 @@ class BaseDevice:
     """The base of one home.
 
     Args:
+        size_bytes: of a base that is still to be made.
         new_uuid: called once for each file system made.
     """
 
@@ -70,14 +72,18 @@ class BaseDevice:
         self,
         active: ActiveDevices,
         store: DeviceStore,
+        guard: ChangeGuard,
         transactions: Transactions,
         filesystem: BaseFilesystem,
         set_file: SetFile,
+        size_bytes: int,
         new_uuid: Callable[[], str],
     ) -> None:
         self._active = active
         self._store = store
+        self._guard = guard
         self._transactions = transactions
+        self._size_bytes = size_bytes
         self._filesystem = filesystem
         self._new_uuid = new_uuid
         self.set_file = set_file
@@ -146,11 +152,22 @@ class BaseDevice:
                 f"{self.set_file.base_uuid}: pool and records do not belong together"
             )
 
-    def ensure(self, size_bytes: int) -> None:
-        """Make the base when there is none that was finished; `size_bytes` is for one that never was."""
+    @property
+    def filesystem_name(self) -> str:
+        """The file system of the base, and so of its snapshots: `ext4` or `xfs`; empty before it is made."""
+        return self.set_file.base_filesystem
+
+    def ensure(self) -> None:
+        """Make the base when the home has none that was finished.
+
+        Raises:
+            OutOfDataSpace, OutOfMetadataSpace: there is none, and less than the minimum is free.
+        """
+        self._guard.check_writable()
         if self.is_present():
             return
-        record = self._store.get(BASE)
+        self._guard.require_free_space()
+        size_bytes, record = self._size_bytes, self._store.get(BASE)
         if record is not None:
             size_bytes = record.size
             self._transactions.remove(BASE)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import msgspec
 
 from cowfs.devices.active import ActiveDevices
+from cowfs.devices.changes.guard import ChangeGuard
+from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.transactions import Transactions
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import check_device_size
@@ -17,26 +20,53 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.errors import NoSuchThin, UsageError
 
 
+class Base(Protocol):
+    """What making devices needs of the base device."""
+
+    def ensure(self) -> None: ...
+
+    def grow_new(self, name: str, record: DeviceFile) -> None: ...
+
+
 class Creation:
     """Snapshots of the devices of one home.
 
     Args:
-        grow: makes the file system of a new device fill it, by name and record.
+        base: what is made when it is missing; it makes the file system of a larger device fill it.
     """
 
     def __init__(
         self,
         active: ActiveDevices,
         store: DeviceStore,
+        guard: ChangeGuard,
         transactions: Transactions,
-        grow: Callable[[str, DeviceFile], None],
+        renames: Renames,
+        base: Base,
     ) -> None:
         self._active = active
         self._store = store
+        self._guard = guard
         self._transactions = transactions
-        self._grow = grow
+        self._renames = renames
+        self._base = base
 
-    def check(self, names: Sequence[str], size_bytes: int | None) -> None:
+    def prepare(self, names: Sequence[str], origin_name: str | None, size_bytes: int | None) -> None:
+        """Check that devices can be made of an existing one, and have the home ready for that; see `DeviceSet.create`.
+
+        Args:
+            origin_name: None where what they are made of is known to be usable.
+        """
+        self._guard.check_writable()
+        self._check(names, size_bytes)
+        if origin_name == BASE:
+            self._base.ensure()
+        if origin_name is not None:
+            self._check_origin(origin_name, names[0], size_bytes)
+        self._guard.require_free_space()
+        self._renames.finish_interrupted()
+
+    def _check(self, names: Sequence[str], size_bytes: int | None) -> None:
         """Raises UsageError, DeviceExists: devices cannot have these names, or this size."""
         if not names:
             raise UsageError("no device is named; name at least one")
@@ -47,7 +77,7 @@ class Creation:
         if twice := next((name for name, count in Counter(names).items() if count > 1), None):
             raise UsageError(f"the device {twice!r} is named twice, so nothing was made; name each once")
 
-    def check_origin(self, origin_name: str, name: str, size_bytes: int | None) -> None:
+    def _check_origin(self, origin_name: str, name: str, size_bytes: int | None) -> None:
         """Raises UnknownDevice, DeviceBusy, UsageError: device `name` cannot be a snapshot of this one."""
         origin = self._active.usable(origin_name)
         if size_bytes is not None and size_bytes < origin.size:
@@ -113,7 +143,6 @@ class Creation:
             self._active.pool.create_thin(thin_id)
 
     def create_many(self, names: Iterable[str], origin_name: str, size_bytes: int | None) -> None:
-        """See `DeviceSet.create_many`."""
         origin = self._store.require(origin_name)
         self._transactions.make_many(
             dict.fromkeys(names, size_bytes or origin.size),
@@ -133,7 +162,7 @@ class Creation:
             ) from error
         if size_bytes is not None and size_bytes > origin.size:
             for name, thin_id in thin_ids.items():
-                self._grow(name, DeviceFile(thin_id, size_bytes))
+                self._base.grow_new(name, DeviceFile(thin_id, size_bytes))
 
     def _note_parents(self, origin_name: str, records: Mapping[str, DeviceFile], *, is_layer: bool = False) -> None:
         inherited = False if origin_name == BASE else self._store.is_layer(origin_name)

@@ -34,7 +34,12 @@ class _Failures:
 
 
 class Deletions:
-    """Removal of the devices of one home. `discards_removed`: see `DeviceSet`."""
+    """Removal of the devices of one home.
+
+    Attributes:
+        discards_removed: whether what a removed device leaves free is discarded on the data device. A pool of the
+            kernel needs a discard of the whole device for that first; other pools do it in any case.
+    """
 
     def __init__(
         self, active: ActiveDevices, store: DeviceStore, transactions: Transactions, *, discards_removed: bool
@@ -44,6 +49,7 @@ class Deletions:
         self._transactions = transactions
         self.discards_removed = discards_removed
         self._failures: dict[str, _Failures] = {}
+        active.when_idle = self.finish
 
     def remove(self, name: str, *, deferred: bool) -> bool:
         """See `DeviceSet.remove`."""
@@ -98,7 +104,11 @@ class Deletions:
             self._store.save(name, msgspec.structs.replace(record, deleted=True))
 
     def retry(self) -> int:
-        """See `DeviceSet.retry_deletions`."""
+        """Try again to delete what is marked for deletion; returns how many devices are left.
+
+        Done when a home opens. A process that keeps one open calls this every 30 s; a device that fails again and
+        again is tried less and less often, in the end every ten minutes. Raises nothing of the pool's or the home's.
+        """
         if self._store.read_only:
             return len(self.names())
         left = 0

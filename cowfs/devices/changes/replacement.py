@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -62,7 +62,7 @@ class Replacements:
             size_bytes: of the disk, where it is another than the device's.
         """
         record = self._active.usable(name)
-        with self._active.rewriting(name), self._snapshot(name, name) as note:
+        with self._active.rewriting(name), self.snapshot(name, name) as note:
             changes = {"device_id": note.new_id, "size": size_bytes or record.size}
             thin = self._active.open_thin(name, msgspec.structs.replace(record, **changes), False)
             try:
@@ -96,7 +96,7 @@ class Replacements:
             kept: the device that gets the former content, made by `keep` with a thin of this id; none when empty.
         """
         size_bytes = self._store.require(snapshot).size
-        with self._snapshot(name, snapshot, kept) as note:
+        with self.snapshot(name, snapshot, kept) as note:
             if note.kept_id is not None:
                 keep(note.kept_id)
             changes = {"device_id": note.new_id, "size": size_bytes}
@@ -109,16 +109,7 @@ class Replacements:
                 raise HomeError(f"{text}: {error}", errno=error.errno) from error
 
     @contextmanager
-    def temporary_snapshot(self, name: str, *, read_only: bool) -> Iterator[ThinDevice]:
-        """A disk for reading that holds what the device holds now, for the length of the block."""
-        record = self._active.usable(name)
-        with self._snapshot(name, name) as note:
-            copy = msgspec.structs.replace(record, device_id=note.new_id)
-            with closing(self._active.open_thin(f"{name}+{note.new_id}", copy, read_only)) as thin:
-                yield thin
-
-    @contextmanager
-    def _snapshot(self, name: str, origin: str, kept: str = "") -> Iterator[ReplacementFile]:
+    def snapshot(self, name: str, origin: str, kept: str = "") -> Iterator[ReplacementFile]:
         """A thin that no record names, a snapshot of `origin`, for the length of a block.
 
         It is deleted at the end; where the record of `name` names it then, the former thin of `name` is instead.

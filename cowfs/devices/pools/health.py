@@ -66,7 +66,7 @@ def examine(pool: Pool) -> Health:
 
 
 def require_writable(pool: Pool, *, to_make_room: bool) -> None:
-    """Raises PoolModeError (EROFS); see `DeviceSet.check_writable`."""
+    """Raises PoolModeError (EROFS); see `ChangeGuard.check_writable`."""
     now = examine(pool)
     if not now.can_change or (now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room):
         raise PoolModeError(now.problem, errno=errno.EROFS)

@@ -42,7 +42,7 @@ def mount_by_kernel(
         on_ready: called once it is mounted; the mount is taken back when this raises, or anything before.
 
     Raises:
-        UnknownDevice, DeviceBusy: as `DeviceSet.open_node`.
+        UnknownDevice, DeviceBusy: as `ActiveDevices.open_node`.
         MissingRequirement: the backend has no nodes.
         FilesystemError: no file system that is known.
         MountError: the mount point cannot be used, or mount(2) failed.

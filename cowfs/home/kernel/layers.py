@@ -16,13 +16,11 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from cowfs.devices.base.base_xfs import limit_nospace_retries
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.ending import ending_with
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.filetree import FileTree
 from cowfs.layers.driver import Prepare
@@ -63,7 +61,7 @@ class KernelLayers:
 
     @property
     def _is_xfs(self) -> bool:
-        return self._devices.base_filesystem == _XFS
+        return self._devices.base.filesystem_name == _XFS
 
     # ------------------------------------------------------------------ at a path
 
@@ -87,9 +85,9 @@ class KernelLayers:
         return os.path.join(target, os.fsdecode(ROOTFS))
 
     def _mount(self, layer_id: str, target: str, mount_label: str) -> None:
-        fd = self._devices.open_node(layer_id)
+        fd = self._devices.active.open_node(layer_id)
         try:
-            options = self._settings.mount_data(self._devices.base_filesystem, mount_label)
+            options = self._settings.mount_data(self._devices.base.filesystem_name, mount_label)
             node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
             retries = self._settings.xfs_nospace_max_retries
             if self._is_xfs and retries is not None:
@@ -111,16 +109,16 @@ class KernelLayers:
         name = nodes.target_name(number)
         unmount_now(target, lazy=True)
         self._remove_mount_point(target)
-        nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.open_nodes())
+        nodes.wait_until(lambda: nodes.target_name(number) != name or layer_id in self._devices.active.open_nodes())
         if nodes.target_name(number) != name:
-            self._devices.finish_deletion(layer_id)
+            self._devices.deletions.finish(layer_id)
         elif not self._settings.deferred_removal:
             raise DeviceBusy(f"layer '{layer_id}' was unmounted, but its device is busy: something else uses it")
 
     def unmount_all(self) -> None:
         """End every mount of a layer that a process of this home made; what cannot be ended stays."""
         prefix = self._directory + os.sep
-        for layer_id, mount in nodes.kernel_mounts(self._devices.open_nodes()):
+        for layer_id, mount in nodes.kernel_mounts(self._devices.active.open_nodes()):
             if mount.target == prefix + layer_id:
                 with suppress(OSError):
                     self.unmount(layer_id)
@@ -132,7 +130,7 @@ class KernelLayers:
         """The mount of a layer's device at its mount point. Raises MountError when something else is mounted there."""
         target = self._mount_point(layer_id)
         mount = mount_at(target)
-        if mount is None or nodes.device_of(mount) in self._devices.open_nodes().get(layer_id, ()):
+        if mount is None or nodes.device_of(mount) in self._devices.active.open_nodes().get(layer_id, ()):
             return mount
         reason = f"something else is mounted there ({mount.fstype} {mount.source}); unmount it first"
         raise MountError("mount", layer_id, target, reason=reason)
@@ -155,7 +153,7 @@ class KernelLayers:
                 yield held
         elif self._is_xfs:
             with (
-                self._devices.temporary_snapshot(layer_id, read_only=False) as thin,
+                self._devices.snapshots.temporary(layer_id, read_only=False) as thin,
                 closing(_hidden_tree(thin, layer_id, "ro")) as tree,
             ):
                 yield HeldTree(tree, thin.thin_id)
@@ -170,12 +168,11 @@ class KernelLayers:
             with self._volumes.opened(layer_id) as volume:
                 yield HeldTree(volume, self._devices.record(layer_id).device_id)
             return
-        thin = self._devices.activate(layer_id, read_only=True)
-        try:
-            with closing(_hidden_tree(thin, layer_id, "ro,norecovery")) as tree:
-                yield HeldTree(tree, thin.thin_id)
-        finally:
-            self._devices.deactivate(layer_id)
+        with (
+            self._devices.active.activated(layer_id, "reader", read_only=True) as thin,
+            closing(_hidden_tree(thin, layer_id, "ro,norecovery")) as tree,
+        ):
+            yield HeldTree(tree, thin.thin_id)
 
     @contextmanager
     def writing(self, layer_id: str) -> Iterator[FileTree]:
@@ -195,9 +192,10 @@ class KernelLayers:
             with closing(_tree_at(self._mount_point(layer_id))) as tree:
                 yield tree
         elif self._is_xfs:
-            thin = self._devices.activate(layer_id)
-            deactivate = partial(self._devices.deactivate, layer_id)
-            with ending_with(deactivate), closing(_hidden_tree(thin, layer_id, "")) as tree:
+            with (
+                self._devices.active.activated(layer_id, "writer") as thin,
+                closing(_hidden_tree(thin, layer_id, "")) as tree,
+            ):
                 yield tree
         else:
             with changing_in_place(self._volumes, layer_id) as tree:

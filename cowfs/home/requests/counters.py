@@ -15,7 +15,7 @@ class Io(Request[IoReport], frozen=True, tag="io"):
     """What the pool and the devices have done since the pool was opened, by the process that holds the home."""
 
     def run(self, home: OpenHome) -> IoReport:
-        return home.devices.io()
+        return home.devices.reports.io()
 
 
 class Metrics(Request[str], frozen=True, tag="metrics"):
@@ -25,7 +25,7 @@ class Metrics(Request[str], frozen=True, tag="metrics"):
     """
 
     def run(self, home: OpenHome) -> str:
-        return "".join(f"{line}\n" for line in _lines(home.devices.status(), home.devices.io()))
+        return "".join(f"{line}\n" for line in _lines(home.devices.reports.status(), home.devices.reports.io()))
 
 
 _HELP: Final = {

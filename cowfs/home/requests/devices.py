@@ -74,7 +74,7 @@ class Status(Request[HomeReport], frozen=True, tag="status"):
 
     def run(self, home: OpenHome) -> HomeReport:
         return msgspec.structs.replace(
-            home.devices.status(),
+            home.devices.reports.status(),
             backend=home.backend,
             holder_pid=os.getpid() if home.is_serving else None,
             views=home.all_views(),
@@ -94,7 +94,7 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
             views = home.all_views()
             names = [record.name for record in records]
             try:
-                found = home.devices.usage_and_contents(names)
+                found = home.devices.reports.usage_and_contents(names)
             except (MetadataCorrupt, PoolModeError):  # among the problems of `status`
                 found = None
             # The rows of a batch are of one moment.
@@ -107,7 +107,7 @@ class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
     name: str
 
     def run(self, home: OpenHome) -> DeviceReport:
-        report = home.devices.inspect(self.name)
+        report = home.devices.reports.inspect(self.name)
         return msgspec.structs.replace(
             report, views=home.views_of(home.devices.record(self.name)), uses=home.uses_of(self.name)
         )
@@ -136,7 +136,7 @@ class Create(Request[Created], frozen=True, tag="create"):
 
     def run(self, home: OpenHome) -> Created:
         record = home.devices.create(self.name, parent=self.parent, size_bytes=self.size_bytes)
-        return Created(record.name, record.device_id, record.size_bytes, record.parent, home.devices.warnings())
+        return Created(record.name, record.device_id, record.size_bytes, record.parent, home.devices.reports.warnings())
 
 
 class CreateMany(Request[list[Created]], frozen=True, tag="create_many"):
@@ -158,7 +158,7 @@ class CreateMany(Request[list[Created]], frozen=True, tag="create_many"):
 
     def run(self, home: OpenHome) -> list[Created]:
         made = home.devices.create_many(self.names, parent=self.parent, size_bytes=self.size_bytes)
-        warnings = home.devices.warnings()
+        warnings = home.devices.reports.warnings()
         return [Created(it.name, it.device_id, it.size_bytes, it.parent, warnings) for it in made]
 
 
@@ -297,7 +297,7 @@ class Table(Listing[TargetLine], frozen=True, tag="table"):
         yield TargetLine(pool.name, pool.table().format())
         for record in home.devices.records():
             table = ThinTable(Sectors(record.length_sectors), pool.name, ThinId(record.device_id))
-            yield TargetLine(home.devices.target_name(record.name), table.format())
+            yield TargetLine(home.devices.active.target_name(record.name), table.format())
 
 
 class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
@@ -311,7 +311,7 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
                 figures = _figures(pool.thin_status(record.device_id))
             except NoSuchThin:  # a record without a thin
                 continue
-            yield TargetLine(home.devices.target_name(record.name), f"0 {record.length_sectors} thin {figures}")
+            yield TargetLine(home.devices.active.target_name(record.name), f"0 {record.length_sectors} thin {figures}")
 
 
 class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
@@ -340,7 +340,7 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
         return self.name
 
     def run(self, home: OpenHome) -> OpenFile:
-        return OpenFile(home.devices.open_node(self.name))
+        return OpenFile(home.devices.active.open_node(self.name))
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
                 thin.pwrite(offset, data)
                 ahead.wrote(len(data))
             if holds_layer(thin):
-                home.devices.note_layer(self.name)
+                home.devices.imports.note_layer(self.name)
         return imported(home, self.name)
 
 

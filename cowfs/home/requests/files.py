@@ -315,7 +315,7 @@ def _changing(home: OpenHome, device: str, *, write_base: bool) -> Iterator[Laye
             "device 'base' is written only with --write-base: every new device begins as a copy of it; nothing was "
             "changed"
         )
-    home.devices.check_writable()
+    home.devices.guard.check_writable()
     with home.driver.changing(device) as root:
         yield root
 

@@ -13,7 +13,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.copying.records import Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
-from cowfs.devices.deviceset import BeginImport
+from cowfs.devices.changes.imports import BeginImport
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
@@ -189,7 +189,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
             for other in (member.parent, member.origin):
                 if (other is None) != (number == 0) or (other is not None and not 0 <= other < number):
                     raise UsageError(f"the chain is damaged: device '{member.name}' does not come after its parent")
-        with home.devices.importing_together() as begin:
+        with home.devices.imports.importing_together() as begin:
             thins: list[ThinDevice] = []
             while piece := (yield True):
                 number, has_data, offset, length = CHANGE.unpack_from(piece)
@@ -211,7 +211,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
                 thins.append(_begin(begin, members, len(thins)))
             for member, thin in zip(members, thins, strict=True):
                 if holds_layer(thin) if member.is_layer is None else member.is_layer:
-                    home.devices.note_layer(member.name)
+                    home.devices.imports.note_layer(member.name)
         return [imported(home, member.name) for member in members]
 
 

@@ -46,8 +46,8 @@ class Usage(Listing[UsageRow], frozen=True, tag="usage"):
 
     def run(self, home: OpenHome) -> Pieces[UsageRow]:
         for records in batched(home.devices.records()):
-            yield from home.devices.usage([record.name for record in records]).values()
-        yield from home.devices.orphan_usage()
+            yield from home.devices.reports.usage([record.name for record in records]).values()
+        yield from home.devices.reports.orphan_usage()
 
 
 class Trim(Request[TrimmedDevice], frozen=True, tag="trim"):
@@ -99,7 +99,7 @@ class ResizePool(Request[ResizedPool], frozen=True, tag="resize_pool"):
     metadata_size_bytes: int | None = None
 
     def run(self, home: OpenHome) -> ResizedPool:
-        before = home.devices.status()
+        before = home.devices.reports.status()
         after = home.devices.resize_pool(
             data_size_bytes=self.data_size_bytes, metadata_size_bytes=self.metadata_size_bytes
         )

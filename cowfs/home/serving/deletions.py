@@ -24,7 +24,7 @@ def deletion_service(
         while True:
             await sleep(RETRY_SECONDS)
             try:
-                devices.retry_deletions()
+                devices.deletions.retry()
             except Exception:  # a defect here is no reason to end a mount
                 _log.exception("deletions of %s", devices.home)
 

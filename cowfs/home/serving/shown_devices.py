@@ -108,7 +108,7 @@ class ShownDisk:
         return self._devices.record(self.name).device_id
 
     def open(self) -> ThinDevice:
-        thin = self._devices.activate(self.name, read_only=self._read_only)
+        thin = self._devices.active.activate(self.name, read_only=self._read_only)
         self._end = self._devices.uses.begin(self.name, "raw", self._mount_point)
         return thin
 
@@ -117,7 +117,7 @@ class ShownDisk:
         if self._end is not None:
             self._end()
             self._end = None
-            self._devices.deactivate(self.name)
+            self._devices.active.deactivate(self.name)
 
 
 def _is_shown(record: DeviceRecord) -> bool:

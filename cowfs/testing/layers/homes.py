@@ -88,10 +88,10 @@ class InProcessHome:
         self._devices.pool.message(text)
 
     def retry_deletions(self) -> int:
-        return self._devices.retry_deletions()
+        return self._devices.deletions.retry()
 
     def mapped_bytes(self, layer_id: str) -> int:
-        return self._devices.inspect(layer_id).mapped_bytes
+        return self._devices.reports.inspect(layer_id).mapped_bytes
 
     def judge(self) -> None:
         judge_devices(self._devices)
@@ -207,11 +207,8 @@ def judge_devices(devices: DeviceSet) -> None:
     names = [record.name for record in devices.records() if not record.deleted and record.device_id in in_pool]
     half = _MOST_JUDGED // 2
     for name in dict.fromkeys([BASE, *names[:half], *names[-half:]]):
-        thin = devices.activate(name)
-        try:
-            found = _judge_filesystem(devices.base_filesystem, thin)
-        finally:
-            devices.deactivate(name)
+        with devices.active.activated(name, "disk") as thin:
+            found = _judge_filesystem(devices.base.filesystem_name, thin)
         if found:
             raise AssertionError(f"'{name}' is not clean: {found}")
     require_clean_pool(devices.pool)

@@ -178,9 +178,9 @@ class Untidy(InProcessHome):
     def files(self, layer_id: str) -> Iterator[Any]:
         with super().files(layer_id) as files:
             yield files
-        thin = self._devices.activate(layer_id)
+        thin = self._devices.active.activate(layer_id)
         thin.pwrite(1024 + 16, b"\x00" * 8)  # block counts of the superblock
-        self._devices.deactivate(layer_id)
+        self._devices.active.deactivate(layer_id)
 
 
 def test_a_damaged_layer_is_found(tmp_path: Path) -> None:

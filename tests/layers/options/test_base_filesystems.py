@@ -26,7 +26,7 @@ BACKEND = load_backend("emulated")
 def test_arguments_of_mkfs_reach_it(tmp_path: Path) -> None:
     filesystem = filesystem_named("ext4", ["-b", "1024"])
     with opening.make_home(tmp_path / "home", BACKEND, SMALL, injected=Injected(filesystem=filesystem)) as devices:
-        superblock = layout.read_superblock(devices.activate("base", read_only=True))
+        superblock = layout.read_superblock(devices.active.activate("base", read_only=True))
         assert superblock.block_bytes == 1024
 
 

@@ -102,7 +102,7 @@ def test_where_the_pool_is(options: list[str], source: PoolSource) -> None:
 def status(tmp_path_factory: pytest.TempPathFactory) -> HomeReport:
     home: Path = tmp_path_factory.mktemp("homes") / "home"
     with opening.make_home(home, load_backend("emulated"), SMALL) as devices:
-        return devices.status()
+        return devices.reports.status()
 
 
 def changes(status: HomeReport, *options: str) -> HomeChanges:
