@@ -9,10 +9,13 @@ Each step leaves the home whole. Here they are run at once; `cowfs.home.executor
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import TypeAlias, TypeVar
+from contextlib import closing
+from typing import Any, TypeAlias, TypeVar
 
 P = TypeVar("P")
+S = TypeVar("S")
 T = TypeVar("T")
+Y = TypeVar("Y")
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with (bytes done, bytes in all, None where that is not known) by what takes long."""
@@ -23,12 +26,20 @@ Pieces: TypeAlias = Generator[P | None, None, None]
 
 def finish(steps: Steps[T]) -> T:
     """Run a long operation to its end."""
-    try:
+    return exchange(steps, lambda _step: None)
+
+
+def exchange(operation: Generator[Y, S, T], turn: Callable[[Y], S]) -> T:
+    """Run an operation to its end; what it yields is given to `turn`, and what that returns is sent to it."""
+    reply: Any = None
+    with closing(operation):
         while True:
-            next(steps)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+            try:
+                step = operation.send(reply)
+            except StopIteration as end:
+                answer: T = end.value
+                return answer
+            reply = turn(step)
 
 
 def pieces_of(steps: Pieces[P]) -> Generator[P, None, None]:

@@ -400,8 +400,8 @@ def inspect_command(settings: Settings, name: str) -> None:
 def rename_command(settings: Settings, old: str, new: str) -> None:
     """Give the device OLD the name NEW. Its snapshots stay its snapshots.
 
-    While the whole home is mounted at MNT, MNT/OLD becomes MNT/NEW at once. A device that is mounted on its own, or of
-    which a file is open, is not renamed.
+    A device that is mounted on its own stays mounted, with what is open in it. While the whole home is mounted at MNT,
+    MNT/OLD becomes MNT/NEW at once, unless a file is open there. A device that the kernel has mounted is not renamed.
     """
     with settings.open_home_from_outside() as home:
         renamed = home.rename(old, new)

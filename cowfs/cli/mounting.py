@@ -347,18 +347,26 @@ def _is_mount_point(path: str) -> bool:
 def _mount_points(settings: Settings, name: str | None) -> list[str]:
     """Where a device of the home is mounted, or all that is; by the mount table, which lists dead mounts too.
 
+    The table has the name that a device had when it was mounted, the server of the mount the one that it has now.
+
     Raises:
         MountError: it is mounted with all the others only.
     """
+    from cowfs.error_record import plain_text
     from cowfs.mounts.mountinfo import decode_source, mounts
 
+    with settings.open_home() as opened:
+        views = opened.status().views
+    served = {view.mount_point: view.device or "" for view in views}
     home = os.path.realpath(settings.home_path)
     sources = [(decode_source(mount.source), mount.target) for mount in mounts() if mount.is_cowfs]
-    shown = [(source[1], target) for source, target in sources if source is not None and source[0] == home]
+    shown = [
+        (served.get(plain_text(target), source[1]), target)
+        for source, target in sources
+        if source is not None and source[0] == home
+    ]
     found = [target for device, target in shown if name is None or device == name]
-    with settings.open_home() as opened:
-        views = [view for view in opened.status().views if view.view == "kernel"]
-    found += [view.mount_point for view in views if name is None or view.device == name]
+    found += [view.mount_point for view in views if view.view == "kernel" and name in (None, view.device)]
     whole = [target for device, target in shown if not device]
     if not found and whole and name is not None:
         raise MountError(

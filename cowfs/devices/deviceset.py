@@ -307,6 +307,12 @@ class DeviceSet:
             self.base.grow_filesystem(name, thin)
         return self._store.view(name)
 
+    def check_rename(self, name: str, new_name: str) -> None:
+        """Raises what `rename` would, but for a device that is in use: nothing is done."""
+        self.guard.check_writable(to_make_room=True)
+        self.active.usable(name)
+        self._renames.check(name, new_name)
+
     def rename(self, name: str, new_name: str) -> DeviceRecord:
         """Give a device another name; it stays the parent of its children. After a crash it has the one or the other.
 
@@ -315,9 +321,7 @@ class DeviceSet:
             UnknownDevice, DeviceBusy: it is not there, in use, or marked for deletion.
             DeviceExists: `new_name` is taken.
         """
-        self.guard.check_writable(to_make_room=True)
-        self.active.usable(name)
-        self._renames.check(name, new_name)
+        self.check_rename(name, new_name)
         self.active.require_unused(name, "renamed")
         self._transactions.finish_interrupted()
         self._renames.rename(name, new_name)

@@ -1,8 +1,12 @@
-"""A device that is mounted alone, and whose content becomes another while it is mounted.
+"""A device that is mounted alone, and whose content or name becomes another while it is mounted.
 
     give_up      nothing is open in it, or that is detached: the device is closed
                  meanwhile, without a checkpoint, it gets other content, or not
     take_up      it is open again, and what the kernel has cached of the former content is dropped
+
+    put_aside    the device is closed
+                 meanwhile, without a checkpoint, it may get another name
+    take_again   it is open again, and so is what was open in it
 
 An inode number says which content it is of (`tree_view.later_map`, `raw_view`), so what is open of the former one
 answers ESTALE, and nothing written to it reaches the new one. The root directory alone is the same in both.
@@ -34,8 +38,7 @@ _NAMES_AT_ONCE: Final = 256
 class Device(Protocol[Opened]):
     """A device that is shown."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     def number(self) -> int:
         """Of its content: another one has another number."""
@@ -72,6 +75,10 @@ class ReplaceableView(Protocol[Shown]):
 
     def attach(self, content: Shown, /) -> None: ...
 
+    def name_device(self, name: str, /) -> list[bytes]:
+        """The device has another name; returns the names at the root that are others for it."""
+        ...
+
     def replace(self, content: Shown, /) -> None:
         """Go on with other content: what the kernel knows of the former one, but for the root, is stale."""
         ...
@@ -92,6 +99,10 @@ class DeviceMount(Generic[Content]):
         self._former: list[InodeT] = []
         self._names: set[bytes] = set()
 
+    @property
+    def device_name(self) -> str:
+        return self._device.name
+
     async def give_up(self, *, force: bool) -> None:
         """Close the device. Ends without a checkpoint.
 
@@ -109,11 +120,14 @@ class DeviceMount(Generic[Content]):
         self._names = set(view.names_at_root())
         with suppress(OSError):  # it is about to be given up; what stands against closing is told by `close`
             view.sync_clean()
-        view.detach()
+        self._close()
+
+    def _close(self) -> None:
+        self._view.detach()
         try:
             self._device.close()
         except OSError:
-            await self.take_up()
+            self._view.attach(self._device.open())
             raise
 
     async def take_up(self) -> None:
@@ -143,8 +157,9 @@ class DeviceMount(Generic[Content]):
         await trio.to_thread.run_sync(drop_caches, [ROOT_INODE, *self._former], abandon_on_cancel=True)
 
     async def put_aside(self) -> None:
-        """Close the device for a moment, until `take_again`: what programs have open stays open. Ends without a
-        checkpoint.
+        """Close the device for a moment, until `take_again`: what programs have open stays open.
+
+        Ends without a checkpoint.
 
         Raises:
             DeviceBusy: a file without a name is open in it, which would be lost.
@@ -153,21 +168,23 @@ class DeviceMount(Generic[Content]):
         await until_released(lambda: self._view.has_orphans)
         if self._view.has_orphans:
             raise DeviceBusy(
-                f"a file of device '{self._device.name}' that has no name any more is open; close it, or end the "
+                f"a file of device '{self.device_name}' that has no name any more is open; close it, or end the "
                 "program that has it"
             )
         self._view.sync_clean()
-        self._view.detach()
-        try:
-            self._device.close()
-        except OSError:
-            self.take_again()
-            raise
+        self._close()
 
-    def take_again(self) -> None:
-        """Go on with a device that was put aside. Raises CowfsError when it cannot be opened."""
+    async def take_again(self, name: str) -> None:
+        """Go on with a device that was put aside, by the name that it has now.
+
+        Raises CowfsError when it cannot be opened; the mount answers with errors then.
+        """
+        is_renamed = name != self.device_name
+        self._device.name = name
         if not self._view.is_attached:
             self._view.attach(self._device.open())
+        if is_renamed and (names := self._view.name_device(name)):
+            await trio.to_thread.run_sync(_drop_names, names, abandon_on_cancel=True)
 
     async def _have_forgotten(self) -> None:
         """Have the kernel drop what it does not need of the content, and wait until it has said so."""

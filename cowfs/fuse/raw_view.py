@@ -89,6 +89,15 @@ class RawView(View):
         self.is_attached = False
         self.changed = False
 
+    def name_device(self, name: str) -> list[bytes]:
+        """The file has the name of the device; returns the former name and the new one."""
+        former, self._name = self._name, os.fsencode(name)
+        return [former, self._name]
+
+    @property
+    def has_orphans(self) -> bool:
+        return False
+
     def replace(self, device: BlockDevice) -> None:
         """Show another device; what is open of the former one is stale."""
         self._file += 1

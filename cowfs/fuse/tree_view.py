@@ -147,6 +147,10 @@ class TreeView(View):
         self.changed, self._is_clean = False, True
         self._tree = cast(ServedTree, _DETACHED)
 
+    def name_device(self, name: str) -> list[bytes]:
+        """No name in the tree is that of its device."""
+        return []
+
     def replace(self, tree: ServedTree) -> None:
         """Show another tree: of the former one the kernel keeps the root, and all else that it knows is stale."""
         self._contents += 1

@@ -8,7 +8,8 @@ The requests of other processes, Docker's and this program's own are run by the 
 same care: what a request declares about devices is turned here, and only here, into what its views must do.
 
     before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed, one
-              that it replaces is given up, unless something is open in it; one that it wants opened anew is put aside
+              that it replaces is given up, unless something is open in it; one that it renames, or wants opened anew, is
+              put aside
     after     that one is taken again; a device that it gave up is closed; what the kernel cached of a rewritten one is
               dropped; one that it replaced is shown as it is now
 
@@ -23,15 +24,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Protocol, Self, TypeGuard, TypeVar
+from typing import Any, Final, Protocol, Self, TypeGuard, TypeVar
 
 from cowfs.devices.pools.health import examine
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
-from cowfs.steps import Steps, finish, pieces_of
+from cowfs.steps import exchange, finish, pieces_of
 
 R = TypeVar("R")
+S = TypeVar("S")
+Y = TypeVar("Y")
 
 
 class Views(Protocol):
@@ -46,6 +49,17 @@ class Views(Protocol):
 
     async def close_if_idle(self, device: str) -> bool:
         """Close a device that is not in use; whether it is closed. Ends without a checkpoint."""
+        ...
+
+    async def begin_rename(self, device: str) -> None:
+        """Close a device that is about to get another name, where that is possible; `end_rename` follows.
+
+        Ends without a checkpoint.
+        """
+        ...
+
+    async def end_rename(self, device: str, new_name: str) -> None:
+        """Show a device that was set aside, and has the new name, or still its former one."""
         ...
 
     async def invalidate(self, device: str) -> None:
@@ -87,6 +101,12 @@ class NoViews:
 
     async def close_if_idle(self, device: str) -> bool:  # noqa: ARG002
         return True
+
+    async def begin_rename(self, device: str) -> None:
+        pass
+
+    async def end_rename(self, device: str, new_name: str) -> None:
+        pass
 
     async def invalidate(self, device: str) -> None:
         pass
@@ -142,34 +162,29 @@ class Executor:
     def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
         """The answer to a request that takes bytes. Raises what its operation raises, and what `pieces` does."""
         supply = iter(pieces)
-        with self._naming_a_full_disk(request), closing(request.run(self.home)) as operation:
-            try:
-                wants = next(operation)
-                while True:
-                    wants = operation.send(next(supply, b"") if wants else b"")
-            except StopIteration as end:
-                answer: R = end.value
-                return answer
+        with self._naming_a_full_disk(request):
+            return exchange(request.run(self.home), lambda wants: next(supply, b"") if wants else b"")
 
     def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
         """The answer to a request that gives bytes, which `take` is called with, piece by piece."""
-        with closing(request.run(self.home)) as operation:
-            while True:
-                try:
-                    piece = next(operation)
-                except StopIteration as end:
-                    answer: R = end.value
-                    return answer
-                if piece is not None:
-                    take(piece)
+
+        def turn(piece: bytes | None) -> None:
+            if piece is not None:
+                take(piece)
+
+        return exchange(request.run(self.home), turn)
 
     # ------------------------------------------------------------------ beside the tasks of views
 
     async def answer(self, request: Request[R]) -> R:
         """As `call`, letting other tasks have their turn after each step."""
+
+        async def turn(_step: None) -> None:
+            pass
+
         async with self._prepared(request):
             answer = request.run(self.home)
-            return await _drive(answer) if isinstance(answer, Generator) else answer
+            return await _exchange(answer, turn) if isinstance(answer, Generator) else answer
 
     async def pieces(self, request: Listing[R]) -> AsyncGenerator[R, None]:
         """As `iterate`; to be closed by `aclosing`, which ends the operation."""
@@ -184,35 +199,22 @@ class Executor:
 
     async def answer_to(self, request: StreamIn[R], read: Callable[[], Awaitable[bytes]]) -> R:
         """As `send`, with the pieces that `read` gives. Raises what it raises."""
-        import trio
+
+        async def turn(wants: bool) -> bytes:
+            return await read() if wants else b""
 
         async with self._prepared(request):
-            with closing(request.run(self.home)) as operation:
-                try:
-                    wants = next(operation)
-                    while True:
-                        piece = await read() if wants else b""
-                        await trio.lowlevel.checkpoint()
-                        wants = operation.send(piece)
-                except StopIteration as end:
-                    answer: R = end.value
-                    return answer
+            return await _exchange(request.run(self.home), turn)
 
     async def give(self, request: StreamOut[R], write: Callable[[bytes], Awaitable[object]]) -> R:
         """As `receive`. Raises what `write` raises."""
-        import trio
+
+        async def turn(piece: bytes | None) -> None:
+            if piece is not None:
+                await write(piece)
 
         async with self._prepared(request):
-            with closing(request.run(self.home)) as operation:
-                while True:
-                    try:
-                        piece = next(operation)
-                    except StopIteration as end:
-                        answer: R = end.value
-                        return answer
-                    if piece is not None:
-                        await write(piece)
-                    await trio.lowlevel.checkpoint()
+            return await _exchange(request.run(self.home), turn)
 
     @asynccontextmanager
     async def _prepared(self, request: AnyRequest) -> AsyncIterator[None]:
@@ -225,6 +227,8 @@ class Executor:
             await self._views.write_back(device)
         if (needed := request.device_needed_idle()) is not None:
             await self._views.close_if_idle(needed)
+        if (renamed := request.device_renamed()) is not None:
+            await self._views.begin_rename(renamed.device)
         if (replaced := request.device_replaced()) is not None:
             await self._views.give_up(replaced.device, force=replaced.force)
         if (reopened := request.device_reopened()) is not None:
@@ -240,6 +244,8 @@ class Executor:
             rewritten = request.device_rewritten()
             if rewritten is not None and not await self._views.close_if_idle(rewritten):
                 await self._views.invalidate(rewritten)
+            if renamed is not None:
+                await self._views.end_rename(renamed.device, renamed.new_name)
             if replaced is not None:
                 await self._views.take_up(replaced.device)
             if request.changes_reads:
@@ -281,14 +287,17 @@ def _is_about_a_full_disk(error: BaseException | None) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-async def _drive(steps: Steps[R]) -> R:
+async def _exchange(operation: Generator[Y, S, R], turn: Callable[[Y], Awaitable[S]]) -> R:
+    """As `exchange`, letting other tasks have their turn after each step."""
     import trio
 
-    with closing(steps):
+    reply: Any = None
+    with closing(operation):
         while True:
             try:
-                next(steps)
+                step = operation.send(reply)
             except StopIteration as end:
-                result: R = end.value
-                return result
+                answer: R = end.value
+                return answer
+            reply = await turn(step)
             await trio.lowlevel.checkpoint()

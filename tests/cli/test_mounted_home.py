@@ -170,11 +170,6 @@ def test_a_device_in_use_is_not_renamed(whole: MountedHome) -> None:
     whole.account.run(["touch", path / "other"])
     whole.run("layer", "put", "crate")
     assert whole.shell("cat 'mount point/crate/id'; ls 'mount point/crate/rootfs'") == "cratefile\nother\n"
-    whole.run("umount", whole.target)
-    whole.run("mount", "web", whole.target)
-    line = whole.refused(5, "rename", "web", "shop")
-    assert f"device 'web' is mounted at {whole.target}, so it cannot be renamed; first run: cowfs umount" in line
-    whole.run("rename", "data", "dates")
 
 
 def test_a_snapshot_holds_what_was_written_to_its_origin(whole: MountedHome) -> None:

@@ -121,6 +121,12 @@ class Served:
     async def drop_caches(self) -> None:
         self.calls.append(("drop caches", ""))
 
+    async def begin_rename(self, device: str) -> None:
+        raise NotImplementedError
+
+    async def end_rename(self, device: str, new_name: str) -> None:
+        raise NotImplementedError
+
     async def give_up(self, device: str, *, force: bool) -> None:
         self.calls.append(("give up", device))
 

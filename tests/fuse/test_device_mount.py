@@ -9,7 +9,7 @@ import pytest
 import trio
 from pyfuse3 import InodeT
 
-from cowfs.errors import FilesystemError, HomeError
+from cowfs.errors import DeviceBusy, FilesystemError, HomeError
 from cowfs.fuse import device_mount
 from cowfs.fuse.device_mount import DeviceMount
 
@@ -17,9 +17,8 @@ from cowfs.fuse.device_mount import DeviceMount
 class Noted:
     """A device, and its view, of which the kernel knows the root and inode 12."""
 
-    name = "web"
-
     def __init__(self) -> None:
+        self.name = "web"
         self.events: list[str] = []
         self.content = 1
         self.failing = ""
@@ -27,6 +26,10 @@ class Noted:
         self.is_used = False
         self.is_attached = True
         self.has_orphans = False
+
+    def name_device(self, name: str) -> list[bytes]:
+        self.events.append(f"rename {name}")
+        return [b"web", name.encode()]
 
     def number(self) -> int:
         return self.content
@@ -53,9 +56,11 @@ class Noted:
 
     def detach(self) -> None:
         self.events.append("detach")
+        self.is_attached = False
 
     def attach(self, content: str) -> None:
         self.events.append(f"attach {content}")
+        self.is_attached = True
 
     def replace(self, content: str) -> None:
         self.events.append(f"replace {content}")
@@ -109,3 +114,27 @@ async def test_content_that_cannot_be_shown_is_named(noted: Noted) -> None:
     await mount.give_up(force=False)
     await mount.take_up()  # what is known is still of the content that was shown last
     assert "replace content 2" in noted.events
+
+
+async def test_a_device_with_another_name_is_shown_as_before(noted: Noted) -> None:
+    mount = DeviceMount(noted, noted, "/mnt")
+    await mount.put_aside()
+    assert noted.events == ["sync", "detach", "close"]
+    noted.events.clear()
+    await mount.take_again("shop")
+    assert noted.events == ["open", "attach content 1", "rename shop", "drop web of 1", "drop shop of 1"]
+    assert mount.device_name == noted.name == "shop"
+
+
+async def test_a_device_that_was_not_renamed_is_shown_as_before(noted: Noted) -> None:
+    mount = DeviceMount(noted, noted, "/mnt")
+    await mount.put_aside()
+    await mount.take_again("web")
+    assert noted.events == ["sync", "detach", "close", "open", "attach content 1"]
+
+
+async def test_a_device_with_a_deleted_file_that_is_open_is_not_put_aside(noted: Noted) -> None:
+    noted.has_orphans = True
+    with pytest.raises(DeviceBusy, match="a file of device 'web' that has no name any more is open"):
+        await DeviceMount(noted, noted, "/mnt").put_aside()
+    assert noted.events == []

@@ -54,6 +54,13 @@ class NotedViews:
         self.events.append(f"close {device}")
         return device == "idle"
 
+    async def begin_rename(self, device: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.events.append(f"set aside {device}")
+
+    async def end_rename(self, device: str, new_name: str) -> None:
+        self.events.append(f"show {device} or {new_name}")
+
     async def invalidate(self, device: str) -> None:
         self.events.append(f"invalidate {device}")
 
@@ -100,7 +107,8 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
             await executor.answer(request)
 
     monkeypatch.setattr(type(request), "run", run)
-    monkeypatch.setattr(Rollback, "check", lambda *_arguments: views.events.append("check"))
+    for kind in (Rollback, Rename):
+        monkeypatch.setattr(kind, "check", lambda *_arguments: views.events.append("check"))
     if failing:
         with pytest.raises(HomeError, match="it fails"):
             trio.run(main)
@@ -115,7 +123,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (Status(), ["run"]),
         (Create("new"), ["write back base", "run"]),
         (Create("new", "a"), ["write back a", "run"]),
-        (Rename("a", "b"), ["close a", "run"]),
+        (Rename("a", "b"), ["check", "set aside a", "run", "show a or b"]),
         (AddFaults([]), ["run", "drop caches"]),
         (ListFaults(), ["run"]),
         (ClearFaults(), ["run", "drop caches"]),
@@ -160,6 +168,11 @@ def test_what_is_done_around_a_request(
 def test_an_apply_that_fails_may_have_changed_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
     events = events_of(ApplyLayer("a"), monkeypatch, failing=True)
     assert events == ["close a", "run", "close a", "invalidate a"]
+
+
+def test_a_device_whose_renaming_fails_is_shown_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    events = events_of(Rename("a", "b"), monkeypatch, failing=True)
+    assert events == ["check", "set aside a", "run", "show a or b"]
 
 
 def test_an_operation_whose_pieces_are_left_ends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

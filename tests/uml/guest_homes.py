@@ -432,6 +432,17 @@ def a_device_is_renamed_unless_the_kernel_uses_it_by_its_name(folder: Path) -> N
     assert (served / "web" / "file").read_text() == "kept"
     assert not (served / "shop").exists()
     home("umount", served)
+    home("mount", "web", served)
+    with (served / "file").open("r+") as file:
+        home("rename", "web", "store")
+        assert any(name.endswith("-store") for name in CONTROL.devices())
+        home("snapshot", "store", "web")
+        home("cp", "store:/file", "web:/copy")
+        file.write("new ")
+        file.flush()
+    assert (served / "file").read_text() == "new "
+    assert home.rows()["store"]["mounted"] == [str(served)]
+    home("umount", "store")
     assert_free()
 
 

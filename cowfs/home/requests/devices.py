@@ -10,18 +10,18 @@ Sizes are in bytes, whatever the name; ids and transactions are the pool's own n
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cowfs.devices.on_disk.names import BASE
-from cowfs.devices.reports import DeviceReport, DeviceRow, HomeReport, MountedView, UsageRow
+from cowfs.devices.reports import DeviceReport, DeviceRow, DeviceUse, HomeReport, MountedView, UsageRow
 from cowfs.devices.uses import require_idle
 from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import Listing, OpenFile, Replaced, Request, batched
+from cowfs.home.requests.request import Listing, OpenFile, Renaming, Replaced, Request, batched
 from cowfs.pool import PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
@@ -188,8 +188,7 @@ class Rollback(Request[RolledBack], frozen=True, tag="rollback"):
 
     def check(self, home: OpenHome) -> None:
         home.devices.check_rollback(self.name, self.snapshot, keep=self.keep)
-        uses = (use for use in home.uses_of(self.name) if use.kind not in ("home", "tree", "raw", "reader"))
-        require_idle(self.name, uses, "rolled back")
+        require_idle(self.name, _uses_beside_views(home, self.name), "rolled back")
 
     def devices_read(self) -> tuple[str, ...]:
         return (self.snapshot, self.name)
@@ -217,22 +216,29 @@ class Rollback(Request[RolledBack], frozen=True, tag="rollback"):
 class Rename(Request[Renamed], frozen=True, tag="rename"):
     """Give a device another name, all of it or nothing; its children are its children as before.
 
-    A mount of the whole home shows it under the new name at once.
+    A mount of the whole home shows it under the new name at once. A mount of the device alone goes on, and so does what
+    is open in it.
 
     Raises:
         UsageError: a name that cannot be, or the base device.
         DeviceExists, UnknownDevice: `new_name` is taken, or `name` is not there.
-        DeviceBusy: it is mounted alone or as a layer, or one of its files is open.
+        DeviceBusy: it is mounted by the kernel or as a layer, or open as a disk; one of its files is open in a mount of
+            the whole home, or a deleted one in a mount of its own.
     """
 
     name: str
     new_name: str
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    def check(self, home: OpenHome) -> None:
+        home.devices.check_rename(self.name, self.new_name)
+        require_idle(self.name, _uses_beside_views(home, self.name), "renamed")
+
+    def device_renamed(self) -> Renaming:
+        return Renaming(self.name, self.new_name)
 
     def run(self, home: OpenHome) -> Renamed:
-        home.require_idle(home.devices.record(self.name).name, "renamed")
+        self.check(home)
+        home.require_idle(self.name, "renamed")
         record = home.devices.rename(self.name, self.new_name)
         return Renamed(record.name, self.name, record.device_id)
 
@@ -344,6 +350,11 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
+
+
+def _uses_beside_views(home: OpenHome, name: str) -> Iterator[DeviceUse]:
+    """The uses of a device that no view can interrupt."""
+    return (use for use in home.uses_of(name) if use.kind not in ("home", "tree", "raw", "reader"))
 
 
 def _row(

@@ -37,6 +37,13 @@ class Replaced(NamedTuple):
     force: bool
 
 
+class Renaming(NamedTuple):
+    """A device that gets another name."""
+
+    device: str
+    new_name: str
+
+
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Base of everything that can be sent.
 
@@ -64,6 +71,10 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
     def device_needed_idle(self) -> str | None:
         """A device that may not be in use: one that is open only because it was used lately is closed before."""
+        return None
+
+    def device_renamed(self) -> Renaming | None:
+        """A device that may have another name after this: what is open in it stays open, where it is mounted alone."""
         return None
 
     def device_given_up(self) -> str | None:

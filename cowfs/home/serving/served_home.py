@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final
 
+import msgspec
 import trio
 
 from cowfs.devices.deviceset import DeviceSet
@@ -179,21 +180,38 @@ class ServedHome:
 
     # The executor's `Views`: what waits for the kernel, so never called in a handler of the view.
 
+    def _shows_alone(self, device: str) -> bool:
+        return self._mount is not None and device == self._mount.device_name
+
     async def write_back(self, device: str) -> None:
         if isinstance(self._view, HomeView):
             await self._view.write_back_device(device)
-        elif self._view is not None and device == self._request.device:
+        elif self._view is not None and self._shows_alone(device):
             await self._view.write_back()
 
     async def close_if_idle(self, device: str) -> bool:
         if isinstance(self._view, HomeView):
             return await self._view.kernel_cache.close_if_idle(device)
-        return self._view is None or device != self._request.device
+        return not self._shows_alone(device)
+
+    async def begin_rename(self, device: str) -> None:
+        if isinstance(self._view, HomeView):
+            await self._view.kernel_cache.close_if_idle(device)
+        elif self._mount is not None and self._shows_alone(device):
+            await self._mount.put_aside()
+
+    async def end_rename(self, device: str, new_name: str) -> None:
+        if self._mount is None or not self._shows_alone(device):
+            return
+        name = device if device in self.home.devices else new_name
+        views = self.home.views
+        views[:] = [msgspec.structs.replace(view, device=name) if view.device == device else view for view in views]
+        await self._mount.take_again(name)
 
     async def invalidate(self, device: str) -> None:
         if isinstance(self._view, HomeView):
             await self._view.kernel_cache.invalidate(device)
-        elif isinstance(self._view, TreeView) and device == self._request.device:
+        elif isinstance(self._view, TreeView) and self._shows_alone(device):
             await invalidate_tree(self._view, self._target)
 
     async def drop_caches(self) -> None:
@@ -204,13 +222,13 @@ class ServedHome:
     async def give_up(self, device: str, *, force: bool) -> None:
         if isinstance(self._view, HomeView):
             await self._view.kernel_cache.give_up(device, force=force)
-        elif self._mount is not None and device == self._request.device:
+        elif self._mount is not None and self._shows_alone(device):
             await self._mount.give_up(force=force)
 
     async def take_up(self, device: str) -> None:
         if isinstance(self._view, HomeView):
             await self._view.kernel_cache.take_up(device)
-        elif self._mount is not None and device == self._request.device:
+        elif self._mount is not None and self._shows_alone(device):
             await self._mount.take_up()
 
     async def put_aside(self, device: str) -> None:
@@ -221,10 +239,10 @@ class ServedHome:
 
     async def take_again(self, device: str) -> None:
         if self._mount is not None and self._shows_files_of(device):
-            self._mount.take_again()
+            await self._mount.take_again(device)
 
     def _shows_files_of(self, device: str) -> bool:
-        return isinstance(self._view, TreeView) and device == self._request.device
+        return isinstance(self._view, TreeView) and self._shows_alone(device)
 
     async def _end_when_unused(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """End the mount when no layer is mounted any more, and none is being mounted."""
