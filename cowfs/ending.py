@@ -1,12 +1,28 @@
-"""Doing something at the end of a block, whether the block failed or not, without hiding why it did."""
+"""Doing something at the end of a block, whether the block failed or not."""
 
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
 
 _log = logging.getLogger(__name__)
+
+
+class Closing:
+    """Base of what the end of a `with` block closes."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 @contextmanager

@@ -33,8 +33,5 @@ def clone_home_command(settings: Settings, where: tuple[str, ...]) -> None:
         settings = dataclasses.replace(settings, home=where[0])
     with settings.open_home() as home, output.progress(f"copying {home.path}"):
         cloned = home.clone(where[-1])
-    if settings.as_json:
-        output.print_json(cloned)
-    else:
-        how = "by reference" if cloned.by_reference else f"{format_size(cloned.allocated_bytes)} of data and metadata"
-        print(f"copied {output.printable(cloned.origin)} to {output.printable(cloned.home)}: {how}")
+    how = "by reference" if cloned.by_reference else f"{format_size(cloned.allocated_bytes)} of data and metadata"
+    output.answer(cloned, f"copied {cloned.origin} to {cloned.home}: {how}", as_json=settings.as_json)

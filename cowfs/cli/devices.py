@@ -116,11 +116,11 @@ def init_command(
         with open_here(spec) as made:
             status = made.devices.reports.status()
     base_size, data_size = status.base_size_bytes, status.data_total_bytes
-    if settings.as_json:
-        output.print_json({"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size})
-    else:
-        sizes = f"{format_size(data_size)} of data, base of {format_size(base_size)}"
-        print(f"made {output.printable(str(home))}: {sizes}")
+    output.answer(
+        {"home": str(home), "base_size_bytes": base_size, "data_size_bytes": data_size},
+        f"made {home}: {format_size(data_size)} of data, base of {format_size(base_size)}",
+        as_json=settings.as_json,
+    )
 
 
 _COUNT_MAX: Final = 100_000  # all names are in memory at once
@@ -405,10 +405,7 @@ def rename_command(settings: Settings, old: str, new: str) -> None:
     """
     with settings.open_home_from_outside() as home:
         renamed = home.rename(old, new)
-    if settings.as_json:
-        output.print_json(renamed)
-    else:
-        print(f"renamed {output.printable(renamed.old_name)} to {renamed.name}")
+    output.answer(renamed, f"renamed {renamed.old_name} to {renamed.name}", as_json=settings.as_json)
 
 
 @click.command("rollback")

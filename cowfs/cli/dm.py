@@ -30,8 +30,7 @@ def message_command(settings: Settings, words: tuple[str, ...]) -> None:
     text = " ".join(words)
     with settings.open_home() as home:
         home.message(text)
-    if settings.as_json:
-        output.print_json({"message": text})
+    output.answer({"message": text}, as_json=settings.as_json)
 
 
 @click.command("table")
@@ -51,8 +50,4 @@ def status_command(settings: Settings) -> None:
 
 
 def _print_lines(settings: Settings, lines: list[TargetLine]) -> None:
-    if settings.as_json:
-        output.print_json(lines)
-        return
-    for line in lines:
-        print(line.format())
+    output.answer(lines, *(line.format() for line in lines), as_json=settings.as_json)

@@ -43,8 +43,4 @@ def info_command(settings: Settings) -> None:
 
     with settings.open_home() as home:
         info = home.layers.info()
-    if settings.as_json:
-        output.print_json(info)
-    else:
-        for name, value in status_items(info):
-            print(f"{name}: {output.printable(value)}")
+    output.answer(info, *(f"{name}: {value}" for name, value in status_items(info)), as_json=settings.as_json)

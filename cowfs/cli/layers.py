@@ -7,8 +7,7 @@ import os
 import shutil
 import stat
 import sys
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import click
 
@@ -16,17 +15,6 @@ from cowfs.blockdev import FileDevice, copy_sparse
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, Settings
 from cowfs.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from cowfs.home.layers import Layers
-
-
-@contextmanager
-def _layers(settings: Settings) -> Iterator[Layers]:
-    with settings.open_home_from_outside() as home:
-        yield home.layers
 
 
 @click.command("create")
@@ -36,10 +24,9 @@ def _layers(settings: Settings) -> Iterator[Layers]:
 @click.pass_obj
 def create_command(settings: Settings, layer_id: str, parent: str | None, size: str | None) -> None:
     """Create the layer ID, a snapshot of PARENT or an empty one."""
-    with _layers(settings) as layers:
-        layers.create(layer_id, parent, {} if size is None else {"size": size})
-    if settings.as_json:
-        output.print_json({"id": layer_id, "parent": parent})
+    with settings.open_home_from_outside() as home:
+        home.layers.create(layer_id, parent, {} if size is None else {"size": size})
+    output.answer({"id": layer_id, "parent": parent}, as_json=settings.as_json)
 
 
 @click.command("remove")
@@ -47,11 +34,10 @@ def create_command(settings: Settings, layer_id: str, parent: str | None, size: 
 @click.pass_obj
 def remove_command(settings: Settings, layer_ids: tuple[str, ...]) -> None:
     """Remove layers. A layer that does not exist is not an error; a busy layer is removed on last close."""
-    with _layers(settings) as layers:
+    with settings.open_home_from_outside() as home:
         for layer_id in layer_ids:
-            layers.remove(layer_id)
-    if settings.as_json:
-        output.print_json({"removed": list(layer_ids)})
+            home.layers.remove(layer_id)
+    output.answer({"removed": list(layer_ids)}, as_json=settings.as_json)
 
 
 @click.command("exists")
@@ -59,10 +45,9 @@ def remove_command(settings: Settings, layer_ids: tuple[str, ...]) -> None:
 @click.pass_obj
 def exists_command(settings: Settings, layer_id: str) -> int:
     """Test whether the layer ID exists: exit status 0 if it does, 1 if not."""
-    with _layers(settings) as layers:
-        exists = layers.exists(layer_id)
-    if settings.as_json:
-        output.print_json({"id": layer_id, "exists": exists})
+    with settings.open_home_from_outside() as home:
+        exists = home.layers.exists(layer_id)
+    output.answer({"id": layer_id, "exists": exists}, as_json=settings.as_json)
     return 0 if exists else 1
 
 
@@ -70,13 +55,9 @@ def exists_command(settings: Settings, layer_id: str) -> int:
 @click.pass_obj
 def list_command(settings: Settings) -> None:
     """List the layers, one per line."""
-    with _layers(settings) as layers:
-        ids = list(layers.list())
-    if settings.as_json:
-        output.print_json(ids)
-    else:
-        for layer_id in ids:
-            print(output.printable(layer_id))
+    with settings.open_home_from_outside() as home:
+        ids = list(home.layers.list())
+    output.answer(ids, *ids, as_json=settings.as_json)
 
 
 @click.command("metadata")
@@ -84,13 +65,9 @@ def list_command(settings: Settings) -> None:
 @click.pass_obj
 def metadata_command(settings: Settings, layer_id: str) -> None:
     """Show which device holds the layer ID."""
-    with _layers(settings) as layers:
-        items = layers.metadata(layer_id)
-    if settings.as_json:
-        output.print_json(items)
-    else:
-        for name, value in items.items():
-            print(f"{name}: {output.printable(value)}")
+    with settings.open_home_from_outside() as home:
+        items = home.layers.metadata(layer_id)
+    output.answer(items, *(f"{name}: {value}" for name, value in items.items()), as_json=settings.as_json)
 
 
 @click.command("get")
@@ -106,10 +83,7 @@ def get_command(settings: Settings, layer_id: str, mount_label: str) -> None:
 
     with serving_layers(settings) as home:
         path = home.layers.get(layer_id, mount_label)
-    if settings.as_json:
-        output.print_json({"id": layer_id, "path": path})
-    else:
-        print(output.printable(path))
+    output.answer({"id": layer_id, "path": path}, path, as_json=settings.as_json)
 
 
 @click.command("put")
@@ -117,10 +91,9 @@ def get_command(settings: Settings, layer_id: str, mount_label: str) -> None:
 @click.pass_obj
 def put_command(settings: Settings, layer_id: str) -> None:
     """Release the layer ID once; the last 'layer put' unmounts it."""
-    with _layers(settings) as layers:
-        layers.put(layer_id)
-    if settings.as_json:
-        output.print_json({"id": layer_id})
+    with settings.open_home_from_outside() as home:
+        home.layers.put(layer_id)
+    output.answer({"id": layer_id}, as_json=settings.as_json)
 
 
 @click.command("changes")
@@ -129,13 +102,9 @@ def put_command(settings: Settings, layer_id: str) -> None:
 @click.pass_obj
 def changes_command(settings: Settings, layer_id: str, parent: str | None) -> None:
     """List what a layer changed against PARENT: C, A or D and a path, as 'docker diff' does."""
-    with _layers(settings) as layers:
-        changes = list(layers.changes(layer_id, parent))
-    if settings.as_json:
-        output.print_json(changes)
-    else:
-        for change in changes:
-            print(f"{change.kind} {output.printable(change.path)}")
+    with settings.open_home_from_outside() as home:
+        changes = list(home.layers.changes(layer_id, parent))
+    output.answer(changes, *(f"{change.kind} {change.path}" for change in changes), as_json=settings.as_json)
 
 
 @click.command("diff")
@@ -153,8 +122,8 @@ def diff_command(settings: Settings, layer_id: str, parent: str | None, sparse: 
         raise UsageError(
             "refusing to write a tar archive to a terminal; redirect it, as in 'cowfs layer diff ID > FILE'"
         )
-    with _layers(settings) as layers:
-        archive = layers.diff(layer_id, parent, sparse=sparse)
+    with settings.open_home_from_outside() as home:
+        archive = home.layers.diff(layer_id, parent, sparse=sparse)
     with archive:  # the home is free by now: another command may be reading this
         try:
             _write_archive(archive, sys.stdout.buffer)
@@ -188,12 +157,12 @@ def apply_command(settings: Settings, layer_id: str) -> None:
 
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until the archive is here: the command that writes it may need it.
-    with as_file(sys.stdin.buffer, settings.home_path, is_held=False) as archive, _layers(settings) as layers:
-        size_bytes = layers.apply(layer_id, archive)
-    if settings.as_json:
-        output.print_json({"id": layer_id, "size_bytes": size_bytes})
-    else:
-        print(size_bytes)
+    with (
+        as_file(sys.stdin.buffer, settings.home_path, is_held=False) as archive,
+        settings.open_home_from_outside() as home,
+    ):
+        size_bytes = home.layers.apply(layer_id, archive)
+    output.answer({"id": layer_id, "size_bytes": size_bytes}, str(size_bytes), as_json=settings.as_json)
 
 
 @click.command("size")
@@ -202,9 +171,6 @@ def apply_command(settings: Settings, layer_id: str) -> None:
 @click.pass_obj
 def size_command(settings: Settings, layer_id: str, parent: str | None) -> None:
     """Print the bytes of the files that a layer added or modified."""
-    with _layers(settings) as layers:
-        size_bytes = layers.size(layer_id, parent)
-    if settings.as_json:
-        output.print_json({"id": layer_id, "size_bytes": size_bytes})
-    else:
-        print(size_bytes)
+    with settings.open_home_from_outside() as home:
+        size_bytes = home.layers.size(layer_id, parent)
+    output.answer({"id": layer_id, "size_bytes": size_bytes}, str(size_bytes), as_json=settings.as_json)

@@ -35,6 +35,15 @@ def print_json(value: object) -> None:
     print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
+def answer(value: object, *lines: str, as_json: bool) -> None:
+    """A result: as JSON for programs, as lines for people."""
+    if as_json:
+        print_json(value)
+        return
+    for line in lines:
+        print(printable(line))
+
+
 def as_object(value: object) -> dict[str, object]:
     """A structure as the object that it is in JSON, to add to."""
     import msgspec

@@ -83,11 +83,12 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
     """
     with settings.open_home() as home:
         resized = home.resize_pool(data_size_bytes=data_size, metadata_size_bytes=metadata_size)
-    if settings.as_json:
-        output.print_json(resized)
-    else:
-        print(f"data: {output.size_change(resized.old_data_bytes, resized.data_bytes)}")
-        print(f"metadata: {output.size_change(resized.old_metadata_bytes, resized.metadata_bytes)}")
+    output.answer(
+        resized,
+        f"data: {output.size_change(resized.old_data_bytes, resized.data_bytes)}",
+        f"metadata: {output.size_change(resized.old_metadata_bytes, resized.metadata_bytes)}",
+        as_json=settings.as_json,
+    )
 
 
 @click.command("set")
@@ -104,10 +105,8 @@ def set_command(settings: Settings, policy: NoSpaceChoice | None, timeout_second
         raise UsageError("nothing to set; give --no-space, --no-space-timeout or both")
     with settings.open_home() as home:
         setting = home.set_no_space(policy, timeout_seconds=timeout_seconds)
-    if settings.as_json:
-        output.print_json(setting)
-    else:
-        print(f"when full: {output.when_full(setting.no_space, setting.timeout_seconds)}")
+    when_full = output.when_full(setting.no_space, setting.timeout_seconds)
+    output.answer(setting, f"when full: {when_full}", as_json=settings.as_json)
 
 
 @click.command("check")
@@ -179,10 +178,8 @@ def restore_command(settings: Settings, file: BinaryIO) -> None:
 
     with output.progress("restoring") as progress:
         result = restore_home(settings.home_path, file, progress=progress)
-    if settings.as_json:
-        output.print_json(result)
-    else:
-        print(f"restored {result.thins} thins that map {result.mapped_blocks} blocks")
+    line = f"restored {result.thins} thins that map {result.mapped_blocks} blocks"
+    output.answer(result, line, as_json=settings.as_json)
 
 
 @click.command("delta")

@@ -61,7 +61,5 @@ def resize_command(settings: Settings, name: str, size: int) -> None:
     """
     with settings.open_home_from_outside() as home:
         resized = home.resize(name, size)
-    if settings.as_json:
-        output.print_json(resized)
-    else:
-        print(f"{output.printable(name)}: {output.size_change(resized.old_size_bytes, resized.size_bytes)}")
+    line = f"{name}: {output.size_change(resized.old_size_bytes, resized.size_bytes)}"
+    output.answer(resized, line, as_json=settings.as_json)

@@ -19,8 +19,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import msgspec
 
@@ -45,14 +43,15 @@ from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import no_space
 from cowfs.devices.pools.pool_growth import grow_pool
 from cowfs.devices.reporting import Reporting
-from cowfs.devices.reports import ClonedHome, Finding, HomeReport
+from cowfs.devices.reports import ClonedHome, HomeFinding, HomeReport
 from cowfs.devices.uses import DeviceUses
+from cowfs.ending import Closing
 from cowfs.errors import CowfsError, HomeError, PoolModeError, UsageError
 from cowfs.forking import not_inherited
 from cowfs.pool import Pool, ThinDevice
 
 
-class DeviceSet:
+class DeviceSet(Closing):
     """An open home, from `cowfs.devices.opening`; ended by `close`, which a `with` block calls.
 
     Attributes:
@@ -136,7 +135,7 @@ class DeviceSet:
         marked = self.deletions.names()
         self.deletions.retry()
         self._store.findings.extend(
-            Finding("deleted_device", f"device {name!r} was removed while it was in use", "removed", name)
+            HomeFinding("deleted_device", f"device {name!r} was removed while it was in use", "removed", name)
             for name in marked
             if self.read_only or name not in self
         )
@@ -154,7 +153,7 @@ class DeviceSet:
         if base:
             self.base.verify()
 
-    def recover(self, *, delete_orphans: bool = False) -> list[Finding]:
+    def recover(self, *, delete_orphans: bool = False) -> list[HomeFinding]:
         """Bring records and pool together again, where they say different things; `cowfs.devices.recovery` says how.
 
         For a home that was opened with `verify=False`. Open read-only, it says what would be done. What opening did is
@@ -196,14 +195,6 @@ class DeviceSet:
         # Only keeps ids from being used again soon; which ids are taken is found anew at each opening.
         with suppress(HomeError):
             self._store.save_set(msgspec.structs.replace(self.base.set_file, next_device_id=self._ids.last))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     # ------------------------------------------------------------------ changes
 

@@ -31,7 +31,7 @@ from cowfs.devices.on_disk.names import BASE, check_name
 from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES, DeviceFile, Identity
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import figures
-from cowfs.devices.reports import Finding, FindingKind
+from cowfs.devices.reports import FindingKind, HomeFinding
 from cowfs.errors import CowfsError, FilesystemError, ThinBusy, UsageError
 from cowfs.thinmeta.walk import ThinEntry
 from cowfs.units import SECTOR_BYTES, format_size
@@ -65,9 +65,9 @@ class Recovery:
         self._thins: dict[int, ThinEntry] = {}
         self._highest: dict[int, int] = {}
         self._names = set(store.names())
-        self._findings: list[Finding] = []
+        self._findings: list[HomeFinding] = []
 
-    def run(self, *, delete_orphans: bool) -> list[Finding]:
+    def run(self, *, delete_orphans: bool) -> list[HomeFinding]:
         """What was found and done, also by opening. Raises what the pool or the home raises; it can be run again.
 
         Args:
@@ -92,7 +92,7 @@ class Recovery:
         self._take_in(orphans, delete=delete_orphans)
         self._set_stale_transaction_aside()
 
-    def _remake_base(self, findings: list[Finding]) -> Iterator[Finding]:
+    def _remake_base(self, findings: list[HomeFinding]) -> Iterator[HomeFinding]:
         is_reported = any(finding.device == BASE for finding in findings)
         if self._base.is_present() or (is_reported and self._store.read_only):
             return
@@ -101,10 +101,10 @@ class Recovery:
             if not self._store.read_only:
                 self._base.ensure()
         except CowfsError as error:
-            yield Finding("base", f"{found}, and none can be made: {error}", "", BASE)
+            yield HomeFinding("base", f"{found}, and none can be made: {error}", "", BASE)
         else:
             if not is_reported:
-                yield Finding("base", found, "made anew", BASE)
+                yield HomeFinding("base", found, "made anew", BASE)
 
     # ------------------------------------------------------------------ pool and records as a whole
 
@@ -280,7 +280,7 @@ class Recovery:
     def _note(
         self, kind: FindingKind, found: str, action: str, device: str | None = None, thin_id: int | None = None
     ) -> None:
-        self._findings.append(Finding(kind, found, action, device, thin_id))
+        self._findings.append(HomeFinding(kind, found, action, device, thin_id))
 
 
 def _is_name(name: str) -> bool:

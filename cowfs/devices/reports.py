@@ -5,7 +5,7 @@ is the JSON of the command line.
     UsageReport                             the command `usage`
     MountedView, DeviceUse                  parts of these: mounts, and what is in use
     ClonedHome                              the command `clone-home`
-    Finding                                 one thing that was wrong in a home
+    HomeFinding                             one thing that was wrong in a home
 
 Names and paths are text that JSON can carry (`cowfs.error_record.plain_text`). What a check of the metadata found is in
 `cowfs.thinmeta.findings`, what the layer driver reports in `cowfs.layers.info`, what changes answer beside their
@@ -223,7 +223,7 @@ class ClonedHome(msgspec.Struct, frozen=True):
     allocated_bytes: int
 
 
-class Finding(msgspec.Struct, frozen=True):
+class HomeFinding(msgspec.Struct, frozen=True):
     """One thing that was wrong in a home. `action` is what was done about it, in words; empty when nothing was."""
 
     kind: FindingKind

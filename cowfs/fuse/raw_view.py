@@ -94,10 +94,6 @@ class RawView(View):
         former, self._name = self._name, os.fsencode(name)
         return [former, self._name]
 
-    @property
-    def has_orphans(self) -> bool:
-        return False
-
     def replace(self, device: BlockDevice) -> None:
         """Show another device; what is open of the former one is stale."""
         self._file += 1

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.reports import ClonedHome, DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
+from cowfs.ending import Closing
 from cowfs.errors import UsageError
 from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.clock import AdvanceClock
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from cowfs.thinmeta.xml import TextSink
 
 
-class Home:
+class Home(Closing):
     """A home: named thin devices that are snapshots of one another.
 
     While a mount holds the home, everything but `device` is done by the process that serves the mount, and behaves
@@ -663,12 +663,6 @@ class Home:
     def close(self) -> None:
         """Release the home. A second close does nothing."""
         self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def open_home(

@@ -8,8 +8,8 @@ The requests of other processes, Docker's and this program's own are run by the 
 same care: what a request declares about devices is turned here, and only here, into what its views must do.
 
     before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed, one
-              that it replaces is given up, unless something is open in it; one that it renames, or wants opened anew, is
-              put aside
+              that it replaces is given up, unless something is open in it; one that it renames, or wants opened
+              anew, is put aside
     after     that one is taken again; a device that it gave up is closed; what the kernel cached of a rewritten one is
               dropped; one that it replaced is shown as it is now
 
@@ -23,10 +23,10 @@ import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Protocol, Self, TypeGuard, TypeVar
+from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
 from cowfs.devices.pools.health import examine
+from cowfs.ending import Closing
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
@@ -130,7 +130,7 @@ class NoViews:
 NO_VIEWS: Final = NoViews()
 
 
-class Executor:
+class Executor(Closing):
     """Runs requests on an open home; a `Session` where no views are served.
 
     Args:
@@ -275,12 +275,6 @@ class Executor:
 
     def close(self) -> None:
         self.home.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
 
 def _is_about_a_full_disk(error: BaseException | None) -> TypeGuard[OSError]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.reports import DeviceUse, MountedView
 from cowfs.devices.uses import require_idle
-from cowfs.ending import ending_with
+from cowfs.ending import Closing, ending_with
 from cowfs.error_record import plain_text
 from cowfs.forking import not_inherited
 from cowfs.mounts.mountinfo import decode_source, mounts
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from cowfs.volumes import Volumes
 
 
-class OpenHome:
+class OpenHome(Closing):
     """A home held by this process: its device set, its layers, the views mounted from it.
 
     Attributes:
@@ -155,12 +154,6 @@ class OpenHome:
         with ending_with(self.devices.close):
             if self._driver is not None:
                 self._driver.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     # ------------------------------------------------------------------ views
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
+from cowfs.ending import Closing
 from cowfs.errors import HomeBusy
 from cowfs.forking import not_inherited, origin
 from cowfs.home.executor import Executor
@@ -25,7 +25,7 @@ from cowfs.home.spec import HomeSpec, Make
 R = TypeVar("R")
 
 
-class OwnSession:
+class OwnSession(Closing):
     """A `Session` over another one, which is a new one after each mount.
 
     Args:
@@ -163,9 +163,3 @@ class OwnSession:
         with self._turn:
             self._is_closed = True
             self._session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.home.opening import open_here
@@ -19,10 +19,10 @@ class RecoveryReport(msgspec.Struct, frozen=True):
     """What was wrong in a home. With `dry_run`, the actions of the findings are what would be done."""
 
     dry_run: bool
-    findings: list[Finding]
+    findings: list[HomeFinding]
 
     @property
-    def left(self) -> list[Finding]:
+    def left(self) -> list[HomeFinding]:
         """What nothing can be done about here."""
         return [finding for finding in self.findings if not finding.action]
 
@@ -62,6 +62,6 @@ def recover_home(
     return RecoveryReport(dry_run, [_printable(finding) for finding in findings])
 
 
-def _printable(finding: Finding) -> Finding:
+def _printable(finding: HomeFinding) -> HomeFinding:
     """With the paths in it as text that JSON can carry."""
     return msgspec.structs.replace(finding, found=plain_text(finding.found), action=plain_text(finding.action))

@@ -23,7 +23,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.errors import InvalidRequest, MetadataCorrupt
 from cowfs.thinmeta.check_space_maps import StoredMap, compare_map
 from cowfs.thinmeta.check_trees import TreeChecker
-from cowfs.thinmeta.findings import CheckReport, Finding, Findings, Severity
+from cowfs.thinmeta.findings import CheckReport, Findings, MetadataFinding, Severity
 from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
     FORMAT_VERSION,
@@ -50,7 +50,7 @@ from cowfs.units import (
     is_data_block_size,
 )
 
-__all__ = ["CheckReport", "Finding", "Severity", "check", "clear_needs_check"]
+__all__ = ["CheckReport", "MetadataFinding", "Severity", "check", "clear_needs_check"]
 
 _FLAGS: Final = struct.Struct("<4xI")
 

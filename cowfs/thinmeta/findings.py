@@ -21,7 +21,7 @@ class Severity(enum.Enum):
     ERROR = "error"  # something is lost, unreadable, or would be destroyed by further writing
 
 
-class Finding(msgspec.Struct, frozen=True):
+class MetadataFinding(msgspec.Struct, frozen=True):
     """One thing that is not as it must be.
 
     Args:
@@ -54,7 +54,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     clean: bool = True
     repaired: bool = False
     summary: str = "clean"
-    findings: list[Finding] = []
+    findings: list[MetadataFinding] = []
     hidden_findings: int = 0
     needs_check: bool = False
     transaction_id: int = 0
@@ -81,7 +81,7 @@ class Findings:
 
     def __init__(self) -> None:
         self.counts_complete = True
-        self._kept: list[Finding] = []
+        self._kept: list[MetadataFinding] = []
         self._totals: Counter[Severity] = Counter()
 
     def add(
@@ -89,7 +89,7 @@ class Findings:
     ) -> None:
         self._totals[severity] += 1
         if len(self._kept) < MAX_FINDINGS:
-            self._kept.append(Finding(severity, what, block, path, str(expected), str(found)))
+            self._kept.append(MetadataFinding(severity, what, block, path, str(expected), str(found)))
 
     def add_error(self, error: MetadataCorrupt) -> None:
         self.add(Severity.ERROR, error.detail, block=error.block, path=error.path)

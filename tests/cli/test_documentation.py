@@ -18,7 +18,7 @@ from cowfs.devices.reports import (
     DeviceCounters,
     DeviceReport,
     DeviceRow,
-    Finding,
+    HomeFinding,
     HomeReport,
     IoReport,
     MountedView,
@@ -38,8 +38,7 @@ from cowfs.home.requests.disks import Exported, Imported
 from cowfs.home.requests.faults import Faults
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
-from cowfs.thinmeta.findings import CheckReport
-from cowfs.thinmeta.findings import Finding as MetadataFinding
+from cowfs.thinmeta.findings import CheckReport, MetadataFinding
 
 TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.md").read_text()
 
@@ -65,7 +64,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
             Created,
             DeviceReport,
             DeviceRow,
-            Finding,
+            HomeFinding,
             MetadataFinding,
             HomeReport,
             MountedView,

@@ -12,7 +12,7 @@ import pytest
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import HomeBusy, PoolModeError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
@@ -53,7 +53,7 @@ def write_id(devices: DeviceSet, device: str, content: str) -> None:
     devices.active.deactivate(device)
 
 
-def recover(home: Path, *, dry_run: bool = False, delete_orphans: bool = False) -> list[Finding]:
+def recover(home: Path, *, dry_run: bool = False, delete_orphans: bool = False) -> list[HomeFinding]:
     with open_home(home, EMULATED, verify=False, read_only=dry_run) as devices:
         return devices.recover(delete_orphans=delete_orphans)
 

@@ -25,7 +25,7 @@ from cowfs.devices.on_disk.names import is_plain_file_name, name_to_hash
 from cowfs.devices.on_disk.records import DeviceFile, MakingFile, TransactionFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.pools.health import require_status
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import NoSuchThin
 from cowfs.pool import Pool
 
@@ -89,7 +89,7 @@ class ManyMakings:
 
     def _undo(self, note: MakingFile) -> None:
         found = f"{len(note.thin_ids)} devices were being made when their process died"
-        self._store.findings.append(Finding("unfinished_change", found, "removed"))
+        self._store.findings.append(HomeFinding("unfinished_change", found, "removed"))
         for name, thin_id in note.thin_ids.items():
             record = self._store.get(name)
             is_another = record is not None and record.device_id != thin_id

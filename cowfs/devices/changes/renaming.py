@@ -25,7 +25,7 @@ import msgspec
 from cowfs.devices.on_disk.names import BASE, is_plain_file_name
 from cowfs.devices.on_disk.records import ParentLine
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import HomeError, UsageError
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Renames:
             return
         is_renamed = self._is_made_by(note, note.new_name)
         found = f"device {note.name!r} was being renamed to {note.new_name!r}, and that was cut short"
-        finding = Finding("unfinished_change", found, "finished" if is_renamed else "undone", note.name)
+        finding = HomeFinding("unfinished_change", found, "finished" if is_renamed else "undone", note.name)
         self._store.findings.append(finding)
         self._finish(note if is_renamed else note.reversed())
 

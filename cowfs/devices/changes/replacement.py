@@ -33,7 +33,7 @@ from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.on_disk.names import BASE, is_plain_file_name
 from cowfs.devices.on_disk.records import ReplacementFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, UsageError
 from cowfs.pool import ThinDevice
 
@@ -155,7 +155,7 @@ class Replacements:
                 for thin_id in note.thin_ids:
                     self._ids.reserve(thin_id)
                 found = f"new content of device {note.name!r} was being written, or its old one was being removed"
-                self._store.findings.append(Finding("unfinished_change", found, "finished", note.name))
+                self._store.findings.append(HomeFinding("unfinished_change", found, "finished", note.name))
                 if not self._store.read_only:
                     self._store.files.sync_records()
                 self._finish(note)

@@ -39,7 +39,7 @@ from cowfs.devices.on_disk.names import hash_to_name, is_plain_file_name, name_t
 from cowfs.devices.on_disk.records import DeviceFile, TransactionFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
 from cowfs.devices.pools.health import require_status
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import CowfsError, HomeError, NoSuchThin, PoolModeError, ThinExists
 from cowfs.pool import GroupingPool, Pool
 
@@ -244,7 +244,7 @@ class Transactions:
     def _undo(self, name: str, thin_id: int) -> None:
         self._store.forget(name)
         found = f"device {name!r} was being made or removed when its process died"
-        self._store.findings.append(Finding("unfinished_change", found, "removed", name, thin_id))
+        self._store.findings.append(HomeFinding("unfinished_change", found, "removed", name, thin_id))
         if self._store.read_only:
             self.left.add(thin_id)
             self._problem(f"{found}; it is not shown")
@@ -278,7 +278,7 @@ class Transactions:
                 self._delete_thin(made[0])
                 self._ids.release(made[0])
                 found = f"thin {made[0]} was being made when its process died"
-                self._store.findings.append(Finding("unfinished_change", found, "removed", None, made[0]))
+                self._store.findings.append(HomeFinding("unfinished_change", found, "removed", None, made[0]))
         self._store.report_damaged(self._store.files.transaction, "the transaction file", damage)
 
     def _make_thin(self, name: str, send: Callable[[Mapping[str, int]], None]) -> tuple[int, int]:

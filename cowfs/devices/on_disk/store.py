@@ -33,7 +33,7 @@ from cowfs.devices.on_disk.records import (
     SetFile,
     TransactionFile,
 )
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import DeviceExists, HomeError, UnknownDevice
 
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class DeviceStore:
         self.files = files
         self.read_only = read_only
         self.problems: list[str] = []
-        self.findings: list[Finding] = []
+        self.findings: list[HomeFinding] = []
         self.damaged_names: list[str] = []
         self._records: dict[str, DeviceFile] = {}
         self._parents: dict[str, ParentLine] | None = None
@@ -147,7 +147,7 @@ class DeviceStore:
             except HomeError as failure:
                 where, action = f"left where it is ({failure})", ""
         self.problems.append(f"{found}; {where}")
-        self.findings.append(Finding("damaged_file", found, action))
+        self.findings.append(HomeFinding("damaged_file", found, action))
 
     def names(self) -> Iterator[str]:
         return iter(self._records)

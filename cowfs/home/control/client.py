@@ -8,11 +8,11 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from cowfs.ending import Closing
 from cowfs.error_record import restore_error
 from cowfs.errors import HomeError, HomeVersionError
 from cowfs.forking import not_inherited
@@ -36,7 +36,7 @@ _READ_BYTES: Final = 64 << 10
 R = TypeVar("R")
 
 
-class Client:
+class Client(Closing):
     """A connection to the process that holds a home; made again when that process has ended it for being idle.
 
     Args:
@@ -139,12 +139,6 @@ class Client:
             self._socket = None
         while self._files:
             os.close(self._files.pop())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _connect(self) -> int:
         """Dial, and read the greeting; the holder's process id."""

@@ -203,14 +203,7 @@ class CopyIn(StreamIn[Copied], frozen=True, tag="copy_in"):
         with _changing(home, self.device, write_base=self.write_base) as root:
             records = records_in((yield True))
             with _sink(root, self.device, self._place(root, records)) as sink:
-                while records:
-                    for count, record in enumerate(records, 1):
-                        sink.take(record)
-                        if count % _RECORDS_PER_STEP == 0:
-                            yield False
-                    batch = yield True
-                    records = records_in(batch) if batch else []
-                return sink.finish()
+                return (yield from take_batches(sink, records))
 
     def _place(self, root: LayerRoot, records: list[Record]) -> Destination:
         if not records or not isinstance(records[0], Node):
@@ -286,6 +279,18 @@ class CopyWithin(Request[Copied], frozen=True, tag="copy_within"):
 
 
 FILE_REQUESTS: Final = (ListFiles, ReadFile, ReadFiles, CopyOut, CopyIn, CopyWithin)
+
+
+def take_batches(sink: TreeSink, records: list[Record]) -> Generator[bool, bytes, Copied]:
+    """Make the files of a first batch of records, and of those that come after it; as the `run` of a `StreamIn`."""
+    while records:
+        for count, record in enumerate(records, 1):
+            sink.take(record)
+            if count % _RECORDS_PER_STEP == 0:
+                yield False
+        batch = yield True
+        records = records_in(batch) if batch else []
+    return sink.finish()
 
 
 def name_of(path: bytes) -> bytes:
