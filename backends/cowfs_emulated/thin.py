@@ -16,7 +16,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice, Buffer, FileDevice, copy_by_reading
 from cowfs.errors import InvalidRequest, PoolError, PoolIoError, PoolModeError
@@ -30,13 +31,12 @@ from cowfs_emulated.tally import Tally
 _COPY_CHUNK_BYTES = 1 << 20
 
 
-@dataclass(slots=True)
-class OpenThin:
+class OpenThin(msgspec.Struct):
     """What the active devices of one thin id have in common; lives while at least one of them does."""
 
     mapping: ThinMapping
     tally: Tally
-    devices: list[EmulatedThin] = field(default_factory=list)
+    devices: list[EmulatedThin] = msgspec.field(default_factory=list)
     lost_changes: bool = False
 
     def note_abort(self) -> None:

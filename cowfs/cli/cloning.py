@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import click
 
 from cowfs.cli import output
@@ -30,7 +28,7 @@ def clone_home_command(settings: Settings, where: tuple[str, ...]) -> None:
     if len(where) not in (1, 2):
         raise UsageError(f"clone-home takes [HOME] NEW, the home and the directory to make, not {len(where)} names")
     if len(where) == 2:
-        settings = dataclasses.replace(settings, home=where[0])
+        settings = settings._replace(home=where[0])
     with settings.open_home() as home, output.progress(f"copying {home.path}"):
         cloned = home.clone(where[-1])
     how = "by reference" if cloned.by_reference else f"{format_size(cloned.allocated_bytes)} of data and metadata"

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import click
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command: the module with its function, its line in the help, and the top-level name that it once had."""
 
     module: str
@@ -31,8 +29,7 @@ class Command:
     former: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class GroupOfCommands:
+class GroupOfCommands(NamedTuple):
     """Commands behind one word: the group's line in the help, its own help, and its commands."""
 
     summary: str

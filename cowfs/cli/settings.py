@@ -6,9 +6,8 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
@@ -32,8 +31,7 @@ def is_docker_root(path: Path) -> bool:
     return (path / "image" / _DOCKER_HOME).is_dir() and (path / _DOCKER_HOME / "metadata").is_dir()
 
 
-@dataclass(frozen=True, slots=True)
-class LogOptions:
+class LogOptions(NamedTuple):
     """-q, how often -v, and --log; `cowfs.cli.log` does what they say."""
 
     quiet: bool = False
@@ -47,8 +45,7 @@ class LogOptions:
         return [*["--quiet"] * self.quiet, *["--verbose"] * self.verbosity, *file]
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """The global options."""
 
     home: str | None
@@ -72,6 +69,8 @@ class Settings:
 
     def open_home(self) -> Home:
         """The home; for reading only where it cannot be written: on a read-only disk, or another user's."""
+        import msgspec
+
         from cowfs.home.api import Home
         from cowfs.home.own_session import OwnSession
         from cowfs.home.runtime import find_runtime_directory
@@ -88,12 +87,12 @@ class Settings:
         except HomeError as error:
             if error.errno not in (errno.EROFS, errno.EACCES):
                 raise
-            return Home(OwnSession(replace(spec, read_only=True)))
+            return Home(OwnSession(msgspec.structs.replace(spec, read_only=True)))
 
     @contextmanager
     def open_home_from_outside(self) -> Iterator[Home]:
         """As `open_home`, for what needs a device that is not in use: the working directory is in none of them."""
-        settings = replace(self, home=os.fspath(self.home_path))
+        settings = self._replace(home=os.fspath(self.home_path))
         with _elsewhere(), settings.open_home() as home:
             yield home
 

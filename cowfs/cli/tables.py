@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import click
 
@@ -16,8 +15,7 @@ R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Column(Generic[R]):
+class Column(NamedTuple, Generic[R]):
     """`figure` is what a column of figures is sorted by, the largest first; None where there is none. Text sorts by
     itself. A column whose every row is `usual` is shown only where it is named."""
 
@@ -27,8 +25,7 @@ class Column(Generic[R]):
     usual: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Table(Generic[R]):
+class Table(NamedTuple, Generic[R]):
     """What a command can show. `name_of` is what a pattern is compared with, None for a row without a name."""
 
     columns: tuple[Column[R], ...]

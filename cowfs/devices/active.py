@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
+
+import msgspec
 
 from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.devices.on_disk.store import DeviceStore
@@ -23,8 +24,7 @@ Quiescer: TypeAlias = Callable[[], AbstractContextManager[object]]
 _MAX_DM_NAME_BYTES: Final = 127
 
 
-@dataclass(slots=True)
-class _Active:
+class _Active(msgspec.Struct):
     thin: ThinDevice
     count: int
     read_only: bool

@@ -26,9 +26,9 @@ from cowfs.devices.active import ActiveDevices
 from cowfs.devices.base.base_device import BaseDevice, filesystem_named
 from cowfs.devices.changes.creation import Creation
 from cowfs.devices.changes.deletions import Deletions
+from cowfs.devices.changes.device_imports import DeviceImports
 from cowfs.devices.changes.guard import ChangeGuard
 from cowfs.devices.changes.ids import ThinIds
-from cowfs.devices.changes.imports import Imports
 from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.replacement import Replacements
 from cowfs.devices.changes.snapshots import Snapshots
@@ -108,7 +108,7 @@ class DeviceSet(Closing):
         size_bytes, new_uuid = settings.base_size_bytes, injected.new_uuid
         self.base = BaseDevice(active, store, guard, transactions, filesystem, set_file, size_bytes, new_uuid)
         self._creation = Creation(active, store, guard, transactions, self._renames, self.base)
-        self.imports = Imports(active, store, transactions, self._creation)
+        self.imports = DeviceImports(active, store, transactions, self._creation)
         self.snapshots = Snapshots(active, guard, transactions, self._replacements)
         self.reports = Reporting(active, store, self.base, minimum_free, self._orphans)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import msgspec
@@ -33,8 +32,7 @@ _STEPS: Final = 3
 _NOTHING_INJECTED: Final = Injected()
 
 
-@dataclass(frozen=True, slots=True)
-class OpenOptions:
+class OpenOptions(msgspec.Struct, frozen=True):
     """How a home is opened.
 
     Attributes:

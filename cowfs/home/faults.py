@@ -96,7 +96,7 @@ class HomeFaults:
 
     def _put_in_place(self) -> None:
         """Have the devices, the pool and the view be faulty that the rules are about, and no others."""
-        active = self._devices.active()
+        active = self._devices.active.thins()
         for name, (thin, take_back) in list(self._thins.items()):
             if active.get(name) is not thin or not self.rules.has("device", device=name):
                 del self._thins[name]

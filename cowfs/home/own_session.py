@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
+
+import msgspec
 
 from cowfs.ending import Closing
 from cowfs.errors import HomeBusy
@@ -34,7 +35,7 @@ class OwnSession(Closing):
 
     def __init__(self, spec: HomeSpec) -> None:
         self._session = connect(spec)
-        self._spec = replace(spec, make=Make.NEVER, options=None, progress=None)
+        self._spec = msgspec.structs.replace(spec, make=Make.NEVER, options=None, progress=None)
         self._turn = threading.RLock()
         self._disk_thread: threading.Thread | None = None
         self._disks = 0

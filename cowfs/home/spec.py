@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from cowfs.devices.opening import OpenOptions
 
@@ -22,8 +23,7 @@ class Make(enum.Enum):
     ALWAYS = "in a new or empty directory; a home that is present is an error"
 
 
-@dataclass(frozen=True, slots=True)
-class HomeSpec:
+class HomeSpec(msgspec.Struct, frozen=True):
     """Which home, and how it is to be opened or made.
 
     Attributes:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
+import msgspec
+
 from cowfs.devices import opening
 from cowfs.devices.base.base_device import filesystem_named
 from cowfs.devices.deviceset import DeviceSet
@@ -83,7 +85,9 @@ def open_devices(spec: HomeSpec, backend: Backend, files: HomeFiles, options: Dr
     devices = opening.open_home(
         files.home,
         backend,
-        replace(spec.how_opened(), min_free_percent=options.min_free_space_percent, source=pool_source(options)),
+        msgspec.structs.replace(
+            spec.how_opened(), min_free_percent=options.min_free_space_percent, source=pool_source(options)
+        ),
     )
     try:
         apply_options(devices, options)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cowfs.errors import UsageError
 
@@ -25,8 +26,7 @@ _PERCENT = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(rb"[^!-~]|[%:,\\#]")
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True):
     """One line of mountinfo. `device` is `major:minor`, the st_dev of everything below `target`."""
 
     mount_id: int

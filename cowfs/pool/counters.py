@@ -5,7 +5,6 @@ A figure that a backend cannot tell is None, and left out of JSON; it is never 0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -88,8 +87,7 @@ class PoolCounters(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """Of a pool, and of each of its thins that was in use since it was opened and is still there."""
 
     pool: PoolCounters

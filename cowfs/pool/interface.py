@@ -38,8 +38,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.pool.status import PoolMode, PoolStatus, ThinStatus, UnreadableStatus
@@ -63,8 +64,7 @@ class Capability(enum.Flag):
     KERNEL_NODES = enum.auto()  # an active thin is a block device node of the kernel
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(msgspec.Struct, frozen=True):
     """Whether a backend can work here, found by trying; `problem` and `remedy` are empty when it can."""
 
     usable: bool

@@ -9,8 +9,9 @@ Names are case-insensitive; numbers are decimal, with leading `+` or zeros allow
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cowfs.errors import InvalidRequest
 from cowfs.units import MAX_THIN_ID
@@ -28,8 +29,7 @@ _GRAMMAR: Final[dict[str, tuple[int, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """A message that is well formed: the name in lower case and its numbers, all within range."""
 
     name: str

@@ -12,8 +12,9 @@ thin-pool v1.22.0 (Linux 6.1).
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cowfs.errors import InvalidRequest
 from cowfs.units import DataBlocks, MetaBlocks, Sectors
@@ -60,8 +61,7 @@ class UnreadableStatus(enum.Enum):
     ERROR = "Error"  # a value could not be read from the metadata
 
 
-@dataclass(frozen=True, slots=True)
-class PoolStatus:
+class PoolStatus(msgspec.Struct, frozen=True):
     """Figures of a working pool; used and total counts are in metadata blocks and data blocks.
 
     `used_metadata_blocks` includes the hidden reserve, as the kernel's does. `held_root` is the block of the held
@@ -120,8 +120,7 @@ class PoolStatus:
             raise InvalidRequest(f"'{text}' is not a thin-pool status line") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ThinStatus:
+class ThinStatus(msgspec.Struct, frozen=True):
     """Figures of one thin device [sectors]; both count blocks past the end of the current table too."""
 
     mapped_sectors: Sectors

@@ -8,9 +8,9 @@ Lengths and the block size are in sectors, the low water mark in data blocks. So
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cowfs.errors import InvalidRequest
 from cowfs.units import MAX_THIN_ID, DataBlocks, Sectors, ThinId, is_data_block_size
@@ -26,8 +26,7 @@ _FEATURES: Final = (
 _MAX_FEATURE_ARGUMENTS: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class PoolTable:
+class PoolTable(msgspec.Struct, frozen=True):
     """What a thin-pool target is asked to be; the five flags are those requested, not those in force."""
 
     length_sectors: Sectors
@@ -66,7 +65,7 @@ class PoolTable:
         )
 
     def replace(self, **changes: object) -> PoolTable:
-        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+        return msgspec.structs.replace(self, **changes)
 
     @classmethod
     def parse(cls, text: str) -> PoolTable:
@@ -101,8 +100,7 @@ def _parse_features(words: list[str]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True, slots=True)
-class ThinTable:
+class ThinTable(msgspec.Struct, frozen=True):
     """What a thin target is asked to be."""
 
     length_sectors: Sectors

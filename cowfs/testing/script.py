@@ -40,10 +40,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from cowfs.errors import OutOfDataSpace, PoolModeError, UsageError
 from cowfs.pool import (
@@ -331,7 +333,7 @@ class Player:
         if isinstance(status, UnreadableStatus):
             return status.value
         if status.held_root is not None:  # which block it is, is the backend's own choice
-            status = replace(status, held_root=1)
+            status = msgspec.structs.replace(status, held_root=1)
         return status.format()
 
     def _do_events(self) -> str:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
@@ -350,7 +352,7 @@ class FakePool:
             needs_check=False,
             metadata_low_water=128,  # type: ignore[arg-type]
         )
-        return dataclasses.replace(usual, **self.backend.condition)
+        return msgspec.structs.replace(usual, **self.backend.condition)
 
     def table(self) -> PoolTable:
         return self._table

@@ -410,7 +410,7 @@ class Soak:
             for record in devices.records():
                 if record.deleted:
                     continue
-                thin = devices.activate(record.name)
+                thin = devices.active.activate(record.name)
                 try:
                     prepared = prepare_for_mount(thin)
                     if prepared is not None and not prepared.clean:
@@ -420,7 +420,7 @@ class Soak:
                     if not result.clean:
                         raise Defect(f"device {record.name} is not clean: {result.output}")
                 finally:
-                    devices.deactivate(record.name)
+                    devices.active.deactivate(record.name)
         self._require_content()
 
     def _look_at_damage(self) -> None:
@@ -440,12 +440,12 @@ class Soak:
         with opening.open_home(self.path, load_backend(self.backend)) as devices:
             for record in devices.records():
                 with contextlib.suppress(CowfsError):
-                    thin = devices.activate(record.name)
+                    thin = devices.active.activate(record.name)
                     try:
                         check_volume(thin, repair=True)
                         Volume.open(thin).close()
                     finally:
-                        devices.deactivate(record.name)
+                        devices.active.deactivate(record.name)
 
     def _require_content(self) -> None:
         with cowfs.open_home(self.path, backend=self.backend) as home, home.mount("web") as web:

@@ -7,6 +7,7 @@ import errno
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 from pyfuse3 import InodeT
 
 from cowfs.errors import DeviceBusy, FilesystemError, HomeError
@@ -133,7 +134,10 @@ async def test_a_device_that_was_not_renamed_is_shown_as_before(noted: Noted) ->
     assert noted.events == ["sync", "detach", "close", "open", "attach content 1"]
 
 
-async def test_a_device_with_a_deleted_file_that_is_open_is_not_put_aside(noted: Noted) -> None:
+async def test_a_device_with_a_deleted_file_that_is_open_is_not_put_aside(
+    noted: Noted, autojump_clock: trio.testing.MockClock
+) -> None:
+    del autojump_clock
     noted.has_orphans = True
     with pytest.raises(DeviceBusy, match="a file of device 'web' that has no name any more is open"):
         await DeviceMount(noted, noted, "/mnt").put_aside()

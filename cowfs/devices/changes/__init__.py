@@ -6,7 +6,8 @@ creation        devices that are snapshots of another one, with the lines about 
 many            many devices made at once
 replacement     new content for a device
 snapshots       reading a device as it is now, while its users go on
-imports         devices with content that is written into them
+device_imports  devices with content that is written into them
+importing       completing these, all or none
 renaming        another name for a device
 deletions       removing a device, or marking one that is in use
 ids             thin ids that are free

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -27,8 +26,7 @@ _log = logging.getLogger(__name__)
 _MAX_ROUNDS_OUT: Final = 19  # ten minutes, at a round every 30 s
 
 
-@dataclass(slots=True)
-class _Failures:
+class _Failures(msgspec.Struct):
     count: int = 0
     rounds_out: int = 0
 

@@ -21,7 +21,7 @@ import msgspec
 
 from cowfs.devices.on_disk.records import DeviceFile, ImportingFile
 from cowfs.devices.on_disk.store import DamagedFile, DeviceStore
-from cowfs.devices.reports import Finding
+from cowfs.devices.reports import HomeFinding
 from cowfs.errors import HomeError
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Imports:
         if note is None:
             return
         found = f"{len(note.thin_ids)} devices had been brought in when their process died"
-        self._store.findings.append(Finding("unfinished_change", found, "finished"))
+        self._store.findings.append(HomeFinding("unfinished_change", found, "finished"))
         records = {
             name: msgspec.structs.replace(record, deleted=False)
             for name, thin_id in note.thin_ids.items()

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from cowfs.devices.on_disk.records import MAX_DEVICE_BYTES
 from cowfs.errors import UsageError
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
@@ -56,8 +58,7 @@ class PoolSource:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class MinimumFree:
+class MinimumFree(msgspec.Struct, frozen=True):
     """Below this no device is made or grown; below twice as much there are warnings.
 
     Attributes:

@@ -14,7 +14,6 @@ What cowfs adds stands in files of its own beside `metadata/`, and a home withou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import msgspec
@@ -166,8 +165,7 @@ class Identity(NamedTuple):
     is_empty: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRecord:
+class DeviceRecord(msgspec.Struct, frozen=True):
     """One device of a home. `parent` is None where it is not known or no longer there.
 
     `is_layer`: it was made as a layer, or from one; None where that is not known.

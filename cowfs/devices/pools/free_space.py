@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from cowfs.devices.on_disk.options import MinimumFree
 from cowfs.devices.pools.health import require_status
@@ -12,8 +13,7 @@ from cowfs.pool import NoSpacePolicy, Pool, PoolMode, PoolStatus, UnreadableStat
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
 
 
-@dataclass(frozen=True, slots=True)
-class _Space:
+class _Space(msgspec.Struct, frozen=True):
     """One of a pool's two devices."""
 
     what: str

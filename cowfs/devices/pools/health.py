@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
+
+import msgspec
 
 from cowfs.errors import CowfsError, PoolModeError
 from cowfs.pool import Pool, PoolMode, PoolStatus, UnreadableStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """`problem` says what is wrong and what to do; empty for a pool that can be changed, or that is open read-only."""
 
     can_read: bool = True

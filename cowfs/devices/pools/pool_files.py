@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import closing
-from dataclasses import dataclass
+
+import msgspec
 
 from cowfs.blockdev import FileDevice
 from cowfs.devices.on_disk.files import HomeFiles
@@ -17,8 +18,7 @@ from cowfs.thinmeta.format import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(msgspec.Struct, frozen=True):
     """What the superblock says of a pool: its block size and how much of each device it knows."""
 
     block_sectors: int

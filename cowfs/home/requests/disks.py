@@ -54,7 +54,7 @@ class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
     size_bytes: int
 
     def run(self, home: OpenHome) -> Generator[bool, bytes, Imported]:
-        with home.devices.importing(self.name, self.size_bytes) as thin:
+        with home.devices.imports.importing(self.name, self.size_bytes) as thin:
             ahead = FlushAhead(thin)
             while piece := (yield True):
                 offset, data = int.from_bytes(piece, "little"), (yield True)
@@ -76,7 +76,7 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
         return (self.name,)
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
-        with home.devices.reading(self.name) as thin:
+        with home.devices.snapshots.reading(self.name) as thin:
             sent = 0
             for extent in thin.extents():
                 begin = extent.vblock * thin.block_bytes
@@ -100,7 +100,7 @@ def holds_layer(thin: ThinDevice) -> bool:
 
 def imported(home: OpenHome, name: str) -> Imported:
     """What was made."""
-    report = home.devices.inspect(name)
+    report = home.devices.reports.inspect(name)
     return Imported(report.name, report.id, report.size_bytes, report.mapped_bytes)
 
 

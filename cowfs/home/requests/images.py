@@ -13,7 +13,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.copying.records import Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
-from cowfs.devices.changes.imports import BeginImport
+from cowfs.devices.changes.device_imports import BeginImport
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
@@ -152,7 +152,7 @@ class ExportChain(StreamOut[Chain], frozen=True, tag="export_chain"):
         family = _family(devices.record(self.name), devices.records())
         members: list[ChainDevice] = []
         with ExitStack() as stack:
-            thins = {record.name: stack.enter_context(devices.held_still(record.name)) for record in family}
+            thins = {record.name: stack.enter_context(devices.snapshots.held_still(record.name)) for record in family}
             origins = _nearest(family, lambda one, other: _data_blocks(_delta(home, thins[one], thins[other])))
             numbers = {name: number for number, name in enumerate(origins)}
             records = {record.name: record for record in family}
@@ -293,7 +293,7 @@ def _changes(number: int, thin: ThinDevice, ranges: Iterable[tuple[bool, int, in
 @contextmanager
 def _new_volume(home: OpenHome, name: str, size_bytes: int | None) -> Iterator[LayerRoot]:
     """The root of an empty file system, which is there under its name when the block ends."""
-    with home.devices.importing(name, size_bytes, origin=BASE) as thin:
+    with home.devices.imports.importing(name, size_bytes, origin=BASE) as thin:
         volume = Volume.open(thin, journaled=False, name=f"device {name!r}")
         try:
             yield LayerRoot(volume, ROOT_INODE)

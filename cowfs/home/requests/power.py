@@ -38,7 +38,7 @@ class WatchUnsynced(Request[None], frozen=True, tag="watch_unsynced"):
 
     def run(self, home: OpenHome) -> None:
         name = home.devices.record(self.name).name
-        if name in home.devices.active():
+        if name in home.devices.active.thins():
             raise home.devices.uses.busy(name, "watched")
         home.volumes.unsynced[name] = Unsynced()
 

@@ -111,11 +111,11 @@ class StopRecording(Request[OpenFile], frozen=True, tag="stop_recording"):
         recorder = _recorder(home, self.device)
         _require_closed(home, self.device, "left unrecorded")
         del home.volumes.recorders[self.device]
-        thin = home.devices.activate(self.origin, read_only=True)
+        thin = home.devices.active.activate(self.origin, read_only=True)
         try:
             return OpenFile(recorder.finish(thin.pread))
         finally:
-            home.devices.deactivate(self.origin)
+            home.devices.active.deactivate(self.origin)
 
 
 class MakeDiskState(StreamIn[None], frozen=True, tag="make_disk_state"):
@@ -131,7 +131,7 @@ class MakeDiskState(StreamIn[None], frozen=True, tag="make_disk_state"):
 
     def run(self, home: OpenHome) -> Generator[bool, bytes, None]:
         with _made(home, self.name, self.parent):
-            thin = home.devices.activate(self.name)
+            thin = home.devices.active.activate(self.name)
             try:
                 while piece := (yield True):
                     for write in _decoded(_WRITES, piece):
@@ -141,7 +141,7 @@ class MakeDiskState(StreamIn[None], frozen=True, tag="make_disk_state"):
                         else:
                             thin.pwrite(write.offset, write.data)
             finally:
-                home.devices.deactivate(self.name)
+                home.devices.active.deactivate(self.name)
 
 
 class MakeFileState(StreamIn[None], frozen=True, tag="make_file_state"):
@@ -198,7 +198,7 @@ def _recorder(home: OpenHome, device: str) -> Recorder:
 
 def _require_closed(home: OpenHome, device: str, purpose: str) -> None:
     home.devices.record(device)
-    if home.volumes.is_open(device) or device in home.devices.active():
+    if home.volumes.is_open(device) or device in home.devices.active.thins():
         raise home.devices.uses.busy(device, purpose)
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 
+import msgspec
 import trio
 
 from cowfs.devices.on_disk.lock import UNWRITABLE, HomeLock
@@ -86,12 +86,12 @@ def _open(request: MountRequest) -> OpenHome:
         if not request.read_only:
             message = error.message.removesuffix("; open it read-only")
             raise HomeError(f"{message}; without writing there is 'mount --read-only'", errno=error.errno) from error
-        return open_here(replace(spec, read_only=True))
+        return open_here(msgspec.structs.replace(spec, read_only=True))
 
 
 def _open_unwritable(spec: HomeSpec) -> OpenHome:
     """A home beside its other readers. One that can be written is served from within, where every process looks."""
-    home = open_here(replace(spec, read_only=True))
+    home = open_here(msgspec.structs.replace(spec, read_only=True))
     if not home.devices.is_shared:
         home.close()
         raise HomeBusy(f"the home {spec.path} could not be written a moment ago, and now can; try again")

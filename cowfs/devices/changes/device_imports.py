@@ -18,7 +18,7 @@ from cowfs.pool import ThinDevice
 
 
 class BeginImport(Protocol):
-    """Begins one of the new devices of `Imports.importing_together`: a disk, for as long as the block lasts.
+    """Begins one of the new devices of `DeviceImports.importing_together`: a disk, for as long as the block lasts.
 
     Args:
         size_bytes: that of `origin` when None.
@@ -35,7 +35,7 @@ class BeginImport(Protocol):
     ) -> ThinDevice: ...
 
 
-class Imports:
+class DeviceImports:
     """Devices of one home that are being filled."""
 
     def __init__(
