@@ -22,6 +22,7 @@ from cowfs.copying.sinks import NOT_REPLACED, Sink
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNKNOWN_BYTES: Final = 64 << 10  # to read at a time of a file that says no size
 _NOT_PERMITTED: Final = (
     errno.EPERM,
     errno.EACCES,
@@ -159,7 +160,7 @@ class HostSource:
             size = status.st_size
             may_have_holes = status.st_blocks * 512 < size
             if size <= PIECE_BYTES and not (may_have_holes and _first_data(fd, 0, size) != (0, size)):
-                content = _read_all(fd, PIECE_BYTES + 1)
+                content = _read_all(fd, size)
                 if len(content) <= PIECE_BYTES:
                     yield _node(called, status, xattrs, number, content, size_bytes=len(content))
                     return
@@ -233,11 +234,11 @@ def _xattrs(file: int | bytes) -> dict[bytes, bytes]:
     return found
 
 
-def _read_all(fd: int, length: int) -> bytes:
-    """Up to `length` bytes from the start."""
+def _read_all(fd: int, size: int) -> bytes:
+    """A file's content up to its size; of one that has none, as in /proc, all of it, and no more than is too much."""
     pieces = []
-    offset = 0
-    while offset < length and (piece := os.pread(fd, length - offset, offset)):
+    offset, end = 0, size or PIECE_BYTES + 1
+    while offset < end and (piece := os.pread(fd, size - offset if size else _UNKNOWN_BYTES, offset)):
         pieces.append(piece)
         offset += len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)

@@ -90,8 +90,25 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODER: Final = msgspec.msgpack.Decoder(list[Record])
 
 
-def batches(records: Iterable[Record | None]) -> Pieces[bytes]:
-    """Records as bytes, about a MiB at a time, and at most `BATCH_BYTES_MAX`."""
+class Batch:
+    """Some records. They become bytes where they go to another process, and stay what they are within one."""
+
+    __slots__ = ("records", "size_bytes")
+
+    def __init__(self, records: list[Record], size_bytes: int) -> None:
+        self.records = records
+        self.size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        """About how many bytes they are."""
+        return self.size_bytes
+
+    def __bytes__(self) -> bytes:
+        return _ENCODER.encode(self.records)
+
+
+def batches(records: Iterable[Record | None]) -> Pieces[Batch]:
+    """Records in batches, of about a MiB, and at most `BATCH_BYTES_MAX`."""
     batch: list[Record] = []
     size = 0
     for count, record in enumerate(records, 1):
@@ -101,17 +118,18 @@ def batches(records: Iterable[Record | None]) -> Pieces[bytes]:
             if isinstance(record, Node | Data):
                 size += len(record.content)
             if size >= _BATCH_BYTES or len(batch) >= _BATCH_RECORDS:
-                yield _ENCODER.encode(batch)
-                batch.clear()
-                size = 0
+                yield Batch(batch, size)
+                batch, size = [], 0
         if count % _RECORDS_PER_STEP == 0:
             yield None
     if batch:
-        yield _ENCODER.encode(batch)
+        yield Batch(batch, size)
 
 
-def records_in(batch: bytes) -> list[Record]:
+def records_in(batch: bytes | Batch) -> list[Record]:
     """The records of a batch. Raises UsageError for bytes that are none."""
+    if isinstance(batch, Batch):
+        return batch.records
     try:
         return _DECODER.decode(batch)
     except msgspec.MsgspecError as error:

@@ -207,16 +207,32 @@ class TreeSink(Sink):
 
     def make(self, node: Node) -> bool:
         parent, name = (self._stack[-1].inode, node.name) if self._stack else self._target[:2]
-        found = self._find(parent, name)
-        if found is not None and stat.S_ISDIR(found.mode) != node.is_directory:
-            raise OSError(errno.EEXIST, NOT_REPLACED)
-        if found is not None and node.is_directory:
-            self._set_xattrs(found.inode, node)
-            self._open(_Open(found.inode, node, parent, name, is_new=False))
-            return True
-        if found is not None:
-            self._tree.unlink(parent, name)
-        inode = self._tree.restore(
+        try:
+            inode = self._restore(parent, name, node) if name else None
+        except FileExistsError:  # seldom, so this is not asked before
+            inode = None
+        if inode is None:
+            found = self._find(parent, name)
+            if found is not None and stat.S_ISDIR(found.mode) != node.is_directory:
+                raise OSError(errno.EEXIST, NOT_REPLACED)
+            if found is not None and node.is_directory:
+                self._set_xattrs(found.inode, node)
+                self._open(_Open(found.inode, node, parent, name, is_new=False))
+                return True
+            if found is not None:
+                self._tree.unlink(parent, name)
+            inode = self._restore(parent, name, node)
+        if node.xattrs:
+            self._set_xattrs(inode, node)
+        if node.number and node.number not in self._numbers:
+            self._pin(inode)
+            self._numbers[node.number] = inode
+        if node.is_open:
+            self._open(_Open(inode, node, parent, name, is_new=True))
+        return True
+
+    def _restore(self, parent: int, name: bytes, node: Node) -> int:
+        return self._tree.restore(
             parent,
             name,
             node.mode,
@@ -228,14 +244,6 @@ class TreeSink(Sink):
             mtime_ns=node.mtime_ns,
             atime_ns=node.atime_ns,
         )
-        if node.xattrs:
-            self._set_xattrs(inode, node)
-        if node.number and node.number not in self._numbers:
-            self._pin(inode)
-            self._numbers[node.number] = inode
-        if node.is_open:
-            self._open(_Open(inode, node, parent, name, is_new=True))
-        return True
 
     def link(self, link: Link) -> None:
         inode = self._numbers.get(link.number)

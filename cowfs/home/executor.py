@@ -29,7 +29,7 @@ from cowfs.devices.pools.health import examine
 from cowfs.ending import Closing
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
+from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.steps import exchange, finish, pieces_of
 
 R = TypeVar("R")
@@ -159,16 +159,16 @@ class Executor(Closing):
         """The answer to a listing; the home may change between two pieces."""
         return pieces_of(request.run(self.home))
 
-    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+    def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
         """The answer to a request that takes bytes. Raises what its operation raises, and what `pieces` does."""
         supply = iter(pieces)
         with self._naming_a_full_disk(request):
             return exchange(request.run(self.home), lambda wants: next(supply, b"") if wants else b"")
 
-    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+    def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R:
         """The answer to a request that gives bytes, which `take` is called with, piece by piece."""
 
-        def turn(piece: bytes | None) -> None:
+        def turn(piece: Piece | None) -> None:
             if piece is not None:
                 take(piece)
 
@@ -209,9 +209,9 @@ class Executor(Closing):
     async def give(self, request: StreamOut[R], write: Callable[[bytes], Awaitable[object]]) -> R:
         """As `receive`. Raises what `write` raises."""
 
-        async def turn(piece: bytes | None) -> None:
+        async def turn(piece: Piece | None) -> None:
             if piece is not None:
-                await write(piece)
+                await write(bytes(piece))
 
         async with self._prepared(request):
             return await _exchange(request.run(self.home), turn)

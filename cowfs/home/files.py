@@ -12,7 +12,7 @@ from typing import IO, Final, TypeAlias
 import msgspec
 
 from cowfs.copying.host import HostSink, HostSource, total_bytes
-from cowfs.copying.records import batches, records_in
+from cowfs.copying.records import Batch, batches, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.errors import UsageError
 from cowfs.home.requests.files import (
@@ -107,7 +107,7 @@ def copy_in(
         return session.send(request, pieces if progress is None else counted(pieces, path, progress))
 
 
-def counted(pieces: Iterable[bytes], path: bytes, progress: Progress) -> Iterator[bytes]:
+def counted(pieces: Iterable[Batch], path: bytes, progress: Progress) -> Iterator[Batch]:
     """The pieces that are sent of a file of the host, or of a directory and all below it, saying how many went."""
     total = total_bytes(path)
     done = 0
@@ -125,7 +125,7 @@ def copy_out(session: Session, request: CopyOut, target: Path, *, progress: Prog
     """
     sink = HostSink(os.fsencode(target), has_own_name=bool(name_of(request.path)))
 
-    def take(batch: bytes) -> None:
+    def take(batch: bytes | Batch) -> None:
         sink.take_all(records_in(batch))
         if progress is not None:
             progress(sink.size_bytes, None)

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,7 +19,7 @@ from cowfs.errors import HomeBusy
 from cowfs.forking import not_inherited, origin
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
-from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
+from cowfs.home.requests.request import Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec, Make
 
@@ -71,11 +71,11 @@ class OwnSession(Closing):
         with self.current() as session:
             return list(session.iterate(request))
 
-    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+    def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
         with self.current() as session:
             return session.send(request, pieces)
 
-    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+    def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R:
         with self.current() as session:
             return session.receive(request, take)
 

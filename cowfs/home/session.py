@@ -17,7 +17,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices.on_disk.files import HomeFiles
@@ -31,7 +31,7 @@ from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.devices import CopyMetadata, Status
-from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
+from cowfs.home.requests.request import Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.home.spec import HomeSpec
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ class Session(Protocol):
 
     def iterate(self, request: Listing[R]) -> Iterator[R]: ...
 
-    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R: ...
+    def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R: ...
 
-    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R: ...
+    def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R: ...
 
     def close(self) -> None: ...
 

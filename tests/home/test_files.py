@@ -24,6 +24,7 @@ from cowfs.copying.host import HostSink
 from cowfs.copying.records import Data, End, Link, Node, Problem, Record, batches
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.home.requests.files import CopyIn, CopyOut
+from cowfs.home.requests.request import Piece
 from cowfs.home.session import connect
 from cowfs.home.spec import HomeSpec
 from cowfs.steps import pieces_of
@@ -560,7 +561,7 @@ assert (status.st_mode, status.st_uid, status.st_mtime_ns) == (0o100755, os.getu
 assert sorted(os.listdir("out")) == ["fifo", "su"]
 """
     (batch,) = pieces_of(batches(records))
-    command = [sys.executable, "-c", script, batch.hex(), NOW_NS]
+    command = [sys.executable, "-c", script, bytes(batch).hex(), NOW_NS]
     ordinary_user.run(command, cwd=ordinary_user.directory)
 
 
@@ -577,7 +578,7 @@ def test_others_are_served_during_a_copy(home: Path, tmp_path: Path) -> None:
                 yield Node(b"%d" % number, 0o100644, 0, 0, 0, 0, 1 << 20, b"x" * (1 << 20))
             yield End()
 
-        def pieces() -> Iterator[bytes]:
+        def pieces() -> Iterator[Piece]:
             for number, piece in enumerate(pieces_of(batches(records()))):
                 yield piece
                 assert [row.name for row in other.devices()] == [*(f"at-{n}" for n in range(number)), "base", "web"]
@@ -604,7 +605,7 @@ def test_a_client_that_ends_early_leaves_what_came(home: Path, tmp_path: Path, e
     class OwnError(Exception):
         pass
 
-    def pieces() -> Iterator[bytes]:
+    def pieces() -> Iterator[Piece]:
         records: list[Record] = [
             Node(b"top", 0o40755, 0, 0, 0, 0),
             Node(b"whole", 0o100644, 0, 0, 0, 0, 5, b"whole"),
@@ -614,8 +615,11 @@ def test_a_client_that_ends_early_leaves_what_came(home: Path, tmp_path: Path, e
         yield from pieces_of(batches(records))
         if ending == "sends nonsense":
             yield b"nonsense"
-        else:
-            raise OwnError
+            return
+        with cowfs.open_home(home) as other:  # until the server has taken what was sent
+            while "top" not in {info.name for info in other.list_files("web", "")}:
+                pass
+        raise OwnError
 
     with serving(home):
         with connect(HomeSpec(home)) as session, pytest.raises((OwnError, OSError)):

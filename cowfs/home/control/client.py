@@ -23,6 +23,7 @@ from cowfs.home.requests.request import (
     AnyRequest,
     Listing,
     OpenFile,
+    Piece,
     Request,
     StreamIn,
     StreamOut,
@@ -92,11 +93,11 @@ class Client(Closing):
             if self._listing:
                 self.close()
 
-    def send(self, request: StreamIn[R], pieces: Iterable[bytes]) -> R:
+    def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
         """Send a request, and the bytes that it takes. Raises what the operation raised, and what `pieces` raises."""
         with self._stream(request) as stream:
             try:
-                for piece in pieces:
+                for piece in map(bytes, pieces):
                     stream.sendall(PIECE_HEADER.pack(len(piece)))
                     stream.sendall(piece)
                 stream.sendall(PIECE_HEADER.pack(0))
@@ -104,7 +105,7 @@ class Client(Closing):
                 pass  # it has ended already, and its answer says why
             return self._answer(request)
 
-    def receive(self, request: StreamOut[R], take: Callable[[bytes], object]) -> R:
+    def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R:
         """Send a request, and have `take` called with each piece that it gives."""
         with self._stream(request) as stream, stream.makefile("rb") as pieces:
             while header := pieces.read(PIECE_HEADER.size):

@@ -251,10 +251,11 @@ class _Stream:
         return bytes(data)
 
     async def write(self, piece: bytes) -> None:
-        view = memoryview(PIECE_HEADER.pack(len(piece)) + piece)
         with _bounded(self._limits.send_seconds):
-            while view:
-                view = view[await self._socket.send(view) :]
+            for part in (PIECE_HEADER.pack(len(piece)), piece):
+                view = memoryview(part)
+                while view:
+                    view = view[await self._socket.send(view) :]
 
 
 @contextmanager

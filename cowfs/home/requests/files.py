@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from cowfs.copying.paths import Place, resolve
-from cowfs.copying.records import PIECE_BYTES, Node, Record, batches, records_in, show
+from cowfs.copying.records import PIECE_BYTES, Batch, Node, Record, batches, records_in, show
 from cowfs.copying.sinks import Copied, same_error
 from cowfs.copying.tree import Destination, TreeSink, TreeSource, destination
 from cowfs.devices.on_disk.names import BASE
@@ -165,7 +165,7 @@ class CopyOut(StreamOut[None], frozen=True, tag="copy_out"):
     def devices_read(self) -> tuple[str, ...]:
         return (self.device,)
 
-    def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
+    def run(self, home: OpenHome) -> Generator[Batch | None, None, None]:
         with _reading(home, self.device) as root:
             found = _find_source(root, self.device, self.path, recursive=self.recursive)
             with closing(batches(_read(root, self.device, self.path, found))) as pieces:
@@ -199,7 +199,7 @@ class CopyIn(StreamIn[Copied], frozen=True, tag="copy_in"):
     def device_rewritten(self) -> str:
         return self.device
 
-    def run(self, home: OpenHome) -> Generator[bool, bytes, Copied]:
+    def run(self, home: OpenHome) -> Generator[bool, bytes | Batch, Copied]:
         with _changing(home, self.device, write_base=self.write_base) as root:
             records = records_in((yield True))
             with _sink(root, self.device, self._place(root, records)) as sink:

@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from cowfs.blockdev import BlockDevice
-from cowfs.copying.records import Node, records_in
+from cowfs.copying.records import Batch, Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
 from cowfs.devices.changes.device_imports import BeginImport
@@ -46,7 +46,7 @@ class ImportFiles(StreamIn[Copied], frozen=True, tag="import_files"):
     name: str
     size_bytes: int | None = None
 
-    def run(self, home: OpenHome) -> Generator[bool, bytes, Copied]:
+    def run(self, home: OpenHome) -> Generator[bool, bytes | Batch, Copied]:
         with _new_volume(home, self.name, self.size_bytes) as root:
             records = records_in((yield True))
             if not records or not isinstance(records[0], Node) or not records[0].is_directory:

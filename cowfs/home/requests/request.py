@@ -15,7 +15,7 @@ from __future__ import annotations
 import typing
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, SupportsBytes, TypeAlias, TypeVar
 
 import msgspec
 
@@ -108,11 +108,15 @@ class Listing(_Message, Generic[R], frozen=True):
     def run(self, home: OpenHome) -> Pieces[R]: ...
 
 
+Piece: TypeAlias = bytes | SupportsBytes
+"""A part of a stream: bytes, or what becomes bytes where it goes to another process."""
+
+
 class StreamIn(_Message, Generic[R], frozen=True):
     """A request that takes bytes in pieces from the client."""
 
     @abstractmethod
-    def run(self, home: OpenHome) -> Generator[bool, bytes, R]:
+    def run(self, home: OpenHome) -> Generator[bool, Any, R]:
         """Yields True to be sent the next piece, which is empty at the end, and False after a step of its own."""
         ...
 
@@ -121,7 +125,7 @@ class StreamOut(_Message, Generic[R], frozen=True):
     """A request that gives bytes in pieces, each of at most `MAX_PIECE_BYTES`, and an answer after them."""
 
     @abstractmethod
-    def run(self, home: OpenHome) -> Generator[bytes | None, None, R]: ...
+    def run(self, home: OpenHome) -> Generator[Piece | None, None, R]: ...
 
 
 class Attachment:
