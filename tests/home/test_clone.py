@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -132,6 +133,37 @@ def test_holes_stay_holes(tmp_path: Path) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("mkfs.xfs") is None or "xfs" not in Path("/proc/filesystems").read_text().split(),
+    reason="needs root to mount a loop device, a kernel with xfs, and mkfs.xfs; run: apt-get install xfsprogs",
+)
+def test_by_reference_where_the_disk_can(tmp_path: Path) -> None:
+    disk, mounted = tmp_path / "disk", tmp_path / "mounted"
+    mounted.mkdir()
+    with disk.open("wb") as file:
+        file.truncate(320 << 20)  # xfs takes no less than 300 MiB
+    subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", disk], check=True, timeout=60)
+    subprocess.run(["mount", "-o", "loop,nosuid,nodev", disk, mounted], check=True, timeout=60)
+    try:
+        with cowfs.open_home(mounted / "home", create=True, options=SMALL) as home:
+            home.create("web")
+            with home.device("web") as opened:
+                opened.pwrite(8 << 20, b"x" * 100_000)
+                opened.pwrite(12 << 20, os.urandom(4 << 20))
+            free_before = os.statvfs(mounted).f_bfree
+            copy = home.clone(mounted / "copy")
+            assert copy.by_reference
+            assert free_before - os.statvfs(mounted).f_bfree < (1 << 20) // 4096
+            with home.device("web") as opened:
+                opened.pwrite(8 << 20, b"y" * 100_000)
+        _, data = content(mounted / "copy")
+        assert data == b"x" * 100_000
+        _, data = content(mounted / "home")
+        assert data == b"y" * 100_000
+    finally:
+        subprocess.run(["umount", mounted], check=True, timeout=60)
+
+
 def test_a_home_that_is_mounted(account: Account, needs_fuse: None) -> None:
     """What was written is in the copy, synced or not; a place in the mount is refused before the server looks there."""
     home = ["cowfs", "--home", "home"]
