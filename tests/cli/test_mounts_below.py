@@ -200,8 +200,8 @@ def content_for(request: StreamIn[Any]) -> list[bytes]:
         case images.ImportChain():
             return [images.CHANGE.pack(0, True, 0, 4) + b"data"]
         case images.ImportFiles():
-            return list(pieces_of(batches([Node(b".", 0o040755, 0, 0, 0, 0), End()])))
-    return list(pieces_of(batches([Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")])))
+            return list(map(bytes, pieces_of(batches([Node(b".", 0o040755, 0, 0, 0, 0), End()]))))
+    return list(map(bytes, pieces_of(batches([Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")]))))
 
 
 def test_every_request_leaves_the_mounts_in_a_layer_alone(mounted: MountedHome) -> None:
