@@ -30,7 +30,7 @@ from cowfs.ending import Closing
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
-from cowfs.steps import exchange, finish, pieces_of
+from cowfs.steps import exchange, pieces_of
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -153,7 +153,7 @@ class Executor(Closing):
         """The answer to a request. Raises what its operation raises."""
         with self._naming_a_full_disk(request):
             answer = request.run(self.home)
-            return finish(answer) if isinstance(answer, Generator) else answer
+            return exchange(answer, lambda _step: None) if isinstance(answer, Generator) else answer
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
         """The answer to a listing; the home may change between two pieces."""
