@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Final
@@ -35,6 +36,9 @@ def import_image(
     """As `Home.import_image`."""
     path = os.path.realpath(source)
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
+            raise UsageError(f"{path} is no file, directory or disk; write what it gives to a file, and import that")
         kind = format or format_of(path)
         if kind == "directory":
             from cowfs.home.archives import import_directory
