@@ -132,6 +132,18 @@ def test_a_copy_of_the_home_is_whole_or_no_home(tmp_path: Path, monkeypatch: pyt
     assert states == {HomeState.EMPTY, HomeState.HALF_MADE, HomeState.HOME}
 
 
+def test_a_copy_is_without_what_an_interrupted_write_left(tmp_path: Path) -> None:
+    """Its name is one that the copy uses for its own records."""
+    world, copy = EmulatedWorld(tmp_path / "home"), EmulatedWorld(tmp_path / "copy")
+    world.fill()
+    expected = world.contents()
+    for number in range(8):
+        (world.home / "metadata" / f".tmp-cowfs-{number}").write_bytes((world.home / "metadata" / "a").read_bytes())
+    with world.open() as devices:
+        devices.clone(str(copy.home))
+    assert copy.contents() == expected
+
+
 def test_completing_an_import_may_be_cut_short_at_every_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,8 @@ class HomeFiles:
     def read_records(self) -> Iterator[tuple[str, bytes | None]]:
         """The files in the directory of records, by name; None for what only `read` can explain.
 
+        Without what an interrupted write left: a copy of that would take the place of a file that is being written.
+
         Three system calls for each, since a home may have thousands.
         """
         with _explained("read", self.records):
@@ -142,7 +144,11 @@ class HomeFiles:
                 return
             try:
                 with os.scandir(directory) as entries:
-                    found = [(entry.name, entry.is_file(follow_symlinks=False)) for entry in entries]
+                    found = [
+                        (entry.name, entry.is_file(follow_symlinks=False))
+                        for entry in entries
+                        if not entry.name.startswith(TEMPORARY_NAME)
+                    ]
                 for name, is_file in found:
                     yield name, _read_small(name, directory) if is_file else None
             finally:
