@@ -27,12 +27,14 @@ from cowfs.forking import not_inherited
 from cowfs.xfs.files.attributes import Attributes as ExtendedAttributes
 from cowfs.xfs.files.blocks import Blocks, os_error
 from cowfs.xfs.files.contents import Contents
+from cowfs.xfs.files.counts import Counts, count
 from cowfs.xfs.files.directories import Directories
 from cowfs.xfs.files.inodes import Inodes
 from cowfs.xfs.files.maps import Maps
 from cowfs.xfs.format.inode import Inode
 from cowfs.xfs.format.names import Name
 from cowfs.xfs.format.superblock import Superblock, damaged, read_superblock
+from cowfs.xfs.log.replay import replayed
 from cowfs.xfs.read_only import ReadOnlyTree
 
 _NAME_MAX: Final = 255
@@ -44,8 +46,11 @@ class XfsVolume(ReadOnlyTree):
     `problems`: why a volume that is open to rescue what can be read may show something old or damaged.
     """
 
-    def __init__(self, device: BlockDevice, sb: Superblock, problems: Sequence[str] = (), name: str = "") -> None:
+    def __init__(
+        self, device: BlockDevice, sb: Superblock, problems: Sequence[str], *, is_replayed: bool, name: str
+    ) -> None:
         self.problems = problems
+        self._is_replayed = is_replayed
         self._sb = sb
         self._blocks = Blocks(device, sb)
         self._inodes = Inodes(self._blocks)
@@ -58,20 +63,29 @@ class XfsVolume(ReadOnlyTree):
 
     @classmethod
     def open(cls, device: BlockDevice, *, rescue: bool = False, name: str = "a volume") -> XfsVolume:
-        """Open the xfs on a device.
+        """Open the xfs on a device. One that was not unmounted is shown as its log says; nothing is written.
 
         Args:
-            rescue: open what is damaged too, to read what can be read; `problems` says what is wrong.
+            rescue: open what is damaged too, to read what can be read, also without what is in a log that cannot be
+                replayed; `problems` says what is wrong.
             name: of the volume, in messages.
 
         Raises:
-            FilesystemError: no xfs (EINVAL), features that are not supported (EOPNOTSUPP), damage (EUCLEAN).
+            FilesystemError: no xfs (EINVAL), features that are not supported, or a log that the kernel has to replay
+                (EOPNOTSUPP), damage (EUCLEAN).
         """
         sb = read_superblock(device)
         problems: list[str] = []
         if sb.needs_repair:
-            _note(rescue, problems, "it is marked as in need of xfs_repair")
-        volume = cls(device, sb, problems, name)
+            _note(damaged("it is marked as in need of xfs_repair"), problems, rescue=rescue)
+        shown = None
+        try:
+            shown = replayed(device, sb)
+        except FilesystemError as error:
+            _note(error, problems, rescue=rescue)
+        if shown is not None:
+            device, sb = shown, read_superblock(shown, is_replayed=True)
+        volume = cls(device, sb, problems, is_replayed=shown is not None, name=name)
         if not volume._inode(ROOT_INODE).is_directory:
             raise damaged(f"the root, inode {sb.root_inode}, is not a directory")
         return volume
@@ -182,18 +196,19 @@ class XfsVolume(ReadOnlyTree):
     def statistics(self) -> TreeStatistics:
         """As the kernel counts: inodes are made where there is space, up to a part of it."""
         sb = self._sb
-        free = min(sb.blocks_free, sb.blocks)
-        possible = sb.inodes + (free << sb.inodes_per_block_log)
+        counts = count(self._blocks) if self._is_replayed else Counts.of(sb)
+        free = min(counts.blocks_free, sb.blocks)
+        possible = counts.inodes + (free << sb.inodes_per_block_log)
         if sb.inodes_percent_max:
             possible = min(possible, sb.blocks * sb.inodes_percent_max // 100 << sb.inodes_per_block_log)
-        inodes = max(possible, sb.inodes)
+        inodes = max(possible, counts.inodes)
         return TreeStatistics(
             block_bytes=sb.block_bytes,
             blocks=sb.blocks - (sb.log_blocks if sb.log_start else 0),
             blocks_free=free,
             blocks_available=free,
             inodes=inodes,
-            inodes_free=max(inodes - (sb.inodes - min(sb.inodes_free, sb.inodes)), 0),
+            inodes_free=inodes - counts.inodes + min(counts.inodes_free, counts.inodes),
             name_max=_NAME_MAX,
         )
 
@@ -209,11 +224,11 @@ class XfsVolume(ReadOnlyTree):
             cached.clear()
 
 
-def _note(rescue: bool, problems: list[str], problem: str) -> None:
-    """Raises FilesystemError (EUCLEAN) for a problem, unless what can be read is to be rescued."""
+def _note(error: FilesystemError, problems: list[str], *, rescue: bool) -> None:
+    """Raise an error, unless what can be read is to be rescued: then it is a problem."""
     if not rescue:
-        raise damaged(problem)
-    problems.append(problem)
+        raise error
+    problems.append(error.message)
 
 
 if TYPE_CHECKING:
