@@ -1,4 +1,6 @@
-"""The open ext4 volumes of a home: one per device, with a count of users (a mounted view, the layer driver).
+"""The open volumes of a home: one per device, with a count of users (a mounted view, the layer driver).
+
+A volume is an ext4, or an xfs, which is for reading only.
 
     volumes = Volumes(devices)
     volume = volumes.open("web")      activates the device, checks its file system where needed, opens it
@@ -20,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
@@ -29,17 +31,23 @@ from cowfs.ending import ending_with
 from cowfs.errors import FilesystemError, PoolModeError, UsageError
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
-from cowfs.filetree import ServedTree
+from cowfs.filetree import FileTree, ServedTree
 from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.recording.journal import RecordingDevice
 from cowfs.recording.operations import recording_tree
 from cowfs.recording.recorder import Recorder
 from cowfs.recording.unsynced import Unsynced
 from cowfs.units import SECTOR_BYTES
+from cowfs.xfs.volume import XfsVolume, holds_xfs
 
 _log = logging.getLogger(__name__)
 _REPAIR: Final = "'mount --repair' runs e2fsck"
+_REPAIR_XFS: Final = "'mount --raw' shows its disk, for xfs_repair or the kernel"
+_ONLY_READ: Final = f"holds xfs, whose files are only read here; {_REPAIR_XFS}"
 _TRIM_STEP_BYTES: Final = 1 << 30
+
+
+OpenVolume: TypeAlias = Volume | XfsVolume
 
 
 class Trimmed(NamedTuple):
@@ -51,11 +59,11 @@ class Trimmed(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    volume: Volume
+    volume: OpenVolume
     closing: ExitStack
     users: int = 1
     uses_before: int = 0
-    last_change: Callable[[Volume], object] | None = None
+    last_change: Callable[[FileTree], object] | None = None
 
     def finish(self) -> None:
         """A last change that fails is logged; what came before it is not to be lost for it."""
@@ -86,8 +94,8 @@ class Volumes:
         self.unsynced: dict[str, Unsynced] = {}  # by device: whose writes are watched, from its next opening on
         self._rescue = read_only
 
-    def open(self, name: str, *, repair: bool = False) -> Volume:
-        """The volume of a device; each call needs a `close`.
+    def open(self, name: str, *, repair: bool = False) -> OpenVolume:
+        """The volume of a device; each call needs a `close`. One of xfs is for reading only.
 
         A file system that was not cleanly unmounted is checked first, unless volumes are for reading only.
 
@@ -96,29 +104,39 @@ class Volumes:
 
         Raises:
             UnknownDevice, NoSuchThin, DeviceBusy: as `ActiveDevices.activate`.
-            FilesystemError: no ext4, features that are not supported, or damage that a check does not repair.
+            FilesystemError: no ext4 or xfs, features that are not supported, or damage that a check does not repair.
             MissingRequirement: e2fsprogs or its library are not usable here.
         """
         known = self._open.get(name)
         if known is not None:
             known.users += 1
             return known.volume
-        with ExitStack() as undo, _named(name, read_only=self.read_only):
+        with ExitStack() as undo:
             thin = self._devices.active.activate(name, read_only=self.read_only and not repair)
             undo.enter_context(ending_with(partial(self._devices.active.deactivate, name)))
-            if repair or not self._rescue:
-                self._prepare(thin, repair)
-            disk = self._recorded(name, thin)
-            volume = Volume.open(disk, read_only=self.read_only, rescue=self._rescue, name=f"device {name!r}")
+            with _named(name, thin, read_only=self.read_only):
+                volume = self._open_volume(name, thin, repair=repair)
             undo.enter_context(ending_with(volume.close))
             if volume.problems:
                 problems = "; ".join(volume.problems)
-                _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, _REPAIR)
+                remedy = _REPAIR_XFS if isinstance(volume, XfsVolume) else _REPAIR
+                _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, remedy)
             undo.callback(self._devices.active.add_quiescer(name, lambda: _quiesced(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
             opened.closing.callback(opened.finish)
         self._share_memory()
         return volume
+
+    def _open_volume(self, name: str, thin: ThinDevice, *, repair: bool) -> OpenVolume:
+        what = f"device {name!r}"
+        if holds_xfs(thin):
+            if repair:
+                raise FilesystemError(f"it holds xfs, which e2fsck cannot repair; {_REPAIR_XFS}", errno=errno.EINVAL)
+            return XfsVolume.open(thin, rescue=self._rescue, name=what)
+        if repair or not self._rescue:
+            self._prepare(thin, repair)
+        disk = self._recorded(name, thin)
+        return Volume.open(disk, read_only=self.read_only, rescue=self._rescue, name=what)
 
     def _recorded(self, name: str, thin: ThinDevice) -> BlockDevice:
         """A disk, and with it what records what happens to it, and what watches what is not synced."""
@@ -131,7 +149,7 @@ class Volumes:
     def served(self, name: str) -> ServedTree:
         """An open volume, for programs: where its device is recorded, what they do is."""
         volume, recorder = self._open[name].volume, self.recorders.get(name)
-        return volume if recorder is None else recording_tree(volume, recorder)
+        return volume if recorder is None or isinstance(volume, XfsVolume) else recording_tree(volume, recorder)
 
     def _prepare(self, thin: ThinDevice, repair: bool) -> None:
         if not repair:
@@ -155,12 +173,12 @@ class Volumes:
             del self._open[name]
             opened.closing.close()
 
-    def change_last(self, name: str, change: Callable[[Volume], object]) -> None:
+    def change_last(self, name: str, change: Callable[[FileTree], object]) -> None:
         """Have an open volume changed once more before it is closed, if it was changed at all. The last call counts."""
         self._open[name].last_change = change
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[Volume]:
+    def opened(self, name: str) -> Iterator[OpenVolume]:
         """A volume for the length of a `with` block."""
         volume = self.open(name)
         try:
@@ -169,12 +187,20 @@ class Volumes:
             self.close(name)
 
     @contextmanager
-    def temporary_snapshot(self, name: str) -> Iterator[tuple[Volume, int]]:
+    def temporary_snapshot(self, name: str) -> Iterator[tuple[OpenVolume, int]]:
         """A device as it is now, for reading, and the thin that it is on; see `Snapshots.temporary`."""
-        with self._devices.snapshots.temporary(name, read_only=False) as thin, _named(name):
-            self._prepare(thin, repair=False)
-            with closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as volume:
-                yield volume, thin.thin_id
+        with (
+            self._devices.snapshots.temporary(name, read_only=False) as thin,
+            _named(name, thin),
+            closing(self._snapshot_volume(name, thin)) as volume,
+        ):
+            yield volume, thin.thin_id
+
+    def _snapshot_volume(self, name: str, thin: ThinDevice) -> OpenVolume:
+        if holds_xfs(thin):
+            return XfsVolume.open(thin, name=f"device {name!r}")
+        self._prepare(thin, repair=False)
+        return Volume.open(thin, read_only=True, name=f"device {name!r}")
 
     @contextmanager
     def replacing(self, name: str) -> Iterator[Volume]:
@@ -182,8 +208,11 @@ class Volumes:
 
         Raises:
             DeviceBusy: the volume is open, or the device in use.
+            FilesystemError (EROFS): it holds xfs.
         """
-        with self._devices.replacing(name) as thin, _named(name):
+        with self._devices.replacing(name) as thin, _named(name, thin):
+            if holds_xfs(thin):
+                raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             self._prepare(thin, repair=False)
             volume = Volume.open(
                 thin, journaled=False, name=f"device {name!r}"
@@ -216,7 +245,9 @@ class Volumes:
         self._devices.guard.check_writable(to_make_room=True)
         self.require_no_disk(name, "trimmed", " (or trim it from where it is used)")
         unmapped = freed = 0
-        with self.opened(name) as volume, _named(name):
+        with self.opened(name) as volume, _named(name, self._devices.active.thins()[name]):
+            if isinstance(volume, XfsVolume):
+                raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             thin = self._devices.active.thins()[name]
             volume.sync()  # what that takes or gives is none of the trim's
             for offset in range(0, thin.size_bytes, _TRIM_STEP_BYTES):
@@ -236,6 +267,11 @@ class Volumes:
         if isinstance(status, UnreadableStatus):
             raise PoolModeError(f"thin {thin.thin_id} answers '{status.value}'; close the home and check it")
         return status.mapped_sectors * SECTOR_BYTES, pool.used_data_blocks * thin.block_bytes
+
+    def require_writable(self, name: str) -> None:
+        """Raises FilesystemError (EROFS) for an open volume of xfs."""
+        if isinstance(self._open[name].volume, XfsVolume):
+            raise FilesystemError(f"device '{name}' {_ONLY_READ}, 'mount --read-only' its files", errno=errno.EROFS)
 
     def require_no_disk(self, name: str, purpose: str, alternative: str = "") -> None:
         """Raises DeviceBusy for a device that is in use as a disk, whose files whoever uses it may have open too."""
@@ -262,19 +298,20 @@ class Volumes:
 
 
 @contextmanager
-def _quiesced(volume: Volume) -> Iterator[None]:
+def _quiesced(volume: OpenVolume) -> Iterator[None]:
     volume.quiesce()
     yield
 
 
 @contextmanager
-def _named(device: str, *, read_only: bool = True) -> Iterator[None]:
+def _named(device: str, disk: BlockDevice, *, read_only: bool = True) -> Iterator[None]:
     """Say whose file system it is that an error is about."""
     try:
         yield
     except FilesystemError as error:
         message = f"device '{device}': {error.message}"
         if error.errno == errno.EUCLEAN:
-            message = f"{message.removesuffix('; run a check with repair')}; {_REPAIR}"
+            remedy = _REPAIR_XFS if holds_xfs(disk) else _REPAIR
+            message = f"{message.removesuffix('; run a check with repair')}; {remedy}"
             message += "" if read_only else ", 'mount --read-only' shows what can be read"
         raise FilesystemError(message, errno=error.errno) from error

@@ -10,11 +10,11 @@
                    ┌───┴───┬──────┐
                 layers     │    faults   what fails on demand, on disks and in the requests of a mount
                    │       │      │
-                volumes    │      │      ext4 volumes of devices, shared by their users
+                volumes    │      │      file systems of devices, shared by their users
                    │       ├──────┘
                 devices   fuse           names, records, transactions; views of a mount
                    │       │
-                 ext4    mounts          the file system in a device; the system's mounts
+              ext4 xfs   mounts          the file systems in devices, xfs for reading; the system's mounts
                    └───┬───┘  copying    trees of files between the host and devices
                    │ recording  │        what happens to a disk and its files, in order
                    filetree ────┘        files and directories by inode number: the interface between the three
@@ -65,9 +65,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mounts": FOUNDATION | {"blockdev", "filetree"},
     "copying": FOUNDATION | {"filetree"},
     "ext4": FOUNDATION | {"blockdev", "pool", "ranges", "filetree"},
+    "xfs": FOUNDATION | {"blockdev", "filetree"},
     "fuse": FOUNDATION | {"blockdev", "pool", "filetree", "mounts"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "ext4"},
-    "volumes": FOUNDATION | {"blockdev", "pool", "filetree", "recording", "ext4", "devices"},
+    "volumes": FOUNDATION | {"blockdev", "pool", "filetree", "recording", "ext4", "xfs", "devices"},
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
     "faults": FOUNDATION | {"blockdev", "fuse"},
@@ -145,6 +146,13 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "journal": {"format", "library", "space", "files"},
         "tools": {"format", "library", "space", "journal"},
         "volume": {"format", "library", "space", "files", "names", "journal"},
+    },
+    "xfs": {
+        "format": set(),
+        "files": {"format"},
+        "log": {"format", "files"},
+        "read_only": set(),
+        "volume": {"format", "files", "log", "read_only"},
     },
     "devices": {
         "reports": set(),

@@ -1,4 +1,4 @@
-"""Reaching the files of layers in process: the `Trees` of a driver, by the ext4 engine."""
+"""Reaching the files of layers in process: the `Trees` of a driver, by the ext4 engine, and for reading xfs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Trees(Protocol):
 
 
 class EngineTrees:
-    """`Trees` of ext4 that need no mount."""
+    """`Trees` that need no mount: of ext4, and of xfs for reading."""
 
     def __init__(self, devices: DeviceSet, volumes: Volumes) -> None:
         self._devices = devices
@@ -74,10 +74,11 @@ class EngineTrees:
 
 @contextmanager
 def changing_in_place(volumes: Volumes, name: str) -> Iterator[FileTree]:
-    """Raises HomeError (EROFS) where it is shown for reading only; DeviceBusy for one in use as a disk."""
+    """Raises HomeError (EROFS) where it is shown for reading only; FilesystemError (EROFS): xfs; DeviceBusy: a disk."""
     volumes.require_no_disk(name, "written", " (or copy to where it is used)")
     volume = volumes.open(name)
     with ending_with(partial(volumes.close, name)):
+        volumes.require_writable(name)
         if volume.read_only:
             raise HomeError(
                 f"device '{name}' cannot be written: it is mounted for reading only, or its file system has failed; "

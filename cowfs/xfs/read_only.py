@@ -30,6 +30,8 @@ class ReadOnlyTree:
 
     def sync(self) -> None: ...
 
+    def sync_inode(self, inode: int, *, data_only: bool) -> None: ...
+
     # Changing.
 
     def set_attributes(

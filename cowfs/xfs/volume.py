@@ -33,11 +33,16 @@ from cowfs.xfs.files.inodes import Inodes
 from cowfs.xfs.files.maps import Maps
 from cowfs.xfs.format.inode import Inode
 from cowfs.xfs.format.names import Name
-from cowfs.xfs.format.superblock import Superblock, damaged, read_superblock
+from cowfs.xfs.format.superblock import MAGIC, SUPERBLOCK_BYTES, Superblock, damaged, read_superblock
 from cowfs.xfs.log.replay import replayed
 from cowfs.xfs.read_only import ReadOnlyTree
 
 _NAME_MAX: Final = 255
+
+
+def holds_xfs(device: BlockDevice) -> bool:
+    """Whether a device begins as one with xfs does."""
+    return device.size_bytes >= SUPERBLOCK_BYTES and device.pread(0, len(MAGIC)) == MAGIC
 
 
 class XfsVolume(ReadOnlyTree):
@@ -71,8 +76,8 @@ class XfsVolume(ReadOnlyTree):
             name: of the volume, in messages.
 
         Raises:
-            FilesystemError: no xfs (EINVAL), features that are not supported, or a log that the kernel has to replay
-                (EOPNOTSUPP), damage (EUCLEAN).
+            FilesystemError: no xfs (EINVAL), features that are not supported (EOPNOTSUPP), damage, or a log that cannot
+                be replayed (EUCLEAN).
         """
         sb = read_superblock(device)
         problems: list[str] = []
@@ -82,7 +87,9 @@ class XfsVolume(ReadOnlyTree):
         try:
             shown = replayed(device, sb)
         except FilesystemError as error:
-            _note(error, problems, rescue=rescue)
+            reason = error.message.removeprefix("xfs is damaged: ")
+            what = f"xfs was not unmounted, and its log cannot be replayed: {reason}"
+            _note(FilesystemError(what, errno=errno.EUCLEAN), problems, rescue=rescue)
         if shown is not None:
             device, sb = shown, read_superblock(shown, is_replayed=True)
         volume = cls(device, sb, problems, is_replayed=shown is not None, name=name)

@@ -17,7 +17,7 @@ from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.fsck import check_volume, needs_check
 from cowfs.ext4.volume import Volume
-from cowfs.filetree import ROOT_INODE
+from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.pool import load_backend
 from cowfs.steps import finish
 from cowfs.volumes import Volumes
@@ -42,12 +42,12 @@ def volumes(devices: DeviceSet) -> Iterator[Volumes]:
     volumes.close_all()
 
 
-def write_file(volume: Volume, name: bytes, content: bytes) -> None:
+def write_file(volume: FileTree, name: bytes, content: bytes) -> None:
     inode = volume.make_node(ROOT_INODE, name, 0o100644, 0, 0).inode
     volume.write(inode, 0, content)
 
 
-def read_file(volume: Volume, name: bytes) -> bytes:
+def read_file(volume: FileTree, name: bytes) -> bytes:
     return volume.read(volume.lookup(ROOT_INODE, name).inode, 0, 1 << 20)
 
 
@@ -212,11 +212,12 @@ def test_open_volumes_share_what_one_may_cache(
     monkeypatch.setattr("cowfs.ext4.library.metadata_cache._BYTES_MIN", 4 << 10)
     opened = [volumes.open(name) for name in ("a", "b")]
 
-    def use(volume: Volume) -> None:
+    def use(volume: FileTree) -> None:
         for entry in volume.list_directory(ROOT_INODE):
             volume.attributes(entry.inode)
 
-    def cached(volume: Volume) -> tuple[int, int]:
+    def cached(volume: FileTree) -> tuple[int, int]:
+        assert isinstance(volume, Volume)
         cache = volume._fs.cache
         return len(volume._inodes._cache), len(cache._clean) * cache.block_bytes
 
@@ -249,6 +250,7 @@ def dirty_free_space(devices: DeviceSet, name: str) -> None:
     with Volumes(devices).opened(name) as volume:
         write_file(volume, b"large", b"x" * (8 * MIB))
         volume.sync()
+        assert isinstance(volume, Volume)
         volume._allocator._discards = False
         volume.unlink(ROOT_INODE, b"large")
 

@@ -13,8 +13,7 @@ import pytest
 import trio
 
 from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, UnknownDevice, UsageError
-from cowfs.ext4.volume import Volume
-from cowfs.filetree import ROOT_INODE
+from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.fuse.home_view import HomeView
 from cowfs.home.serving.served_home import ViewMounter
 from cowfs.home.serving.shown_devices import ShownDevices
@@ -241,7 +240,7 @@ def test_a_layer_is_written_to_only_by_who_changes_it(home: Path) -> None:
         view = HomeView(ShownDevices(made.devices, made.volumes, str(home / "mnt")), str(home / "mnt"))
         driver = LayerDriver(made.devices, made.volumes, ViewMounter(view, made.volumes))
 
-        def used(change: Callable[[Volume], object]) -> None:
+        def used(change: Callable[[FileTree], object]) -> None:
             driver.get("three")
             with made.volumes.opened("three") as volume:
                 change(volume)

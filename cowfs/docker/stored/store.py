@@ -156,14 +156,14 @@ class DockerStore:
             pass
 
     def require_readable_files(self) -> None:
-        """Raises FilesystemError where the devices hold another file system than ext4."""
+        """Raises FilesystemError where the devices hold another file system than ext4 or xfs."""
         path = self.place.home / "metadata" / "deviceset-metadata"
         if not path.exists():
             return
         filesystem = decode(path, read_document(path), DevicesDocument).filesystem
-        if filesystem not in ("", "ext4"):
+        if filesystem not in ("", "ext4", "xfs"):
             raise FilesystemError(
-                f"the devices of {self.place.home} hold {filesystem}, and cowfs reads ext4 alone; the disk of "
+                f"the devices of {self.place.home} hold {filesystem}, and cowfs reads ext4 and xfs alone; the disk of "
                 "one for the kernel to mount: cowfs mount --raw --read-only NAME MNT"
             )
 

@@ -2,7 +2,8 @@
 
     get      the node of the device is opened and mounted at HOME/mnt/ID; `rootfs` and `id` are made there
     put      detached (umount -l), the mount point removed, and with its last user the kernel removes the device
-    diff, changes, size     of a snapshot of their own: ext4 by the engine, xfs mounted without a path
+    diff, changes, size     of a snapshot of their own: ext4 by the engine, xfs mounted without a path; both
+             by the engine in a home that is only read
     apply    into a snapshot that becomes the layer; in place where the layer is mounted
 
 Taking away the mount point also ends copies of the mount that other mount namespaces have (since Linux 3.18), so a
@@ -149,8 +150,8 @@ class KernelLayers:
     @contextmanager
     def reading(self, layer_id: str) -> Iterator[HeldTree]:
         if self._devices.read_only:
-            with self._reading_alone(layer_id) as held:
-                yield held
+            with self._volumes.opened(layer_id) as volume:
+                yield HeldTree(volume, self._devices.record(layer_id).device_id)
         elif self._is_xfs:
             with (
                 self._devices.snapshots.temporary(layer_id, read_only=False) as thin,
@@ -160,19 +161,6 @@ class KernelLayers:
         else:
             with self._volumes.temporary_snapshot(layer_id) as (volume, thin_id):
                 yield HeldTree(volume, thin_id)
-
-    @contextmanager
-    def _reading_alone(self, layer_id: str) -> Iterator[HeldTree]:
-        """A layer of a home in which no snapshot can be made."""
-        if not self._is_xfs:
-            with self._volumes.opened(layer_id) as volume:
-                yield HeldTree(volume, self._devices.record(layer_id).device_id)
-            return
-        with (
-            self._devices.active.activated(layer_id, "reader", read_only=True) as thin,
-            closing(_hidden_tree(thin, layer_id, "ro,norecovery")) as tree,
-        ):
-            yield HeldTree(tree, thin.thin_id)
 
     @contextmanager
     def writing(self, layer_id: str) -> Iterator[FileTree]:

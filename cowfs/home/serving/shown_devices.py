@@ -82,7 +82,14 @@ class ShownTree:
         return self._devices.record(self.name).device_id
 
     def open(self, *, repair: bool = False) -> ServedTree:
+        """Raises, beside what `Volumes.open` does, FilesystemError (EROFS): xfs, which is not to be written."""
         self._volumes.open(self.name, repair=repair)
+        if not self._volumes.read_only:
+            try:
+                self._volumes.require_writable(self.name)
+            except BaseException:
+                self._volumes.close(self.name)
+                raise
         self._end = self._devices.uses.begin(self.name, "tree", self._mount_point)
         return self._volumes.served(self.name)
 

@@ -77,10 +77,10 @@ class InodeItem:
         elif len(raw) >= _ITEM_32.size:
             _, _, parts, _, _, number, device, sector, sectors, offset = _ITEM_32.unpack_from(raw)
         else:
-            raise damaged("its log has a change of an inode that is cut")
+            raise damaged("the log has a change of an inode that is cut")
         has_data, has_attributes = bool(parts & _DATA), bool(parts & _ATTRIBUTES)
         if len(regions) < 2 + has_data + has_attributes:
-            raise damaged(f"its log has a change of inode {number} that lacks a part")
+            raise damaged(f"the log has a change of inode {number} that lacks a part")
         return cls(
             parts,
             number,
@@ -102,7 +102,7 @@ def replayed_inode(sb: Superblock, item: InodeItem, raw: bytes, lsn: int) -> byt
     """
     is_3 = sb.has_checksums
     if raw[:2] != b"IN" or len(item.core) < (CORE_BYTES_3 if is_3 else _CORE_2_BYTES):
-        raise damaged(f"its log has a change of inode {item.number}, which is not there")
+        raise damaged(f"the log has a change of inode {item.number}, which is not there")
     if is_3:
         found = int.from_bytes(raw[_LSN_AT : _LSN_AT + 8], "big")
         if found not in (0, (1 << 64) - 1) and Lsn.of(found) > Lsn.of(lsn):
@@ -112,7 +112,7 @@ def replayed_inode(sb: Superblock, item: InodeItem, raw: bytes, lsn: int) -> byt
     inode = bytearray(raw)
     core = _core(item.core, is_3=is_3)
     if core[:2] != b"IN":
-        raise damaged(f"its log has a change of inode {item.number} that is none")
+        raise damaged(f"the log has a change of inode {item.number} that is none")
     inode[:_CORE_2_BYTES] = core[:_CORE_2_BYTES]
     if is_3:
         inode[_UNUSED_3.stop : CORE_BYTES_3] = core[_UNUSED_3.stop : CORE_BYTES_3]
@@ -122,7 +122,7 @@ def replayed_inode(sb: Superblock, item: InodeItem, raw: bytes, lsn: int) -> byt
     begin = CORE_BYTES_3 if is_3 else CORE_BYTES
     split = begin + inode[82] * 8 if inode[82] else len(inode)
     if split > len(inode):
-        raise damaged(f"its log has a change of inode {item.number} with forks that cannot be")
+        raise damaged(f"the log has a change of inode {item.number} with forks that cannot be")
     if item.parts & _DEVICE:
         inode[begin : begin + 4] = item.device.to_bytes(4, "big")
     for region, tree, first, end in (
@@ -164,7 +164,7 @@ def _root(sb: Superblock, item: InodeItem, region: bytes, room: int) -> bytes:
     count = int.from_bytes(region[6:8], "big")
     slots, slots_in_fork = (len(region) - header) // 16, (room - 4) // 16
     if len(region) < header or not 0 < count <= min(slots, slots_in_fork):
-        raise damaged(f"its log has a root of a tree of inode {item.number} that cannot be")
+        raise damaged(f"the log has a root of a tree of inode {item.number} that cannot be")
     root = bytearray(room)
     root[:4] = region[4:8]
     root[4 : 4 + 8 * count] = region[header : header + 8 * count]
@@ -177,12 +177,12 @@ def new_inodes(sb: Superblock, item: Item) -> tuple[int, bytes]:
     """(offset on the device, content) of inodes that were made, none of them in use yet."""
     raw = item.regions[0]
     if len(raw) < _NEW.size + _NEW_PLACE.size:
-        raise damaged("its log has new inodes that are cut")
+        raise damaged("the log has new inodes that are cut")
     group, block, count, inode_bytes, length, generation = _NEW_PLACE.unpack_from(raw, _NEW.size)
     fsblock = group << sb.ag_block_log | block
     offset = sb.offset_of(fsblock, length) if block < sb.ag_blocks else None
     if offset is None or inode_bytes != sb.inode_bytes or count * inode_bytes != length << sb.block_log:
-        raise damaged(f"its log has {count} new inodes in block {block} of allocation group {group}, where none can be")
+        raise damaged(f"the log has {count} new inodes in block {block} of allocation group {group}, where none can be")
     first = fsblock << sb.inodes_per_block_log
     return offset, b"".join(_new_inode(sb, first + index, generation) for index in range(count))
 

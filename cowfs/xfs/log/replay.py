@@ -58,7 +58,7 @@ def replayed(device: BlockDevice, sb: Superblock) -> ReplayedDevice | None:
         FilesystemError: the log is damaged (EUCLEAN), elsewhere, or holds what is not known here (EOPNOTSUPP).
     """
     if not sb.log_start:
-        raise FilesystemError("its log is on another device, which is not read", errno=errno.EOPNOTSUPP)
+        raise FilesystemError("it is on another device", errno=errno.EOPNOTSUPP)
     log = Log(device, sb)
     records = log.records()
     if not records:
@@ -94,14 +94,14 @@ class _Replay:
                 self._intents.pop(item.regions[0][8:16], None)
             elif item.kind not in (_INODE, _NEW_INODES) and item.kind not in _LEFT:
                 raise FilesystemError(
-                    f"its log has an item of an unknown type, 0x{item.kind:x}; mount it by the kernel once",
+                    f"it has an item of an unknown type, 0x{item.kind:x}",
                     errno=errno.EOPNOTSUPP,
                 )
 
     def require_no_intents(self) -> None:
         for what in self._intents.values():
             raise FilesystemError(
-                f"its log has an unfinished change of {what} of files; mount it by the kernel once, which completes it",
+                f"it has an unfinished change of {what} of files, which the kernel completes when it mounts it",
                 errno=errno.EOPNOTSUPP,
             )
 
@@ -135,7 +135,7 @@ class _Replay:
                 bit += 1
             length = bit * _CHUNK_BYTES + len(region)
             if len(region) % _CHUNK_BYTES or length > size or bit == 32 * words:
-                raise damaged(f"its log has a change of the block at sector {sector} that is not in the block")
+                raise damaged(f"the log has a change of the block at sector {sector} that is not in the block")
             self.device.show(offset + bit * _CHUNK_BYTES, region)
             bit += len(region) // _CHUNK_BYTES
 
@@ -156,7 +156,7 @@ class _Replay:
             return
         offset = self._place(found.sector, found.sectors) + found.offset
         if found.offset < 0 or found.offset + self._sb.inode_bytes > found.sectors * SECTOR_BYTES:
-            raise damaged(f"its log has a change of inode {found.number} outside its block")
+            raise damaged(f"the log has a change of inode {found.number} outside its block")
         raw = replayed_inode(self._sb, found, self.device.pread(offset, self._sb.inode_bytes), lsn)
         if raw is not None:
             self.device.show(offset, raw)
@@ -172,7 +172,7 @@ class _Replay:
     def _place(self, sector: int, sectors: int) -> int:
         offset = sector * SECTOR_BYTES
         if sector < 0 or not sectors or offset + sectors * SECTOR_BYTES > self.device.size_bytes:
-            raise damaged(f"its log has a change of {sectors} sectors at {sector}, which are not on the device")
+            raise damaged(f"the log has a change of {sectors} sectors at {sector}, which are not on the device")
         return offset
 
 
@@ -189,5 +189,5 @@ def _block_item(item: Item) -> tuple[int, int, int, int, int, int]:
     """(type, regions, flags, count of sectors, first sector, words of the map)"""
     raw = item.regions[0]
     if len(raw) < _BLOCK_ITEM.size or len(raw) < _BLOCK_ITEM.size + 4 * _BLOCK_ITEM.unpack_from(raw)[5]:
-        raise damaged("its log has a change of a block that is cut")
+        raise damaged("the log has a change of a block that is cut")
     return _BLOCK_ITEM.unpack_from(raw)

@@ -53,7 +53,7 @@ class Transaction:
             return
         if not self.items or len(self.items[-1].regions) == self.items[-1].count:
             if len(region) < _ITEM.size or not _ITEM.unpack_from(region)[1]:
-                raise damaged("an item in its log has no length")
+                raise damaged("an item in the log has no length")
             kind, count = _ITEM.unpack_from(region)
             self.items.append(Item(kind, count, []))
         self.items[-1].regions.append(region)
@@ -84,7 +84,7 @@ def committed(log: Log, records: Sequence[Record]) -> Iterator[Transaction]:
             elif flags == _UNMOUNT:
                 del under_way[number]
             else:
-                raise damaged(f"the record of its log at sector {record.place.sector} has an operation 0x{flags:x}")
+                raise damaged(f"the record of the log at sector {record.place.sector} has an operation 0x{flags:x}")
 
 
 def _operations(log: Log, record: Record) -> Iterator[tuple[int, int, bytes]]:
@@ -95,5 +95,5 @@ def _operations(log: Log, record: Record) -> Iterator[tuple[int, int, bytes]]:
         number, length, client, flags = _OPERATION.unpack_from(data, at) if begin <= len(data) else (0, 0, 0, 0)
         at = begin + length
         if client not in _CLIENTS or at > len(data):
-            raise damaged(f"the record of its log at sector {record.place.sector} has an operation that cannot be")
+            raise damaged(f"the record of the log at sector {record.place.sector} has an operation that cannot be")
         yield number, flags, data[begin:at]
