@@ -76,12 +76,12 @@ def mounted(image: Path, point: Path, options: str = "loop") -> Iterator[Path]:
         tool("umount", point)
 
 
-def fill(root: Path, *, names: Sequence[int] = (0, 1, 10, 1000), extents: int = 500) -> None:
+def fill(root: Path, *, names: Sequence[int] = (0, 1, 10, 1000), extents: int = 200) -> None:
     """Entries of every kind, in every form that xfs has for them."""
     rng = random.Random(1)
     (root / "empty").touch()
     (root / "small").write_bytes(b"hello\n")
-    (root / "large").write_bytes(rng.randbytes(3 << 20))
+    (root / "large").write_bytes(rng.randbytes(1 << 20))
     with (root / "sparse").open("wb") as file:
         file.truncate(5 << 40)
         file.seek(1 << 20)
@@ -138,7 +138,7 @@ def _fill_attributes(root: Path, rng: random.Random) -> None:
         "attributes": {"user.a": b"1", "trusted.t": b"tt", "user.none": b""},
         "attributes-leaf": {f"user.leaf{number}": b"v" * (number * 7) for number in range(20)},
         "attributes-away": {"user.away": rng.randbytes(65536), "user.two": rng.randbytes(9000), "user.near": b"n"},
-        "attributes-tree": {f"user.{'z' * (number % 50)}{number}": b"v" * (number % 200) for number in range(600)},
+        "attributes-tree": {f"user.{'z' * (number % 50)}{number}": b"v" * (number % 200) for number in range(250)},
     }.items():
         (root / name).touch()
         for attribute, value in values.items():
