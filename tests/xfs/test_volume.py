@@ -22,8 +22,8 @@ FORMATS = {
     "version 5, small blocks": ("-b", "size=1024", "-n", "size=4096", "-d", "agcount=3"),
     "version 4": ("-m", "crc=0,finobt=0", "-n", "ftype=0", "-i", "size=256"),
 }
-NAMES = 300
-FLIPS = 8
+NAMES = 150
+FLIPS = 12
 
 
 def prototype(folder: Path, target: str) -> str:
@@ -105,7 +105,7 @@ def test_directories_are_listed_from_any_place(volume: XfsVolume) -> None:
     whole = list(volume.list_directory(directory))
     assert [entry.name for entry in whole[:2]] == [b".", b".."]
     assert [entry.inode for entry in whole[:2]] == [directory, ROOT_INODE]
-    for at in (0, 1, 2, 300, len(whole) - 1):
+    for at in (0, 1, 2, 100, len(whole) - 1):
         assert list(volume.list_directory(directory, whole[at].cookie)) == whole[at + 1 :]
     assert volume.lookup(directory, b"..").inode == ROOT_INODE
     assert volume.lookup(ROOT_INODE, b"..").inode == ROOT_INODE
@@ -234,7 +234,7 @@ def test_flipped_bytes_raise_errors_and_nothing_else(image: Path, request: pytes
     device = FileDevice(image, read_only=True)
     sound = FlippedDevice(device, {})
     assert look_at_all(XfsVolume.open(sound)) == []
-    places = sorted({(offset, length) for offset, length in sound.asked if offset < 1 << 30 and length <= 65536})
+    places = sorted({(offset, length) for offset, length in sound.asked if length <= 4096})
     rng = random.Random(request.node.name)
     damaged = 0
     for _ in range(FLIPS):
