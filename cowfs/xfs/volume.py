@@ -17,8 +17,9 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
