@@ -61,6 +61,8 @@ class Directories:
             FilesystemError (EUCLEAN): the directory `number` has a name in another one.
         """
         inode = self._inodes.get(number)
+        if number == directory:
+            raise damaged(f"directory {number} has a name in itself")
         if inode.is_directory and (parent := self.parent(inode)) != directory:
             raise damaged(f"directory {number} has a name in directory {directory}, and its '..' leads to {parent}")
 
