@@ -34,7 +34,7 @@ def devices(tmp_path: Path) -> Iterator[DeviceSet]:
     image = make_image(tmp_path / "image", tree=f"file ---644 0 0 {tmp_path}/content\n")
     with opening.make_home(tmp_path / "home", load_backend("emulated"), OPTIONS) as devices:
         disk = FileDevice(image, read_only=True)
-        with ending_with(disk.close), devices.importing("old", IMAGE_BYTES) as thin:
+        with ending_with(disk.close), devices.imports.importing("old", IMAGE_BYTES) as thin:
             for begin, end in _data(disk):
                 thin.pwrite(begin, disk.pread(begin, end - begin))
         devices.create("new", parent="old")
@@ -84,16 +84,16 @@ def test_changes_are_refused_in_one_line(devices: DeviceSet, volumes: Volumes) -
         assert caught.value.errno == errno.EROFS
     with pytest.raises(FilesystemError, match="xfs, which e2fsck cannot repair"):
         volumes.open("old", repair=True)
-    assert not devices.active()
+    assert not devices.active.thins()
 
 
 def test_a_damaged_log_is_left_out_where_that_is_asked_for(devices: DeviceSet, volumes: Volumes) -> None:
-    thin = devices.activate("old")
+    thin = devices.active.activate("old")
     sb = read_superblock(thin)
     begin = sb.offset_of(sb.log_start)
     assert begin is not None
     thin.pwrite(begin, b"no log" * 200)
-    devices.deactivate("old")
+    devices.active.deactivate("old")
     with pytest.raises(
         FilesystemError, match=r"log cannot be replayed: no record.*'mount --read-only' shows"
     ) as caught:
