@@ -13,7 +13,7 @@ from cowfs.errors import UsageError
 # What other tools (and the shell) call it -> what it is called here.
 WORDS_OF_OTHERS: Final = {
     **dict.fromkeys(("rm", "del", "delete", "destroy", "erase", "lvremove", "rmi"), "remove"),
-    **dict.fromkeys(("lvs", "ps", "images", "devices", "volumes"), "list"),
+    **dict.fromkeys(("lvs", "devices", "volumes"), "list"),
     **dict.fromkeys(("df", "du", "space"), "pool usage"),
     **dict.fromkeys(("clone", "fork", "branch", "snap", "commit"), "snapshot"),
     **dict.fromkeys(("copy", "copy-in", "copy-out", "virt-copy-in", "virt-copy-out"), "cp"),
@@ -70,13 +70,13 @@ def _suggest(group: str | None, word: str) -> str | None:
         return f"{group} {translated}"
     if word in top:
         return word
+    if word in WORDS_OF_OTHERS:
+        return WORDS_OF_OTHERS[word]
     for name, command in inside:
         if command == word:
             return f"{name} {command}"
     if word in FORMER_NAMES:
         return " ".join(FORMER_NAMES[word])
-    if word in WORDS_OF_OTHERS:
-        return WORDS_OF_OTHERS[word]
     if near := _nearest(word, top):
         return near
     near = _nearest(word, [command for _, command in inside])
