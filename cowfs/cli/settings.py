@@ -28,7 +28,7 @@ _DOCKER_HOME: Final = "devicemapper"
 
 def is_docker_root(path: Path) -> bool:
     """Whether a directory is that of a Docker daemon with the devicemapper driver, such as /var/lib/docker."""
-    return (path / "image" / _DOCKER_HOME).is_dir() and (path / _DOCKER_HOME / "metadata").is_dir()
+    return os.path.isdir(path / "image" / _DOCKER_HOME) and os.path.isdir(path / _DOCKER_HOME / "metadata")
 
 
 class LogOptions(NamedTuple):

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
-
-import msgspec
+from typing import Final, NamedTuple
 
 from cowfs.errors import UsageError
 
@@ -26,7 +24,7 @@ _PERCENT = re.compile(rb"%([0-9A-F]{2})")
 _UNSAFE = re.compile(rb"[^!-~]|[%:,\\#]")
 
 
-class Mount(msgspec.Struct, frozen=True):
+class Mount(NamedTuple):
     """One line of mountinfo. `device` is `major:minor`, the st_dev of everything below `target`."""
 
     mount_id: int
