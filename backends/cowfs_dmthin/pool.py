@@ -585,7 +585,7 @@ class DmPool:
                 self._remove()
         self._closed = True
         if self._fd >= 0:
-            os.close(self._fd)
+            self._let_go()
         self._metadata.close()
         self._data.close()
 
@@ -593,8 +593,7 @@ class DmPool:
         with suppress(ControlError):
             # Else the kernel would remove it later, when the node is closed.
             self._control.cancel_deferred_remove(self._name)
-        os.close(self._fd)
-        self._fd = -1
+        self._let_go()
         try:
             self._control.remove_if_there(self._name)
         except ControlError as error:
@@ -602,6 +601,11 @@ class DmPool:
                 raise
             self._fd = self._hold()
             raise ThinBusy(f"pool '{self._name}' cannot be closed: {describe_holders(self._device_number)}") from error
+
+    def _let_go(self) -> None:
+        """Close the pool's node. In this order, for a thread that forks: the number may be another file's at once."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def _require_open(self) -> None:
         if self._closed:

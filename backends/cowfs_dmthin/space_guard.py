@@ -122,7 +122,8 @@ class Petition:
     def _write(self) -> None:
         with contextlib.suppress(OSError):
             os.pwritev(self._fd, [self._memory], self._offset)
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1  # in this order, for a thread that forks
+        os.close(fd)
 
 
 def _queues(status: PoolStatus | UnreadableStatus) -> TypeGuard[PoolStatus]:
