@@ -10,7 +10,7 @@ snapshots   the ten methods, over the store and the home's layers
 serve       the process behind `cowfs snapshotter`
 
 A snapshot is a layer of the home. Its device has a name of ours; the keys of containerd are in the store. A commit is
-a new snapshot of the active one's device, which then goes as soon as nothing uses it: so a committed snapshot never
+a new snapshot of the active one's device, which is removed as soon as nothing uses it: so a committed snapshot never
 changes, not even through a mount that was made before.
 
 Sources: containerd 1.7 and 2.1, `api/services/snapshots/v1`, `core/snapshots/snapshotter.go` (what each method means),

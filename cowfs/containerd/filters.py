@@ -39,7 +39,7 @@ class _Selector(NamedTuple):
 
 
 def parse_filters(texts: Iterable[str]) -> Callable[[Lookup], bool]:
-    """What tells whether something matches one of the filters; everything does where there is none.
+    """A function that tells whether a snapshot matches one of the filters; without filters every snapshot matches.
 
     Args (of the result): calls its argument with a path of names for a value, None where there is none.
 

@@ -113,12 +113,11 @@ class Snapshotter:
             snapshot = Snapshot(request.key, request.parent, kind, device, owns_device, dict(request.labels), now, now)
             try:
                 mounts = await self._mounts(snapshot)
+                self._store.put(snapshot)
             except BaseException:
                 if owns_device:
-                    with trio.CancelScope(shield=True):
-                        await self._remove_device(device)
+                    await self._remove_device(device)
                 raise
-            self._store.put(snapshot)
         return message_class(answered_as)(mounts=mounts)
 
     async def commit(self, request: Any) -> Any:
@@ -141,8 +140,7 @@ class Snapshotter:
                 )
                 self._store.put(committed, replacing=request.key)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._remove_device(device)
+            await self._remove_device(device)
             raise
         await self._remove_device(active.device)
         return EMPTY()
@@ -244,10 +242,11 @@ class Snapshotter:
         return size_bytes, inodes
 
     async def _remove_device(self, device: str) -> None:
-        """Remove a device now, or as soon as nothing uses it."""
-        if self._got.pop(device, None) is not None:
-            await self._run(PutLayer(device))
-        await self._run(Remove(device, deferred=True))
+        """Remove a device now, or as soon as nothing uses it; a client that gives its call up does not prevent that."""
+        with trio.CancelScope(shield=True):
+            if self._got.pop(device, None) is not None:
+                await self._run(PutLayer(device))
+            await self._run(Remove(device, deferred=True))
 
     async def _run(self, request: Request[R]) -> R:
         with _as_call_errors():
@@ -311,7 +310,7 @@ def _lookup(snapshot: Snapshot) -> Callable[[Any], str | None]:
 
 
 def _updated(old: Mapping[str, str], new: dict[str, str], paths: list[str], key: str) -> dict[str, str]:
-    """Labels after an update: all of them, or those that the mask names; an empty one goes."""
+    """Labels after an update: all of them, or those that the mask names; an empty one is removed."""
     if not paths:
         return new
     labels = dict(old)

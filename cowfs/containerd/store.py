@@ -102,7 +102,7 @@ class SnapshotStore:
         return found is not None
 
     def put(self, snapshot: Snapshot, *, replacing: str | None = None) -> None:
-        """Add a snapshot, or write it anew; in the same transaction, the one that it replaces goes."""
+        """Add a snapshot, or write it anew; in the same transaction, the one that it replaces is removed."""
         values = (
             *(snapshot.key, snapshot.parent, snapshot.kind, snapshot.device, int(snapshot.owns_device)),
             *(json.dumps(dict(snapshot.labels)), snapshot.created_ns, snapshot.updated_ns),
