@@ -2,7 +2,7 @@
 
                   cli                    the commands
                    │
-                docker     testing    pytest_plugin    for Docker; the shipped test kit; for pytest
+      benchmarks  docker   testing    pytest_plugin    engines side by side; for Docker; the test kit; for pytest
                    │          └──────┬──────┘             uml: a kernel in a process
                    │              crashes                 the crash explorer for programs
                    └───┬─────────────┘
@@ -91,6 +91,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "faults",
     },
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
+    "benchmarks": FOUNDATION | {"pool", "mounts", "fuse", "devices", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "containerd": FOUNDATION | {"fuse", "devices", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
@@ -129,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "layers",
         "home",
         "crashes",
+        "benchmarks",
         "docker",
         "containerd",
         "uml",
@@ -264,6 +266,18 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "machine": {"backend_facts", "serving"},
     },
+    "benchmarks": {
+        "figures": set(),
+        "machine": set(),
+        "results": {"figures", "machine"},
+        "accounting": set(),
+        "engines": {"results", "accounting"},
+        "meter": {"results", "accounting", "engines"},
+        "workloads": {"engines", "meter"},
+        "runner": {"figures", "machine", "results", "engines", "meter", "workloads"},
+        "comparison": {"figures", "results"},
+        "report": {"figures", "results", "comparison"},
+    },
     "docker": {"plugin": set(), "stored": set()},
     "containerd": {
         "messages": set(),
@@ -276,7 +290,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
-MAY_IMPORT_TRIO = {"fuse", "faults", "home", "docker", "containerd", "cli"}
+MAY_IMPORT_TRIO = {"fuse", "faults", "home", "benchmarks", "docker", "containerd", "cli"}
 NONDETERMINISTIC_CALLS = {
     ("time", "time"),
     ("time", "time_ns"),

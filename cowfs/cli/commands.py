@@ -173,6 +173,9 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "crash-test": Command("crashes", "Find out what a power cut would do to the files of a program."),
         "crash-mark": Command("crashes", "Set a mark in the recording of a crash test, from the program under test."),
     },
+    "Benchmarks": {
+        "bench": Command("bench", "Run one workload over several copy-on-write engines, in turns."),
+    },
     "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM, "faults": _FAULTS},
     "Other": {
         "snapshotter": Command("snapshotter", "Serve a home to containerd as a snapshotter."),

@@ -1,0 +1,11 @@
+"""Engines: each is found by trying, and makes disks and trees in a directory of its own.
+
+interface        what an engine offers, and what a workload uses of it
+catalogue        all of them, by name
+plain            a file, a directory
+homes            cowfs: emulated, dmthin
+loops            file systems on loop devices: ext4, xfs, btrfs
+served           servers of FUSE: qcow2 by qemu, fuse2fs, the least that pyfuse3 can do
+pools            thins of a pool of the kernel that is there already
+lvm              thin volumes of LVM
+"""

@@ -1,0 +1,65 @@
+"""All engines by name, and what `--over` means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from cowfs.benchmarks.engines.homes import DMTHIN, DMTHIN_FUSE, EMULATED
+from cowfs.benchmarks.engines.interface import Engine, Offer
+from cowfs.benchmarks.engines.plain import PLAIN
+from cowfs.benchmarks.results import Absent
+from cowfs.errors import UsageError
+from cowfs.units import is_data_block_size, parse_size
+
+ENGINES: Final = {engine.name: engine for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, PLAIN)}
+
+
+class Wanted(NamedTuple):
+    """A contender as it was named: an engine, perhaps with the size of its blocks, as in `emulated:256K`."""
+
+    name: str
+    engine: Engine
+    block_bytes: int | None
+
+
+def parse_over(text: str) -> list[Wanted]:
+    """The contenders of a list with commas. Raises UsageError."""
+    found: dict[str, Wanted] = {}
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        word, colon, size = name.partition(":")
+        if word not in ENGINES:
+            raise UsageError(f"there is no engine '{word}'; there are {', '.join(ENGINES)}")
+        found[name] = Wanted(name, ENGINES[word], _block_bytes(ENGINES[word], name, size) if colon else None)
+    if not found:
+        raise UsageError("no engine was named after --over; 'cowfs bench --list' shows them")
+    return list(found.values())
+
+
+def _block_bytes(engine: Engine, name: str, size: str) -> int:
+    if Offer.BLOCK_SIZE not in engine.offers:
+        raise UsageError(f"'{name}': the engine {engine.name} has no block size to choose; write {engine.name}")
+    try:
+        block_bytes = parse_size(size)
+    except ValueError as error:
+        raise UsageError(f"'{name}': {error}") from error
+    if not is_data_block_size(block_bytes // 512) or block_bytes % 512:
+        raise UsageError(f"'{name}': a block is a multiple of 64K, and at most 1G")
+    return block_bytes
+
+
+def usable(wanted: Sequence[Wanted]) -> tuple[list[Wanted], list[Absent]]:
+    """Those of the contenders that work here, found by trying, and those that do not."""
+    found, missing = [], []
+    for one in wanted:
+        tried = one.engine.look()
+        if tried.usable:
+            found.append(one)
+        else:
+            missing.append(Absent(one.name, tried.problem, tried.remedy))
+    return found, missing
+
+
+def everything() -> list[Wanted]:
+    """Every engine, with its own block size."""
+    return [Wanted(engine.name, engine, None) for engine in ENGINES.values()]

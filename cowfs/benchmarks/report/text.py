@@ -1,0 +1,96 @@
+"""A result as text: a table for each question, its lines in rows and its contenders in columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from cowfs.benchmarks.figures import median_of
+from cowfs.benchmarks.results import Line, Question, Result
+
+_GAP = "  "
+_BEST = "*"
+
+
+def head_lines(result: Result) -> Iterator[str]:
+    """The machine, its load, who takes part, and who does not."""
+    machine = result.machine
+    yield f"{result.load_line()}; a switch to another process takes {result.switch_us:.1f} us"
+    yield f"{machine.processor}, {machine.processors} processors, Linux {machine.kernel}, {machine.system}"
+    yield f"files are in {result.place} ({machine.directory_filesystem}), {result.rounds} rounds in turns"
+    width = max((len(note.name) for note in result.contenders), default=0)
+    for note in result.contenders:
+        yield f"  {note.name.ljust(width)}  {note.title}"
+    for absent in result.missing:
+        yield f"  without {absent.name}: {absent.problem}{f'; try: {absent.remedy}' if absent.remedy else ''}"
+
+
+def question_lines(question: Question, *, is_judged: bool, width: int) -> Iterator[str]:
+    """A question's figures: medians, and half of the spread as `+-`. The best, and those level with it, have a star."""
+    yield f"{question.name}: {question.title}"
+    names = list(dict.fromkeys(name for line in question.lines for name in line.samples))
+    rows = [cells for line in question.lines for cells in _rows(line, names, is_judged)]
+    for part in _parts(rows, ["", *names], width):
+        yield from part
+    for absent in question.failed:
+        yield f"  {absent.name} failed: {absent.problem}"
+    if question.absent:
+        yield f"  without {', '.join(absent.name for absent in question.absent)}: {question.absent[0].problem}"
+
+
+def summary_line(result: Result) -> str:
+    judged = f"{_BEST} the best, or level with it within the spread" if result.is_quiet else result.load_line()
+    return f"{result.seconds:.0f} s. {judged}."
+
+
+def _rows(line: Line, names: Sequence[str], is_judged: bool) -> Iterator[list[str]]:
+    ranking = line.ranking() if is_judged else None
+    stars = () if ranking is None else (ranking.best, *ranking.level)
+    unit = f"{line.name} [{line.figure.unit}]"
+    yield [f"  {unit}", *(_cell(line, name, stars) for name in names)]
+    written = {name: _written(line, name) for name in line.samples}
+    if any(found is not None for found in written.values()):
+        cells = ["" if (found := written.get(name)) is None else f"{found:.2f}  " for name in names]
+        yield ["    written for each byte asked", *cells]
+
+
+def _written(line: Line, name: str) -> float | None:
+    found = [total for sample in line.samples[name] if (total := sample.write_amplification().total) is not None]
+    return median_of(found) if found else None
+
+
+def _cell(line: Line, name: str, stars: Sequence[str]) -> str:
+    if name not in line.samples:
+        return ""
+    star = _BEST if name in stars else " "
+    return f"{figure_text(line.median(name))} {spread_text(line.spread(name), len(line.samples[name]))}{star}"
+
+
+def figure_text(value: float) -> str:
+    """Three significant digits, or all those before the point: 1,234 and 12.3 and 0.00123."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spread_text(spread: float, rounds: int) -> str:
+    return f"+-{spread / 2:.0%}" if rounds > 1 else ""
+
+
+def _parts(rows: Sequence[Sequence[str]], header: Sequence[str], width: int) -> Iterator[list[str]]:
+    """The table, in as many parts as the width takes, each with the first column."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    first, column = widths[0], 1
+    while column < len(header):
+        end, used = column, first
+        while end < len(header) and (end == column or used + len(_GAP) + widths[end] <= width):
+            used += len(_GAP) + widths[end]
+            end += 1
+        yield [
+            _GAP.join([row[0].ljust(first), *(row[at].rjust(widths[at]) for at in range(column, end))]).rstrip()
+            for row in table
+        ]
+        column = end
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width=min(width, 100), initial_indent="  ", subsequent_indent="  ")

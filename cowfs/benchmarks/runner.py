@@ -1,0 +1,198 @@
+"""A run: every contender is set up and prepared once for each question, and rounds are taken in turns."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cowfs.benchmarks.engines.catalogue import Wanted
+from cowfs.benchmarks.engines.interface import Contender, Setting
+from cowfs.benchmarks.figures import turns
+from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
+from cowfs.benchmarks.meter import Measured, Meter
+from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Line, Question, Result
+from cowfs.benchmarks.workloads.interface import Measure, Workload
+from cowfs.errors import CowfsError
+from cowfs.version import VERSION as COWFS_VERSION
+
+_LOOK_SECONDS: Final = 0.3
+_FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSError
+
+
+class Watcher:
+    """Who is told how a run goes; does nothing by itself."""
+
+    def begins(self, result: Result) -> None:
+        """Contenders are set up; the machine was looked at."""
+
+    def progress(self, question: str, contender: str, done: int, total: int) -> None:
+        """A contender has its turn; `done` of `total` rounds of all contenders and questions are over."""
+
+    def answered(self, question: Question) -> None:
+        """All rounds of a question are over."""
+
+    def failed(self, question: str, contender: str, error: BaseException) -> None:
+        """A contender is out of a question."""
+
+
+@dataclass
+class Run:
+    """What is to be done.
+
+    Args:
+        directory: an empty one; everything that is compared lies in it.
+        missing: contenders that were asked for and cannot run here, for the report.
+    """
+
+    wanted: Sequence[Wanted]
+    workloads: Sequence[Workload]
+    directory: Path
+    rounds: int
+    seed: int
+    watcher: Watcher = field(default_factory=Watcher)
+    missing: Sequence[Absent] = ()
+    look_seconds: float = _LOOK_SECONDS
+    _done: int = 0
+
+    def __call__(self) -> Result:
+        """Raises CowfsError where no contender is left; KeyboardInterrupt after everything was taken down."""
+        begin = time.monotonic()
+        result = Result(
+            format=FORMAT,
+            version=VERSION,
+            cowfs=COWFS_VERSION,
+            begun=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            seconds=0.0,
+            machine=describe_machine(os.fspath(self.directory)),
+            place=os.fspath(self.directory.parent),
+            rounds=self.rounds,
+            seed=self.seed,
+            others_processors=0.0,
+            switch_us=1e6 * switch_seconds(),
+            contenders=[],
+            missing=list(self.missing),
+            questions=[],
+        )
+        self._look_around(result)
+        with ExitStack() as stack:
+            contenders = self._set_up(stack, result)
+            if not contenders:
+                named = "; ".join(f"{absent.name}: {absent.problem}" for absent in result.missing)
+                raise CowfsError(f"no engine can run here: {named}", errno=errno.ENOSYS)
+            self.watcher.begins(result)
+            for workload in self.workloads:
+                question = self._ask(workload, contenders, result)
+                result.questions.append(question)
+                self.watcher.answered(question)
+        result.seconds = time.monotonic() - begin
+        return result
+
+    def _set_up(self, stack: ExitStack, result: Result) -> list[Contender]:
+        contenders = []
+        for wanted in self.wanted:
+            directory = self.directory / wanted.name.replace(":", "-")
+            directory.mkdir()
+            setting = Setting(wanted.name, directory, wanted.block_bytes)
+            self.watcher.progress("setting up", wanted.name, 0, self._total)
+            try:
+                contender = stack.enter_context(wanted.engine.set_up(setting))
+            except _FAILURES as error:
+                result.missing.append(Absent(wanted.name, describe(error)))
+                continue
+            contenders.append(contender)
+            result.contenders.append(ContenderNote(wanted.name, wanted.engine.title, contender.details()))
+        return contenders
+
+    @property
+    def _total(self) -> int:
+        return sum(
+            (self.rounds + workload.warms_up) * sum(workload.needs in wanted.engine.offers for wanted in self.wanted)
+            for workload in self.workloads
+        )
+
+    def _look_around(self, result: Result) -> float:
+        found = busy_processors(self.look_seconds)
+        result.others_processors = max(result.others_processors, found)
+        return found
+
+    def _ask(self, workload: Workload, contenders: Sequence[Contender], result: Result) -> Question:
+        question = Question(
+            name=workload.name,
+            title=workload.title,
+            expectation=workload.expectation,
+            parameters=workload.parameters,
+            lines=[],
+            x_unit=workload.x_unit,
+            others_processors=self._look_around(result),
+        )
+        offers = {wanted.name: wanted.engine.offers for wanted in self.wanted}
+        able = [contender for contender in contenders if workload.needs in offers[contender.name]]
+        for contender in contenders:
+            if contender not in able:
+                lacking = workload.needs & ~offers[contender.name]
+                what = " and ".join(str(part.name).lower() for part in lacking)
+                question.absent.append(Absent(contender.name, f"it has no {what}"))
+        with ExitStack() as stack:
+            measures: dict[str, Measure] = {}
+            for contender in able:
+                own = ExitStack()
+                stack.callback(self._end, question, contender.name, own)
+                with self._out_of(question, contender.name):
+                    measures[contender.name] = own.enter_context(workload.prepared(contender))
+            rounds = self.rounds + workload.warms_up
+            for number, contender in turns(able, rounds):
+                self.watcher.progress(workload.name, contender.name, self._done, self._total)
+                self._done += 1
+                if contender.name not in measures:
+                    continue
+                meter = Meter(contender)
+                with self._out_of(question, contender.name, measures):
+                    measures[contender.name](meter)
+                    if number >= workload.warms_up:
+                        _add(question, contender.name, meter.lines)
+        out = {absent.name for absent in question.failed}
+        for line in question.lines:
+            for name in out:
+                line.samples.pop(name, None)
+        question.lines = [line for line in question.lines if line.samples]
+        return question
+
+    def _end(self, question: Question, contender: str, prepared: ExitStack) -> None:
+        with self._out_of(question, contender):
+            prepared.close()
+
+    @contextmanager
+    def _out_of(self, question: Question, contender: str, measures: dict[str, Measure] | None = None) -> Iterator[None]:
+        """A failure in the block takes the contender out of the question."""
+        try:
+            yield
+        except _FAILURES as error:
+            question.failed.append(Absent(contender, describe(error)))
+            if measures is not None:
+                measures.pop(contender, None)
+            self.watcher.failed(question.name, contender, error)
+
+
+def _add(question: Question, contender: str, measured: Sequence[Measured]) -> None:
+    for one in measured:
+        line = next((line for line in question.lines if line.name == one.name), None)
+        if line is None:
+            line = Line(one.name, one.figure, {}, one.x)
+            question.lines.append(line)
+        line.samples.setdefault(contender, []).append(one.sample)
+
+
+def describe(error: BaseException) -> str:
+    """An error as a few words."""
+    if isinstance(error, CowfsError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
