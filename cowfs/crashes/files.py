@@ -16,7 +16,7 @@ is promised, in no order: not that a name persists after the data of its file, n
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
@@ -31,6 +31,7 @@ from cowfs.recording.tree_change import AttributeChange, ContentChange, NameChan
 from cowfs.units import SECTOR_BYTES
 
 _BLOCK_BYTES: Final = 4096
+_RUN_BYTES: Final = 1 << 20  # of a file in one change
 _MAKING: Final = ("create", "mkdir", "symlink")
 
 
@@ -229,30 +230,59 @@ class _Content:
 
     def __init__(self, file: int, size: int) -> None:
         self._file = file
+        self._kept_size = size  # what was beyond it before the recording is gone
         self._size = size
-        self._steps: list[ContentChange] = []
+        self._is_cut = False
+        self._pieces: dict[int, list[tuple[int, bytes]]] = {}  # (offset, bytes), later ones last, by block
 
     def take(self, effect: Data | Size, loss: Loss | None) -> None:
         if isinstance(effect, Data):
+            pieces = self._pieces.get(effect.offset // _BLOCK_BYTES, [])
             for offset, data in _kept(effect, loss):
-                self._steps = [step for step in self._steps if not _is_within(step, offset, len(data))]
-                self._steps.append(ContentChange(self._file, offset, data))
+                pieces = [piece for piece in pieces if not _is_within(piece, offset, offset + len(data))]
+                pieces.append((offset, data))
+            if pieces:
+                self._pieces[effect.offset // _BLOCK_BYTES] = pieces
             return
         if effect.cuts:
-            self._steps = [step for step in self._steps if step.size < 0 and step.offset < effect.size]
-            self._steps.append(ContentChange(self._file, 0, b"", effect.size))
+            self._is_cut = True
+            self._kept_size = min(self._kept_size, effect.size)
+            for block in [block for block in self._pieces if (block + 1) * _BLOCK_BYTES > effect.size]:
+                self._pieces[block] = list(_below(effect.size, self._pieces[block]))
         self._size = effect.size
 
     def changes(self) -> Iterator[ContentChange]:
-        """The steps that make the content; what is beyond the end is cut off last."""
-        for step in self._steps:
-            if step.size >= 0 or step.offset < self._size:
-                yield step
-        yield ContentChange(self._file, 0, b"", self._size)
+        """What makes the content, of neighbours one change; what is beyond the end is cut off last."""
+        if self._is_cut:
+            yield ContentChange(self._file, 0, b"", self._kept_size)
+        end = self._kept_size
+        run: list[bytes] = []
+        begin = stop = 0
+        for offset, data in self._pieces_in_order():
+            if offset != stop or stop - begin >= _RUN_BYTES:
+                if run:
+                    yield ContentChange(self._file, begin, b"".join(run))
+                run, begin, stop = [], offset, offset
+            run.append(data)
+            stop += len(data)
+            end = max(end, stop)
+        if run:
+            yield ContentChange(self._file, begin, b"".join(run))
+        if end != self._size:
+            yield ContentChange(self._file, 0, b"", self._size)
+
+    def _pieces_in_order(self) -> Iterator[tuple[int, bytes]]:
+        for block in sorted(self._pieces):
+            yield from _below(self._size, self._pieces[block])
 
 
-def _is_within(step: ContentChange, offset: int, length: int) -> bool:
-    return step.size < 0 and offset <= step.offset and step.offset + len(step.data) <= offset + length
+def _below(size: int, pieces: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    return ((offset, data[: size - offset]) for offset, data in pieces if offset < size)
+
+
+def _is_within(piece: tuple[int, bytes], begin: int, end: int) -> bool:
+    offset, data = piece
+    return begin <= offset and offset + len(data) <= end
 
 
 def _kept(effect: Data, loss: Loss | None) -> Iterator[tuple[int, bytes]]:

@@ -69,7 +69,7 @@ class FileMaker:
         self._origin = origin
 
     def make(self, state: State, name: str) -> None:
-        self._home.recordings.make_file_state(name, self._origin, [self._history.change(state)])
+        self._home.recordings.make_file_state(name, self._origin, self._history.change(state))
 
     def close(self) -> None:
         """Nothing was made."""

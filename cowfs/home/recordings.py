@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -18,7 +18,7 @@ from cowfs.home.requests.recordings import (
 from cowfs.home.requests.request import MAX_PIECE_BYTES, documented_by
 from cowfs.home.session import Session
 from cowfs.recording.recorder import Model, Recording
-from cowfs.recording.tree_change import TreeChange
+from cowfs.recording.tree_change import ContentChange, TreeChange
 
 _BATCH_BYTES = MAX_PIECE_BYTES // 4
 
@@ -50,8 +50,8 @@ class Recordings:
         self._session.send(MakeDiskState(name, parent), map(msgspec.msgpack.encode, _batches(writes)))
 
     @documented_by(MakeFileState)
-    def make_file_state(self, name: str, parent: str, changes: Sequence[TreeChange]) -> None:
-        self._session.send(MakeFileState(name, parent), map(msgspec.msgpack.encode, changes))
+    def make_file_state(self, name: str, parent: str, change: TreeChange) -> None:
+        self._session.send(MakeFileState(name, parent), map(msgspec.msgpack.encode, _steps(change)))
 
 
 def _batches(writes: Iterable[Write]) -> Iterable[list[Write]]:
@@ -67,6 +67,20 @@ def _batches(writes: Iterable[Write]) -> Iterable[list[Write]]:
                 batch, batch_bytes = [], 0
     if batch:
         yield batch
+
+
+def _steps(change: TreeChange) -> Iterator[TreeChange]:
+    """A change as several that are each small enough for a piece: names first, attributes last."""
+    content: list[ContentChange] = []
+    content_bytes = 0
+    files, names = change.files, change.names
+    for one in change.content:
+        if content_bytes + len(one.data) > _BATCH_BYTES:
+            yield TreeChange(files, names, content, [])
+            files, names, content, content_bytes = [], [], [], 0
+        content.append(one)
+        content_bytes += len(one.data)
+    yield TreeChange(files, names, content, change.attributes)
 
 
 def _parts(write: Write) -> Iterable[Write]:

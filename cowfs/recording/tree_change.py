@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from cowfs.errors import UsageError
 from cowfs.filetree import ROOT_INODE, ServedTree
 from cowfs.recording.operations import FIRST_NEW
 
@@ -60,7 +61,7 @@ class AttributeChange(msgspec.Struct, frozen=True, array_like=True):
 class TreeChange(msgspec.Struct, frozen=True):
     """All of it. Files that were there before have their inode numbers, others are in `files`.
 
-    Every file of `files` has a name in `names`. `names` has a directory before the names in it.
+    Every file of `files` has a name in `names`.
     """
 
     files: list[NewFile]
@@ -68,53 +69,100 @@ class TreeChange(msgspec.Struct, frozen=True):
     content: list[ContentChange]
     attributes: list[AttributeChange]
 
-    def make(self, tree: ServedTree) -> None:
-        """Make it in a tree. Raises what the tree does, and leaves it half done then.
 
-        Whatever changes its name is put aside in a directory first, so that the order of names does not matter.
+class TreeChanger:
+    """Makes changes in a tree, one after the other. Later ones may be about the new files of earlier ones."""
+
+    def __init__(self, tree: ServedTree) -> None:
+        self._tree = tree
+        self._inodes: dict[int, int] = {}
+
+    def make(self, change: TreeChange) -> None:
+        """Make a change.
+
+        What was there and changes its name is put aside in a directory first, so that the order of names does not
+        matter; a new file is made where its first name is.
+
+        Raises:
+            UsageError: it is about a file that it does not make, or has a new directory within itself.
+            OSError: what the tree raises; the change is half done then.
         """
-        _Making(tree, self).run()
+        _Making(self._tree, change, self._inodes).run()
 
 
 class _Making:
-    def __init__(self, tree: ServedTree, change: TreeChange) -> None:
+    def __init__(self, tree: ServedTree, change: TreeChange, inodes: dict[int, int]) -> None:
         self._tree = tree
         self._change = change
-        self._inodes: dict[int, int] = {}
-        self._held: set[int] = set()
+        self._inodes = inodes
+        self._held: set[int] = set()  # directories of the tree, and what else is put aside
+        self._stage = 0
+        self._stage_name = b""
+        self._files = {new.file: new for new in change.files}
+        self._first_names: dict[int, NameChange] = {}
+        for name in change.names:
+            self._first_names.setdefault(name.file, name)
+        self._contents: dict[int, bytes] = {}
+        self._rest: list[ContentChange] = []
 
     def run(self) -> None:
-        tree, change = self._tree, self._change
-        stage = tree.make_directory(ROOT_INODE, self._stage_name(), _STAGE_MODE, 0, 0)
-        self._stage = stage.inode
-        for new in change.files:
-            self._make_aside(new)
+        change = self._change
+        self._take_first_contents()
         for name in reversed(change.names):  # what is in a directory before the directory
             self._put_aside(name)
-        for one in change.content:
-            self._write(one)
         for name in change.names:
             if name.file:
                 self._give_name(name)
+        for content in self._rest:
+            self._write(content)
         for attribute in change.attributes:
             self._set(attribute)
-        self._clear(self._stage)
-        tree.remove_directory(ROOT_INODE, self._name)
+        if self._stage:
+            self._clear(self._stage)
+            self._tree.remove_directory(ROOT_INODE, self._stage_name)
 
-    def _stage_name(self) -> bytes:
-        taken = {name.name for name in self._change.names if name.parent == ROOT_INODE}
-        taken |= {entry.name for entry in self._tree.list_directory(ROOT_INODE)}
-        self._name = next(name for i in range(len(taken) + 1) if (name := b".aside-%d" % i) not in taken)
-        return self._name
+    def _take_first_contents(self) -> None:
+        """What new files are made with: what is at their beginning."""
+        begun = set()
+        for content in self._change.content:
+            is_first = content.file in self._files and content.file not in begun
+            begun.add(content.file)
+            if is_first and not content.offset and content.size < 0:
+                self._contents[content.file] = content.data
+            else:
+                self._rest.append(content)
 
     def _inode(self, file: int) -> int:
-        return self._inodes[file] if file >= FIRST_NEW else file
+        """Of a file, which is made now if it is new, with the directories above it that are new."""
+        if file < FIRST_NEW:
+            return file
+        if file not in self._inodes:
+            self._make(file)
+        return self._inodes[file]
 
-    def _make_aside(self, new: NewFile) -> None:
-        name = b"%d" % new.file
-        inode = self._tree.restore(self._stage, name, new.mode, new.uid, new.gid, rdev=new.rdev, target=new.target)
-        self._inodes[new.file] = inode
-        self._held.add(inode)
+    def _make(self, file: int) -> None:
+        wanted = [file]
+        while (parent := self._first_name(wanted[-1]).parent) >= FIRST_NEW and parent not in self._inodes:
+            if len(wanted) > len(self._files):
+                raise UsageError(f"the change of files has the new directory {parent - FIRST_NEW} within itself")
+            wanted.append(parent)
+        for one in reversed(wanted):
+            new, name = self._files[one], self._first_name(one)
+            self._inodes[one] = self._tree.restore(
+                self._inode(name.parent),
+                name.name,
+                new.mode,
+                new.uid,
+                new.gid,
+                rdev=new.rdev,
+                target=new.target,
+                content=self._contents.get(one, b""),
+            )
+
+    def _first_name(self, file: int) -> NameChange:
+        if file not in self._files or file not in self._first_names:
+            raise UsageError(f"the change of files is about the new file {file - FIRST_NEW}, which it does not make")
+        return self._first_names[file]
 
     def _put_aside(self, change: NameChange) -> None:
         """Take away what a name leads to now, and keep it for the name that it has afterwards, if any."""
@@ -127,16 +175,25 @@ class _Making:
         if found.inode in self._held:
             self._tree.unlink(change.parent, change.name)  # another of its names
             return
-        self._tree.rename(change.parent, change.name, self._stage, b"%d" % found.inode)
+        self._tree.rename(change.parent, change.name, self._aside(), b"%d" % found.inode)
         self._held.add(found.inode)
+
+    def _aside(self) -> int:
+        if not self._stage:
+            taken = {name.name for name in self._change.names if name.parent == ROOT_INODE}
+            taken |= {entry.name for entry in self._tree.list_directory(ROOT_INODE)}
+            self._stage_name = next(name for i in range(len(taken) + 1) if (name := b".aside-%d" % i) not in taken)
+            self._stage = self._tree.make_directory(ROOT_INODE, self._stage_name, _STAGE_MODE, 0, 0).inode
+        return self._stage
 
     def _give_name(self, change: NameChange) -> None:
         tree, inode, parent = self._tree, self._inode(change.file), self._inode(change.parent)
-        aside = b"%d" % change.file
+        if change is self._first_names[change.file] and change.file in self._files:
+            return  # it was made there
         if not stat.S_ISDIR(tree.attributes(inode).mode):
             tree.link(inode, parent, change.name)
         elif inode in self._held:  # a directory has one name: the first one stays
-            tree.rename(self._stage, aside, parent, change.name)
+            tree.rename(self._stage, b"%d" % inode, parent, change.name)
             self._held.discard(inode)
 
     def _write(self, change: ContentChange) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from cowfs.crashes.explorer import Explorer
+from cowfs.crashes.history import State
 from cowfs.errors import DeviceBusy, DeviceExists, UnknownDevice, UsageError
+from cowfs.home.requests.request import MAX_PIECE_BYTES
 from cowfs.recording.recorder import Model
 from tests.crashes.conftest import MountedHome
 
@@ -117,6 +119,20 @@ def test_a_mark_is_set_after_what_was_done_and_forces_nothing(mounted: MountedHo
         assert kinds == ["create", "write", "write"]
         assert mark.operations == 2
         assert "flush" not in [entry.operation for entry in recording.entries[: mark.entries]][2:]
+
+
+def test_a_state_may_be_larger_than_a_piece_of_the_control_socket(mounted: MountedHome) -> None:
+    count = MAX_PIECE_BYTES // (1 << 20) + 2
+    mounted.home.create("large", size_bytes=4 * MAX_PIECE_BYTES)
+    with Explorer.started(mounted.home, mounted.path, parent="large", model="posix") as explorer:
+        with explorer.record() as path:
+            for number in range(count):
+                (path / f"file-{number}").write_bytes(bytes([number]) * (1 << 20))
+        state = explorer.crash_state(State(explorer.history.length))
+        with explorer.shown(state) as path:
+            for number in range(count):
+                assert (path / f"file-{number}").read_bytes() == bytes([number]) * (1 << 20)
+    mounted.home.remove("large")
 
 
 def test_marks_of_several_threads_are_all_there(mounted: MountedHome) -> None:

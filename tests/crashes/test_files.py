@@ -6,18 +6,21 @@ import random
 import stat
 from collections.abc import Callable
 from contextlib import closing
+from typing import cast
 
 import pytest
 
-from cowfs.crashes.files import FileHistory
+from cowfs.crashes.files import Data, FileHistory, Size
 from cowfs.crashes.history import Loss, State
 from cowfs.crashes.naming import Namer, describe_loss, explain
 from cowfs.crashes.planning import plan
+from cowfs.errors import UsageError
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import RENAME_EXCHANGE, ROOT_INODE, ServedTree
-from cowfs.recording.operations import Operation, recording_tree
+from cowfs.recording.operations import FIRST_NEW, Operation, recording_tree
 from cowfs.recording.recorder import Mark, Recorder, Recording
+from cowfs.recording.tree_change import NameChange, NewFile, TreeChange, TreeChanger
 from cowfs.testing.blockdev import memory_device
 from tests.crashes.recordings import no_paths
 from tests.ext4.crash_world import State as Tree
@@ -48,7 +51,7 @@ class World:
         """The tree of a state."""
         disk = memory_device(self.before)
         with closing(Volume.open(disk)) as volume:
-            history.change(state).make(volume)
+            TreeChanger(volume).make(history.change(state))
         assert check_volume(disk).clean, check_volume(disk).summary
         with closing(Volume.open(disk, read_only=True)) as volume:
             return read_state(volume)
@@ -234,6 +237,96 @@ def test_every_state_of_random_operations_is_a_sound_file_system(image: bytes, r
     for state in plan(history, states=60, seed=1):
         tree = world.left_by(history, state)
         assert seen.setdefault(history.key(state), tree) == tree
+
+
+def replayed(history: FileHistory, state: State, before: bytes) -> bytes:
+    """What a file holds, byte by byte: the effects of the operations that were not lost, one after the other."""
+    lost = {loss.item: loss for loss in state.lost}
+    content, size = bytearray(before), len(before)
+    for item in range(history.issued_until(state.position)):
+        effect, loss = history.effects[item], lost.get(item)
+        if loss is not None and not loss.sectors:
+            continue
+        if isinstance(effect, Data):
+            content.extend(bytes(max(0, effect.offset + len(effect.content) - len(content))))
+            for at, byte in enumerate(effect.content, effect.offset):
+                if loss is None or at // 512 not in loss.sectors:
+                    content[at] = byte
+        elif isinstance(effect, Size):
+            if effect.cuts:
+                del content[effect.size :]
+            size = effect.size
+    return bytes(content[:size].ljust(size, b"\0"))
+
+
+def test_the_bytes_of_a_file_are_those_of_the_writes_that_were_not_lost(image: bytes, rng: random.Random) -> None:
+    before = rng.randbytes(9000)
+    world = World(image, lambda volume: make(volume, b"a", before))
+    inode = world.tree.lookup(ROOT_INODE, b"a").inode
+    for _ in range(12):
+        if rng.random() < 0.3:
+            world.tree.set_attributes(inode, size_bytes=rng.choice([0, 700, 4096, 6000, 12_000]))
+        else:
+            world.tree.write(inode, rng.choice([0, 100, 4096, 5000, 9000, 11_000]), rng.randbytes(rng.randint(1, 6000)))
+    history = world.history()
+    for state in plan(history, states=60, seed=1):
+        assert contents(world.left_by(history, state))[b"a"] == replayed(history, state, before)
+
+
+def test_a_new_file_is_one_step(image: bytes) -> None:
+    """Neighbouring blocks are put together, and nothing is made aside, to be moved."""
+    world = World(image)
+    make(world.tree, b"a", b"x" * 20_000)
+    history = world.history()
+    change = history.change(State(history.length))
+    assert [(one.offset, len(one.data), one.size) for one in change.content] == [(0, 20_000, -1)]
+    called: list[str] = []
+
+    class Watched:
+        def __getattr__(self, name: str) -> object:
+            called.append(name)
+            return getattr(volume, name)
+
+    with closing(Volume.open(memory_device(world.before))) as volume:
+        TreeChanger(cast("ServedTree", Watched())).make(change)
+    assert called == ["lookup", "restore"]
+
+
+DIRECTORY = stat.S_IFDIR | 0o755
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([NameChange(FIRST_NEW + 1, b"a", FIRST_NEW), NameChange(FIRST_NEW, b"b", FIRST_NEW + 1)], "within itself"),
+        ([NameChange(FIRST_NEW, b"a", FIRST_NEW)], "within itself"),
+        ([NameChange(FIRST_NEW + 7, b"a", FIRST_NEW)], "new file 7, which it does not make"),
+        ([NameChange(ROOT_INODE, b"a", FIRST_NEW + 7)], "new file 7, which it does not make"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused(image: bytes, names: list[NameChange], words: str) -> None:
+    files = [NewFile(FIRST_NEW + number, DIRECTORY, 0, 0) for number in range(2)]
+    with closing(Volume.open(memory_device(image))) as volume, pytest.raises(UsageError, match=words):
+        TreeChanger(volume).make(TreeChange(files, names, [], []))
+
+
+def test_directories_that_are_within_each_other_are_gone(image: bytes) -> None:
+    """When of three renames the middle one is lost, no path leads to them any more."""
+    inodes: dict[bytes, int] = {}
+
+    def prepare(volume: Volume) -> None:
+        for name in (b"a", b"b"):
+            inodes[name] = volume.make_directory(ROOT_INODE, name, DIRECTORY, 0, 0).inode
+            make(volume, b"file", name, inodes[name])
+
+    world = World(image, prepare)
+    world.tree.rename(ROOT_INODE, b"a", inodes[b"b"], b"a")
+    world.tree.rename(inodes[b"b"], b"a", ROOT_INODE, b"c")
+    world.tree.rename(ROOT_INODE, b"b", inodes[b"a"], b"b")
+    history = world.history()
+    state = State(history.length, (Loss(1),))
+    assert contents(world.left_by(history, state)) == {}
+    assert contents(world.left_by(history, State(history.length))) == {b"c/file": b"a", b"c/b/file": b"b"}
 
 
 def test_what_was_lost_is_said_in_files_and_offsets() -> None:

@@ -12,7 +12,7 @@ from cowfs.errors import DeviceBusy, UnknownDevice, UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import OpenFile, Request, StreamIn
 from cowfs.recording.recorder import Model, Recorder
-from cowfs.recording.tree_change import TreeChange
+from cowfs.recording.tree_change import TreeChange, TreeChanger
 
 MAX_MARK_BYTES: Final = 4096
 
@@ -157,12 +157,9 @@ class MakeFileState(StreamIn[None], frozen=True, tag="make_file_state"):
 
     def run(self, home: OpenHome) -> Generator[bool, bytes, None]:
         with _made(home, self.name, self.parent), home.volumes.opened(self.name) as volume:
+            changer = TreeChanger(volume)
             while piece := (yield True):
-                change = _decoded(_TREE_CHANGE, piece)
-                try:
-                    change.make(volume)
-                except KeyError as error:
-                    raise UsageError(f"the change of files names file {error}, which it does not make") from None
+                changer.make(_decoded(_TREE_CHANGE, piece))
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], piece: bytes) -> T:
