@@ -126,6 +126,22 @@ def test_a_device_that_dies_while_syncing(make_image: Callable[..., Image], swit
         assert volume.read(old[number], 0, 99) == b"%d" % number
 
 
+@pytest.mark.parametrize("size_bytes", [0, 8192, 8200])
+def test_a_file_that_could_not_be_cut_off_is_as_before(image: Image, switch: Switch, size_bytes: int) -> None:
+    inode = make_file(image.volume, b"f")
+    for number in range(50):
+        image.volume.write(inode, number * 8192, b"y" * 100)  # a tree that must be read to be cut
+    image.close()
+    volume = image.open(wrap=switch)
+    before = volume.attributes(inode)
+    switch.device.fail("read")
+    with pytest.raises(OSError):
+        volume.set_attributes(inode, size_bytes=size_bytes)
+    switch.device.heal()
+    assert volume.attributes(inode) == before
+    assert volume.read(inode, 8192, 100) == b"y" * 100
+
+
 def test_unreadable_metadata(image: Image, switch: Switch) -> None:
     """A tree that cannot be read stops one request; after an error in mid-change nothing is written any more."""
     inode = make_file(image.volume, b"f", b"x" * 100)

@@ -130,7 +130,11 @@ class FileData:
         inode.size = len(view)
 
     def resize(self, inode: Inode, size: int) -> None:
-        """Cut off, or grow by a hole."""
+        """Cut off, or grow by a hole.
+
+        Raises:
+            OSError: EFBIG, or what the device says. The size, and the content but for the last block, are as before.
+        """
         if inode.is_inline:
             if size <= inode.size:
                 self._inline.shrink(inode, size)
@@ -143,13 +147,15 @@ class FileData:
             self._zero_tail(inode)
             inode.size = size
         elif size < inode.size or self._maps.load(inode).end * self._fs.block_bytes > size:
+            blocks = -(-size // self._fs.block_bytes)
+            self._maps.prepare_to_truncate(inode, blocks)  # so that only the device's write can fail below
             inode.size, old = size, inode.size
             try:
                 self._zero_tail(inode)
             except BaseException:
                 inode.size = old
                 raise
-            self._maps.truncate(inode, -(-size // self._fs.block_bytes))
+            self._maps.truncate(inode, blocks)
         inode.changed()
 
     def _zero_tail(self, inode: Inode) -> None:

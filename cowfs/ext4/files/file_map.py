@@ -93,14 +93,20 @@ class FileMaps:
         inode.map_changed = True
         inode.touch()
 
+    def prepare_to_truncate(self, inode: Inode, blocks: int) -> None:
+        """Read what `truncate` needs. Raises OSError, and has changed nothing."""
+        map_ = self.load(inode)
+        if map_.end > blocks:
+            parts = map_.segments(blocks, map_.end - blocks)
+            self._allocator.prepare_to_free(Run(part.physical, part.length) for part in parts if part.physical >= 0)
+
     def truncate(self, inode: Inode, blocks: int) -> None:
-        """Free what lies at and after a logical block."""
+        """Free what lies at and after a logical block. Raises like `prepare_to_truncate`."""
+        self.prepare_to_truncate(inode, blocks)
         map_ = self.load(inode)
         if map_.end <= blocks:
             return
         freed = 0
-        parts = map_.segments(blocks, map_.end - blocks)
-        self._allocator.prepare_to_free(Run(part.physical, part.length) for part in parts if part.physical >= 0)
         for run in map_.remove(blocks, map_.end - blocks):
             self._allocator.free(run)
             freed += run.length
