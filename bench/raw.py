@@ -145,7 +145,7 @@ def bare_handler(directory: Path, size_bytes: int) -> Iterator[Path]:
     backing = directory / "backing"
     with backing.open("wb") as file:
         file.truncate(size_bytes)
-    with served([sys.executable, "-m", "bench.rig.bare_handler", str(backing), str(target)], target):
+    with served([sys.executable, "-m", "cowfs.benchmarks.engines.bare_handler", str(backing), str(target)], target):
         yield target / "disk"
 
 

@@ -2,6 +2,6 @@
 
 harness                                     rounds, medians, goals, JSON
 pools, archives                             what is measured on
-bare_handler, moby_driver, plugin_client    peers, and a client of theirs
+moby_driver, plugin_client                  a peer, and a client of its
 guests, guest_*                             contenders in User-Mode Linux
 """

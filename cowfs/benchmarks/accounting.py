@@ -1,4 +1,8 @@
-"""Processor time, memory, and bytes written of processes (proc(5)), and the space that files take."""
+"""Processor time and memory of processes (proc(5)), bytes written to devices, and the space that files take.
+
+What a process has written (`write_bytes`) is not used: it counts the pages that became dirty, and with large folios a
+write of 4 KiB makes many of them dirty at once.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +41,6 @@ def peak_memory_bytes(pids: Iterable[int]) -> int | None:
     found = [_field_of(pid, "status", b"VmHWM:") for pid in pids]
     known = [value << 10 for value in found if value is not None]
     return sum(known) if known else None
-
-
-def written_bytes(pids: Iterable[int]) -> int | None:
-    """What these processes have had written to a disk so far; None where that is not to be known."""
-    found = [_field_of(pid, "io", b"write_bytes:") for pid in pids]
-    known = [value for value in found if value is not None]
-    return sum(known) if known and len(known) == len(found) else None
 
 
 def _field_of(pid: int, file_name: str, key: bytes) -> int | None:

@@ -141,6 +141,18 @@ class Meter:
             )
         )
 
+    def add(self, name: str, kind: Kind, work: Work) -> None:
+        """A line of which another program has told the figures; nothing is counted."""
+        sample = Sample(
+            value=kind.value(work, None),
+            seconds=work.seconds,
+            requests=work.requests,
+            read_bytes=work.read_bytes,
+            written_bytes=work.written_bytes,
+            latency_us=work.latency,
+        )
+        self.lines.append(Measured(name, kind.figure, None, sample))
+
 
 def latency_of(seconds: Sequence[float]) -> Latency | None:
     """The percentiles of single requests (nearest rank); None without any."""

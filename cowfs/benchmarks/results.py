@@ -28,7 +28,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Of single requests, in microseconds."""
+    """Of single requests, in microseconds: the least, percentiles, the most."""
 
     min: float
     p25: float

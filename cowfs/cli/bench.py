@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _ROUNDS: Final = 3
 _WIDTH: Final = 100
+_JOB: Final = ".fio"
 
 
 @click.command("bench")
@@ -82,12 +83,15 @@ def bench_command(
 def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, quick: bool) -> list[Workload]:
     from cowfs.benchmarks.workloads.catalogue import built_in, choose
     from cowfs.benchmarks.workloads.command import CommandWorkload
+    from cowfs.benchmarks.workloads.fio import FioJob
 
+    named = [word for word in words if not word.endswith(_JOB)]
+    found: list[Workload] = [
+        FioJob(word, size_bytes=size_bytes, environment=os.environ) for word in words if word.endswith(_JOB)
+    ]
     if command is not None:
-        if words:
-            raise UsageError(f"--command is a question of its own; leave {' '.join(words)} out")
-        return [CommandWorkload(command, size_bytes=size_bytes, environment=os.environ)]
-    return choose(words, built_in(seed=seed, quick=quick))
+        found.append(CommandWorkload(command, size_bytes=size_bytes, environment=os.environ))
+    return [*found, *(choose(named, built_in(seed=seed, quick=quick)) if named or not found else [])]
 
 
 def _contenders(over: str | None) -> tuple[list[Wanted], list[Absent]]:
@@ -114,6 +118,7 @@ def _run(run: Run, *, shows_tables: bool) -> Result:
     from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
     from cowfs.benchmarks.runner import Watcher
     from cowfs.benchmarks.workloads.command import CommandFailed
+    from cowfs.benchmarks.workloads.fio import FioFailed
 
     width = shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
 
@@ -134,7 +139,7 @@ def _run(run: Run, *, shows_tables: bool) -> Result:
             self._print("", *question_lines(question, is_judged=self.result.is_quiet, width=width))
 
         def failed(self, question: str, contender: str, error: BaseException) -> None:
-            if isinstance(error, CommandFailed):
+            if isinstance(error, CommandFailed | FioFailed):
                 for line in error.lines:
                     print(output.printable(line), file=sys.stderr)
 

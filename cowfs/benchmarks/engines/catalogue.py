@@ -7,12 +7,16 @@ from typing import Final, NamedTuple
 
 from cowfs.benchmarks.engines.homes import DMTHIN, DMTHIN_FUSE, EMULATED
 from cowfs.benchmarks.engines.interface import Engine, Offer
+from cowfs.benchmarks.engines.loops import BTRFS, EXT4, XFS
 from cowfs.benchmarks.engines.plain import PLAIN
+from cowfs.benchmarks.engines.served import BARE, FUSE2FS, QCOW2
 from cowfs.benchmarks.results import Absent
 from cowfs.errors import UsageError
 from cowfs.units import is_data_block_size, parse_size
 
-ENGINES: Final = {engine.name: engine for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, PLAIN)}
+ENGINES: Final = {
+    engine.name: engine for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, PLAIN, QCOW2, BTRFS, XFS, EXT4, FUSE2FS, BARE)
+}
 
 
 class Wanted(NamedTuple):

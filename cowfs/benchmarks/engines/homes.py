@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.benchmarks.engines.interface import Contender, Engine, Offer, Setting
-from cowfs.benchmarks.engines.plain import sync_filesystem
+from cowfs.benchmarks.engines.plain import synced
 from cowfs.benchmarks.engines.tools import run_tool
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
@@ -72,11 +72,7 @@ class HomeContender(Contender):
 
     def settle(self) -> None:
         if self._shown is not None:
-            fd = os.open(self._shown, os.O_RDONLY)
-            try:
-                sync_filesystem(fd)
-            finally:
-                os.close(fd)
+            synced(self._shown)
 
     def processes(self) -> list[int]:
         holder = self._home.holder_pid

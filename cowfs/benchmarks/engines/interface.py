@@ -46,7 +46,7 @@ class Contender:
         raise self._cannot("create devices")
 
     def snapshot(self, origin: str, name: str) -> None:
-        """A device with the contents of another one, which may be in use here."""
+        """A device with the contents of another one, which may be in use here; durable when this returns."""
         raise self._cannot("take snapshots")
 
     def remove(self, name: str) -> None:
@@ -82,9 +82,8 @@ class Contender:
         return None
 
     def written_bytes(self) -> int | None:
-        """What it has written to its files, or to the device below it, so far."""
-        pids = self.processes()
-        return accounting.written_bytes(pids) if pids else None
+        """What it has written to its files, or to the device below it, so far; None where that is not counted."""
+        return None
 
     def host_bytes(self) -> int | None:
         """The space of its files on the host."""

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Final
 
 from cowfs.benchmarks.engines.interface import WORKS, Contender, Engine, Offer, Setting, only
 
-_DISK = "disk"
+DISK: Final = "disk"
+TREE: Final = "tree"
 
 
 class DirectoryContender(Contender):
-    """A device is a directory `devices/NAME`; its disk is a file in it, and its tree another directory."""
+    """A device is a directory; its disk is a file in it, and its tree another directory."""
 
     @property
     def devices(self) -> Path:
         return self.directory
 
     def create(self, name: str, size_bytes: int) -> None:
-        path = self.devices / name
-        (path / "tree").mkdir(parents=True)
-        with (path / _DISK).open("wb") as file:
+        (self.devices / name).mkdir()
+        self.fill(name, size_bytes)
+
+    def fill(self, name: str, size_bytes: int) -> None:
+        (self.devices / name / TREE).mkdir()
+        with (self.devices / name / DISK).open("wb") as file:
             file.truncate(size_bytes)
 
     def remove(self, name: str) -> None:
@@ -31,27 +37,25 @@ class DirectoryContender(Contender):
 
     @contextmanager
     def disk(self, name: str) -> Iterator[Path]:
-        yield self.devices / name / _DISK
+        yield self.devices / name / DISK
 
     @contextmanager
     def tree(self, name: str) -> Iterator[Path]:
-        yield self.devices / name / "tree"
+        yield self.devices / name / TREE
 
     def settle(self) -> None:
-        fd = os.open(self.devices, os.O_RDONLY)
-        try:
-            sync_filesystem(fd)
-        finally:
-            os.close(fd)
+        synced(self.devices)
 
 
-def sync_filesystem(fd: int) -> None:
-    """syncfs(2), which Python does not have."""
-    import ctypes
-
-    if ctypes.CDLL(None, use_errno=True).syncfs(fd):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+def synced(path: Path) -> None:
+    """Bring the file system that a path is on to its disk: syncfs(2), which Python does not have."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), os.fspath(path))
+    finally:
+        os.close(fd)
 
 
 class _Plain(DirectoryContender):
@@ -63,4 +67,4 @@ def _set_up(setting: Setting) -> AbstractContextManager[Contender]:
     return only(_Plain(setting.name, setting.directory))
 
 
-PLAIN = Engine("plain", "a file, a directory", Offer.DISK | Offer.TREE, lambda: WORKS, _set_up)
+PLAIN: Final = Engine("plain", "a file, a directory", Offer.DISK | Offer.TREE, lambda: WORKS, _set_up)

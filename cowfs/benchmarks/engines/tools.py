@@ -10,6 +10,7 @@ from typing import Final
 from cowfs.errors import CowfsError
 from cowfs.pool.interface import ProbeResult
 
+_SECONDS: Final = 20.0
 PATH: Final = f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin"
 
 
@@ -40,3 +41,18 @@ def lacking(package: str, *names: str) -> ProbeResult | None:
     if not absent:
         return None
     return ProbeResult(usable=False, problem=f"{absent[0]} is not installed", remedy=f"sudo apt-get install {package}")
+
+
+def version_of(name: str) -> str:
+    """The first line of what a program says about its version."""
+    program = find_tool(name)
+    if program is None:
+        return ""
+    for option in ("--version", "-V"):
+        done = subprocess.run(
+            [program, option], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+        lines = (done.stdout + done.stderr).splitlines()
+        if lines and done.returncode == 0:
+            return lines[0].strip()
+    return ""

@@ -34,8 +34,9 @@ def question_lines(question: Question, *, is_judged: bool, width: int) -> Iterat
         yield from part
     for absent in question.failed:
         yield f"  {absent.name} failed: {absent.problem}"
-    if question.absent:
-        yield f"  without {', '.join(absent.name for absent in question.absent)}: {question.absent[0].problem}"
+    for problem in dict.fromkeys(absent.problem for absent in question.absent):
+        names = [absent.name for absent in question.absent if absent.problem == problem]
+        yield f"  without {', '.join(names)}: {problem}"
 
 
 def summary_line(result: Result) -> str:

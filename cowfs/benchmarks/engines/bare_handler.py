@@ -2,7 +2,7 @@
 
 Mounted with the options of the raw view; the main loop is pyfuse3's own, on plain trio.
 
-python -m bench.rig.bare_handler FILE MNT      serves MNT/disk until it is unmounted
+python -m cowfs.benchmarks.engines.bare_handler FILE MNT      serves MNT/disk until it is unmounted
 """
 
 from __future__ import annotations
