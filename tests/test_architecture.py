@@ -21,6 +21,7 @@
                        │
                 pool   thinmeta          the interface of backends; dm-thin's on-disk format
                  └───┬───┘  disk_images  files that hold a disk: raw, qcow2, what qemu-img reads
+                     │ traces in_place   what a disk is asked, kept and replayed; standing before a device
                  blockdev ────┘          devices of bytes: files, nodes, memory
          ┌──────┬────┴───┬────────┐
       forking errors   units   ranges
@@ -56,6 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "ranges": set(),
     "blockdev": FOUNDATION,
+    "in_place": FOUNDATION | {"blockdev"},
+    "traces": FOUNDATION | {"blockdev"},
     "pool": FOUNDATION | {"blockdev"},
     "thinmeta": FOUNDATION | {"blockdev"},
     "new_files": {"errors"},
@@ -89,9 +92,11 @@ MAY_IMPORT: dict[str, set[str]] = {
         "volumes",
         "layers",
         "faults",
+        "in_place",
+        "traces",
     },
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
-    "benchmarks": FOUNDATION | {"pool", "mounts", "fuse", "devices", "home"},
+    "benchmarks": FOUNDATION | {"blockdev", "pool", "traces", "mounts", "fuse", "devices", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
     "containerd": FOUNDATION | {"fuse", "devices", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
@@ -133,6 +138,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "benchmarks",
         "docker",
         "containerd",
+        "traces",
         "uml",
     },
 }
@@ -239,8 +245,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "runtime": set(),
         "kernel": set(),
         "storage_options": {"spec", "backend_facts"},
-        "faults": set(),
-        "open_home": {"kernel", "storage_options", "virtual_clock", "faults"},
+        "stand_ins": set(),
+        "faults": {"stand_ins"},
+        "device_traces": {"stand_ins"},
+        "open_home": {"kernel", "storage_options", "virtual_clock", "stand_ins", "faults", "device_traces"},
         "opening": {"virtual_clock", "spec", "open_home", "storage_options"},
         "requests": {"virtual_clock", "metadata_copy", "open_home"},
         "executor": {"open_home", "requests"},
@@ -259,10 +267,11 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "images": {"requests", "archives", "session"},
         "chains": {"requests", "session"},
         "recordings": {"requests", "session"},
+        "trace_files": {"requests", "session"},
         "comparing": {"requests", "session"},
         "api": {
             *("spec", "images", "chains", "requests", "session", "own_session", "serving"),
-            *("layers", "files", "comparing", "recordings", "maintenance"),
+            *("layers", "files", "comparing", "recordings", "trace_files", "maintenance"),
         },
         "machine": {"backend_facts", "serving"},
     },
@@ -277,6 +286,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "runner": {"figures", "machine", "results", "engines", "meter", "workloads"},
         "comparison": {"figures", "results"},
         "report": {"figures", "results", "comparison"},
+    },
+    "traces": {
+        "requests": set(),
+        "file": {"requests"},
+        "iolog": {"requests"},
+        "blktrace": {"requests"},
+        "formats": {"requests", "file", "iolog", "blktrace"},
+        "tracer": {"requests", "file"},
+        "summary": {"requests"},
+        "replay": {"requests"},
     },
     "docker": {"plugin": set(), "stored": set()},
     "containerd": {

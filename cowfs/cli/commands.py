@@ -30,11 +30,15 @@ class Command(NamedTuple):
 
 
 class GroupOfCommands(NamedTuple):
-    """Commands behind one word: the group's line in the help, its own help, and its commands."""
+    """Commands behind one word: the group's line in the help, its own help, and its commands.
+
+    `default` is the command that is meant where the word after the group names none.
+    """
 
     summary: str
     help: str
     commands: Mapping[str, Command]
+    default: str = ""
 
 
 Section: TypeAlias = Mapping[str, Command | GroupOfCommands]
@@ -137,6 +141,24 @@ _FAULTS: Final = GroupOfCommands(
         "clear": Command("faults", "Clear faults."),
     },
 )
+_TRACE: Final = GroupOfCommands(
+    "Record what a device is asked; show and convert such traces.",
+    """Traces: the requests that a mounted device gets, in order, with their times.
+
+    \b
+      cowfs --home H trace web -o t.trace              until Ctrl-C
+      cowfs --home H trace web -o t.trace -- make -C /mnt
+      cowfs trace show t.trace                         in figures; --requests lists them
+      cowfs trace convert t.trace t.iolog              for 'fio --read_iolog'
+      cowfs trace convert sda.blktrace.0 t.trace
+    """,
+    {
+        "record": Command("traces", "Record the requests of a mounted device; the word can be left out."),
+        "show": Command("traces", "Show a trace in figures, or its requests."),
+        "convert": Command("traces", "Convert a trace to or from fio's and blktrace's formats."),
+    },
+    default="record",
+)
 
 SECTIONS: Final[Mapping[str, Section]] = {
     "Homes": {
@@ -176,7 +198,14 @@ SECTIONS: Final[Mapping[str, Section]] = {
     "Benchmarks": {
         "bench": Command("bench", "Run one workload over several copy-on-write engines, in turns."),
     },
-    "Groups of commands": {"pool": _POOL, "layer": _LAYER, "docker": _DOCKER, "dm": _DM, "faults": _FAULTS},
+    "Groups of commands": {
+        "pool": _POOL,
+        "layer": _LAYER,
+        "docker": _DOCKER,
+        "dm": _DM,
+        "faults": _FAULTS,
+        "trace": _TRACE,
+    },
     "Other": {
         "snapshotter": Command("snapshotter", "Serve a home to containerd as a snapshotter."),
         "batch": Command("batch", "Run the commands in a file, one per line."),
@@ -210,6 +239,7 @@ class LazyGroup(click.Group):
     Args:
         sections: The commands, by the title of their section.
         aliases: Hidden names -> group and command.
+        default: The command that is meant by a word that names none.
     """
 
     def __init__(
@@ -217,9 +247,11 @@ class LazyGroup(click.Group):
         *args: Any,
         sections: Mapping[str, Section],
         aliases: Mapping[str, tuple[str, str]] | None = None,
+        default: str = "",
         **attributes: Any,
     ) -> None:
         super().__init__(*args, **attributes)
+        self._default = default
         self.sections = sections
         self._aliases = aliases or {}
         self._entries = {name: entry for section in sections.values() for name, entry in section.items()}
@@ -239,6 +271,11 @@ class LazyGroup(click.Group):
             return _load(name, GROUPS[group].commands[name])
         entry = self._entries.get(cmd_name)
         return None if entry is None else _load(cmd_name, entry)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if self._default and args and args[0] not in self._entries and args[0] not in ctx.help_option_names:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -265,7 +302,13 @@ class LazyGroup(click.Group):
 
 def _load(name: str, entry: Command | GroupOfCommands) -> click.Command:
     if isinstance(entry, GroupOfCommands):
-        return LazyGroup(name, sections={"Commands": entry.commands}, help=entry.help, short_help=entry.summary)
+        return LazyGroup(
+            name,
+            sections={"Commands": entry.commands},
+            default=entry.default,
+            help=entry.help,
+            short_help=entry.summary,
+        )
     command = getattr(importlib.import_module(f"cowfs.cli.{entry.module}"), f"{name.replace('-', '_')}_command")
     assert isinstance(command, click.Command)
     command.short_help = entry.summary

@@ -1,14 +1,9 @@
-"""A block device that fails by rules: around another one, or in the place of its methods.
-
-FaultyDevice(device)              to be used instead of the device, in a test
-put_in_place(device, make)        to be met by those who use the device already
-"""
+"""A block device that fails by rules: around another one, or in the place of its methods (`cowfs.in_place`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 from cowfs.blockdev import BlockDevice, Buffer, WrappedDevice
 from cowfs.errors import PoolIoError
@@ -16,8 +11,6 @@ from cowfs.faults.effects import PLAIN, Alteration, Failure, Means, alteration, 
 from cowfs.faults.plan import DISK_OPERATIONS, Delay, Error, Place, Rule
 from cowfs.faults.rules import ActiveRule, FaultSet, Operation
 from cowfs.units import METADATA_BLOCK_BYTES
-
-_METHODS: Final = ("pread", "pwrite", "zero", "discard", "copy", "flush")
 
 
 class FaultyDevice(WrappedDevice):
@@ -161,51 +154,6 @@ class FaultyDevice(WrappedDevice):
 def as_pool_error(number: int, text: str) -> OSError:
     """How a thin device fails."""
     return PoolIoError(text, errno=number)
-
-
-def put_in_place(device: BlockDevice, make: Callable[[BlockDevice], FaultyDevice]) -> Callable[[], None]:
-    """Have everyone who uses a device meet a faulty one, by methods that belong to the object alone.
-
-    A device without such methods costs what it did, which a wrapper that is there always would not.
-
-    Args:
-        make: given the device as it was before, makes the faulty one.
-
-    Returns:
-        What takes it back.
-    """
-    faulty = make(_Original(device))
-    own = {name: vars(device)[name] for name in _METHODS if name in vars(device)}
-    for name in _METHODS:
-        setattr(device, name, getattr(faulty, name))
-
-    def take_back() -> None:
-        for name in _METHODS:
-            if name in own:
-                setattr(device, name, own[name])
-            else:
-                delattr(device, name)
-
-    return take_back
-
-
-class _Original:
-    """A device by the methods that it has now."""
-
-    def __init__(self, device: BlockDevice) -> None:
-        self._device = device
-        self.block_bytes = int(getattr(device, "block_bytes", METADATA_BLOCK_BYTES))
-        self.pread = device.pread
-        self.pwrite = device.pwrite
-        self.zero = device.zero
-        self.discard = device.discard
-        self.copy = device.copy
-        self.flush = device.flush
-        self.close = device.close
-
-    @property
-    def size_bytes(self) -> int:
-        return self._device.size_bytes
 
 
 def _describe(name: str, offset: int) -> str:

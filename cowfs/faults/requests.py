@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 import trio
 from pyfuse3 import ROOT_INODE, EntryAttributes, FileInfo, RequestContext, SetattrFields
 
-from cowfs.blockdev import BlockDevice
 from cowfs.faults.effects import Means, alteration, meet
 from cowfs.faults.names import Names
 from cowfs.faults.plan import Delay
@@ -64,11 +63,6 @@ class FaultyRequests:
             for name in _HANDLERS:
                 delattr(self._view, name)
             self._names.clear()
-
-    def take_methods_of(self, disk: BlockDevice) -> None:
-        """A view of a disk has the methods that the disk had when it was opened: have it take those of now."""
-        if isinstance(self._view, RawView) and self._view.is_attached and self._view.is_of(disk):
-            self._view.attach(disk)
 
     async def _handle(self, name: str, *arguments: Any) -> Any:
         try:

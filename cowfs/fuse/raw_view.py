@@ -66,18 +66,18 @@ class RawView(View):
         self._atime_ns = self._mtime_ns = self._ctime_ns = time.time_ns()
         self.attach(device)
 
-    def is_of(self, device: BlockDevice | None) -> bool:
-        """Whether this is the device that is shown."""
-        return self._device is device
-
     def attach(self, device: BlockDevice) -> None:
-        """Go on with an opening of the device, or with other methods of it."""
+        """Go on with an opening of the device."""
         self._device = device
         self.is_attached = True
         # Bound once: the data path does nothing but call them.
         self._pread = device.pread
         self._pwrite = device.pwrite
         self._wrote = FlushAhead(device).wrote
+
+    def take_methods_of(self, disk: BlockDevice) -> None:
+        if self.is_attached and self._device is disk:
+            self.attach(disk)
 
     @property
     def has_orphans(self) -> bool:

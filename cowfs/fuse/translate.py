@@ -29,6 +29,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FileInfo, FUSEError, InodeT
 
+from cowfs.blockdev import BlockDevice
 from cowfs.errors import OutOfDataSpace, PoolError
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,9 @@ class View(pyfuse3.Operations):
     def known(self) -> list[InodeT]:
         """The inodes that the kernel may have cached something of."""
         return []
+
+    def take_methods_of(self, disk: BlockDevice) -> None:
+        """Call the methods that a disk has now, where it is shown and others were bound before."""
 
     async def quiesce(self) -> None:
         """Bring all that applications wrote onto the device.

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from cowfs.home.requests.disks import Exported, Imported
     from cowfs.home.requests.files import WantedFile
     from cowfs.home.requests.images import Chain
+    from cowfs.home.trace_files import TraceRecording
     from cowfs.steps import Progress as BytesProgress
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
@@ -441,6 +442,25 @@ class Home(Closing):
         from cowfs.home.recordings import Recordings
 
         return Recordings(self._session)
+
+    @contextmanager
+    def trace(self, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
+        """Record in a new file what a device in use is asked for the length of a block.
+
+        It can be read by `cowfs.traces.formats.open_trace`, whatever happens while it is recorded.
+
+        Args:
+            force: write over a regular file.
+
+        Raises:
+            UnknownDevice; DeviceBusy: it is traced already.
+            UsageError: the device is not in use, or by the kernel; the file exists.
+            OSError: the file cannot be written.
+        """
+        from cowfs.home.trace_files import recorded_trace
+
+        with recorded_trace(self._session, device, path, force=force) as recording:
+            yield recording
 
     @documented_by(SendMessage)
     def message(self, text: str) -> None:

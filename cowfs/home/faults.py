@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import UsageError
-from cowfs.faults.disk import FaultyDevice, as_pool_error, put_in_place
+from cowfs.faults.disk import FaultyDevice, as_pool_error
 from cowfs.faults.effects import Means
 from cowfs.faults.plan import NoSpace, Place, PoolMode, PoolModeName, Rule
 from cowfs.faults.rules import FaultReport, FaultSet
-from cowfs.pool import BreakablePool, ThinDevice
+from cowfs.home.stand_ins import StandIns
+from cowfs.in_place import Make, put_in_place
+from cowfs.pool import BreakablePool
 from cowfs.pool import PoolMode as Mode
 
 if TYPE_CHECKING:
@@ -37,12 +39,12 @@ class HomeFaults:
     Nothing does while there are no rules: each use of a device or a request is then what it was before.
     """
 
-    def __init__(self, devices: DeviceSet) -> None:
+    def __init__(self, devices: DeviceSet, stand_ins: StandIns) -> None:
         self.rules = FaultSet()
         self._devices = devices
+        self._stand_ins = stand_ins
         self._means = Means(change_pool=self._change_pool)
         self._below: dict[str, Callable[[], None]] = {}  # the pool's devices; what takes a faulty one back
-        self._thins: dict[str, tuple[ThinDevice, Callable[[], None]]] = {}
         self._requests: FaultyRequests | None = None
 
     def show(self, view: View, device: str | None) -> None:
@@ -96,15 +98,7 @@ class HomeFaults:
 
     def _put_in_place(self) -> None:
         """Have the devices, the pool and the view be faulty that the rules are about, and no others."""
-        active = self._devices.active.thins()
-        for name, (thin, take_back) in list(self._thins.items()):
-            if active.get(name) is not thin or not self.rules.has("device", device=name):
-                del self._thins[name]
-                take_back()
-                self._tell_view(thin)
-        for name, thin in active.items():
-            self._note_activation(name, thin)
-        self._devices.active.on_activation = self._note_activation if self.rules.has("device") else None
+        self._stand_ins.want("faults", self._faulty if self.rules.has("device") else None)
         self._put_below()
         if self._requests is not None:
             if self.rules.rules:
@@ -112,19 +106,12 @@ class HomeFaults:
             else:
                 self._requests.take_back()
 
-    def _note_activation(self, name: str, thin: ThinDevice) -> None:
-        known = self._thins.get(name)
-        if not self.rules.has("device", device=name) or (known is not None and known[0] is thin):
-            return
-        faulty = partial(
+    def _faulty(self, name: str) -> Make | None:
+        if not self.rules.has("device", device=name):
+            return None
+        return partial(
             FaultyDevice, faults=self.rules, on="device", device=name, means=self._means, failure=as_pool_error
         )
-        self._thins[name] = thin, put_in_place(thin, faulty)
-        self._tell_view(thin)
-
-    def _tell_view(self, thin: ThinDevice) -> None:
-        if self._requests is not None:
-            self._requests.take_methods_of(thin)
 
     def _put_below(self) -> None:
         pool = self._devices.pool

@@ -13,6 +13,7 @@ from cowfs.devices.uses import require_idle
 from cowfs.ending import Closing, ending_with
 from cowfs.error_record import plain_text
 from cowfs.forking import not_inherited
+from cowfs.home.stand_ins import StandIns
 from cowfs.mounts.mountinfo import decode_source, mounts
 from cowfs.mounts.nodes import kernel_mounts
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from cowfs.devices.deviceset import DeviceSet
     from cowfs.devices.on_disk.records import DeviceRecord
     from cowfs.fuse.translate import View
+    from cowfs.home.device_traces import HomeTraces
     from cowfs.home.faults import HomeFaults
     from cowfs.home.kernel.layers import KernelLayers
     from cowfs.home.virtual_clock import VirtualClock
@@ -46,7 +48,9 @@ class OpenHome(Closing):
         self._settings = settings
         self.is_serving = False
         self.views: list[MountedView] = []
+        self._stand_ins = StandIns(devices.active)
         self._faults: HomeFaults | None = None
+        self._traces: HomeTraces | None = None
         self._shown: tuple[View, str | None] | None = None
         self._volumes: Volumes | None = None
         self._driver: LayerDriver | None = None
@@ -85,14 +89,24 @@ class OpenHome(Closing):
         if self._faults is None:
             from cowfs.home.faults import HomeFaults
 
-            self._faults = HomeFaults(self.devices)
+            self._faults = HomeFaults(self.devices, self._stand_ins)
             if self._shown is not None:
                 self._faults.show(*self._shown)
         return self._faults
 
+    @property
+    def traces(self) -> HomeTraces:
+        """The traces that are being recorded, made by its first use."""
+        if self._traces is None:
+            from cowfs.home.device_traces import HomeTraces
+
+            self._traces = HomeTraces(self.devices, self._stand_ins)
+        return self._traces
+
     def show(self, view: View, device: str | None) -> None:
         """Note what the mount of the home shows: one device, or all of them."""
         self._shown = view, device
+        self._stand_ins.show(view)
         if self._faults is not None:
             self._faults.show(view, device)
 
@@ -154,6 +168,8 @@ class OpenHome(Closing):
         with ending_with(self.devices.close):
             if self._driver is not None:
                 self._driver.cleanup()
+            if self._traces is not None:
+                self._traces.close()
 
     # ------------------------------------------------------------------ views
 

@@ -45,7 +45,7 @@ SECTIONS = {
     "Files in devices": ["changes", "diff", "ls", "cat", "cp"],
     "Tests of other programs": ["crash-test", "crash-mark"],
     "Benchmarks": ["bench"],
-    "Groups of commands": ["pool", "layer", "docker", "dm", "faults"],
+    "Groups of commands": ["pool", "layer", "docker", "dm", "faults", "trace"],
     "Other": ["snapshotter", "batch", "uml", "help", "completion"],
 }
 

@@ -10,10 +10,11 @@ import pytest
 
 from cowfs.blockdev import BlockDevice, MemoryDevice
 from cowfs.errors import OutOfDataSpace, PoolIoError, UsageError
-from cowfs.faults.disk import FaultyDevice, as_pool_error, put_in_place
+from cowfs.faults.disk import FaultyDevice, as_pool_error
 from cowfs.faults.effects import Means
 from cowfs.faults.plan import Crash, Delay, Effect, Error, Flip, Lose, NoSpace, PoolMode, PoolModeName, Rule, Tear
 from cowfs.faults.rules import FaultSet, Operation
+from cowfs.in_place import put_in_place
 
 SIZE = 16384
 

@@ -53,6 +53,11 @@ def delta(home: cowfs.Home) -> str:
     return "".join(parts)
 
 
+def traced(home: cowfs.Home, name: str) -> None:
+    with home.trace(name, os.fspath(home.path / "t.trace")):
+        pass
+
+
 SUCCEEDING: dict[str, Act] = {
     "create": lambda home: home.create("new"),
     "create larger": lambda home: home.create("new", parent="web", size_bytes=2 * BASE_BYTES),
@@ -107,6 +112,8 @@ FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
     "resize unknown": (lambda home: home.resize("nope", 2 * BASE_BYTES), errors.UnknownDevice, 2, 5),
     "resize pool smaller": (lambda home: home.resize_pool(data_size_bytes=65536), errors.UsageError, 22, 2),
     "inspect unknown": (lambda home: home.inspect("nope"), errors.UnknownDevice, 2, 5),
+    "trace of a device that nobody uses": (lambda home: traced(home, "web"), errors.UsageError, 22, 2),
+    "trace of no device": (lambda home: traced(home, "nope"), errors.UnknownDevice, 2, 5),
     "clear unknown fault": (lambda home: home.clear_faults(["nope"]), errors.UsageError, 22, 2),
     "add wrong fault": (
         lambda home: home.add_faults([Rule(effect=Error("EFOO"), operations=("read",), on="device")]),

@@ -22,12 +22,13 @@ from cowfs.home.requests.power import POWER_REQUESTS
 from cowfs.home.requests.recordings import RECORDING_REQUESTS
 from cowfs.home.requests.request import AnyRequest
 from cowfs.home.requests.space import SPACE_REQUESTS
+from cowfs.home.requests.traces import TRACE_REQUESTS
 
 _REQUESTS: Final = (
     *(*REQUESTS, *CLOCK_REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
     *(*FAULT_REQUESTS, *IMAGE_REQUESTS),
     *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *POWER_REQUESTS),
-    *RECORDING_REQUESTS,
+    *(*RECORDING_REQUESTS, *TRACE_REQUESTS),
 )
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])
 

@@ -1,0 +1,86 @@
+"""Standing in the place of a device's methods, so that those who use the device already meet another one.
+
+    take_back = put_in_place(device, make)
+
+It is attributes of the object that do it, where Python looks before it looks in the class: a device in whose place
+nothing stands costs what it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from cowfs.blockdev import BlockDevice
+from cowfs.units import METADATA_BLOCK_BYTES
+
+Make: TypeAlias = Callable[[BlockDevice], BlockDevice]
+_METHODS: Final = ("pread", "pwrite", "zero", "discard", "copy", "flush")
+_STACK: Final = "_stand_ins"
+
+
+def put_in_place(device: BlockDevice, make: Make) -> Callable[[], None]:
+    """Have everyone who uses a device meet another one, by methods that belong to the object alone.
+
+    Several may stand before one device, the last outermost; each is taken back on its own, in any order.
+
+    Args:
+        make: given the device as it was before, makes what stands in its place. It is called again when one that stood
+            below it is taken back.
+
+    Returns:
+        What takes it back.
+    """
+    stack: _Stack = vars(device).get(_STACK) or _Stack(device)
+    stack.add(make)
+    return lambda: stack.remove(make)
+
+
+class _Stack:
+    """What stands in the place of the methods of one device."""
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self._own = {name: vars(device)[name] for name in _METHODS if name in vars(device)}
+        self._makes: list[Make] = []
+        setattr(device, _STACK, self)
+
+    def add(self, make: Make) -> None:
+        self._makes.append(make)
+        self._stand(make)
+
+    def remove(self, make: Make) -> None:
+        self._makes.remove(make)
+        for name in _METHODS:
+            if name in self._own:
+                setattr(self._device, name, self._own[name])
+            else:
+                delattr(self._device, name)
+        for other in self._makes:
+            self._stand(other)
+        if not self._makes:
+            delattr(self._device, _STACK)
+
+    def _stand(self, make: Make) -> None:
+        stand_in: Any = make(_Original(self._device))
+        for name in _METHODS:
+            setattr(self._device, name, getattr(stand_in, name))
+
+
+class _Original:
+    """A device by the methods that it has now."""
+
+    def __init__(self, device: BlockDevice) -> None:
+        self._device = device
+        self.block_bytes = int(getattr(device, "block_bytes", METADATA_BLOCK_BYTES))
+        self.pread = device.pread
+        self.pwrite = device.pwrite
+        self.zero = device.zero
+        self.discard = device.discard
+        self.copy = device.copy
+        self.flush = device.flush
+        self.close = device.close
+
+    @property
+    def size_bytes(self) -> int:
+        return self._device.size_bytes
