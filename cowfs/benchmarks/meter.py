@@ -24,6 +24,7 @@ class Work:
     """What a block of work has done, which the workload fills in.
 
     Attributes:
+        asks_unseen: the workload does not know what it writes: what the contender was asked to write counts.
         seconds: the time of the block; of a workload that measures it by itself, what it says.
         latencies: of single requests, in seconds, where the workload takes them.
         latency: where another program has taken them.
@@ -33,6 +34,7 @@ class Work:
     requests: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
+    asks_unseen: bool = False
     seconds: float = 0.0
     latencies: array[float] = field(default_factory=lambda: array("d"))
     latency: Latency | None = None
@@ -80,8 +82,9 @@ class Measured:
 
     name: str
     figure: Figure
-    x: float | None
     sample: Sample
+    x: float | None = None
+    series: str = ""
 
 
 class Meter:
@@ -92,11 +95,14 @@ class Meter:
         self.lines: list[Measured] = []
 
     @contextmanager
-    def line(self, name: str, kind: Kind, *, x: float | None = None, is_counted: bool = True) -> Iterator[Work]:
+    def line(
+        self, name: str, kind: Kind, *, x: float | None = None, series: str = "", is_counted: bool = True
+    ) -> Iterator[Work]:
         """A block of work.
 
         Args:
             x: the place on a growth line, such as a size.
+            series: the name of that growth line.
             is_counted: False for work in which the contender's pool is opened or closed, so that its counters begin
                 anew.
         """
@@ -123,13 +129,12 @@ class Meter:
             Measured(
                 name,
                 kind.figure,
-                x,
                 Sample(
                     value=kind.value(work, done),
                     seconds=work.seconds,
                     requests=work.requests,
                     read_bytes=work.read_bytes,
-                    written_bytes=work.written_bytes,
+                    written_bytes=_asked(work, done),
                     latency_us=work.latency or latency_of(work.latencies),
                     cpu_seconds=cpu,
                     peak_memory_bytes=accounting.peak_memory_bytes(pids),
@@ -138,6 +143,8 @@ class Meter:
                     counters=done,
                     fio=work.fio,
                 ),
+                x,
+                series,
             )
         )
 
@@ -151,7 +158,7 @@ class Meter:
             written_bytes=work.written_bytes,
             latency_us=work.latency,
         )
-        self.lines.append(Measured(name, kind.figure, None, sample))
+        self.lines.append(Measured(name, kind.figure, sample))
 
 
 def latency_of(seconds: Sequence[float]) -> Latency | None:
@@ -164,6 +171,12 @@ def latency_of(seconds: Sequence[float]) -> Latency | None:
         return 1e6 * ordered[max(0, -(-len(ordered) * percent // 100) - 1)]
 
     return Latency(at(0), at(25), at(50), at(75), at(90), at(95), at(99), at(100))
+
+
+def _asked(work: Work, counters: PoolCounters | None) -> int:
+    if work.asks_unseen and counters is not None:
+        return counters.requests.written_bytes or 0
+    return work.written_bytes
 
 
 def _difference(after: PoolCounters | None, before: PoolCounters) -> PoolCounters | None:

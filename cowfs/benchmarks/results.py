@@ -65,7 +65,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     def write_amplification(self) -> WriteAmplification:
         """Bytes written by the contender for each byte that the workload wrote, by cause where it counts causes."""
         if not self.written_bytes:
-            return WriteAmplification() if self.counters is None else self.counters.write_amplification()
+            return WriteAmplification()
         total = None if self.engine_written_bytes is None else self.engine_written_bytes / self.written_bytes
         if self.counters is None:
             return WriteAmplification(total)
@@ -83,12 +83,16 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Line(msgspec.Struct, omit_defaults=True):
-    """One figure of a question, of every contender: its rounds in order. `x` is its place on a growth line."""
+    """One figure of a question, of every contender: its rounds in order.
+
+    `x` is its place on the growth line `series`, which is empty where it is on none.
+    """
 
     name: str
     figure: Figure
     samples: dict[str, list[Sample]]
     x: float | None = None
+    series: str = ""
 
     def values(self) -> dict[str, list[float]]:
         return {name: [sample.value for sample in samples] for name, samples in self.samples.items()}

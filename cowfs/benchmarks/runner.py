@@ -184,7 +184,7 @@ def _add(question: Question, contender: str, measured: Sequence[Measured]) -> No
     for one in measured:
         line = next((line for line in question.lines if line.name == one.name), None)
         if line is None:
-            line = Line(one.name, one.figure, {}, one.x)
+            line = Line(one.name, one.figure, {}, one.x, one.series)
             question.lines.append(line)
         line.samples.setdefault(contender, []).append(one.sample)
 

@@ -15,7 +15,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import PATH, Settings, SizeType
-from cowfs.errors import UsageError
+from cowfs.errors import MissingRequirement, UsageError
 
 if TYPE_CHECKING:
     from cowfs.benchmarks.engines.catalogue import Wanted
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 3
 _WIDTH: Final = 100
 _JOB: Final = ".fio"
+_COMPARE: Final = "compare"
+_REPORT: Final = "report"
+_ORDER: Final = ("worse", "better", "tie", "unjudged")
+_RIGHT: Final = frozenset({3, 4, 5})
 
 
 @click.command("bench")
-@click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | compare OLD NEW")
+@click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | compare OLD NEW | report RESULT")
 @click.option("--over", metavar="LIST", help="The engines, with commas between. [default: all that work here]")
 @click.option("--command", metavar="COMMAND", help="Ask how long COMMAND takes: {dir}, {disk} or {home} is its place.")
 @click.option("--rounds", metavar="N", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="Rounds.")
@@ -38,6 +42,10 @@ _JOB: Final = ".fio"
 @click.option("--quick", is_flag=True, help="Small sizes: only shows that it runs.")
 @click.option("--directory", metavar="DIR", type=PATH, help="Where to put the files that are measured.")
 @click.option("--json", "json_file", metavar="FILE", type=PATH, help="Write the result to FILE.")
+@click.option("--html", "html_file", metavar="FILE", type=PATH, help="Write a report to FILE, one HTML page.")
+@click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write all rounds to FILE, as CSV.")
+@click.option("--threshold", metavar="N%", default="10%", show_default=True, help="compare: less than this is a tie.")
+@click.option("--judge-loaded", is_flag=True, help="compare: judge runs on a machine that others used, too.")
 @click.option("--list", "lists", is_flag=True, help="List the engines and the questions.")
 @click.pass_obj
 def bench_command(
@@ -51,6 +59,10 @@ def bench_command(
     quick: bool,
     directory: str | None,
     json_file: str | None,
+    html_file: str | None,
+    csv_file: str | None,
+    threshold: str,
+    judge_loaded: bool,
     lists: bool,
 ) -> int:
     """Run one workload over several copy-on-write engines, in turns, and say what each write cost.
@@ -62,19 +74,26 @@ def bench_command(
       cowfs bench                                     all questions, all engines that work here
       cowfs bench disk --over emulated,emulated:256K,plain
       cowfs bench --command './load {dir}' --over emulated,plain --rounds 5
+      cowfs bench JOB.fio --html report.html --json new.json
+      cowfs bench report new.json                     what it has found, once more
+      cowfs bench compare old.json new.json           exit status 1: a line is worse
     """
     if lists:
         return _list(settings)
+    if words[:1] == (_COMPARE,):
+        return _compare(settings, words[1:], threshold, judges_loaded=judge_loaded)
+    if html_file is not None:
+        _require_charts()
+    if words[:1] == (_REPORT,):
+        return _report(settings, words[1:], json_file, csv_file, html_file)
     workloads = _workloads(words, command, seed=seed, size_bytes=size, quick=quick)
     wanted, missing = _contenders(over)
-    from cowfs.benchmarks.results import write_result
     from cowfs.benchmarks.runner import Run
 
     with _scratch(directory) as place:
         run = Run(wanted, workloads, place, rounds, seed, missing=missing)
         result = _run(run, shows_tables=not settings.as_json)
-    if json_file is not None:
-        write_result(result, json_file)
+    _write(result, json_file, csv_file, html_file)
     if settings.as_json:
         output.print_json(result)
     return 1 if any(question.failed for question in result.questions) else 0
@@ -120,7 +139,7 @@ def _run(run: Run, *, shows_tables: bool) -> Result:
     from cowfs.benchmarks.workloads.command import CommandFailed
     from cowfs.benchmarks.workloads.fio import FioFailed
 
-    width = shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
+    width = _width()
 
     class Printer(Watcher):
         """Prints tables as they are complete; progress goes to standard error."""
@@ -175,3 +194,95 @@ def _list(settings: Settings) -> int:
     print()
     output.print_table(["QUESTION", ""], [[one["name"], one["title"]] for one in questions])
     return 0
+
+
+def _write(result: Result, json_file: str | None, csv_file: str | None, html_file: str | None) -> None:
+    from cowfs.benchmarks.results import write_file, write_result
+
+    if json_file is not None:
+        write_result(result, json_file)
+    if csv_file is not None:
+        from cowfs.benchmarks.report.table import as_csv
+
+        write_file(csv_file, as_csv(result).encode())
+    if html_file is not None:
+        from cowfs.benchmarks.report.page import page
+
+        write_file(html_file, page(result).encode())
+
+
+def _report(
+    settings: Settings, files: Sequence[str], json_file: str | None, csv_file: str | None, html_file: str | None
+) -> int:
+    """The tables and files of a result that was kept."""
+    from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
+    from cowfs.benchmarks.results import read_result
+
+    if len(files) != 1:
+        raise UsageError("report of what? give one result, as in 'cowfs bench report RESULT.json --html FILE'")
+    result = read_result(files[0])
+    _write(result, json_file, csv_file, html_file)
+    if settings.as_json:
+        output.print_json(result)
+        return 0
+    lines = [*head_lines(result)]
+    for question in result.questions:
+        lines += ["", *question_lines(question, is_judged=result.is_quiet, width=_width())]
+    print("\n".join(map(output.printable, [*lines, "", summary_line(result)])))
+    return 0
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
+
+
+def _require_charts() -> None:
+    """Before a run rather than after it. Raises MissingRequirement."""
+    try:
+        import pygal  # noqa: F401
+    except ImportError:
+        remedy = "pip install 'cowfs-thin[bench]'"
+        raise MissingRequirement("pygal, which draws the charts of --html, is not installed", remedy=remedy) from None
+
+
+def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges_loaded: bool) -> int:
+    """Exit status 1: a line is worse by more than the threshold and more than the spread."""
+    from cowfs.benchmarks.comparison import compare
+    from cowfs.benchmarks.report.text import figure_text
+    from cowfs.benchmarks.results import read_result
+
+    if len(files) != 2:
+        raise UsageError("compare what? give two results, as in 'cowfs bench compare OLD.json NEW.json'")
+    found = compare(*(read_result(path) for path in files), threshold=_share(threshold), judges_loaded=judges_loaded)
+    if settings.as_json:
+        output.print_json(found)
+        return 1 if found.worse else 0
+    for note in found.notes:
+        print(output.printable(note))
+    rows = [
+        [
+            change.question,
+            change.line,
+            change.contender,
+            f"{figure_text(change.old)} {change.figure.unit}",
+            f"{figure_text(change.new)} {change.figure.unit}",
+            f"{change.ratio:.2f}",
+            change.verdict,
+        ]
+        for change in sorted(found.changes, key=lambda change: _ORDER.index(change.verdict))
+    ]
+    output.print_table(["QUESTION", "LINE", "CONTENDER", "OLD", "NEW", "NEW/OLD", "VERDICT"], rows, right=_RIGHT)
+    for what, lines in (("old", found.only_in_old), ("new", found.only_in_new)):
+        if lines:
+            print(f"only in the {what} result: {', '.join(map(output.printable, lines))}")
+    return 1 if found.worse else 0
+
+
+def _share(text: str) -> float:
+    try:
+        found = float(text.removesuffix("%")) / 100
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise UsageError(f"--threshold {text} is no percentage; write 10%")
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,9 @@ class HomeContender(Contender):
 
     def snapshot(self, origin: str, name: str) -> None:
         self._home.snapshot(origin, name)
+
+    def snapshot_many(self, origin: str, names: Sequence[str]) -> None:
+        self._home.create_many(names, parent=origin)
 
     def remove(self, name: str) -> None:
         self._home.remove(name)
@@ -190,7 +193,7 @@ class _Homes:
             yield self.kind(setting, home, self.backend, block_bytes)
 
     def engine(self, name: str, title: str) -> Engine:
-        offers = Offer.DISK | Offer.TREE | Offer.SNAPSHOTS | Offer.HOME | Offer.BLOCK_SIZE
+        offers = Offer.DISK | Offer.TREE | Offer.SNAPSHOTS | Offer.MANY | Offer.HOME | Offer.BLOCK_SIZE
         return Engine(name, title, offers, self.look, self.set_up)
 
 

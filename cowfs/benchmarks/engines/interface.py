@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ class Offer(enum.Flag):
     DISK = enum.auto()  # a device as a disk
     TREE = enum.auto()  # a device as a directory
     SNAPSHOTS = enum.auto()  # a snapshot of a device, also while it is in use, that can be written
+    MANY = enum.auto()  # thousands of snapshots
     HOME = enum.auto()  # a home of cowfs
     BLOCK_SIZE = enum.auto()  # the unit of copying can be chosen
 
@@ -48,6 +49,10 @@ class Contender:
     def snapshot(self, origin: str, name: str) -> None:
         """A device with the contents of another one, which may be in use here; durable when this returns."""
         raise self._cannot("take snapshots")
+
+    def snapshot_many(self, origin: str, names: Sequence[str]) -> None:
+        for name in names:
+            self.snapshot(origin, name)
 
     def remove(self, name: str) -> None:
         """Remove a device that is not in use."""

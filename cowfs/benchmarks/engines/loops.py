@@ -130,8 +130,8 @@ EXT4: Final = _Loop("ext4", "e2fsprogs", ("mkfs.ext4", "-q"), LoopContender).eng
     "ext4", "ext4 of the kernel on a loop device", _BOTH
 )
 XFS: Final = _Loop("xfs", "xfsprogs", ("mkfs.xfs", "-q", "-m", "reflink=1"), _Reflinks).engine(
-    "xfs-reflink", "xfs of the kernel on a loop device: snapshots are reflinks", _BOTH | Offer.SNAPSHOTS
+    "xfs-reflink", "xfs of the kernel on a loop device: snapshots are reflinks", _BOTH | Offer.SNAPSHOTS | Offer.MANY
 )
 BTRFS: Final = _Loop("btrfs", "btrfs-progs", ("mkfs.btrfs", "-q"), _Subvolumes).engine(
-    "btrfs", "btrfs of the kernel on a loop device: snapshots of subvolumes", _BOTH | Offer.SNAPSHOTS
+    "btrfs", "btrfs of the kernel on a loop device: snapshots of subvolumes", _BOTH | Offer.SNAPSHOTS | Offer.MANY
 )

@@ -2,5 +2,10 @@
 
 interface    what a workload is
 command      a command of the user's
-disks        requests to a disk; the first write after a snapshot; reads through chains
+fio          a job file of fio
+disks        requests to a disk; the first write after a snapshot
+snapshots    taking and removing them, by size and number; reads through chains of them
+lives        devices that are new, or come and go
+trees        programs in a mounted tree; small files after a snapshot
+catalogue    the built-in ones with their sizes
 """

@@ -91,7 +91,7 @@ class CommandWorkload:
                     )
                 except OSError as error:
                     raise CowfsError(f"'{words[0]}' cannot be run: {error.strerror}", errno=error.errno) from error
-                work.requests = 1
+                work.requests, work.asks_unseen = 1, True
             if done.returncode:
                 said.seek(0)
                 lines = said.read().decode(errors="replace").splitlines()[-_LINES:]

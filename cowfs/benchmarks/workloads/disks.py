@@ -20,6 +20,7 @@ _MIB: Final = 1 << 20
 _PAGE: Final = 4096
 _DEPTHS: Final = (1, 16)
 _DISK: Final = "disk"
+_SERIES: Final = "first writes"
 
 
 class DiskRequests:
@@ -82,7 +83,7 @@ class FirstWrites:
     title = "What does the first write after a snapshot cost?"
     expectation = (
         "A block that a snapshot shares is copied before a part of it is written: a write of 4 KiB into blocks of "
-        "64 KiB copies 15 bytes for each byte written, and one of a whole block none. A smaller block copies less, and "
+        "64 KiB copies 16 bytes for each byte written, and one of a whole block none. A smaller block copies less, and "
         "its map is larger."
     )
     needs = Offer.DISK | Offer.SNAPSHOTS
@@ -121,7 +122,7 @@ class FirstWrites:
                     places = [at * _MIB for at in range(min(self._writes, self._size_bytes // _MIB))]
                     random.Random(self._seed).shuffle(places)
                     data = random_bytes(size, self._seed)
-                    with opened(path) as fd, meter.line(_first_write(size), RATE, x=size) as work:
+                    with opened(path) as fd, meter.line(_first_write(size), RATE, x=size, series=_SERIES) as work:
                         write_at(fd, places, data, work, synced=True)
 
             yield measure
