@@ -21,6 +21,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import UsageError
 
 _REFUSED: Final = ("batch", "uml", "docker", "docker-plugin", "snapshotter", "completion")
+_SERVING: Final = {"--foreground", "--as-server"}
 _ENDING: Final = frozenset({BROKEN_PIPE, *signals.STATUSES})
 
 
@@ -134,7 +135,7 @@ def _invoke(ctx: click.Context, words: list[str]) -> Any:
     root = ctx.find_root()
     if words[0].startswith("-"):
         raise UsageError(f"a line begins with a command, and {words[0]} stands before 'batch', for all lines")
-    if words[0] in _REFUSED or "--foreground" in words:
+    if words[0] in _REFUSED or not _SERVING.isdisjoint(words):
         raise UsageError(f"'{' '.join(words[:2])}' cannot be a line of a batch; run it on its own")
     group = root.command
     assert isinstance(group, click.Group)

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -47,14 +46,7 @@ _START_ATTEMPTS: Final = 3
 @click.option(
     "--faults", metavar="PLAN", type=PATH, default="", help="Have operations fail by a plan of faults, in TOML."
 )
-@click.option("--until-put", is_flag=True, hidden=True)
-@click.option("--by-kernel", is_flag=True, hidden=True)
-@click.option("--report-fd", type=int, hidden=True)
-@click.option("--lease-fd", type=int, hidden=True)
-@click.option("--private", is_flag=True, hidden=True)
-@click.option("--not-durable", is_flag=True, hidden=True)
-@click.option("--virtual-clock", is_flag=True, hidden=True)
-@click.option("--runtime-directory", type=click.Path(path_type=Path), hidden=True)
+@click.option("--as-server", nargs=2, type=(int, str), metavar="REPORT_FD REQUEST", hidden=True)
 @click.pass_obj
 def mount_command(
     settings: Settings,
@@ -70,14 +62,7 @@ def mount_command(
     foreground: bool,
     process: int | None,
     faults: str,
-    until_put: bool,
-    by_kernel: bool,
-    report_fd: int | None,
-    lease_fd: int | None,
-    private: bool,
-    not_durable: bool,
-    virtual_clock: bool,
-    runtime_directory: Path | None,
+    as_server: tuple[int, str] | None,
 ) -> None:
     """Mount the device NAME on the empty directory MNT; without NAME all devices, each as the directory MNT/NAME.
 
@@ -98,6 +83,13 @@ def mount_command(
 
     The base device is mounted for reading only, since every new device begins as a copy of it; see --write-base.
     """
+    from cowfs.home.serving.lease import open_process
+    from cowfs.home.serving.mounting import MountRequest, mount
+
+    if as_server is not None:
+        report_fd, text = as_server
+        _serve_here(settings, MountRequest.from_json(text), report_fd)
+        return
     name, mountpoint = _name_and_target(where)
     if write_base and (name != BASE or read_only):
         raise UsageError(f"--write-base is for writing to the base device: mount --write-base {BASE} {mountpoint}")
@@ -122,34 +114,23 @@ def mount_command(
     if os.geteuid() != 0:
         _refuse(honoured, "is for root only; mount as root, or leave it out")
     _refuse({"--options": options}, "are for the kernel; add --kernel, or leave them out")
-    from cowfs.home.serving.lease import open_process
-    from cowfs.home.serving.mounting import MountRequest, mount
-
-    if process is not None:
-        lease_fd = open_process(process)
     request = MountRequest(
         settings.home_path,
         settings.backend,
         name,
         mountpoint,
-        raw,
-        read_only,
-        repair,
-        until_put,
-        by_kernel,
-        settings.storage_options,
-        suid,
-        dev,
-        write_base,
-        lease_fd,
-        private,
-        not not_durable,
-        faults,
-        virtual_clock,
-        runtime_directory,
+        raw=raw,
+        read_only=read_only,
+        repair=repair,
+        storage_options=settings.storage_options,
+        suid=suid,
+        dev=dev,
+        write_base=write_base,
+        lease_fd=None if process is None else open_process(process),
+        faults=faults,
     )
     if foreground:
-        _serve_here(settings, request, report_fd)
+        _serve_here(settings, request)
         return
     server = mount(request, log_words=settings.log.words, on_ready=outcome_stands)
     if settings.as_json:
@@ -163,13 +144,13 @@ def _refuse(options: Mapping[str, object], why: str) -> None:
             raise UsageError(f"{option} {why}")
 
 
-def _serve_here(settings: Settings, request: MountRequest, report_fd: int | None) -> None:
+def _serve_here(settings: Settings, request: MountRequest, report_fd: int | None = None) -> None:
     from cowfs.cli.serving import begin_serving
     from cowfs.home.serving.mount_server import serve_mount
 
     target = os.path.realpath(request.target)  # now: a server touches nothing of its own mount
     begin_serving(settings, target)
-    on_ready = None if report_fd else partial(_say_ready, settings, request.device, target)
+    on_ready = partial(_say_ready, settings, request.device, target) if report_fd is None else None
     serve_mount(request, report_fd=report_fd, on_ready=on_ready)
 
 

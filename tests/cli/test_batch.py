@@ -107,6 +107,7 @@ def test_the_lines_after_a_help_are_run(cowfs: Run, tmp_path: Path) -> None:
         ("batch other", "'batch other' cannot be a line of a batch; run it on its own"),
         ("uml true", "'uml true' cannot be a line of a batch"),
         ("mount --foreground web /mnt", "'mount --foreground' cannot be a line of a batch"),
+        ("mount --as-server 7 {}", "'mount --as-server' cannot be a line of a batch"),
         ("docker plugin", "'docker plugin' cannot be a line of a batch"),
         ("promote web", "snapshots are peers here"),
         ("creat web", "no such command 'creat'; did you mean 'cowfs create'?"),

@@ -13,6 +13,7 @@ import pytest
 from cowfs.cli.app import run
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.home.passed_file import may_be_read
+from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.surroundings import away_from
 from tests.cli.mounted_home import MountedHome, has_ended
 
@@ -102,6 +103,35 @@ def test_no_server_looks_for_programs_or_modules_on_its_mount(
     monkeypatch.setattr(sys, "path", [*leading, *others])
     with away_from(str(target), HomeFiles(str(target.parent)), read_only=False):
         assert sys.path == others
+
+
+@pytest.mark.parametrize("path", ["home", "späte Grüße", os.fsdecode(b"no \xff text")])
+def test_a_server_is_asked_for_the_same_mount_as_the_command(path: str) -> None:
+    requests = [
+        MountRequest(Path(path), "emulated", None, path),
+        MountRequest(
+            Path(path),
+            "dmthin",
+            path,
+            "mnt",
+            raw=True,
+            storage_options=("dm.fs=ext4", path),
+            lease_fd=7,
+            durable=False,
+            faults=path,
+            runtime_directory=Path("run"),
+        ),
+    ]
+    for request in requests:
+        text = request.to_json()
+        assert text.isascii()
+        assert MountRequest.from_json(text) == request
+
+
+@pytest.mark.parametrize("text", ["", "7", "{}", '{"home": "h", "backend": "emulated", "device": 7, "target": "t"}'])
+def test_what_is_no_request_of_a_mount(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["mount", "--as-server", "1", text]) == 2
+    assert capsys.readouterr().err.startswith(f"cowfs: '{text}' is not the request of a mount: ")
 
 
 def test_temporary_files_are_not_on_the_mount(mounted: MountedHome) -> None:

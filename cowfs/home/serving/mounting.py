@@ -9,18 +9,21 @@ The command loads neither the pool nor FUSE: all that is decided by the server, 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.making import is_home
-from cowfs.errors import HomeError
+from cowfs.errors import HomeError, UsageError
 from cowfs.fuse.background import mount_in_background, start_in_background
 from cowfs.home.runtime import MOUNTS_NAME
 from cowfs.mounts.mountinfo import encode_source
@@ -76,6 +79,20 @@ class MountRequest:
     def source(self) -> str:
         return encode_source(self.home, self.device or "")
 
+    def to_json(self) -> str:
+        """A word of the server's command line, in ASCII whatever the bytes of its paths are."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {field.name: values[field.name] for field in fields(self) if values[field.name] != field.default}
+        return json.dumps(changed, default=os.fspath)
+
+    @classmethod
+    def from_json(cls, text: str) -> MountRequest:
+        """Raises UsageError when the text is not a request."""
+        try:
+            return msgspec.convert(json.loads(text), cls, dec_hook=lambda _kind, value: Path(value))
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"'{text}' is not the request of a mount: {error}") from None
+
 
 def mount(
     request: MountRequest, *, log_words: Sequence[str] = (), on_ready: Callable[[], None] | None = None
@@ -103,36 +120,11 @@ def mount(
 
 
 def _server_command(request: MountRequest, log_words: Sequence[str]) -> Callable[[int], Sequence[str]]:
-    """The command line of the server, given the descriptor to report on: the command mount in the foreground."""
-    flags = (
-        "raw",
-        "read_only",
-        "write_base",
-        "repair",
-        "suid",
-        "dev",
-        "until_put",
-        "by_kernel",
-        "is_private",
-        "virtual_clock",
-    )
-    options = [f"--{flag.removeprefix('is_').replace('_', '-')}" for flag in flags if getattr(request, flag)]
-    options += ["--not-durable"] * (not request.durable)
-    if request.runtime_directory is not None:
-        options += ["--runtime-directory", str(request.runtime_directory)]
-    if request.lease_fd is not None:
-        options += ["--lease-fd", str(request.lease_fd)]
-    if request.faults:
-        options += ["--faults", os.path.realpath(request.faults)]
-    program = [*python_module("cowfs"), "--home", str(request.home), "--backend", request.backend, *log_words]
-    program += [word for option in request.storage_options for word in ("--storage-opt", option)]
-    device = [request.device] if request.device else []
-    where = ["--", *device, os.path.realpath(request.target)]
-
-    def command(report_fd: int) -> list[str]:
-        return [*program, "mount", *options, "--foreground", "--report-fd", str(report_fd), *where]
-
-    return command
+    """The command line of the server, given the descriptor to report on."""
+    faults = os.path.realpath(request.faults) if request.faults else ""
+    text = replace(request, target=os.path.realpath(request.target), faults=faults).to_json()
+    program = [*python_module("cowfs"), "--home", str(request.home), *log_words]
+    return lambda report_fd: [*program, "mount", "--as-server", str(report_fd), text]
 
 
 def remove_private(target: str) -> None:
