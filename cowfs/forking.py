@@ -7,7 +7,7 @@ child. So in the child, before `os.fork` returns there, every object that was re
     has its descriptors closed, and writes nothing more;
     raises ForkedError at every use. Only what ends a use, such as `close` or the end of a `with` block, does nothing.
 
-A child of an event loop of trio is no user of cowfs in any case: trio does not support it (the epoll descriptor is the
+A child of an event loop of trio cannot use cowfs in any case: trio does not support it (the epoll descriptor is the
 parent's too, and the interpreter waits at the end for worker threads that the child does not have). It has to execute
 another program or end with `os._exit`.
 

@@ -1,6 +1,6 @@
 """Sets of integers, and maps over them, as sorted disjoint ranges: bytes of a device, blocks of a volume.
 
-A range is half-open, `begin` up to `end`. Both classes stand on `sortedcontainers`, keyed by where a range begins; each
+A range is half-open, `begin` up to `end`. Both classes use `sortedcontainers`, keyed by where a range begins; each
 operation costs O(log n), and what it passes over or joins.
 """
 

@@ -1,4 +1,4 @@
-"""The command line. `main` is the console script; the commands stand in the modules beside this one."""
+"""The command line. `main` is the console script; the commands are in the modules beside this one."""
 
 from cowfs.cli.app import main
 

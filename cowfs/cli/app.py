@@ -64,7 +64,7 @@ def cli(
 ) -> None:
     """Thin devices and snapshots in user space, mountable as file trees and disk images.
 
-    A home holds a pool and its devices. These options stand before the command; 'cowfs help COMMAND'
+    A home holds a pool and its devices. These options come before the command; 'cowfs help COMMAND'
     explains one, as in 'cowfs help mount' and 'cowfs help pool resize'.
 
     \b
@@ -160,7 +160,7 @@ def run(words: list[str]) -> int:
 
 
 def _asks_for_json(words: list[str]) -> bool:
-    """Whether --json stands before the command; asked here for the errors of the command line itself."""
+    """Whether --json comes before the command; asked here for the errors of the command line itself."""
     rest = iter(words)
     for word in rest:
         if word == "--json":

@@ -59,7 +59,7 @@ def diff_command(settings: Settings, old: str, new: str | None, path: str | None
 
     Lines that only A has begin with -, those that only B has with +: so A is the older one, as in 'diff web-1 web'.
     Other differences are a line each: binary files (with a zero byte near the start) and those of more than 1 MiB,
-    whose lines are not compared; owners, modes, extended attributes; what is renamed, and what is no file. Devices may
+    whose lines are not compared; owners, modes, extended attributes; what is renamed; special files. Devices may
     be mounted.
 
     The archive of what a layer changed is 'layer diff'.

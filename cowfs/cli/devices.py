@@ -435,7 +435,9 @@ def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | N
     as_new = ", as a new device" if done.snapshot == BASE else ""
     print(f"rolled {output.printable(done.name)} back to {output.printable(done.snapshot)}{as_new}{size}{kept}")
     if not done.is_related:
-        output.print_line(f"cowfs: warning: {done.snapshot} is no relative of {done.name}: they share base alone")
+        output.print_line(
+            f"cowfs: warning: {done.snapshot} is not related to {done.name}: they share only what base has"
+        )
 
 
 @click.command("remove")

@@ -50,7 +50,7 @@ def _one_line(error: click.ClickException) -> str:
     text = error.format_message().strip().rstrip(".").replace("\n", " ")
     text = text[:1].lower() + text[1:]
     if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
-        return f"{text}; {error.option_name} stands before the command: cowfs {error.option_name} ... COMMAND"
+        return f"{text}; {error.option_name} has to come before the command: cowfs {error.option_name} ... COMMAND"
     context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cowfs"
     return f"{text}; see '{context} --help'"
 

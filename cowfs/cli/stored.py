@@ -65,7 +65,7 @@ def _say_unreadable(store: DockerStore) -> None:
 @click.option("--digests", is_flag=True, help="Show the digests by which images were pulled.")
 @click.pass_obj
 def images_command(settings: Settings, everything: bool, digests: bool) -> None:
-    """List the images of a daemon that is no more, with their names and sizes.
+    """List the images of a daemon that no longer runs, with their names and sizes.
 
     \b
       cowfs --home /var/lib/docker docker images
@@ -96,7 +96,7 @@ def images_command(settings: Settings, everything: bool, digests: bool) -> None:
 @click.command("ps")
 @click.pass_obj
 def ps_command(settings: Settings) -> None:
-    """List the containers of a daemon that is no more, in the state that it wrote down last."""
+    """List the containers of a daemon that no longer runs, in the state that it recorded last."""
     from cowfs.docker.stored import reports
 
     store = _store(settings)

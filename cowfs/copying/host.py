@@ -124,7 +124,7 @@ class HostSource:
     def _read(
         self, directory: int | None, name: bytes, path: bytes, called: bytes, status: os.stat_result
     ) -> Iterator[Record]:
-        """The records of what is no directory."""
+        """The records of what is not a directory."""
         number = 0
         if status.st_nlink > 1:
             known = self._numbers.get(_identity(status))
@@ -245,7 +245,7 @@ def _read_all(fd: int, size: int) -> bytes:
 
 
 def _first_data(fd: int, offset: int, size: int) -> tuple[int, int] | None:
-    """The first range at or after `offset` that is no hole."""
+    """The first range at or after `offset` that is not a hole."""
     try:
         begin = os.lseek(fd, offset, os.SEEK_DATA)
         return begin, min(os.lseek(fd, begin, os.SEEK_HOLE), size)

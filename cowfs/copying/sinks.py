@@ -1,6 +1,6 @@
 """What the sinks of the host and of a tree have in common.
 
-Rules, as `cp -a` has them. A directory that meets a directory is merged with it; what is no directory replaces what is
+Rules, as `cp -a` has them. A directory that meets a directory is merged with it; anything else replaces what is
 none, and neither replaces the other. An existing symbolic link is replaced, never followed. What cannot be made is
 reported, all below it is passed over, and the rest is copied; when nothing more can be written, the copy ends.
 """

@@ -46,7 +46,7 @@ class DiskImage(NamedTuple):
                         yield offset + at, data if length == len(data) else data[at : at + length]
 
     def _in_blocks(self, run: Run) -> Iterator[tuple[int, int]]:
-        """(begin, end) on the disk of what of a run is no hole of the file, in blocks, none of them twice."""
+        """(begin, end) on the disk of the parts of a run that are not holes of the file, in blocks, each once."""
         done, shift = run.offset, run.offset - run.place
         for begin, end in data_ranges(self.file, run.place, run.place + run.length):
             first = max(done, (begin + shift) // BLOCK_BYTES * BLOCK_BYTES)

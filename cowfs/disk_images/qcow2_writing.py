@@ -2,7 +2,7 @@
 
     header | data, each L2 table after the last of its clusters | L1 table | refcount blocks | refcount table
 
-The header is written last, so that a file that was not finished is no image. Every cluster of the file is used once.
+The header is written last, so that an unfinished file is not an image. Every cluster of the file is used once.
 """
 
 from __future__ import annotations

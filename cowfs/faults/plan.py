@@ -231,7 +231,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def _check_operations(self) -> None:
         known = OPERATIONS[self.on]
         if unknown := [one for one in self.operations if one not in known]:
-            raise _WrongField("operations", f"'{unknown[0]}' is no operation of '{self.on}', which has {_or(known)}")
+            raise _WrongField(
+                "operations", f"'{unknown[0]}' is not an operation of '{self.on}', which has {_or(known)}"
+            )
         if not self.operations and self.on != "commit":
             raise _WrongField("operations", f"there is none; '{self.on}' has {_or(known)}")
 
@@ -248,7 +250,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             try:
                 _compiled(pattern)
             except re.error as error:
-                raise _WrongField(field, f"'{pattern}' is no pattern: {error}") from None
+                raise _WrongField(field, f"'{pattern}' is not a pattern: {error}") from None
 
     def _check_range(self) -> None:
         if self.range_bytes is not None and self.range_blocks is not None:
@@ -258,7 +260,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 continue
             if not 0 <= given[0] < given[1]:
                 raise _WrongField(
-                    field, f"[{given[0]}, {given[1]}] is no range; give [begin, end], the end not included"
+                    field, f"[{given[0]}, {given[1]}] is not a range; give [begin, end], the end not included"
                 )
             if self.on == "commit":
                 raise _WrongField(field, "is not for 'commit', which is one block")
@@ -295,7 +297,7 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
         reason = os.strerror(error.errno or 0).lower()
         raise UsageError(f"the plan of faults {os.fspath(path)} cannot be read: {reason}", errno=error.errno) from error
     except UnicodeDecodeError:
-        raise UsageError(f"the plan of faults {os.fspath(path)} is no text in UTF-8") from None
+        raise UsageError(f"the plan of faults {os.fspath(path)} is not a text in UTF-8") from None
     return parse_plan(text, os.fspath(path))
 
 
@@ -309,14 +311,14 @@ def parse_plan(text: str, source: str = "the plan") -> Plan:
         UsageError: what is wrong, with the rule and the field.
     """
     if len(text) > _MOST_CHARACTERS:
-        raise UsageError(f"{source} has more than {_MOST_CHARACTERS} characters, which is no plan")
+        raise UsageError(f"{source} has more than {_MOST_CHARACTERS} characters, too many for a plan")
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source} is no TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
+        raise UsageError(f"{source} is not TOML: {str(error)[0].lower()}{str(error)[1:]}") from None
     rules = raw.pop("rules", [])
     if raw:
-        raise UsageError(f"{source}: '{next(iter(raw))}' is no part of a plan, which is a list of [[rules]]")
+        raise UsageError(f"{source}: '{next(iter(raw))}' is not a part of a plan, which is a list of [[rules]]")
     if not isinstance(rules, list) or not rules:
         raise UsageError(f"{source}: there are no rules; a plan is a list of [[rules]]")
     return Plan(checked(tuple(_decode(rule, number, source) for number, rule in enumerate(rules, 1)), source))
@@ -391,7 +393,7 @@ def _title(number: int, name: str) -> str:
 
 def _check_errno(name: str) -> None:
     if not isinstance(getattr(errno, name, None), int) or not name.isupper():
-        raise _WrongField("effect.errno", f"'{name}' is no errno; give its name, as in EIO or ENOSPC")
+        raise _WrongField("effect.errno", f"'{name}' is not an errno; give its name, as in EIO or ENOSPC")
 
 
 def _or(words: Sequence[str]) -> str:

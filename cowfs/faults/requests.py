@@ -1,7 +1,7 @@
 """A hook where the requests of a mount are handled: rules of `files` are met before a view answers.
 
-The hook stands in the place of a view's handlers, by attributes of the object, while there are rules; without rules a
-view has its own handlers and nothing else. What the kernel answers from its cache is no request: while there are
+The hook replaces a view's handlers, by attributes of the object, while there are rules; without rules a
+view has its own handlers and nothing else. What the kernel answers from its cache is not a request: while there are
 rules, a file that is opened is read anew.
 """
 

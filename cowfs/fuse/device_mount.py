@@ -118,7 +118,7 @@ class DeviceMount(Generic[Content]):
                 raise await in_use(self._device.name, self._mount_point)
         self._former = view.known()
         self._names = set(view.names_at_root())
-        with suppress(OSError):  # it is about to be given up; what stands against closing is told by `close`
+        with suppress(OSError):  # it is about to be given up; what prevents closing is reported by `close`
             view.sync_clean()
         self._close()
 

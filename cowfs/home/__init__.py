@@ -1,4 +1,4 @@
-"""One home, many processes: the Python API, and what stands behind it when another process holds the home.
+"""One home, many processes: the Python API, and how it works when another process holds the home.
 
 Read from the top; each room imports from those below it alone.
 

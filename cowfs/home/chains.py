@@ -60,7 +60,7 @@ def import_chain(
     try:
         chain = msgspec.json.decode(Path(path, _CHAIN_FILE).read_bytes(), type=Chain)
     except msgspec.MsgspecError as error:
-        raise UsageError(f"{path} is no chain of devices, or damaged: {error}") from None
+        raise UsageError(f"{path} is not a chain of devices, or is damaged: {error}") from None
     except OSError as error:
         reason = f"{error.strerror}; name a directory that 'export --chain' made"
         raise CowfsError(f"cannot read {path}/{_CHAIN_FILE}: {reason}", errno=error.errno) from error

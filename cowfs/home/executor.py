@@ -14,7 +14,7 @@ same care: what a request declares about devices is turned here, and only here, 
               dropped; one that it replaced is shown as it is now
 
 A request is synchronous between two of its steps and so seen whole by every other task. Bringing an open volume to a
-consistent state is no work of the views: the device set does it around the snapshot (`ActiveDevices.add_quiescer`).
+consistent state is not the views' work: the device set does it around the snapshot (`ActiveDevices.add_quiescer`).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ _MODES: Final[dict[PoolModeName, Mode]] = {
 
 
 class HomeFaults:
-    """Rules in force, and what stands in the place of methods for their sake.
+    """Rules in force, and what replaces methods while there are any.
 
     Nothing does while there are no rules: each use of a device or a request is then what it was before.
     """

@@ -38,7 +38,7 @@ def import_image(
     try:
         mode = os.stat(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
-            raise UsageError(f"{path} is no file, directory or disk; write what it gives to a file, and import that")
+            raise UsageError(f"{path} is not a file, directory or disk; write what it gives to a file, and import that")
         kind = format or format_of(path)
         if kind == "directory":
             from cowfs.home.archives import import_directory

@@ -81,7 +81,7 @@ class OwnSession(Closing):
 
     @contextmanager
     def current(self) -> Iterator[Session]:
-        """What stands behind this now, for the turn of one thread."""
+        """The session that this leads to now, for the turn of one thread."""
         with self._turn:
             if self._disk_thread not in (None, threading.current_thread()):
                 raise HomeBusy(

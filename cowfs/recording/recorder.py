@@ -13,7 +13,7 @@ length. It has no name, and is private to those who are given it.
 Models. An `ext4` recording has the entries of the disk, and the operations without what they wrote: they say which
 file an entry is of. A `posix` recording has only operations, with all that they wrote.
 
-A recorder never stands in the way of what it records: what it cannot write down any more, because the disk is full, is
+A recorder never disturbs what it records: what it cannot write down any more, because the disk is full, is
 said when it is finished.
 """
 
@@ -191,7 +191,7 @@ class Recording:
             (length,) = _FOOTER.unpack(data[end:])
             index = msgspec.msgpack.decode(data[end - length : end], type=_Index)
         except (ValueError, struct.error, msgspec.MsgspecError) as error:
-            raise UsageError(f"the file is no recording: {error}") from error
+            raise UsageError(f"the file is not a recording: {error}") from error
         entries = [
             Entry(index.device, operation, offset, size, None if place < 0 else data[place : place + size])
             for operation, offset, size, place in index.entries

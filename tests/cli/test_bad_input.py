@@ -43,7 +43,11 @@ def contents(home: Path) -> dict[str, bytes]:
 BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "no such command": (["frobnicate"], USAGE, "no such command 'frobnicate'; see 'cowfs --help'"),
     "no such option": (["create", "x", "--force"], USAGE, "no such option '--force'; see 'cowfs create --help'"),
-    "global option late": (["list", "--json"], USAGE, "--json stands before the command: cowfs --json ... COMMAND"),
+    "global option late": (
+        ["list", "--json"],
+        USAGE,
+        "--json has to come before the command: cowfs --json ... COMMAND",
+    ),
     "argument missing": (["snapshot", "web"], USAGE, "missing argument 'NAME...'; see 'cowfs snapshot --help'"),
     "argument too many": (["inspect", "web", "base"], USAGE, "unexpected extra argument"),
     "nothing to remove": (["remove"], USAGE, "missing argument 'NAME...'"),

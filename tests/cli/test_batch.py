@@ -103,7 +103,7 @@ def test_the_lines_after_a_help_are_run(cowfs: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--json list", "a line begins with a command, and --json stands before 'batch', for all lines"),
+        ("--json list", "a line begins with a command, and --json has to come before 'batch', for all lines"),
         ("batch other", "'batch other' cannot be a line of a batch; run it on its own"),
         ("uml true", "'uml true' cannot be a line of a batch"),
         ("mount --foreground web /mnt", "'mount --foreground' cannot be a line of a batch"),

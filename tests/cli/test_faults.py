@@ -80,6 +80,6 @@ def test_a_mount_with_a_plan(account: Account, needs_fuse: None) -> None:
         mounted.run("umount", mounted.target)
     plan.write_text(plan.read_text().replace("EMLINK", "EFOO"))
     line = mounted.refused(2, "mount", "--faults", "plan.toml", "web", mounted.target)
-    assert "plan.toml, rule 1, field 'effect.errno': 'EFOO' is no errno; give its name, as in EIO or ENOSPC" in line
+    assert "plan.toml, rule 1, field 'effect.errno': 'EFOO' is not an errno; give its name, as in EIO or ENOSPC" in line
     line = mounted.refused(2, "mount", "--faults", "missing.toml", "web", mounted.target)
     assert "missing.toml cannot be read: no such file or directory" in line

@@ -94,9 +94,9 @@ def rule(*lines: str, base: str = RULE) -> str:
 
 
 WRONG = {
-    "no TOML": ("rules = [", "the plan is no TOML: "),
+    "no TOML": ("rules = [", "the plan is not TOML: "),
     "nothing": ("", "the plan: there are no rules; a plan is a list of [[rules]]"),
-    "another table": ("[[faults]]\nx = 1", "the plan: 'faults' is no part of a plan, which is a list of [[rules]]"),
+    "another table": ("[[faults]]\nx = 1", "the plan: 'faults' is not a part of a plan, which is a list of [[rules]]"),
     "no list": ("rules = 3", "the plan: there are no rules; a plan is a list of [[rules]]"),
     "no table": ("rules = [3]", "the plan, rule 1, field 'effect': Expected 'object', got 'int'"),
     "unknown field": (rule("colour = 3"), "the plan, rule 1, field 'colour': "),
@@ -120,11 +120,11 @@ WRONG = {
     ),
     "operation": (
         rule(base='operations = ["flush"]\neffect = { kind = "error" }\n'),
-        "'flush' is no operation of 'files'",
+        "'flush' is not an operation of 'files'",
     ),
     "operation of a disk": (
         rule('on = "device"', base='operations = ["fsync"]\neffect = { kind = "error" }\n'),
-        "'fsync' is no operation of 'device', which has 'read', 'write', 'discard' or 'flush'",
+        "'fsync' is not an operation of 'device', which has 'read', 'write', 'discard' or 'flush'",
     ),
     "no operation": (rule(base='effect = { kind = "error" }\n'), "field 'operations': there is none"),
     "path of a disk": (rule('on = "device"', 'path = "x"'), "field 'path': is for 'files', not for 'device'"),
@@ -186,10 +186,10 @@ def test_a_plan_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="missing cannot be read: no such file or directory"):
         read_plan(tmp_path / "missing")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match="binary is no text in UTF-8"):
+    with pytest.raises(UsageError, match="binary is not a text in UTF-8"):
         read_plan(tmp_path / "binary")
     (tmp_path / "long").write_text("#" * (1 << 20) + "\n")
-    with pytest.raises(UsageError, match="long has more than 1048576 characters, which is no plan"):
+    with pytest.raises(UsageError, match="long has more than 1048576 characters, too many for a plan"):
         read_plan(tmp_path / "long")
     (tmp_path / "plan").write_text(WHOLE)
     assert read_plan(tmp_path / "plan") == parse_plan(WHOLE)

@@ -130,7 +130,7 @@ class Transactions:
         self._is_finished = self._imports.complete(records)
 
     def remove(self, name: str, *, before_message: Callable[[DeviceFile], None] | None = None) -> None:
-        """Remove a device: its thin, then its record. A thin that is not in the pool is no obstacle.
+        """Remove a device: its thin, then its record. The thin may be absent from the pool.
 
         Args:
             before_message: called when a crash would already make the removal be finished.

@@ -155,7 +155,7 @@ class HomeFiles:
                 os.close(directory)
 
     def write(self, path: str, data: bytes) -> None:
-        """Replace a file; afterwards it is durable. On failure the old one stands."""
+        """Replace a file; afterwards it is durable. On failure the old one stays."""
         temporary = os.path.join(os.path.dirname(path), TEMPORARY_NAME)
         with _explained("write", path):
             try:

@@ -1,4 +1,4 @@
-"""What stands in the files of a home.
+"""What the files of a home contain.
 
 Three kinds of file are moby's, byte for byte in meaning and key names, so that a home can be used by both:
 
@@ -6,7 +6,7 @@ Three kinds of file are moby's, byte for byte in meaning and key names, so that 
     metadata/deviceset-metadata      SetFile          {"next_device_id":1,"BaseDeviceUUID":...}
     metadata/transaction-metadata    TransactionFile  {"open_transaction_id":12,"device_hash":"...","device_id":7}
 
-What cowfs adds stands in files of its own beside `metadata/`, and a home without them is a home too:
+What cowfs adds is in separate files beside `metadata/`, and a home without them is a home too:
 
     cowfs.json                       HomeFile         format version, and pool settings that the pool does not store
     cowfs.parents                    ParentLine       one line per device made here: what it was a snapshot of

@@ -1,6 +1,6 @@
 """An ext4 volume opened by libext2fs: geometry, superblock, inodes, checksums, and writing it all down.
 
-This is the layer that talks to the library. Above it stand the allocator, the inode table, directories and data.
+This is the layer that talks to the library. Above it are the allocator, the inode table, directories and data.
 
 Marking. Before the first metadata block reaches the device, the superblock there is marked: with a journal as one whose
 journal must be replayed, else as not cleanly unmounted. The mark is durable before anything else is written.

@@ -34,7 +34,7 @@ _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])
 
 
 def decode_request(line: bytes) -> AnyRequest:
-    """Raises UsageError for anything that is no request."""
+    """Raises UsageError for anything that is not a request."""
     try:
         return _DECODER.decode(line)  # type: ignore[no-any-return]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

@@ -178,7 +178,7 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
     """Make the devices of a chain, which share what they shared; none of them after any failure.
 
     Raises:
-        As `ImportDisk`; UsageError: what is sent is no chain.
+        As `ImportDisk`; UsageError: what is sent is not a chain.
     """
 
     chain: Chain

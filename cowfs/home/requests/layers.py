@@ -52,7 +52,7 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
 
 
 class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
-    """Remove a layer; an absent one is no error, and a busy one is removed when its last user ends."""
+    """Remove a layer; an absent one is not an error, and a busy one is removed when its last user ends."""
 
     id: str
 
@@ -202,7 +202,7 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
 
 
 class PutLayer(Request[None], frozen=True, tag="layer_put"):
-    """End one `get`. A layer without any is no error."""
+    """End one `get`. A layer without any is not an error."""
 
     id: str
 

@@ -123,7 +123,7 @@ class MakeDiskState(StreamIn[None], frozen=True, tag="make_disk_state"):
 
     Raises:
         UnknownDevice, DeviceExists, DeviceBusy, OutOfDataSpace, OutOfMetadataSpace.
-        UsageError: a piece is no list of writes, or reaches beyond the device.
+        UsageError: a piece is not a list of writes, or reaches beyond the device.
     """
 
     name: str
@@ -149,7 +149,7 @@ class MakeFileState(StreamIn[None], frozen=True, tag="make_file_state"):
 
     Raises:
         UnknownDevice, DeviceExists, DeviceBusy, OutOfDataSpace, OutOfMetadataSpace, FilesystemError.
-        UsageError: a piece is no `TreeChange`, or one that cannot be made.
+        UsageError: a piece is not a `TreeChange`, or one that cannot be made.
     """
 
     name: str

@@ -63,7 +63,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     changes_reads: ClassVar[bool] = False
 
     def check(self, home: OpenHome) -> None:
-        """Raise what can be known to stand against this, before anything is done about devices. Changes nothing."""
+        """Raise what is known to prevent this, before anything is done about devices. Changes nothing."""
 
     def devices_read(self) -> tuple[str, ...]:
         """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
@@ -129,7 +129,7 @@ class StreamOut(_Message, Generic[R], frozen=True):
 
 
 class Attachment:
-    """A regular file beside a request, read from its current position. It is no part of the request's JSON."""
+    """A regular file beside a request, read from its current position. It is not a part of the request's JSON."""
 
     __slots__ = ("file",)
 

@@ -25,7 +25,7 @@ def deletion_service(
             await sleep(RETRY_SECONDS)
             try:
                 devices.deletions.retry()
-            except Exception:  # a defect here is no reason to end a mount
+            except Exception:  # a defect here must not end a mount
                 _log.exception("deletions of %s", devices.home)
 
     return serve

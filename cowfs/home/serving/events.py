@@ -47,7 +47,7 @@ def event_service(pool: Pool, *, poll_seconds: float = POLL_SECONDS) -> Callable
             while True:
                 counter = await wait_for_event(pool, counter, poll_seconds=poll_seconds)
                 _log.warning("pool %s: %s", pool.name, describe(pool))
-        except Exception:  # a defect here is no reason to end a mount
+        except Exception:  # a defect here must not end a mount
             _log.exception("events of pool %s", pool.name)
 
     return serve

@@ -160,7 +160,7 @@ def runtime_mount_directory(directory: Path) -> Path:
 
 
 def _log_path(request: MountRequest) -> Path | None:
-    """The server's log, in a home that can be written; nothing is put into a directory that is no home."""
+    """The server's log, in a home that can be written; nothing is put into a directory that is not a home."""
     if request.runtime_directory is not None:
         return request.runtime_directory / LOG_NAME
     home = request.home

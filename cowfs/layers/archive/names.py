@@ -8,7 +8,7 @@ are resolved within the layer's root.
     .wh..wh.plnk/NAME     aufs's files with several names: sources of hard links, no files of the layer
     .wh..wh.*             at the top: other notes of aufs, no files of the layer
 
-A file that has such a name stands in the archive under a substitute, `.cowfs-name.wh.NAME`, and a record beside it has
+A file that has such a name is in the archive under a substitute, `.cowfs-name.wh.NAME`, and a record beside it has
 its true path (docs/decisions/0010-names-of-whiteouts.md).
 
 Source: the OCI image specification, layer.md; for what is at the top, moby's pkg/archive.

@@ -50,7 +50,7 @@ def _walk(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None) ->
 
 
 def can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
-    """Whether the inode tables of the two volumes stand in the same places; quiesces both."""
+    """Whether the inode tables of the two volumes are in the same places; quiesces both."""
     if not (layer.inode and parent.inode):
         return False
     if not (isinstance(layer.tree, Volume) and isinstance(parent.tree, Volume)):

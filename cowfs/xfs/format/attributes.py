@@ -100,5 +100,5 @@ def _shown_name(name: bytes, flags: int) -> bytes | None:
     if flags & (_INCOMPLETE | _PARENT):
         return None
     if not name or b"\0" in name:
-        raise BadAttributes(f"{name!r} is no name")
+        raise BadAttributes(f"{name!r} is not a name")
     return (b"trusted." if flags & _ROOT else b"security." if flags & _SECURE else b"user.") + name

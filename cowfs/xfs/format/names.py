@@ -95,5 +95,5 @@ def names_in_block(sb: Superblock, block: bytes) -> Iterator[Name]:
 
 def _name(name: bytes, inode: int, kind: int) -> Name:
     if not name or b"/" in name or b"\0" in name:
-        raise BadNames(f"{name!r} is no name")
+        raise BadNames(f"{name!r} is not a name")
     return Name(name, inode, _KINDS[kind] if kind < len(_KINDS) else 0)

@@ -89,7 +89,7 @@ class Superblock:
         return self.ag_blocks if group < self.ag_count - 1 else self.blocks - group * self.ag_blocks
 
     def offset_of(self, fsblock: int, count: int = 1) -> int | None:
-        """Where blocks lie on the device [bytes]; None for what is no range of blocks in one group."""
+        """Where blocks lie on the device [bytes]; None for what is not a range of blocks in one group."""
         group, block = fsblock >> self.ag_block_log, fsblock & ((1 << self.ag_block_log) - 1)
         if fsblock < 0 or group >= self.ag_count or block + count > self.group_blocks(group):
             return None

@@ -2,7 +2,7 @@
 
 The data of records are operations: a header of 12 bytes (transaction 4, length 4, client 1, flags 1, 2 unused, big
 endian) and a region of bytes. A transaction is a start, a header (`TRAN`), items of one or several regions each, and a
-commit; operations of several transactions may stand between each other. A region that did not fit into a record goes on
+commit; operations of several transactions may be interleaved. A region that did not fit into a record goes on
 in the next one.
 """
 
