@@ -62,7 +62,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "fault with an unknown errno": (
         ["faults", "add", "web", "error", "read", "--errno", "E"],
         USAGE,
-        "'E' is no errno",
+        "'E' is not an errno",
     ),
     "fault without a part": (["faults", "add", "web", "short", "write"], USAGE, "field 'effect.keep_bytes'"),
     "fault with words as sectors": (

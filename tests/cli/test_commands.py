@@ -305,7 +305,7 @@ def test_rollback(cowfs: Run) -> None:
     assert cowfs("rollback", "web", "base").out == "rolled web back to base, as a new device, 16 MiB\n"
     outcome = cowfs("rollback", "web", "other")
     assert outcome.out == "rolled web back to other\n"
-    assert outcome.err == "cowfs: warning: other is no relative of web: they share base alone\n"
+    assert outcome.err == "cowfs: warning: other is not related to web: they share only what base has\n"
     rows = {row["name"]: row["parent"] for row in cowfs("--json", "list").json}
     assert rows == {
         "base": None,

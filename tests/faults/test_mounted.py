@@ -238,7 +238,7 @@ def test_a_full_pool_and_a_full_disk(mount: Mounted) -> None:
 
 
 def test_a_wrong_fault_is_one_line_and_changes_nothing(mount: Mounted) -> None:
-    with pytest.raises(UsageError, match=r"the faults, rule 1 \('a'\), field 'effect.errno': 'EFOO' is no errno"):
+    with pytest.raises(UsageError, match=r"the faults, rule 1 \('a'\), field 'effect.errno': 'EFOO' is not an errno"):
         mount.faults.fail("write", errno="EFOO", name="a")
     mount.faults.fail("mkdir", name="a")
     with pytest.raises(UsageError, match="already a rule 'a'"):

@@ -113,10 +113,10 @@ WRONG = {
         rule(base='operations = ["write"]\neffect = { kind = "delay" }\n'),
         "field 'effect.seconds'",
     ),
-    "errno": (rule(base='operations = ["write"]\neffect = { kind = "error", errno = "EFOO" }\n'), "'EFOO' is no errno"),
+    "errno": (rule(base='operations = ["write"]\neffect = { kind = "error", errno = "EFOO" }\n'), "'EFOO' is not an"),
     "errno of python": (
         rule(base='operations = ["write"]\neffect = { kind = "error", errno = "errorcode" }\n'),
-        "'errorcode' is no errno",
+        "'errorcode' is not an errno",
     ),
     "operation": (
         rule(base='operations = ["flush"]\neffect = { kind = "error" }\n'),
@@ -129,8 +129,8 @@ WRONG = {
     "no operation": (rule(base='effect = { kind = "error" }\n'), "field 'operations': there is none"),
     "path of a disk": (rule('on = "device"', 'path = "x"'), "field 'path': is for 'files', not for 'device'"),
     "device of the pool": (rule('on = "data"', 'device = "x"'), "field 'device': is for 'files' and 'device'"),
-    "pattern": (rule('path = "[z-a]"'), "field 'path': '[z-a]' is no pattern"),
-    "empty range": (rule("range_bytes = [5, 5]"), "field 'range_bytes': [5, 5] is no range"),
+    "pattern": (rule('path = "[z-a]"'), "field 'path': '[z-a]' is not a pattern"),
+    "empty range": (rule("range_bytes = [5, 5]"), "field 'range_bytes': [5, 5] is not a range"),
     "two ranges": (
         rule('on = "data"', "range_bytes = [0, 5]", "range_blocks = [0, 5]"),
         "field 'range_blocks': beside",

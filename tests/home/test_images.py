@@ -260,7 +260,7 @@ def test_bad_input(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
     cases.append((errors.UsageError, r"compressed \(gzip\)", {"source": tmp_path / "archive", "name": "disk"}))
     os.mkfifo(tmp_path / "fifo")  # which would be waited for
     specials = (tmp_path / "fifo", "/dev/zero")
-    says = "is no file, directory or disk"
+    says = "is not a file, directory or disk"
     cases += [(errors.UsageError, says, {"source": special, "name": "disk"}) for special in specials]
     (tmp_path / "empty").touch()
     cases.append((errors.UsageError, "size", {"source": tmp_path / "empty", "name": "disk"}))

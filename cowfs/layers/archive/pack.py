@@ -301,7 +301,7 @@ class _Packer:
         yield bytes(-stored % _BLOCK)
 
     def _data_ranges(self, inode: int, size: int) -> list[tuple[int, int]]:
-        """(offset, length) of what is not a hole; an empty range at the end when the file ends in a hole, as in GNU tar."""
+        """(offset, length) of the data; an empty range at the end when the file ends in a hole, as GNU tar has it."""
         ranges = []
         end = 0
         while end < size and (found := self._tree.find_data(inode, end)) is not None:
