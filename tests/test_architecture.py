@@ -282,7 +282,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "accounting": set(),
         "engines": {"results", "accounting"},
         "meter": {"results", "accounting", "engines"},
-        "workloads": {"engines", "meter"},
+        "workloads": {"results", "engines", "meter"},
         "runner": {"figures", "machine", "results", "engines", "meter", "workloads"},
         "comparison": {"figures", "results"},
         "report": {"figures", "results", "comparison"},

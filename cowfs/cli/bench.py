@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
+from click.core import ParameterSource
 
 from cowfs.cli import output
 from cowfs.cli.settings import PATH, Settings, SizeType
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cowfs.benchmarks.results import Absent, Question, Result
     from cowfs.benchmarks.runner import Run
     from cowfs.benchmarks.workloads.interface import Workload
+    from cowfs.traces.replay import Pace
 
 _ROUNDS: Final = 3
 _WIDTH: Final = 100
@@ -33,9 +35,14 @@ _RIGHT: Final = frozenset({3, 4, 5})
 
 
 @click.command("bench")
-@click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | compare OLD NEW | report RESULT")
+@click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | FILE.trace | compare OLD NEW | report RESULT")
 @click.option("--over", metavar="LIST", help="The engines, with commas between. [default: all that work here]")
 @click.option("--command", metavar="COMMAND", help="Ask how long COMMAND takes: {dir}, {disk} or {home} is its place.")
+@click.option(
+    "--pace",
+    type=click.Choice(["fast", "own"]),
+    help="With a trace: as fast as possible, or by its times. [default: fast]",
+)
 @click.option("--rounds", metavar="N", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="Rounds.")
 @click.option("--seed", metavar="N", type=int, default=1, show_default=True, help="Seed of what is random.")
 @click.option("--size", type=SizeType(), metavar="SIZE", default="1G", show_default=True, help="Size of the devices.")
@@ -53,6 +60,7 @@ def bench_command(
     words: tuple[str, ...],
     over: str | None,
     command: str | None,
+    pace: Pace | None,
     rounds: int,
     seed: int,
     size: int,
@@ -77,6 +85,7 @@ def bench_command(
       cowfs bench JOB.fio --html report.html --json new.json
       cowfs bench report new.json                     what it has found, once more
       cowfs bench compare old.json new.json           exit status 1: a line is worse
+      cowfs bench t.trace --over emulated,plain       what 'cowfs trace web -o t.trace' recorded
     """
     if lists:
         return _list(settings)
@@ -86,7 +95,10 @@ def bench_command(
         _require_charts()
     if words[:1] == (_REPORT,):
         return _report(settings, words[1:], json_file, csv_file, html_file)
-    workloads = _workloads(words, command, seed=seed, size_bytes=size, quick=quick)
+    traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
+    workloads: list[Workload] = [*traces]
+    if words or command is not None or not traces:
+        workloads += _workloads(words, command, seed=seed, size_bytes=size, quick=quick)
     wanted, missing = _contenders(over)
     from cowfs.benchmarks.runner import Run
 
@@ -97,6 +109,26 @@ def bench_command(
     if settings.as_json:
         output.print_json(result)
     return 1 if any(question.failed for question in result.questions) else 0
+
+
+def _is_given(option: str) -> bool:
+    return click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+
+
+def _traces(
+    words: tuple[str, ...], pace: Pace | None, *, seed: int, size_bytes: int | None
+) -> tuple[list[Workload], tuple[str, ...]]:
+    """The traces among the words, by their names, and the other words."""
+    from cowfs.benchmarks.workloads.replay import ReplayTrace
+    from cowfs.traces.formats import named_format
+
+    paths = [word for word in words if named_format(word) is not None]
+    if pace is not None and not paths:
+        raise UsageError("--pace is for a trace; name one, or leave it out")
+    traces: list[Workload] = [
+        ReplayTrace(path, pace=pace or "fast", size_bytes=size_bytes, seed=seed) for path in paths
+    ]
+    return traces, tuple(word for word in words if word not in paths)
 
 
 def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, quick: bool) -> list[Workload]:

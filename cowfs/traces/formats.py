@@ -31,14 +31,21 @@ def open_trace(path: str) -> Trace:
     )
 
 
-def format_of(path: str) -> FormatName:
-    """What a new file is to be, by its name. Raises UsageError: its name does not say."""
+def named_format(path: str) -> FormatName | None:
+    """The format that the name of a file says; None where it says none."""
     if path.endswith(".trace"):
         return "trace"
     if path.endswith((".iolog", ".log")):
         return "iolog"
     if path.rstrip("0123456789").removesuffix(".").endswith(".blktrace"):
         return "blktrace"
+    return None
+
+
+def format_of(path: str) -> FormatName:
+    """What a new file is to be, by its name. Raises UsageError: its name does not say."""
+    if (found := named_format(path)) is not None:
+        return found
     raise UsageError(
         f"the name of {path} does not say what it is to be; end it in .trace, .iolog or .blktrace.0, or give --format"
     )

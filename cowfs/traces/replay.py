@@ -2,7 +2,7 @@
 
     disk = TargetDisk(path)
     replayed = replay(trace, disk, pace="fast", seed=1)
-    replayed.kinds["write"].latency.p99_us
+    replayed.kinds["write"].seconds                       how long each took
 
 What is written is the same for the same seed, whatever the disk: so disks can be compared afterwards.
 """
@@ -16,9 +16,8 @@ import struct
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
-
-import msgspec
 
 from cowfs.blockdev import Buffer, FileDevice
 from cowfs.errors import UsageError
@@ -68,51 +67,30 @@ class Content:
         return memoryview(self._bytes)[begin : begin + length]
 
 
-class Latency(msgspec.Struct, frozen=True):
-    """How long requests took, in microseconds: of so many percent at most so long."""
+@dataclass
+class KindReplayed:
+    """The requests of one kind that were sent, and how long each took."""
 
-    mean_us: float
-    p50_us: float
-    p95_us: float
-    p99_us: float
-    max_us: float
-
-    @classmethod
-    def of(cls, times_ns: array[int]) -> Latency:
-        """Of at least one request."""
-        ordered = sorted(times_ns)
-
-        def at(percent: int) -> float:
-            return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)] / 1000
-
-        return cls(sum(ordered) / len(ordered) / 1000, at(50), at(95), at(99), ordered[-1] / 1000)
+    size_bytes: int = 0
+    seconds: array[float] = field(default_factory=lambda: array("d"))
 
 
-class KindReplayed(msgspec.Struct, frozen=True):
-    """The requests of one kind that were sent."""
-
-    requests: int
-    size_bytes: int
-    latency: Latency
-
-
-class Replayed(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Replayed:
     """A trace that was replayed.
 
     Attributes:
+        kinds: by name, those that the trace has.
         seconds: from the first request's begin to the last one's end.
         traced_seconds: from the begin of the trace to its last request.
         most_late_seconds: how much later than in the trace a request began, at its own pace.
     """
 
-    pace: Pace
-    seed: int
     requests: int
-    size_bytes: int
+    kinds: dict[str, KindReplayed]
     seconds: float
     traced_seconds: float
     most_late_seconds: float
-    kinds: dict[str, KindReplayed]
 
 
 def check_size(trace: Trace, size_bytes: int, what: str) -> int:
@@ -144,14 +122,12 @@ def replay(
     seed: int = 0,
     clock: Callable[[], int] = time.monotonic_ns,
     sleep: Callable[[float], object] = time.sleep,
-    progress: Callable[[int, int | None], object] | None = None,
 ) -> Replayed:
     """Send a trace's requests to a disk, each when the one before is answered.
 
     Args:
         pace: `fast`, or no sooner than each was made in its trace: `own`.
         clock: in nanoseconds.
-        progress: called with (requests done, in all).
 
     Raises:
         UsageError: it is no trace, or reaches beyond the disk's end; nothing was done then.
@@ -159,9 +135,9 @@ def replay(
     """
     total = check_size(trace, disk.size_bytes, disk.path)
     content = Content(seed)
-    times = [array("Q") for _ in KIND_NAMES]
-    sizes = [0] * len(KIND_NAMES)
-    began_ns, late_ns, last_ns, end_ns = clock(), 0, 0, 0
+    kinds = [KindReplayed() for _ in KIND_NAMES]
+    began_ns, late_ns, last_ns = clock(), 0, 0
+    end_ns = began_ns
     for number, request in enumerate(trace.requests()):
         begin_ns = clock()
         last_ns = request.time_ns
@@ -172,23 +148,15 @@ def replay(
             late_ns = max(late_ns, -ahead)
         _send(disk, request, content, number)
         end_ns = clock()
-        times[request.kind].append(end_ns - begin_ns)
-        sizes[request.kind] += request.length
-        if progress is not None and not number % 256:
-            progress(number, total)
+        kind = kinds[request.kind]
+        kind.seconds.append((end_ns - begin_ns) / 1e9)
+        kind.size_bytes += request.length
     return Replayed(
-        pace=pace,
-        seed=seed,
         requests=total,
-        size_bytes=sum(sizes),
-        seconds=max(end_ns - began_ns, 0) / 1e9,
+        kinds={name: one for name, one in zip(KIND_NAMES, kinds, strict=True) if one.seconds},
+        seconds=(end_ns - began_ns) / 1e9,
         traced_seconds=last_ns / 1e9,
         most_late_seconds=late_ns / 1e9,
-        kinds={
-            name: KindReplayed(len(taken), size, Latency.of(taken))
-            for name, taken, size in zip(KIND_NAMES, times, sizes, strict=True)
-            if taken
-        },
     )
 
 
