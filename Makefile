@@ -56,6 +56,7 @@ test-next:
 test-tools: $(SETUP)
 	-$(BIN)/python -m tests.kit.thin_tools
 	-$(BIN)/python -m tests.kit.docker_engine
+	-$(BIN)/python -m tests.kit.containerd_engine
 	$(BIN)/python -m compileall -q cowfs backends tests
 
 lint: $(SETUP)

@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "benchmarks": FOUNDATION | {"blockdev", "pool", "traces", "mounts", "fuse", "devices", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
-    "containerd": FOUNDATION | {"fuse", "devices", "home"},
+    "containerd": FOUNDATION | {"fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
     | {
@@ -304,7 +304,10 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "filters": set(),
         "store": set(),
         "snapshots": {"messages", "grpc", "filters", "store"},
-        "serve": {"grpc", "store", "snapshots"},
+        "client": {"messages", "grpc"},
+        "blobs": {"messages", "grpc", "client"},
+        "diff": {"messages", "grpc", "store", "snapshots", "client", "blobs"},
+        "serve": {"grpc", "store", "snapshots", "diff"},
     },
 }
 

@@ -5,14 +5,18 @@ From the floor up:
 messages    the protocol's messages
 grpc        gRPC's server half over HTTP/2: requests of one message, answers of one or several
 filters     the filters of List
+client      gRPC's client half, for containerd's own services
+blobs       the blobs of containerd's content store
 store       which snapshots there are, in a small database in the home
 snapshots   the ten methods, over the store and the home's layers
+diff        the diff service: layers into snapshots, and out of them
 serve       the process behind `cowfs snapshotter`
 
 A snapshot is a layer of the home. Its device has a name of ours; the keys of containerd are in the store. A commit is
 a new snapshot of the active one's device, which is removed as soon as nothing uses it: so a committed snapshot never
 changes, not even through a mount that was made before.
 
-Sources: containerd 1.7 and 2.1, `api/services/snapshots/v1`, `core/snapshots/snapshotter.go` (what each method means),
+Sources: containerd 1.7 and 2.1,
+`api/services/{snapshots,diff,content,leases}/v1`, `core/snapshots/snapshotter.go` (what each method means),
 `core/snapshots/storage/bolt.go` (its errors), `pkg/filters` (the language of filters); gRPC over HTTP/2.
 """

@@ -15,7 +15,7 @@ import re
 import urllib.parse
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import h2.config
 import h2.connection
@@ -26,15 +26,13 @@ import trio
 
 _log = logging.getLogger(__name__)
 
-Handler: TypeAlias = Callable[[bytes], AsyncIterator[bytes]]
-
 MAX_MESSAGE_BYTES: Final = 4 << 20
 MAX_CALLS: Final = 64  # of one connection at a time
-_PREFIX_BYTES: Final = 5
+PREFIX_BYTES: Final = 5
 _RECEIVE_BYTES: Final = 64 << 10
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_CONTENT_TYPE: Final = "application/grpc"
+CONTENT_TYPE: Final = "application/grpc"
 
 
 class Code(enum.IntEnum):
@@ -63,10 +61,21 @@ class CallError(Exception):
         self.message = message
 
 
+class Asked(NamedTuple):
+    """What a call brings: its message, and its headers."""
+
+    message: bytes
+    headers: Mapping[str, str]
+
+
+Handler: TypeAlias = Callable[[Asked], AsyncIterator[bytes]]
+
+
 @dataclass(slots=True)
 class _Call:
     path: str
     timeout_seconds: float
+    headers: Mapping[str, str]
     body: bytearray = field(default_factory=bytearray)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     window: trio.Event = field(default_factory=trio.Event)
@@ -128,7 +137,7 @@ class _Connection:
                 call = self._calls.get(number)
                 if call is not None and call.failure is None:
                     call.body += data
-                    if len(call.body) > MAX_MESSAGE_BYTES + _PREFIX_BYTES:
+                    if len(call.body) > MAX_MESSAGE_BYTES + PREFIX_BYTES:
                         call.body.clear()
                         text = f"a message of more than {MAX_MESSAGE_BYTES} bytes"
                         call.failure = CallError(Code.RESOURCE_EXHAUSTED, text)
@@ -149,9 +158,9 @@ class _Connection:
         with call.scope:
             try:
                 with trio.fail_after(call.timeout_seconds):
-                    self._h2.send_headers(number, [(":status", "200"), ("content-type", _CONTENT_TYPE)])
-                    async for answer in self._handler(call)(_message_of(call)):
-                        await self._send(number, call, b"\0" + len(answer).to_bytes(4, "big") + answer)
+                    self._h2.send_headers(number, [(":status", "200"), ("content-type", CONTENT_TYPE)])
+                    async for answer in self._handler(call)(Asked(_message_of(call), call.headers)):
+                        await self._send(number, call, framed(answer))
             except CallError as error:
                 code, message = error.code, error.message
             except trio.TooSlowError:
@@ -198,9 +207,14 @@ class _Connection:
                 await self._stream.send_all(data)
 
 
+def framed(message: bytes) -> bytes:
+    """A message as it is sent, not compressed."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
 def _call_of(headers: Mapping[str, str]) -> _Call:
-    call = _Call(headers.get(":path", ""), _seconds(headers.get("grpc-timeout", "")))
-    if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith(_CONTENT_TYPE):
+    call = _Call(headers.get(":path", ""), _seconds(headers.get("grpc-timeout", "")), headers)
+    if headers.get(":method") != "POST" or not headers.get("content-type", "").startswith(CONTENT_TYPE):
         call.failure = CallError(Code.UNIMPLEMENTED, "this is gRPC: POST with content of application/grpc")
     elif headers.get("grpc-encoding", "identity") != "identity":
         call.failure = CallError(Code.UNIMPLEMENTED, f"messages compressed by {headers['grpc-encoding']} are not read")
@@ -218,8 +232,8 @@ def _message_of(call: _Call) -> bytes:
     if call.failure is not None:
         raise call.failure
     body = bytes(call.body)
-    if len(body) < _PREFIX_BYTES or int.from_bytes(body[1:_PREFIX_BYTES], "big") != len(body) - _PREFIX_BYTES:
+    if len(body) < PREFIX_BYTES or int.from_bytes(body[1:PREFIX_BYTES], "big") != len(body) - PREFIX_BYTES:
         raise CallError(Code.INVALID_ARGUMENT, "a request is one message, with its length before it")
     if body[0]:
         raise CallError(Code.UNIMPLEMENTED, "compressed messages are not read")
-    return body[_PREFIX_BYTES:]
+    return body[PREFIX_BYTES:]

@@ -1,6 +1,10 @@
-"""The messages of containerd's snapshots service, declared here by name, number and type.
+"""The messages of containerd's services, declared here by name, number and type.
 
-Source: containerd, `api/services/snapshots/v1/snapshots.proto` and `api/types/mount.proto`.
+The snapshots and the diff service are served; the content and the leases service are containerd's own, and are called.
+All are declared in one package of ours: of a message, only the numbers and types of its fields are sent.
+
+Source: containerd, `api/services/{snapshots,diff,content,leases}/v1/*.proto`, `api/types/mount.proto` and
+`descriptor.proto`.
 """
 
 from __future__ import annotations
@@ -10,14 +14,20 @@ from typing import Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, empty_pb2, field_mask_pb2, message_factory, timestamp_pb2
 
-SERVICE: Final = "containerd.services.snapshots.v1.Snapshots"
-_PACKAGE: Final = "containerd.services.snapshots.v1"
+SNAPSHOTS: Final = "containerd.services.snapshots.v1.Snapshots"
+DIFF: Final = "containerd.services.diff.v1.Diff"
+CONTENT: Final = "containerd.services.content.v1.Content"
+LEASES: Final = "containerd.services.leases.v1.Leases"
+_PACKAGE: Final = "cowfs.containerd"
 _FIELD: Final = descriptor_pb2.FieldDescriptorProto
 
 UNKNOWN, VIEW, ACTIVE, COMMITTED = range(4)
+STAT, WRITE, COMMIT = range(3)  # of WriteContentRequest
 
 _STRING: Final = (_FIELD.TYPE_STRING, "")
+_BYTES: Final = (_FIELD.TYPE_BYTES, "")
 _INT64: Final = (_FIELD.TYPE_INT64, "")
+_ACTION: Final = (_FIELD.TYPE_INT32, "")
 _KIND: Final = (_FIELD.TYPE_ENUM, f".{_PACKAGE}.Kind")
 _TIMESTAMP: Final = (_FIELD.TYPE_MESSAGE, ".google.protobuf.Timestamp")
 _FIELD_MASK: Final = (_FIELD.TYPE_MESSAGE, ".google.protobuf.FieldMask")
@@ -80,14 +90,48 @@ _MESSAGES: Final[Mapping[str, Mapping[str, tuple[int, tuple[Any, ...]]]]] = {
     "UsageRequest": {"snapshotter": (1, _STRING), "key": (2, _STRING)},
     "UsageResponse": {"size": (1, _INT64), "inodes": (2, _INT64)},
     "CleanupRequest": {"snapshotter": (1, _STRING)},
+    "Descriptor": {
+        "media_type": (1, _STRING),
+        "digest": (2, _STRING),
+        "size": (3, _INT64),
+        "annotations": (5, _LABELS),
+    },
+    "ApplyRequest": {"diff": (1, _message("Descriptor")), "mounts": (2, _many(_message("Mount")))},
+    "ApplyResponse": {"applied": (1, _message("Descriptor"))},
+    "DiffRequest": {
+        "left": (1, _many(_message("Mount"))),
+        "right": (2, _many(_message("Mount"))),
+        "media_type": (3, _STRING),
+        "ref": (4, _STRING),
+        "labels": (5, _LABELS),
+        "source_date_epoch": (6, _TIMESTAMP),
+    },
+    "DiffResponse": {"diff": (3, _message("Descriptor"))},
+    "ReadContentRequest": {"digest": (1, _STRING), "offset": (2, _INT64), "size": (3, _INT64)},
+    "ReadContentResponse": {"offset": (1, _INT64), "data": (2, _BYTES)},
+    "WriteContentRequest": {
+        "action": (1, _ACTION),
+        "ref": (2, _STRING),
+        "total": (3, _INT64),
+        "expected": (4, _STRING),
+        "offset": (5, _INT64),
+        "data": (6, _BYTES),
+        "labels": (7, _LABELS),
+    },
+    "WriteContentResponse": {"action": (1, _ACTION), "offset": (4, _INT64), "digest": (6, _STRING)},
+    "ContentInfo": {"digest": (1, _STRING), "size": (2, _INT64), "labels": (5, _LABELS)},
+    "ContentInfoRequest": {"digest": (1, _STRING)},
+    "ContentInfoResponse": {"info": (1, _message("ContentInfo"))},
+    "UpdateContentRequest": {"info": (1, _message("ContentInfo")), "update_mask": (2, _FIELD_MASK)},
+    "UpdateContentResponse": {"info": (1, _message("ContentInfo"))},
+    "AbortRequest": {"ref": (1, _STRING)},
+    "CreateLeaseRequest": {"id": (1, _STRING), "labels": (3, _LABELS)},
 }
 
 
 def _declare() -> dict[str, Any]:
     """The class of each message, by name."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="cowfs/containerd/snapshots.proto", package=_PACKAGE, syntax="proto3"
-    )
+    file = descriptor_pb2.FileDescriptorProto(name="cowfs/containerd.proto", package=_PACKAGE, syntax="proto3")
     file.dependency.extend([timestamp_pb2.DESCRIPTOR.name, field_mask_pb2.DESCRIPTOR.name])
     kind = file.enum_type.add(name="Kind")
     for number, name in enumerate(("UNKNOWN", "VIEW", "ACTIVE", "COMMITTED")):

@@ -13,12 +13,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
+from cowfs.containerd.diff import DiffService
 from cowfs.containerd.grpc import serve_connection
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.containerd.store import SnapshotStore
@@ -39,11 +41,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SnapshotterRequest:
-    """What to serve where; `options` are storage options."""
+    """What to serve where; `options` are storage options, `containerd` is the socket of the one that asks."""
 
     home: Path
     backend: str
     socket: Path
+    containerd: Path
     options: tuple[str, ...] = ()
 
 
@@ -82,7 +85,8 @@ async def _serve(
     with ServedHome.opened(home, mount) as served:
         served.use_driver(home.settings, keep_root_owner=True)
         snapshotter = Snapshotter(served.executor, store)
-        methods = snapshotter.methods()
+        diff = DiffService(snapshotter, request.containerd, home.path, time.time)
+        methods = {**snapshotter.methods(), **diff.methods()}
 
         async def serve_client(stream: trio.SocketStream) -> None:
             close_in_children(stream.socket, close_socket)

@@ -6,19 +6,21 @@ Changes of the store are made one after the other; what takes long (the size of 
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import IO, Any, Final, TypeVar
 
 import trio
 from google.protobuf.message import DecodeError
 
 from cowfs.containerd.filters import lookup_in, parse_filters
-from cowfs.containerd.grpc import CallError, Code, Handler
-from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SERVICE, VIEW, message_class
+from cowfs.containerd.grpc import Asked, CallError, Code, Handler
+from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
 from cowfs.containerd.store import DEVICE_PREFIX, Snapshot, SnapshotStore
 from cowfs.error_record import plain_text
 from cowfs.errors import (
@@ -33,8 +35,9 @@ from cowfs.errors import (
 )
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
-from cowfs.home.requests.layers import CreateLayer, GetLayer, LayerChanges, LayerSize, PutLayer
-from cowfs.home.requests.request import Request
+from cowfs.home.requests.layers import ApplyLayer, CreateLayer, LayerArchive, LayerOwnUsage, PutLayer, ShowLayer
+from cowfs.home.requests.request import Attachment, Request
+from cowfs.layers.interface import LayerUsage
 
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -66,7 +69,7 @@ class Snapshotter:
         self._store = store
         self._now_ns = now_ns
         self._changing = trio.Lock()
-        self._got: dict[str, str] = {}  # device -> the path of its files
+        self._paths: dict[str, str] = {}  # device -> of its files
 
     def methods(self) -> dict[str, Handler]:
         """The methods of the service, by path."""
@@ -81,8 +84,8 @@ class Snapshotter:
             "Usage": self.usage,
             "Cleanup": self.cleanup,
         }
-        found = {f"/{SERVICE}/{name}": _unary(_REQUESTS[name], method) for name, method in unary.items()}
-        return {**found, f"/{SERVICE}/List": self._list}
+        found = {f"/{SNAPSHOTS}/{name}": _unary(_REQUESTS[name], method) for name, method in unary.items()}
+        return {**found, f"/{SNAPSHOTS}/List": self._list}
 
     async def begin(self) -> None:
         """Remove what a crash left: devices without a snapshot."""
@@ -177,9 +180,9 @@ class Snapshotter:
             self._store.put(updated)
         return message_class("UpdateSnapshotResponse")(info=_info(updated))
 
-    async def _list(self, data: bytes) -> AsyncIterator[bytes]:
-        request = _decoded("ListSnapshotsRequest", data)
-        with _as_call_errors():
+    async def _list(self, asked: Asked) -> AsyncIterator[bytes]:
+        request = decoded("ListSnapshotsRequest", asked.message)
+        with as_call_errors():
             matches = parse_filters(request.filters)
         found = [snapshot for snapshot in self._store.all() if matches(_lookup(snapshot))]
         for begin in range(0, len(found), _ROWS_PER_ANSWER):
@@ -193,6 +196,42 @@ class Snapshotter:
             parent = self._store.find(snapshot.parent) if snapshot.parent else None
             size_bytes, inodes = await self._measured(snapshot.device, parent)
         return message_class("UsageResponse")(size=size_bytes, inodes=inodes)
+
+    # ------------------------------------------------------------------ for the diff service
+
+    async def mounted(self, mounts: Sequence[Any]) -> Snapshot | None:
+        """The snapshot that mounts show, of several on one device its owner; None for mounts of anything else."""
+        if len(mounts) != 1 or mounts[0].type != "bind":
+            return None
+        device = os.path.basename(os.path.dirname(mounts[0].source))
+        snapshot = self._store.owner_of(device)
+        if snapshot is None or await self._path(snapshot) != mounts[0].source:
+            return None
+        return snapshot
+
+    async def unpack(self, snapshot: Snapshot, archive: IO[bytes]) -> None:
+        """Unpack an archive into an active snapshot: all of it or nothing.
+
+        Raises:
+            CallError: UNIMPLEMENTED where its files are in use, so that others write to them where they are mounted.
+        """
+        device = snapshot.device
+        await self._run(PutLayer(device))
+        try:
+            with as_call_errors({DeviceBusy: Code.UNIMPLEMENTED}):
+                apply = ApplyLayer(device, as_docker=True, is_whole_needed=True, archive=Attachment(archive))
+                await self._executor.answer(apply)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._run(ShowLayer(device))
+
+    async def archive(self, snapshot: Snapshot, against: Snapshot | None) -> AsyncGenerator[bytes, None]:
+        """What a snapshot has that another one has not, and whiteouts, in pieces; to be closed by `aclosing`."""
+        with as_call_errors():
+            request = LayerArchive(snapshot.device, None if against is None else against.device)
+            async with aclosing(self._executor.pieces(request)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     # ------------------------------------------------------------------ parts
 
@@ -225,31 +264,29 @@ class Snapshotter:
         return parent
 
     async def _mounts(self, snapshot: Snapshot) -> list[Any]:
-        path = self._got.get(snapshot.device)
-        if path is None:
-            path = self._got[snapshot.device] = await self._run(GetLayer(snapshot.device))
         access = "rw" if snapshot.kind == ACTIVE else "ro"
+        path = await self._path(snapshot)
         return [message_class("Mount")(type="bind", source=path, options=["rbind", access])]
 
-    async def _measured(self, device: str, parent: Snapshot | None) -> tuple[int, int]:
-        """Bytes and inodes that a layer adds to its parent."""
-        name = None if parent is None else parent.device
-        size_bytes = await self._run(LayerSize(device, name))
-        inodes = 0
-        with _as_call_errors():
-            async for change in self._executor.pieces(LayerChanges(device, name)):
-                inodes += change.kind != "D"
-        return size_bytes, inodes
+    async def _path(self, snapshot: Snapshot) -> str:
+        path = self._paths.get(snapshot.device)
+        if path is None:
+            is_new = snapshot.owns_device and not snapshot.parent
+            path = self._paths[snapshot.device] = await self._run(ShowLayer(snapshot.device, is_new))
+        return path
+
+    async def _measured(self, device: str, parent: Snapshot | None) -> LayerUsage:
+        return await self._run(LayerOwnUsage(device, None if parent is None else parent.device))
 
     async def _remove_device(self, device: str) -> None:
         """Remove a device now, or as soon as nothing uses it; a client that gives its call up does not prevent that."""
         with trio.CancelScope(shield=True):
-            if self._got.pop(device, None) is not None:
+            if self._paths.pop(device, None) is not None:
                 await self._run(PutLayer(device))
             await self._run(Remove(device, deferred=True))
 
     async def _run(self, request: Request[R]) -> R:
-        with _as_call_errors():
+        with as_call_errors():
             return await self._executor.answer(request)
 
 
@@ -267,24 +304,25 @@ _REQUESTS: Final = {
 
 
 @contextmanager
-def _as_call_errors() -> Iterator[None]:
-    """Errors of a home as those of a call."""
+def as_call_errors(special: Mapping[type[CowfsError], Code] = MappingProxyType({})) -> Iterator[None]:
+    """Errors of a home as those of a call. `special` codes go before the usual ones."""
     try:
         yield
     except CowfsError as error:
-        code = next((code for known, code in _CODES if isinstance(error, known)), Code.INTERNAL)
+        codes = [*special.items(), *_CODES]
+        code = next((code for known, code in codes if isinstance(error, known)), Code.INTERNAL)
         raise CallError(code, plain_text(error.message)) from error
 
 
 def _unary(name: str, method: Callable[[Any], Any]) -> Handler:
-    async def handler(data: bytes) -> AsyncIterator[bytes]:
-        answer = await method(_decoded(name, data))
+    async def handler(asked: Asked) -> AsyncIterator[bytes]:
+        answer = await method(decoded(name, asked.message))
         yield answer.SerializeToString()
 
     return handler
 
 
-def _decoded(name: str, data: bytes) -> Any:
+def decoded(name: str, data: bytes) -> Any:
     try:
         return message_class(name).FromString(data)
     except DecodeError as error:

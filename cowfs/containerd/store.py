@@ -34,6 +34,10 @@ _TABLE: Final = """
         inodes integer not null
     ) strict
 """
+_INDEXES: Final = (
+    "create index if not exists parents on snapshots (parent)",
+    "create unique index if not exists devices on snapshots (device) where owns_device",
+)
 _INSERT: Final = "insert or replace into snapshots values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -79,6 +83,8 @@ class SnapshotStore:
             if version > _VERSION:
                 raise HomeError(f"{path} is of version {version}, and this program knows {_VERSION}; take a newer one")
             self._database.execute(_TABLE)
+            for index in _INDEXES:
+                self._database.execute(index)
             self._database.execute(f"pragma user_version = {_VERSION}")
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, HomeError):
@@ -90,6 +96,11 @@ class SnapshotStore:
 
     def find(self, key: str) -> Snapshot | None:
         row = self._database.execute("select * from snapshots where key = ?", (key,)).fetchone()
+        return None if row is None else _snapshot(row)
+
+    def owner_of(self, device: str) -> Snapshot | None:
+        """The snapshot that a device was made for."""
+        row = self._database.execute("select * from snapshots where device = ? and owns_device", (device,)).fetchone()
         return None if row is None else _snapshot(row)
 
     def all(self) -> Iterator[Snapshot]:

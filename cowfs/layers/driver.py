@@ -20,17 +20,17 @@ from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from cowfs.devices.deviceset import DeviceSet
-from cowfs.devices.on_disk.names import BASE, pool_prefix
+from cowfs.devices.on_disk.names import BASE, ID_FILE, pool_prefix
 from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
 from cowfs.errors import HomeError, UsageError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
-from cowfs.layers.changes import ThinPair, find_changes
+from cowfs.layers.changes import ThinPair, find_changes, own_bytes
 from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_items, status_items
-from cowfs.layers.interface import Change, Driver, IdMaps, LayerRoot
+from cowfs.layers.interface import Change, ChangeKind, Driver, IdMaps, LayerRoot, LayerUsage
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, resolve_options
-from cowfs.layers.roots import ensure_root, find_root, looks_like_layer, write_layer_id
+from cowfs.layers.roots import ROOTFS, ensure_root, find_root, looks_like_layer, write_layer_id
 from cowfs.layers.trees import EngineTrees, Trees
 from cowfs.pool import NodePool
 from cowfs.steps import Pieces, Steps
@@ -40,6 +40,8 @@ from cowfs.volumes import Volumes
 _log = logging.getLogger(__name__)
 _SUBSTITUTES: Final = "Docker and tar read them with '.cowfs-name' before each, and 'layer apply' as they are"
 _WHY: Final = "ext4 has no place for them, or they are access lists of names without numbers"
+
+_OWN_NAMES: Final = {ROOTFS, ID_FILE}  # what a layer has beside its files
 
 Prepare: TypeAlias = Callable[[FileTree], object]
 
@@ -53,6 +55,14 @@ class Mounter(Protocol):
         Args:
             prepare: sees to that directory.
             write_id: called when the layer is changed, at the latest before its files are closed, and perhaps always.
+        """
+        ...
+
+    def show(self, layer_id: str, *, make_root: Prepare | None) -> str:
+        """The path of the root directory of a layer, which is not kept in use: in a view, it is opened when needed.
+
+        Args:
+            make_root: makes that directory, where it may not be there yet.
         """
         ...
 
@@ -160,9 +170,7 @@ class LayerDriver:
         self.was_mount_requested = True
         self._require_layer(layer_id)
         if self._mounter is None:
-            raise UsageError(
-                f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first"
-            )
+            raise self._not_shown(layer_id)
         mount = self._mounts.get(layer_id)
         if mount is None:
             path = self._mounter.mount(
@@ -184,6 +192,20 @@ class LayerDriver:
                 "nothing can be written here",
                 errno=errno.EROFS,
             )
+
+    def show(self, layer_id: str, *, is_new: bool) -> str:
+        """Where a layer's files are, without a `get`: nothing keeps them there but this process, until a `put`.
+
+        Args:
+            is_new: the layer has no parent and was never used, so its root directory is made.
+        """
+        self._require_layer(layer_id)
+        if self._mounter is None:
+            raise self._not_shown(layer_id)
+        return self._mounter.show(layer_id, make_root=self._ensure_root if is_new else None)
+
+    def _not_shown(self, layer_id: str) -> UsageError:
+        return UsageError(f"the files of layer {layer_id!r} cannot be shown: nothing serves this home; mount it first")
 
     def put(self, layer_id: str) -> None:
         self._require_layer(layer_id)
@@ -301,6 +323,21 @@ class LayerDriver:
                 changes = yield from self._find(layer, lower)
             return (yield from archive_size(layer.root, changes))
 
+    def usage(self, layer_id: str, parent: str | None) -> Steps[LayerUsage]:
+        """What a layer adds to its parent, by one search for what it changed."""
+        pool = self._devices.pool
+        with self._reading(layer_id) as layer:
+            if parent is None:
+                with self._trees.reading(BASE) as base:
+                    inodes = _used_inodes(layer.root.tree) - _used_inodes(base.tree)
+                    yield
+                    own = {entry.name for entry in layer.root.tree.list_directory(ROOT_INODE)} & _OWN_NAMES
+                    return LayerUsage(own_bytes(ThinPair(pool, layer.thin_id, base.thin_id)), inodes - len(own))
+            with self._reading(parent, layer) as lower:
+                changes = yield from self._find(layer, lower)
+                inodes = sum(change.kind is not ChangeKind.DELETE for change in changes)
+                return LayerUsage(own_bytes(ThinPair(pool, layer.thin_id, lower.thin_id)), inodes)
+
     def apply(
         self,
         layer_id: str,
@@ -373,6 +410,11 @@ class LayerDriver:
             return beside is not None and beside.is_layer
         known = self._devices.record(name).is_layer
         return looks_like_layer(tree) if known is None else known
+
+
+def _used_inodes(tree: FileTree) -> int:
+    figures = tree.statistics()
+    return figures.inodes - figures.inodes_free
 
 
 def _mixed(plain: tuple[str, bool], layer: tuple[str, bool]) -> UsageError:

@@ -60,6 +60,17 @@ class Change(NamedTuple):
     kind: ChangeKind
 
 
+class LayerUsage(NamedTuple):
+    """What a layer adds to its parent.
+
+    `size_bytes` lie in blocks that its parent does not map, so they are what removing the layer gives back while it is
+    no parent itself; `inodes` are new, or changed.
+    """
+
+    size_bytes: int
+    inodes: int
+
+
 class PathChange(NamedTuple):
     """A path that differs between two trees: absolute, bytes, never the root itself.
 

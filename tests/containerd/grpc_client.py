@@ -12,7 +12,7 @@ import h2.connection
 import h2.events
 
 from cowfs.containerd.grpc import Code
-from cowfs.containerd.messages import EMPTY, SERVICE, message_class
+from cowfs.containerd.messages import EMPTY, SNAPSHOTS, message_class
 
 _ANSWERS = {
     "Prepare": ("PrepareSnapshotRequest", "PrepareSnapshotResponse"),
@@ -62,7 +62,7 @@ class GrpcClient:
     def answers(self, method: str, **fields: Any) -> list[Any]:
         request, answered_as = _ANSWERS[method]
         answer = message_class(answered_as) if answered_as else EMPTY
-        messages = self.raw(f"/{SERVICE}/{method}", message_class(request)(**fields).SerializeToString())
+        messages = self.raw(f"/{SNAPSHOTS}/{method}", message_class(request)(**fields).SerializeToString())
         return [answer.FromString(message) for message in messages]
 
     def raw(self, path: str, message: bytes, headers: Sequence[tuple[str, str]] = ()) -> list[bytes]:

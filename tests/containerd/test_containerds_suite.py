@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Account
 from tests.containerd.grpc_client import GrpcClient
-from tests.containerd.test_snapshotter import Server, names
+from tests.containerd.server import Server, names
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(900)]
 

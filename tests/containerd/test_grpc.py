@@ -13,31 +13,31 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.containerd.grpc import MAX_MESSAGE_BYTES, CallError, Code, serve_connection
+from cowfs.containerd.grpc import MAX_MESSAGE_BYTES, Asked, CallError, Code, serve_connection
 
 HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "x"), ("content-type", "application/grpc")]
 
 
-async def echo(data: bytes) -> AsyncIterator[bytes]:
-    yield data
+async def echo(asked: Asked) -> AsyncIterator[bytes]:
+    yield asked.message
 
 
-async def count(data: bytes) -> AsyncIterator[bytes]:
-    for number in range(int(data)):
+async def count(asked: Asked) -> AsyncIterator[bytes]:
+    for number in range(int(asked.message)):
         yield b"%d" % number
 
 
-async def refuse(data: bytes) -> AsyncIterator[bytes]:
-    raise CallError(Code.NOT_FOUND, f"no ä {data.decode()} 100%")
+async def refuse(asked: Asked) -> AsyncIterator[bytes]:
+    raise CallError(Code.NOT_FOUND, f"no ä {asked.message.decode()} 100%")
     yield b""
 
 
-async def break_down(data: bytes) -> AsyncIterator[bytes]:
+async def break_down(asked: Asked) -> AsyncIterator[bytes]:
     raise ValueError("a defect")
     yield b""
 
 
-async def wait(data: bytes) -> AsyncIterator[bytes]:
+async def wait(asked: Asked) -> AsyncIterator[bytes]:
     await trio.sleep_forever()
     yield b""
 

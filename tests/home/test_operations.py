@@ -181,6 +181,9 @@ class Paths:
     def mount(self, layer_id: str, mount_label: str, **preparations: object) -> str:
         return f"/shown/{layer_id}"
 
+    def show(self, layer_id: str, **preparations: object) -> str:
+        return f"/shown/{layer_id}"
+
     def unmount(self, layer_id: str) -> None:
         pass
 

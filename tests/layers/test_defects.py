@@ -279,6 +279,9 @@ def test_a_get_that_fails_leaves_nothing_active(tmp_path: Path) -> None:
         def mount(self, layer_id: str, mount_label: str, **hooks: Any) -> str:
             raise FilesystemError("not today")
 
+        def show(self, layer_id: str, **hooks: Any) -> str:
+            raise FilesystemError("not today")
+
         def unmount(self, layer_id: str) -> None: ...
 
         def unmount_all(self) -> None: ...

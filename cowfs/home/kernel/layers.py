@@ -85,6 +85,10 @@ class KernelLayers:
             raise
         return os.path.join(target, os.fsdecode(ROOTFS))
 
+    def show(self, layer_id: str, *, make_root: Prepare | None) -> str:
+        nothing: Prepare = lambda _tree: None  # noqa: E731
+        return self.mount(layer_id, "", prepare=make_root or nothing, write_id=nothing)
+
     def _mount(self, layer_id: str, target: str, mount_label: str) -> None:
         fd = self._devices.active.open_node(layer_id)
         try:

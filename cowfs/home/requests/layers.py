@@ -18,6 +18,7 @@ from cowfs.errors import HomeBusy
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, Upload
 from cowfs.layers.info import DriverInfo
+from cowfs.layers.interface import LayerUsage
 from cowfs.steps import Pieces, Steps
 
 _ZEROS: Final = bytes(1 << 20)
@@ -153,24 +154,40 @@ class LayerSize(Request[int], frozen=True, tag="layer_size"):
         return home.driver.diff_size(self.id, self.parent)
 
 
+class LayerOwnUsage(Request[LayerUsage], frozen=True, tag="layer_usage"):
+    """What a layer adds to its parent: for this process alone."""
+
+    id: str
+    parent: str | None = None
+
+    def devices_read(self) -> tuple[str, ...]:
+        return _layers_read(self.id, self.parent)
+
+    def run(self, home: OpenHome) -> Steps[LayerUsage]:
+        return home.driver.usage(self.id, self.parent)
+
+
 class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     """Unpack a tar archive, uncompressed, into a layer: all of it or nothing, unless the layer is in use.
 
     Args:
         as_docker: take it as Docker does: without an end, too, and names that start with `.wh.` by their substitutes.
             Else an archive without its end is refused, since it may be cut off.
+        is_whole_needed: refuse a layer that is in use.
 
     Returns:
         The sum of the sizes in it.
 
     Raises:
         UsageError: an archive that is damaged, or reaches out of the layer.
+        DeviceBusy: with `is_whole_needed`.
     """
 
     is_whole: ClassVar[bool] = False
 
     id: str
     as_docker: bool = False
+    is_whole_needed: bool = False
 
     def device_needed_idle(self) -> str:
         return self.id
@@ -179,6 +196,8 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
         return self.id
 
     def run(self, home: OpenHome) -> Steps[int]:
+        if self.is_whole_needed:
+            home.require_idle(self.id, "unpacked into")
         return home.driver.apply(self.id, None, self.file, as_docker=self.as_docker)
 
 
@@ -199,6 +218,20 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
                 f"alone; first run: cowfs umount {view.mount_point}"
             )
         return home.driver.get(self.id, self.mount_label)
+
+
+class ShowLayer(Request[str], frozen=True, tag="layer_show"):
+    """The path of a layer's files without a `get`, in the process that shows the home: for that process alone.
+
+    Args:
+        is_new: the layer has no parent, and was never used.
+    """
+
+    id: str
+    is_new: bool = False
+
+    def run(self, home: OpenHome) -> str:
+        return home.driver.show(self.id, is_new=self.is_new)
 
 
 class PutLayer(Request[None], frozen=True, tag="layer_put"):

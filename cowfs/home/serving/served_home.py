@@ -66,6 +66,12 @@ class ViewMounter:
         self._held.add(layer_id)
         return os.path.join(path, os.fsdecode(ROOTFS))
 
+    def show(self, layer_id: str, *, make_root: Prepare | None) -> str:
+        if make_root is not None:
+            with self._volumes.opened(layer_id) as volume:
+                make_root(volume)
+        return os.path.join(self._view.path(layer_id), os.fsdecode(ROOTFS))
+
     def unmount(self, layer_id: str) -> None:
         if layer_id in self._held:
             self._held.remove(layer_id)

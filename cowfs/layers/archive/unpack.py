@@ -36,6 +36,7 @@ from cowfs.layers.interface import IdMaps, LayerRoot
 from cowfs.steps import Steps
 from cowfs.units import format_size
 
+_LINK_PERMISSIONS: Final = 0o777
 _ZEROS_BYTES_MIN: Final = 4096
 _NO_MAPS: Final = IdMaps()
 _ACL_NAMES: Final = {records.ACL_ACCESS: acl.ACCESS, records.ACL_DEFAULT: acl.DEFAULT}
@@ -228,10 +229,12 @@ class _Unpacker:
 
     def _restore(self, entry: Entry, parent: int, name: bytes, content: bytes = b"") -> int:
         """A new node with all that the entry says of it."""
+        # Linux gives every symbolic link these permissions, whatever an archive says.
+        permissions = _LINK_PERMISSIONS if entry.kind == stat.S_IFLNK else entry.permissions
         inode = self._tree.restore(
             parent,
             name,
-            entry.kind | entry.permissions,
+            entry.kind | permissions,
             self._ids.uid(entry.uid),
             self._ids.gid(entry.gid),
             rdev=os.makedev(*entry.device) if any(entry.device) else 0,

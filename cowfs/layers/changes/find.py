@@ -12,7 +12,7 @@ from cowfs.layers.changes.walk import Walk
 from cowfs.layers.interface import Change, LayerRoot, PathChange
 from cowfs.pool import Pool
 from cowfs.steps import Steps
-from cowfs.thinmeta.delta import DeltaRange, changed_ranges
+from cowfs.thinmeta.delta import DeltaKind, DeltaRange, changed_ranges
 
 
 class ThinPair(NamedTuple):
@@ -41,6 +41,12 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
 def find_path_changes(layer: LayerRoot, parent: LayerRoot, thins: ThinPair) -> Steps[list[PathChange]]:
     """As `find_changes`, with what was renamed told as such; see `PathChange`."""
     return (yield from Renames(_walk(layer, parent, thins)).run())
+
+
+def own_bytes(thins: ThinPair) -> int:
+    """Bytes in blocks that a layer maps and its parent does not, or not there."""
+    differing = (item.length for item in _differing_ranges(thins) if item.kind is not DeltaKind.RIGHT_ONLY)
+    return sum(differing) * thins.pool.block_bytes
 
 
 def _walk(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None) -> Walk:

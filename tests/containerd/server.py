@@ -1,0 +1,71 @@
+"""`cowfs snapshotter` as a process with its home, and short words for its calls."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cowfs.containerd.grpc import Code
+from tests.conftest import Account
+from tests.containerd.grpc_client import CallFailed, GrpcClient
+
+BLOCK_BYTES = 64 << 10
+OPTIONS = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
+
+
+class Server:
+    """The process, its socket and its home; one account's. `words` are options of `snapshotter`."""
+
+    def __init__(self, account: Account, *words: str | Path) -> None:
+        self.words = words
+        self.account = account
+        self.home = account.directory / "home"
+        self.socket = account.directory / "snapshotter.sock"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> GrpcClient:
+        options = [word for option in OPTIONS for word in ("--storage-opt", option)]
+        words = ["cowfs", "--home", self.home, *options, "snapshotter", "--socket", self.socket, *self.words]
+        with (self.account.directory / "log").open("a") as log:
+            self.process = self.account.start(words, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                return GrpcClient(self.socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert self.process.poll() is None, self.log()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+    def log(self) -> str:
+        return (self.account.directory / "log").read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def cowfs(self, *words: str) -> str:
+        return self.account.run(["cowfs", "--home", self.home, *words]).stdout
+
+
+def path_of(answer: Any, access: str = "rw") -> Path:
+    (mount,) = answer.mounts
+    assert (mount.type, list(mount.options)) == ("bind", ["rbind", access])
+    return Path(mount.source)
+
+
+def refused(client: GrpcClient, method: str, **fields: Any) -> Code:
+    with pytest.raises(CallFailed) as caught:
+        client.call(method, **fields)
+    assert "\n" not in caught.value.message
+    return caught.value.code
+
+
+def names(client: GrpcClient, *filters: str) -> list[str]:
+    return [info.name for answer in client.answers("List", filters=list(filters)) for info in answer.info]
