@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 
 from bench.rig.archives import Sizes
 from bench.rig.harness import Bench
+from cowfs.benchmarks.figures import turns
 
 MEMORY = "3G"
 
@@ -47,9 +48,8 @@ def rounds(bench: Bench, sizes: Sizes, contenders: Sequence[Contender]) -> dict[
     taken: dict[str, dict[str, list[float]]] = {contender.name: defaultdict(list) for contender in contenders}
     for contender in contenders:
         contender.work("fill", bench, sizes)
-    for turn in range(sizes.rounds):
-        for contender in contenders if turn % 2 == 0 else reversed(contenders):
-            for question, values in contender.work("measure", bench, sizes).items():
-                taken[contender.name][question] += values
-            print(f"    round {turn + 1}: {contender.name}, load {os.getloadavg()[0]:.1f}", flush=True)
+    for turn, contender in turns(contenders, sizes.rounds):
+        for question, values in contender.work("measure", bench, sizes).items():
+            taken[contender.name][question] += values
+        print(f"    round {turn + 1}: {contender.name}, load {os.getloadavg()[0]:.1f}", flush=True)
     return taken

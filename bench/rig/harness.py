@@ -1,4 +1,6 @@
-"""What all benchmarks share: rounds in which the peers take turns, medians with their spread, goals, JSON.
+"""What all of these programs share: questions with goals, and their JSON.
+
+Rounds in turns, medians, spreads and the look at the machine are those of `cowfs bench` (`cowfs.benchmarks`).
 
 Goals are judged only where nothing else used the machine: before each question the processors that are busy are counted
 while this program sleeps. What a switch to another process takes is measured too: of a request through FUSE that is
@@ -18,7 +20,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import tempfile
 import time
@@ -27,11 +28,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from cowfs.benchmarks.figures import median_of, ratios_of, spread_of, turns
+from cowfs.benchmarks.machine import QUIET_PROCESSORS, busy_processors, switch_seconds
+
 ROUNDS = 5
 QUICK_ROUNDS = 2
 LOOK_SECONDS = 0.5
-SWITCHES = 2000
-QUIET_PROCESSORS = 0.25
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,8 @@ class Bench:
             for contender in contenders.values():
                 contender()
         values: dict[str, list[float]] = {name: [] for name in contenders}
-        for turn in range(rounds):
-            names = list(contenders)[:: 1 if turn % 2 == 0 else -1]
-            for name in names:
-                values[name].append(contenders[name]())
+        for _, name in turns(list(contenders), rounds):
+            values[name].append(contenders[name]())
         print(f"  {question} [{unit}]")
         return {name: self.record(question, name, unit, values[name]) for name in contenders}
 
@@ -137,8 +137,8 @@ class Bench:
         at_most: float | None = None,
     ) -> None:
         """Compare a ratio with its bound: round by round, so that what slows both of them down cancels out."""
-        ratios = [a / b for a, b in zip(above.values, below.values, strict=True)]
-        self.goal(name, statistics.median(ratios), at_least=at_least, at_most=at_most, spread=spread_of(ratios))
+        ratios = ratios_of(above.values, below.values)
+        self.goal(name, median_of(ratios), at_least=at_least, at_most=at_most, spread=spread_of(ratios))
 
     def goal(
         self,
@@ -167,56 +167,10 @@ class Bench:
 
     def record(self, question: str, contender: str, unit: str, values: list[float]) -> Measurement:
         """The rounds of one contender that were measured elsewhere."""
-        found = Measurement(question, contender, unit, values, statistics.median(values), spread_of(values))
+        found = Measurement(question, contender, unit, values, median_of(values), spread_of(values))
         self.measurements.append(found)
         print(f"    {contender:<28} {found.median:>12,.4g}   spread {found.spread:.0%}   of {len(values)}")
         return found
-
-
-def spread_of(values: list[float]) -> float:
-    """(largest - smallest) / median."""
-    median = statistics.median(values)
-    return (max(values) - min(values)) / median if median else 0.0
-
-
-def busy_processors(seconds: float) -> float:
-    """How many processors are busy, on average, while this program sleeps."""
-    before = _busy_seconds()
-    time.sleep(seconds)
-    return (_busy_seconds() - before) / seconds
-
-
-def _busy_seconds() -> float:
-    """Processor time that this machine has spent on anything (proc(5): user nice system idle iowait irq ...)."""
-    with open("/proc/stat", encoding="ascii") as file:
-        ticks = [int(number) for number in file.readline().split()[1:9]]
-    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-
-
-def switch_seconds() -> float:
-    """Half of the time in which a byte is at another process and back, through two pipes."""
-    there, sender = os.pipe()
-    receiver, back = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(sender)
-            while os.read(there, 1):
-                os.write(back, b"x")
-        finally:
-            os._exit(0)
-
-    def send_and_receive() -> None:
-        for _ in range(SWITCHES):
-            os.write(sender, b"x")
-            os.read(receiver, 1)
-
-    try:
-        return timed(send_and_receive) / SWITCHES / 2
-    finally:
-        for fd in (there, sender, receiver, back):
-            os.close(fd)
-        os.waitpid(child, 0)
 
 
 def timed(action: Callable[[], object]) -> float:

@@ -161,7 +161,7 @@ class Result(msgspec.Struct):
         return self.others_processors <= QUIET_PROCESSORS
 
     def load_line(self) -> str:
-        used = f"others used up to {self.others_processors:.1f} of {self.machine.processors} processors"
+        used = f"others used up to {self.others_processors:.1f} processors"
         return used if self.is_quiet else f"{used}: the waits are longer than on a quiet machine, so nothing is judged"
 
 

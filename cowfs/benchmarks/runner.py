@@ -15,7 +15,7 @@ from typing import Final
 from cowfs.benchmarks.engines.catalogue import Wanted
 from cowfs.benchmarks.engines.interface import Contender, Setting
 from cowfs.benchmarks.figures import turns
-from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
+from cowfs.benchmarks.machine import STATISTICS, busy_processors, describe_machine, switch_seconds
 from cowfs.benchmarks.meter import Measured, Meter
 from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Line, Question, Result
 from cowfs.benchmarks.workloads.interface import Measure, Workload
@@ -49,6 +49,7 @@ class Run:
     Args:
         directory: an empty one; everything that is compared lies in it.
         missing: contenders that were asked for and cannot run here, for the report.
+        statistics: where the load of the machine is read.
     """
 
     wanted: Sequence[Wanted]
@@ -59,6 +60,7 @@ class Run:
     watcher: Watcher = field(default_factory=Watcher)
     missing: Sequence[Absent] = ()
     look_seconds: float = _LOOK_SECONDS
+    statistics: str = STATISTICS
     _done: int = 0
 
     def __call__(self) -> Result:
@@ -118,7 +120,7 @@ class Run:
         )
 
     def _look_around(self, result: Result) -> float:
-        found = busy_processors(self.look_seconds)
+        found = busy_processors(self.look_seconds, self.statistics)
         result.others_processors = max(result.others_processors, found)
         return found
 

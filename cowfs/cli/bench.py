@@ -28,16 +28,28 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 3
 _WIDTH: Final = 100
 _JOB: Final = ".fio"
+_WORDS: Final = "cowfs.bench.words"
+_GUEST_BYTES: Final = 1 << 30
 _COMPARE: Final = "compare"
 _REPORT: Final = "report"
 _ORDER: Final = ("worse", "better", "tie", "unjudged")
 _RIGHT: Final = frozenset({3, 4, 5})
 
 
-@click.command("bench")
+class _BenchCommand(click.Command):
+    """Keeps its words, which `--in-uml` has a guest run."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_WORDS] = list(args)
+        return super().parse_args(ctx, args)
+
+
+@click.command("bench", cls=_BenchCommand)
 @click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | FILE.trace | compare OLD NEW | report RESULT")
 @click.option("--over", metavar="LIST", help="The engines, with commas between. [default: all that work here]")
 @click.option("--command", metavar="COMMAND", help="Ask how long COMMAND takes: {dir}, {disk} or {home} is its place.")
+@click.option("--thin-pool", metavar="POOL", help="Have dmthin use this pool of the kernel; only thins are made in it.")
+@click.option("--in-uml", is_flag=True, help="Run all of it in User-Mode Linux, a kernel with dm-thin.")
 @click.option(
     "--pace",
     type=click.Choice(["fast", "own"]),
@@ -53,14 +65,17 @@ _RIGHT: Final = frozenset({3, 4, 5})
 @click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write all rounds to FILE, as CSV.")
 @click.option("--threshold", metavar="N%", default="10%", show_default=True, help="compare: less than this is a tie.")
 @click.option("--judge-loaded", is_flag=True, help="compare: judge runs on a machine that others used, too.")
+@click.option("--in-guest", is_flag=True, hidden=True)
 @click.option("--list", "lists", is_flag=True, help="List the engines and the questions.")
-@click.pass_obj
+@click.pass_context
 def bench_command(
-    settings: Settings,
+    ctx: click.Context,
     words: tuple[str, ...],
     over: str | None,
     command: str | None,
     pace: Pace | None,
+    thin_pool: str | None,
+    in_uml: bool,
     rounds: int,
     seed: int,
     size: int,
@@ -71,6 +86,7 @@ def bench_command(
     csv_file: str | None,
     threshold: str,
     judge_loaded: bool,
+    in_guest: bool,
     lists: bool,
 ) -> int:
     """Run one workload over several copy-on-write engines, in turns, and say what each write cost.
@@ -87,6 +103,7 @@ def bench_command(
       cowfs bench compare old.json new.json           exit status 1: a line is worse
       cowfs bench t.trace --over emulated,plain       what 'cowfs trace web -o t.trace' recorded
     """
+    settings: Settings = ctx.obj
     if lists:
         return _list(settings)
     if words[:1] == (_COMPARE,):
@@ -95,15 +112,17 @@ def bench_command(
         _require_charts()
     if words[:1] == (_REPORT,):
         return _report(settings, words[1:], json_file, csv_file, html_file)
+    if in_uml:
+        return _run_in_guest(settings, ctx.meta[_WORDS], directory)
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
     workloads: list[Workload] = [*traces]
     if words or command is not None or not traces:
         workloads += _workloads(words, command, seed=seed, size_bytes=size, quick=quick)
-    wanted, missing = _contenders(over)
+    wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
 
-    with _scratch(directory) as place:
-        run = Run(wanted, workloads, place, rounds, seed, missing=missing)
+    with _scratch(directory) as place, _statistics(in_guest=in_guest) as statistics:
+        run = Run(wanted, workloads, place, rounds, seed, missing=missing, statistics=statistics)
         result = _run(run, shows_tables=not settings.as_json)
     _write(result, json_file, csv_file, html_file)
     if settings.as_json:
@@ -145,11 +164,12 @@ def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_byt
     return [*found, *(choose(named, built_in(seed=seed, quick=quick)) if named or not found else [])]
 
 
-def _contenders(over: str | None) -> tuple[list[Wanted], list[Absent]]:
+def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], list[Absent]]:
     """Those that work here. One that was named and does not work is in the report, as one that was not named is."""
-    from cowfs.benchmarks.engines.catalogue import everything, parse_over, usable
+    from cowfs.benchmarks.engines.catalogue import everything, parse_over, usable, with_thin_pool
 
-    return usable(everything() if over is None else parse_over(over))
+    wanted = everything() if over is None else parse_over(over)
+    return usable(wanted if thin_pool is None else with_thin_pool(wanted, thin_pool))
 
 
 @contextmanager
@@ -163,6 +183,33 @@ def _scratch(parent: str | None) -> Iterator[Path]:
         yield Path(os.path.realpath(path))
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | None) -> int:
+    """The same command in User-Mode Linux, which sees the file systems of this machine through hostfs."""
+    from cowfs.cli.uml import run_cowfs_in_uml
+
+    with _scratch(directory) as place:
+        own = [word for word in words if word != "--in-uml"]
+        command = [*["--json"] * settings.as_json, "bench", *own, "--in-guest", "--directory", os.fspath(place)]
+        return run_cowfs_in_uml(command, memory_bytes=_GUEST_BYTES)
+
+
+@contextmanager
+def _statistics(*, in_guest: bool) -> Iterator[str]:
+    """Where the load is to be read: in a guest, that of the machine below, whose /proc is another one."""
+    from cowfs.benchmarks.engines.tools import run_tool
+    from cowfs.benchmarks.machine import STATISTICS
+
+    if not in_guest:
+        yield STATISTICS
+        return
+    with tempfile.TemporaryDirectory(prefix="cowfs-host-proc-", dir="/run") as target:
+        run_tool("mount", "-t", "hostfs", "-o", "/proc", "none", target)
+        try:
+            yield os.path.join(target, "stat")
+        finally:
+            run_tool("umount", target)
 
 
 def _run(run: Run, *, shows_tables: bool) -> Result:

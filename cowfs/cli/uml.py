@@ -77,6 +77,14 @@ def uml_command(
     )
 
 
+def run_cowfs_in_uml(words: list[str], *, memory_bytes: int) -> int:
+    """Run `cowfs WORDS` in a guest, about no home of this machine; its exit status."""
+    from cowfs.uml import run
+
+    command = [sys.executable, "-m", "cowfs", *words]
+    return run(command, kernel=_kernel(), env=_environment(), memory_bytes=memory_bytes)
+
+
 def run_in_uml(settings: Settings, named: list[str], words: list[str], timeout_seconds: float | None) -> int:
     """Run `cowfs WORDS`, whose command is `named` (a group and its command are two words), in a guest; its exit status.
 

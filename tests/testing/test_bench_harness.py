@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.rig import harness
-from bench.rig.harness import Bench, busy_processors
+from bench.rig.harness import Bench
+from cowfs.benchmarks.machine import busy_processors
 
 
 @pytest.mark.parametrize(("others", "met"), [(0.0, [True, False]), (1.5, [None, None])])

@@ -8,14 +8,17 @@ from typing import Final, NamedTuple
 from cowfs.benchmarks.engines.homes import DMTHIN, DMTHIN_FUSE, EMULATED
 from cowfs.benchmarks.engines.interface import Engine, Offer
 from cowfs.benchmarks.engines.loops import BTRFS, EXT4, XFS
+from cowfs.benchmarks.engines.lvm import LVM_THIN
 from cowfs.benchmarks.engines.plain import PLAIN
+from cowfs.benchmarks.engines.pools import thin_pool_engine
 from cowfs.benchmarks.engines.served import BARE, FUSE2FS, QCOW2
 from cowfs.benchmarks.results import Absent
 from cowfs.errors import UsageError
 from cowfs.units import is_data_block_size, parse_size
 
 ENGINES: Final = {
-    engine.name: engine for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, PLAIN, QCOW2, BTRFS, XFS, EXT4, FUSE2FS, BARE)
+    engine.name: engine
+    for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, LVM_THIN, QCOW2, BTRFS, XFS, EXT4, FUSE2FS, BARE, PLAIN)
 }
 
 
@@ -67,3 +70,14 @@ def usable(wanted: Sequence[Wanted]) -> tuple[list[Wanted], list[Absent]]:
 def everything() -> list[Wanted]:
     """Every engine, with its own block size."""
     return [Wanted(engine.name, engine, None) for engine in ENGINES.values()]
+
+
+def with_thin_pool(wanted: Sequence[Wanted], path: str) -> list[Wanted]:
+    """Those contenders, with `dmthin` in a pool that is there already. Raises UsageError where it is not among them."""
+    engine = thin_pool_engine(path)
+    if not any(one.engine.name == engine.name for one in wanted):
+        raise UsageError(f"--thin-pool {path} is for the engine {engine.name}; name it in --over")
+    for one in wanted:
+        if one.engine.name == engine.name and one.block_bytes is not None:
+            raise UsageError(f"'{one.name}': the pool {path} has the block size that it has; write {engine.name}")
+    return [one._replace(engine=engine) if one.engine.name == engine.name else one for one in wanted]
