@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
@@ -171,11 +171,16 @@ class DmPool:
         self.message(f"create_thin {thin_id}")
 
     def create_snap(self, thin_id: int, origin_id: int) -> None:
+        self.create_snaps({thin_id: origin_id})
+
+    def create_snaps(self, origins: Mapping[int, int]) -> None:
         with ExitStack() as resumes:
-            for name in self._other_devices_of(origin_id):
-                self._control.suspend(name)
-                resumes.callback(self._control.resume, name)
-            self.message(f"create_snap {thin_id} {origin_id}")
+            for origin_id in origins.values():
+                for name in self._other_devices_of(origin_id):
+                    self._control.suspend(name)
+                    resumes.callback(self._control.resume, name)
+            for thin_id, origin_id in origins.items():
+                self.message(f"create_snap {thin_id} {origin_id}")
 
     def delete(self, thin_id: int) -> None:
         self.message(f"delete {thin_id}")
@@ -338,6 +343,10 @@ class DmPool:
                 return FileDevice(file.name, read_only=True)
 
         return self._read_stable(copy)
+
+    def open_data(self) -> BlockDevice:
+        self._require_open()
+        return self._data.open_for_reading()
 
     def read_metadata(self, read: Callable[[BlockDevice, bool], _T]) -> _T:
         """What a metadata snapshot holds stays in place, whatever the pool commits meanwhile."""

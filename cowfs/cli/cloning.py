@@ -23,7 +23,8 @@ def clone_home_command(settings: Settings, where: tuple[str, ...]) -> None:
     HOME may be in use: the copy is of one moment, and mounted file systems are consistent in it. Nothing is left of a
     copy that fails; one that was killed is replaced by the next one.
 
-    With --backend dmthin the kernel has the pool's files open; when nothing is mounted, --backend emulated copies.
+    The pool of the copy is in files, also where that of HOME is on devices. With --backend dmthin, a snapshot of what
+    the kernel has mounted is copied, so that its users go on; the copy works with either backend.
     """
     if len(where) not in (1, 2):
         raise UsageError(f"clone-home takes [HOME] NEW, the home and the directory to make, not {len(where)} names")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Final, TypeAlias
@@ -227,6 +227,12 @@ class ActiveDevices:
             self._quiesce(name, resumed)
             for thin_id in thin_ids:
                 self.pool.create_snap(thin_id, origin_id)
+
+    def snapshot_nodes(self, origins: Mapping[int, int]) -> None:
+        """Make snapshots of thins that are in use through their nodes, of one moment: the origin by the new id."""
+        if origins:
+            assert isinstance(self.pool, NodePool)
+            self.pool.create_snaps(origins)
 
     @contextmanager
     def all_quiesced(self) -> Iterator[None]:

@@ -194,7 +194,8 @@ class DeviceSet(Closing):
             return
         # Only keeps ids from being used again soon; which ids are taken is found anew at each opening.
         with suppress(HomeError):
-            self._store.save_set(msgspec.structs.replace(self.base.set_file, next_device_id=self._ids.last))
+            set_file = msgspec.structs.replace(self.base.set_file, next_device_id=self._ids.last)
+            self._store.save_set(set_file, durable=False)
 
     # ------------------------------------------------------------------ changes
 
@@ -388,19 +389,22 @@ class DeviceSet(Closing):
     def clone(self, target: str) -> ClonedHome:
         """A copy of the home in a new directory, of one moment: all active devices are quiesced meanwhile.
 
+        Of those that others use through their nodes, a snapshot is copied, and their users go on.
+
         Args:
             target: absolute, without symbolic links; it does not exist, or is a home whose making was interrupted.
 
         Raises:
-            HomeError: `target` exists or cannot be made; the pool is the kernel's, or is not in files of the home.
+            HomeError: `target` exists or cannot be made.
+            HomeError, PoolModeError: a device is in use through its node, and there can be no snapshot of it.
             CowfsError: copying failed, and nothing was left.
         """
         from cowfs.devices.cloning import clone_home
 
-        with self.active.all_quiesced():
+        with self.active.all_quiesced(), self.snapshots.of_nodes() as snapshots:
             if not self.read_only:
                 self.pool.commit()
-            return clone_home(self._files, self.pool, target)
+            return clone_home(self._files, self.pool, target, snapshots)
 
     # ------------------------------------------------------------------ records and reports
 

@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeGuard, TypeVar
 
 from cowfs.devices.pools.health import examine
+from cowfs.devices.pools.pool_files import backing_space
 from cowfs.ending import Closing
 from cowfs.errors import HomeError, PoolIoError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
+from cowfs.pool import Pool
 from cowfs.steps import exchange, pieces_of
 
 R = TypeVar("R")
@@ -258,6 +260,8 @@ class Executor(Closing):
             yield
         except (HomeError, PoolIoError) as error:
             number = next((one.errno for one in (error, error.__cause__) if _is_about_a_full_disk(one)), None)
+            if number is None and isinstance(error, PoolIoError) and _is_disk_full(self.home.devices.pool):
+                number = errno.ENOSPC  # to which the kernel says EIO
             if number is None:
                 raise
             raise HomeError(self._full_disk(request), errno=number) from error
@@ -275,6 +279,12 @@ class Executor(Closing):
 
     def close(self) -> None:
         self.home.close()
+
+
+def _is_disk_full(pool: Pool) -> bool:
+    """Whether the file of a pool's data is on a disk without room for another block."""
+    occupied_bytes, free_bytes = backing_space(pool.table().data_device)
+    return occupied_bytes > 0 and free_bytes < pool.block_bytes
 
 
 def _is_about_a_full_disk(error: BaseException | None) -> TypeGuard[OSError]:

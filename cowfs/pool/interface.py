@@ -36,7 +36,7 @@ path.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -303,6 +303,18 @@ class NodePool(Pool, Protocol):
 
     def open_nodes(self) -> dict[int, list[int]]:
         """Ids of thins whose nodes are open elsewhere, with the device numbers of these nodes."""
+        ...
+
+    def create_snaps(self, origins: Mapping[int, int]) -> None:
+        """Snapshots of several thins as they are at one moment: the origin's id, by the new id.
+
+        Raises:
+            as `create_snap`; those that were made before stay.
+        """
+        ...
+
+    def open_data(self) -> BlockDevice:
+        """What is on the data device now, for reading. The caller closes it."""
         ...
 
     def open_events(self) -> int:

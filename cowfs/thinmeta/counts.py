@@ -40,6 +40,7 @@ _ONCE: Final = bytes([1, NEW_ONCE])
 _ONCE_OR_TWICE: Final = bytes([1, 2, NEW | 1, NEW | 2])
 _FREE_RUN: Final = re.compile(rb"\x00*")
 _NEW_RUN: Final = re.compile(rb"\x81+")
+_USED_RUN: Final = re.compile(rb"[^\x00]+")
 _UNUSED_RUN: Final = re.compile(rb"[\x20\x40]+")
 _MAX_CLEAN_BITMAPS: Final = 2048
 
@@ -99,6 +100,14 @@ class Counts:
     def free(self) -> int:
         """Blocks without a reference; those freed since the last commit among them, which cannot be allocated yet."""
         return self.nr_blocks - self.allocated
+
+    def used_runs(self) -> Iterator[tuple[int, int]]:
+        """Runs (first block, length) of what has a reference, ascending, each in one bitmap; after a commit."""
+        for index, entry in enumerate(self.entries):
+            if entry.nr_free < ENTRIES_PER_BITMAP:
+                base = index * ENTRIES_PER_BITMAP
+                counts = self._fetch(index, base)
+                yield from ((base + run.start(), run.end() - run.start()) for run in _USED_RUN.finditer(counts))
 
     # ------------------------------------------------------------------ changes
 

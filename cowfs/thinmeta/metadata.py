@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
+from collections.abc import Iterator
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import (
@@ -199,6 +200,10 @@ class Metadata:
         """As the kernel counts: also what this transaction freed, which is available only after the commit."""
         return self._maps.data.free
 
+    def used_data_runs(self) -> Iterator[tuple[int, int]]:
+        """Runs (first data block, length) of what is in use as of the last commit, ascending."""
+        return self._maps.data.used_runs()
+
     # ------------------------------------------------------------------ devices
 
     def thin_ids(self) -> list[int]:
@@ -291,6 +296,29 @@ class Metadata:
         del self._thins[thin_id]
         thin.forget_leaf()
         self.changed = True
+
+    def take_over(self, thin_id: int, other_id: int) -> None:
+        """Have a device map what another one does, which is forgotten; its id stays, and who made it.
+
+        Raises:
+            NoSuchThin: one is not in the pool.
+        """
+        self.check_writable()
+        thin, other = self.open_thin(thin_id), self.open_thin(other_id)
+        superblock = self._superblock
+        superblock.details_root = self._details.remove(superblock.details_root, other_id)
+        self.take_root(other_id)
+        self.take_root(thin_id)
+        self.subtrees.destroy(thin.root)
+        del self._thins[other_id]
+        self.store_root(thin_id, other.root)
+        for mapping in (thin, other):
+            mapping.forget_leaf()
+        thin.root = other.root
+        thin.details = dataclasses.replace(
+            other.details, transaction_id=thin.details.transaction_id, creation_time=thin.details.creation_time
+        )
+        thin.changed = thin.details_changed = self.changed = True
 
     def store_root(self, thin_id: int, root: int) -> None:
         """Put a device's subtree root into the top level of the mapping tree."""

@@ -203,6 +203,12 @@ class PoolOfNodes(FakePool):
     def open_nodes(self) -> dict[int, list[int]]:
         return {}
 
+    def create_snaps(self, origins: Any) -> None:
+        raise NotImplementedError
+
+    def open_data(self) -> Any:
+        raise NotImplementedError
+
     def read_metadata(self, read: Any) -> Any:
         raise NotImplementedError
 

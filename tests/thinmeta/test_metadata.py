@@ -55,6 +55,9 @@ def recount_data(metadata: Metadata, model: Model) -> None:
     """Used data blocks are exactly the distinct ones of the model."""
     used = Counter(dblock for mappings in model.values() for dblock in mappings.values())
     assert metadata.data_used_blocks == len(used)
+    if not metadata.changed:
+        runs = metadata.used_data_runs()
+        assert [block for begin, length in runs for block in range(begin, begin + length)] == sorted(used)
 
 
 def write_range(metadata: Metadata, model: Model, thin_id: int, vblock: int, count: int) -> None:
@@ -114,6 +117,14 @@ def test_random_histories_agree_with_the_model(tmp_path: Path, seed: int) -> Non
             del model[thin_id]
             with pytest.raises(NoSuchThin):
                 metadata.open_thin(thin_id)
+        elif action < 0.21 and len(ids) > 3:
+            thin_id, other_id = rng.sample(ids, 2)
+            details = metadata.details(thin_id)
+            metadata.take_over(thin_id, other_id)
+            model[thin_id] = model.pop(other_id)
+            assert metadata.details(thin_id).transaction_id == details.transaction_id
+            with pytest.raises(NoSuchThin):
+                metadata.open_thin(other_id)
         elif action < 0.65:
             count = rng.choice([1, 1, 1, 7, 64, 500])
             if metadata.data_free_blocks > count:

@@ -19,6 +19,7 @@ import pytest
 import cowfs
 from cowfs.devices import opening
 from cowfs.errors import CowfsError, DeviceBusy, ForkedError, MountError
+from cowfs.ext4.tools.fsck import check_volume
 from cowfs.home.kernel.devices import mount_by_kernel
 from cowfs.home.requests.devices import OpenNode, Rename
 from cowfs.home.session import connect
@@ -185,14 +186,142 @@ def disks_and_requests_fail_on_demand_and_what_is_below_the_kernels_pool_does_no
     assert_free()
 
 
+def clone(home: Cowfs, name: str = "copy") -> Cowfs:
+    """A copy of a home, judged."""
+    copy = Cowfs(home.home.parent / name, home.backend)
+    home("clone-home", home.home, copy.home)
+    assert not list(copy.home.glob("cowfs.replacing/*"))
+    with cowfs.open_home(copy.home, backend="emulated") as opened:
+        assert opened.check().clean
+        assert not opened.status().problems
+    return copy
+
+
+def read(home: Cowfs, name: str, path: str) -> str:
+    with cowfs.open_home(home.home, backend=home.backend) as opened, opened.open_file(name, path) as file:
+        return file.read().decode()
+
+
+def tell_clones(home: Cowfs) -> tuple[object, ...]:
+    """What is the same in a home and its copy: devices, mappings, and how much is used."""
+    status = home("--json", "status").json
+    rows = {name: (row["id"], row["parent"], row["size_bytes"]) for name, row in home.rows().items()}
+    return rows, home("dump").out, status["data_used_bytes"], status["data_total_bytes"], status["metadata_total_bytes"]
+
+
 @check
-def a_home_is_copied_when_the_kernel_does_not_use_its_pool(folder: Path) -> None:
+def a_home_is_copied_from_the_kernels_pool(folder: Path) -> None:
     home = make_home(folder)
-    copy = folder / "copy"
-    home.fails(5, "while the kernel has its pool", "--backend emulated", words=("clone-home", home.home, copy))
-    assert not copy.exists()
-    home.on("emulated")("clone-home", home.home, copy)
-    assert set(Cowfs(copy).rows()) == {"base", "web"}
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        with opened.device("web") as disk:
+            disk.pwrite(8 * MIB, b"x" * MIB)
+        opened.snapshot("web", "monday")
+        with opened.device("web") as disk:
+            disk.pwrite(8 * MIB, b"y" * 65536)
+            opened.clone(folder / "in use")  # a disk that is open
+    copy = clone(home)
+    assert tell_clones(copy) == tell_clones(home) == tell_clones(Cowfs(folder / "in use"))
+    for backend in ("emulated", "dmthin"):
+        with cowfs.open_home(copy.home, backend=backend) as opened:
+            for name, first in (("web", b"y"), ("monday", b"x")):
+                with opened.device(name, read_only=True) as disk:
+                    assert disk.pread(8 * MIB, MIB) == first * 65536 + b"x" * (MIB - 65536)
+    home.fails(5, "it exists", words=("clone-home", home.home, copy.home))
+    assert_free()
+
+
+@check
+def a_home_is_copied_from_a_pool_on_devices(folder: Path) -> None:
+    """Also with what the kernel has mounted; a copy of it lies in files."""
+    with loops(folder) as (data, metadata):
+        home = make_home(folder, "--data-device", data, "--metadata-device", metadata)
+        mnt = point(folder)
+        for backend in ("dmthin", "emulated"):
+            copy = clone(home.on(backend), f"copy by {backend}")
+            assert tell_clones(copy) == tell_clones(home)
+            assert sorted(os.listdir(copy.home / "devicemapper")) == ["data", "metadata"]
+        home("mount", "--kernel", "web", mnt)
+        (mnt / "file").write_text("content")
+        copy = clone(home)
+        home("umount", mnt)
+        assert read(copy, "web", "/file") == "content"
+    with foreign_pool(point(folder, "foreign")):
+        home = make_home(folder / "foreign", "--thin-pool", "tank")
+        copy = clone(home)
+        assert tell_clones(copy) == tell_clones(home)
+    assert_free()
+
+
+@check
+def a_home_is_copied_while_the_kernel_and_a_server_have_devices_mounted(folder: Path) -> None:
+    """One moment of all of them, consistent, and with nothing but what they hold."""
+    home, served = make_home(folder), point(folder, "served")
+    points = {name: point(folder, f"at-{name}") for name in ("web", "shop")}
+    home("create", "shop")
+    home("create", "store")
+    home("mount", "store", served)
+    for name, mnt in points.items():
+        home("mount", "--kernel", name, mnt)
+        (mnt / "number").write_text("0")
+    (served / "file").write_text("kept by the server")
+    writer = (
+        "import os, sys, itertools\n"
+        "for i in itertools.count(1):\n"
+        "    for folder in sys.argv[1:]:\n"
+        "        with open(folder + '/new', 'w') as file:\n"
+        "            file.write(str(i)); file.flush(); os.fsync(file.fileno())\n"
+        "        os.rename(folder + '/new', folder + '/number')\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", writer, *map(str, points.values())]) as process:
+        try:
+            wait_until(lambda: (points["shop"] / "number").read_text() > "0")
+            copies = [clone(home, f"busy-{number}") for number in range(2)]
+            assert process.poll() is None
+        finally:
+            process.kill()
+    for copy in copies:
+        web, shop = (int(read(copy, name, "/number")) for name in points)
+        assert web - shop in (0, 1), (web, shop)
+        assert read(copy, "store", "/file") == "kept by the server"
+        with cowfs.open_home(copy.home) as opened:
+            for name in (*points, "store"):
+                with opened.device(name, read_only=True) as disk:
+                    checked = check_volume(disk)
+                assert checked.clean, (name, checked.output)
+    for mnt in points.values():
+        shell("mount", "-o", "remount,ro", mnt)
+    shell("sync")
+    copy = clone(home)
+    assert tell_clones(copy) == tell_clones(home)
+    for mnt in (*points.values(), served):
+        home("umount", mnt)
+    assert home("--json", "status").json["orphan_thin_ids"] == []
+    home("check")
+    assert_free()
+
+
+@check
+def a_copy_that_is_killed_is_no_home_and_mounts_go_on(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    home("mount", "--kernel", "web", mnt)
+    (mnt / "file").write_text("content")
+    for place in ("_copy_data", "_put_in_place"):
+        program = (
+            f"import os, sys; from cowfs.devices import cloning; from cowfs.cli import main\n"
+            f"cloning.{place} = lambda *_: os.kill(os.getpid(), 9)\n"
+            "main(sys.argv[1:])\n"
+        )
+        words = ["--home", str(home.home), "--backend", "dmthin", "clone-home", str(folder / "copy")]
+        assert subprocess.run([sys.executable, "-c", program, *words], check=False).returncode == -9
+        Cowfs(folder / "copy").fails(5, "incomplete", words=("list",))
+        (mnt / "file").write_text(place)
+        os.sync()
+    copy = clone(home)
+    assert read(copy, "web", "/file") == "_put_in_place"
+    assert home("--json", "status").json["orphan_thin_ids"] == []
+    home("umount", mnt)
+    assert home.rows().keys() == {"base", "web"}
+    home("check")
     assert_free()
 
 
@@ -334,6 +463,34 @@ def disks_files_and_chains_go_in_and_out(folder: Path) -> None:
     assert outcome.err.count("\n") == 1, outcome
     assert set(full.rows()) == {"base"}
     full("check")
+    assert_free()
+
+
+@check
+def a_full_disk_below_the_kernels_pool_is_told(folder: Path) -> None:
+    """The kernel says EIO, and where its commit met it, the pool is read-only until it was checked."""
+    disk = point(folder, "small")
+    shell("mount", "-t", "tmpfs", "-o", "size=24M", "none", disk)
+    try:
+        home = make_home(disk)
+        with (folder / "large").open("wb") as file:
+            for _ in range(32):
+                file.write(os.urandom(MIB))
+        home.fails(
+            5,
+            f"the disk below {home.home} is full; ",
+            "free space on that disk",
+            words=("import", folder / "large", "large"),
+        )
+        (disk / "home" / "devicemapper" / "data").stat()
+        shell("mount", "-o", "remount,size=96M", disk)
+        if "ro" in home("dm", "status").out:
+            home("pool", "check", "--repair")
+        home("import", folder / "large", "large")
+        assert home.rows().keys() == {"base", "web", "large"}
+        home("check")
+    finally:
+        shell("umount", disk)
     assert_free()
 
 

@@ -23,8 +23,8 @@ until the note is removed, so none can be given to another device meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import msgspec
 
@@ -115,13 +115,27 @@ class Replacements:
         It is deleted at the end; where the record of `name` names it then, the former thin of `name` is instead.
         """
         origin_id = self._store.require(origin).device_id
+        with self._noted(name, kept) as note:
+            self._active.snapshot(origin, origin_id, note.new_id)
+            yield note
+
+    @contextmanager
+    def snapshots_of_nodes(self, names: Iterable[str]) -> Iterator[list[ReplacementFile]]:
+        """As `snapshot`, of one moment of several devices that are in use through their nodes only."""
+        with ExitStack() as ends:
+            notes = [ends.enter_context(self._noted(name)) for name in names]
+            self._active.snapshot_nodes({note.new_id: note.old_id for note in notes})
+            yield notes
+
+    @contextmanager
+    def _noted(self, name: str, kept: str = "") -> Iterator[ReplacementFile]:
+        """A thin that its user makes, known to recovery from before until it is deleted."""
         kept_id = self._ids.take() if kept else None
         note = ReplacementFile(name, self._store.require(name).device_id, self._ids.take(), kept, kept_id)
         self._under_way.append(note)
         try:
             self._store.files.make_directory(self._store.files.replacements)
             self._store.files.write(self._path(note), msgspec.json.encode(note))
-            self._active.snapshot(origin, origin_id, note.new_id)
             yield note
         except BaseException:
             # What cannot be undone now is at the next opening: the note stays, and the ids with it.

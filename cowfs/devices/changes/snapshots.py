@@ -44,6 +44,25 @@ class Snapshots:
         return self.reading(name) if self._guard.read_only else self.temporary(name)
 
     @contextmanager
+    def of_nodes(self) -> Iterator[dict[int, int]]:
+        """Snapshots of what is in use through its nodes only, which others change meanwhile, for the length of a block.
+
+        Returns:
+            The snapshot of each such thin; they are of one moment.
+
+        Raises:
+            PoolModeError: the pool cannot be changed, and there is such a device.
+        """
+        names = sorted(name for name in self._active.open_nodes() if name not in self._active)
+        if not names:
+            yield {}
+            return
+        self._guard.check_writable()
+        self._transactions.finish_interrupted()
+        with self._replacements.snapshots_of_nodes(names) as notes:
+            yield {note.old_id: note.new_id for note in notes}
+
+    @contextmanager
     def temporary(self, name: str, *, read_only: bool = True) -> Iterator[ThinDevice]:
         """A snapshot that lasts as long as the block.
 

@@ -154,8 +154,12 @@ class HomeFiles:
             finally:
                 os.close(directory)
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace a file; afterwards it is durable. On failure the old one stays."""
+    def write(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Replace a file; afterwards it is durable. On failure the old one stays.
+
+        Args:
+            durable: False where a crash may bring the old file back, whole.
+        """
         temporary = os.path.join(os.path.dirname(path), TEMPORARY_NAME)
         with _explained("write", path):
             try:
@@ -165,7 +169,8 @@ class HomeFiles:
                 with suppress(OSError):
                     self._system.unlink(temporary)
                 raise
-            self._sync_directory(os.path.dirname(path))
+            if durable:
+                self._sync_directory(os.path.dirname(path))
 
     def write_many(self, contents: Mapping[str, bytes]) -> None:
         """As `write`, for files in one directory, of which a crash may leave some old and some new."""

@@ -216,8 +216,8 @@ class DeviceStore:
         self.files.write_many({self.files.record(name): msgspec.json.encode(it) for name, it in records.items()})
         self._records.update(records)
 
-    def save_set(self, record: SetFile) -> None:
-        self.files.write(self.files.set_file, msgspec.json.encode(record))
+    def save_set(self, record: SetFile, *, durable: bool = True) -> None:
+        self.files.write(self.files.set_file, msgspec.json.encode(record), durable=durable)
 
     def save_transaction(self, record: TransactionFile) -> None:
         self.files.write(self.files.transaction, msgspec.json.encode(record))

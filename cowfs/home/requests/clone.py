@@ -15,13 +15,14 @@ class CloneHome(Request[ClonedHome], frozen=True, tag="clone_home"):
     """Copy the home to a new directory, as it is at one moment; mounted devices are brought to a consistent state.
 
     Where the disk can, the copy refers to the same blocks of the disk, which takes milliseconds whatever the size; else
-    what the pool's files hold is copied, and a mount of the home waits meanwhile.
+    what the pool holds is copied, and a mount that cowfs serves waits meanwhile. Of devices that the kernel has mounted
+    a snapshot is copied. The pool of the copy is in files, wherever that of the home is.
 
     Args:
         target: the new directory, absolute. One in which a copy was interrupted is replaced.
 
     Raises:
-        HomeError: `target` exists or cannot be made; the pool is the kernel's, or not in files of the home.
+        HomeError: `target` exists or cannot be made.
         UsageError: `target` is in the home, or in a mount of it.
         CowfsError: copying failed, and nothing was left.
     """
