@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal, TypeAlias, get_args
@@ -312,6 +311,8 @@ def parse_plan(text: str, source: str = "the plan") -> Plan:
     """
     if len(text) > _MOST_CHARACTERS:
         raise UsageError(f"{source} has more than {_MOST_CHARACTERS} characters, too many for a plan")
+    import tomllib
+
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

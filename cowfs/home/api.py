@@ -34,8 +34,6 @@ from cowfs.home.requests.devices import (
     TargetLine,
     TargetStatus,
 )
-from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
-from cowfs.home.requests.power import PowerCut, PowerOff, PowerOn, WatchUnsynced
 from cowfs.home.requests.request import documented_by
 from cowfs.home.requests.space import (
     NoSpaceChoice,
@@ -68,6 +66,7 @@ if TYPE_CHECKING:
     from cowfs.home.requests.disks import Exported, Imported
     from cowfs.home.requests.files import WantedFile
     from cowfs.home.requests.images import Chain
+    from cowfs.home.requests.power import PowerCut
     from cowfs.home.trace_files import TraceRecording
     from cowfs.steps import Progress as BytesProgress
     from cowfs.thinmeta.findings import CheckReport
@@ -206,24 +205,49 @@ class Home(Closing):
 
         return Faults(self)
 
-    @documented_by(AddFaults)
     def add_faults(self, rules: Sequence[Rule]) -> list[FaultReport]:
+        """Put rules of faults in force, all of them or none; the rules that were added, with their names.
+
+        Raises UsageError: a rule is wrong, has a name that is taken, or cannot be met in this home.
+        """
+        from cowfs.home.requests.faults import AddFaults
+
         return self._session.call(AddFaults(list(rules))).faults
 
-    @documented_by(ListFaults)
     def list_faults(self) -> list[FaultReport]:
+        """The rules of faults in force, and how often each was met."""
+        from cowfs.home.requests.faults import ListFaults
+
         return self._session.call(ListFaults()).faults
 
-    @documented_by(ClearFaults)
     def clear_faults(self, names: Sequence[str] = ()) -> list[FaultReport]:
+        """Take rules of faults out of force; the rules that were cleared, with what they had counted.
+
+        Args:
+            names: of rules; all of them when empty.
+
+        Raises UsageError: there is no such rule.
+        """
+        from cowfs.home.requests.faults import ClearFaults
+
         return self._session.call(ClearFaults(tuple(names))).faults
 
     @documented_by(Metrics)
     def metrics(self) -> str:
         return self._session.call(Metrics())
 
-    @documented_by(WatchUnsynced)
     def watch_unsynced(self, name: str) -> None:
+        """Keep what the writes to a device replace until it is flushed, from now on: for `power_cut`.
+
+        That costs one read for each write, and ends with the process that holds the home. What programs have open in
+        its mount stays open. It is about files: a disk (`mount --raw`) has none.
+
+        Raises:
+            UnknownDevice.
+            DeviceBusy: it is in use by more than its mount, or a file without a name is open in it.
+        """
+        from cowfs.home.requests.power import WatchUnsynced
+
         self._session.call(WatchUnsynced(name))
 
     def power_cut(self, name: str, *, seed: int | None = None) -> PowerCut:
@@ -241,6 +265,8 @@ class Home(Closing):
             UnknownDevice; UsageError: it is not watched.
             DeviceBusy: it is mounted by the kernel, as a layer, or open as a disk.
         """
+        from cowfs.home.requests.power import PowerOff, PowerOn
+
         self._session.call(PowerOff(name))
         return self._session.call(PowerOn(name, seed))
 

@@ -11,7 +11,7 @@ from typing import IO, Final
 import msgspec
 
 from cowfs.errors import CowfsError, UsageError
-from cowfs.home.requests.disks import RANGE_BYTES, Imported
+from cowfs.home.requests.disks import RANGE_BYTES, Imported, importing
 from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
 from cowfs.home.session import Session
 from cowfs.new_files import new_directory
@@ -65,7 +65,8 @@ def import_chain(
         reason = f"{error.strerror}; name a directory that 'export --chain' made"
         raise CowfsError(f"cannot read {path}/{_CHAIN_FILE}: {reason}", errno=error.errno) from error
     pieces = _pieces(path, len(chain.devices))
-    return session.send(ImportChain(chain), pieces if progress is None else _counted(pieces, path, progress))
+    with importing(path):
+        return session.send(ImportChain(chain), pieces if progress is None else _counted(pieces, path, progress))
 
 
 def _counted(pieces: Iterator[bytes], directory: str, progress: Progress) -> Iterator[bytes]:

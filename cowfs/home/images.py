@@ -14,7 +14,7 @@ from cowfs.disk_images.formats import Format, format_of
 from cowfs.disk_images.writing import DiskWriter
 from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.devices import Inspect
-from cowfs.home.requests.disks import OFFSET_BYTES, ExportDisk, Exported, ImportDisk, Imported
+from cowfs.home.requests.disks import OFFSET_BYTES, ExportDisk, Exported, ImportDisk, Imported, importing
 from cowfs.home.session import Session
 from cowfs.new_files import new_file
 from cowfs.steps import Progress
@@ -36,29 +36,42 @@ def import_image(
     """As `Home.import_image`."""
     path = os.path.realpath(source)
     try:
-        mode = os.stat(path).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
-            raise UsageError(f"{path} is not a file, directory or disk; write what it gives to a file, and import that")
-        kind = format or format_of(path)
-        if kind == "directory":
-            from cowfs.home.archives import import_directory
-
-            return import_directory(session, path, name, size_bytes, progress)
-        if kind == "tar":
-            from cowfs.home.archives import import_archive
-
-            return import_archive(session, path, name, size_bytes, progress)
-        if size_bytes is not None:
-            raise UsageError(f"the size of a device made of a disk is that of the disk; leave out a size for {path}")
-        with open_disk(path, kind, follow_others=follow_backing) as disk:
-            size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-            return session.send(ImportDisk(name, size_bytes), _ranges(disk, progress))
+        with importing(path):
+            return _import(session, path, name, format, size_bytes, follow_backing, progress)
     except CowfsError:
         raise
     except OSError as error:
         raise CowfsError(
             f"cannot import {path}: {error.strerror or error}; nothing was made", errno=error.errno
         ) from error
+
+
+def _import(
+    session: Session,
+    path: str,
+    name: str,
+    kind: Format | None,
+    size_bytes: int | None,
+    follow_backing: bool,
+    progress: Progress | None,
+) -> Imported:
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
+        raise UsageError(f"{path} is not a file, directory or disk; write what it gives to a file, and import that")
+    kind = kind or format_of(path)
+    if kind == "directory":
+        from cowfs.home.archives import import_directory
+
+        return import_directory(session, path, name, size_bytes, progress)
+    if kind == "tar":
+        from cowfs.home.archives import import_archive
+
+        return import_archive(session, path, name, size_bytes, progress)
+    if size_bytes is not None:
+        raise UsageError(f"the size of a device made of a disk is that of the disk; leave out a size for {path}")
+    with open_disk(path, kind, follow_others=follow_backing) as disk:
+        size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+        return session.send(ImportDisk(name, size_bytes), _ranges(disk, progress))
 
 
 def _ranges(disk: DiskImage, progress: Progress | None) -> Iterator[bytes]:

@@ -477,6 +477,26 @@ def test_a_home_for_which_there_is_no_room(cowfs_anywhere: Run, small_disk: Path
     assert cowfs_anywhere("--home", home, "check").status == 0
 
 
+def test_what_does_not_fit_on_a_disk_is_not_left_there(cowfs_anywhere: Run, small_disk: Path, tmp_path: Path) -> None:
+    home, large = tmp_path / "home", tmp_path / "large"
+    large.write_bytes(os.urandom(2 << 20))
+    for made in (("init", *SMALL), ("import", large, "disk"), ("create", "web"), ("cp", large, "web:")):
+        assert cowfs_anywhere("--home", home, *made).status == 0
+    target = small_disk / "out"
+    for words in (
+        *(("export", "disk", target), ("export", "disk", f"{target}.qcow2"), ("export", "web", f"{target}.tar")),
+        *(("export", "--chain", "disk", target), ("clone-home", target), ("cp", "web:/large", target)),
+    ):
+        outcome = cowfs_anywhere("--home", home, *words)
+        assert outcome.status in {SYSTEM, FILESYSTEM}, words
+        assert outcome.error.count("\n") <= 1
+        assert "No space left on device" in outcome.error
+        assert str(target) in outcome.error
+        assert words[0] == "cp" or outcome.error.rstrip().endswith("; nothing was left there")
+        assert os.listdir(small_disk) == [], words
+    assert cowfs_anywhere("--home", home, "check").status == 0
+
+
 @pytest.mark.parametrize("room_kib", [0, 4, 8, 16, 32])
 def test_a_full_disk_under_a_home(cowfs_anywhere: Run, small_disk: Path, room_kib: int) -> None:
     """A new device is made or refused in one line, and what was there stays."""

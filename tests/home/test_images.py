@@ -288,14 +288,21 @@ def test_an_archive_that_breaks_off_leaves_nothing(opened: cowfs.Home, tmp_path:
 def test_a_pool_that_is_full_half_way(opened: cowfs.Home, tmp_path: Path) -> None:
     opened.set_no_space("error")
     before = used_blocks(opened)
-    large = tmp_path / "large.raw"
+    (tmp_path / "files").mkdir()
+    large = tmp_path / "files" / "large.raw"
     with large.open("wb") as file:
         for _ in range(300):  # of 256 MiB
             file.write(b"x" * MIB)
-    with pytest.raises(errors.OutOfDataSpace) as caught:
-        opened.import_image(large, "disk")
-    assert "\n" not in str(caught.value)
-    assert_untouched(opened, before)
+    with tarfile.open(tmp_path / "files.tar", "w") as archive:
+        archive.add(large, "large")
+    for source, size_bytes in ((large, None), (tmp_path / "files", 512 * MIB), (tmp_path / "files.tar", 512 * MIB)):
+        with pytest.raises((errors.OutOfDataSpace, errors.CopyError)) as caught:
+            opened.import_image(source, "disk", size_bytes=size_bytes)
+        assert str(caught.value).startswith(f"cannot import {source}: ")
+        assert "out of data space" in str(caught.value)
+        assert str(caught.value).endswith("; nothing was made")
+        assert "\n" not in str(caught.value)
+        assert_untouched(opened, before)
 
 
 def test_files_that_exist_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:

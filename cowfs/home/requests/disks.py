@@ -5,19 +5,19 @@ A range is two pieces: its offset in 8 bytes, little endian, and then its data. 
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from typing import Final
 
 import msgspec
 
 from cowfs.blockdev import FlushAhead
-from cowfs.errors import UsageError
-from cowfs.ext4.volume import Volume
+from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
+from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import StreamIn, StreamOut
-from cowfs.layers.roots import find_root
-from cowfs.pool import ThinDevice
+from cowfs.pool import ThinDevice, ThinStatus
+from cowfs.units import SECTOR_BYTES
 
 OFFSET_BYTES: Final = 8
 RANGE_BYTES: Final = 512 << 10
@@ -89,19 +89,37 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
             return Exported(self.name, thin.size_bytes, sent)
 
 
+@contextmanager
+def importing(path: str) -> Iterator[None]:
+    """Say of an import that ended half way, such as in a full pool, that nothing is left of it."""
+    try:
+        yield
+    except (OutOfDataSpace, OutOfMetadataSpace, CopyError) as error:
+        ended = type(error)(f"cannot import {path}: {error}; nothing was made")
+        ended.errno = error.errno
+        raise ended from error
+
+
 def holds_layer(thin: ThinDevice) -> bool:
     """Whether a disk is that of a layer which was used."""
+    if kind_of(thin.pread(0, min(PROBED_BYTES, thin.size_bytes))) != "ext4":
+        return False
+    from cowfs.ext4.volume import Volume
+    from cowfs.layers.roots import find_root
+
     try:
         with closing(Volume.open(thin, read_only=True)) as volume:
             return find_root(volume).inode != 0
-    except OSError:  # no ext4, or one that is not read
+    except OSError:  # an ext4 that is not read
         return False
 
 
 def imported(home: OpenHome, name: str) -> Imported:
     """What was made."""
-    report = home.devices.reports.inspect(name)
-    return Imported(report.name, report.id, report.size_bytes, report.mapped_bytes)
+    record = home.devices.record(name)
+    status = home.devices.pool.thin_status(record.device_id)
+    mapped_sectors = status.mapped_sectors if isinstance(status, ThinStatus) else 0
+    return Imported(record.name, record.device_id, record.size_bytes, mapped_sectors * SECTOR_BYTES)
 
 
 DISK_REQUESTS: Final = (ImportDisk, ExportDisk)
