@@ -23,6 +23,7 @@
     │   └── DeviceBusy      EBUSY      mounted or open
     ├── MountError          errno      6   mount(2)-like operations, with op, source, target, flags, data
     ├── FilesystemError     errno      7   the ext4 inside a device, or the tools for it
+    │   ├── UnreadableRoot  EUCLEAN    7   its root directory is damaged
     │   └── CopyError       errno      7   a file that cannot be copied, or a copy that ended before its end
     ├── UmlError            EIO        8   the User-Mode Linux guest: it broke off, or time ran out (ETIMEDOUT)
     ├── ForkedError         EBADF      9   something is open in the parent process, not in this one
@@ -225,6 +226,12 @@ class FilesystemError(CowfsError):
     """The file system inside a device, or a tool that works on it."""
 
     exit_code = 7
+
+
+class UnreadableRoot(FilesystemError):
+    """The root directory of a file system is damaged, so that no file in it can be reached."""
+
+    default_errno = _errno.EUCLEAN
 
 
 class CopyError(FilesystemError):

@@ -28,7 +28,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.health import require_status
 from cowfs.ending import ending_with
-from cowfs.errors import FilesystemError, PoolModeError, UsageError
+from cowfs.errors import FilesystemError, PoolModeError, UnreadableRoot, UsageError
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import FileTree, ServedTree
@@ -313,5 +313,6 @@ def _named(device: str, disk: BlockDevice, *, read_only: bool = True) -> Iterato
         if error.errno == errno.EUCLEAN:
             remedy = _REPAIR_XFS if holds_xfs(disk) else _REPAIR
             message = f"{message.removesuffix('; run a check with repair')}; {remedy}"
-            message += "" if read_only else ", 'mount --read-only' shows what can be read"
+            if not read_only and not isinstance(error, UnreadableRoot):
+                message += ", 'mount --read-only' shows what can be read"
         raise FilesystemError(message, errno=error.errno) from error

@@ -37,7 +37,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 
 from cowfs.blockdev import BlockDevice, Buffer
-from cowfs.errors import FilesystemError
+from cowfs.errors import FilesystemError, UnreadableRoot
 from cowfs.ext4.files.data import FileData
 from cowfs.ext4.files.file_map import FileMaps
 from cowfs.ext4.files.guard import WriteGuard
@@ -170,9 +170,9 @@ class Volume:
             if error.errno not in _DAMAGED_INODE:
                 raise
             reason = error.message if isinstance(error, FilesystemError) else "it is marked as not in use"
-            raise self._fs.damaged(f"the root directory, inode {ROOT_INODE}, cannot be read: {reason}") from error
+            raise _damaged_root(f"the root directory, inode {ROOT_INODE}, cannot be read: {reason}") from error
         if not is_directory:
-            raise self._fs.damaged(f"the root, inode {ROOT_INODE}, is not a directory")
+            raise _damaged_root(f"the root, inode {ROOT_INODE}, is not a directory")
 
     def _protect_journal(self, *, use: bool) -> None:
         """Let nothing be written where the journal is, but for commits, if it is used."""
@@ -601,6 +601,10 @@ class Volume:
             with suppress(FilesystemError):
                 overhead += self._inodes.load(sb.s_journal_inum).size // fs.block_bytes
         return overhead
+
+
+def _damaged_root(what: str) -> UnreadableRoot:
+    return UnreadableRoot(f"ext4 is damaged: {what}; run a check with repair")
 
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE, ID_FILE, pool_prefix
 from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
-from cowfs.errors import HomeError, UsageError
+from cowfs.errors import FilesystemError, HomeError, UsageError
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes, own_bytes
@@ -300,7 +300,10 @@ class LayerDriver:
     def comparing(self, name: str, other: str) -> Iterator[Pair]:
         """The files of two devices, or of two layers, which hold still."""
         with self._reading(name) as source, self._reading(other, source) as lower:
-            yield Pair(source.root, lower.root, ThinPair(self._devices.pool, source.thin_id, lower.thin_id))
+            try:
+                yield Pair(source.root, lower.root, ThinPair(self._devices.pool, source.thin_id, lower.thin_id))
+            except FilesystemError as error:
+                raise FilesystemError(f"cannot compare '{name}' with '{other}': {error}", errno=error.errno) from error
 
     def diff(self, layer_id: str, parent: str | None, *, sparse: bool = False) -> Pieces[bytes]:
         with self._reading(layer_id) as layer:
