@@ -35,8 +35,10 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -339,18 +341,51 @@ def component(path: Path) -> str:
     return {"__init__": "cowfs", "__main__": "cli"}.get(parts[1], parts[1])
 
 
-def imported_modules(path: Path) -> Iterator[str]:
-    """Full names of everything imported anywhere in a file, also inside functions and under TYPE_CHECKING."""
+class Found(NamedTuple):
+    """What the tests below ask of a file, from one reading of its text.
+
+    Args:
+        imports: full names of everything imported anywhere, also inside functions and under TYPE_CHECKING.
+        clocks: calls of the clock or of chance. A clock as a default argument is passed in; a call to it is not.
+        environment: reads of the environment.
+        unannotated: public functions that lack an annotation.
+    """
+
+    imports: list[str]
+    clocks: list[str]
+    environment: list[str]
+    unannotated: list[str]
+
+
+@cache
+def found_in(path: Path) -> Found:
+    found = Found([], [], [], [])
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if is_module(full) else str(node.module)
+        match node:
+            case ast.Import():
+                found.imports.extend(alias.name for alias in node.names)
+            case ast.ImportFrom():
+                assert node.level == 0, f"{path}:{node.lineno}: relative import; write the full name"
+                full = [f"{node.module}.{alias.name}" for alias in node.names]
+                found.imports.extend(name if is_module(name) else str(node.module) for name in full)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id=module), attr=name)):
+                if (module, name) in NONDETERMINISTIC_CALLS:
+                    found.clocks.append(f"line {node.lineno}: {module}.{name}()")
+            case ast.Attribute(value=ast.Name(id="os"), attr="environ" | "environb" | "getenv"):
+                found.environment.append(f"line {node.lineno}: os.{node.attr}")
+            case ast.FunctionDef() | ast.AsyncFunctionDef() if not node.name.startswith("_"):
+                if (bare := unannotated(node)) or node.returns is None:
+                    found.unannotated.append(f"line {node.lineno}: {node.name}({', '.join(bare)})")
+    return found
 
 
+def unannotated(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    return [a.arg for a in arguments if a is not None and a.annotation is None and a.arg not in {"self", "cls"}]
+
+
+@cache
 def is_module(name: str) -> bool:
     path = REPOSITORY.joinpath(*name.split("."))
     return path.is_dir() or path.with_suffix(".py").exists()
@@ -358,7 +393,7 @@ def is_module(name: str) -> bool:
 
 def imported_components(path: Path) -> set[str]:
     found = set()
-    for name in imported_modules(path):
+    for name in found_in(path).imports:
         parts = name.split(".")
         if parts[0] == "cowfs":
             found.add(parts[1] if len(parts) > 1 else "cowfs")
@@ -380,15 +415,23 @@ def test_sources_are_found() -> None:
     assert {"cowfs_emulated", *MAY_IMPORT} - {"version"} <= {component(path) for path in SOURCES}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=show)
-def test_imports_point_down_only(path: Path) -> None:
-    part = component(path)
-    if part.startswith("cowfs_"):
-        allowed = BACKEND_MAY_IMPORT
-    else:
-        assert part in MAY_IMPORT, f"{show(path)} belongs to a part that the graph of this file does not know"
-        allowed = MAY_IMPORT[part]
-    assert imported_components(path) <= allowed
+def test_imports_point_down_only() -> None:
+    unknown = {show(path) for path in SOURCES if not is_backend(path) and component(path) not in MAY_IMPORT}
+    assert not unknown, "these belong to parts that the graph of this file does not know"
+    require_none({show(path): imported_components(path) - may_import(path) for path in SOURCES})
+
+
+def is_backend(path: Path) -> bool:
+    return component(path).startswith("cowfs_")
+
+
+def may_import(path: Path) -> set[str]:
+    return BACKEND_MAY_IMPORT if is_backend(path) else MAY_IMPORT[component(path)]
+
+
+def require_none(found: Mapping[str, Collection[str]]) -> None:
+    """Fails with what was found in which file."""
+    assert not {path: sorted(items) for path, items in found.items() if items}
 
 
 @pytest.mark.parametrize("part", ROOMS)
@@ -398,59 +441,41 @@ def test_the_rooms_of_a_part_form_no_circle(part: str) -> None:
     assert all(floors.index(below) < floors.index(room) for room, allowed in ROOMS[part].items() for below in allowed)
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if component(path) in ROOMS], ids=show)
-def test_imports_between_rooms_point_down_only(path: Path) -> None:
-    part = component(path)
-    room = path.relative_to(REPOSITORY).with_suffix("").parts[2]
-    names = [name.split(".") for name in imported_modules(path)]
-    found = {name[2] for name in names if name[:2] == ["cowfs", part] and len(name) > 2} - {room}
-    if room == "__init__":
-        assert not found, "what a part begins with loads none of its rooms"
-        return
-    assert room in ROOMS[part], f"{show(path)} is in a room that the graph of this file does not know"
-    assert found <= ROOMS[part][room]
+@pytest.mark.parametrize("part", ROOMS)
+def test_imports_between_rooms_point_down_only(part: str) -> None:
+    """What a part begins with, its `__init__`, loads none of its rooms."""
+    files = [path for path in SOURCES if component(path) == part]
+    unknown = {show(path) for path in files if room_of(path) not in {"__init__", *ROOMS[part]}}
+    assert not unknown, "these are in rooms that the graph of this file does not know"
+    found = {}
+    for path in files:
+        names = [name.split(".") for name in found_in(path).imports]
+        rooms = {name[2] for name in names if name[:2] == ["cowfs", part] and len(name) > 2} - {room_of(path)}
+        found[show(path)] = rooms - ROOMS[part].get(room_of(path), set())
+    require_none(found)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=show)
-def test_trio_and_fuse_stay_at_the_edge(path: Path) -> None:
-    edges = {name for name in imported_modules(path) if name.split(".")[0] in {"trio", "pyfuse3"}}
-    assert not edges or component(path) in MAY_IMPORT_TRIO
+def room_of(path: Path) -> str:
+    return path.relative_to(REPOSITORY).with_suffix("").parts[2]
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if component(path) in DETERMINISTIC], ids=show)
-def test_the_engine_takes_time_and_chance_from_its_caller(path: Path) -> None:
-    """A clock as a default argument is passed in; a call to it is not."""
-    calls = [
-        f"line {node.lineno}: {node.func.value.id}.{node.func.attr}()"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
-        if (node.func.value.id, node.func.attr) in NONDETERMINISTIC_CALLS
-    ]
-    assert not calls
+def test_trio_and_fuse_stay_at_the_edge() -> None:
+    inside = [path for path in SOURCES if component(path) not in MAY_IMPORT_TRIO]
+    edges = {"trio", "pyfuse3"}
+    require_none({show(path): [n for n in found_in(path).imports if n.split(".")[0] in edges] for path in inside})
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=show)
-def test_only_the_command_line_reads_the_environment(path: Path) -> None:
-    reads = [
-        f"line {node.lineno}: os.{node.attr}"
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
-        if node.attr in {"environ", "environb", "getenv"}
-    ]
-    assert not reads or component(path) in {"cli", "testing"}
+def test_the_engine_takes_time_and_chance_from_its_caller() -> None:
+    require_none({show(path): found_in(path).clocks for path in SOURCES if component(path) in DETERMINISTIC})
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=show)
-def test_public_functions_are_annotated(path: Path) -> None:
-    missing = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
-            continue
-        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
-        bare = [a.arg for a in arguments if a is not None and a.annotation is None and a.arg not in {"self", "cls"}]
-        if bare or node.returns is None:
-            missing.append(f"line {node.lineno}: {node.name}({', '.join(bare)})")
-    assert not missing
+def test_only_the_command_line_reads_the_environment() -> None:
+    others = [path for path in SOURCES if component(path) not in {"cli", "testing"}]
+    require_none({show(path): found_in(path).environment for path in others})
+
+
+def test_public_functions_are_annotated() -> None:
+    require_none({show(path): found_in(path).unannotated for path in SOURCES})
 
 
 def test_the_engine_starts_without_trio_and_fuse() -> None:
