@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -68,7 +68,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 GUESTS = ("uml", "docker")
-PROCESSES = ("cli", "tests", "realuse", "fuse")
+DURATIONS = REPOSITORY / "tests" / "durations.txt"
+LEAST_SECONDS = 5
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-durations",
+        action="store_true",
+        help=f"write how long each file took to {DURATIONS.name}, for later runs",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,11 +85,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Those of guests, which compute, alternate with those of processes, which wait for each other.
     """
-    files = list(dict.fromkeys(item.path for item in items))
-    guests, processes = ([file for file in files if file.parent.name in names] for names in (GUESTS, PROCESSES))
-    long_ones = [file for pair in zip_longest(guests, processes) for file in pair if file]
-    place = {file: number for number, file in enumerate(dict.fromkeys([*long_ones, *files]))}
+    seconds = recorded_seconds()
+    files = sorted({item.path for item in items}, key=lambda file: (-seconds.get(relative(file), 0), file))
+    guests = [file for file in files if file.parent.name in GUESTS]
+    others = [file for file in files if file.parent.name not in GUESTS]
+    order = [file for pair in zip_longest(guests, others) for file in pair if file]
+    place = {file: number for number, file in enumerate(order)}
     items.sort(key=lambda item: place[item.path])
+
+
+def relative(file: Path) -> str:
+    return os.path.relpath(file, REPOSITORY)
+
+
+def recorded_seconds() -> dict[str, int]:
+    """How long files took in a run of all tests, by path; of short and of new files nothing is known."""
+    rows = [line.split() for line in DURATIONS.read_text().splitlines()]
+    return {path: int(seconds) for seconds, path in rows}
+
+
+def write_durations(reports: Iterable[pytest.TestReport]) -> None:
+    seconds: Counter[str] = Counter()
+    for report in reports:
+        seconds[report.nodeid.partition("::")[0]] += round(report.duration * 1000)
+    rows = [(path, round(milliseconds / 1000)) for path, milliseconds in sorted(seconds.items())]
+    DURATIONS.write_text("".join(f"{taken:4} {path}\n" for path, taken in rows if taken >= LEAST_SECONDS))
 
 
 # --- seeds
@@ -120,6 +149,9 @@ def counted(record_property: Callable[[str, object], None]) -> Callable[[str, st
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count what ran, in this process or in xdist's: properties come with the reports."""
+    if terminalreporter.config.getoption("write_durations"):
+        every = [report for reports in terminalreporter.stats.values() for report in reports]
+        write_durations(report for report in every if isinstance(report, pytest.TestReport))
     ran: Counter[tuple[str, str]] = Counter()
     for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
         for key, backend in getattr(report, "user_properties", ()) if report.when == "call" else ():

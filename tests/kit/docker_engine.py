@@ -91,7 +91,7 @@ class DockerEngine:
         ]
         self._daemon = subprocess.Popen(command, env=self._environment, stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + _START_SECONDS
-        while self._run("version").returncode != 0:
+        while not self._answers():
             if self._daemon.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"dockerd did not start: {self.log_tail()}")
             time.sleep(_POLL_SECONDS)
@@ -133,6 +133,13 @@ class DockerEngine:
     def log_tail(self) -> str:
         lines = (self._directory / "dockerd.log").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if "level=info" not in line)[-2000:]
+
+    def _answers(self) -> bool:
+        """Whether the daemon serves its socket. A start of the client would take a second of the guest's processor."""
+        try:
+            return bool(self.request("GET", "/_ping"))
+        except (OSError, http.client.HTTPException, RuntimeError):
+            return False
 
     def _run(self, *arguments: str, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[bytes]:
         source = subprocess.DEVNULL if stdin is None else stdin
