@@ -313,6 +313,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
     },
 }
 
+# A part of another one names the type of the whole, which it is given.
+TYPES = {("ext4", "library", "descriptors"): {("library", "filesystem")}}
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
 MAY_IMPORT_TRIO = {"fuse", "faults", "home", "benchmarks", "docker", "containerd", "cli"}
 NONDETERMINISTIC_CALLS = {
@@ -439,6 +441,30 @@ def test_the_rooms_of_a_part_form_no_circle(part: str) -> None:
     floors = list(ROOMS[part])
     assert list(graphlib.TopologicalSorter(ROOMS[part]).static_order())
     assert all(floors.index(below) < floors.index(room) for room, allowed in ROOMS[part].items() for below in allowed)
+
+
+@pytest.mark.parametrize("depth", [1, None], ids=["rooms", "files"])
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_what_a_part_consists_of_forms_no_circle(part: str, depth: int | None) -> None:
+    """From the imports as they are, also where the graph of this file has no rooms."""
+    arrows: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for path in SOURCES:
+        if component(path) == part:
+            name = path.relative_to(REPOSITORY / "cowfs").with_suffix("").parts[1:][:depth]
+            inside = [tuple(found.split(".")[2:]) for found in found_in(path).imports if is_of(part, found)]
+            arrows[name] = (
+                {place_of(part, module)[:depth] for module in inside} - {name} - TYPES.get((part, *name), set())
+            )
+    assert list(graphlib.TopologicalSorter(arrows).static_order()) or not arrows
+
+
+def is_of(part: str, module: str) -> bool:
+    return module.startswith(f"cowfs.{part}.")
+
+
+def place_of(part: str, module: tuple[str, ...]) -> tuple[str, ...]:
+    """The file of a module, which is another one where the module is a folder."""
+    return module if REPOSITORY.joinpath("cowfs", part, *module).with_suffix(".py").exists() else (*module, "__init__")
 
 
 @pytest.mark.parametrize("part", ROOMS)

@@ -21,7 +21,8 @@ import click
 from click.core import ParameterSource
 
 from cowfs.cli import output, signals
-from cowfs.cli.commands import FORMER_NAMES, SECTIONS, LazyGroup, command_words
+from cowfs.cli.commands import FORMER_NAMES, SECTIONS, command_words
+from cowfs.cli.lazy_group import LazyGroup
 from cowfs.cli.outcome import silence_stdout, status_of
 from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
 from cowfs.errors import UsageError

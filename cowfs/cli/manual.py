@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from cowfs.cli import app
-from cowfs.cli.commands import LazyGroup
+from cowfs.cli.lazy_group import LazyGroup
 from cowfs.version import VERSION
 
 _PREFORMATTED: Final = "\b"  # how click marks a paragraph whose lines stay as they are

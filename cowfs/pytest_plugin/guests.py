@@ -12,14 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO, Any, Final
 
 import pytest
 
 from cowfs.pytest_plugin.in_guest import READY
-from cowfs.pytest_plugin.options import wants_kernel
 
 _MEMORY: Final = "1G"
 _MISSING: Final = 3  # exit status of `cowfs uml` where this machine has no such kernel
@@ -28,11 +27,15 @@ _LINES: Final = 4
 _guest: Final = pytest.StashKey["Guest | None"]()
 
 
-def run_in_guest(item: pytest.Item) -> bool:
-    """Run a test in the session's guest; False where it has to run here."""
+def run_in_guest(item: pytest.Item, is_for_guest: Callable[[pytest.Item], bool]) -> bool:
+    """Run a test in the session's guest; False where it has to run here.
+
+    Args:
+        is_for_guest: which tests of the session may come.
+    """
     config = item.config
     if _guest not in config.stash:
-        config.stash[_guest] = None if _is_possible_here() else Guest(item.session)
+        config.stash[_guest] = None if _is_possible_here() else Guest(item.session, is_for_guest)
     guest = config.stash[_guest]
     if guest is None:
         return False
@@ -57,9 +60,9 @@ def _is_possible_here() -> bool:
 class Guest:
     """The guest of a session."""
 
-    def __init__(self, session: pytest.Session) -> None:
+    def __init__(self, session: pytest.Session, is_for_guest: Callable[[pytest.Item], bool]) -> None:
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # until `close`
-        words = [sys.executable, "-m", "cowfs", "uml", "--memory", _MEMORY, "--", *_command(session)]
+        words = [sys.executable, "-m", "cowfs", "uml", "--memory", _MEMORY, "--", *_command(session, is_for_guest)]
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -126,12 +129,12 @@ class Guest:
         self._said.close()
 
 
-def _command(session: pytest.Session) -> list[str]:
+def _command(session: pytest.Session, is_for_guest: Callable[[pytest.Item], bool]) -> list[str]:
     """What starts pytest in the guest: with the options of this one, for the files with such tests."""
     config = session.config
     given = getattr(config, "workerinput", {}).get("mainargv", ["", *config.invocation_params.args])[1:]
     options = [word for word in given if word not in config.args]
-    files = dict.fromkeys(os.fspath(item.path) for item in session.items if wants_kernel(item))
+    files = dict.fromkeys(os.fspath(item.path) for item in session.items if is_for_guest(item))
     no_workers = ["-n0"] if config.pluginmanager.hasplugin("xdist") else []
     return [
         *(sys.executable, "-m", "pytest", "-p", "cowfs.pytest_plugin.in_guest", *options, *no_workers),

@@ -87,7 +87,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         return None
     from cowfs.pytest_plugin.guests import run_in_guest
 
-    return run_in_guest(item) or None
+    return run_in_guest(item, wants_kernel) or None
 
 
 @pytest.hookimpl(wrapper=True)

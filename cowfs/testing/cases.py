@@ -13,6 +13,10 @@ from typing import Generic, TypeVar
 _Lab = TypeVar("_Lab")
 
 
+class NotApplicableError(Exception):
+    """A case cannot be tried here; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case(Generic[_Lab]):
     """One thing that everything of a kind does.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 
 from cowfs.errors import MissingRequirement
-from cowfs.testing.conformance.lab import NotApplicableError
+from cowfs.testing.cases import NotApplicableError
 
 
 def run_cases(cases: Mapping[str, Callable[[str], None]], directory: str, *, as_json: bool) -> int:

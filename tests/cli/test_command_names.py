@@ -13,7 +13,8 @@ import click
 import pytest
 
 from cowfs.cli.app import cli
-from cowfs.cli.commands import FORMER_NAMES, GROUPS, LazyGroup
+from cowfs.cli.commands import FORMER_NAMES, GROUPS
+from cowfs.cli.lazy_group import LazyGroup
 from cowfs.cli.suggestions import WORDS_OF_OTHERS
 from tests.cli.conftest import Run
 

@@ -11,6 +11,7 @@ Modules: `general` (the list every backend starts with), then the sections of th
 (cases of the kernel's own test suites, under their names; others name theirs as `originals`).
 """
 
+from cowfs.testing.cases import NotApplicableError
 from cowfs.testing.conformance import (
     data,
     discard,
@@ -23,7 +24,7 @@ from cowfs.testing.conformance import (
     suites,
     tables,
 )
-from cowfs.testing.conformance.lab import DependencyInjectable, Lab, NotApplicableError
+from cowfs.testing.conformance.lab import DependencyInjectable, Lab
 from cowfs.testing.conformance.registry import BEHAVIOURS, Behaviour, check
 
 __all__ = [

@@ -39,10 +39,6 @@ _TRIES = 50
 _LIMIT_SECONDS = 30.0
 
 
-class NotApplicableError(Exception):
-    """This behaviour cannot be tried here; the text says why."""
-
-
 class LabFeature(enum.Flag):
     """What a lab can do to the pools of a backend."""
 

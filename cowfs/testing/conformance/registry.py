@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MissingRequirement
 from cowfs.pool import Backend, Capability
-from cowfs.testing.cases import Case, Cases
-from cowfs.testing.conformance.lab import Lab, LabFeature, NotApplicableError, features_of
+from cowfs.testing.cases import Case, Cases, NotApplicableError
+from cowfs.testing.conformance.lab import Lab, LabFeature, features_of
 from cowfs.testing.judges import require_clean
 
 _NONE = Capability(0)

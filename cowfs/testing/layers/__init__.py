@@ -11,7 +11,7 @@ Modules: `graph` (the generic suite of graph drivers), `store` (containers/stora
 own, and its daemon's), `snapshots` (containerd's, as far as they apply), `rules` (of this interface).
 """
 
-from cowfs.testing.conformance.lab import NotApplicableError
+from cowfs.testing.cases import NotApplicableError
 from cowfs.testing.layers import devicemapper, graph, rules, snapshots, store
 from cowfs.testing.layers.files import DirectoryFiles, Entry, Files, TreeFiles
 from cowfs.testing.layers.lab import SMALL_OPTIONS, Home, HomeFactory, LayerLab

@@ -7,7 +7,8 @@ import subprocess
 from typing import Final
 
 from cowfs.errors import UsageError
-from cowfs.testing.conformance.lab import NotApplicableError, expect_equal
+from cowfs.testing.cases import NotApplicableError
+from cowfs.testing.conformance.lab import expect_equal
 from cowfs.testing.layers.lab import MIB, LayerLab, content
 from cowfs.testing.layers.registry import case
 from cowfs.units import format_decimal_size

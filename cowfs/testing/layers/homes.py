@@ -35,7 +35,7 @@ from cowfs.layers.info import status_items
 from cowfs.layers.roots import ensure_root
 from cowfs.pool import NodeThin, ThinDevice
 from cowfs.steps import Steps
-from cowfs.testing.conformance.lab import NotApplicableError
+from cowfs.testing.cases import NotApplicableError
 from cowfs.testing.judges import require_clean_pool
 from cowfs.testing.layers.files import DirectoryFiles, Files, TreeFiles
 from cowfs.testing.layers.lab import Home, HomeFactory

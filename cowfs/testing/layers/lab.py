@@ -15,7 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 from cowfs.layers import Driver
 from cowfs.steps import finish, pieces_of
-from cowfs.testing.conformance.lab import NotApplicableError
+from cowfs.testing.cases import NotApplicableError
 from cowfs.testing.layers.files import Entry, Files
 
 MIB: Final = 1 << 20
