@@ -314,7 +314,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
 }
 
 # A part of another one names the type of the whole, which it is given.
-TYPES = {("ext4", "library", "descriptors"): {("library", "filesystem")}}
+TYPES: dict[tuple[str, ...], set[tuple[str, ...]]] = {("ext4", "library", "descriptors"): {("library", "filesystem")}}
 DETERMINISTIC = {"thinmeta", "pool", "blockdev", "cowfs_emulated"}
 MAY_IMPORT_TRIO = {"fuse", "faults", "home", "benchmarks", "docker", "containerd", "cli"}
 NONDETERMINISTIC_CALLS = {
