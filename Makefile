@@ -2,7 +2,7 @@
 # make demo    the whole story on a temporary home, each step checked
 # make test    lint, then all tests
 # make test-next   the unit tests on NEXT_PYTHON (python3.13), as 'make test' does too where there is one
-# make bench   the benchmarks; QUICK=1 makes them small
+# make bench   the benchmarks, with reports in bench/results; QUICK=1 makes them small
 # make lint    formatting, lint rules, types
 # make man     the manual pages, in build/man
 # make clean   remove what was built, but not .cache, from which .venv is made again quickly
@@ -24,6 +24,10 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 NEXT_PYTHON ?= python3.13
 NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
+RESULTS := bench/results
+# A quick run shows that everything works, in less than three minutes: the figures say nothing.
+QUICK_ENGINES := emulated,qcow2,ext4,plain
+QUICK_PROGRAMS := startup engine snapshot rollback raw
 
 .PHONY: setup demo test test-next test-tools lint bench man clean distclean packages-run packages-test packages-bench
 
@@ -65,7 +69,10 @@ lint: $(SETUP)
 	$(BIN)/mypy
 
 bench: $(SETUP) packages-test packages-bench
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+	mkdir -p $(RESULTS)
+	$(BIN)/cowfs bench $(if $(QUICK),--quick --rounds 1 --over $(QUICK_ENGINES)) --json $(RESULTS)/engines.json --html $(RESULTS)/engines.html
+	$(BIN)/cowfs bench compare $(RESULTS)/engines.json $(RESULTS)/engines.json
+	$(BIN)/python -m bench $(if $(QUICK),--quick $(QUICK_PROGRAMS))
 
 man: $(SETUP)
 	$(BIN)/python -m cowfs.cli.manual build/man

@@ -12,7 +12,6 @@ import msgspec
 from cowfs.mounts.mountinfo import mounts
 
 QUIET_PROCESSORS: Final = 0.25
-STATISTICS: Final = "/proc/stat"
 _SWITCHES: Final = 2000
 
 
@@ -43,20 +42,16 @@ def describe_machine(directory: str) -> Machine:
     )
 
 
-def busy_processors(seconds: float, statistics: str = STATISTICS) -> float:
-    """How many processors are busy, on average, while this program sleeps.
-
-    Args:
-        statistics: path of what is to be read; in a guest, that of the machine below it.
-    """
-    before = _busy_seconds(statistics)
+def busy_processors(seconds: float) -> float:
+    """How many processors are busy, on average, while this program sleeps."""
+    before = _busy_seconds()
     time.sleep(seconds)
-    return (_busy_seconds(statistics) - before) / seconds
+    return (_busy_seconds() - before) / seconds
 
 
-def _busy_seconds(statistics: str) -> float:
-    """Processor time that a machine has spent on anything (proc(5): user nice system idle iowait irq ...)."""
-    with open(statistics, encoding="ascii") as file:
+def _busy_seconds() -> float:
+    """Processor time that this machine has spent on anything (proc(5): user nice system idle iowait irq ...)."""
+    with open("/proc/stat", encoding="ascii") as file:
         ticks = [int(number) for number in file.readline().split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
 

@@ -15,7 +15,7 @@ from typing import Final
 from cowfs.benchmarks.engines.catalogue import Wanted
 from cowfs.benchmarks.engines.interface import Contender, Setting
 from cowfs.benchmarks.figures import turns
-from cowfs.benchmarks.machine import STATISTICS, busy_processors, describe_machine, switch_seconds
+from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
 from cowfs.benchmarks.meter import Measured, Meter
 from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Line, Question, Result
 from cowfs.benchmarks.workloads.interface import Measure, Workload
@@ -49,7 +49,7 @@ class Run:
     Args:
         directory: an empty one; everything that is compared lies in it.
         missing: contenders that were asked for and cannot run here, for the report.
-        statistics: where the load of the machine is read.
+        others_processors: what is known to be used by others before the run.
     """
 
     wanted: Sequence[Wanted]
@@ -60,7 +60,7 @@ class Run:
     watcher: Watcher = field(default_factory=Watcher)
     missing: Sequence[Absent] = ()
     look_seconds: float = _LOOK_SECONDS
-    statistics: str = STATISTICS
+    others_processors: float = 0.0
     _done: int = 0
 
     def __call__(self) -> Result:
@@ -76,7 +76,7 @@ class Run:
             place=os.fspath(self.directory.parent),
             rounds=self.rounds,
             seed=self.seed,
-            others_processors=0.0,
+            others_processors=self.others_processors,
             switch_us=1e6 * switch_seconds(),
             contenders=[],
             missing=list(self.missing),
@@ -120,7 +120,7 @@ class Run:
         )
 
     def _look_around(self, result: Result) -> float:
-        found = busy_processors(self.look_seconds, self.statistics)
+        found = busy_processors(self.look_seconds)
         result.others_processors = max(result.others_processors, found)
         return found
 
@@ -139,8 +139,7 @@ class Run:
         for contender in contenders:
             if contender not in able:
                 lacking = workload.needs & ~offers[contender.name]
-                what = " and ".join(str(part.name).lower() for part in lacking)
-                question.absent.append(Absent(contender.name, f"it has no {what}"))
+                question.absent.append(Absent(contender.name, f"it has no {lacking.words}"))
         with ExitStack() as stack:
             measures: dict[str, Measure] = {}
             for contender in able:

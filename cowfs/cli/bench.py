@@ -30,6 +30,7 @@ _WIDTH: Final = 100
 _JOB: Final = ".fio"
 _WORDS: Final = "cowfs.bench.words"
 _GUEST_BYTES: Final = 1 << 30
+_LOOK_SECONDS: Final = 0.5
 _COMPARE: Final = "compare"
 _REPORT: Final = "report"
 _ORDER: Final = ("worse", "better", "tie", "unjudged")
@@ -65,7 +66,7 @@ class _BenchCommand(click.Command):
 @click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write all rounds to FILE, as CSV.")
 @click.option("--threshold", metavar="N%", default="10%", show_default=True, help="compare: less than this is a tie.")
 @click.option("--judge-loaded", is_flag=True, help="compare: judge runs on a machine that others used, too.")
-@click.option("--in-guest", is_flag=True, hidden=True)
+@click.option("--others", type=float, default=0.0, hidden=True)
 @click.option("--list", "lists", is_flag=True, help="List the engines and the questions.")
 @click.pass_context
 def bench_command(
@@ -86,7 +87,7 @@ def bench_command(
     csv_file: str | None,
     threshold: str,
     judge_loaded: bool,
-    in_guest: bool,
+    others: float,
     lists: bool,
 ) -> int:
     """Run one workload over several copy-on-write engines, in turns, and say what each write cost.
@@ -121,8 +122,8 @@ def bench_command(
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
 
-    with _scratch(directory) as place, _statistics(in_guest=in_guest) as statistics:
-        run = Run(wanted, workloads, place, rounds, seed, missing=missing, statistics=statistics)
+    with _scratch(directory) as place:
+        run = Run(wanted, workloads, place, rounds, seed, missing=missing, others_processors=others)
         result = _run(run, shows_tables=not settings.as_json)
     _write(result, json_file, csv_file, html_file)
     if settings.as_json:
@@ -186,30 +187,18 @@ def _scratch(parent: str | None) -> Iterator[Path]:
 
 
 def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | None) -> int:
-    """The same command in User-Mode Linux, which sees the file systems of this machine through hostfs."""
+    """The same command in User-Mode Linux, which sees the file systems of this machine through hostfs.
+
+    What others use is not to be seen from there, so it is looked at before.
+    """
+    from cowfs.benchmarks.machine import busy_processors
     from cowfs.cli.uml import run_cowfs_in_uml
 
     with _scratch(directory) as place:
         own = [word for word in words if word != "--in-uml"]
-        command = [*["--json"] * settings.as_json, "bench", *own, "--in-guest", "--directory", os.fspath(place)]
+        others = f"--others={busy_processors(_LOOK_SECONDS)}"
+        command = [*["--json"] * settings.as_json, "bench", *own, others, "--directory", os.fspath(place)]
         return run_cowfs_in_uml(command, memory_bytes=_GUEST_BYTES)
-
-
-@contextmanager
-def _statistics(*, in_guest: bool) -> Iterator[str]:
-    """Where the load is to be read: in a guest, that of the machine below, whose /proc is another one."""
-    from cowfs.benchmarks.engines.tools import run_tool
-    from cowfs.benchmarks.machine import STATISTICS
-
-    if not in_guest:
-        yield STATISTICS
-        return
-    with tempfile.TemporaryDirectory(prefix="cowfs-host-proc-", dir="/run") as target:
-        run_tool("mount", "-t", "hostfs", "-o", "/proc", "none", target)
-        try:
-            yield os.path.join(target, "stat")
-        finally:
-            run_tool("umount", target)
 
 
 def _run(run: Run, *, shows_tables: bool) -> Result:

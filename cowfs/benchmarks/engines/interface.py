@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cowfs.benchmarks import accounting
 from cowfs.errors import UsageError
@@ -31,6 +32,13 @@ class Offer(enum.Flag):
     MANY = enum.auto()  # thousands of snapshots
     HOME = enum.auto()  # a home of cowfs
     BLOCK_SIZE = enum.auto()  # the unit of copying can be chosen
+
+    @property
+    def words(self) -> str:
+        return " and ".join(_WORDS.get(part, str(part.name).lower()) for part in self)
+
+
+_WORDS: Final = {Offer.MANY: "room for thousands of them", Offer.BLOCK_SIZE: "block size to choose"}
 
 
 class Contender:
@@ -55,7 +63,7 @@ class Contender:
             self.snapshot(origin, name)
 
     def remove(self, name: str) -> None:
-        """Remove a device that is not in use."""
+        """Remove a device that is not in use; durable as `snapshot` is, where the engine takes snapshots."""
         raise self._cannot("remove devices")
 
     def disk(self, name: str) -> AbstractContextManager[Path]:

@@ -1,6 +1,6 @@
 """File systems of the kernel, each in one file behind a loop device: ext4, xfs with reflinks, btrfs with subvolumes.
 
-A snapshot is durable when it is taken, as one of cowfs is: what is only in the kernel's memory is synced.
+A snapshot is durable when it is taken, and so is its removal, as those of cowfs are: the file system is synced.
 """
 
 from __future__ import annotations
@@ -60,6 +60,10 @@ class _Reflinks(LoopContender):
         run_tool("cp", "-a", "--reflink=always", source / TREE, target / TREE)
         synced(self.devices)
 
+    def remove(self, name: str) -> None:
+        super().remove(name)
+        synced(self.devices)
+
 
 class _Subvolumes(LoopContender):
     """btrfs: a device is a subvolume, with a disk and a tree in it."""
@@ -78,6 +82,7 @@ class _Subvolumes(LoopContender):
 
     def remove(self, name: str) -> None:
         self._call(_SNAP_DESTROY, name)
+        synced(self.devices)
 
     def _call(self, request: int, name: str, fd: int = 0) -> None:
         top = os.open(self.devices, os.O_RDONLY)

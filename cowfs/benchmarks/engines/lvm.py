@@ -37,26 +37,30 @@ class _Lvm(Contender):
     def lvm(self, *words: str) -> None:
         _lvm(self._loop, *words)
 
+    def _volume(self, name: str) -> str:
+        """LVM keeps names such as `snapshot...` for itself."""
+        return f"{self._group}/device_{name}"
+
     def create(self, name: str, size_bytes: int) -> None:
         size = -(-size_bytes >> 22) << 22  # whole extents of 4 MiB
-        self.lvm("lvcreate", "-V", f"{size}b", "-T", f"{self._group}/{_POOL}", "-n", name, "-an")
+        self.lvm("lvcreate", "-V", f"{size}b", "-T", f"{self._group}/{_POOL}", "-n", f"device_{name}", "-an")
 
     def snapshot(self, origin: str, name: str) -> None:
-        self.lvm("lvcreate", "-s", "-n", name, f"{self._group}/{origin}")
+        self.lvm("lvcreate", "--type", "thin", "-n", f"device_{name}", self._volume(origin))
         if origin in self._formatted:
             self._formatted.add(name)
 
     def remove(self, name: str) -> None:
-        self.lvm("lvremove", "-f", f"{self._group}/{name}")
+        self.lvm("lvremove", "-f", self._volume(name))
         self._formatted.discard(name)
 
     @contextmanager
     def disk(self, name: str) -> Iterator[Path]:
-        self.lvm("lvchange", "-ay", "-K", f"{self._group}/{name}")
+        self.lvm("lvchange", "-ay", "-K", self._volume(name))
         try:
-            yield Path("/dev", self._group, name)
+            yield Path("/dev", self._volume(name))
         finally:
-            self.lvm("lvchange", "-an", f"{self._group}/{name}")
+            self.lvm("lvchange", "-an", self._volume(name))
 
     @contextmanager
     def tree(self, name: str) -> Iterator[Path]:

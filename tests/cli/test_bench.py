@@ -1,0 +1,148 @@
+"""`cowfs bench`: what it prints and writes, as root and as an ordinary user; what it refuses; that nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from cowfs.mounts.mountinfo import mounts
+from tests.conftest import Account
+
+JOB = """[global]
+filename=${DISK}
+size=1m
+ioengine=psync
+[first]
+rw=write
+bs=64k
+[second]
+stonewall
+rw=read
+bs=4k
+"""
+START_SECONDS = 60
+
+
+def bench(account: Account, *words: str, status: int = 0) -> str:
+    found = account.run(["cowfs", "--quiet", "bench", "--directory", ".", *words], check=False)
+    assert found.returncode == status, found.stderr
+    assert not list(account.directory.glob("cowfs-bench-*"))
+    return found.stdout if status == 0 else found.stderr
+
+
+@pytest.mark.fuse
+def test_questions_of_several_engines_with_all_reports(account: Account, needs_fuse: None) -> None:
+    files = ["--json", "new.json", "--html", "new.html", "--csv", "new.csv"]
+    said = bench(account, "first-write", "churn", "--over", "emulated,plain", "--quick", "--rounds", "2", *files)
+    assert "first write of 4 KiB and fdatasync [1/s]" in said
+    assert "without plain: it has no snapshots" in said
+    result = json.loads((account.directory / "new.json").read_text())
+    assert [note["name"] for note in result["contenders"]] == ["emulated", "plain"]
+    lines = {line["name"]: line for line in result["questions"][0]["lines"]}
+    (first, second) = lines["first write of 4 KiB and fdatasync"]["samples"]["emulated"]
+    for sample in (first, second):  # four writes, each in a shared block of 64 KiB of its own
+        assert sample["requests"] == 4
+        assert sample["counters"]["requests"]["copied_blocks"] == 4
+        assert sample["counters"]["requests"]["copied_bytes"] == 4 * (64 << 10)
+        assert sample["counters"]["requests"].get("provisioned_blocks") == 0
+        assert sample["engine_written_bytes"] >= 4 * (64 << 10)
+        assert sample["peak_memory_bytes"] > 1 << 20
+    whole = lines["first write of 256 KiB and fdatasync"]["samples"]["emulated"][0]
+    assert whole["counters"]["requests"]["copied_bytes"] == 0  # nothing of a block is left to copy
+    page = (account.directory / "new.html").read_text()
+    assert "What does the first write after a snapshot cost?" in page
+    assert page.count("<svg") > 4
+    assert (account.directory / "new.csv").read_text().count("\nfirst-write,first write of 4 KiB") == 2
+    compared = bench(account, "compare", "new.json", "new.json")
+    assert "worse" not in compared
+    assert "first write of 4 KiB" in bench(account, "report", "new.json")
+
+
+@pytest.mark.fuse
+def test_a_job_of_fio_on_each_engine_is_kept_whole(account: Account, needs_fuse: None) -> None:
+    (account.directory / "job.fio").write_text(JOB)
+    bench(account, "job.fio", "--over", "emulated,plain", "--rounds", "1", "--size", "256M", "--json", "new.json")
+    (question,) = json.loads((account.directory / "new.json").read_text())["questions"]
+    lines = {line["name"]: line["samples"] for line in question["lines"]}
+    assert set(lines) == {"all jobs", "first: write", "second: read"}
+    for contender in ("emulated", "plain"):
+        (whole,) = lines["all jobs"][contender]
+        assert [job["jobname"] for job in whole["fio"]["jobs"]] == ["first", "second"]
+        assert whole["written_bytes"] == whole["read_bytes"] == 1 << 20
+        assert lines["second: read"][contender][0]["requests"] == 256
+        assert lines["second: read"][contender][0]["latency_us"]["p50"] > 0
+    assert lines["all jobs"]["emulated"][0]["counters"]["requests"]["written_bytes"] >= 1 << 20
+
+
+def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> None:
+    (account.directory / "work").write_text('#!/bin/sh\necho "working in $1"\ntouch "$1/file"\nexit 3\n')
+    (account.directory / "work").chmod(0o755)
+    found = account.run(
+        ["cowfs", "bench", "--directory", ".", "--command", "./work {dir}", "--over", "plain"], check=False
+    )
+    assert found.returncode == 1
+    assert found.stderr.startswith("working in /")
+    assert "plain failed: './work /" in found.stdout
+    assert "ended with status 3 on plain: working in /" in found.stdout
+    assert not list(account.directory.glob("cowfs-bench-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["foo"], 2, "there is no question 'foo'; there are first-write,"),
+        (["--over", "foo"], 2, "there is no engine 'foo'; there are emulated,"),
+        (["--command", "true"], 2, "has to name one of {dir}, {disk} and {home}: where it works; it names none"),
+        (["--command", "a {dir} {disk}"], 2, "it names {dir} and {disk}"),
+        (["--command", "a ' {dir}"], 2, "cannot be split into words"),
+        (["none.fio"], 2, "the job file none.fio cannot be read: No such file or directory"),
+        (["place.fio"], 2, "has 'filename=/dev/sda', which is the same place for every engine"),
+        (["compare"], 2, "give two results, as in"),
+        (["compare", "a", "b", "c"], 2, "give two results, as in"),
+        (["compare", "none.json", "none.json"], 1, "none.json cannot be read: No such file or directory"),
+        (["compare", "place.fio", "place.fio"], 2, "place.fio is no result of 'cowfs bench --json'"),
+        (["compare", "a", "b", "--threshold", "x"], 2, "--threshold x is no percentage"),
+        (["report"], 2, "give one result, as in"),
+        (["disk", "--directory", "none"], 2, "no directory can be made in it: No such file or directory"),
+        (["disk", "--over", "plain", "--thin-pool", "pool"], 2, "--thin-pool pool is for the engine dmthin"),
+        (["disk", "--over", "bare-fuse:1M"], 2, "has no block size to choose"),
+    ],
+)
+def test_bad_input_is_one_line(account: Account, words: list[str], status: int, message: str) -> None:
+    (account.directory / "place.fio").write_text("[job]\nfilename=/dev/sda\n")
+    found = account.run(["cowfs", "bench", *words], check=False)
+    assert found.returncode == status, found.stderr
+    assert message in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert not found.stdout
+
+
+def test_a_job_that_fio_refuses_is_one_line_of_the_question(account: Account) -> None:
+    (account.directory / "job.fio").write_text("[job]\nrw=fly\n")
+    found = account.run(["cowfs", "bench", "job.fio", "--over", "plain", "--rounds", "1"], check=False)
+    assert found.returncode == 1
+    assert "plain failed: fio ended with status 1 for job.fio on plain: fio: failed parsing rw=fly" in found.stdout
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_takes_everything_down(account: Account, needs_fuse: None, number: signal.Signals) -> None:
+    """In the middle of a command that works on a mount."""
+    (account.directory / "work").write_text('#!/bin/sh\ntouch "$1/file" started\nexec sleep 60\n')
+    (account.directory / "work").chmod(0o755)
+    words = ["--command", "./work {dir}", "--over", "emulated"]
+    process = account.start(["cowfs", "bench", "--directory", ".", *words])
+    deadline = time.monotonic() + START_SECONDS
+    while not (account.directory / "started").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    assert process.wait(START_SECONDS) == 128 + number
+    assert not list(account.directory.glob("cowfs-bench-*"))
+    assert not [mount for mount in mounts() if Path(mount.target).is_relative_to(account.directory)]
