@@ -206,6 +206,7 @@ _DEVICES: Final[Table[DeviceRow]] = Table(
         Column("PARENT", lambda row: row.parent or "-"),
         Column("CONTENTS", lambda row: row.contents or "-", usual=("ext4", "-")),
         Column("MOUNTED", lambda row: " ".join(row.mounted) or "-"),
+        Column("SNAPSHOT", lambda row: row.snapshot or "-", usual=("-",)),
     ),
     lambda row: row.name,
 )
@@ -226,7 +227,8 @@ def list_command(
     A dash means that the parent is unknown or was removed. A deleted device was removed while it was busy; it is freed
     on last close.
 
-    CONTENTS, what a disk holds, is a column where one of them is known not to be ext4.
+    CONTENTS, what a disk holds, is a column where one of them is known not to be ext4; SNAPSHOT, containerd's key of a
+    device, its kind, and how many snapshots are made of it, where there is one.
     """
     if tree and (columns or sort or reverse):
         raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")
@@ -254,6 +256,7 @@ def _print_tree(rows: list[DeviceRow]) -> None:
     def describe(name: str) -> str:
         row = by_name[name]
         where = f", mounted at {' '.join(row.mounted)}" if row.mounted else ""
+        where += f", containerd's {row.snapshot}" if row.snapshot else ""
         return f"{_name(row)}  {_size(row.exclusive_bytes)} of {_size(row.mapped_bytes)} exclusive{where}"
 
     output.print_tree(roots, children.__getitem__, describe)

@@ -5,6 +5,7 @@ Changes of the store are made one after the other; what takes long (the size of 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -21,15 +22,13 @@ from google.protobuf.message import DecodeError
 from cowfs.containerd.filters import lookup_in, parse_filters
 from cowfs.containerd.grpc import Asked, CallError, Code, Handler
 from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
-from cowfs.containerd.store import DEVICE_PREFIX, Snapshot, SnapshotStore
+from cowfs.containerd.store import LAYER_REFERENCE, Snapshot, SnapshotStore
 from cowfs.error_record import plain_text
 from cowfs.errors import (
     CowfsError,
     DeviceBusy,
     DeviceExists,
     HomeBusy,
-    OutOfDataSpace,
-    OutOfMetadataSpace,
     UnknownDevice,
     UsageError,
 )
@@ -37,6 +36,7 @@ from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
 from cowfs.home.requests.layers import ApplyLayer, CreateLayer, LayerArchive, LayerOwnUsage, PutLayer, ShowLayer
 from cowfs.home.requests.request import Attachment, Request
+from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from cowfs.layers.interface import LayerUsage
 
 _log = logging.getLogger(__name__)
@@ -46,8 +46,6 @@ _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _ROWS_PER_ANSWER: Final = 100
 _NAME_MAX_CHARACTERS: Final = 4096
 _CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
-    (OutOfDataSpace, Code.RESOURCE_EXHAUSTED),
-    (OutOfMetadataSpace, Code.RESOURCE_EXHAUSTED),
     (DeviceExists, Code.ALREADY_EXISTS),
     (UnknownDevice, Code.NOT_FOUND),
     (DeviceBusy, Code.FAILED_PRECONDITION),
@@ -105,6 +103,8 @@ class Snapshotter:
         async with self._changing:
             self._require_new(request.key)
             parent = self._parent(request.parent)
+            if kind == ACTIVE:
+                self._require_no_such_layer(request)
             owns_device = kind == ACTIVE or parent is None
             if owns_device:
                 device = _new_device()
@@ -248,6 +248,19 @@ class Snapshotter:
         if self._store.find(key) is not None:
             raise CallError(Code.ALREADY_EXISTS, f"snapshot {key} exists already")
 
+    def _require_no_such_layer(self, request: Any) -> None:
+        """A layer that is here already is neither fetched nor unpacked again, for whatever namespace it came.
+
+        containerd then looks for the committed snapshot by that label, and by its parent.
+        """
+        reference = request.labels.get(LAYER_REFERENCE)
+        found = self._store.layer(reference, request.parent) if reference else None
+        if found is None:
+            return
+        if found.labels.get(LAYER_REFERENCE) != reference:
+            self._store.put(replace(found, labels={**found.labels, LAYER_REFERENCE: reference}))
+        raise CallError(Code.ALREADY_EXISTS, f"layer {reference} is here as snapshot {found.key}")
+
     def _active(self, key: str) -> Snapshot:
         snapshot = self._require(key)
         if snapshot.kind != ACTIVE:
@@ -311,6 +324,8 @@ def as_call_errors(special: Mapping[type[CowfsError], Code] = MappingProxyType({
     except CowfsError as error:
         codes = [*special.items(), *_CODES]
         code = next((code for known, code in codes if isinstance(error, known)), Code.INTERNAL)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            code = Code.RESOURCE_EXHAUSTED
         raise CallError(code, plain_text(error.message)) from error
 
 

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cowfs.containerd.messages import COMMITTED
 from cowfs.errors import HomeError
+from cowfs.home.snapshot_keys import DEVICE_PREFIX, FILE_NAME
 
-FILE_NAME: Final = "cowfs.snapshots"
-DEVICE_PREFIX: Final = "snapshot-"
 _VERSION: Final = 1
+LAYER_REFERENCE: Final = "containerd.io/snapshot.ref"
 _TABLE: Final = """
     create table if not exists snapshots (
         key text primary key,
@@ -101,6 +102,18 @@ class SnapshotStore:
     def owner_of(self, device: str) -> Snapshot | None:
         """The snapshot that a device was made for."""
         row = self._database.execute("select * from snapshots where device = ? and owns_device", (device,)).fetchone()
+        return None if row is None else _snapshot(row)
+
+    def layer(self, reference: str, parent: str) -> Snapshot | None:
+        """A committed snapshot with a layer, by its chain id: by its label, or by its key in any namespace."""
+        query = (
+            "select * from snapshots where parent = ? and kind = ? and (substr(key, -length(?)) = ? "
+            "or json_extract(labels, ?) = ?) order by created_ns limit 1"
+        )
+        end = "/" + reference
+        row = self._database.execute(
+            query, (parent, COMMITTED, end, end, f'$."{LAYER_REFERENCE}"', reference)
+        ).fetchone()
         return None if row is None else _snapshot(row)
 
     def all(self) -> Iterator[Snapshot]:

@@ -131,7 +131,7 @@ class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Both figures are null where the pool has none. `deleted`: it is marked for deletion, and removed when its last user
     ends. `mounted`: where it is shown. `contents`: what the disk holds, left out where it is ext4; null where that
-    cannot be read.
+    cannot be read. `snapshot`: which one of containerd's it is, left out where it is none.
     """
 
     name: str
@@ -143,6 +143,7 @@ class DeviceRow(msgspec.Struct, frozen=True, omit_defaults=True):
     deleted: bool
     mounted: list[str]
     contents: str | None = "ext4"
+    snapshot: str | None = None
 
 
 class DeviceReport(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -28,11 +28,12 @@ class Server:
         self.socket = account.directory / "snapshotter.sock"
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self) -> GrpcClient:
-        options = [word for option in OPTIONS for word in ("--storage-opt", option)]
-        words = ["cowfs", "--home", self.home, *options, "snapshotter", "--socket", self.socket, *self.words]
+    def start(self, *options: str) -> GrpcClient:
+        """Start it; `options` are storage options in place of the usual ones."""
+        words = [word for option in options or OPTIONS for word in ("--storage-opt", option)]
+        command = ["cowfs", "--home", self.home, *words, "snapshotter", "--socket", self.socket, *self.words]
         with (self.account.directory / "log").open("a") as log:
-            self.process = self.account.start(words, stdout=log, stderr=log)
+            self.process = self.account.start(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while True:
             try:

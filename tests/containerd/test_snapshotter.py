@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -156,3 +157,103 @@ def test_a_server_after_another_one(server: Server, number: signal.Signals) -> N
     assert server.stop() == 0, server.log()
     assert "snapshot-" not in server.cowfs("list")
     assert server.cowfs("pool", "check").startswith("clean")
+
+
+SMALL = ["dm.loopdatasize=24M", "dm.loopmetadatasize=2M", "dm.basesize=64M"]
+REFERENCE = "containerd.io/snapshot.ref"
+
+
+def test_a_layer_that_is_here_is_not_unpacked_again(server: Server) -> None:
+    """Nor for another namespace; containerd finds the committed snapshot by its label and its parent."""
+    with server.start() as client:
+        for number, parent in ((1, ""), (2, "one/2/sha256:aa")):
+            client.call("Prepare", key=f"one/{number}/extract", parent=parent)
+            name = "one/2/sha256:aa" if number == 1 else "one/4/sha256:bb"
+            client.call("Commit", key=f"one/{number}/extract", name=name)
+        before = server.cowfs("list")
+
+        def refused_with(reference: str, parent: str) -> Code | None:
+            try:
+                client.call("Prepare", key="two/9/extract", parent=parent, labels={REFERENCE: reference})
+            except CallFailed as error:
+                return error.code
+            client.call("Remove", key="two/9/extract")
+            return None
+
+        assert refused_with("sha256:aa", "") is Code.ALREADY_EXISTS
+        assert refused_with("sha256:bb", "one/2/sha256:aa") is Code.ALREADY_EXISTS
+        assert names(client, f'labels."{REFERENCE}"==sha256:aa,parent==""') == ["one/2/sha256:aa"]
+        assert names(client, f'labels."{REFERENCE}"==sha256:bb,parent=="one/2/sha256:aa"') == ["one/4/sha256:bb"]
+        assert refused_with("sha256:bb", "") is None  # of another parent
+        assert refused_with("sha256:a", "") is None
+        assert refused_with("%", "") is None
+        assert server.cowfs("list") == before
+
+
+def test_devices_of_snapshots_are_named_and_kept(server: Server) -> None:
+    """With the snapshotter or without it: what lists devices says whose they are, and nobody removes them by hand."""
+    with server.start() as client:
+        root = path_of(client.call("Prepare", key="default/1/extract"))
+        server.account.run(["sh", "-ec", 'echo one > "$1/file"', "sh", root])
+        client.call("Commit", key="default/1/extract", name="default/2/sha256:aa")
+        box = path_of(client.call("Prepare", key="default/3/box", parent="default/2/sha256:aa")).parent.name
+        for is_served in (True, False):
+            if not is_served:
+                assert server.stop() == 0
+            rows = {line.split()[0]: line for line in server.cowfs("list").splitlines()}
+            assert "default/3/box (active)" in rows[box]
+            (base,) = rows.keys() - {"NAME", "base", box}
+            assert "default/2/sha256:aa (committed, 1 made of it)" in rows[base]
+            for words in (
+                ["remove", base],
+                ["remove", "--deferred", base],
+                ["layer", "remove", base],
+                ["rename", base, "other"],
+                ["rollback", base, box],
+                ["rollback", "--force", box, base],
+                ["cp", "/etc/hostname", f"{base}:/x"],
+            ):
+                done = server.account.run(["cowfs", "--home", server.home, *words], check=False)
+                assert done.returncode != 0, words
+                assert "containerd's snapshot default/" in done.stderr, done.stderr
+                assert "ctr -n default snapshots --snapshotter cowfs rm '" in done.stderr
+            assert server.account.run(["cowfs", "--home", server.home, "cat", f"{base}:/file"]).stdout == "one\n"
+    with server.start() as client:
+        client.call("Remove", key="default/3/box")
+        client.call("Remove", key="default/2/sha256:aa")
+    assert "snapshot-" not in server.cowfs("list")
+
+
+def test_usage_is_what_a_removal_gives_back(server: Server) -> None:
+    with server.start() as client:
+        client.call("Prepare", key="a")
+        client.call("Commit", key="a", name="base")
+        client.call("Prepare", key="b", parent="base")
+        root = path_of(client.call("Mounts", key="b"))
+        server.account.run(["sh", "-ec", 'seq 1 100000 > "$1/numbers"; mkdir "$1/d"; : > "$1/d/f"', "sh", root])
+        client.call("Commit", key="b", name="top")
+        usage = client.call("Usage", key="top")
+        assert usage.inodes == 3
+        used = used_bytes(server)
+        client.call("Remove", key="top")
+        assert used - used_bytes(server) == usage.size
+
+
+def used_bytes(server: Server) -> int:
+    used: int = json.loads(server.cowfs("--json", "status"))["data_used_bytes"]
+    return used
+
+
+def test_a_full_pool_is_said_in_our_words(server: Server) -> None:
+    with server.start(*SMALL) as client:
+        root = path_of(client.call("Prepare", key="a"))
+        server.cowfs("pool", "set", "--no-space", "error")
+        done = server.account.run(["dd", "if=/dev/urandom", f"of={root}/big", "bs=1M", "count=40"], check=False)
+        assert done.returncode != 0
+        with pytest.raises(CallFailed, match=r"space.*free") as caught:
+            client.call("Prepare", key="b")
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        server.account.run(["rm", root / "big"])
+        server.account.run(["sync", "-f", root], check=False)
+        client.call("Remove", key="a")
+        client.call("Prepare", key="b")

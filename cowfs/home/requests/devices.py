@@ -10,7 +10,7 @@ Sizes are in bytes, whatever the name; ids and transactions are the pool's own n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -22,6 +22,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import MetadataCorrupt, NoSuchThin, PoolModeError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Renaming, Replaced, Request, batched
+from cowfs.home.snapshot_keys import SnapshotKey, require_no_snapshot, snapshot_keys
 from cowfs.pool import PoolStatus, ThinStatus, ThinTable, UnreadableStatus
 from cowfs.steps import Pieces
 from cowfs.units import Sectors, ThinId
@@ -90,6 +91,7 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
     """
 
     def run(self, home: OpenHome) -> Pieces[DeviceRow]:
+        keys = snapshot_keys(home.path)
         for records in batched(home.devices.records()):
             views = home.all_views()
             names = [record.name for record in records]
@@ -98,7 +100,7 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
             except (MetadataCorrupt, PoolModeError):  # among the problems of `status`
                 found = None
             # The rows of a batch are of one moment.
-            yield from [_row(home, record, found, views) for record in records if record.name in home.devices]
+            yield from [_row(home, record, found, views, keys) for record in records if record.name in home.devices]
 
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
@@ -198,6 +200,7 @@ class Rollback(Request[RolledBack], frozen=True, tag="rollback"):
 
     def run(self, home: OpenHome) -> RolledBack:
         self.check(home)
+        require_no_snapshot(home.path, self.name, "rolled back")
         home.require_idle(self.name, "rolled back")
         before = home.devices.record(self.name)
         is_related = home.devices.are_related(self.name, self.snapshot)
@@ -238,6 +241,7 @@ class Rename(Request[Renamed], frozen=True, tag="rename"):
 
     def run(self, home: OpenHome) -> Renamed:
         self.check(home)
+        require_no_snapshot(home.path, self.name, "renamed")
         home.require_idle(self.name, "renamed")
         record = home.devices.rename(self.name, self.new_name)
         return Renamed(record.name, self.name, record.device_id)
@@ -267,6 +271,7 @@ class Remove(Request[bool], frozen=True, tag="remove"):
 
     def run(self, home: OpenHome) -> bool:
         name = home.devices.record(self.name).name
+        require_no_snapshot(home.path, name, "removed")
         if not self.deferred:
             home.require_idle(name, "removed", " (or remove it with --deferred)")
         return home.devices.remove(self.name, deferred=self.deferred)
@@ -362,6 +367,7 @@ def _row(
     record: DeviceRecord,
     found: dict[str, tuple[UsageRow, str | None]] | None,
     views: Sequence[MountedView],
+    keys: Mapping[str, SnapshotKey],
 ) -> DeviceRow:
     usage, contents = (found or {}).get(record.name, (None, None))
     unknown = None if found is None else 0  # a record without its thin occupies nothing
@@ -375,6 +381,7 @@ def _row(
         deleted=record.deleted,
         mounted=[view.mount_point for view in home.views_of(record, views)],
         contents=contents,
+        snapshot=plain_text(str(keys[record.name])) if record.name in keys else None,
     )
 
 

@@ -26,6 +26,7 @@ from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, PoolErro
 from cowfs.filetree import Attributes, DirectoryEntry, FileTree
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
+from cowfs.home.snapshot_keys import COMMITTED, require_no_snapshot
 from cowfs.layers.interface import LayerRoot
 from cowfs.steps import Pieces, Steps
 
@@ -321,6 +322,7 @@ def _changing(home: OpenHome, device: str, *, write_base: bool) -> Iterator[Laye
             "changed"
         )
     home.devices.guard.check_writable()
+    require_no_snapshot(home.path, device, "written", kind=COMMITTED)
     with home.driver.changing(device) as root:
         yield root
 

@@ -17,6 +17,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, Upload
+from cowfs.home.snapshot_keys import COMMITTED, require_no_snapshot
 from cowfs.layers.info import DriverInfo
 from cowfs.layers.interface import LayerUsage
 from cowfs.steps import Pieces, Steps
@@ -61,6 +62,7 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
         return self.id
 
     def run(self, home: OpenHome) -> None:
+        require_no_snapshot(home.path, self.id, "removed")
         home.driver.remove(self.id)
 
 
@@ -196,6 +198,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
         return self.id
 
     def run(self, home: OpenHome) -> Steps[int]:
+        require_no_snapshot(home.path, self.id, "written", kind=COMMITTED)
         if self.is_whole_needed:
             home.require_idle(self.id, "unpacked into")
         return home.driver.apply(self.id, None, self.file, as_docker=self.as_docker)
