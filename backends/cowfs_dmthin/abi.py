@@ -7,6 +7,7 @@ A device-mapper request is one buffer: a header of 312 bytes, then at `data_star
 
     TABLE_LOAD      target specs, each followed by its parameters and a zero byte
     TARGET_MSG      a sector number, then the message and a zero byte
+    DEV_RENAME      the new name or UUID and a zero byte
     others          nothing
 
 and the answer comes back in the same buffer, or BUFFER_FULL is set and the request is to be repeated in a larger one.
@@ -33,6 +34,7 @@ class Command(enum.IntEnum):
     LIST_DEVICES = 0xC138FD02
     DEV_CREATE = 0xC138FD03
     DEV_REMOVE = 0xC138FD04
+    DEV_RENAME = 0xC138FD05
     DEV_SUSPEND = 0xC138FD06
     DEV_STATUS = 0xC138FD07
     TABLE_LOAD = 0xC138FD09
@@ -57,6 +59,7 @@ class Flag(enum.IntFlag):
     SKIP_LOCKFS = 1 << 10
     NOFLUSH = 1 << 11
     QUERY_INACTIVE = 1 << 12
+    UUID = 1 << 14  # of a rename: it gives a UUID
     DEFERRED_REMOVE = 1 << 17
 
 
@@ -88,6 +91,7 @@ class DmHeader:
     device_number: int = 0
     version: tuple[int, int, int] = (4, 0, 0)
     data_start: int = 312
+    uuid: str = ""
 
     _STRUCT: ClassVar = struct.Struct("=3I II I i I I 4x Q 128s 129s 7x")
     SIZE: ClassVar[int] = 312
@@ -108,7 +112,9 @@ class DmHeader:
 
     @classmethod
     def unpack(cls, buffer: bytes | bytearray) -> DmHeader:
-        major, minor, patch, size, start, targets, opens, flags, event, dev, name, _ = cls._STRUCT.unpack_from(buffer)
+        major, minor, patch, size, start, targets, opens, flags, event, dev, name, uuid = cls._STRUCT.unpack_from(
+            buffer
+        )
         return cls(
             data_size=size,
             name=os.fsdecode(name.partition(b"\0")[0]),
@@ -119,6 +125,7 @@ class DmHeader:
             device_number=unpack_device_number(dev),
             version=(major, minor, patch),
             data_start=start,
+            uuid=os.fsdecode(uuid.partition(b"\0")[0]),
         )
 
 

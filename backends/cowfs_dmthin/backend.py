@@ -166,7 +166,7 @@ class DmThinBackend:
         is_used = False
         for other in control.devices_above(info.device_number):
             found = control.info(other)
-            if found is None or not found.open_count:
+            if found is None or not found.is_used:
                 control.remove_if_there(other)
                 continue
             is_used = True

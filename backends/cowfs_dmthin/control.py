@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import time
 from collections.abc import Iterable
@@ -33,6 +34,8 @@ _LARGEST_BUFFER_BYTES = 1 << 24
 # Removal meets transient users of a node, such as blkid run by udev.
 _BUSY_TRIES = 50
 _BUSY_PAUSE_SECONDS = 0.02
+# The UUID of a thin that stays active without a user begins so; other devices of ours have none.
+_KEPT_UUID = "cowfs-kept-"
 
 
 class ControlError(PoolError):
@@ -59,6 +62,12 @@ class DeviceInfo:
     read_only: bool
     has_live_table: bool
     deferred_remove: bool
+    is_kept: bool
+
+    @property
+    def is_used(self) -> bool:
+        """Whether somebody has it open, or it is kept for users to come; other idle devices were left by a crash."""
+        return self.open_count > 0 or self.is_kept
 
 
 class Control:
@@ -113,6 +122,12 @@ class Control:
     def cancel_deferred_remove(self, name: str) -> None:
         self.message(name, "@cancel_deferred_remove")
 
+    def keep(self, name: str) -> None:
+        """Have a device stay without users, for the time that this kernel runs."""
+        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+        self._call(Command.DEV_RENAME, name, f"{_KEPT_UUID}{digest}".encode() + b"\0", flags=Flag.UUID)
+        self.cancel_deferred_remove(name)
+
     def info(self, name: str) -> DeviceInfo | None:
         """None when there is no device of this name."""
         try:
@@ -130,6 +145,7 @@ class Control:
             read_only=Flag.READ_ONLY in header.flags,
             has_live_table=Flag.ACTIVE_PRESENT in header.flags,
             deferred_remove=Flag.DEFERRED_REMOVE in header.flags,
+            is_kept=header.uuid.startswith(_KEPT_UUID),
         )
 
     def devices(self) -> dict[str, int]:

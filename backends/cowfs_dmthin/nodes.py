@@ -9,10 +9,14 @@ import errno
 import os
 import stat
 import tempfile
+import time
 from contextlib import suppress
 
 from cowfs.errors import PoolIoError
 
+_MAPPER = "/dev/mapper"
+_UDEV_SOCKET = "/run/udev/control"
+_LOOK_SECONDS = 0.01
 # A node without a driver behind it is as good as none.
 _NOTHING_THERE = (errno.ENOENT, errno.ENODEV, errno.ENXIO)
 
@@ -26,6 +30,44 @@ def node_path(device_number: int) -> str:
             if key == "DEVNAME":
                 return f"/dev/{value}"
     return f"/dev/block/{major}:{minor}"
+
+
+def named_node(name: str, device_number: int, *, wait_seconds: float = 0.0) -> str:
+    """A path of a device's node that people know it by: /dev/mapper/NAME, where it is or can be made.
+
+    Args:
+        wait_seconds: how long udev is waited for, where it runs.
+    """
+    path = f"{_MAPPER}/{name}"
+    deadline = time.monotonic() + (wait_seconds if os.path.exists(_UDEV_SOCKET) else 0)
+    while not _is_node_of(path, device_number):
+        if time.monotonic() < deadline:
+            time.sleep(_LOOK_SECONDS)
+            continue
+        with suppress(OSError):
+            os.makedirs(_MAPPER, 0o755, exist_ok=True)
+            if not os.path.islink(path):
+                with suppress(FileNotFoundError):  # a node of a device that is gone
+                    os.unlink(path)
+                os.mknod(path, stat.S_IFBLK | 0o600, device_number)
+        return path if _is_node_of(path, device_number) else node_path(device_number)
+    return path
+
+
+def remove_named_node(name: str, device_number: int) -> None:
+    """Remove a node that `named_node` has made; udev removes its own."""
+    path = f"{_MAPPER}/{name}"
+    if not os.path.islink(path) and _is_node_of(path, device_number):
+        with suppress(OSError):
+            os.unlink(path)
+
+
+def _is_node_of(path: str, device_number: int) -> bool:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISBLK(found.st_mode) and found.st_rdev == device_number
 
 
 def open_block(device_number: int, flags: int) -> int:

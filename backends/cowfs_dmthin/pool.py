@@ -491,7 +491,33 @@ class DmPool:
 
     def _is_used(self, name: str) -> bool:
         info = self._control.info(name)
-        return info is not None and info.open_count > 0
+        return info is not None and info.is_used
+
+    def kept_nodes(self) -> dict[int, str]:
+        self._require_open()
+        return {
+            thin_id: nodes.named_node(name, number)
+            for thin_id, name, number in self._other_devices()
+            if (info := self._control.info(name)) is not None and info.is_kept
+        }
+
+    def end_kept(self, thin_id: int) -> None:
+        self._require_open()
+        for name, number in self._other_devices_of(thin_id).items():
+            info = self._control.info(name)
+            if info is None or not info.is_kept:
+                continue
+            try:
+                self._control.remove_if_there(name)
+            except ControlError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                raise ThinBusy(
+                    f"the node of thin {thin_id} of pool '{self._name}' is in use: {describe_holders(number)}"
+                ) from error
+            nodes.remove_named_node(name, number)
+            return
+        raise InvalidRequest(f"thin {thin_id} of pool '{self._name}' has no node that was left active")
 
     def _other_devices(self) -> Iterator[tuple[int, str, int]]:
         """(thin id, name, device number) of the devices on this pool that are not this object's."""

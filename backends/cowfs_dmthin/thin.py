@@ -29,6 +29,7 @@ _MOST_KNOWN_BLOCKS = 1 << 16
 # The kernel takes notice of a petition in no time.
 _NOTICE_TRIES = 100
 _NOTICE_SECONDS = 0.02
+_NODE_SECONDS = 2.0  # udev takes less to name a node
 _T = TypeVar("_T")
 
 
@@ -248,6 +249,19 @@ class DmThin:
         self._disk.close()
         self._end()
         return fd
+
+    def keep(self) -> str:
+        """Leave the device active, for any user of its node, until `DmPool.end_kept` or the end of the kernel.
+
+        Returns:
+            The path of the node.
+        """
+        self._require_open()
+        self._withdraw()
+        self._control.keep(self.dm_name)
+        self._disk.close()
+        self._end()
+        return nodes.named_node(self.dm_name, self.device_number, wait_seconds=_NODE_SECONDS)
 
     def close(self) -> None:
         """Deactivate.

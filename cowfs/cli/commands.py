@@ -171,6 +171,8 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "export": Command("images", "Write a device to a file, as a disk image or an archive."),
         "mount": Command("mounting", "Mount a device as a file tree or as a disk image, or mount all devices."),
         "umount": Command("mounting", "Unmount what 'mount' mounted."),
+        "activate": Command("devices", "Make a device a node of the kernel, for any tool (backend dmthin)."),
+        "deactivate": Command("devices", "End what 'activate' began."),
         "resize": Command("space", "Enlarge a device and its file system."),
         "trim": Command("space", "Return unused space of devices to the pool."),
         "rename": Command("devices", "Rename a device."),

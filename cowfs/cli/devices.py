@@ -344,6 +344,7 @@ def _use(use: DeviceUse) -> str:
         "tree": "mounted as a file tree",
         "raw": "mounted as a disk image",
         "kernel": "mounted by the kernel",
+        "node": "active as a node",
         "disk": "open as a disk",
         "writer": "being copied into",
         "reader": "being read as a layer",
@@ -441,6 +442,39 @@ def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | N
         output.print_line(
             f"cowfs: warning: {done.snapshot} is not related to {done.name}: they share only what base has"
         )
+
+
+@click.command("activate")
+@click.argument("name", type=DEVICE)
+@click.option("--read-only", is_flag=True, help="Make a node that can only be read.")
+@click.pass_obj
+def activate_command(settings: Settings, name: str, read_only: bool) -> None:
+    """Make the device NAME a block device node of the kernel, and print its path.
+
+    Any tool can use it, until 'cowfs deactivate NAME' or the next boot; no process stays behind. Meanwhile the device
+    is in use: it can be snapshotted, but neither mounted otherwise, rolled back nor removed. Backend dmthin only.
+
+    \b
+      disk=$(cowfs --home H --backend dmthin activate web)
+      dd if="$disk" of=web.img bs=1M
+      cowfs --home H --backend dmthin deactivate web
+    """
+    with settings.open_home() as home:
+        active = home.activate(name, read_only=read_only)
+    output.answer(active, active.node, as_json=settings.as_json)
+
+
+@click.command("deactivate")
+@click.argument("name", type=DEVICE)
+@click.pass_obj
+def deactivate_command(settings: Settings, name: str) -> None:
+    """Remove the node of the device NAME, which 'cowfs activate NAME' made.
+
+    Refused while somebody has it open or mounted; the error says who, as far as that is known.
+    """
+    with settings.open_home() as home:
+        home.deactivate(name)
+    output.answer({"name": name}, f"deactivated {name}", as_json=settings.as_json)
 
 
 @click.command("remove")

@@ -12,8 +12,8 @@ import msgspec
 
 from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.devices.on_disk.store import DeviceStore
-from cowfs.devices.reports import UseKind
-from cowfs.devices.uses import DeviceUses
+from cowfs.devices.reports import DeviceUse, UseKind
+from cowfs.devices.uses import DeviceUses, busy, require_idle
 from cowfs.ending import ending_with
 from cowfs.errors import DeviceBusy, MissingRequirement, NoSuchThin, ThinBusy, UsageError
 from cowfs.forking import not_inherited
@@ -72,6 +72,7 @@ class ActiveDevices:
     def require_unused(self, name: str, purpose: str) -> None:
         """Raises DeviceBusy for a device that is in use by this process, or by others through its node."""
         self.require_idle(name, purpose)
+        require_idle(name, self.node_uses(name), purpose)
         if name in self.open_nodes():
             thin_id = self._store.require(name).device_id
             raise DeviceBusy(
@@ -98,6 +99,8 @@ class ActiveDevices:
         try:
             return self.pool.activate(self.target_name(name), record.device_id, length_sectors, read_only=read_only)
         except ThinBusy as error:
+            if name in self.kept_nodes():
+                raise busy(name, self.node_uses(name), "used otherwise") from error
             raise DeviceBusy(f"device {name!r} cannot be activated: {error}") from error
         except NoSuchThin as error:
             raise NoSuchThin(
@@ -197,6 +200,54 @@ class ActiveDevices:
         """Devices that are in use through their nodes, by any process, with the numbers of these nodes."""
         nodes = self.pool.open_nodes() if isinstance(self.pool, NodePool) else {}
         return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
+
+    def keep_node(self, name: str, *, read_only: bool = False) -> str:
+        """Activate a device for any user of its node, until `end_kept`; returns the path of the node.
+
+        Raises:
+            UnknownDevice, NoSuchThin, DeviceBusy: as `activate`.
+            MissingRequirement: the backend has no nodes.
+        """
+        record = self.usable(name)
+        if not isinstance(self.pool, NodePool):
+            raise MissingRequirement(
+                f"device {name!r} has no block device node, as its pool runs in a process; a disk image for any tool "
+                f"is MNT/{name} after 'cowfs mount --raw {name} MNT', and 'losetup --find --show MNT/{name}' makes a "
+                "node of that",
+                errno=errno.EOPNOTSUPP,
+            )
+        self.require_idle(name, "activated")
+        thin = self.open_thin(name, record, read_only or self._store.read_only)
+        assert isinstance(thin, NodeThin)
+        return thin.keep()
+
+    def end_kept(self, name: str) -> None:
+        """Deactivate a device that `keep_node` activated.
+
+        Raises:
+            UnknownDevice; UsageError: it is not active so.
+            DeviceBusy: somebody has its node open.
+        """
+        record = self._store.require(name)
+        if name not in self.kept_nodes() or not isinstance(self.pool, NodePool):
+            raise UsageError(f"device {name!r} was not activated as a node, so it cannot be deactivated")
+        try:
+            self.pool.end_kept(record.device_id)
+        except ThinBusy as error:
+            raise DeviceBusy(f"device {name!r} cannot be deactivated: {error}; end that first") from error
+
+    def kept_nodes(self) -> dict[str, str]:
+        """Devices that are active for any user of their nodes, with the paths of these."""
+        nodes = self.pool.kept_nodes() if isinstance(self.pool, NodePool) else {}
+        return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
+
+    def node_uses(self, *names: str) -> list[DeviceUse]:
+        """Of devices that are active so, the use that this is; of all of them when none is named."""
+        return [
+            DeviceUse(name, "node", path, None)
+            for name, path in self.kept_nodes().items()
+            if not names or name in names
+        ]
 
     # ------------------------------------------------------------------ snapshots
 

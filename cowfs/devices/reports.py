@@ -20,7 +20,7 @@ import msgspec
 
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 
-UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "disk", "writer", "reader", "home"]
+UseKind: TypeAlias = Literal["layer", "tree", "raw", "kernel", "node", "disk", "writer", "reader", "home"]
 FindingKind: TypeAlias = Literal[
     "damaged_file",
     "unfinished_change",

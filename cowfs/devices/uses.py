@@ -6,7 +6,7 @@
     end()
 
 A use is noted by the code that begins it: a mounted view, the layer driver, a reader of a layer, the Python API for
-a disk. Mounts by the kernel outlive the process that made them, so they are read from the table of mounts instead.
+a disk. Mounts by the kernel, and nodes, outlive the process that made them, so the kernel is asked for them instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import DeviceBusy
 
 # What a message names first where a device has several uses: what ends the others with it.
-_ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "disk", "writer", "reader", "home")
+_ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "node", "disk", "writer", "reader", "home")
 
 
 class DeviceUses:
@@ -93,6 +93,7 @@ def busy(device: str, uses: Iterable[DeviceUse], purpose: str, alternative: str 
         "tree": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
         "raw": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
         "kernel": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
+        "node": (f"active as the node {use.where}", f"first run: cowfs deactivate {device}"),
         "disk": ("in use as a disk", "close it first"),
         "writer": ("being copied into", "try again when that is done"),
         "reader": ("being read as a layer", "try again when that is done"),

@@ -18,9 +18,12 @@ from cowfs.home.requests.clock import AdvanceClock
 from cowfs.home.requests.clone import CloneHome
 from cowfs.home.requests.counters import Io, Metrics
 from cowfs.home.requests.devices import (
+    Activate,
+    Activated,
     Create,
     Created,
     CreateMany,
+    Deactivate,
     Inspect,
     ListDevices,
     Remove,
@@ -187,6 +190,14 @@ class Home(Closing):
     @documented_by(Status)
     def status(self) -> HomeReport:
         return self._session.call(Status())
+
+    @documented_by(Activate)
+    def activate(self, name: str, *, read_only: bool = False) -> Activated:
+        return self._session.call(Activate(name, read_only))
+
+    @documented_by(Deactivate)
+    def deactivate(self, name: str) -> None:
+        self._session.call(Deactivate(name))
 
     @documented_by(Io)
     def io(self) -> IoReport:

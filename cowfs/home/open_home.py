@@ -222,9 +222,10 @@ class OpenHome(Closing):
         return [*self.devices.uses.of(name), *(use for use in self._uses_outside() if use.device == name)]
 
     def _uses_outside(self) -> Iterator[DeviceUse]:
-        """By the table of mounts, which does not say since when."""
+        """By the table of mounts, and by what the kernel has active; neither says since when."""
         for name, mount in kernel_mounts(self.devices.active.open_nodes()):
             yield DeviceUse(name, "kernel", plain_text(mount.target), None)
+        yield from self.devices.active.node_uses()
         for view in self._views_of_readers():
             if view.device is not None:
                 yield DeviceUse(view.device, "tree", view.mount_point, None)

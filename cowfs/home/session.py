@@ -161,7 +161,7 @@ def locked(home: Path, purpose: str, *, wait_seconds: float = WAIT_SECONDS) -> I
             if not read_settings(files).thin_pool and is_in_use(files):
                 raise HomeBusy(
                     f"{purpose} needs the home {files.home} to itself, and the kernel uses its pool; "
-                    "unmount what 'mount --kernel' mounted from it"
+                    "unmount what 'mount --kernel' mounted from it, and deactivate what 'activate' made nodes"
                 )
             undo.pop_all()
         return lock

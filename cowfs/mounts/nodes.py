@@ -46,6 +46,11 @@ def target_name(number: int) -> str:
     return _read(f"{folder(number)}/dm/name")
 
 
+def is_kept(number: int) -> bool:
+    """Whether a device of ours stays without users: the others have no UUID."""
+    return bool(_read(f"{folder(number)}/dm/uuid"))
+
+
 def clears_itself(number: int) -> bool:
     return _read(f"{folder(number)}/loop/autoclear") == "1"
 

@@ -256,6 +256,14 @@ class NodeThin(ThinDevice, Protocol):
         """
         ...
 
+    def keep(self) -> str:
+        """Leave the device active, with or without users of its node, until `NodePool.end_kept` or the next boot.
+
+        Returns:
+            The path of the node.
+        """
+        ...
+
 
 @runtime_checkable
 class PoolWithTimeout(Pool, Protocol):
@@ -302,7 +310,20 @@ class NodePool(Pool, Protocol):
     """
 
     def open_nodes(self) -> dict[int, list[int]]:
-        """Ids of thins whose nodes are open elsewhere, with the device numbers of these nodes."""
+        """Ids of thins whose nodes are open elsewhere, or kept, with the device numbers of these nodes."""
+        ...
+
+    def kept_nodes(self) -> dict[int, str]:
+        """Ids of thins that were left active (`NodeThin.keep`), with the paths of their nodes."""
+        ...
+
+    def end_kept(self, thin_id: int) -> None:
+        """Deactivate one of them.
+
+        Raises:
+            ThinBusy: somebody has its node open, and the message says who, as far as it is known.
+            InvalidRequest: it is none.
+        """
         ...
 
     def create_snaps(self, origins: Mapping[int, int]) -> None:

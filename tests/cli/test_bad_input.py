@@ -74,6 +74,13 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "fault of an unmounted home": (["faults", "add", "web", "error", "read"], USAGE, "is mounted, and faults last as"),
     "fault beside a plan": (["faults", "add", "web", "--plan", "x"], USAGE, "give it alone"),
     "faults of no plan": (["faults", "add", "--plan", "/nope"], USAGE, "/nope cannot be read"),
+    "activate without nodes": (
+        ["activate", "web"],
+        MISSING,
+        "no block device node, as its pool runs in a process; a disk",
+    ),
+    "activate no device": (["activate", "nope"], HOME, "there is no device 'nope'"),
+    "deactivate what is not active": (["deactivate", "web"], USAGE, "'web' was not activated as a node, so it cannot"),
     "trace of an unmounted device": (
         ["trace", "web", "-o", "/nope/t"],
         USAGE,

@@ -37,6 +37,8 @@ SECTIONS = {
         "export",
         "mount",
         "umount",
+        "activate",
+        "deactivate",
         "resize",
         "trim",
         "rename",

@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from cowfs.copying.records import End, Node, batches
-from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement
+from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement, UsageError
 from cowfs.home.requests import clone, comparing, counters, devices, disks, files, images, layers, space
 from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
@@ -113,6 +113,8 @@ def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield devices.Create("snapshot", "used"), None
     yield devices.OpenNode("snapshot"), MissingRequirement  # after it was tried to let go of it
     yield devices.OpenNode("used"), MissingRequirement
+    yield devices.Activate("used"), DeviceBusy
+    yield devices.Deactivate("used"), UsageError
     yield space.Resize("used", 128 << 20), DeviceBusy
     yield space.Resize("web", 128 << 20), None
     yield space.ResizePool(2 << 30), None
@@ -167,6 +169,7 @@ def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield layers.ApplyLayer("used"), None
     yield layers.PutLayer("used"), None  # of a runtime that has the layer still mounted
     yield devices.OpenNode("used"), MissingRequirement
+    yield devices.Activate("used"), DeviceBusy
     yield devices.Rename("used", "other"), DeviceBusy
     yield devices.Rollback("used", "lower"), DeviceBusy
     yield devices.Remove("used"), DeviceBusy

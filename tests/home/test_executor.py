@@ -17,7 +17,7 @@ from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests.comparing import ChangedFiles, Changes
-from cowfs.home.requests.devices import Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
+from cowfs.home.requests.devices import Activate, Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
 from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
 from cowfs.home.requests.files import CopyIn, CopyOut, CopyWithin, ListFiles, ReadFile
 from cowfs.home.requests.layers import (
@@ -134,6 +134,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (Remove("a", deferred=True), ["close a", "run", "close a"]),
         (Resize("a", 1), ["close a", "run"]),
         (OpenNode("a"), ["close a", "run"]),
+        (Activate("a"), ["close a", "run"]),
         (CreateLayer("new"), ["write back base", "run"]),
         (CreateLayer("new", "a"), ["write back a", "run"]),
         (RemoveLayer("a"), ["close a", "run"]),

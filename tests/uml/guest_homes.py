@@ -612,6 +612,75 @@ def a_plain_umount_leaves_nothing_either(folder: Path) -> None:
 
 
 @check
+def a_device_is_a_node_for_any_tool(folder: Path) -> None:
+    home, mnt = make_home(folder), point(folder)
+    node = home("activate", "web").out.strip()
+    assert node.startswith("/dev/mapper/docker-")
+    (name,) = (name for name in CONTROL.devices() if node == f"/dev/mapper/{name}")
+    fd = os.open(node, os.O_RDWR)
+    os.pwrite(fd, b"by a node" + bytes(503), 8 * MIB)
+    os.fsync(fd)
+    use = {"device": "web", "kind": "node", "where": node, "since": None}
+    assert home("--json", "inspect", "web").json["uses"] == home("--json", "status").json["uses"] == [use]
+    assert f"active as a node at {node}" in home("inspect", "web").out
+    for words in (
+        *(("remove", "web"), ("rename", "web", "new"), ("rollback", "web", "base"), ("activate", "web")),
+        *(("mount", "web", mnt), ("mount", "--kernel", "web", mnt), ("resize", "web", "32M")),
+    ):
+        home.fails(5, f"'web' is active as the node {node}", "first run: cowfs deactivate web", words=words)
+    home.fails(5, "'web' cannot be deactivated", f"held by process {os.getpid()}", words=("deactivate", "web"))
+    home("snapshot", "web", "copy")
+    os.pwrite(fd, b"afterward" + bytes(503), 8 * MIB)
+    os.close(fd)
+    assert json.loads(home("--json", "deactivate", "web").out) == {"name": "web"}
+    assert not os.path.lexists(node)
+    assert name not in CONTROL.devices()
+    assert_free()
+    home.fails(2, "'web' was not activated as a node", words=("deactivate", "web"))
+    with cowfs.open_home(home.home, backend="dmthin") as api:
+        for device, text in (("web", b"afterward"), ("copy", b"by a node")):
+            with api.device(device, read_only=True) as disk:
+                assert disk.pread(8 * MIB, 9) == text
+    home("check")
+
+
+@check
+def a_node_may_be_for_reading(folder: Path) -> None:
+    home = make_home(folder)
+    answer = home("--json", "activate", "--read-only", "web").json
+    assert (answer["name"], answer["read_only"]) == ("web", True)
+    with pytest.raises(OSError), open(answer["node"], "r+b", buffering=0) as file:
+        file.write(bytes(512))
+    assert Path(answer["node"]).read_bytes()[:1024] == bytes(1024)
+    home("deactivate", "web")
+    assert_free()
+
+
+@check
+def a_node_outlives_the_process_that_held_the_home(folder: Path) -> None:
+    """Made through the server of a mount, and used by mount(8)."""
+    home, served, mnt = make_home(folder), point(folder, "served"), point(folder)
+    home("create", "other")
+    home("mount", "other", served)
+    home.fails(5, "'other' is mounted at", words=("activate", "other"))
+    node = home("activate", "web").out.strip()
+    home("umount", served)
+    shell("mount", node, mnt)
+    (mnt / "file").write_text("by mount(8)")
+    home.fails(5, "'web' is mounted at", words=("remove", "web"))
+    home.fails(5, "'web' cannot be deactivated", f"the mount at {mnt}", words=("deactivate", "web"))
+    home("mount", "other", served)
+    assert {use["kind"] for use in home("--json", "inspect", "web").json["uses"]} == {"kernel", "node"}
+    shell("umount", mnt)
+    home("deactivate", "web")
+    home("umount", served)
+    home("mount", "web", mnt)
+    assert (mnt / "file").read_text() == "by mount(8)"
+    home("umount", mnt)
+    assert_free()
+
+
+@check
 def a_lazy_unmount_leaves_the_device_to_who_uses_it(folder: Path) -> None:
     home, mnt = make_home(folder), point(folder)
     home("mount", "--kernel", "web", mnt)

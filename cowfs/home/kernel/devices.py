@@ -80,7 +80,7 @@ def unmount_by_kernel(mount: Mount, *, lazy: bool = False) -> None:
     pools = nodes.below(number)
     loops = {loop for pool in pools for loop in nodes.below(pool) if nodes.clears_itself(loop)}
     unmount_now(mount.target, lazy=lazy)
-    if not lazy and not any(nodes.device_of(other) == number for other in mounts()):
+    if not lazy and not nodes.is_kept(number) and not any(nodes.device_of(other) == number for other in mounts()):
         nodes.wait_until(lambda: nodes.target_name(number) != name)
         nodes.wait_until(lambda: all(not nodes.target_name(pool) or nodes.targets_above(pool) for pool in pools))
         nodes.wait_until(lambda: all(not nodes.clears_itself(loop) or nodes.targets_above(loop) for loop in loops))

@@ -52,6 +52,14 @@ class Renamed(msgspec.Struct, frozen=True):
     id: int
 
 
+class Activated(msgspec.Struct, frozen=True):
+    """A device with a node of the kernel, by path."""
+
+    name: str
+    node: str
+    read_only: bool
+
+
 class RolledBack(msgspec.Struct, frozen=True):
     """A device that holds what `snapshot` held then. `kept` is the device with what it held before, null for none.
 
@@ -354,6 +362,43 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
         return OpenFile(home.devices.active.open_node(self.name))
 
 
+class Activate(Request[Activated], frozen=True, tag="activate"):
+    """Make an idle device a node of the kernel, for any tool, until `deactivate` or the next boot.
+
+    Args:
+        read_only: the node can only be read.
+
+    Raises:
+        UnknownDevice; DeviceBusy: it is in use, or active already.
+        MissingRequirement: the backend has no nodes.
+    """
+
+    name: str
+    read_only: bool = False
+
+    def device_needed_idle(self) -> str:
+        return self.name
+
+    def run(self, home: OpenHome) -> Activated:
+        home.devices.record(self.name)
+        home.require_idle(self.name, "activated")
+        return Activated(self.name, home.devices.active.keep_node(self.name, read_only=self.read_only), self.read_only)
+
+
+class Deactivate(Request[None], frozen=True, tag="deactivate"):
+    """End what `activate` began.
+
+    Raises:
+        UnknownDevice; UsageError: it was not activated.
+        DeviceBusy: somebody has the node open; the message says who, as far as that is known.
+    """
+
+    name: str
+
+    def run(self, home: OpenHome) -> None:
+        home.devices.active.end_kept(self.name)
+
+
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 
@@ -403,4 +448,6 @@ REQUESTS: Final = (
     TargetStatus,
     CopyMetadata,
     OpenNode,
+    Activate,
+    Deactivate,
 )
