@@ -7,6 +7,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 import trio
 
@@ -16,6 +17,7 @@ from cowfs.ext4.volume import Volume
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
+from cowfs.home.requests import decoding
 from cowfs.home.requests.comparing import ChangedFiles, Changes
 from cowfs.home.requests.devices import Activate, Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
 from cowfs.home.requests.faults import AddFaults, ClearFaults, ListFaults
@@ -225,3 +227,9 @@ def test_a_snapshot_of_a_shown_device_quiesces_it_once(
             assert calls == ["device", "volume"]
             assert "web-1" in opened.devices
             opened.driver.put("layer")
+
+
+def test_what_is_declared_of_devices_are_fields() -> None:
+    for request in decoding._REQUESTS:
+        declared = {*request.reads, request.needs_idle, request.gives_up, request.rewrites, request.reopens} - {""}
+        assert declared <= {field.name for field in msgspec.structs.fields(request)}, request

@@ -64,8 +64,7 @@ class Changes(Listing[ChangeRow], frozen=True, tag="changes"):
     device: str
     other: str
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.other, self.device)
+    reads = ("other", "device")
 
     def run(self, home: OpenHome) -> Pieces[ChangeRow]:
         with home.driver.comparing(self.device, self.other) as pair:
@@ -89,8 +88,7 @@ class ChangedFiles(StreamOut[None], frozen=True, tag="changed_files"):
     path: bytes = b"/"
     content_bytes_max: int = 1 << 20
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.other, self.device)
+    reads = ("other", "device")
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
         with home.driver.comparing(self.device, self.other) as pair:

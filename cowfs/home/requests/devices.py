@@ -200,8 +200,7 @@ class Rollback(Request[RolledBack], frozen=True, tag="rollback"):
         home.devices.check_rollback(self.name, self.snapshot, keep=self.keep)
         require_idle(self.name, _uses_beside_views(home, self.name), "rolled back")
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.snapshot, self.name)
+    reads = ("snapshot", "name")
 
     def device_replaced(self) -> Replaced:
         return Replaced(self.name, self.force)
@@ -271,8 +270,7 @@ class Remove(Request[bool], frozen=True, tag="remove"):
     name: str
     deferred: bool = False
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    needs_idle = "name"
 
     def device_given_up(self) -> str | None:
         return self.name if self.deferred else None
@@ -355,8 +353,7 @@ class OpenNode(Request[OpenFile], frozen=True, tag="open_node"):
 
     name: str
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    needs_idle = "name"
 
     def run(self, home: OpenHome) -> OpenFile:
         return OpenFile(home.devices.active.open_node(self.name))

@@ -72,8 +72,7 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
 
     name: str
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.name,)
+    reads = ("name",)
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
         with home.devices.snapshots.reading(self.name) as thin:

@@ -68,8 +68,7 @@ class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
     path: bytes = b""
     follow: bool = True
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
+    reads = ("device",)
 
     def run(self, home: OpenHome) -> Pieces[FileRow]:
         with _reading(home, self.device) as root:
@@ -95,8 +94,7 @@ class ReadFile(StreamOut[int], frozen=True, tag="read_file"):
     device: str
     path: bytes
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
+    reads = ("device",)
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, int]:
         with _reading(home, self.device) as root:
@@ -131,8 +129,7 @@ class ReadFiles(StreamOut[None], frozen=True, tag="read_files"):
     device: str
     files: list[WantedFile]
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
+    reads = ("device",)
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
         with _reading(home, self.device) as root:
@@ -163,8 +160,7 @@ class CopyOut(StreamOut[None], frozen=True, tag="copy_out"):
     path: bytes
     recursive: bool = True
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
+    reads = ("device",)
 
     def run(self, home: OpenHome) -> Generator[Batch | None, None, None]:
         with _reading(home, self.device) as root:
@@ -194,11 +190,8 @@ class CopyIn(StreamIn[Copied], frozen=True, tag="copy_in"):
     has_own_name: bool = True
     write_base: bool = False
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    def device_rewritten(self) -> str:
-        return self.device
+    reads = ("device",)
+    rewrites = "device"
 
     def run(self, home: OpenHome) -> Generator[bool, bytes | Batch, Copied]:
         with _changing(home, self.device, write_base=self.write_base) as root:
@@ -233,11 +226,8 @@ class CopyWithin(Request[Copied], frozen=True, tag="copy_within"):
     recursive: bool = True
     write_base: bool = False
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,) if self.device == self.target_device else (self.device, self.target_device)
-
-    def device_rewritten(self) -> str:
-        return self.target_device
+    reads = ("device", "target_device")
+    rewrites = "target_device"
 
     def run(self, home: OpenHome) -> Steps[Copied]:
         # In this order: of a device in use a snapshot is read, so a copy within one does not meet itself.

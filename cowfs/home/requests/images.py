@@ -97,8 +97,7 @@ class ExportArchive(StreamOut[Exported], frozen=True, tag="export_archive"):
     name: str
     sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.name,)
+    reads = ("name",)
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, Exported]:
         sent = 0

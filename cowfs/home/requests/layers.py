@@ -58,8 +58,7 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
 
     id: str
 
-    def device_needed_idle(self) -> str:
-        return self.id
+    needs_idle = "id"
 
     def run(self, home: OpenHome) -> None:
         require_no_snapshot(home.path, self.id, "removed")
@@ -97,8 +96,7 @@ class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
     id: str
     parent: str | None = None
 
-    def devices_read(self) -> tuple[str, ...]:
-        return _layers_read(self.id, self.parent)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Pieces[LayerChange]:
         changes = yield from home.driver.changes(self.id, self.parent)
@@ -113,8 +111,7 @@ class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
     parent: str | None = None
     sparse: bool = False
 
-    def devices_read(self) -> tuple[str, ...]:
-        return _layers_read(self.id, self.parent)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Pieces[bytes]:
         return home.driver.diff(self.id, self.parent, sparse=self.sparse)
@@ -127,8 +124,7 @@ class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
     parent: str | None = None
     sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
 
-    def devices_read(self) -> tuple[str, ...]:
-        return _layers_read(self.id, self.parent)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Steps[OpenFile]:
         archive = LayerArchive(self.id, self.parent, self.sparse is True)
@@ -149,8 +145,7 @@ class LayerSize(Request[int], frozen=True, tag="layer_size"):
     id: str
     parent: str | None = None
 
-    def devices_read(self) -> tuple[str, ...]:
-        return _layers_read(self.id, self.parent)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Steps[int]:
         return home.driver.diff_size(self.id, self.parent)
@@ -162,8 +157,7 @@ class LayerOwnUsage(Request[LayerUsage], frozen=True, tag="layer_usage"):
     id: str
     parent: str | None = None
 
-    def devices_read(self) -> tuple[str, ...]:
-        return _layers_read(self.id, self.parent)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Steps[LayerUsage]:
         return home.driver.usage(self.id, self.parent)
@@ -191,11 +185,8 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     as_docker: bool = False
     is_whole_needed: bool = False
 
-    def device_needed_idle(self) -> str:
-        return self.id
-
-    def device_rewritten(self) -> str:
-        return self.id
+    needs_idle = "id"
+    rewrites = "id"
 
     def run(self, home: OpenHome) -> Steps[int]:
         require_no_snapshot(home.path, self.id, "written", kind=COMMITTED)
@@ -242,8 +233,7 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
 
     id: str
 
-    def device_given_up(self) -> str:
-        return self.id
+    gives_up = "id"
 
     def run(self, home: OpenHome) -> None:
         home.driver.put(self.id)
@@ -261,10 +251,6 @@ class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
 
     def run(self, home: OpenHome) -> None:
         home.driver.cleanup()
-
-
-def _layers_read(layer_id: str, parent: str | None) -> tuple[str, ...]:
-    return (layer_id,) if parent is None else (parent, layer_id)
 
 
 # What other processes can ask.

@@ -33,8 +33,7 @@ class WatchUnsynced(Request[None], frozen=True, tag="watch_unsynced"):
 
     name: str
 
-    def device_reopened(self) -> str:
-        return self.name
+    reopens = "name"
 
     def run(self, home: OpenHome) -> None:
         name = home.devices.record(self.name).name

@@ -49,11 +49,8 @@ class StartRecording(Request[None], frozen=True, tag="start_recording"):
     origin: str
     model: Model = "ext4"
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    def device_reopened(self) -> str:
-        return self.device
+    reads = ("device",)
+    reopens = "device"
 
     def run(self, home: OpenHome) -> None:
         if self.device in home.volumes.recorders:
@@ -101,11 +98,8 @@ class StopRecording(Request[OpenFile], frozen=True, tag="stop_recording"):
         _recorder(home, self.device)
         home.devices.record(self.origin)
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.device,)
-
-    def device_reopened(self) -> str:
-        return self.device
+    reads = ("device",)
+    reopens = "device"
 
     def run(self, home: OpenHome) -> OpenFile:
         recorder = _recorder(home, self.device)

@@ -6,7 +6,7 @@
     StreamIn[R]  a request that reads bytes, as long as they come: they travel beside the lines
     StreamOut[R] one that gives bytes, before its answer
 
-Each declares what it needs of the content of devices, and what it does to it (`devices_read` and the methods after it).
+Each declares what it needs of the content of devices, and what it does to it (`reads` and what comes after it).
 The process that runs it sees to the mounted views of these devices: `cowfs.home.executor`.
 """
 
@@ -62,31 +62,41 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     reads_all_devices: ClassVar[bool] = False
     changes_reads: ClassVar[bool] = False
 
+    # Names of fields that hold devices: what the methods below answer, unless a request has methods of its own.
+    reads: ClassVar[tuple[str, ...]] = ()
+    needs_idle: ClassVar[str] = ""
+    gives_up: ClassVar[str] = ""
+    rewrites: ClassVar[str] = ""
+    reopens: ClassVar[str] = ""
+
     def check(self, home: OpenHome) -> None:
         """Raise what is known to prevent this, before anything is done about devices. Changes nothing."""
 
     def devices_read(self) -> tuple[str, ...]:
         """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
-        return ()
+        return tuple(dict.fromkeys(filter(None, map(self._device_in, self.reads))))
 
     def device_needed_idle(self) -> str | None:
         """A device that may not be in use: one that is open only because it was used lately is closed before."""
-        return None
-
-    def device_renamed(self) -> Renaming | None:
-        """A device that may have another name after this: what is open in it stays open, where it is mounted alone."""
-        return None
+        return self._device_in(self.needs_idle)
 
     def device_given_up(self) -> str | None:
         """A device that may be idle after this: it is closed then."""
-        return None
+        return self._device_in(self.gives_up)
 
     def device_rewritten(self) -> str | None:
         """A device whose files may be others after this: what the kernel has cached of them counts no more."""
-        return None
+        return self._device_in(self.rewrites)
 
     def device_reopened(self) -> str | None:
         """A device that has to be closed while this runs; what programs have open in its mount stays open."""
+        return self._device_in(self.reopens)
+
+    def _device_in(self, field: str) -> str | None:
+        return getattr(self, field) if field else None
+
+    def device_renamed(self) -> Renaming | None:
+        """A device that may have another name after this: what is open in it stays open, where it is mounted alone."""
         return None
 
     def device_replaced(self) -> Replaced | None:

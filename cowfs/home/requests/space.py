@@ -77,8 +77,7 @@ class Resize(Request[Resized], frozen=True, tag="resize"):
     name: str
     size_bytes: int
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    needs_idle = "name"
 
     def run(self, home: OpenHome) -> Resized:
         before = home.devices.record(self.name)
