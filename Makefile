@@ -91,7 +91,7 @@ $(SETUP): pyproject.toml | packages-run
 	$(PIP) install --upgrade pip 'setuptools>=77'
 	$(PIP) wheel --no-deps --prefer-binary --find-links $(WHEELS) --wheel-dir $(WHEELS) $(PYFUSE3)
 	$(PIP) install --prefer-binary --find-links $(WHEELS) $(PYFUSE3)
-	$(PIP) install --editable '.[fuse,docker,containerd,bench,test,lint]'
+	$(PIP) install --editable '.[fuse,docker,containerd,registry,bench,test,lint]'
 	touch $@
 
 packages-run packages-test packages-bench: packages-%:

@@ -210,13 +210,33 @@ class Volumes:
             DeviceBusy: the volume is open, or the device in use.
             FilesystemError (EROFS): it holds xfs.
         """
-        with self._devices.replacing(name) as thin, _named(name, thin):
+        with self._devices.replacing(name) as thin, self._filling(name, thin) as volume:
+            yield volume
+
+    @contextmanager
+    def making(self, name: str, size_bytes: int | None, *, origin: str) -> Iterator[Volume]:
+        """The volume of a new device, a snapshot of `origin`, which is there when the block ends, or not at all.
+
+        Args:
+            size_bytes: that of `origin` when None.
+
+        Raises:
+            As `DeviceSet.create`; FilesystemError (EROFS): `origin` holds xfs.
+        """
+        with (
+            self._devices.imports.importing(name, size_bytes, origin=origin) as thin,
+            self._filling(name, thin) as volume,
+        ):
+            yield volume
+
+    @contextmanager
+    def _filling(self, name: str, thin: ThinDevice) -> Iterator[Volume]:
+        """The volume in a thin that is not shown before it is complete, so it has no journal."""
+        with _named(name, thin):
             if holds_xfs(thin):
                 raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             self._prepare(thin, repair=False)
-            volume = Volume.open(
-                thin, journaled=False, name=f"device {name!r}"
-            )  # as long as it is not complete, it is not shown
+            volume = Volume.open(thin, journaled=False, name=f"device {name!r}")
             try:
                 yield volume
             except BaseException:

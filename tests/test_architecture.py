@@ -4,7 +4,7 @@
                    │
       benchmarks  docker   testing    pytest_plugin    engines side by side; for Docker; the test kit; for pytest
                    │          └──────┬──────┘             uml: a kernel in a process
-                   │              crashes                 the crash explorer for programs
+                  oci             crashes                 images in registries and archives; the crash explorer
                    └───┬─────────────┘
                      home                one open home: Python API, requests, executor, the process that serves
                    ┌───┴───┬──────┐
@@ -99,7 +99,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "crashes": FOUNDATION | {"blockdev", "filetree", "recording", "home"},
     "benchmarks": FOUNDATION | {"blockdev", "pool", "traces", "mounts", "fuse", "devices", "home"},
-    "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home"},
+    "oci": FOUNDATION | {"new_files", "devices", "layers", "home"},
+    "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home", "oci"},
     "containerd": FOUNDATION | {"fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
@@ -138,6 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "home",
         "crashes",
         "benchmarks",
+        "oci",
         "docker",
         "containerd",
         "traces",
@@ -299,6 +301,27 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "tracer": {"requests", "file"},
         "summary": {"requests"},
         "replay": {"requests"},
+    },
+    "oci": {
+        "reference": set(),
+        "documents": set(),
+        "tar_split": set(),
+        "compression": {"documents"},
+        "blobs": {"documents", "tar_split"},
+        "credentials": {"reference"},
+        "http": {"reference", "credentials"},
+        "registry": {"reference", "documents", "http"},
+        "notes": {"documents"},
+        "found": {"documents"},
+        "archives": {"documents", "compression", "blobs", "found"},
+        "downloads": {"documents"},
+        "remote": {"reference", "documents", "registry", "found", "downloads"},
+        "packing": {"tar_split", "compression", "notes"},
+        "incoming": {"documents", "tar_split", "compression", "notes", "found", "packing"},
+        "outgoing": {"documents", "compression", "blobs", "notes", "packing"},
+        "block_deltas": {"documents", "compression", "http", "registry", "remote"},
+        "pulling": {"reference", "documents", "registry", "downloads", "remote", "incoming", "block_deltas"},
+        "pushing": {"reference", "documents", "compression", "registry", "outgoing", "block_deltas"},
     },
     "docker": {"plugin": set(), "stored": set()},
     "containerd": {

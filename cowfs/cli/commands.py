@@ -66,6 +66,8 @@ _LAYER: Final = GroupOfCommands(
       cowfs --home H layer get mine           mounts it and prints the path of its files
       cowfs --home H layer changes mine base-image
       cowfs --home H layer diff mine base-image > mine.tar
+      cowfs --home H layer pull debian:12 --name web
+      cowfs --home H layer push web registry.example.org/team/web:1
     """,
     {
         "create": Command("layers", "Create a layer: a snapshot of another layer, or an empty one."),
@@ -79,6 +81,10 @@ _LAYER: Final = GroupOfCommands(
         "diff": Command("layers", "Write a tar archive of what a layer changed."),
         "apply": Command("layers", "Unpack a tar archive into a layer, completely or not at all."),
         "size": Command("layers", "Print the size of the files that a layer added or modified."),
+        "pull": Command("layer_images", "Get an image from a registry; its layers become layers of the home."),
+        "push": Command("layer_images", "Push a layer and all that it stands on to a registry, as an image."),
+        "import": Command("layer_images", "Bring in images from archives of 'docker save' and OCI layouts."),
+        "export": Command("layer_images", "Write a layer and all that it stands on as an image."),
     },
 )
 _DOCKER: Final = GroupOfCommands(

@@ -11,9 +11,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
-from cowfs.errors import CowfsError
+from cowfs.errors import CowfsError, UsageError
 from cowfs.steps import Progress
 from cowfs.units import format_size
 
@@ -167,6 +167,25 @@ def steps() -> Iterator[StepProgress | None]:
             bar.show(done, total)
 
         yield show
+
+
+@contextmanager
+def archive_out(file: str | None, redirected: str) -> Iterator[IO[bytes]]:
+    """A new file for an archive, which is there when it is complete, or standard output.
+
+    Args:
+        redirected: the command with standard output redirected, for the message where that is a terminal.
+    """
+    if file is not None:
+        from cowfs.new_files import new_file
+
+        with new_file(os.path.abspath(file)) as out:
+            yield out
+        return
+    if sys.stdout.isatty():
+        raise UsageError(f"refusing to write a tar archive to a terminal; redirect it, as in '{redirected}'")
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 class _Bar:

@@ -6,11 +6,10 @@ The commands read the daemon's directory and change nothing in it.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
@@ -235,7 +234,7 @@ def export_command(settings: Settings, container: str, file: str | None) -> None
     with (
         _home(settings, store) as home,
         output.progress(f"exporting {container}") as progress,
-        _out(file, f"cowfs docker export {container} > FILE") as out,
+        output.archive_out(file, f"cowfs docker export {container} > FILE") as out,
     ):
         written = 0
 
@@ -283,9 +282,9 @@ def save_command(
     if all_to is not None:
         _save_all(settings, all_to)
         return
-    from cowfs.docker.stored.blobs import ArchiveBlobs, DirectoryBlobs
     from cowfs.docker.stored.saving import ImageSaver
     from cowfs.new_files import new_directory
+    from cowfs.oci.blobs import ArchiveBlobs, DirectoryBlobs
 
     store = _store(settings)
     chosen = _chosen(store, images)
@@ -298,7 +297,7 @@ def save_command(
                 saved = [saver.save(image, tags) for image, tags in chosen]
                 saver.finish()
         else:
-            with _out(file, f"cowfs docker save {' '.join(images)} > FILE") as out:
+            with output.archive_out(file, f"cowfs docker save {' '.join(images)} > FILE") as out:
                 blobs = ArchiveBlobs(out, file or "standard output")
                 saver = ImageSaver(store, home, blobs, allow_new_ids=new_ids, progress=progress)
                 saved = [saver.save(image, tags) for image, tags in chosen]
@@ -389,21 +388,6 @@ def cp_command(settings: Settings, source: str, target: str) -> None:
         output.print_line(f"cowfs: not copied: {problem}")
     if settings.as_json:
         output.print_json(copied)
-
-
-@contextmanager
-def _out(file: str | None, redirected: str) -> Iterator[IO[bytes]]:
-    """A new file, which is there when it is complete, or standard output."""
-    if file is not None:
-        from cowfs.new_files import new_file
-
-        with new_file(os.path.abspath(file)) as out:
-            yield out
-        return
-    if sys.stdout.isatty():
-        raise UsageError(f"refusing to write a tar archive to a terminal; redirect it, as in '{redirected}'")
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
 
 
 # ------------------------------------------------------------------ words

@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
@@ -29,6 +29,7 @@ from cowfs.home.requests.layers import (
     PutLayer,
     RemoveLayer,
 )
+from cowfs.home.requests.new_layers import LayerBlocks, LayerSeal, MakeLayer, MakeLayerOfBlocks, ReadLayerBlocks
 from cowfs.home.requests.request import Attachment, documented_by
 from cowfs.home.session import Session
 from cowfs.layers.info import DriverInfo
@@ -98,6 +99,25 @@ class Layers:
     def apply(self, layer_id: str, archive: IO[bytes]) -> int:
         with as_file(archive, self._session.path, is_held=self._session.holder_pid is not None) as file:
             return self._session.call(ApplyLayer(layer_id, archive=Attachment(file)))
+
+    @documented_by(MakeLayer)
+    def make(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> int:
+        with as_file(archive, self._session.path, is_held=self._session.holder_pid is not None) as file:
+            return self._session.call(MakeLayer(layer_id, parent, end_required, archive=Attachment(file)))
+
+    @documented_by(ReadLayerBlocks)
+    def read_blocks(self, layer_id: str, parent: str | None, take: Callable[[bytes], object]) -> LayerBlocks:
+        return self._session.receive(ReadLayerBlocks(layer_id, parent), take)
+
+    @documented_by(MakeLayerOfBlocks)
+    def make_of_blocks(
+        self, layer_id: str, parent: str | None, size_bytes: int, archive_digest: str, changes: Iterable[bytes]
+    ) -> None:
+        self._session.send(MakeLayerOfBlocks(layer_id, parent, size_bytes, archive_digest), changes)
+
+    @documented_by(LayerSeal)
+    def seal(self, layer_id: str) -> str:
+        return self._session.call(LayerSeal(layer_id))
 
     @documented_by(GetLayer)
     def get(self, layer_id: str, mount_label: str = "") -> str:

@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -24,6 +24,7 @@ from cowfs.devices.on_disk.names import BASE, ID_FILE, pool_prefix
 from cowfs.devices.uses import require_idle
 from cowfs.ending import ending_with
 from cowfs.errors import FilesystemError, HomeError, UsageError
+from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE, FileTree
 from cowfs.layers.archive import apply_archive, archive_size, write_archive
 from cowfs.layers.changes import ThinPair, find_changes, own_bytes
@@ -32,7 +33,7 @@ from cowfs.layers.interface import Change, ChangeKind, Driver, IdMaps, LayerRoot
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, resolve_options
 from cowfs.layers.roots import ROOTFS, ensure_root, find_root, looks_like_layer, write_layer_id
 from cowfs.layers.trees import EngineTrees, Trees
-from cowfs.pool import NodePool
+from cowfs.pool import NodePool, ThinDevice
 from cowfs.steps import Pieces, Steps
 from cowfs.version import VERSION
 from cowfs.volumes import Volumes
@@ -124,6 +125,7 @@ class LayerDriver:
         keep_root_owner: bool = False,
     ) -> None:
         self._devices = devices
+        self._volumes = volumes
         self._has_nodes = isinstance(devices.pool, NodePool)
         self._mounter = mounter
         self._is_read_only = volumes.read_only
@@ -351,16 +353,49 @@ class LayerDriver:
     ) -> Steps[int]:
         self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
-            root = self._ensure_root(tree)
-            write_layer_id(tree, layer_id, self._owner)
-            applied = yield from apply_archive(
-                root,
-                archive,
-                maps=self._maps,
-                make_devices=self._make_devices,
-                end_required=not as_docker,
-                true_names=not as_docker,
-            )
+            return (yield from self._unpack(layer_id, tree, archive, as_docker=as_docker))
+
+    def make(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
+        """A new layer of an archive: it is there with all of it, or not at all; the sum of the sizes in the archive."""
+        if parent is not None:
+            self._require_layer(parent)
+        with self._volumes.making(layer_id, None, origin=BASE if parent is None else parent) as volume:
+            size_bytes = yield from self._unpack(layer_id, volume, archive, end_required=end_required)
+            self._devices.imports.note_layer(layer_id)
+        return size_bytes
+
+    def packed_anew(self, thin: ThinDevice, name: str, parent: str | None) -> Pieces[bytes]:
+        """The archive of a layer that is being made: what the files on its thin changed against `parent`."""
+        with closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as volume:
+            root = find_root(volume)
+            if not root.inode:
+                raise FilesystemError(f"device {name!r} holds no layer: there is no directory 'rootfs'")
+            changes = None
+            if parent is not None:
+                with self._reading(parent) as lower:
+                    thins = ThinPair(self._devices.pool, thin.thin_id, lower.thin_id)
+                    changes = yield from find_changes(root, lower.root, thins)
+            yield from write_archive(root, changes, maps=self._maps)
+
+    def _unpack(
+        self,
+        layer_id: str,
+        tree: FileTree,
+        archive: IO[bytes],
+        *,
+        as_docker: bool = False,
+        end_required: bool | None = None,
+    ) -> Steps[int]:
+        root = self._ensure_root(tree)
+        write_layer_id(tree, layer_id, self._owner)
+        applied = yield from apply_archive(
+            root,
+            archive,
+            maps=self._maps,
+            make_devices=self._make_devices,
+            end_required=not as_docker if end_required is None else end_required,
+            true_names=not as_docker,
+        )
         if applied.skipped_xattrs:
             _log.warning(
                 "layer %r is without %d extended attributes of its archive: %s", layer_id, applied.skipped_xattrs, _WHY

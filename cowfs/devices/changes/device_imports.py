@@ -25,13 +25,20 @@ class BeginImport(Protocol):
         origin: what it begins as a snapshot of, which may be one begun before it, whose file system, if there is one,
             is not grown; when None it maps nothing.
         parent: what is noted as its parent; `origin` when None.
+        grows: have the file system of `origin` fill a larger size.
 
     Raises:
         As `DeviceSet.create`.
     """
 
     def __call__(
-        self, name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
+        self,
+        name: str,
+        size_bytes: int | None,
+        *,
+        origin: str | None = None,
+        parent: str | None = None,
+        grows: bool = True,
     ) -> ThinDevice: ...
 
 
@@ -47,18 +54,21 @@ class DeviceImports:
         self._creation = creation
 
     @contextmanager
-    def importing(self, name: str, size_bytes: int | None, *, origin: str | None = None) -> Iterator[ThinDevice]:
+    def importing(
+        self, name: str, size_bytes: int | None, *, origin: str | None = None, grows: bool = True
+    ) -> Iterator[ThinDevice]:
         """A new device with the content that is written in the block: it is there when the block ends, or not at all.
 
         Args:
             size_bytes: that of `origin` when None.
             origin: what it begins as a snapshot of; when None it maps nothing.
+            grows: have the file system of `origin` fill a larger size.
 
         Raises:
             As `DeviceSet.create`.
         """
         with self.importing_together() as begin:
-            yield begin(name, size_bytes, origin=origin)
+            yield begin(name, size_bytes, origin=origin, grows=grows)
 
     @contextmanager
     def importing_together(self) -> Iterator[BeginImport]:
@@ -68,10 +78,17 @@ class DeviceImports:
         with ExitStack() as stack:
 
             def begin(
-                name: str, size_bytes: int | None, *, origin: str | None = None, parent: str | None = None
+                name: str,
+                size_bytes: int | None,
+                *,
+                origin: str | None = None,
+                parent: str | None = None,
+                grows: bool = True,
             ) -> ThinDevice:
                 is_chained = origin in records
-                records[name] = self._make_incomplete(name, size_bytes, origin, parent, is_chained=is_chained)
+                records[name] = self._make_incomplete(
+                    name, size_bytes, origin, parent, is_chained=is_chained, grows=grows and not is_chained
+                )
                 thins.append(self._active.activate_as(name, records[name], read_only=False))
                 stack.enter_context(ending_with(partial(self._active.deactivate, name)))
                 return thins[-1]
@@ -87,11 +104,18 @@ class DeviceImports:
         self._store.note_parents([ParentLine(name, record.transaction_id, self._store.parent(name) or "", True)])
 
     def _make_incomplete(
-        self, name: str, size_bytes: int | None, origin: str | None, parent: str | None, *, is_chained: bool
+        self,
+        name: str,
+        size_bytes: int | None,
+        origin: str | None,
+        parent: str | None,
+        *,
+        is_chained: bool,
+        grows: bool,
     ) -> DeviceFile:
         self._creation.prepare([name], None if is_chained else origin, size_bytes)
         if size_bytes is None:
             if origin is None:
                 raise UsageError(f"device {name!r} needs a size")
             size_bytes = self._store.require(origin).size
-        return self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=not is_chained)
+        return self._creation.create_incomplete(name, size_bytes, origin, parent=parent, grows=grows)

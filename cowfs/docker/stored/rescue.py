@@ -17,12 +17,12 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from cowfs.docker.stored.blobs import DirectoryBlobs, NotWritten, naming
 from cowfs.docker.stored.names import device_of, title
 from cowfs.docker.stored.saving import ImageSaver, SavedImage
 from cowfs.docker.stored.store import Container, DockerStore
 from cowfs.errors import CowfsError
 from cowfs.home.api import Home
+from cowfs.oci.blobs import DirectoryBlobs, NotWritten, naming
 
 Progress: TypeAlias = Callable[[str, int, int], object]
 _FILE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,200}")

@@ -13,17 +13,14 @@ from typing import Any, Final
 
 import msgspec
 
-from cowfs.docker.stored import tar_split
-from cowfs.docker.stored.blobs import Blobs, blob_path
 from cowfs.docker.stored.store import DockerStore, Image, Layer, short
 from cowfs.errors import CowfsError, HomeError
 from cowfs.home.api import Home
 from cowfs.home.requests.files import WantedFile
+from cowfs.oci import tar_split
+from cowfs.oci.blobs import Blobs, ImageLayout
+from cowfs.oci.documents import encode
 
-_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
-_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
-_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
-_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 _COPY_BYTES: Final = 1 << 20
 
 
@@ -73,8 +70,7 @@ class ImageSaver:
         self._progress = progress
         self._done_bytes = 0
         self._layers: dict[str, SavedLayer] = {}  # by chain id
-        self._for_docker: list[dict[str, object]] = []
-        self._for_oci: list[dict[str, object]] = []
+        self._layout = ImageLayout(blobs)
 
     def save(self, image: Image, tags: Iterable[str] | None = None) -> SavedImage:
         """Save an image.
@@ -91,14 +87,12 @@ class ImageSaver:
         document = image.document_bytes
         if any(layer.why_new for layer in layers):
             document = _with_layers(document, [layer.diff_id for layer in layers])
-        config = self._blobs.add_document(document)
-        self._note(names, config, len(document), layers)
+        config = self._layout.add_image(names, document, [(layer.diff_id, layer.size_bytes) for layer in layers])
         return SavedImage(config.removeprefix("sha256:"), image.id, names, layers)
 
     def finish(self) -> None:
         """Write the documents that name what was saved."""
-        index = {"schemaVersion": 2, "mediaType": _INDEX, "manifests": self._for_oci}
-        self._blobs.finish({"index.json": msgspec.json.encode(index), "manifest.json": _encode(self._for_docker)})
+        self._layout.finish()
 
     def _save_layer(self, layer: Layer) -> SavedLayer:
         saved = self._layers.get(layer.chain_id)
@@ -164,43 +158,9 @@ class ImageSaver:
         if self._progress is not None:
             self._progress(self._done_bytes, None)
 
-    def _note(self, names: list[str], config: str, config_bytes: int, layers: list[SavedLayer]) -> None:
-        """Remember what the documents are to say of an image."""
-        paths = [blob_path(layer.diff_id) for layer in layers]
-        self._for_docker.append({"Config": blob_path(config), "RepoTags": names or None, "Layers": paths})
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": _MANIFEST,
-            "config": {"mediaType": _CONFIG, "digest": config, "size": config_bytes},
-            "layers": [{"mediaType": _LAYER, "digest": layer.diff_id, "size": layer.size_bytes} for layer in layers],
-        }
-        data = _encode(manifest)
-        digest = self._blobs.add_document(data)
-        entry: dict[str, object] = {"mediaType": _MANIFEST, "digest": digest, "size": len(data)}
-        for name in names:
-            annotations = {
-                "io.containerd.image.name": _full_name(name),
-                "org.opencontainers.image.ref.name": name.rpartition(":")[2],
-            }
-            self._for_oci.append({**entry, "annotations": annotations})
-        if not names:
-            self._for_oci.append(entry)
-
 
 def _with_layers(document: bytes, diff_ids: list[str]) -> bytes:
     """An image's configuration with other layers, all else as it was."""
     config: dict[str, Any] = msgspec.json.decode(document)
     config["rootfs"] = {**config["rootfs"], "diff_ids": diff_ids}
-    return _encode(config)
-
-
-def _encode(value: object) -> bytes:
-    return msgspec.json.encode(value)
-
-
-def _full_name(tag: str) -> str:
-    """A reference with the registry that it is of, as containerd keeps it."""
-    first, slash, _ = tag.partition("/")
-    if not slash:
-        return f"docker.io/library/{tag}"
-    return tag if "." in first or ":" in first or first == "localhost" else f"docker.io/{tag}"
+    return encode(config)

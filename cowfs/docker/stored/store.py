@@ -32,6 +32,7 @@ from cowfs.docker.stored.documents import (
 )
 from cowfs.docker.stored.place import DRIVER, DockerPlace
 from cowfs.errors import FilesystemError, HomeError
+from cowfs.oci.documents import chain_ids
 
 SHORT_DIGITS: Final = 12
 _PREFIX: Final = "sha256:"
@@ -250,14 +251,6 @@ class DockerStore:
             document=document,
             document_bytes=data,
         )
-
-
-def chain_ids(diff_ids: Sequence[str]) -> Iterator[str]:
-    """The chain ids of layers by their diff ids, the lowest first (OCI image specification 1.0, config.md)."""
-    chain_id = ""
-    for diff_id in diff_ids:
-        chain_id = _PREFIX + hashlib.sha256(f"{chain_id} {diff_id}".encode()).hexdigest() if chain_id else diff_id
-        yield chain_id
 
 
 def short(digest: str) -> str:

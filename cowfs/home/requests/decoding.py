@@ -18,6 +18,7 @@ from cowfs.home.requests.faults import FAULT_REQUESTS
 from cowfs.home.requests.files import FILE_REQUESTS
 from cowfs.home.requests.images import IMAGE_REQUESTS
 from cowfs.home.requests.layers import LAYER_REQUESTS
+from cowfs.home.requests.new_layers import NEW_LAYER_REQUESTS
 from cowfs.home.requests.power import POWER_REQUESTS
 from cowfs.home.requests.recordings import RECORDING_REQUESTS
 from cowfs.home.requests.request import AnyRequest
@@ -27,7 +28,7 @@ from cowfs.home.requests.traces import TRACE_REQUESTS
 _REQUESTS: Final = (
     *(*REQUESTS, *CLOCK_REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
     *(*FAULT_REQUESTS, *IMAGE_REQUESTS),
-    *(*LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *POWER_REQUESTS),
+    *(*LAYER_REQUESTS, *NEW_LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *POWER_REQUESTS),
     *(*RECORDING_REQUESTS, *TRACE_REQUESTS),
 )
 _DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])

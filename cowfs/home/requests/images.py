@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from struct import Struct
 from typing import ClassVar, Final
 
 import msgspec
 
-from cowfs.blockdev import BlockDevice
 from cowfs.copying.records import Batch, Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
@@ -17,9 +16,9 @@ from cowfs.devices.changes.device_imports import BeginImport
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
-from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.home.open_home import OpenHome
+from cowfs.home.requests.blocks import all_changes, changes_since, delta_ranges, write_change
 from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, holds_layer, imported
 from cowfs.home.requests.request import StreamIn, StreamOut, Upload
 from cowfs.layers.archive.pack import write_archive
@@ -27,7 +26,6 @@ from cowfs.layers.archive.unpack import apply_archive
 from cowfs.layers.interface import LayerRoot
 from cowfs.pool import ThinDevice
 from cowfs.steps import Steps
-from cowfs.thinmeta.delta import DeltaKind, changed_ranges
 
 _RECORDS_PER_STEP: Final = 32
 _SMALL_FAMILY: Final = 32
@@ -47,11 +45,11 @@ class ImportFiles(StreamIn[Copied], frozen=True, tag="import_files"):
     size_bytes: int | None = None
 
     def run(self, home: OpenHome) -> Generator[bool, bytes | Batch, Copied]:
-        with _new_volume(home, self.name, self.size_bytes) as root:
+        with home.volumes.making(self.name, self.size_bytes, origin=BASE) as volume:
             records = records_in((yield True))
             if not records or not isinstance(records[0], Node) or not records[0].is_directory:
                 raise UsageError("not a batch of files: it does not begin with a directory")
-            sink = TreeSink(root.tree, Destination(ROOT_INODE, b"", b""), self.name)
+            sink = TreeSink(volume, Destination(ROOT_INODE, b"", b""), self.name)
             try:
                 while records:
                     for count, record in enumerate(records, 1):
@@ -79,8 +77,8 @@ class ImportArchive(Upload[Imported], frozen=True, tag="import_archive"):
     size_bytes: int | None = None
 
     def run(self, home: OpenHome) -> Steps[Imported]:
-        with _new_volume(home, self.name, self.size_bytes) as root:
-            yield from apply_archive(root, self.file)
+        with home.volumes.making(self.name, self.size_bytes, origin=BASE) as volume:
+            yield from apply_archive(LayerRoot(volume, ROOT_INODE), self.file)
         return imported(home, self.name)
 
 
@@ -130,7 +128,8 @@ class Chain(msgspec.Struct, frozen=True):
 
 
 CHANGE: Final = Struct("<IBQI")
-"""Before a change: the device's number, 1 for data and 0 for a range that is unmapped, offset and length in bytes."""
+"""Before a change's data: the device's number, and then the change itself (`cowfs.home.requests.blocks`)."""
+_NUMBER: Final = Struct("<I")
 
 
 class ExportChain(StreamOut[Chain], frozen=True, tag="export_chain"):
@@ -152,14 +151,16 @@ class ExportChain(StreamOut[Chain], frozen=True, tag="export_chain"):
         members: list[ChainDevice] = []
         with ExitStack() as stack:
             thins = {record.name: stack.enter_context(devices.snapshots.held_still(record.name)) for record in family}
-            origins = _nearest(family, lambda one, other: _data_blocks(_delta(home, thins[one], thins[other])))
+            origins = _nearest(
+                family, lambda one, other: _data_blocks(delta_ranges(devices.pool, thins[one], thins[other]))
+            )
             numbers = {name: number for number, name in enumerate(origins)}
             records = {record.name: record for record in family}
             for name, origin in origins.items():
                 thin = thins[name]
-                yield from _changes(
-                    numbers[name], thin, _delta(home, thins[origin], thin) if origin else _extents(thin)
-                )
+                pool = devices.pool
+                changes = changes_since(pool, thins[origin], thin) if origin else all_changes(thin)
+                yield from _numbered(numbers[name], changes)
                 parent = records[name].parent if members else None
                 members.append(
                     ChainDevice(
@@ -191,21 +192,12 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
         with home.devices.imports.importing_together() as begin:
             thins: list[ThinDevice] = []
             while piece := (yield True):
-                number, has_data, offset, length = CHANGE.unpack_from(piece)
-                data = memoryview(piece)[CHANGE.size :]
+                (number,) = _NUMBER.unpack_from(piece)
                 if not len(thins) - 1 <= number < len(members):
                     raise UsageError("the chain is damaged: its changes are not in the order of its devices")
                 while len(thins) <= number:
                     thins.append(_begin(begin, members, len(thins)))
-                thin = thins[number]
-                if length == 0 or offset + length > thin.size_bytes or len(data) != (length if has_data else 0):
-                    raise UsageError(
-                        f"the chain is damaged: a change of '{thin.name}' at {offset} is not in the device"
-                    )
-                if has_data:
-                    thin.pwrite(offset, data)
-                else:
-                    thin.discard(offset, length)
+                write_change(thins[number], piece[_NUMBER.size :], "the chain is damaged")
             while len(thins) < len(members):
                 thins.append(_begin(begin, members, len(thins)))
             for member, thin in zip(members, thins, strict=True):
@@ -268,39 +260,9 @@ def _data_blocks(ranges: Iterable[tuple[bool, int, int]]) -> int:
     return sum(length for has_data, _, length in ranges if has_data)
 
 
-def _extents(thin: ThinDevice) -> Iterator[tuple[bool, int, int]]:
-    return ((True, extent.vblock, extent.length) for extent in thin.extents())
-
-
-def _delta(home: OpenHome, parent: ThinDevice, thin: ThinDevice) -> list[tuple[bool, int, int]]:
-    def read(device: BlockDevice, held: bool) -> list[tuple[bool, int, int]]:
-        ranges = changed_ranges(device, parent.thin_id, thin.thin_id, held=held)
-        return [(found.kind is not DeltaKind.LEFT_ONLY, found.vblock, found.length) for found in ranges]
-
-    return home.devices.pool.read_metadata(read)
-
-
-def _changes(number: int, thin: ThinDevice, ranges: Iterable[tuple[bool, int, int]]) -> Iterator[bytes]:
-    for has_data, vblock, length in ranges:
-        begin = vblock * thin.block_bytes
-        end = min(begin + length * thin.block_bytes, thin.size_bytes)
-        for offset in range(begin, end, RANGE_BYTES):
-            size = min(RANGE_BYTES, end - offset)
-            yield CHANGE.pack(number, has_data, offset, size) + (thin.pread(offset, size) if has_data else b"")
-
-
-@contextmanager
-def _new_volume(home: OpenHome, name: str, size_bytes: int | None) -> Iterator[LayerRoot]:
-    """The root of an empty file system, which is there under its name when the block ends."""
-    with home.devices.imports.importing(name, size_bytes, origin=BASE) as thin:
-        volume = Volume.open(thin, journaled=False, name=f"device {name!r}")
-        try:
-            yield LayerRoot(volume, ROOT_INODE)
-        except BaseException:
-            with suppress(OSError):
-                volume.close()
-            raise
-        volume.close()
+def _numbered(number: int, changes: Iterable[bytes]) -> Iterator[bytes]:
+    prefix = _NUMBER.pack(number)
+    return (prefix + change for change in changes)
 
 
 IMAGE_REQUESTS: Final = (

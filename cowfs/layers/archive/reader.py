@@ -80,12 +80,20 @@ class ArchiveReader:
         end_required: an archive without a block of zeros at its end was cut off, as far as one can know; False is for
             a source that says by other means where it ends.
         true_names: give entries the names that cowfs' records have, not the substitutes that Docker reads.
+        watch: called with each piece of the archive when it has been read, in order.
 
     Every method raises ArchiveError for what is not as it must be, or cannot be read.
     """
 
-    def __init__(self, archive: IO[bytes], *, end_required: bool = True, true_names: bool = True) -> None:
-        self._input = _Input(archive)
+    def __init__(
+        self,
+        archive: IO[bytes],
+        *,
+        end_required: bool = True,
+        true_names: bool = True,
+        watch: Callable[[bytes], object] | None = None,
+    ) -> None:
+        self._input = _Input(archive, watch)
         self._end_required = end_required
         self._true_names = true_names
         self._entry = b""  # for messages
@@ -299,8 +307,9 @@ def _apply_true_names(entry: Entry, fields: dict[bytes, bytes]) -> None:
 class _Input:
     """A stream that may answer with less than it is asked for, read in large pieces."""
 
-    def __init__(self, archive: IO[bytes]) -> None:
+    def __init__(self, archive: IO[bytes], watch: Callable[[bytes], object] | None) -> None:
         self._archive = archive
+        self._watch = watch
         self._data = b""
         self._position = 0
 
@@ -312,6 +321,8 @@ class _Input:
             end = count
         data = self._data[self._position : end]
         self._position = end
+        if self._watch is not None:
+            self._watch(data)
         return data
 
     def _fill(self, count: int) -> None:

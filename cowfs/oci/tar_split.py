@@ -1,5 +1,8 @@
 """The original archive of a layer, byte by byte: its recipe (`tar-split.json.gz`) and the files of its device.
 
+    write_recipe(archive, file)     notes the recipe of an archive that is about to be unpacked
+    build(recipe, read_files, out)  makes the archive again
+
 A recipe is a line of JSON for each part of the archive, in order: a segment, whose bytes are in the line (headers,
 padding, the end), or a file, of which name, length and checksum are in the line and whose content is in the device.
 
@@ -11,22 +14,27 @@ from __future__ import annotations
 import gzip
 import hashlib
 import posixpath
+import stat
 import zlib
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeAlias
+from typing import IO, Final, NamedTuple, TypeAlias
 
 import msgspec
 
 from cowfs.errors import HomeError
 from cowfs.home.requests.files import WantedFile
+from cowfs.layers.archive.names import is_reserved
+from cowfs.layers.archive.reader import ArchiveReader
 
 Out: TypeAlias = Callable[[bytes | memoryview], object]
 
 _FILE: Final = 1
 _SEGMENT: Final = 2
 _MAX_LINE_BYTES: Final = 64 << 20
+_SEGMENT_BYTES: Final = 1 << 20  # about so much is in a line
+_MAX_STORED_BYTES: Final = 16 << 20  # of the content of entries that are no plain files
 _FILES_PER_READING: Final = 256
 
 
@@ -34,7 +42,7 @@ Part: TypeAlias = bytes | WantedFile
 ReadFiles: TypeAlias = Callable[[Sequence[WantedFile], Out], object]
 
 
-class _Entry(msgspec.Struct, frozen=True):
+class _Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     type: int
     position: int
     name: str = ""
@@ -81,6 +89,55 @@ def parts(recipe: Path) -> Iterator[Part]:
         raise HomeError(f"{recipe}: {error.strerror or error}", errno=error.errno) from error
     except (EOFError, zlib.error, msgspec.DecodeError, ValueError) as error:
         raise HomeError(f"{recipe} is damaged: {error}") from error
+
+
+def write_recipe(archive: IO[bytes], file: IO[bytes]) -> bool:
+    """Write the recipe of an uncompressed archive, compressed; whether there is one.
+
+    There is none for an archive that has a file twice, or so much that is no plain file that the recipe would be a copy
+    of it.
+
+    Raises:
+        ArchiveError: the archive is damaged.
+    """
+    segment = bytearray()
+    position = stored_bytes = 0
+    seen: set[bytes] = set()
+    encoder = msgspec.json.Encoder()
+    with gzip.GzipFile("", "wb", 6, file, mtime=0) as out:
+
+        def note(entry: _Entry) -> None:
+            nonlocal position
+            out.write(encoder.encode(entry) + b"\n")
+            position += 1
+
+        def flush() -> None:
+            if segment:
+                note(_Entry(_SEGMENT, position, payload=b64encode(segment).decode()))
+                segment.clear()
+
+        reader = ArchiveReader(archive, end_required=False, watch=segment.extend)
+        while (entry := reader.next()) is not None:
+            name = posixpath.normpath(b"/" + entry.name)
+            is_plain = stat.S_ISREG(entry.kind) and entry.sparse is None and entry.size_bytes > 0
+            is_plain = is_plain and (entry.has_true_name or not any(map(is_reserved, name.split(b"/"))))
+            if is_plain or len(segment) >= _SEGMENT_BYTES:
+                flush()
+            if is_plain:
+                if name in seen:
+                    return False
+                seen.add(name)
+                note(_Entry(_FILE, position, name_raw=b64encode(name).decode(), size=entry.size_bytes))
+            begin = len(segment)
+            for _ in reader.pass_over():
+                if is_plain:
+                    segment.clear()
+                elif stored_bytes + len(segment) - begin > _MAX_STORED_BYTES:
+                    return False
+            stored_bytes += len(segment) - begin
+        reader.finish()
+        flush()
+    return not archive.read(1)
 
 
 def size_bytes(recipe: Path) -> int:

@@ -11,16 +11,16 @@ Source: OCI image specification 1.0, image-layout.md; moby 20.10, `image/tarexpo
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, ClassVar, Final
 
-from cowfs.docker.stored.tar_split import Out
 from cowfs.errors import CowfsError
+from cowfs.oci.documents import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, digest_of, encode
+from cowfs.oci.tar_split import Out
 
 _LAYOUT: Final = b'{"imageLayoutVersion":"1.0.0"}'
 _RECORD_BYTES: Final = 10240
@@ -47,7 +47,7 @@ class Blobs(ABC):
 
     def add_document(self, data: bytes) -> str:
         """Add a blob that is at hand; its digest, with `sha256:`."""
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        digest = digest_of(data)
         if not self.has(digest):
             self.add(digest, len(data), lambda out: out(data))
         return digest
@@ -138,6 +138,60 @@ class ArchiveBlobs(Blobs):
         with naming(self._name):
             self._file.write(data)
         self._position += len(data)
+
+
+class ImageLayout:
+    """Images among blobs, and the documents that name them, for 'docker load' and for OCI tools."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        self.blobs = blobs
+        self._for_docker: list[dict[str, object]] = []
+        self._for_oci: list[dict[str, object]] = []
+
+    def add_image(self, tags: Sequence[str], config: bytes, layers: Sequence[tuple[str, int]]) -> str:
+        """Add an image whose layers are there.
+
+        Args:
+            layers: the diff id and the length of each, uncompressed, the lowest first.
+
+        Returns:
+            The image's id, with `sha256:`.
+        """
+        image_id = self.blobs.add_document(config)
+        paths = [blob_path(diff_id) for diff_id, _ in layers]
+        self._for_docker.append({"Config": blob_path(image_id), "RepoTags": list(tags) or None, "Layers": paths})
+        manifest = encode(
+            {
+                "schemaVersion": 2,
+                "mediaType": OCI_MANIFEST,
+                "config": {"mediaType": OCI_CONFIG, "digest": image_id, "size": len(config)},
+                "layers": [{"mediaType": OCI_LAYER, "digest": digest, "size": size} for digest, size in layers],
+            }
+        )
+        digest = self.blobs.add_document(manifest)
+        entry: dict[str, object] = {"mediaType": OCI_MANIFEST, "digest": digest, "size": len(manifest)}
+        for tag in tags:
+            annotations = {
+                "io.containerd.image.name": _full_name(tag),
+                "org.opencontainers.image.ref.name": tag.rpartition(":")[2],
+            }
+            self._for_oci.append({**entry, "annotations": annotations})
+        if not tags:
+            self._for_oci.append(entry)
+        return image_id
+
+    def finish(self) -> None:
+        """Write the documents that name what was added."""
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": self._for_oci}
+        self.blobs.finish({"index.json": encode(index), "manifest.json": encode(self._for_docker)})
+
+
+def _full_name(tag: str) -> str:
+    """A reference with the registry that it is of, as containerd keeps it."""
+    first, slash, _ = tag.partition("/")
+    if not slash:
+        return f"docker.io/library/{tag}"
+    return tag if "." in first or ":" in first or first == "localhost" else f"docker.io/{tag}"
 
 
 def blob_path(digest: str) -> str:
