@@ -32,6 +32,7 @@ import pytest
 
 from cowfs.pool import load_backend
 from cowfs.testing.conformance import BEHAVIOURS
+from tests.kit.docker_registry import docker_registry
 from tests.kit.standby import Request, Standby, fork_servers
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -334,6 +335,13 @@ def account(request: pytest.FixtureRequest) -> Account:
 def as_user(ordinary_user: Account) -> Any:
     """`as_user(["cowfs", ...])`: run a command as a user without privileges, in a directory of its own."""
     return ordinary_user.run
+
+
+@pytest.fixture(scope="session")
+def debian_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`HOST:PORT` of Debian's docker-registry."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+        yield host
 
 
 @pytest.fixture

@@ -27,10 +27,12 @@ HOW_TOS = [path for path in sorted(DIRECTORY.glob("*.md")) if blocks(path.read_t
 @pytest.mark.fuse
 @pytest.mark.slow
 @pytest.mark.parametrize("path", HOW_TOS, ids=lambda path: path.stem)
-def test_how_to(account: Account, needs_fuse: None, path: Path) -> None:
+def test_how_to(account: Account, needs_fuse: None, path: Path, request: pytest.FixtureRequest) -> None:
     """Every command succeeds, and each line of the text blocks and behind `# ` after a print is printed."""
     text = path.read_text()
     script = "set -eu\n" + "".join(blocks(text, "sh"))
+    if "$REGISTRY" in script:
+        script = f"export REGISTRY={request.getfixturevalue('debian_registry')}\n{script}"
     assert script.count("cow") > 3
     said = account.run(["bash", "-c", script]).stdout.splitlines()
     for line in "".join(blocks(text, "text")).splitlines():

@@ -221,6 +221,9 @@ class Connection:
             if response.status_code == 401 and self._is_own(url) and self._authenticate(response):
                 response.close()
                 response = self._send_once(method, url, headers, content, tries)
+                if response.status_code == 401:
+                    with closing(response):
+                        raise self._refused(Answer(response, url).problem())
             if response.status_code not in _REDIRECTS:
                 return response
             location = response.headers.get("Location", "")
@@ -244,7 +247,7 @@ class Connection:
                 request = self._client.build_request(method, url, headers=sent, content=content() if content else None)
                 response = self._client.send(request, stream=True)
             except Failure as error:
-                if is_last or _is_about_certificate(error):
+                if is_last or _is_about_certificate(error) or _is_about_location(error):
                     raise RegistryError(f"cannot reach {_place(url)}: {reason(error)}", errno=_errno(error)) from error
                 self.sleep(_WAITS_SECONDS[min(number, len(_WAITS_SECONDS) - 1)])
                 continue
@@ -357,7 +360,9 @@ class Connection:
         )
 
     def _refused(self, problem: str) -> RegistryError:
-        user = self._credentials.user if self._credentials else ""
+        if self._credentials is None:
+            return self._no_credentials(problem)
+        user = self._credentials.user
         whose = f" of {user!r}" if user else ""
         return RegistryError(
             f"{self.host} refuses the credentials{whose} from {self._config.path}: {problem}; run: docker login "
@@ -385,6 +390,8 @@ def reason(error: Exception) -> str:
     """Why a request failed, in words."""
     if isinstance(error, httpx.TimeoutException):
         return "it does not answer in time"
+    if _is_about_location(error):
+        return "it sends one on to what is no address"
     if isinstance(error, httpx.RemoteProtocolError):
         return "the connection was cut"
     text = str(error) or type(error).__name__
@@ -393,6 +400,10 @@ def reason(error: Exception) -> str:
     if _is_about_certificate(error):
         return f"its certificate is not trusted ({_shown(text)}); SSL_CERT_FILE names a file with other authorities"
     return _shown(text.partition("] ")[2] or text)
+
+
+def _is_about_location(error: Exception) -> bool:
+    return "Invalid URL in location header" in str(error)
 
 
 def _is_about_certificate(error: Exception) -> bool:

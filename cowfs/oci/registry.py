@@ -160,11 +160,13 @@ class Repository:
 
     def _fetch(self, blob: Descriptor, file: IO[bytes], moved: Moved) -> None:
         failures = 0
+        farthest = file.seek(0, os.SEEK_END)  # a registry that goes on from the beginning each time gets nowhere
         while (begin := file.seek(0, os.SEEK_END)) < blob.size:
             try:
                 self._fetch_from(blob, file, begin, moved)
             except Cut as error:
-                failures = 0 if file.tell() - begin >= _STEP_BYTES else failures + 1
+                failures = 0 if file.tell() - farthest >= _STEP_BYTES else failures + 1
+                farthest = max(farthest, file.tell())
                 if failures >= _TRIES:
                     raise RegistryError(
                         f"the blob {short(blob.digest)} of {self._name} breaks off each time: {error}; "

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -31,7 +26,6 @@ from tests.oci.small_registry import SmallRegistry
 SMALL = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)
 AMD64 = Platform("amd64", "linux")
 EPOCH = "1970-01-01T00:00:00Z"
-PATIENCE_SECONDS = 60
 
 
 @dataclass
@@ -115,42 +109,3 @@ def mapped_bytes(home: Home, name: str) -> int:
 def registry() -> Iterator[SmallRegistry]:
     with SmallRegistry() as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def debian_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`HOST:PORT` of Debian's docker-registry."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("needs docker-registry; run: sudo apt-get install docker-registry")
-    directory = tmp_path_factory.mktemp("registry")
-    with closing(socket.socket()) as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = listening.getsockname()[1]
-    config = directory / "config.yml"
-    config.write_text(
-        "version: 0.1\nlog: {level: error}\n"
-        f"storage: {{filesystem: {{rootdirectory: {directory}/data}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([program, "serve", str(config)], stdout=log, stderr=log)
-    try:
-        require_answer(f"http://127.0.0.1:{port}/v2/", process)
-        yield f"localhost:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def require_answer(url: str, process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            urllib.request.urlopen(url).close()
-        except OSError:
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.02)
-        else:
-            return

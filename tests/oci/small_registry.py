@@ -119,7 +119,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.answer(404)
 
-    def answer(self, status: int, data: bytes = b"", **headers: str) -> None:
+    def answer(self, status: int, data: bytes = b"", **headers: str) -> bool:
+        """Answer; True, as a hook that has done so returns."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
@@ -127,9 +128,12 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+        return True
 
-    def problem(self, status: int, code: str, **headers: str) -> None:
-        self.answer(status, json.dumps({"errors": [{"code": code, "message": code.lower()}]}).encode(), **headers)
+    def problem(self, status: int, code: str, **headers: str) -> bool:
+        return self.answer(
+            status, json.dumps({"errors": [{"code": code, "message": code.lower()}]}).encode(), **headers
+        )
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
