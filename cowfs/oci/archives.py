@@ -28,7 +28,7 @@ import msgspec
 from cowfs.errors import CowfsError, UsageError
 from cowfs.layers.archive.reader import ArchiveReader
 from cowfs.oci.blobs import blob_path
-from cowfs.oci.compression import PIECE_BYTES, unpacked
+from cowfs.oci.compression import PIECE_BYTES, is_compressed, unpacked
 from cowfs.oci.documents import (
     INDEXES,
     MANIFESTS,
@@ -226,7 +226,7 @@ def open_images(
                 yield _images_in(_DirectoryFiles(Path(path)), wanted, None)
                 return
             file: IO[bytes] = stack.enter_context(_open_regular(name))
-            if file.read(2) == b"\x1f\x8b":
+            if is_compressed(file.read(4)):
                 file.seek(0)
                 file = stack.enter_context(_decompressed(file, name, limit_bytes, scratch))
             file.seek(0)

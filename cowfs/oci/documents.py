@@ -22,6 +22,7 @@ OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP: Final = "application/vnd.oci.image.layer.v1.tar+gzip"
+OCI_LAYER_ZSTD: Final = "application/vnd.oci.image.layer.v1.tar+zstd"
 EMPTY_CONFIG: Final = "application/vnd.oci.empty.v1+json"
 _DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -30,7 +31,7 @@ MANIFESTS: Final = (OCI_MANIFEST, _DOCKER_MANIFEST)
 INDEXES: Final = (OCI_INDEX, _DOCKER_LIST)
 _CONFIGS: Final = (OCI_CONFIG, _DOCKER_CONFIG)
 _LAYERS: Final = (
-    *(OCI_LAYER, OCI_LAYER_GZIP),
+    *(OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD),
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
     "application/vnd.docker.image.rootfs.diff.tar",
@@ -190,10 +191,9 @@ def check_is_image(manifest: Manifest, where: str) -> None:
         )
     for layer in manifest.layers:
         if layer.media_type not in _LAYERS:
-            hint = "; push it with gzip" if layer.media_type.endswith("+zstd") else ""
             raise BadImage(
-                f"{where}: layer {short(layer.digest)} is of the type {layer.media_type[:100]!r}, and tar and gzip "
-                f"are read{hint}"
+                f"{where}: layer {short(layer.digest)} is of the type {layer.media_type[:100]!r}, and tar archives are "
+                "read, compressed by gzip, zstd or not"
             )
 
 
@@ -214,6 +214,13 @@ def chain_ids(diff_ids: Sequence[str]) -> Iterator[str]:
     for diff_id in diff_ids:
         chain_id = digest_of(f"{chain_id} {diff_id}".encode()) if chain_id else diff_id
         yield chain_id
+
+
+def oci_layer_type(media_type: str) -> str:
+    """The type of a layer in a manifest of OCI, by its type in any one."""
+    if media_type == OCI_LAYER_ZSTD:
+        return OCI_LAYER_ZSTD
+    return OCI_LAYER_GZIP if "gzip" in media_type else OCI_LAYER
 
 
 def hex_of(digest: str) -> str:

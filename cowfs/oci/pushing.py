@@ -20,7 +20,6 @@ from cowfs.oci.block_deltas import LayerDelta, push_blocks, read_delta
 from cowfs.oci.compression import PIECE_BYTES, compressor
 from cowfs.oci.documents import (
     OCI_CONFIG,
-    OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
@@ -28,6 +27,7 @@ from cowfs.oci.documents import (
     Platform,
     digest_of,
     encode,
+    oci_layer_type,
 )
 from cowfs.oci.outgoing import ArchivedLayer, ChainLayer, Outgoing
 from cowfs.oci.reference import Reference
@@ -141,8 +141,7 @@ class Push(Closing):
         """The blob of a layer's archive, and how it comes into the registry."""
         note = archived.note
         if note is not None and note.blob is not None and note.diff_id == archived.packed.diff_id:
-            kind = OCI_LAYER_GZIP if "gzip" in note.blob.media_type else OCI_LAYER
-            blob = Descriptor(kind, note.blob.digest, note.blob.size)
+            blob = Descriptor(oci_layer_type(note.blob.media_type), note.blob.digest, note.blob.size)
             if self._repository.has(blob.digest):
                 return blob, "present"
             for repository in self._repository.others_in(note.sources):

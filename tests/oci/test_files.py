@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import zstandard
 
 import cowfs
 from cowfs.errors import CowfsError, UsageError
@@ -96,7 +97,7 @@ def test_equal_layers_are_links_in_old_archives(homes: list[Path], tmp_path: Pat
     assert len({layer.id for layer in brought.layers}) == 3
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
 def test_a_single_layer(homes: list[Path], tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
     (tmp_path / "layer").write_bytes(pack(LOWER))
     (brought,) = bring(homes[0], tmp_path / "layer")
