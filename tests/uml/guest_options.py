@@ -11,6 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from cowfs.benchmarks.engines.catalogue import ENGINES, Wanted, parse_over, with_thin_pool
+from cowfs.benchmarks.runner import Run
+from cowfs.benchmarks.workloads.disks import FirstWrites
+from cowfs.benchmarks.workloads.interface import Workload
+from cowfs.benchmarks.workloads.trees import SmallFiles
 from cowfs.devices import opening
 from cowfs.devices.base.base_device import filesystem_named
 from cowfs.devices.base.base_xfs import Xfs, limit_nospace_retries
@@ -23,7 +28,7 @@ from cowfs.home.backend_facts import driver_facts
 from cowfs.layers.direct_lvm import prepare_pool, read_config
 from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from cowfs.layers.options import home_options, parse_storage_options
-from cowfs.pool import NodeThin, load_backend
+from cowfs.pool import NodeBackend, NodeThin, load_backend
 from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import Checks, run_checks
 
@@ -34,6 +39,8 @@ devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }
 """
 BACKEND = load_backend("dmthin")
+assert isinstance(BACKEND, NodeBackend)
+NODE_BACKEND: NodeBackend = BACKEND
 check = Checks()
 
 
@@ -167,6 +174,41 @@ def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
         assert not devices.deletions.discards_removed
     with opening.open_home(home, BACKEND) as devices:
         assert [record.name for record in devices.records()] == ["base", "layer"]
+
+
+@check_on_disk
+def engines_of_the_kernel_are_compared_and_leave_nothing(folder: Path, disk: str) -> None:
+    """cowfs bench over a pool that is there, LVM, and a pool of its own: what was there before is all that is left."""
+    Lvm(folder).prepare(folder, disk)
+    with contextlib.closing(NODE_BACKEND.open_existing_pool(POOL_NAME)) as pool:
+        pool.create_thin(7)
+        (theirs := pool.activate("theirs", 7, 2048)).pwrite(0, b"kept" * 1024)
+        theirs.close()
+    before = said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")
+    questions: list[Workload] = [
+        FirstWrites(size_bytes=4 << 20, writes=4, sizes=[4096, 65536], seed=1),
+        SmallFiles(files=6, changed=3, seed=1),
+    ]
+    directory = folder / "bench"
+    directory.mkdir()
+    own = Wanted("own", ENGINES["dmthin"], None)
+    wanted = [*with_thin_pool(parse_over("dmthin"), POOL_NAME), *parse_over("lvm-thin:128K"), own]
+    result = Run(wanted, questions, directory, rounds=1, seed=1, look_seconds=0.01)()
+    assert not result.missing, result.missing
+    for question in result.questions:
+        assert not question.failed, question.failed
+        for line in question.lines:
+            assert set(line.samples) == {"dmthin", "lvm-thin:128K", "own"}
+    small = {name: samples[0] for name, samples in result.questions[0].lines[0].samples.items()}
+    block_bytes = {"dmthin": 512 << 10, "lvm-thin:128K": 128 << 10, "own": 64 << 10}
+    for name, sample in small.items():  # each of four writes of 4 KiB has a shared block copied
+        assert sample.engine_written_bytes is not None, name
+        assert 4 * block_bytes[name] <= sample.engine_written_bytes < 4 * block_bytes[name] + (1 << 20), (name, sample)
+    assert (said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")) == before
+    with contextlib.closing(NODE_BACKEND.open_existing_pool(POOL_NAME)) as pool:
+        assert pool.thin_ids() == [7]
+        with contextlib.closing(pool.activate("theirs", 7, 2048)) as theirs:
+            assert theirs.pread(0, 4096) == b"kept" * 1024
 
 
 # ---------------------------------------------------------------------------- xfs
