@@ -103,6 +103,12 @@ class Line(msgspec.Struct, omit_defaults=True):
     def spread(self, contender: str) -> float:
         return spread_of([sample.value for sample in self.samples[contender]])
 
+    def written_for_each_byte(self, contender: str) -> float | None:
+        """The median of the write amplification; None where nothing was written, or it was not counted."""
+        found = [sample.write_amplification().total for sample in self.samples[contender]]
+        known = [total for total in found if total is not None]
+        return median_of(known) if known else None
+
     def ranking(self) -> Ranking | None:
         return rank(self.values(), lower_is_better=self.figure.lower_is_better)
 

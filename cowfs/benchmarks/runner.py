@@ -160,8 +160,11 @@ class Run:
                         _add(question, contender.name, meter.lines)
         out = {absent.name for absent in question.failed}
         for line in question.lines:
-            for name in out:
-                line.samples.pop(name, None)
+            line.samples = {
+                contender.name: line.samples[contender.name]
+                for contender in able
+                if contender.name in line.samples and contender.name not in out
+            }
         question.lines = [line for line in question.lines if line.samples]
         return question
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import pygal
@@ -80,14 +80,33 @@ def distribution(line: Line, colours: Mapping[str, int]) -> str | None:
 
 
 def growth(lines: Sequence[Line], x_unit: str, colours: Mapping[str, int]) -> str:
-    """The figure of lines that differ in size or number alone, against it; both axes are logarithmic."""
+    """The figure of lines that differ in size or number alone, against it."""
+    return _grown(lines, x_unit, lines[0].figure.unit, colours, Line.median)
+
+
+def written_growth(lines: Sequence[Line], x_unit: str, colours: Mapping[str, int]) -> str | None:
+    """What was written for each byte that was asked, against it; None where nobody counted."""
+    if not any(line.written_for_each_byte(name) for line in lines for name in line.samples):
+        return None
+    return _grown(lines, x_unit, "bytes for each byte", colours, Line.written_for_each_byte)
+
+
+def _grown(
+    lines: Sequence[Line],
+    x_unit: str,
+    y_unit: str,
+    colours: Mapping[str, int],
+    value_of: Callable[[Line, str], float | None],
+) -> str:
+    """Both axes are logarithmic."""
     points: dict[int, list[tuple[float, float]]] = {}
     for line in lines:
         for name in line.samples:
-            if line.x and line.median(name) > 0:
-                points.setdefault(colours[name], []).append((line.x, line.median(name)))
+            value = value_of(line, name)
+            if line.x and value is not None and value > 0:
+                points.setdefault(colours[name], []).append((line.x, value))
     values = [value for found in points.values() for _, value in found] or [1.0]
-    chart = _chart(pygal.XY, _TALL, logarithmic=True, x_title=x_unit, y_title=lines[0].figure.unit, dots_size=3)
+    chart = _chart(pygal.XY, _TALL, logarithmic=True, x_title=x_unit, y_title=y_unit, dots_size=3)
     chart.y_labels = _decades(min(values), max(values))
     text = format_size if x_unit.startswith("bytes") else figure_text
     chart.x_labels = [{"value": x, "label": text(x)} for x in sorted({int(line.x) for line in lines if line.x})]
@@ -97,7 +116,7 @@ def growth(lines: Sequence[Line], x_unit: str, colours: Mapping[str, int]) -> st
 
 def _add_by_colour(chart: Any, values: Mapping[int, Sequence[Any]]) -> None:
     """pygal gives colours by the order of what is added."""
-    for colour in range(max(values) + 1):
+    for colour in range(max(values, default=-1) + 1):
         chart.add(str(colour), values.get(colour, []))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from cowfs.benchmarks.figures import median_of
-from cowfs.benchmarks.report.charts import COLOURS, bars, distribution, growth, style
+from cowfs.benchmarks.report.charts import COLOURS, bars, distribution, growth, style, written_growth
 from cowfs.benchmarks.report.text import figure_text, spread_text
 from cowfs.benchmarks.results import Absent, Line, Question, Result, Sample
 from cowfs.pool.counters import WriteAmplification
@@ -108,6 +108,10 @@ def _question(question: Question, colours: Mapping[str, int], *, is_judged: bool
             names = dict.fromkeys(contender for line in lines for contender in line.samples)
             yield f"<figure><figcaption>{_text(name)}, by {_text(question.x_unit)}<br>{_legend(names, colours)}"
             yield f"</figcaption>{chart}</figure>"
+            written = written_growth(lines, question.x_unit, colours)
+            if written is not None:
+                yield f"<figure><figcaption>{_text(name)}: written for each byte that was asked to be<br>"
+                yield f"{_legend(names, colours)}</figcaption>{written}</figure>"
         yield "</div>"
     for line in question.lines:
         yield from _line(line, colours, is_judged=is_judged)

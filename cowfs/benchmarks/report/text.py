@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from cowfs.benchmarks.figures import median_of
 from cowfs.benchmarks.results import Line, Question, Result
 
 _GAP = "  "
@@ -49,15 +48,10 @@ def _rows(line: Line, names: Sequence[str], is_judged: bool) -> Iterator[list[st
     stars = () if ranking is None else (ranking.best, *ranking.level)
     unit = f"{line.name} [{line.figure.unit}]"
     yield [f"  {unit}", *(_cell(line, name, stars) for name in names)]
-    written = {name: _written(line, name) for name in line.samples}
+    written = {name: line.written_for_each_byte(name) for name in line.samples}
     if any(found is not None for found in written.values()):
         cells = ["" if (found := written.get(name)) is None else f"{found:.2f}  " for name in names]
         yield ["    written for each byte asked", *cells]
-
-
-def _written(line: Line, name: str) -> float | None:
-    found = [total for sample in line.samples[name] if (total := sample.write_amplification().total) is not None]
-    return median_of(found) if found else None
 
 
 def _cell(line: Line, name: str, stars: Sequence[str]) -> str:
