@@ -476,7 +476,7 @@ def test_a_damaged_directory_costs_only_itself(opened_damaged: cowfs.Home, sourc
     with pytest.raises(errors.FilesystemError, match="web:/source/sub"):
         found.extend(info.name for info in opened_damaged.list_files("web", "/source/sub"))
     with pytest.raises(errors.FilesystemError, match="cannot compare 'web' with 'other': "):
-        opened_damaged.changes("web", "other")
+        list(opened_damaged.changes("web", "other"))
 
 
 @pytest.fixture(params=["here", "through the holder"])
