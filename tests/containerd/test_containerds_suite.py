@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Account
+from tests.conftest import REPOSITORY, Account
 from tests.containerd.grpc_client import GrpcClient
 from tests.containerd.server import Server, names
 
@@ -50,7 +50,7 @@ func TestCowfs(t *testing.T) {
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite as a program."""
+    """The suite as a program. Go keeps what it has compiled by content, so only the first run compiles all of it."""
     if shutil.which("go") is None or not SUITE.is_dir():
         pytest.skip("needs containerd's suite; run: apt-get install golang-go golang-github-containerd-containerd-dev")
     directory = tmp_path_factory.mktemp("suite")
@@ -62,11 +62,10 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "GO111MODULE": "off",
         "GOPATH": f"{directory}:{SOURCES}",
         "GOFLAGS": "-buildvcs=false",
-        "GOCACHE": str(directory / "cache"),
+        "GOCACHE": str(REPOSITORY / ".cache" / "go"),
     }
     program = directory / "suite.test"
     subprocess.run(["go", "test", "-c", "-o", program, "."], cwd=source, env=environment, check=True)
-    shutil.rmtree(directory / "cache")
     return program
 
 
