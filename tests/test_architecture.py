@@ -288,6 +288,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "engines": {"results", "accounting"},
         "meter": {"results", "accounting", "engines"},
         "workloads": {"results", "engines", "meter"},
+        "janitor": set(),
         "runner": {"figures", "machine", "results", "engines", "meter", "workloads"},
         "comparison": {"figures", "results"},
         "report": {"figures", "results", "comparison"},

@@ -176,14 +176,19 @@ def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], 
 @contextmanager
 def _scratch(parent: str | None) -> Iterator[Path]:
     """A directory of this run, removed at its end."""
+    from cowfs.benchmarks.janitor import Janitor
+
     try:
         path = tempfile.mkdtemp(prefix="cowfs-bench-", dir=parent and os.path.abspath(parent))
     except OSError as error:
         raise UsageError(f"--directory {parent}: no directory can be made in it: {error.strerror}") from error
+    path = os.path.realpath(path)
+    janitor = Janitor(path)
     try:
-        yield Path(os.path.realpath(path))
+        yield Path(path)
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        janitor.close()
 
 
 def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | None) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,7 @@ stonewall
 rw=read
 bs=4k
 """
-START_SECONDS = 60
+WAIT_SECONDS = 60
 
 
 def bench(account: Account, *words: str, status: int = 0) -> str:
@@ -129,20 +131,46 @@ def test_a_job_that_fio_refuses_is_one_line_of_the_question(account: Account) ->
     assert "plain failed: fio ended with status 1 for job.fio on plain: fio: failed parsing rw=fly" in found.stdout
 
 
-@pytest.mark.fuse
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_takes_everything_down(account: Account, needs_fuse: None, number: signal.Signals) -> None:
-    """In the middle of a command that works on a mount."""
-    (account.directory / "work").write_text('#!/bin/sh\ntouch "$1/file" started\nexec sleep 60\n')
+@pytest.fixture
+def working(account: Account, needs_fuse: None) -> subprocess.Popen[str]:
+    """A run in the middle of a command that works on a mount; other engines are set up beside it."""
+    (account.directory / "work").write_text(
+        '#!/bin/sh\ntouch "$1/file"\necho $$ > pid\nmv pid started\nexec sleep 60\n'
+    )
     (account.directory / "work").chmod(0o755)
-    words = ["--command", "./work {dir}", "--over", "emulated"]
+    engines = "emulated,fuse2fs,ext4,qcow2" if account.uid == 0 else "emulated,fuse2fs"
+    words = ["--command", "./work {dir}", "--over", engines]
     process = account.start(["cowfs", "bench", "--directory", ".", *words])
-    deadline = time.monotonic() + START_SECONDS
-    while not (account.directory / "started").exists():
-        assert process.poll() is None
+    wait_until(lambda: (account.directory / "started").exists() or process.poll() is not None)
+    assert process.poll() is None
+    return process
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.kill(process.pid, number)
-    assert process.wait(START_SECONDS) == 128 + number
-    assert not list(account.directory.glob("cowfs-bench-*"))
-    assert not [mount for mount in mounts() if Path(mount.target).is_relative_to(account.directory)]
+
+
+def left(account: Account) -> list[Path | str]:
+    mounted = [mount.target for mount in mounts() if Path(mount.target).is_relative_to(account.directory)]
+    return [*account.directory.glob("cowfs-bench-*"), *mounted]
+
+
+@pytest.mark.fuse
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_takes_everything_down(
+    account: Account, working: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    os.kill(working.pid, number)
+    assert working.wait(WAIT_SECONDS) == 128 + number
+    assert not left(account)
+
+
+@pytest.mark.fuse
+def test_after_kill_9_nothing_is_left_either(account: Account, working: subprocess.Popen[str]) -> None:
+    working.kill()
+    working.wait()
+    os.kill(int((account.directory / "started").read_text()), signal.SIGKILL)  # the command is the user's own
+    wait_until(lambda: not left(account))
