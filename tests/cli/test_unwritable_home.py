@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.mounted_home import SMALL, MountedHome, has_ended, kill_and_wait
+from tests.kit.contents import Contents, contents
 
 if TYPE_CHECKING:
     from tests.conftest import Account
@@ -58,9 +59,9 @@ def unwritable(mounted: MountedHome) -> Iterator[MountedHome]:
             subprocess.run(["umount", mounted.home], check=True)
 
 
-def content_of(home: MountedHome) -> dict[Path, tuple[int, bytes]]:
+def content_of(home: MountedHome) -> tuple[list[int], Contents]:
     paths = [path for path in sorted(home.home.rglob("*")) if path.is_file()]
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+    return [path.stat().st_mtime_ns for path in paths], contents(home.home, leave_out=())
 
 
 def test_everything_that_only_reads(unwritable: MountedHome) -> None:

@@ -31,6 +31,7 @@ from tests.devices.home_fakes import (
     record_files,
 )
 from tests.home.conftest import serving
+from tests.kit.contents import contents
 
 EMULATED = load_backend("emulated")
 REAL = HomeOptions(data_size_bytes=256 * MIB, metadata_size_bytes=4 * MIB, base_size_bytes=16 * MIB, durable=False)
@@ -60,9 +61,9 @@ def recover(home: Path, *, dry_run: bool = False, delete_orphans: bool = False) 
 
 def recover_twice(home: Path, **arguments: bool) -> list[tuple[str, str | None, str]]:
     """(kind, device, action) of what a recovery does, which a dry run foretells. Afterwards all is well."""
-    before = content(home)
+    before = contents(home)
     foretold = recover(home, dry_run=True, **arguments)
-    assert content(home) == before
+    assert contents(home) == before
     findings = recover(home, **arguments)
     assert [(f.kind, f.found, f.device, f.thin_id) for f in findings] == [
         (f.kind, f.found, f.device, f.thin_id) for f in foretold
@@ -76,11 +77,6 @@ def recover_twice(home: Path, **arguments: bool) -> list[tuple[str, str | None, 
         assert names(devices) == record_files(home)
         devices.create("another")
     return [(finding.kind, finding.device, finding.action.partition(" as /")[0]) for finding in findings]
-
-
-def content(home: Path) -> dict[str, bytes]:
-    files = (path for path in home.rglob("*") if path.is_file() and path.name != "cowfs.lock")
-    return {str(path.relative_to(home)): path.read_bytes() for path in files}
 
 
 def break_record(home: Path, name: str) -> None:
@@ -97,9 +93,9 @@ def records(home: Path) -> dict[str, tuple[int, int, str | None]]:
 
 
 def test_a_sound_home_is_left_alone(home: Path) -> None:
-    before = content(home)
+    before = contents(home)
     assert recover(home) == []
-    assert content(home) == before
+    assert contents(home) == before
 
 
 def test_what_a_crash_left_is_reported(home: Path) -> None:
@@ -238,11 +234,11 @@ def test_of_two_records_of_one_thin_the_one_that_made_it_stays(home: Path) -> No
 
 def test_two_records_of_which_neither_is_known_to_be_right_are_left(home: Path) -> None:
     shutil.copy(home / "metadata/a", home / "metadata/twin")
-    before = content(home)
+    before = contents(home)
     (finding,) = recover(home)
     assert (finding.kind, finding.action, finding.thin_id) == ("conflict", "", 2)
     assert "'a' and 'twin'" in finding.found
-    assert content(home) == before
+    assert contents(home) == before
 
 
 # --- thins without a record
@@ -362,11 +358,11 @@ def test_a_pool_of_another_home_is_left_alone(home: Path, tmp_path: Path) -> Non
     (home / "metadata/deviceset-metadata").write_text(text.replace(UUIDS[0], UUIDS[1]))
     for file in ("data", "metadata"):
         shutil.copy(tmp_path / "other/devicemapper" / file, home / "devicemapper" / file)
-    before = content(home)
+    before = contents(home)
     (finding,) = recover(home)
     assert (finding.kind, finding.action) == ("foreign_pool", "")
     assert "do not belong together" in finding.found
-    assert content(home) == before
+    assert contents(home) == before
 
 
 def test_a_pool_that_needs_a_check_comes_first(tmp_path: Path, backend: FakeBackend) -> None:

@@ -20,6 +20,7 @@ from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeError, Unknow
 from tests.conftest import profile
 from tests.devices.crash_worlds import FakeWorld
 from tests.devices.home_fakes import FailingOs, FakeBackend, assert_whole, names, open_home, record_files
+from tests.kit.contents import contents
 
 
 def parents(devices: DeviceSet) -> dict[str, str | None]:
@@ -101,18 +102,18 @@ def test_what_is_refused_changes_nothing(
         devices.active.activate("marked")
         devices.active.activate("used")
         devices.remove("marked", deferred=True)
-        before = content(home)
+        before = contents(home)
         with pytest.raises(error, match=says) as caught:
             devices.rename(name, new_name)
         assert "\n" not in str(caught.value)
-        assert content(home) == before
+        assert contents(home) == before
 
 
 def test_a_home_that_is_read_only_is_left_alone(home: Path, backend: FakeBackend) -> None:
-    before = content(home)
+    before = contents(home)
     with open_home(home, backend, read_only=True) as devices, pytest.raises(HomeError, match="open read-only"):
         devices.rename("a", "b")
-    assert content(home) == before
+    assert contents(home) == before
 
 
 def test_not_while_its_content_is_replaced(home: Path, backend: FakeBackend) -> None:
@@ -129,11 +130,6 @@ def test_a_copy_that_is_read_goes_with_the_old_name_and_leaves_nothing(home: Pat
             devices.create("a")
             assert thin.pread(0, 1) is not None
         assert_whole(devices)
-
-
-def content(home: Path) -> dict[str, bytes]:
-    files = (path for path in home.rglob("*") if path.is_file() and path.name != "cowfs.lock")
-    return {str(path.relative_to(home)): path.read_bytes() for path in files}
 
 
 # --- a disk that fails
@@ -293,11 +289,11 @@ def test_a_note_that_cannot_be_understood_is_set_aside(home: Path, backend: Fake
 
 @pytest.mark.parametrize(("name", "new_name"), [("a", "b"), ("b", "a"), ("b", "c"), ("a", "base")])
 def test_a_note_about_nothing_does_nothing(home: Path, backend: FakeBackend, name: str, new_name: str) -> None:
-    before = content(home)
+    before = contents(home)
     (home / "cowfs.renaming").write_text(f'{{"name":"{name}","new_name":"{new_name}","transaction_id":99}}')
     with open_home(home, backend) as devices:
         assert devices.problems == ()
-    assert content(home) == before
+    assert contents(home) == before
 
 
 # --- any history

@@ -31,6 +31,7 @@ from cowfs.pool import PoolMode
 from tests.conftest import profile
 from tests.devices.crash_worlds import EmulatedWorld
 from tests.devices.home_fakes import MIB, PAGE, FailingOs, FakeBackend, assert_whole, names, open_home, record_files
+from tests.kit.contents import contents
 
 MANY = ["m1", "m2", "m3"]
 
@@ -48,11 +49,6 @@ def read(devices: DeviceSet, name: str) -> bytes:
     text = devices.active.activate(name, read_only=True).pread(0, PAGE).split(b"\0", 1)[0]
     devices.active.deactivate(name)
     return text
-
-
-def content(home: Path) -> dict[str, bytes]:
-    files = (path for path in home.rglob("*") if path.is_file() and path.name != "cowfs.lock")
-    return {str(path.relative_to(home)): path.read_bytes() for path in files}
 
 
 @pytest.fixture
@@ -153,11 +149,11 @@ def test_a_rollback_that_is_refused_changes_nothing(
             devices.create(other)
             devices.active.activate(other)
         devices.remove("marked", deferred=True)
-        before = content(chain)
+        before = contents(chain)
         with pytest.raises(error, match=says) as caught:
             devices.roll_back(*arguments[:2], keep=arguments[2] if len(arguments) > 2 else None)
         assert "\n" not in str(caught.value)
-        assert content(chain) == before
+        assert contents(chain) == before
         assert_whole(devices)
 
 
@@ -176,11 +172,11 @@ def test_many_that_are_refused_change_nothing(
     chain: Path, backend: FakeBackend, arguments: Any, error: type[CowfsError], says: str
 ) -> None:
     with open_home(chain, backend) as devices:
-        before = content(chain)
+        before = contents(chain)
         with pytest.raises(error, match=says) as caught:
             devices.create_many(arguments[0], parent=arguments[1], size_bytes=arguments[2] if arguments[2:] else None)
         assert "\n" not in str(caught.value)
-        assert content(chain) == before
+        assert contents(chain) == before
         assert_whole(devices)
 
 
@@ -212,7 +208,7 @@ def test_many_are_of_one_moment_and_in_order(chain: Path, backend: FakeBackend) 
 
 
 def test_a_pool_or_home_that_cannot_change_is_left_alone(chain: Path, backend: FakeBackend) -> None:
-    before = content(chain)
+    before = contents(chain)
     with open_home(chain, backend, read_only=True) as devices:
         for change in (lambda: devices.roll_back("a", "old"), lambda: devices.create_many(MANY)):
             with pytest.raises(HomeError, match="open read-only"):
@@ -223,7 +219,7 @@ def test_a_pool_or_home_that_cannot_change_is_left_alone(chain: Path, backend: F
             with pytest.raises(PoolModeError):
                 change()
         backend.condition = {}
-    assert content(chain) == before
+    assert contents(chain) == before
 
 
 def test_a_rollback_needs_no_free_space_but_for_what_is_kept(chain: Path, backend: FakeBackend) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import hashlib
 import multiprocessing
 import os
 import pickle
@@ -28,6 +27,7 @@ from cowfs.home.control.client import Client
 from cowfs.home.requests.devices import Status
 from cowfs.pool import load_backend
 from tests.home.conftest import PATIENCE_SECONDS, SMALL, serving
+from tests.kit.contents import contents
 
 
 def in_child(work: Callable[[], Any]) -> Any:
@@ -81,11 +81,6 @@ def living_child() -> Iterator[int]:
         os.waitpid(pid, 0)
 
 
-def content(home: Path) -> dict[str, str]:
-    files = [path for path in home.rglob("*") if path.is_file()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def test_only_the_parent_makes_devices(home: Path) -> None:
     with cowfs.open_home(home) as opened:
         with pytest.raises(ForkedError):
@@ -115,14 +110,13 @@ HOME_USES: dict[str, Callable[[cowfs.Home], object]] = {
 def test_a_home_is_its_openers(home: Path, use: str, is_served: bool) -> None:
     if is_served and use in ("path", "device"):
         pytest.skip("a home that another process holds has its path in memory, and no devices")
-    before = content(home)
+    before = contents(home)
     with serving(home) if is_served else nullcontext(), cowfs.open_home(home) as opened:
         with pytest.raises(ForkedError):
             in_child(lambda: HOME_USES[use](opened))
         assert opened.status().devices == 1
         assert opened.check().clean
-    after = content(home)
-    assert {name for name in before if before[name] != after[name]} <= {str(home / "cowfs.lock")}
+    assert contents(home) == before
 
 
 def test_an_open_device_is_its_openers(home: Path) -> None:
@@ -168,7 +162,7 @@ def test_everything_below_a_home_is_its_openers(home: Path) -> None:
 def test_what_ends_a_use_does_nothing_in_a_child(home: Path) -> None:
     with cowfs.open_home(home) as opened, opened.device("web") as disk:
         disk.pwrite(0, b"not committed yet")
-        before = content(home)
+        before = contents(home, leave_out=())
 
         def leave() -> None:
             with opened, closing(disk):
@@ -176,7 +170,7 @@ def test_what_ends_a_use_does_nothing_in_a_child(home: Path) -> None:
             opened.close()
 
         in_child(leave)
-        assert content(home) == before
+        assert contents(home, leave_out=()) == before
         assert (home / "cowfs.lock").read_text() == f"{os.getpid()}\n"
         assert disk.pread(0, 17) == b"not committed yet"
 
