@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ from cowfs.benchmarks.figures import median_of
 from cowfs.benchmarks.report.text import figure_text
 from cowfs.benchmarks.results import Latency, Line
 from cowfs.units import format_size
+
+# pygal leaves a finder for its maps, of an interface that Python has given up, and others who ask all finders fail.
+sys.meta_path[:] = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
 
 COLOURS: Final = 12
 _WIDTH: Final = 560
