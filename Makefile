@@ -24,6 +24,7 @@ WORKERS ?= $(shell expr $$(nproc) + 1)
 NEXT_PYTHON ?= python3.13
 NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
+unexport PYTHONDONTWRITEBYTECODE
 RESULTS := bench/results
 # A quick run shows that everything works, in less than three minutes: the figures say nothing.
 QUICK_ENGINES := emulated,qcow2,ext4,plain
@@ -56,12 +57,14 @@ test-next:
 			"elsewhere: pip install uv && uv python install 3.13 --default"; \
 	fi
 
-# Peers of the tests from other releases; and what is compiled once for the thousand processes that the tests start.
+# Peers of the tests from other releases; and what is compiled once: for the thousand processes that the tests start,
+# and by pytest for its workers.
 test-tools: $(SETUP)
 	-$(BIN)/python -m tests.kit.thin_tools
 	-$(BIN)/python -m tests.kit.docker_engine
 	-$(BIN)/python -m tests.kit.containerd_engine
 	$(BIN)/python -m compileall -q cowfs backends tests
+	-$(BIN)/pytest -q --collect-only tests >/dev/null
 
 lint: $(SETUP)
 	$(BIN)/ruff format --check
