@@ -59,7 +59,8 @@ class _BenchCommand(click.Command):
 @click.option("--rounds", metavar="N", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="Rounds.")
 @click.option("--seed", metavar="N", type=int, default=1, show_default=True, help="Seed of what is random.")
 @click.option("--size", type=SizeType(), metavar="SIZE", default="1G", show_default=True, help="Size of the devices.")
-@click.option("--quick", is_flag=True, help="Small sizes: only shows that it runs.")
+@click.option("--quick", "scale", flag_value="QUICK", help="Small sizes: only shows that it runs.")
+@click.option("--full", "scale", flag_value="FULL", help="Large sizes: for half an hour and more.")
 @click.option("--directory", metavar="DIR", type=PATH, help="Where to put the files that are measured.")
 @click.option("--json", "json_file", metavar="FILE", type=PATH, help="Write the result to FILE.")
 @click.option("--html", "html_file", metavar="FILE", type=PATH, help="Write a report to FILE, one HTML page.")
@@ -80,7 +81,7 @@ def bench_command(
     rounds: int,
     seed: int,
     size: int,
-    quick: bool,
+    scale: str | None,
     directory: str | None,
     json_file: str | None,
     html_file: str | None,
@@ -118,7 +119,7 @@ def bench_command(
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
     workloads: list[Workload] = [*traces]
     if words or command is not None or not traces:
-        workloads += _workloads(words, command, seed=seed, size_bytes=size, quick=quick)
+        workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
 
@@ -151,8 +152,10 @@ def _traces(
     return traces, tuple(word for word in words if word not in paths)
 
 
-def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, quick: bool) -> list[Workload]:
-    from cowfs.benchmarks.workloads.catalogue import built_in, choose
+def _workloads(
+    words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, scale: str | None
+) -> list[Workload]:
+    from cowfs.benchmarks.workloads.catalogue import Scale, built_in, choose
     from cowfs.benchmarks.workloads.command import CommandWorkload
     from cowfs.benchmarks.workloads.fio import FioJob
 
@@ -162,7 +165,10 @@ def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_byt
     ]
     if command is not None:
         found.append(CommandWorkload(command, size_bytes=size_bytes, environment=os.environ))
-    return [*found, *(choose(named, built_in(seed=seed, quick=quick)) if named or not found else [])]
+    return [
+        *found,
+        *(choose(named, built_in(seed=seed, scale=Scale[scale or "STANDARD"])) if named or not found else []),
+    ]
 
 
 def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], list[Absent]]:
@@ -256,7 +262,7 @@ def _list(settings: Settings) -> int:
         for one in ENGINES.values()
         for found in [one.look()]
     ]
-    questions = [{"name": one.name, "title": one.title} for one in built_in(seed=0, quick=False)]
+    questions = [{"name": one.name, "title": one.title} for one in built_in(seed=0)]
     if settings.as_json:
         output.print_json({"engines": engines, "questions": questions})
         return 0

@@ -99,6 +99,10 @@ class HomeContender(Contender):
             "tree": "mount through FUSE",
         }
 
+    @property
+    def backend(self) -> str:
+        return self._backend
+
     @contextmanager
     def home(self) -> Iterator[Path]:
         path = self.directory / "given"

@@ -74,6 +74,11 @@ class Contender:
         """The device's files, for a block: the path of a directory that can be written."""
         raise self._cannot("show trees")
 
+    @property
+    def backend(self) -> str:
+        """The backend of its homes."""
+        raise self._cannot("have a backend")
+
     def home(self) -> AbstractContextManager[Path]:
         """A home that nobody holds, for a block."""
         raise self._cannot("give a home")

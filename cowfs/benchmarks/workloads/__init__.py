@@ -7,5 +7,6 @@ disks        requests to a disk; the first write after a snapshot
 snapshots    taking and removing them, by size and number; reads through chains of them
 lives        devices that are new, or come and go
 trees        programs in a mounted tree; small files after a snapshot
+layers       layers of containers, in homes
 catalogue    the built-in ones with their sizes
 """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import random
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -30,7 +33,9 @@ _GIT: Final = ("-c", "user.name=bench", "-c", "user.email=bench@localhost", "-c"
 
 
 class TreeWork:
-    """Args: files: in the archive and in the repository; commits: of the database."""
+    """Args: files: in the archive and in the repository; commits: of the database; wheel_files: in a wheel that pip
+    installs, 0 for none.
+    """
 
     name = "tree"
     title = "How quick is a mounted tree for programs: tar, git, SQLite?"
@@ -42,18 +47,25 @@ class TreeWork:
     x_unit = ""
     warms_up = False
 
-    def __init__(self, *, files: int, commits: int, seed: int) -> None:
+    def __init__(self, *, files: int, commits: int, wheel_files: int, seed: int) -> None:
         self._files = files
         self._commits = commits
+        self._wheel_files = wheel_files if importlib.util.find_spec("pip") else 0
         self._seed = seed
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"files": self._files, "commits": self._commits, "seed": self._seed, "sqlite": sqlite3.sqlite_version}
+        return {
+            "files": self._files,
+            "commits": self._commits,
+            "wheel_files": self._wheel_files,
+            "seed": self._seed,
+            "sqlite": sqlite3.sqlite_version,
+        }
 
     @contextmanager
     def prepared(self, contender: Contender) -> Iterator[Measure]:
-        archive = _archive(self._files, self._seed)
+        archive = make_archive(self._files, self._seed)
         contender.create("tree", _SIZE_BYTES)
         with (
             tempfile.TemporaryDirectory(prefix="repository-", dir=contender.directory.parent) as repository,
@@ -94,6 +106,10 @@ class TreeWork:
                 for key in range(self._commits):
                     database.execute("INSERT INTO entries VALUES (?, ?)", (key, value))
                 work.requests = self._commits
+        if self._wheel_files:
+            with meter.line("pip install from a local wheel, files", RATE) as work:
+                _pip_install(top, self._wheel_files, self._seed)
+                work.requests = self._wheel_files
 
 
 class SmallFiles:
@@ -155,7 +171,7 @@ def _overwrite(top: Path, names: list[str], page: bytes, work: Work) -> None:
     work.written_bytes += len(names) * len(page)
 
 
-def _archive(files: int, seed: int) -> bytes:
+def make_archive(files: int, seed: int) -> bytes:
     """A tar archive `tree` of files of 0 to 16 KiB, thirty in a directory; the same for the same seed."""
     generator = random.Random(seed)
     out = io.BytesIO()
@@ -167,6 +183,24 @@ def _archive(files: int, seed: int) -> bytes:
             member.uid, member.gid = os.geteuid(), os.getegid()
             tar.addfile(member, io.BytesIO(data))
     return out.getvalue()
+
+
+def _pip_install(top: Path, files: int, seed: int) -> None:
+    """Have pip install a wheel of Python modules into a directory. Raises CowfsError."""
+    wheel = top / "bench_package-1-py3-none-any.whl"
+    generator = random.Random(seed)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for number in range(files):
+            lines = generator.randrange(2, 60)
+            archive.writestr(f"bench_package/module_{number}.py", "value = 1\n" * lines)
+        about = "bench_package-1.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: bench-package\nVersion: 1\n")
+        archive.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: bench\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{about}/RECORD", "")
+    options = ("--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check", "--no-cache-dir")
+    run_tool(sys.executable, "-m", "pip", "install", *options, "--target", top / "packages", wheel)
 
 
 def _content_bytes(archive: bytes) -> int:
