@@ -28,7 +28,14 @@ from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.health import require_status
 from cowfs.ending import ending_with
-from cowfs.errors import FilesystemError, PoolModeError, UnreadableRoot, UsageError
+from cowfs.errors import (
+    FilesystemError,
+    OutOfDataSpace,
+    OutOfMetadataSpace,
+    PoolModeError,
+    UnreadableRoot,
+    UsageError,
+)
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import FileTree, ServedTree
@@ -44,6 +51,7 @@ _log = logging.getLogger(__name__)
 _REPAIR: Final = "'mount --repair' runs e2fsck"
 _REPAIR_XFS: Final = "'mount --raw' shows its disk, for xfs_repair or the kernel"
 _ONLY_READ: Final = f"holds xfs, whose files are only read here; {_REPAIR_XFS}"
+_NO_ROOM_TO_OPEN: Final = "cannot be opened for writing ('mount --read-only' shows its files)"
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 
@@ -105,6 +113,7 @@ class Volumes:
         Raises:
             UnknownDevice, NoSuchThin, DeviceBusy: as `ActiveDevices.activate`.
             FilesystemError: no ext4 or xfs, features that are not supported, or damage that a check does not repair.
+            OutOfDataSpace, OutOfMetadataSpace: there is no room for what its journal holds.
             MissingRequirement: e2fsprogs or its library are not usable here.
         """
         known = self._open.get(name)
@@ -114,9 +123,12 @@ class Volumes:
         with ExitStack() as undo:
             thin = self._devices.active.activate(name, read_only=self.read_only and not repair)
             undo.enter_context(ending_with(partial(self._devices.active.deactivate, name)))
-            with _named(name, thin, read_only=self.read_only):
+            with (
+                _named(name, thin, read_only=self.read_only),
+                _naming_a_full_pool(f"device '{name}' {_NO_ROOM_TO_OPEN}"),
+            ):
                 volume = self._open_volume(name, thin, repair=repair)
-            undo.enter_context(ending_with(volume.close))
+            undo.enter_context(ending_with(partial(_close, name, volume)))
             if volume.problems:
                 problems = "; ".join(volume.problems)
                 remedy = _REPAIR_XFS if isinstance(volume, XfsVolume) else _REPAIR
@@ -181,6 +193,24 @@ class Volumes:
     def opened(self, name: str) -> Iterator[OpenVolume]:
         """A volume for the length of a `with` block."""
         volume = self.open(name)
+        try:
+            yield volume
+        finally:
+            self.close(name)
+
+    @contextmanager
+    def opened_for_reading(self, name: str) -> Iterator[OpenVolume]:
+        """As `opened`, for a device that nobody uses: also where the pool has no room for what its journal holds."""
+        try:
+            volume = self.open(name)
+        except (OutOfDataSpace, OutOfMetadataSpace):
+            with (
+                self._devices.active.activated(name, "reader", read_only=True) as thin,
+                _named(name, thin),
+                closing(Volume.open(thin, read_only=True, name=f"device {name!r}")) as shown,
+            ):
+                yield shown
+            return
         try:
             yield volume
         finally:
@@ -321,6 +351,20 @@ class Volumes:
 def _quiesced(volume: OpenVolume) -> Iterator[None]:
     volume.quiesce()
     yield
+
+
+def _close(name: str, volume: OpenVolume) -> None:
+    with _naming_a_full_pool(f"not all of device '{name}' could be written; what was synced is in its journal"):
+        volume.close()
+
+
+@contextmanager
+def _naming_a_full_pool(what: str) -> Iterator[None]:
+    """Say what a full pool stopped."""
+    try:
+        yield
+    except (OutOfDataSpace, OutOfMetadataSpace) as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 @contextmanager

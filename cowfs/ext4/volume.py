@@ -50,7 +50,7 @@ from cowfs.ext4.format.directory_block import Entry
 from cowfs.ext4.journal.journal import Journal
 from cowfs.ext4.journal.journal_file import JournalFile
 from cowfs.ext4.journal.journal_format import DamagedJournal
-from cowfs.ext4.journal.recovery import readable, recover, recovered
+from cowfs.ext4.journal.recovery import RecoveredDevice, readable, recover, recovered
 from cowfs.ext4.library.block_runs import Run
 from cowfs.ext4.library.filesystem import Filesystem, os_error
 from cowfs.ext4.names.names import Names
@@ -96,11 +96,13 @@ def _changing(
 class Volume:
     """An open volume. Not safe for use from several threads. The device stays the caller's.
 
-    `problems`: what is wrong with a volume that is open to rescue what can be read.
+    `problems`: what is wrong with a volume that is open to rescue what can be read. `from_journal`: (begin, end) of the
+    bytes that are read from the journal, in a volume that is read-only; the device may have others there.
     """
 
     def __init__(self, fs: Filesystem, problems: Sequence[str] = ()) -> None:
         self.problems = problems
+        self.from_journal: Sequence[tuple[int, int]] = ()
         self._fs = fs
         self._allocator = Allocator(fs)
         self._maps = FileMaps(fs, self._allocator)
@@ -154,6 +156,8 @@ class Volume:
         fs = Filesystem(device, read_only=read_only, now_ns=now_ns, name=name, rescue=rescue)
         try:
             volume = cls(fs, problems)
+            if isinstance(device, RecoveredDevice):
+                volume.from_journal = tuple(device.from_journal())
             if not read_only:
                 volume._protect_journal(use=journaled)
                 volume._names.orphans.process(volume._names.prepare_to_drop, volume._finish_orphan)

@@ -10,7 +10,7 @@ from typing import IO, Final
 
 import msgspec
 
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, DeviceExists, UsageError
 from cowfs.home.requests.disks import RANGE_BYTES, Imported, importing
 from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
 from cowfs.home.session import Session
@@ -65,8 +65,14 @@ def import_chain(
         reason = f"{error.strerror}; name a directory that 'export --chain' made"
         raise CowfsError(f"cannot read {path}/{_CHAIN_FILE}: {reason}", errno=error.errno) from error
     pieces = _pieces(path, len(chain.devices))
-    with importing(path):
-        return session.send(ImportChain(chain), pieces if progress is None else _counted(pieces, path, progress))
+    try:
+        with importing(path):
+            return session.send(ImportChain(chain), pieces if progress is None else _counted(pieces, path, progress))
+    except DeviceExists as error:
+        found = error.message.removesuffix("; choose another name")
+        raise DeviceExists(
+            f"cannot import {path}: {found}; rename or remove it, as a chain's devices keep their names"
+        ) from None
 
 
 def _counted(pieces: Iterator[bytes], directory: str, progress: Progress) -> Iterator[bytes]:

@@ -53,7 +53,7 @@ class EngineTrees:
             with self._volumes.temporary_snapshot(layer_id) as (volume, thin_id):
                 yield HeldTree(volume, thin_id)
         else:
-            with self._volumes.opened(layer_id) as volume:
+            with self._volumes.opened_for_reading(layer_id) as volume:
                 yield HeldTree(volume, self._devices.record(layer_id).device_id)
 
     @contextmanager

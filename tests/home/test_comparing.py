@@ -11,7 +11,11 @@ import pytest
 
 import cowfs
 from cowfs import errors
+from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
 from cowfs.home.comparing import TEXT_BYTES_MAX, BlockRange, FileChange, FileDifference
+from cowfs.home.opening import open_here
+from cowfs.home.spec import HomeSpec
 from cowfs.units import SECTOR_BYTES
 
 BLOCK = 64 << 10
@@ -141,7 +145,12 @@ def test_other_differences_are_a_line_each(opened: cowfs.Home, tmp_path: Path) -
     }
     assert list(differences(opened, "copy", "new", "/kind")) == ["/kind"]
     assert list(differences(opened, "copy", "new", "kind/")) == ["/kind"]
-    assert list(differences(opened, "copy", "new", "/kin")) == []
+    assert list(differences(opened, "copy", "new", "/../gone/../kind")) == ["/kind"]
+    for nowhere in ("/kin", "/kind/in", "/../etc/passwd"):
+        with pytest.raises(
+            errors.FilesystemError, match=f"there is no '{nowhere}' in 'new', nor in 'copy'; name a path"
+        ):
+            differences(opened, "copy", "new", nowhere)
     assert [line for difference in found.values() for line in difference.lines] == []
 
 
@@ -210,3 +219,22 @@ def test_ranges_go_on_where_they_were_left(opened: cowfs.Home, tmp_path: Path) -
 
 def _end(found: BlockRange) -> int:
     return found.byte_offset + found.size_bytes
+
+
+def test_what_is_only_in_a_journal_is_a_change(home: Path, tmp_path: Path) -> None:
+    """A home that a crash left, which cannot be written: the journal is read, and the blocks it is about differ."""
+    with open_here(HomeSpec(home, durable=False)) as opened:
+        opened.devices.create("monday", parent="web")
+        volume = opened.use_volumes().open("web")
+        assert isinstance(volume, Volume)
+        made = volume.make_node(ROOT_INODE, b"new", 0o100644, 0, 0)
+        volume.write(made.inode, 0, b"content")
+        volume.sync()
+        shutil.copytree(home, tmp_path / "crashed", ignore=shutil.ignore_patterns("cowfs.lock"))
+        opened.volumes.close("web")
+    with cowfs.open_home(tmp_path / "crashed", read_only=True) as crashed:
+        expected = [FileChange("/new", "A", None, modified=False)]
+        assert list(crashed.changes("web", "monday")) == expected
+        assert [(change.kind, change.path) for change in crashed.changes("monday", "web")] == [("D", "/new")]
+    with cowfs.open_home(tmp_path / "crashed", durable=False) as crashed:  # the journal is replayed
+        assert list(crashed.changes("web", "monday")) == expected

@@ -22,7 +22,11 @@ from cowfs import errors
 from cowfs.blockdev import copy_sparse
 from cowfs.copying.host import HostSink
 from cowfs.copying.records import Data, End, Link, Node, Problem, Record, batches
+from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.ext4.tools.fsck import check_volume
+from cowfs.ext4.volume import Volume
+from cowfs.filetree import ROOT_INODE
+from cowfs.home.opening import open_here
 from cowfs.home.requests.files import CopyIn, CopyOut
 from cowfs.home.requests.request import Piece
 from cowfs.home.session import connect
@@ -663,3 +667,41 @@ def test_a_problem_at_the_source_is_reported(opened: cowfs.Home) -> None:
         "cannot make 'web:/top/other': the file that it is another name of was not copied",
     ]
     assert list(opened.list_files("web", "/top")) == []
+
+
+def test_files_are_read_where_the_pool_has_no_room_for_the_journal(tmp_path: Path) -> None:
+    """What was synced is not lost, can be read at once, and is written where it belongs when there is room again."""
+    home = tmp_path / "full"
+    options = HomeOptions(data_size_bytes=8 << 20, metadata_size_bytes=4 << 20, base_size_bytes=64 << 20)
+    with cowfs.open_home(home, create=True, options=options, durable=False) as opened:
+        opened.set_no_space("error")
+        opened.create("web")
+    synced = os.urandom(100_000)
+    with open_here(HomeSpec(home, durable=False)) as served:
+        volumes = served.use_volumes()
+        volume = volumes.open("web")
+        assert isinstance(volume, Volume)
+        numbers = [volume.make_node(ROOT_INODE, name, 0o100644, 0, 0).inode for name in (b"synced", b"large")]
+        volume.write(numbers[0], 0, synced)
+        volume.sync()
+        with pytest.raises(errors.OutOfDataSpace):
+            volume.write(numbers[1], 0, os.urandom(16 << 20))
+        volume.sync()
+        with pytest.raises(
+            errors.OutOfDataSpace, match=r"^not all of device 'web' could be written; what was synced is"
+        ):
+            volumes.close("web")
+    with cowfs.open_home(home, durable=False) as opened:
+        assert {info.name for info in opened.list_files("web")} >= {"synced", "large"}
+        with opened.open_file("web", "/synced") as file:
+            assert file.read() == synced
+        assert ("A", "/synced") in [(change.kind, change.path) for change in opened.changes("web", "base")]
+        with pytest.raises(
+            errors.OutOfDataSpace, match=r"^device 'web' cannot be opened for writing \('mount --read-only'"
+        ):
+            opened.copy_in(tmp_path / "full" / "cowfs.json", "web")
+        opened.resize_pool(data_size_bytes=16 << 20)
+        opened.copy_in(tmp_path / "full" / "cowfs.json", "web")
+        with opened.open_file("web", "/synced") as file:
+            assert file.read() == synced
+        assert opened.check().clean

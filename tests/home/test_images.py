@@ -467,3 +467,8 @@ def test_a_chain_is_written_to_a_new_directory(opened: cowfs.Home, tmp_path: Pat
     with pytest.raises(errors.UnknownDevice):
         opened.export_chain("nope", tmp_path / "new")
     assert sorted(os.listdir(tmp_path)) == ["home", "mine"]
+    opened.export_chain("web", tmp_path / "chain")
+    with pytest.raises(
+        errors.DeviceExists, match=r"cannot import .*chain: device 'web' exists .*; rename or remove it"
+    ):
+        opened.import_chain(tmp_path / "chain")

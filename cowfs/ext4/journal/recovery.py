@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from cowfs.blockdev import BlockDevice
@@ -157,6 +158,11 @@ class RecoveredDevice:
     @property
     def size_bytes(self) -> int:
         return self._inner.size_bytes
+
+    def from_journal(self) -> Iterator[tuple[int, int]]:
+        """(begin, end) of the bytes that are the journal's, where those on the device may be others."""
+        size = self._found.block_bytes
+        return ((block * size, (block + 1) * size) for block in self._found.replay.copies)
 
     def pread(self, offset: int, length: int) -> bytes:
         data = self._read(offset, length)

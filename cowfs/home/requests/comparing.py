@@ -6,6 +6,7 @@ Paths are bytes, in JSON as base64, and absolute: within the device, or the laye
 from __future__ import annotations
 
 import errno
+import os
 import stat
 from collections.abc import Generator, Sequence
 from typing import Final
@@ -17,6 +18,7 @@ from cowfs.errors import FilesystemError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, StreamOut
 from cowfs.layers.changes import find_path_changes
+from cowfs.layers.driver import Pair
 from cowfs.layers.interface import LayerRoot, PathChange
 from cowfs.steps import Pieces
 
@@ -81,6 +83,9 @@ class ChangedFiles(StreamOut[None], frozen=True, tag="changed_files"):
     Args:
         path: only this one, and those below it.
         content_bytes_max: longer files come without their content.
+
+    Raises:
+        FilesystemError (ENOENT): neither device has `path`.
     """
 
     device: str
@@ -92,15 +97,34 @@ class ChangedFiles(StreamOut[None], frozen=True, tag="changed_files"):
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, None]:
         with home.driver.comparing(self.device, self.other) as pair:
+            self._require_path(pair)
             changes = yield from find_path_changes(*pair)
             for change in self._chosen(changes):
                 new = None if change.kind == "D" else self._version(pair.root, change.path)
                 old = None if change.kind == "A" else self._version(pair.other, change.old_path or change.path)
                 yield msgspec.msgpack.encode(ChangedFile(ChangeRow(*change), old, new))
 
+    def _require_path(self, pair: Pair) -> None:
+        if not any(self._is_in(root) for root in (pair.root, pair.other)):
+            path = self.path.decode(errors="backslashreplace")
+            raise FilesystemError(
+                f"there is no '{path}' in '{self.device}', nor in '{self.other}'; name a path that one of them has",
+                errno=errno.ENOENT,
+            )
+
+    def _is_in(self, root: LayerRoot) -> bool:
+        try:
+            return resolve(root.tree, root.inode, self._top, follow=False).found is not None
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+    @property
+    def _top(self) -> bytes:
+        """The path without slashes around it, and without dots."""
+        return os.path.normpath(b"/" + self.path).strip(b"/")
+
     def _chosen(self, changes: Sequence[PathChange]) -> list[PathChange]:
-        top = self.path.strip(b"/")
-        if not top:
+        if not (top := self._top):
             return list(changes)
         return [
             change

@@ -52,7 +52,12 @@ def own_bytes(thins: ThinPair) -> int:
 def _walk(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None) -> Walk:
     if parent is None or thins is None or not can_be_told_by_blocks(layer, parent):
         return Walk(layer, parent or LayerRoot(layer.tree, 0))
-    return BlockWalk(layer, parent, changed_bytes_in(_differing_ranges(thins), thins.pool.block_bytes))
+    changed = changed_bytes_in(_differing_ranges(thins), thins.pool.block_bytes)
+    for tree in (layer.tree, parent.tree):
+        assert isinstance(tree, Volume)
+        for begin, end in tree.from_journal:
+            changed.add(begin, end)
+    return BlockWalk(layer, parent, changed)
 
 
 def can_be_told_by_blocks(layer: LayerRoot, parent: LayerRoot) -> bool:
