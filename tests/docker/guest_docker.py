@@ -7,11 +7,14 @@ The same steps on two drivers have to come to the same trees and the same differ
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import os
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tarfile
@@ -19,8 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.kit.docker_engine import BUSYBOX, DockerEngine, storage_driver
+from tests.kit.docker_registry import docker_registry
 
-OPTIONS = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G", "dm.fs=ext4"]
+SIZES = ["dm.loopdatasize=2G", "dm.loopmetadatasize=64M", "dm.basesize=1G"]
+OPTIONS = [*SIZES, "dm.fs=ext4"]
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 DOCKERFILE = """\
 FROM image
 COPY added /added
@@ -151,6 +157,95 @@ def load_saved(engine: DockerEngine, directory: Path) -> dict[str, object]:
     }
 
 
+def through_a_registry(engine: DockerEngine, directory: Path) -> dict[str, object]:
+    """An image that was saved offline becomes layers of a home, with one more, and goes to Docker through a registry.
+
+    And back: what Docker pushes is what is pulled.
+    """
+    home = directory / "layers"
+    (directory / "registry").mkdir()
+    bring_loopback_up()
+    with docker_registry(directory / "registry") as host:
+        cowfs("--home", home, "init", "--data-size", "1G", "--metadata-size", "16M", "--base-size", "256M")
+        saved = directory / "saved.tar"
+        brought = json.loads(
+            cowfs("--home", home, "--json", "layer", "import", saved, "--image", "built", "--name", "mine")
+        )
+        same = json.loads(cowfs("--home", home, "--json", "layer", "push", "mine", f"{host}/built:1"))
+        (directory / "greeting").write_text("made here\n")
+        cowfs("--home", home, "cp", directory / "greeting", "mine:/etc/greeting")
+        cowfs("--home", home, "layer", "push", "mine", f"{host}/mine:1")
+        for name in ("built", "mine"):
+            engine.docker("pull", f"{host}/{name}:1")
+        pulled = engine.docker("inspect", "--format", "{{.Id}}", f"{host}/built:1").decode().strip()
+        run = ["run", "--rm", "--network", "none", f"{host}/mine:1", "/bin/busybox", "cat", "/etc/greeting"]
+        said = engine.docker(*run).decode()
+        engine.docker("tag", "built", f"{host}/docker:1")
+        engine.docker("push", f"{host}/docker:1")
+        back = json.loads(cowfs("--home", home, "--json", "layer", "pull", f"{host}/docker:1"))
+        engine.docker("rmi", f"{host}/built:1", f"{host}/mine:1", f"{host}/docker:1")
+    images = json.loads((directory / "images.json").read_text())
+    return {
+        "run": said,
+        "id": next(f"sha256:{image['id']}" for image in images if "built:latest" in image["tags"]),
+        "ids": [brought[0]["image_id"], same["image_id"], pulled, back["image_id"]],
+        "states": sorted({layer["state"] for layer in back["layers"]}),
+        "check": json.loads(cowfs("--home", home, "--json", "check"))["clean"],
+    }
+
+
+def bring_loopback_up() -> None:
+    request = struct.Struct("16sH14x")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        flags = request.unpack(fcntl.ioctl(asked, SIOCGIFFLAGS, request.pack(b"lo", 0)))[1]
+        fcntl.ioctl(asked, SIOCSIFFLAGS, request.pack(b"lo", flags | IFF_UP))
+
+
+def rescue_from_xfs(directory: Path, image: Path, context: Path) -> dict[str, object]:
+    """A home whose devices have xfs: what is in it while Docker has it, and what is read without it."""
+    options = [*SIZES, "dm.fs=xfs"]
+    directory.mkdir()
+    with storage_driver("devicemapper", directory, options) as arguments, DockerEngine(directory, arguments) as engine:
+        status = dict(json.loads(engine.docker("info", "--format", "{{json .DriverStatus}}")))
+        engine.docker("import", str(image), "image")
+        engine.docker("build", "--network", "none", "-t", "built", str(context))
+        engine.docker("create", "--name", "one", "built", "/bin/sh")
+        engine.docker("cp", str(context / "added"), "one:/usr/share/there")
+        theirs = {
+            "filesystem": status["Backing Filesystem"],
+            "layers": layers(engine.docker("save", "built")),
+            "export": listing(engine.docker("export", "one")),
+            "diff": sorted(engine.docker("diff", "one").decode().splitlines()),
+        }
+    save_offline(directory)
+    home = directory / "root"
+    cowfs("--home", home, "docker", "cp", "one:/usr/share/there/added/deep/file", directory / "copied")
+    without = {
+        "layer changes": sorted(cowfs("--home", home, "layer", "changes", "one", "built").decode().splitlines()),
+        "layer diff": listing(cowfs("--home", home, "layer", "diff", "one", "built")),
+        "copied": (directory / "copied").read_text(),
+        "du": [row["name"] for row in json.loads(cowfs("--home", home, "--json", "docker", "du"))["rows"]],
+        "mount": shown_in_a_mount(home, directory / "mnt"),
+    }
+    with storage_driver("devicemapper", directory, options) as arguments, DockerEngine(directory, arguments) as engine:
+        engine.docker("rm", "one")
+        engine.docker("rmi", "built", "image")
+        loaded = load_saved(engine, directory)
+    return {"docker": theirs, "without": without, "loaded": loaded}
+
+
+def shown_in_a_mount(home: Path, mount_point: Path) -> dict[str, object]:
+    """What a mount of the whole home shows of a container: for reading."""
+    mount_point.mkdir()
+    inspected = json.loads(cowfs("--home", home, "--json", "docker", "inspect", "one"))
+    cowfs("--home", home, "mount", "--read-only", mount_point)
+    try:
+        root = mount_point / inspected["device"] / "rootfs"
+        return {"names": sorted(os.listdir(root)), "changed": (root / "etc" / "changed").read_text()}
+    finally:
+        cowfs("umount", mount_point)
+
+
 def main(driver: str, directory: Path) -> None:
     directory.mkdir(parents=True)
     context = directory / "context"
@@ -202,6 +297,9 @@ def main(driver: str, directory: Path) -> None:
         result["images after rmi"] = left
         if driver == "devicemapper":
             result["offline"] = load_saved(engine, directory)
+            result["registry"] = through_a_registry(engine, directory)
+    if driver == "devicemapper":
+        result["xfs"] = rescue_from_xfs(directory / "xfs", image, context)
     json.dump(result, sys.stdout)
 
 
@@ -211,4 +309,5 @@ if __name__ == "__main__":
     try:
         main(name, Path(folder))
     finally:
-        shutil.rmtree(Path(folder) / "root", ignore_errors=True)
+        for root in (Path(folder) / "root", Path(folder) / "xfs" / "root"):
+            shutil.rmtree(root, ignore_errors=True)

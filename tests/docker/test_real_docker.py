@@ -83,6 +83,37 @@ def test_docker_loads_what_was_saved_without_it(results: dict[str, dict[str, Any
     assert ours["run"] == theirs["run"]
 
 
+def test_docker_runs_what_was_pushed_to_a_registry(results: dict[str, dict[str, Any]]) -> None:
+    """An image of its own that went through a home of layers, with its id; and one more layer on it, made there."""
+    found = results["devicemapper"]["registry"]
+    assert found["run"] == "made here\n"
+    assert found["ids"] == [found["id"]] * 4
+    assert found["states"] == ["present"]
+    assert found["check"]
+
+
+def test_a_home_on_xfs_is_read_without_docker(results: dict[str, dict[str, Any]]) -> None:
+    """What Docker itself says of it is the judge; what was saved loads with the same ids."""
+    xfs = results["devicemapper"]["xfs"]
+    assert xfs["docker"]["filesystem"] == "xfs"
+    assert xfs["loaded"]["ids loaded"] == xfs["loaded"]["ids read"]
+    assert set(xfs["loaded"]["ids read"]) == {"built:latest", "image:latest"}
+    assert xfs["loaded"]["layers"] == xfs["docker"]["layers"]
+    assert xfs["loaded"]["run"] == "changed\n"
+    assert xfs["loaded"]["containers"] == ["one"]
+    ours = {name: fields for name, fields in xfs["loaded"]["export"].items() if name != "."}
+    assert {name.rstrip("/"): fields for name, fields in xfs["docker"]["export"].items()} == ours
+
+
+def test_a_home_on_xfs_is_compared_and_mounted(results: dict[str, dict[str, Any]]) -> None:
+    xfs = results["devicemapper"]["xfs"]
+    assert xfs["without"]["layer changes"] == xfs["docker"]["diff"]
+    assert xfs["without"]["copied"] == "added\n"
+    assert {"built:latest", "image:latest", "one"} <= set(xfs["without"]["du"])
+    assert "usr/share/there/added/deep/file" in xfs["without"]["layer diff"]
+    assert xfs["without"]["mount"] == {"names": ["bin", "etc", "tmp", "usr", "var"], "changed": "changed\n"}
+
+
 def test_containers_are_exported_without_docker(results: dict[str, dict[str, Any]]) -> None:
     theirs = results["devicemapper"]
     assert theirs["offline"]["containers"] == ["one"]
