@@ -37,6 +37,10 @@ from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine
 from cowfs.home.requests.disks import Exported, Imported
 from cowfs.home.requests.faults import Faults
 from cowfs.home.requests.space import Resized, ResizedPool, TrimmedDevice
+from cowfs.oci.incoming import Brought, BroughtLayer
+from cowfs.oci.outgoing import ExportedImage, ExportedLayer
+from cowfs.oci.pulling import Pulled
+from cowfs.oci.pushing import Pushed, PushedLayer
 from cowfs.pool import PoolCounters, ThinCounters, WriteAmplification
 from cowfs.thinmeta.findings import CheckReport, MetadataFinding
 
@@ -72,6 +76,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
         *(RecoveryReport, Renamed, RolledBack, Resized, ResizedPool, TargetLine, TrimmedDevice),
         *(Faults, FaultReport, Rule, *get_args(Effect)),
         *(LineResult, UsageReport, UsageRow, UsageTotals),
+        *(Brought, BroughtLayer, ExportedImage, ExportedLayer, Pulled, Pushed, PushedLayer),
     ],
     ids=lambda kind: kind.__name__,
 )
