@@ -94,6 +94,9 @@ def _copy(files: HomeFiles, pool: Pool, made: HomeFiles, snapshots: Mapping[int,
         if name not in temporary:
             made.make_directory(made.replacements)
             _copy_small(files, made, files.replacement(name), made.replacement(name))
+    for name in files.list_names(files.images):
+        made.make_directory(made.images)
+        _copy_small(files, made, os.path.join(files.images, name), os.path.join(made.images, name))
     for name in ("old_records", "home_file", "parents", "making", "importing", "renaming"):
         _copy_small(files, made, getattr(files, name), getattr(made, name))
     settings = making.stored_settings(files)

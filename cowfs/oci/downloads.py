@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final
 
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError
 from cowfs.oci.documents import hex_of
 
-_DIRECTORY: Final = "cowfs.downloads"
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,7 +25,7 @@ class Downloads:
     """The downloads of one home."""
 
     def __init__(self, home: Path) -> None:
-        self._directory = home / _DIRECTORY
+        self._directory = Path(HomeFiles(os.fspath(home)).downloads)
 
     @contextmanager
     def file(self, digest: str) -> Iterator[IO[bytes]]:

@@ -20,11 +20,11 @@ from typing import IO, Final
 
 import msgspec
 
+from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError
 from cowfs.new_files import new_file
 from cowfs.oci.documents import Descriptor
 
-_DIRECTORY: Final = "cowfs.images"
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 _FILE: Final = re.compile(r"([0-9a-f]{64})\.(?:json|recipe)")
 _NOTE_BYTES_MAX: Final = 8 << 20
@@ -55,7 +55,7 @@ class Notes:
     """The notes of one home. Errors of the disk are CowfsError, naming the file; a note that is damaged is none."""
 
     def __init__(self, home: Path) -> None:
-        self._directory = home / _DIRECTORY
+        self._directory = Path(HomeFiles(os.fspath(home)).images)
 
     def read(self, layer: str) -> LayerNote | None:
         if not _NAME.fullmatch(layer):

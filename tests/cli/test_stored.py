@@ -392,3 +392,47 @@ def test_an_existing_name_is_refused(docker: Docker, tmp_path: Path) -> None:
     for words in (["save", "two", "-o"], ["save", "two", "--oci"], ["save", "--all"], ["export", "web", "-o"]):
         assert "exists" in docker(*words, tmp_path / "there").error
     assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_an_interrupted_pull_is_no_image_and_no_hindrance(
+    original: Path, root: Path, tmp_path: Path, cowfs_anywhere: Run
+) -> None:
+    """What a daemon leaves that was killed while it pulled (moby 20.10, `layer/filestore.go`, `distribution`).
+
+    One layer is being written down: its device is there, its records are below `tmp`. The layer before it is complete,
+    with a device, and no image names it.
+    """
+    layerdb = root / "image" / DIRECTORY / "layerdb"
+
+    def run(*words: str | Path) -> Outcome:
+        return cowfs_anywhere("--home", root, *words)
+
+    before = {name: run("--json", "docker", name) for name in ("images", "ps")}
+    writing = layerdb / "tmp" / "write-set-182047"
+    writing.mkdir(parents=True)
+    (writing / "cache-id").write_text(LAYER_3)
+    (writing / "diff").write_text("sha256:" + "1" * 64)
+    (writing / "tar-split.json.gz").write_bytes(gzip.compress(b"{}")[:9])
+    diff_id = "sha256:" + "2" * 64
+    parent = "sha256:" + sorted(path.name for path in (layerdb / "sha256").iterdir())[0]
+    name = hashlib.sha256(f"{parent} {diff_id}".encode()).hexdigest()
+    (layerdb / "sha256" / name).mkdir()
+    records = {"cache-id": LAYER_3, "diff": diff_id, "parent": parent, "size": "7"}
+    for file, text in records.items():
+        (layerdb / "sha256" / name / file).write_text(text)
+    content = root / "image" / DIRECTORY / "imagedb" / "content" / "sha256"
+    (content / ".tmp-0123456789").write_bytes(b'{"architecture"')
+    (root / "image" / DIRECTORY / ".tmp-repositories.json421").write_bytes(b'{"Repo')
+    (root / "tmp").mkdir()
+    (root / "tmp" / "GetImageBlob829430").write_bytes(b"half of a blob")
+    for command, outcome in before.items():
+        assert run("--json", "docker", command) == outcome
+        assert outcome.err == ""
+    tree = run("docker", "tree")
+    assert (tree.status, tree.err) == (0, "")
+    assert name[:12] in tree.out
+    rescued = json.loads(run("--json", "docker", "save", "--all", tmp_path / "all").out)
+    assert {image["id"] for image in rescued["images"]} == {HELLO, TWO, BETWEEN}
+    assert rescued["unreadable"] == []
+    usage = run("docker", "du")
+    assert (usage.status, usage.err) == (0, "")

@@ -127,7 +127,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs openssl; run: sudo apt-get install openssl")
     path = tmp_path_factory.mktemp("certificate") / "localhost.pem"
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", path, "-out", f"{path}.crt"]
+    key = [
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-keyout",
+        str(path),
+        "-out",
+        f"{path}.crt",
+    ]
     subprocess.run(["openssl", "req", "-x509", "-days", "3", *names, *key], check=True, capture_output=True)
     return path
 

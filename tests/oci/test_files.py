@@ -146,6 +146,16 @@ def test_layers_that_were_made_here_go_out_and_come_back(homes: list[Path], tmp_
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "out.tar").read_bytes()
 
 
+def test_a_copy_of_a_home_knows_the_images_too(homes: list[Path], tmp_path: Path) -> None:
+    config = old_archive(tmp_path / "image")
+    bring(homes[0], tmp_path / "image", "web")
+    with cowfs.open_home(homes[0]) as home:
+        home.clone(tmp_path / "clone")
+    exported = export(tmp_path / "clone", "web", tmp_path / "out", ["web:1"])
+    assert exported.image_id == digest_of(config)
+    assert not any(layer.why_new for layer in exported.layers)
+
+
 def test_several_images_share_their_layers(homes: list[Path], tmp_path: Path) -> None:
     docker_archive(tmp_path / "first", [LOWER], ["one:1"])
     docker_archive(tmp_path / "second", [LOWER, UPPER], ["two:1"])

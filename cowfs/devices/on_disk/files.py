@@ -12,6 +12,8 @@
     <home>/cowfs.making             a note about devices that are made together, there while they are
     <home>/cowfs.renaming           a note about a new name of a device, there while it gets it
     <home>/cowfs.replacing/         notes about new content of devices, there while it is made
+    <home>/cowfs.images/            what is known of the images that layers came from
+    <home>/cowfs.downloads/         blobs on their way into the home
     <home>/cowfs.damaged/           files that could not be understood, set aside
     <home>/cowfs.tmp/               temporary files of the process that serves the home, there while it does
     <home>/cowfs.lock
@@ -88,6 +90,8 @@ class HomeFiles:
         self.making = os.path.join(home, "cowfs.making")
         self.renaming = os.path.join(home, "cowfs.renaming")
         self.replacements = os.path.join(home, "cowfs.replacing")
+        self.images = os.path.join(home, "cowfs.images")
+        self.downloads = os.path.join(home, "cowfs.downloads")
         self.damaged = os.path.join(home, "cowfs.damaged")
         self.temporary = os.path.join(home, "cowfs.tmp")
 
