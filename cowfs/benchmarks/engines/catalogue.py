@@ -11,14 +11,14 @@ from cowfs.benchmarks.engines.loops import BTRFS, EXT4, XFS
 from cowfs.benchmarks.engines.lvm import LVM_THIN
 from cowfs.benchmarks.engines.plain import PLAIN
 from cowfs.benchmarks.engines.pools import thin_pool_engine
-from cowfs.benchmarks.engines.served import BARE, FUSE2FS, QCOW2
+from cowfs.benchmarks.engines.served import BARE, FUSE2FS, QCOW2, QCOW2_NBD
 from cowfs.benchmarks.results import Absent
 from cowfs.errors import UsageError
 from cowfs.units import is_data_block_size, parse_size
 
 ENGINES: Final = {
     engine.name: engine
-    for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, LVM_THIN, QCOW2, BTRFS, XFS, EXT4, FUSE2FS, BARE, PLAIN)
+    for engine in (EMULATED, DMTHIN, DMTHIN_FUSE, LVM_THIN, QCOW2, QCOW2_NBD, BTRFS, XFS, EXT4, FUSE2FS, BARE, PLAIN)
 }
 
 

@@ -23,6 +23,7 @@ _START_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.01
 _SIZE_BYTES: Final = 16 << 30  # sparse
 _CLUSTER_BYTES: Final = 64 << 10
+_BLOCK_DEVICES: Final = Path("/sys/block")
 
 
 @contextmanager
@@ -196,6 +197,63 @@ class _Monitor:
         self._socket.close()
 
 
+class _Qcow2Nbd(_Qcow2):
+    """The same images behind a node of the kernel, which asks qemu-nbd; it takes no overlay while it serves."""
+
+    @contextmanager
+    def disk(self, name: str) -> Iterator[Path]:
+        node = _free_nbd()
+        if node is None:
+            raise CowfsError("no /dev/nbd* is free; load more: sudo modprobe nbd nbds_max=16")
+        place = [f"--connect={node}", f"--socket={self.directory / 'socket'}"]
+        run_tool("qemu-nbd", *place, "--format=qcow2", "--discard=unmap", self._chains[name][-1])
+        try:
+            self._pid = int((_BLOCK_DEVICES / node.name / "pid").read_text())
+            yield node
+        finally:
+            self._pid = 0
+            run_tool("qemu-nbd", "--disconnect", node)
+            self._wait_until_free(node)
+
+    _pid = 0
+
+    def _wait_until_free(self, node: Path) -> None:
+        """The server ends a moment later. Raises CowfsError."""
+        deadline = time.monotonic() + _START_SECONDS
+        while (_BLOCK_DEVICES / node.name / "pid").exists():
+            if time.monotonic() > deadline:
+                raise CowfsError(f"qemu-nbd does not let go of {node}")
+            time.sleep(_PAUSE_SECONDS)
+
+    def processes(self) -> list[int]:
+        return [self._pid] if self._pid else []
+
+    def details(self) -> dict[str, str]:
+        return super().details() | {"version": version_of("qemu-nbd")}
+
+
+def _free_nbd() -> Path | None:
+    """A node that nobody has connected: only a connected one has the attribute `pid`."""
+    for path in sorted(_BLOCK_DEVICES.glob("nbd*")):
+        if not (path / "pid").exists() and Path("/dev", path.name).exists():
+            return Path("/dev", path.name)
+    return None
+
+
+def _look_for_nbd() -> ProbeResult:
+    if os.geteuid() != 0:
+        return ProbeResult(usable=False, problem="only root connects /dev/nbd*", remedy="sudo cowfs bench ...")
+    if _free_nbd() is None:
+        problem = "this kernel has no network block device that is free (/dev/nbd*)"
+        return ProbeResult(usable=False, problem=problem, remedy="sudo modprobe nbd")
+    return lacking("qemu-utils", "qemu-nbd", "qemu-img") or WORKS
+
+
+@contextmanager
+def _set_up_nbd(setting: Setting) -> Iterator[Contender]:
+    yield _Qcow2Nbd(setting)
+
+
 @contextmanager
 def _set_up_qcow2(setting: Setting) -> Iterator[Contender]:
     yield _Qcow2(setting)
@@ -288,6 +346,13 @@ QCOW2: Final = Engine(
     Offer.DISK | Offer.SNAPSHOTS | Offer.BLOCK_SIZE,
     _look_for_qemu,
     _set_up_qcow2,
+)
+QCOW2_NBD: Final = Engine(
+    "qcow2-nbd",
+    "qcow2 by qemu-nbd behind a node of the kernel",
+    Offer.DISK | Offer.BLOCK_SIZE,
+    _look_for_nbd,
+    _set_up_nbd,
 )
 FUSE2FS: Final = Engine(
     "fuse2fs", "ext4 by fuse2fs, libext2fs in C through FUSE", Offer.TREE, _look_for_fuse2fs, _set_up_fuse2fs
