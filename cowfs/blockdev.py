@@ -113,6 +113,9 @@ class FileDevice:
         exclusive: claim a block device for as long as it is open: EBUSY when it is mounted or part of another device.
 
     A regular file's size is read again by `refresh_size`, after someone grew it.
+
+    Attributes:
+        writes_zeros: whether `zero` writes bytes; a file has holes instead where its file system can.
     """
 
     def __init__(
@@ -144,7 +147,7 @@ class FileDevice:
         self.fd = fd
         self.read_only = read_only
         try:
-            self.is_block_node = stat.S_ISBLK(os.fstat(self.fd).st_mode)
+            self.is_block_node = self.writes_zeros = stat.S_ISBLK(os.fstat(self.fd).st_mode)
             self._size_bytes = 0
             self.refresh_size()
         except BaseException:
@@ -213,6 +216,7 @@ class FileDevice:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
+            self.writes_zeros = True
             self.pwrite(offset, bytes(length))
 
     def discard(self, offset: int, length: int) -> None:

@@ -51,7 +51,7 @@ from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.space_guard import SpaceGuard, no_space_timeout_seconds
-from cowfs_dmthin.statistics import Statistics
+from cowfs_dmthin.statistics import Statistics, breakdown
 from cowfs_dmthin.thin import DmThin
 
 _T = TypeVar("_T")
@@ -98,6 +98,11 @@ class DmPool:
         self._at_first = {backing: backing.statistics() for backing in (metadata, data)}
         self.space_guard = SpaceGuard(lambda must_commit: self.status(flush=must_commit))
         self._device_number = self._info().device_number
+        self._others_at_first: dict[int, tuple[Statistics, int | None]] = {}
+        for _, other, number in self._other_devices():
+            with suppress(OSError, PoolError):
+                self._others_at_first[number] = Statistics.of(number), self._mapped_blocks_of(other)
+        self._has_had_origins = False
         self._fd = self._hold()
         not_inherited(self, f"pool '{name}'", drop=lambda pool: os.close(pool._fd))
 
@@ -444,6 +449,7 @@ class DmPool:
             )
             undo.pop_all()
         self._thins.append(thin)
+        self._has_had_origins |= origin is not None
         return thin
 
     def active(self) -> list[ThinDevice]:
@@ -451,6 +457,7 @@ class DmPool:
 
     def remove_active(self, thin: DmThin) -> None:
         self._thins.remove(thin)
+        self._others_at_first[thin.device_number] = Statistics(), thin.mapped_blocks_at_first  # if it is left to others
 
     def note_counters(self, thin_id: int, counters: ThinCounters) -> None:
         self._counted[thin_id] = ThinCounters.total([counters, *self._counted_of(thin_id)])
@@ -459,27 +466,46 @@ class DmPool:
         return [self._counted[thin_id]] if thin_id in self._counted else []
 
     def counters(self) -> Counters:
-        """By the kernel, which does not tell provisioned from copied blocks, nor its commits."""
+        """By the kernel, which counts requests; see `statistics.breakdown` for what follows from them."""
         self._require_open()
         thins = dict(self._counted)
-        devices = [(thin.thin_id, thin.device_number) for thin in self._thins]
-        devices += [(thin_id, number) for thin_id, _, number in self._other_devices()]
-        for thin_id, number in devices:
-            with suppress(OSError):  # gone meanwhile
-                now = Statistics.of(number).counters()
-                thins[thin_id] = ThinCounters.total([now, *([thins[thin_id]] if thin_id in thins else [])])
+        found: list[tuple[int, ThinCounters]] = []
+        for thin in self._thins:
+            with suppress(OSError, PoolError):  # gone meanwhile
+                found.append((thin.thin_id, thin.counters()))
+        found += [(thin_id, now) for thin_id, _, now in self._counters_of_others()]
+        for thin_id, now in found:
+            thins[thin_id] = ThinCounters.total([now, *([thins[thin_id]] if thin_id in thins else [])])
         metadata, data = (
             backing.statistics().since(self._at_first[backing]) for backing in (self._metadata, self._data)
         )
+        requests = ThinCounters.total([Statistics().counters(), *thins.values()])
+        if not self._has_had_origins:  # from which blocks are copied, too
+            requests = breakdown(requests, data)
         metadata_bytes = metadata.written_sectors * SECTOR_BYTES
         pool = PoolCounters(
-            requests=ThinCounters.total([Statistics().counters(), *thins.values()]),
+            requests=requests,
             data_written_bytes=data.written_sectors * SECTOR_BYTES,
             data_flushes=data.flushes,
             metadata_written_blocks=metadata_bytes // METADATA_BLOCK_BYTES,
             metadata_written_bytes=metadata_bytes,
         )
         return Counters(pool, thins)
+
+    def _counters_of_others(self) -> Iterator[tuple[int, int, ThinCounters]]:
+        """(thin id, device number, what it did since this object opened the pool) of devices that are not its own."""
+        for thin_id, name, number in self._other_devices():
+            with suppress(OSError, PoolError):
+                mapped = self._mapped_blocks_of(name)
+                statistics, mapped_at_first = self._others_at_first.get(number, (Statistics(), None))
+                provisioned = None if mapped is None or mapped_at_first is None else mapped - mapped_at_first
+                yield thin_id, number, Statistics.of(number).since(statistics).counters(provisioned)
+
+    def _mapped_blocks_of(self, name: str) -> int | None:
+        status = ThinStatus.parse(only_line(self._control.status(name, flush=False), name).parameters)
+        if isinstance(status, UnreadableStatus):
+            return None
+        return status.mapped_sectors // self._table.block_sectors
 
     def open_nodes(self) -> dict[int, list[int]]:
         self._require_open()

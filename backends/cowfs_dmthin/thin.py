@@ -122,6 +122,7 @@ class DmThin:
             control.resume(dm_name)
             self._disk = self._open_disk()
             undo.callback(self._disk.close)
+            self.mapped_blocks_at_first = self._mapped_blocks()
             control.remove(dm_name, deferred=True)
             undo.pop_all()
         not_inherited(self, f"the device '{name}'")
@@ -184,6 +185,17 @@ class DmThin:
     def status(self, *, flush: bool = True) -> ThinStatus | UnreadableStatus:
         self._require_open()
         return ThinStatus.parse(only_line(self._control.status(self.dm_name, flush=flush), self.dm_name).parameters)
+
+    def counters(self) -> ThinCounters:
+        """What was asked of it since it is active. Raises OSError where the kernel has it no more."""
+        now, first = self._mapped_blocks(), self.mapped_blocks_at_first
+        return Statistics.of(self.device_number).counters(None if now is None or first is None else now - first)
+
+    def _mapped_blocks(self) -> int | None:
+        status = self.status(flush=False)
+        if isinstance(status, UnreadableStatus):
+            return None
+        return status.mapped_sectors * SECTOR_BYTES // self.block_bytes
 
     def table(self) -> ThinTable:
         return ThinTable(
@@ -277,8 +289,8 @@ class DmThin:
             self._control.cancel_deferred_remove(self.dm_name)
         self._disk.close()
         counters = ThinCounters()
-        with suppress(OSError):  # it was removed by others
-            counters = Statistics.of(self.device_number).counters()
+        with suppress(OSError, PoolError):  # it was removed by others
+            counters = self.counters()
         try:
             self._control.remove_if_there(self.dm_name)
         except ControlError as error:

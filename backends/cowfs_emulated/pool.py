@@ -281,7 +281,8 @@ class EmulatedPool:
         engine = self._engine
         thins = {thin_id: tally.report() for thin_id, tally in self._tallies.items()}
         requests = ThinCounters.total([Tally().report(), *self._of_deleted, *thins.values()])
-        written = (requests.written_bytes, requests.copied_bytes, requests.zeroed_bytes)
+        zeroed_bytes = requests.zeroed_bytes if getattr(engine.data, "writes_zeros", True) else 0
+        written = (requests.written_bytes, requests.copied_bytes, zeroed_bytes)
         metadata_bytes = self._metered.written_bytes
         pool = PoolCounters(
             requests=requests,

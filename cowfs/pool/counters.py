@@ -17,7 +17,8 @@ class ThinCounters(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `provisioned_blocks` were given to virtual blocks that had none, `copied_blocks` to such as were shared (break
     sharing); `unmapped_blocks` were taken by discards. Where a write did not cover such a block whole, its rest was
-    copied, `copied_bytes`, or made zeros, `zeroed_bytes`; both count the whole block.
+    copied, `copied_bytes`, or made zeros, `zeroed_bytes`; both count the whole block. A sparse file has zeros without
+    their being written.
     """
 
     reads: int | None = None
@@ -43,7 +44,7 @@ class ThinCounters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WriteAmplification(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Bytes written for each byte that was asked to be: in all, and in excess by cause."""
+    """Bytes written for each byte that was asked to be: in all, and in excess by cause. The causes add up."""
 
     total: float | None = None
     copied: float | None = None
@@ -79,12 +80,10 @@ class PoolCounters(msgspec.Struct, frozen=True, omit_defaults=True):
         total = None
         if self.data_written_bytes is not None and self.metadata_written_bytes is not None:
             total = (self.data_written_bytes + self.metadata_written_bytes) / asked
-        return WriteAmplification(
-            total,
-            share(self.requests.copied_bytes),
-            share(self.requests.zeroed_bytes),
-            share(self.metadata_written_bytes),
-        )
+        copied, zeroed = self.requests.copied_bytes, None
+        if copied is not None and self.data_written_bytes is not None:
+            zeroed = max(self.data_written_bytes - asked - copied, 0)
+        return WriteAmplification(total, share(copied), share(zeroed), share(self.metadata_written_bytes))
 
 
 class Counters(msgspec.Struct, frozen=True):

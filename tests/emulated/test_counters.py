@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
+from pathlib import Path
 
 import msgspec
+import pytest
 
-from cowfs.pool import ThinCounters
+from cowfs.pool import CountingPool, PoolTable, ThinCounters, load_backend
+from cowfs.units import SECTOR_BYTES, Sectors
 from tests.emulated.conftest import BLOCK, Bench
 
 
@@ -108,3 +112,44 @@ def test_what_reaches_the_devices(bench: Bench, rng: random.Random) -> None:
     assert risen("data_flushes") == sum(where == "data" and operation == "flush" for where, operation, _, _ in seen)
     superblocks = sum(where == "metadata" and operation == "write" and not at for where, operation, at, _ in seen)
     assert risen("commits") == superblocks
+
+
+def test_what_the_host_counted(tmp_path: Path, rng: random.Random) -> None:
+    """The bytes that the counters report are those that this process handed to the kernel: to the byte."""
+    for name, size in (("data", 64 * BLOCK), ("metadata", 4 << 20)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    sectors = Sectors(BLOCK // SECTOR_BYTES)
+    table = PoolTable(Sectors(64 * sectors), str(tmp_path / "metadata"), str(tmp_path / "data"), sectors)
+    with closing(load_backend("emulated").open_pool("counted", table, durable=False)) as pool:
+        assert isinstance(pool, CountingPool)
+        pool.create_thin(0)
+        thin = pool.activate("thin", 0, 24 * sectors)
+        pool.commit()
+        before, host_before = pool.counters().pool, written_by_this_process()
+        for step in range(120):
+            thin.pwrite(rng.randrange(20 * BLOCK), rng.randbytes(rng.randrange(1, 3 * BLOCK)))
+            if step == 60:
+                pool.create_snap(1, 0)
+        pool.commit()
+        host = written_by_this_process() - host_before
+        after = pool.counters().pool
+    counted = [
+        (last or 0) - (first or 0)
+        for first, last in (
+            (before.data_written_bytes, after.data_written_bytes),
+            (before.metadata_written_bytes, after.metadata_written_bytes),
+        )
+    ]
+    assert after.requests.copied_bytes
+    assert after.requests.zeroed_bytes
+    assert sum(counted) == host
+    amplification = after.write_amplification()
+    causes = (1, amplification.copied, amplification.zeroed, amplification.metadata)
+    assert amplification.total == pytest.approx(sum(cause or 0 for cause in causes))
+
+
+def written_by_this_process() -> int:
+    """By write(2) and its like, copy_file_range(2) too: proc(5), wchar."""
+    (line,) = (line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("wchar:"))
+    return int(line.split()[1])

@@ -181,6 +181,34 @@ def a_thin_that_is_used_goes_with_its_last_user_and_the_pool_too(folder: Path) -
 
 
 @check
+def counters_tell_what_was_copied_and_made_zeros(folder: Path) -> None:
+    pool = open_pool(make_table(folder))
+    block = pool.block_bytes
+    pool.create_thin(1)
+    thin = activate(pool)
+    thin.pwrite(512, b"new" + bytes(509))
+    found = pool.counters().pool.requests
+    assert (found.provisioned_blocks, found.unmapped_blocks) == (1, 0)
+    assert (found.copied_bytes, found.zeroed_bytes) == (0, block)
+    pool.create_snap(2, 1)
+    thin.pwrite(1024, b"copied" + bytes(506))
+    thin.pwrite(block, bytes(block))  # new, and whole
+    found = pool.counters().pool.requests
+    assert (found.provisioned_blocks, found.copied_bytes, found.zeroed_bytes) == (2, block, block)
+    thin.pread(0, 4096)
+    found = pool.counters().pool.requests
+    assert found.copied_bytes is None  # what was read may have been read for this
+    assert found.provisioned_blocks == 2
+    thin.close()
+    assert pool.counters().thins[1].provisioned_blocks == 2  # of a device that is not active any more
+    thin = activate(pool)
+    thin.discard(0, block)
+    found = pool.counters().pool.requests
+    assert (found.discards, found.provisioned_blocks, found.unmapped_blocks) == (1, None, None)
+    pool.close()
+
+
+@check
 def a_removal_that_is_due_may_be_cancelled(folder: Path) -> None:
     pool = open_pool(make_table(folder))
     pool.create_thin(1)

@@ -7,12 +7,13 @@
 on a capability that the backend does not declare. After each behaviour the judges look at the metadata it left.
 
 Modules: `general` (the list every backend starts with), then the sections of the thin-pool's semantics: `tables`,
-`messages`, `status`, `data`, `discard`, `space`, `lifecycle`; `faults` (failing devices, damaged metadata); `suites`
-(cases of the kernel's own test suites, under their names; others name theirs as `originals`).
+`messages`, `status`, `data`, `discard`, `space`, `lifecycle`, `counting`; `faults` (failing devices, damaged metadata);
+`suites` (cases of the kernel's own test suites, under their names; others name theirs as `originals`).
 """
 
 from cowfs.testing.cases import NotApplicableError
 from cowfs.testing.conformance import (
+    counting,
     data,
     discard,
     faults,
@@ -34,6 +35,7 @@ __all__ = [
     "Lab",
     "NotApplicableError",
     "check",
+    "counting",
     "data",
     "discard",
     "faults",
