@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import IO, Final, Self
 
-from cowfs.errors import UsageError
+from cowfs.errors import CowfsError, UsageError
 from cowfs.oci.documents import (
     MAX_DOCUMENT_BYTES,
     BadImage,
@@ -102,7 +102,13 @@ class RemoteImage:
         file = self._stack.enter_context(self._downloads.file(blob.digest))
         self._files[blob.digest] = file
         self._report(min(file.seek(0, os.SEEK_END), blob.size))
-        self.repository.download(blob, file, self._moved)
+        try:
+            self.repository.download(blob, file, self._moved)
+        except CowfsError:
+            raise
+        except OSError as error:
+            reason = f"{error.strerror or error}; what is there of it stays for the next attempt"
+            raise CowfsError(f"cannot keep the blob {blob.digest} in the home: {reason}", errno=error.errno) from error
 
     def _moved(self, count_bytes: int) -> None:
         self.downloaded_bytes += max(count_bytes, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import errno
 import gzip
 import json
 import os
@@ -14,10 +16,12 @@ import pytest
 import zstandard
 
 import cowfs
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, OutOfDataSpace, UsageError
 from cowfs.oci.documents import BadImage
 from cowfs.oci.http import RegistryError
-from tests.oci.conftest import Puller, names_in
+from cowfs.oci.registry import Repository
+from cowfs.oci.remote import RemoteImage
+from tests.oci.conftest import SMALL, Puller, make_home, names_in, require_sound
 from tests.oci.layer_archives import LOWER, UPPER, layer_archive
 from tests.oci.small_registry import Handler, SmallRegistry, digest_of
 
@@ -301,6 +305,36 @@ def test_an_archive_that_leads_out_of_the_layer(homes: list[Path], puller: Pulle
     registry.add_image("1", [LOWER, layer_archive({"../../escaped": b"x"})])
     refused(puller, homes[0], f"{registry.host}/web:1", UsageError, "leads out of the layer")
     assert not (homes[0].parent / "escaped").exists()
+
+
+def test_a_pool_that_is_too_small(puller: Puller, registry: SmallRegistry, tmp_path: Path) -> None:
+    """The layer that had room is removed again, and the home works as before."""
+    home = make_home(tmp_path / "small", dataclasses.replace(SMALL, data_size_bytes=8 << 20, min_free_percent=0))
+    registry.add_image("1", [LOWER, layer_archive({"big": os.urandom(9 << 20)})])
+    refused(puller, home, f"{registry.host}/web:1", OutOfDataSpace, "data block")
+    registry.add_image("2", [LOWER])
+    assert puller.pull(home, f"{registry.host}/web:2").layers[0].state == "archive"
+    require_sound(home)
+
+
+def test_a_disk_that_is_full(
+    homes: list[Path], puller: Puller, registry: SmallRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry.add_image("1", [LOWER])
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Repository, "_fetch_from", fail)
+    monkeypatch.setattr(RemoteImage, "_read_config", lambda _self, blob, _where: registry.blobs[blob.digest])
+    refused(puller, homes[0], f"{registry.host}/web:1", CowfsError, "cannot keep the blob .* No space left on device")
+
+
+def test_an_image_without_layers(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:
+    registry.add_image("1", [])
+    assert puller.pull(homes[0], f"{registry.host}/web:1", name="empty").layers == []
+    assert names_in(homes[0]) == ["empty"]
+    assert puller.push(homes[0], "empty", f"{registry.host}/web:2").layers[0].name == "empty"
 
 
 # ------------------------------------------------------------------ who one is

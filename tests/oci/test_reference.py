@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cowfs.errors import UsageError
-from cowfs.oci.documents import Index, Platform, choose, parse_platform
+from cowfs.oci.documents import (
+    OCI_INDEX,
+    OCI_MANIFEST,
+    BadImage,
+    Index,
+    Manifest,
+    Platform,
+    check_is_image,
+    choose,
+    decode_config,
+    decode_manifest,
+    parse_platform,
+)
 from cowfs.oci.reference import Reference, parse_reference
 
 DIGEST = "sha256:" + "ab" * 32
@@ -79,3 +94,44 @@ def test_platforms() -> None:
             parse_platform(text)
     with pytest.raises(UsageError, match="it names none"):
         choose(Index(2, []), Platform("amd64", "linux"), "it")
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=8)
+    | st.sampled_from([DIGEST, OCI_MANIFEST, OCI_INDEX]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                [
+                    "schemaVersion",
+                    "mediaType",
+                    "config",
+                    "layers",
+                    "manifests",
+                    "digest",
+                    "size",
+                    "platform",
+                    "rootfs",
+                    "x",
+                ]
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40))
+def test_any_document_is_a_manifest_or_refused(data: bytes) -> None:
+    with contextlib.suppress(BadImage):
+        found = decode_manifest(data, "it")
+        if isinstance(found, Manifest):
+            check_is_image(found, "it")
+    with contextlib.suppress(BadImage):
+        decode_config(data, [], "it")
