@@ -6,7 +6,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ from cowfs.pool import NodePool, NodeThin, Pool, ThinDevice
 from cowfs.units import SECTOR_BYTES
 
 Quiescer: TypeAlias = Callable[[], AbstractContextManager[object]]
+N = TypeVar("N")
 _MAX_DM_NAME_BYTES: Final = 127
 
 
@@ -46,6 +47,7 @@ class ActiveDevices:
 
     def __init__(self, pool: Pool, store: DeviceStore, uses: DeviceUses, prefix: str) -> None:
         self.pool = pool
+        self._node_pool = pool if isinstance(pool, NodePool) else None
         self._store = store
         self._uses = uses
         self._prefix = prefix
@@ -185,7 +187,7 @@ class ActiveDevices:
             MissingRequirement: the backend has no nodes.
         """
         record = self.usable(name)
-        if not isinstance(self.pool, NodePool):
+        if self._node_pool is None:
             raise MissingRequirement(
                 f"device {name!r} has no block device node: its backend runs in this process, not in the kernel",
                 remedy="cowfs --backend dmthin ...",
@@ -198,8 +200,7 @@ class ActiveDevices:
 
     def open_nodes(self) -> dict[str, list[int]]:
         """Devices that are in use through their nodes, by any process, with the numbers of these nodes."""
-        nodes = self.pool.open_nodes() if isinstance(self.pool, NodePool) else {}
-        return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
+        return self._by_name(self._node_pool.open_nodes()) if self._node_pool is not None else {}
 
     def keep_node(self, name: str, *, read_only: bool = False) -> str:
         """Activate a device for any user of its node, until `end_kept`; returns the path of the node.
@@ -209,7 +210,7 @@ class ActiveDevices:
             MissingRequirement: the backend has no nodes.
         """
         record = self.usable(name)
-        if not isinstance(self.pool, NodePool):
+        if self._node_pool is None:
             raise MissingRequirement(
                 f"device {name!r} has no block device node, as its pool runs in a process; a disk image for any tool "
                 f"is MNT/{name} after 'cowfs mount --raw {name} MNT', and 'losetup --find --show MNT/{name}' makes a "
@@ -229,16 +230,20 @@ class ActiveDevices:
             DeviceBusy: somebody has its node open.
         """
         record = self._store.require(name)
-        if name not in self.kept_nodes() or not isinstance(self.pool, NodePool):
+        if name not in self.kept_nodes() or self._node_pool is None:
             raise UsageError(f"device {name!r} was not activated as a node, so it cannot be deactivated")
         try:
-            self.pool.end_kept(record.device_id)
+            self._node_pool.end_kept(record.device_id)
         except ThinBusy as error:
             raise DeviceBusy(f"device {name!r} cannot be deactivated: {error}; end that first") from error
 
     def kept_nodes(self) -> dict[str, str]:
         """Devices that are active for any user of their nodes, with the paths of these."""
-        nodes = self.pool.kept_nodes() if isinstance(self.pool, NodePool) else {}
+        return self._by_name(self._node_pool.kept_nodes()) if self._node_pool is not None else {}
+
+    def _by_name(self, nodes: Mapping[int, N]) -> dict[str, N]:
+        if not nodes:
+            return {}
         return {name: nodes[record.device_id] for name, record in self._store.items() if record.device_id in nodes}
 
     def node_uses(self, *names: str) -> list[DeviceUse]:
@@ -282,8 +287,8 @@ class ActiveDevices:
     def snapshot_nodes(self, origins: Mapping[int, int]) -> None:
         """Make snapshots of thins that are in use through their nodes, of one moment: the origin by the new id."""
         if origins:
-            assert isinstance(self.pool, NodePool)
-            self.pool.create_snaps(origins)
+            assert self._node_pool is not None
+            self._node_pool.create_snaps(origins)
 
     @contextmanager
     def all_quiesced(self) -> Iterator[None]:

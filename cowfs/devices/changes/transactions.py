@@ -52,6 +52,7 @@ class Transactions:
 
     def __init__(self, pool: Pool, store: DeviceStore, ids: ThinIds) -> None:
         self._pool = pool
+        self._grouping = pool if isinstance(pool, GroupingPool) else None
         self._store = store
         self._ids = ids
         self._foreign: set[int] = set()  # ids that another program uses
@@ -160,7 +161,7 @@ class Transactions:
         self._ids.release(record.device_id)
 
     def _together(self) -> AbstractContextManager[None]:
-        return self._pool.together() if isinstance(self._pool, GroupingPool) else nullcontext()
+        return nullcontext() if self._grouping is None else self._grouping.together()
 
     def recover(self) -> None:
         """Bring the home back to the state before or after the last transaction. Doing it again changes nothing."""
