@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from cowfs.benchmarks.engines.interface import Contender, Offer
@@ -86,11 +86,8 @@ class FromNothing:
             with meter.line("a device and its snapshot", TIME):
                 contender.create("origin", self._size_bytes)
                 contender.snapshot("origin", "snapshot")
-            shown = contender.tree("snapshot")
-            with meter.line("and its files", TIME, is_counted=False):
-                path = shown.__enter__()
-                os.listdir(path)
-            shown.__exit__(None, None, None)
+            with ExitStack() as shown, meter.line("and its files", TIME, is_counted=False):
+                os.listdir(shown.enter_context(contender.tree("snapshot")))
             contender.remove("snapshot")
             contender.remove("origin")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from cowfs.benchmarks.engines.interface import Contender, Offer
@@ -153,19 +153,15 @@ class Chains:
         def measure(meter: Meter) -> None:
             for length in self._lengths:
                 name = names[length]
-                shown = contender.disk(name)
-                with meter.line(f"show the disk at {length}", TIME, x=length, series=_SHOW, is_counted=False):
-                    path = shown.__enter__()
-                try:
-                    with opened(path) as fd:
-                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
-                        forget(fd)
-                        with meter.line(
-                            f"random read of 4 KiB at {length}", MICROSECONDS_EACH, x=length, series=_READ
-                        ) as work:
-                            read_at(fd, offsets, _PAGE, work)
-                finally:
-                    shown.__exit__(None, None, None)
+                with ExitStack() as shown:
+                    with meter.line(f"show the disk at {length}", TIME, x=length, series=_SHOW, is_counted=False):
+                        path = shown.enter_context(contender.disk(name))
+                    fd = shown.enter_context(opened(path))
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                    forget(fd)
+                    what = f"random read of 4 KiB at {length}"
+                    with meter.line(what, MICROSECONDS_EACH, x=length, series=_READ) as work:
+                        read_at(fd, offsets, _PAGE, work)
 
         yield measure
         for name in reversed(names):
