@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +14,11 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
-from cowfs.errors import UsageError
+from cowfs.errors import HomeBusy, UsageError
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
+    from cowfs.home.api import Home
     from cowfs.oci.credentials import DockerConfig
     from cowfs.oci.documents import Platform
     from cowfs.oci.found import FoundImage
@@ -29,6 +33,8 @@ _PLATFORM = click.option(
 _INSECURE = click.option("--insecure", is_flag=True, help="Go on without TLS where the registry does not speak it.")
 _NAME = click.option("--name", help="Make the layer NAME on top of the image.")
 _EPOCH = "SOURCE_DATE_EPOCH"
+_FIRST_PATIENCE_SECONDS = 60.0  # another pull may be making layers
+_PATIENCE_SECONDS = 600.0
 _UNPACKED_TIMES = 64
 
 
@@ -63,6 +69,29 @@ def _require_home(settings: Settings) -> Path:
 
 def _ignore(_done_bytes: int, _total_bytes: int) -> None:
     pass
+
+
+class _Patience:
+    """Opens the home, for which it waits, and longer once it has: what was downloaded by then is not given up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._patience_seconds = _FIRST_PATIENCE_SECONDS
+
+    @contextmanager
+    def open(self) -> Iterator[Home]:
+        deadline = time.monotonic() + self._patience_seconds
+        with ExitStack() as stack:
+            while True:
+                try:
+                    home = stack.enter_context(self._settings.open_home_from_outside())
+                except HomeBusy:  # after a wait of some seconds
+                    if time.monotonic() >= deadline:
+                        raise
+                else:
+                    break
+            self._patience_seconds = _PATIENCE_SECONDS
+            yield home
 
 
 def _docker_config() -> DockerConfig:
@@ -129,7 +158,7 @@ def pull_command(
     ):
         pulled = pull(
             path,
-            settings.open_home_from_outside,
+            _Patience(settings).open,
             Repository(connection, wanted),
             wanted,
             platform,

@@ -32,7 +32,6 @@ class Downloads:
         """The file for a blob, with what there is of it; no other process has it as long as the block lasts."""
         path = self._directory / hex_of(digest)
         try:
-            self._directory.mkdir(mode=0o700, exist_ok=True)
             file = _locked(path)
         except OSError as error:
             raise CowfsError(f"cannot write {path}: {error.strerror or error}", errno=error.errno) from error
@@ -61,7 +60,11 @@ class Downloads:
 def _locked(path: Path) -> IO[bytes]:
     """An open file that has this name and that this process alone has."""
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:  # another pull has ended, and has tidied up
+            continue
         file = os.fdopen(fd, "r+b")
         fcntl.flock(fd, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):

@@ -8,6 +8,8 @@ import errno
 import gzip
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -566,3 +568,18 @@ def test_blocks_that_are_damaged_are_not_used(
     pulled = puller.pull(homes[1], f"{registry.host}/web:1")
     assert [layer.state for layer in pulled.layers] == ["archive"]
     assert len(puller.said) == 1
+
+
+def test_several_pulls_at_once(homes: list[Path], registry: SmallRegistry, tmp_path: Path) -> None:
+    """Of images that share a layer, by processes that wait for each other's blobs and for the home."""
+    registry.add_image("1", [LOWER, UPPER])
+    registry.add_image("2", [LOWER, BIG])
+    command = [sys.executable, "-m", "cowfs", "--home", str(homes[0]), "layer", "pull"]
+    pulls = [
+        subprocess.Popen([*command, f"{registry.host}/web:{tag}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for tag in ("1", "2", "1", "2")
+    ]
+    for process in pulls:
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+    assert len(names_in(homes[0])) == 3
