@@ -81,7 +81,7 @@ _LAYER: Final = GroupOfCommands(
         "diff": Command("layers", "Write a tar archive of what a layer changed."),
         "apply": Command("layers", "Unpack a tar archive into a layer, completely or not at all."),
         "size": Command("layers", "Print the size of the files that a layer added or modified."),
-        "pull": Command("layer_images", "Get an image from a registry; its layers become layers of the home."),
+        "pull": Command("layer_images", "Make layers of an image in a registry."),
         "push": Command("layer_images", "Push a layer and all that it stands on to a registry, as an image."),
         "import": Command("layer_images", "Bring in images from archives of 'docker save' and OCI layouts."),
         "export": Command("layer_images", "Write a layer and all that it stands on as an image."),
