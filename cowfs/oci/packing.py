@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from cowfs.errors import CowfsError, HomeError
+from cowfs.errors import CowfsError
 from cowfs.home.api import Home
 from cowfs.home.requests.files import WantedFile
 from cowfs.oci import tar_split
@@ -92,8 +92,6 @@ class Packing:
                 packed = self.pack(layer, parent, file.write)
                 if packed.diff_id == note.diff_id:
                     return packed
-            except HomeError as error:
-                why = error.message
             except CowfsError as error:
                 why = error.message
             file.seek(0)
