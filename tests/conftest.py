@@ -101,7 +101,7 @@ def relative(file: Path) -> str:
 
 def recorded_seconds() -> dict[str, int]:
     """How long files took in a run of all tests, by path; of short and of new files nothing is known."""
-    rows = [line.split() for line in DURATIONS.read_text().splitlines()]
+    rows = [line.split() for line in DURATIONS.read_text().splitlines()] if DURATIONS.exists() else []
     return {path: int(seconds) for seconds, path in rows}
 
 
