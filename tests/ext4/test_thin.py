@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from cowfs.blockdev import Buffer, FileDevice
+from cowfs.ext4.journal.journal_file import JournalFile
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools import fsck
 from cowfs.ext4.tools.mkfs import make_filesystem
@@ -18,7 +22,7 @@ from cowfs.pool import Pool, ThinDevice
 from cowfs.pool.table import PoolTable
 from cowfs.units import SECTOR_BYTES, Sectors
 from cowfs_emulated import BACKEND
-from tests.ext4.conftest import MIB, make_file, names
+from tests.ext4.conftest import MIB, Image, make_file, names
 
 THIN_SECTORS = (10 << 30) // SECTOR_BYTES
 
@@ -124,3 +128,54 @@ def test_only_what_is_mapped_is_copied(thin: ThinDevice, tmp_path: Path) -> None
         tools.copy_mapped(thin, image)
         assert os.stat(image.path).st_blocks * SECTOR_BYTES <= mapped_bytes(thin)
         assert tools.copy_changes(image, thin) == 0
+
+
+def test_the_pool_seldom_commits_for_a_longer_journal(
+    pool: Pool, thin: ThinDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log is given space ahead, ever more of it, and gives it back."""
+    volume = Volume.open(thin)
+    inode = make_file(volume, b"f", bytes(MIB))
+    volume.quiesce()
+    before = mapped_bytes(thin)
+    flushed: list[str] = []
+    flush = FileDevice.flush
+
+    def note(device: FileDevice) -> None:
+        flushed.append(device.path)
+        flush(device)
+
+    monkeypatch.setattr(FileDevice, "flush", note)
+    for number in range(300):
+        volume.write(inode, number * 4096 % MIB, b"x" * 4096)
+        volume.sync()
+    of_the_pool = sum(path.endswith("metadata") for path in flushed)
+    assert len(flushed) >= 300
+    assert 1 <= of_the_pool <= 30, "each is two flushes; one block of the pool is five transactions long"
+    assert mapped_bytes(thin) > before + 3 * MIB
+    volume.quiesce()
+    assert mapped_bytes(thin) <= before + pool.table().block_sectors * SECTOR_BYTES
+    volume.close()
+    assert fsck.check_volume(thin).clean
+
+
+def test_what_is_written_ahead_of_the_journal_may_fail(
+    image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = image.open()
+    inode = make_file(volume, b"f", bytes(MIB))
+    volume.quiesce()
+    write = JournalFile.write
+
+    def refuse_zeros(file: JournalFile, block: int, data: Buffer) -> None:
+        if not any(bytes(data)):
+            raise OSError(errno.ENOSPC, "full")
+        write(file, block, data)
+
+    monkeypatch.setattr(JournalFile, "write", refuse_zeros)
+    for number in range(100):
+        volume.write(inode, number * 4096, bytes([number + 1]) * 4096)
+        volume.sync()
+    shutil.copyfile(image.path, tmp_path / "after a crash")
+    with closing(FileDevice(tmp_path / "after a crash")) as device, closing(Volume.open(device)) as copy:
+        assert copy.read(inode, 0, MIB)[: 100 * 4096 : 4096] == bytes(range(1, 101))

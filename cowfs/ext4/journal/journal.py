@@ -7,7 +7,8 @@ A commit writes a transaction at the end of the log and flushes once. The commit
 so that it needs no flush of its own before it; but for file data that the transaction makes visible (ordered mode), and
 where a failed commit may have left another transaction of the same number. Blocks come to their places when the log is
 used up, or much has gathered; then it starts again from its beginning. So the log takes little space of a thin device,
-and what it took can be discarded in the end.
+and what it took can be discarded in the end. Space that a log did not have yet is written to ahead, with zeros, the more
+the longer the log is: else every few commits a thin pool would have to commit too, for one more block.
 
 The order of things, each durable before the next:
 
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from cowfs.ext4.journal import journal_format
@@ -36,6 +38,8 @@ from cowfs.ext4.library.filesystem import Filesystem
 
 _LOG_BYTES: Final = 4 << 20
 _TRANSACTION_BYTES: Final = 8 << 20
+_AHEAD_BYTES: Final = 512 << 10
+_AHEAD_UNIT_BYTES: Final = 64 << 10  # as blocks of a thin pool are
 _SEQUENCES: Final = 1 << 32
 _COMPAT: Final = journal_format.COMPAT_CHECKSUM
 _INCOMPAT: Final = journal_format.INCOMPAT_REVOKE | journal_format.INCOMPAT_ASYNC_COMMIT
@@ -115,7 +119,9 @@ class Journal:
         checksum = crc32(0xFFFFFFFF, b"".join(transaction))
         transaction += self._format.pack_revokes(self._sequence, revoked)
         was_there, self._may_be_there = self._may_be_there, True
-        self._used_end = max(self._used_end, self._head + len(transaction) + 1)
+        end = self._head + len(transaction) + 1
+        is_longer = end > self._used_end
+        self._used_end = max(self._used_end, end)
         commit = self._format.pack_commit(self._sequence, checksum, fs.now_ns())
         if was_there:
             self._file.write(self._head, b"".join(transaction))
@@ -123,17 +129,35 @@ class Journal:
             self._file.write(self._head + len(transaction), commit)
         else:
             self._file.write(self._head, b"".join((*transaction, commit)))
+        if is_longer:
+            self._write_ahead(end)
         if self._on_device is _OnDevice.EMPTY:
             self._write_start()
         fs.flush_device()
         self._may_be_there = False
         self._on_device = _OnDevice.STARTED
-        self._head += len(transaction) + 1
+        self._head = end
         self._sequence = self._following(self._sequence)
         self._logged.update(block for block, _ in blocks)
         self._logged.difference_update(revoked)
         cache.note_commit(freed)
         return True
+
+    def _write_ahead(self, end: int) -> None:
+        """Write zeros where the log will go on: as much again as it has, if the device has space for that.
+
+        Args:
+            end: of the log now.
+        """
+        block_bytes = self._fs.block_bytes
+        unit = max(_AHEAD_UNIT_BYTES // block_bytes, 1)
+        used = end - self._first
+        ahead_end = end + min(used, _AHEAD_BYTES // block_bytes)
+        ahead_end = min(-(-ahead_end // unit) * unit, self._end(used))
+        self._used_end = max(end, ahead_end)
+        if ahead_end > end:
+            with suppress(OSError):
+                self._file.write(end, bytes((ahead_end - end) * block_bytes))
 
     def _end(self, needed: int) -> int:
         usable = max(_LOG_BYTES // self._fs.block_bytes, needed)
