@@ -1,4 +1,4 @@
-"""Run benchmarks: python -m bench [--quick] [--directory DIR] [--results DIR] [NAME...]"""
+"""Run benchmarks: python -m bench [--quick] [--part K] [--directory DIR] [--results DIR] [NAME...]"""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ NAMES = (
     "archive",
     "raw",
     "tree",
+    "requests",
     "home_view",
     "files",
     "layers",
@@ -42,18 +43,21 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(NAMES)} (all)")
     parser.add_argument("--quick", action="store_true", help="small sizes: only shows that they run")
+    parser.add_argument("--part", type=int, default=0, help="of tree: 1, small files; 2, one file and whole trees")
     parser.add_argument("--directory", help="where to put the files that are measured")
     parser.add_argument("--results", type=Path, default=Path("bench/results"), help="where to put the JSON")
     options = parser.parse_args()
     unknown = set(options.names) - set(NAMES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
+    if options.part and (options.names != ["tree"] or options.part not in {1, 2}):
+        parser.error("--part 1 and --part 2 are of tree")
     missed = 0
     for name in options.names or NAMES:
         module = importlib.import_module(f"bench.{name}")
         print(f"{name}\n{inspect.cleandoc(module.__doc__ or '')}\n", flush=True)
         with scratch(options.directory) as directory:
-            bench = Bench(name, directory, options.quick)
+            bench = Bench(name, directory, options.quick, options.part)
             bench.introduce()
             module.run(bench)
         if not options.quick:

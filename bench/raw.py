@@ -54,8 +54,8 @@ def run(bench: Bench) -> None:
         small = partial(ask, bench, opened, requests)
         large("sequential read, 1 MiB each", lambda fd: read_all(fd, size_bytes))
         large("sequential write and fsync, 1 MiB each", lambda fd: synced(fd, write_all, size_bytes))
-        small("random read, 4 KiB each", lambda fd: read_pages(fd, offsets))
-        small("random write and fsync, 4 KiB each", lambda fd: synced(fd, write_pages, offsets))
+        small("random read, 4 KiB each", lambda fd: read_pages(fd, offsets), of_qemu=2.5)
+        small("random write and fsync, 4 KiB each", lambda fd: synced(fd, write_pages, offsets), of_qemu=1.5)
         large("sequential write, 1 MiB each", lambda fd: write_all(fd, size_bytes), has_goals=False)
         small("random write, 4 KiB each", lambda fd: write_pages(fd, offsets), has_goals=False)
 
@@ -68,8 +68,9 @@ def ask(
     action: Callable[[int], None],
     *,
     has_goals: bool = True,
+    of_qemu: float = 1.0,
 ) -> None:
-    """One question to all three, with its two goals."""
+    """One question to all three, with its two goals; `of_qemu` is how much of qemu's figure is wanted."""
 
     def contender(fd: int) -> Callable[[], float]:
         def once() -> float:
@@ -83,7 +84,7 @@ def ask(
     found = bench.compare(question, contenders, unit="requests/s", rounds=ROUNDS)
     if has_goals:
         bench.goal_ratio(f"{question}, cowfs / bare", found[COWFS], found[BARE], at_least=0.7)
-        bench.goal_ratio(f"{question}, cowfs / qemu", found[COWFS], found[QEMU], at_least=1.0)
+        bench.goal_ratio(f"{question}, cowfs / qemu", found[COWFS], found[QEMU], at_least=of_qemu)
 
 
 def read_all(fd: int, size_bytes: int) -> None:
@@ -169,7 +170,7 @@ def qemu_export(directory: Path, size_bytes: int) -> Iterator[Path]:
 
 
 @contextmanager
-def served(command: list[str], target: Path) -> Iterator[None]:
+def served(command: list[str], target: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server in the background, from the moment its mount answers until it has ended."""
     server = subprocess.Popen(command, cwd=Path(__file__).parent.parent)
     try:
@@ -178,7 +179,7 @@ def served(command: list[str], target: Path) -> Iterator[None]:
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command)} did not mount {target}")
             time.sleep(0.02)
-        yield
+        yield server
     finally:
         if os.path.ismount(target):
             unmount = ["umount"] if os.geteuid() == 0 else [shutil.which("fusermount3") or "fusermount3", "-u"]

@@ -10,7 +10,8 @@ another one that sleeps: which it is decides most of a cheap request, and it is 
 processor, C needs a half to a fifth of our time. What the kernel caches (names, missing names, pages) is asked for
 once, but not by fuse2fs. Large requests are a copy here and there: level with passthrough_ll or better.
 
-The raw view beside qemu is in `raw`. Files are written cold and read as said: "cold" is cold for FUSE alone.
+`--part 1` and `--part 2` take less than four minutes each. What the servers need of a processor is in `requests`, the
+raw view beside qemu in `raw`. Files are written cold and read as said: "cold" is cold for FUSE alone.
 
 A peer that is not here is left out. fuse2fs is Debian's package of that name; passthrough_ll is compiled from Debian's
 libfuse3-dev (/usr/share/doc/libfuse3-dev/examples, from the source of fuse3).
@@ -19,6 +20,7 @@ libfuse3-dev (/usr/share/doc/libfuse3-dev/examples, from the source of fuse3).
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -28,6 +30,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.raw import served
 from bench.rig.harness import Bench, Measurement, timed
@@ -42,20 +45,13 @@ Action = Callable[[Path], float]
 
 
 def run(bench: Bench) -> None:
-    with ExitStack() as stack:
-        roots = {COWFS: stack.enter_context(cowfs_tree(bench.directory / "cowfs"))}
-        if shutil.which("fuse2fs"):
-            roots[FUSE2FS] = stack.enter_context(fuse2fs_tree(bench.directory / "fuse2fs"))
-        else:
-            print("  without fuse2fs: apt-get install fuse2fs")
-        if EXAMPLE.exists() and shutil.which("gcc") and shutil.which("pkg-config"):
-            roots[PASSTHROUGH] = stack.enter_context(passthrough_tree(bench.directory / "passthrough"))
-        else:
-            print("  without passthrough_ll: apt-get install gcc pkg-config libfuse3-dev")
-        ask = Rows(bench, roots)
-        small_files(ask, bench.size(1000, 50))
-        one_file(ask, bench.size(4000, 100), bench.size(128, 4))
-        trees(ask, bench)
+    with mounted_trees(bench.directory) as mounts:
+        ask = Rows(bench, {name: mounted.root for name, mounted in mounts.items()})
+        if bench.part != 2:
+            small_files(ask, bench.size(500, 50))
+        if bench.part != 1:
+            one_file(ask, bench.size(4000, 100), bench.size(64, 4))
+            trees(ask, bench)
 
 
 class Rows:
@@ -245,32 +241,58 @@ def make_tree(top: Path, files: int) -> None:
 # --- mounts
 
 
+class Mounted(NamedTuple):
+    """A mounted tree, and the process that serves it."""
+
+    root: Path
+    pid: int
+
+
 @contextmanager
-def cowfs_tree(directory: Path) -> Iterator[Path]:
+def mounted_trees(directory: Path) -> Iterator[dict[str, Mounted]]:
+    """cowfs, and the peers that are here."""
+    with ExitStack() as stack:
+        mounts = {COWFS: stack.enter_context(cowfs_tree(directory / "cowfs"))}
+        if shutil.which("fuse2fs"):
+            mounts[FUSE2FS] = stack.enter_context(fuse2fs_tree(directory / "fuse2fs"))
+        else:
+            print("  without fuse2fs: apt-get install fuse2fs")
+        if EXAMPLE.exists() and shutil.which("gcc") and shutil.which("pkg-config"):
+            mounts[PASSTHROUGH] = stack.enter_context(passthrough_tree(directory / "passthrough"))
+        else:
+            print("  without passthrough_ll: apt-get install gcc pkg-config libfuse3-dev")
+        yield mounts
+
+
+@contextmanager
+def cowfs_tree(directory: Path, *options: str) -> Iterator[Mounted]:
+    """`options` of the command mount."""
     home, target = directory / "home", directory / "mnt"
     target.mkdir(parents=True)
     cowfs = [sys.executable, "-m", "cowfs", "--home", str(home)]
-    for words in (["init"], ["create", "tree"], ["mount", "tree", str(target)]):
+    for words in (["init"], ["create", "tree"]):
         subprocess.run([*cowfs, *words], check=True, stdout=subprocess.DEVNULL)
+    mount = [*cowfs, "--json", "mount", *options, "tree", str(target)]
+    served = json.loads(subprocess.run(mount, check=True, stdout=subprocess.PIPE).stdout)
     try:
-        yield target
+        yield Mounted(target, served["holder_pid"])
     finally:
         subprocess.run([*cowfs, "umount", str(target)], check=True)
 
 
 @contextmanager
-def fuse2fs_tree(directory: Path) -> Iterator[Path]:
+def fuse2fs_tree(directory: Path) -> Iterator[Mounted]:
     image, target = directory / "image", directory / "mnt"
     target.mkdir(parents=True)
     with image.open("wb") as file:
         file.truncate(10 << 30)
     subprocess.run(["mkfs.ext4", "-q", "-E", f"root_owner={os.geteuid()}:{os.getegid()}", str(image)], check=True)
-    with served(["fuse2fs", "-f", str(image), str(target)], target):
-        yield target
+    with served(["fuse2fs", "-f", str(image), str(target)], target) as server:
+        yield Mounted(target, server.pid)
 
 
 @contextmanager
-def passthrough_tree(directory: Path) -> Iterator[Path]:
+def passthrough_tree(directory: Path) -> Iterator[Mounted]:
     source, target, program = directory / "source", directory / "mnt", directory / "passthrough_ll"
     target.mkdir(parents=True)
     source.mkdir()
@@ -279,5 +301,5 @@ def passthrough_tree(directory: Path) -> Iterator[Path]:
     ).stdout.split()
     subprocess.run(["gcc", "-O2", "-w", "-o", str(program), str(EXAMPLE), *flags], check=True)
     options = f"source={source},cache=always,timeout=86400"
-    with served([str(program), "-f", "-o", options, str(target)], target):
-        yield target
+    with served([str(program), "-f", "-o", options, str(target)], target) as server:
+        yield Mounted(target, server.pid)

@@ -70,11 +70,13 @@ class Bench:
     Args:
         directory: scratch space, removed afterwards; everything that is compared lies on this one file system.
         quick: small sizes and few rounds, to see that the program runs.
+        part: of the questions; 0: all of them.
     """
 
     name: str
     directory: Path
     quick: bool
+    part: int = 0
     measurements: list[Measurement] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
     others_processors: float = 0.0
