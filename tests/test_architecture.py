@@ -219,7 +219,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "greeting": set(),
         "request_wait": {"greeting"},
         "background": set(),
-        "translate": set(),
+        "translate": {"request_wait", "greeting"},
         "raw_view": {"translate"},
         "tree_view": {"translate", "callers", "greeting"},
         "open_devices": {"tree_view"},

@@ -32,6 +32,11 @@ _START_ATTEMPTS: Final = 3
 @click.option(
     "--write-base", is_flag=True, help="Mount the base device for writing; every later device contains the changes."
 )
+@click.option(
+    "--writeback",
+    is_flag=True,
+    help="Let the kernel gather what is written; a full pool is told at fsync and close, not at write.",
+)
 @click.option("--repair", is_flag=True, help="Run e2fsck -y on a damaged file system first, even if data is lost.")
 @click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
 @click.option("--dev", is_flag=True, help="Honour device nodes in the mount; for root only.")
@@ -54,6 +59,7 @@ def mount_command(
     raw: bool,
     read_only: bool,
     write_base: bool,
+    writeback: bool,
     repair: bool,
     suid: bool,
     dev: bool,
@@ -77,6 +83,10 @@ def mount_command(
 
     With --kernel the kernel mounts the device's node, with any file system that it supports; the home stays free.
 
+    With --writeback the kernel keeps what programs write for up to half a minute, and until they close or sync the
+    file: many small writes become one. Snapshots, comparisons and unmounting have it written first. When the pool is
+    full, fsync and close tell the program so, and what it had written since is lost; without --writeback, write does.
+
     With --faults operations fail as the plan says, for tests of programs; see 'cowfs faults add --help'.
 
     When all devices are mounted, later ones appear and removed ones disappear at once. The base device is not shown.
@@ -93,6 +103,8 @@ def mount_command(
     name, mountpoint = _name_and_target(where)
     if write_base and (name != BASE or read_only):
         raise UsageError(f"--write-base is for writing to the base device: mount --write-base {BASE} {mountpoint}")
+    if writeback and (raw or read_only):
+        raise UsageError("--writeback is for files that are written; leave it out, or --raw and --read-only")
     of_one_device = {"--raw": raw, "--repair": repair, "--kernel": kernel}
     if name is None:
         _refuse(of_one_device, f"is about one device; name it: mount NAME {mountpoint}")
@@ -101,6 +113,7 @@ def mount_command(
     if kernel:
         of_a_server = {
             "--raw": raw,
+            "--writeback": writeback,
             "--repair": repair,
             "--foreground": foreground,
             "--until-exit-of": process,
@@ -126,6 +139,7 @@ def mount_command(
         suid=suid,
         dev=dev,
         write_base=write_base,
+        writeback=writeback,
         lease_fd=None if process is None else open_process(process),
         faults=faults,
     )

@@ -4,13 +4,18 @@ libfuse 3.14 has no name for FUSE_HANDLE_KILLPRIV_V2, with which the kernel leav
 away. Without it the kernel asks for `security.capability` before each write; with it, before the first one since it
 learnt the attributes of a file.
 
+`max_background` is how many writes and reads ahead may be under way. libfuse leaves it at the kernel's 12; what is
+beyond that waits in a queue of its own, which other requests overtake: the times of a file then come before its last
+writes.
+
 While libfuse answers, its descriptor of the device is a socket instead. Nothing else uses the device until then.
 
-    Greeting(device)    takes the kernel's request off the device and gives it to libfuse
-    answer()            gives libfuse's answer to the kernel, and the device back to libfuse
+    Greeting(device, terms)     takes the kernel's request off the device and gives it to libfuse
+    answer()                    gives libfuse's answer to the kernel, and the device back to libfuse
 
 The layout is that of <linux/fuse.h>: a header of 40 bytes before a request, of 16 before an answer, then `major minor
-max_readahead flags`, 32 bits each, in the byte order of the machine.
+max_readahead flags`, 32 bits each, and in the answer `max_background congestion_threshold`, 16 bits each, in the byte
+order of the machine.
 """
 
 from __future__ import annotations
@@ -18,9 +23,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 HANDLE_KILLPRIV_V2: Final = 1 << 28
+MAX_BACKGROUND: Final = (1 << 16) - 1
 
 _INIT: Final = 26
 _OPCODE: Final = struct.Struct("=4xI")
@@ -28,7 +34,21 @@ _REQUEST_FLAGS: Final = 40 + 12
 _ANSWER_FLAGS: Final = 16 + 12
 _ERROR: Final = struct.Struct("=4xi")
 _FLAGS: Final = struct.Struct("=I")
+_BACKGROUND: Final = struct.Struct("=HH")
+_ANSWER_BACKGROUND: Final = _ANSWER_FLAGS + _FLAGS.size
 _MAX_BYTES: Final = 1 << 16
+
+
+class Terms(NamedTuple):
+    """What to agree to beside what libfuse agrees to.
+
+    Args:
+        flags: where the kernel offers them.
+        max_background: 0 leaves it as it is; the kernel gives an ordinary user no more than the system allows.
+    """
+
+    flags: int = 0
+    max_background: int = 0
 
 
 class Greeting:
@@ -36,13 +56,13 @@ class Greeting:
 
     Args:
         device: libfuse's descriptor of the device, on which the kernel's greeting waits.
-        flags: what to agree to beside what libfuse agrees to, where the kernel offers it.
     """
 
-    def __init__(self, device: int, flags: int) -> None:
+    def __init__(self, device: int, terms: Terms) -> None:
         request = os.read(device, 1 << 20)
         self._device = device
-        self._flags = flags & _flags_of(request)
+        self._flags = terms.flags & _flags_of(request)
+        self._max_background = terms.max_background
         self._kernel = os.dup(device)
         self._libfuse, replaced = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with replaced:
@@ -55,8 +75,10 @@ class Greeting:
         os.dup2(self._kernel, self._device, inheritable=False)
         try:
             answer = bytearray(self._libfuse.recv(_MAX_BYTES))
-            if len(answer) >= _ANSWER_FLAGS + _FLAGS.size and not _ERROR.unpack_from(answer)[0]:
+            if len(answer) >= _ANSWER_BACKGROUND + _BACKGROUND.size and not _ERROR.unpack_from(answer)[0]:
                 _FLAGS.pack_into(answer, _ANSWER_FLAGS, _FLAGS.unpack_from(answer, _ANSWER_FLAGS)[0] | self._flags)
+                if self._max_background:
+                    _BACKGROUND.pack_into(answer, _ANSWER_BACKGROUND, self._max_background, self._max_background)
             os.write(self._kernel, answer)
         finally:
             self._libfuse.close()

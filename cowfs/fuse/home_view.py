@@ -107,8 +107,9 @@ class HomeView(View):
         read_only: bool = False,
         space: SpaceQueue | None = None,
         open_max: int = OPEN_MAX,
+        writeback: bool = False,
     ) -> None:
-        super().__init__(read_only=read_only, space=space)
+        super().__init__(read_only=read_only, space=space, writeback=writeback)
         self._mount_point = mount_point
         self._open = OpenDevices(devices, self._make_view, open_max=open_max, log_once=self.log_once)
         self.kernel_cache = KernelCache(self._open, mount_point)
@@ -196,7 +197,13 @@ class HomeView(View):
     def _make_view(self, number: int) -> TreeView:
         base = number << _INODE_BITS
         inode_map = InodeMap(_INODE_MASK.__and__, lambda inode: InodeT(base | inode))
-        return TreeView(None, read_only=self.read_only, space=self.space, inode_map=inode_map)
+        return TreeView(
+            None,
+            read_only=self.read_only,
+            space=self.space,
+            inode_map=inode_map,
+            writeback=self.enable_writeback_cache,
+        )
 
     def _attached_device(self, request: str, number: int) -> OpenDevice:
         """A device with its volume open. Raises FUSEError."""

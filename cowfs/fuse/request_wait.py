@@ -38,8 +38,9 @@ from typing import Any, Final, Protocol
 import pyfuse3
 import trio
 
-from cowfs.fuse.greeting import Greeting
+from cowfs.fuse.greeting import Greeting, Terms
 
+NO_TERMS: Final = Terms()
 ROUND_SECONDS: Final = 0.005  # what a busy mount adds to the latency of timers and of the control socket
 
 
@@ -226,11 +227,11 @@ class RequestWait:
     def __init__(
         self,
         *,
-        greeting_flags: int = 0,
+        terms: Terms = NO_TERMS,
         clock: Callable[[], float] = time.monotonic,
         busy_polling: BusyPolling | None = None,
     ) -> None:
-        self._greeting_flags = greeting_flags
+        self._terms = terms
         self._greeting: Greeting | None = None
         self._clock = clock
         self._busy_polling = busy_polling or BusyPolling()
@@ -255,9 +256,9 @@ class RequestWait:
                 await self._wait_in_line(fd, device)
         finally:
             self._standing_by -= 1
-        if self._greeting_flags:
-            self._greeting = Greeting(fd, self._greeting_flags)
-            self._greeting_flags = 0
+        if self._terms != NO_TERMS:
+            self._greeting = Greeting(fd, self._terms)
+            self._terms = NO_TERMS
         now = self._clock()
         self._busy_polling.look_around(now)
         self._eager_until = now + ROUND_SECONDS
@@ -323,8 +324,8 @@ class _Trio:
     ClosedResourceError = trio.ClosedResourceError
     open_nursery = staticmethod(trio.open_nursery)
 
-    def __init__(self, greeting_flags: int) -> None:
-        self.lowlevel = RequestWait(greeting_flags=greeting_flags)
+    def __init__(self, terms: Terms) -> None:
+        self.lowlevel = RequestWait(terms=terms)
 
 
 _pyfuse3_session_loop: Final[Callable[..., Any]] = pyfuse3._session_loop  # type: ignore[attr-defined]  # not declared
@@ -348,11 +349,11 @@ def has_requests() -> bool:
     return isinstance(wait, RequestWait) and wait.has_requests()
 
 
-def install(greeting_flags: int = 0) -> None:
+def install(terms: Terms = NO_TERMS) -> None:
     """Have the next FUSE session of this process wait in this way. Call before `pyfuse3.init`.
 
     Args:
-        greeting_flags: for `Greeting`.
+        terms: for `Greeting`.
     """
-    pyfuse3.trio = _Trio(greeting_flags)  # type: ignore[attr-defined]  # not declared
+    pyfuse3.trio = _Trio(terms)  # type: ignore[attr-defined]  # not declared
     pyfuse3._session_loop = _session_loop  # type: ignore[attr-defined]

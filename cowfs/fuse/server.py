@@ -165,7 +165,7 @@ def _mount(view: View, path: str, options: MountOptions) -> None:
     said: list[str] = []
     try:
         with _captured_stderr(said):
-            request_wait.install(view.greeting_flags)
+            request_wait.install(view.terms)
             pyfuse3.init(view, path, wanted)
     except Exception as error:
         reason = "; ".join(said) or str(error)

@@ -31,6 +31,8 @@ from pyfuse3 import FileInfo, FUSEError, InodeT
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import OutOfDataSpace, PoolError
+from cowfs.fuse import request_wait
+from cowfs.fuse.greeting import MAX_BACKGROUND, Terms
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ MAX_TASKS: Final = 256
 MAX_WAITING: Final = 192
 
 _MAX_ERRNO: Final = 511  # what the kernel takes in a reply
+_LATE_ROUNDS: Final = 10_000  # through the loop, for writes that the kernel has sent and does not wait for
 
 
 class SpaceQueue:
@@ -88,22 +91,24 @@ class View(pyfuse3.Operations):
     Args:
         read_only: everything that changes something fails with EROFS.
         space: where to wait for space; without one a full pool fails writes at once.
+        writeback: the kernel keeps what is written for a while, and sends it in its own time.
 
     `failure` is empty until an unexpected exception turned the view read-only; then it says which request failed.
 
     `greeted` is set when the kernel has greeted, from when on its requests are answered; `ending` when the mount is
     about to end, from when on no request waits any longer.
 
-    A file handle is `inode << 1 | may be mapped writable`; the kernel keeps everything else a handle would know.
+    A file handle is `inode << 1 | the kernel may keep changes of it`; the kernel keeps everything else a handle would
+    know.
     """
 
     supports_dot_lookup = True  # for open_by_handle_at(2): `.` and `..` of an inode that the kernel has forgotten
-    enable_writeback_cache = False
     greeting_flags = 0
     """What the view agrees to beside what pyfuse3 does, see `cowfs.fuse.greeting`."""
 
-    def __init__(self, *, read_only: bool = False, space: SpaceQueue | None = None) -> None:
+    def __init__(self, *, read_only: bool = False, space: SpaceQueue | None = None, writeback: bool = False) -> None:
         super().__init__()
+        self.enable_writeback_cache = writeback
         self.read_only = read_only
         self.space = space
         self.failure = ""
@@ -112,7 +117,11 @@ class View(pyfuse3.Operations):
         self.greeted = trio.Event()
         self.ending = trio.Event()
         self._last_logged = ""
-        self._mappable: Counter[int] = Counter()
+        self._kept: Counter[int] = Counter()
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.greeting_flags, MAX_BACKGROUND if self.enable_writeback_cache else 0)
 
     def init(self) -> None:
         self.greeted.set()
@@ -156,28 +165,35 @@ class View(pyfuse3.Operations):
             self._is_clean = True
 
     async def write_back(self) -> None:
-        """Fetch the pages that applications changed through mmap and the kernel has not sent yet.
+        """Fetch what applications have changed and the kernel has not sent yet: through mmap, or all with writeback.
 
         Runs beside the session, whose write requests it causes. Only files open for reading and writing can have such
-        pages; the kernel writes them, waiting for the answers, when it is made to drop its cache of the file. (syncfs
-        would not do: on FUSE it returns before the writes are answered.)
+        pages, with writeback those open for writing; the kernel writes them, waiting for the answers, when it is made
+        to drop its cache of the file. (syncfs would not do: on FUSE it returns before the writes are answered.)
+
+        Before Linux 6.16 the kernel does not wait for what it had begun to send by itself; that has been sent by then.
         """
-        if self._mappable:
-            await trio.to_thread.run_sync(drop_caches, list(self._mappable))
+        if self._kept:
+            await trio.to_thread.run_sync(drop_caches, list(self._kept))
+            for _ in range(_LATE_ROUNDS):
+                if not request_wait.has_requests():
+                    break
+                await trio.lowlevel.checkpoint()
 
     def open_file(self, inode: int, flags: int) -> FileInfo:
         """A handle for an open or created file; the kernel keeps what it has cached of it."""
-        mappable = flags & os.O_ACCMODE == os.O_RDWR
-        if mappable:
-            self._mappable[inode] += 1
-        return FileInfo(fh=pyfuse3.FileHandleT(inode << 1 | mappable), keep_cache=True)
+        access = flags & os.O_ACCMODE
+        is_kept = access == os.O_RDWR or (access == os.O_WRONLY and self.enable_writeback_cache)
+        if is_kept:
+            self._kept[inode] += 1
+        return FileInfo(fh=pyfuse3.FileHandleT(inode << 1 | is_kept), keep_cache=True)
 
     async def release(self, fh: int) -> None:
         if fh & 1:
             inode = fh >> 1
-            self._mappable[inode] -= 1
-            if not self._mappable[inode]:
-                del self._mappable[inode]
+            self._kept[inode] -= 1
+            if not self._kept[inode]:
+                del self._kept[inode]
 
     def end_waiting(self) -> None:
         """Have the requests that wait go on: the mount ends when all are answered."""

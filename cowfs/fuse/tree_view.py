@@ -12,8 +12,12 @@ what the kernel knows and has cached. Only what is open without a name would be 
 
 Caching. While a device is mounted here, nothing else changes it, so names (missing ones too), attributes and pages
 are cached by the kernel without an end; what a request changes, the kernel itself invalidates. Data is written
-through, not back (`enable_writeback_cache` off): write(2) then fails with ENOSPC itself instead of some later
-close(2), and what applications wrote is here when a snapshot is taken.
+through: write(2) then fails with ENOSPC itself, and what applications wrote is here when a snapshot is taken.
+
+With `writeback` the kernel gathers what is written, and sends it when a file is closed or synced, when there is much of
+it, when it is half a minute old, and when `write_back` fetches it for a snapshot. Then fsync(2) and close(2) fail with
+ENOSPC. The size and the times of a file are the kernel's while it knows the file: it sends the times after the writes
+(`greeting.MAX_BACKGROUND`), and until they come the file has the time at which its last write came.
 
 Set-id bits. The kernel leaves it to us to take them away on write, truncate and chown (FUSE_HANDLE_KILLPRIV_V2): only
 then does it write without asking for `security.capability` each time. It says that a writer may not keep them by a
@@ -123,8 +127,10 @@ class TreeView(View):
         read_only: bool = False,
         space: SpaceQueue | None = None,
         inode_map: InodeMap = SWAPPED_ROOT,
+        writeback: bool = False,
     ) -> None:
-        super().__init__(read_only=read_only or (tree is not None and tree.read_only), space=space)
+        is_read_only = read_only or (tree is not None and tree.read_only)
+        super().__init__(read_only=is_read_only, space=space, writeback=writeback)
         self._of_volume, self._of_kernel = inode_map
         self._lookups: dict[int, int] = {}
         self._without_capability: set[int] = set()

@@ -672,6 +672,7 @@ class Home(Closing):
         read_only: bool = False,
         repair: bool = False,
         write_base: bool = False,
+        writeback: bool = False,
         faults: str | os.PathLike[str] | None = None,
     ) -> Iterator[Path]:
         """A mount for the length of a `with` block: the path of its root.
@@ -686,6 +687,7 @@ class Home(Closing):
             raw: show the device as the file `name`, a disk image.
             read_only: mount for reading only, as the base device is without `write_base`.
             repair: let e2fsck repair a damaged file system before, even where that loses something.
+            writeback: let the kernel gather what is written, see `cowfs mount --writeback`.
             faults: a plan of faults, a file of TOML, in force from the beginning; others come by `faults`.
 
         Raises:
@@ -704,6 +706,8 @@ class Home(Closing):
 
         if name is None and (raw or repair):
             raise UsageError(f"{'raw' if raw else 'repair'} is about one device; name it: home.mount(name, ...)")
+        if writeback and (raw or read_only):
+            raise UsageError("writeback is for files that are written; leave it out, or raw and read_only")
         read_only = read_only or (name == BASE and not write_base)
         with mounted_by_child(
             self._session,
@@ -713,6 +717,7 @@ class Home(Closing):
             read_only=read_only,
             repair=repair,
             write_base=write_base,
+            writeback=writeback,
             faults="" if faults is None else os.fspath(faults),
         ) as path:
             yield path

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2, Greeting
+from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2, MAX_BACKGROUND, Greeting, Terms
 
 INIT, LOOKUP = 26, 1
 OTHER_FLAGS = 1 | 1 << 22
@@ -55,7 +55,7 @@ def test_what_is_agreed_to(
     kernel, libfuse = ends
     descriptors = len(os.listdir("/proc/self/fd"))
     kernel.send(asked)
-    greeting = Greeting(libfuse.fileno(), HANDLE_KILLPRIV_V2)
+    greeting = Greeting(libfuse.fileno(), Terms(HANDLE_KILLPRIV_V2))
     assert os.read(libfuse.fileno(), 4096) == asked
     os.write(libfuse.fileno(), answered)
     greeting.answer()
@@ -64,3 +64,15 @@ def test_what_is_agreed_to(
     assert os.read(libfuse.fileno(), 4096) == b"the next request"
     assert not os.get_inheritable(libfuse.fileno())
     assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+def test_how_much_may_be_under_way(ends: tuple[socket.socket, socket.socket]) -> None:
+    kernel, libfuse = ends
+    kernel.send(request(INIT, OTHER_FLAGS))
+    greeting = Greeting(libfuse.fileno(), Terms(max_background=MAX_BACKGROUND))
+    os.read(libfuse.fileno(), 4096)
+    os.write(libfuse.fileno(), answer(OTHER_FLAGS))
+    greeting.answer()
+    expected = bytearray(answer(OTHER_FLAGS))
+    expected[32:36] = b"\xff" * 4
+    assert kernel.recv(4096) == expected

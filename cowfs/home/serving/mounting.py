@@ -47,6 +47,7 @@ class MountRequest:
         by_kernel: show nothing: the kernel mounts each layer below `target` at its `get`.
         storage_options: of the layer driver.
         write_base: `device` is the base device and may be written to.
+        writeback: the kernel keeps what is written to files for a while before it sends it.
         lease_fd: a process (pidfd_open(2)) with which the mount ends, however that ends.
         is_private: the mount point was made for this mount, in a directory of its own; both are removed at the end.
         durable: False gives up flushes.
@@ -68,6 +69,7 @@ class MountRequest:
     suid: bool = False
     dev: bool = False
     write_base: bool = False
+    writeback: bool = False
     lease_fd: int | None = None
     is_private: bool = False
     durable: bool = True

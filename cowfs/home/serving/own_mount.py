@@ -34,6 +34,7 @@ def mounted_by_child(
     read_only: bool,
     repair: bool,
     write_base: bool,
+    writeback: bool,
     faults: str,
 ) -> Iterator[Path]:
     """As `Home.mount`."""
@@ -54,6 +55,7 @@ def mounted_by_child(
             read_only=read_only or spec.read_only,
             repair=repair,
             write_base=write_base,
+            writeback=writeback,
             storage_options=spec.storage_options,
             is_private=target is None,
             durable=spec.durable,

@@ -293,11 +293,13 @@ def _make_view(
         return raw, DeviceMount(disk, raw, target)
     if request.device is not None:
         shown = ShownTree(devices, volumes, request.device, target)
-        tree = TreeView(shown.open(repair=request.repair), read_only=read_only, space=space)
+        volume = shown.open(repair=request.repair)
+        tree = TreeView(volume, read_only=read_only, space=space, writeback=request.writeback)
         stack.enter_context(ending_with(shown.close))
         return tree, DeviceMount(shown, tree, target)
     libext2fs.load()  # raises what would otherwise only be known when the first device is looked at
-    return HomeView(ShownDevices(devices, volumes, target), target, read_only=read_only, space=space), None
+    shown_devices = ShownDevices(devices, volumes, target)
+    return HomeView(shown_devices, target, read_only=read_only, space=space, writeback=request.writeback), None
 
 
 def _target(request: MountRequest) -> str:
