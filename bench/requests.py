@@ -24,6 +24,7 @@ from bench.rig.harness import Bench
 from bench.tree import MIB, PAGE, SEED, Mounted, cowfs_tree, create, mounted_trees, read_file
 
 GATHERED = "cowfs, --writeback"
+ROUNDS = 3
 OPERATIONS = 40
 PRIORITY = 10
 DATA = bytes(PAGE)
@@ -36,7 +37,7 @@ Prepare = Callable[[Path], Action]
 def run(bench: Bench) -> None:
     if os.geteuid() != 0:
         raise SystemExit("this benchmark needs root, for real-time priority")
-    windows = bench.size(12, 2)
+    windows = bench.size(8, 2)
     with ExitStack() as stack:
         with in_real_time():  # which the servers inherit
             mounts = stack.enter_context(mounted_trees(bench.directory))
@@ -46,6 +47,7 @@ def run(bench: Bench) -> None:
                 question,
                 {name: contender(mounted, prepare, windows) for name, mounted in mounts.items()},
                 unit="us",
+                rounds=ROUNDS,
                 warm_up=False,
             )
 

@@ -219,7 +219,14 @@ class Volume:
     # Looking.
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
-        return self._names.find(self._names.directory(parent), name).attributes
+        found = self.find_name(parent, name)
+        if found is None:
+            raise os_error(errno.ENOENT, name)
+        return found
+
+    def find_name(self, parent: int, name: bytes) -> Attributes | None:
+        found = self._names.find(self._names.directory(parent), name)
+        return None if found is None else found.attributes
 
     def attributes(self, inode: int) -> Attributes:
         return self._inodes.get(inode).attributes

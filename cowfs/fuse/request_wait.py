@@ -32,6 +32,7 @@ import select
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol
 
@@ -106,7 +107,7 @@ class BusyPolling:
     def __init__(
         self, *, processors: Callable[[], int] = _processors, waited_seconds: Callable[[], float] | None = None
     ) -> None:
-        self._is_possible = processors() > 1
+        self.is_possible = processors() > 1
         self._waited_seconds = waited_seconds or _WaitedSeconds()
         self._score = self.MIN_SCORE
         self._usual_seconds = self.MAX_SECONDS
@@ -119,7 +120,7 @@ class BusyPolling:
 
     def seconds(self, now: float) -> float:
         """How long to ask without sleeping in a wait that begins; 0: not at all."""
-        if self._score <= 0 or now < self._paused_until or not self._is_possible or not self._is_quicker(now):
+        if self._score <= 0 or now < self._paused_until or not self.is_possible or not self._is_quicker(now):
             return 0.0
         if self._busy_since is None:
             self._busy_since = now
@@ -136,7 +137,7 @@ class BusyPolling:
             return self._tried >= self.TRIAL_WAITS
         return self._awake_seconds < self._asleep_seconds
 
-    def note(self, waited_seconds: float, *, missed: bool = False) -> None:
+    def note(self, waited_seconds: float, missed: bool = False) -> None:
         """How long a wait was, and whether it slept after it was polled busily."""
         is_short = waited_seconds < self.SHORT_SECONDS
         if is_short:
@@ -236,6 +237,7 @@ class RequestWait:
         self._clock = clock
         self._busy_polling = busy_polling or BusyPolling()
         self._timer = _RoundTimer()
+        self._last_wait: tuple[float, bool] | None = None  # how long it was, and whether it slept after it was polled
         self._place = trio.Lock()
         self._standing_by = 0
         self._eager_until = clock()
@@ -270,8 +272,12 @@ class RequestWait:
         return self._device
 
     def _wait_eagerly(self, device: Device, begin: float) -> bool:
-        """Whether there is a request."""
+        """Whether there is a request. How long a wait was is noted in the next one, when nobody waits for that."""
         clock, busy_polling = self._clock, self._busy_polling
+        if not busy_polling.is_possible:
+            return device.sleep()
+        if self._last_wait is not None:
+            busy_polling.note(*self._last_wait)
         polled_seconds = busy_polling.seconds(begin)
         if polled_seconds:
             look, end = device.look, begin + polled_seconds
@@ -279,10 +285,10 @@ class RequestWait:
                 if clock() >= end:
                     break
             else:
-                busy_polling.note(clock() - begin)
+                self._last_wait = clock() - begin, False
                 return True
         found = device.sleep()
-        busy_polling.note(clock() - begin, missed=polled_seconds > 0)
+        self._last_wait = clock() - begin, polled_seconds > 0
         return found
 
     async def _wait_in_line(self, fd: int, device: Device) -> None:
@@ -305,16 +311,25 @@ class RequestWait:
     current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
 
 
+class _Done:
+    """To await it takes no coroutine."""
+
+    __await__ = partial(iter, ())
+
+
+_DONE: Final = _Done()
+
+
 class _NoLock:
     """In place of the lock before each wait: `RequestWait` keeps the order."""
 
-    async def __aenter__(self) -> None:
-        pass
+    def __aenter__(self) -> _Done:
+        return _DONE
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
+    ) -> _Done:
+        return _DONE
 
 
 class _Trio:

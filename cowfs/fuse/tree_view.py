@@ -237,9 +237,8 @@ class TreeView(View):
     def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         if name == b".":
             return self._known(self._by_handle(self._of_volume(parent_inode)))
-        try:
-            attributes = self._tree.lookup(self._of_volume(parent_inode), name)
-        except FileNotFoundError:
+        attributes = self._tree.find_name(self._of_volume(parent_inode), name)
+        if attributes is None:
             missing = EntryAttributes()  # inode 0: the kernel remembers that there is none
             missing.entry_timeout = CACHE_SECONDS
             return missing

@@ -127,12 +127,18 @@ class XfsVolume(ReadOnlyTree):
     # Looking.
 
     def lookup(self, parent: int, name: bytes) -> Attributes:
+        found = self.find_name(parent, name)
+        if found is None:
+            raise os_error(errno.ENOENT)
+        return found
+
+    def find_name(self, parent: int, name: bytes) -> Attributes | None:
         directory = self._inode(parent)
         if len(name) > _NAME_MAX:
             raise os_error(errno.ENAMETOOLONG)
         found = self._directories.load(directory).by_name.get(name)
         if found is None:
-            raise os_error(errno.ENOENT)
+            return None
         if name not in (b".", b".."):
             self._require_place(found, directory)
         return self._attributes(self._existing(found, directory))

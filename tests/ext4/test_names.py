@@ -69,6 +69,7 @@ def test_names_are_checked(volume: Volume) -> None:
     fails(errno.EINVAL, make_file, volume, b"")
     fails(errno.EEXIST, make_file, volume, b".")
     fails(errno.ENOENT, volume.lookup, ROOT_INODE, b"absent")
+    assert volume.find_name(ROOT_INODE, b"absent") is None
     fails(errno.ENOTDIR, volume.lookup, make_file(volume, b"f"), b"x")
     fails(errno.EEXIST, make_file, volume, b"f")
     fails(errno.ESTALE, volume.attributes, 5000)

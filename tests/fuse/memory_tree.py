@@ -131,6 +131,12 @@ class MemoryTree:
             raise fail(errno.ENAMETOOLONG)
         return self.attributes(self.child(parent, name).inode)
 
+    def find_name(self, parent: int, name: bytes) -> Attributes | None:
+        try:
+            return self.lookup(parent, name)
+        except FileNotFoundError:
+            return None
+
     def set_attributes(
         self,
         inode: int,

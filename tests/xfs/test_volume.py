@@ -109,6 +109,7 @@ def test_directories_are_listed_from_any_place(volume: XfsVolume) -> None:
         assert list(volume.list_directory(directory, whole[at].cookie)) == whole[at + 1 :]
     assert volume.lookup(directory, b"..").inode == ROOT_INODE
     assert volume.lookup(ROOT_INODE, b"..").inode == ROOT_INODE
+    assert volume.find_name(ROOT_INODE, b"missing") is None
 
 
 def test_nothing_can_be_changed(volume: XfsVolume) -> None:

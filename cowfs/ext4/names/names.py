@@ -50,21 +50,25 @@ class Names:
 
     # Looking.
 
-    def find(self, directory: Inode, name: bytes) -> Inode:
-        """Raises OSError: ENOENT, ENAMETOOLONG, EINVAL."""
+    def find(self, directory: Inode, name: bytes) -> Inode | None:
+        """None for a name that is missing. Raises OSError: ENAMETOOLONG, EINVAL."""
         if name == b".":
             return directory
         if name == b"..":
             return self._inodes.get(self.directories.parent(directory))
-        return self.entry(directory, name)
+        return self._find_entry(directory, name)
 
     def entry(self, directory: Inode, name: bytes) -> Inode:
-        """As `find`, for proper names only."""
+        """As `find`, for proper names only. Raises OSError: ENOENT, ENAMETOOLONG, EINVAL."""
+        found = self._find_entry(directory, name)
+        if found is None:
+            raise os_error(errno.ENOENT, name)
+        return found
+
+    def _find_entry(self, directory: Inode, name: bytes) -> Inode | None:
         check_name(name)
         entry = self.directories.find(directory, name) if directory.links else None
-        if entry is None:
-            raise os_error(errno.ENOENT, name)
-        return self.inode_of(entry)
+        return None if entry is None else self.inode_of(entry)
 
     def inode_of(self, entry: Entry) -> Inode:
         """The inode that an entry leads to. Raises FilesystemError (EUCLEAN): there is none, or it is damaged."""
