@@ -7,8 +7,8 @@ A commit writes a transaction at the end of the log and flushes once. The commit
 so that it needs no flush of its own before it; but for file data that the transaction makes visible (ordered mode), and
 where a failed commit may have left another transaction of the same number. Blocks come to their places when the log is
 used up, or much has gathered; then it starts again from its beginning. So the log takes little space of a thin device,
-and what it took can be discarded in the end. Space that a log did not have yet is written to ahead, with zeros, the more
-the longer the log is: else every few commits a thin pool would have to commit too, for one more block.
+and what it took can be discarded in the end. Space that a log did not have yet is written to ahead, with zeros, the
+more the longer the log is: else every few commits a thin pool would have to commit too, for one more block.
 
 The order of things, each durable before the next:
 
