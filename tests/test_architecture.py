@@ -250,7 +250,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "kernel": set(),
         "storage_options": {"spec", "backend_facts"},
         "stand_ins": set(),
-        "faults": {"stand_ins"},
+        "faults": {"kernel", "stand_ins"},
         "device_traces": {"stand_ins"},
         "open_home": {"kernel", "storage_options", "virtual_clock", "stand_ins", "faults", "device_traces"},
         "opening": {"virtual_clock", "spec", "open_home", "storage_options"},

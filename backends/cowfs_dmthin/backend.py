@@ -6,19 +6,22 @@ import errno
 import os
 import time
 from contextlib import ExitStack
+from typing import TypeAlias
 
 from cowfs.errors import InvalidRequest, MetadataCorrupt, MissingRequirement, PoolError
-from cowfs.pool import Capability, Pool, PoolTable, ProbeResult
+from cowfs.pool import Capability, DiskRole, Pool, PoolTable, ProbeResult
 from cowfs.thinmeta import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import DM_CONTROL_PATH, LOOP_CONTROL_PATH, MAX_DM_NAME_BYTES, parse_device_number
 from cowfs_dmthin.control import Control, ControlError, only_line
 from cowfs_dmthin.fault_injection import FailingDevice, set_no_space_timeout
+from cowfs_dmthin.fault_layer import ROLES, FaultLayer
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.pool import POOL_SUFFIX, DmPool, load_pool_table
 
+Layers: TypeAlias = dict[DiskRole, FaultLayer]
 _IN_UML = "cowfs uml -- COMMAND"
 _BUSY_TRIES = 50
 _BUSY_PAUSE_SECONDS = 0.02
@@ -70,13 +73,17 @@ class DmThinBackend:
                 )
             data.lock_exclusive()
             self._remove_unfinished(name)
-            if self._take_over(name, metadata, data):
-                self._refresh(name, table, metadata, data)
+            layers = self._layers_left(name, metadata, data)
+            if self._take_over(name, metadata, data, layers):
+                self._refresh(name, table, metadata, data, layers)
             else:
+                for layer in layers.values():
+                    layer.remove()
+                layers.clear()
                 control.create(name)
                 undo.callback(control.remove_if_there, name)
                 self._load(name, table, metadata, data)
-            pool = DmPool(control, name, table, metadata, data, durable=durable)
+            pool = DmPool(control, name, table, metadata, data, durable=durable, layers=layers)
             undo.pop_all()
         return pool
 
@@ -132,7 +139,7 @@ class DmThinBackend:
             else:
                 return
 
-    def _refresh(self, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
+    def _refresh(self, name: str, table: PoolTable, metadata: Backing, data: Backing, layers: Layers) -> None:
         """Give a pool that was taken over the table that is wanted now, where that is another one."""
         control = self._control
         line = only_line(control.table(name), name)
@@ -142,7 +149,8 @@ class DmThinBackend:
         )
         try:
             if wanted != live:
-                load_pool_table(control, name, table.replace(read_only=live.read_only), metadata, data)
+                wanted = table.replace(read_only=live.read_only)
+                load_pool_table(control, name, wanted, layers.get("metadata", metadata), layers.get("data", data))
                 control.suspend(name)
             control.resume(name)
         except ControlError as error:
@@ -150,14 +158,27 @@ class DmThinBackend:
             control.resume(name)
             raise _opening_error(name, table, metadata, data, error) from error
 
-    def _take_over(self, name: str, metadata: Backing, data: Backing) -> bool:
+    def _layers_left(self, name: str, metadata: Backing, data: Backing) -> Layers:
+        """What a dead process put below the pool for faults, which has none now."""
+        used = [] if self._control.info(name) is None else self._control.dependencies(name)
+        found: Layers = {}
+        for role, backing in zip(ROLES, (metadata, data), strict=True):
+            layer = FaultLayer.left(self._control, name, role, backing)
+            if layer is not None and layer.device_number in used:
+                found[role] = layer
+            elif layer is not None:
+                layer.remove()
+        return found
+
+    def _take_over(self, name: str, metadata: Backing, data: Backing, layers: Layers) -> bool:
         """Clear what a dead process left (the lock on the data says so). Returns True if the pool exists, in use."""
         control = self._control
         info = control.info(name)
         if info is None:
             return False
         used = control.dependencies(name)
-        if used and set(used) != {metadata.device_number, data.device_number}:
+        below = {layers.get("metadata", metadata).device_number, layers.get("data", data).device_number}
+        if used and set(used) != below:
             raise InvalidRequest(
                 f"there is already a device '{name}' on this machine, on other devices than {metadata.path} and "
                 f"{data.path}; it belongs to another program",

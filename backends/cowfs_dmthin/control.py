@@ -174,10 +174,11 @@ class Control:
 
     # ------------------------------------------------------------------------------------------ tables
 
-    def load(self, name: str, line: TargetLine, *, read_only: bool = False) -> None:
-        """Put a table of one target in the inactive slot."""
+    def load(self, name: str, *lines: TargetLine, read_only: bool = False) -> None:
+        """Put a table in the inactive slot."""
         flags = Flag.READ_ONLY if read_only else NO_FLAGS
-        self._call(Command.TABLE_LOAD, name, line.pack(), flags=flags, target_count=1)
+        packed = b"".join(line.pack() for line in lines)
+        self._call(Command.TABLE_LOAD, name, packed, flags=flags, target_count=len(lines))
 
     def clear(self, name: str) -> None:
         """Empty the inactive slot."""

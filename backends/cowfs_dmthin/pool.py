@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from typing import TypeVar
@@ -26,6 +26,8 @@ from cowfs.errors import (
 from cowfs.forking import not_inherited
 from cowfs.pool import (
     Counters,
+    DiskFault,
+    DiskRole,
     Extent,
     Message,
     PoolCounters,
@@ -48,6 +50,7 @@ from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
 from cowfs_dmthin import nodes
 from cowfs_dmthin.abi import MAX_DM_NAME_BYTES, TargetLine, format_device_number
 from cowfs_dmthin.control import Control, ControlError, DeviceInfo, only_line
+from cowfs_dmthin.fault_layer import ROLES, FaultLayer, check_faults
 from cowfs_dmthin.holders import describe_holders
 from cowfs_dmthin.loop import Backing, open_backing
 from cowfs_dmthin.space_guard import SpaceGuard, no_space_timeout_seconds
@@ -81,12 +84,18 @@ class DmPool:
         *,
         durable: bool,
         is_foreign: bool = False,
+        layers: Mapping[DiskRole, FaultLayer] | None = None,
     ) -> None:
-        """Over a pool device that is live already; takes the backing devices over when this succeeds."""
+        """Over a pool device that is live already; takes the backing devices over when this succeeds.
+
+        Args:
+            layers: the devices for faults that are between the pool and its backing devices.
+        """
         self._control = control
         self._name = name
         self._metadata = metadata
         self._data = data
+        self._layers = dict(layers or {})
         self._durable = durable
         self._is_foreign = is_foreign
         self._table = table
@@ -157,6 +166,10 @@ class DmPool:
 
     def arm_events(self, fd: int) -> None:
         self._control.arm_events(fd)
+
+    def _below(self) -> tuple[Backing | FaultLayer, Backing | FaultLayer]:
+        """What the pool's table has for its metadata and its data."""
+        return self._layers.get("metadata", self._metadata), self._layers.get("data", self._data)
 
     def _info(self) -> DeviceInfo:
         self._require_open()
@@ -577,7 +590,7 @@ class DmPool:
                 f"pool '{self._name}' was created by another program, so its table cannot be changed here"
             )
         check_reload(self._name, self._table, table)
-        load_pool_table(self._control, self._name, table, self._metadata, self._data)
+        load_pool_table(self._control, self._name, table, *self._below())
         self._loaded = table
 
     def suspend(self) -> None:
@@ -591,7 +604,7 @@ class DmPool:
         self._require_open()
         if self._loaded is None and not self._suspended:
             return
-        self._metadata.refresh_size()
+        self._below()[0].refresh_size()
         self.suspend()
         try:
             self._control.resume(self._name)
@@ -607,6 +620,79 @@ class DmPool:
         self._invalidate()
         for thin in self._thins:
             thin.apply_suspension()
+
+    # ------------------------------------------------------------------------------------------ faults
+
+    def put_faults_below(self, faults: Sequence[DiskFault]) -> None:
+        self._require_open()
+        if self._is_foreign:
+            raise InvalidRequest(
+                f"pool '{self._name}' was created by another program, so nothing can be put below it here"
+            )
+        check_faults(self._control, faults)
+        if faults and not self._layers:
+            self._require_idle()
+            self._stack()
+        for role, layer in self._layers.items():
+            layer.put([fault for fault in faults if fault.role == role])
+        if not faults and self._layers and not self._devices_in_use():
+            self._unstack()
+
+    def _devices_in_use(self) -> list[str]:
+        mine = [thin.name for thin in self._thins]
+        return mine + [name for _, name, _ in self._other_devices() if self._is_used(name)]
+
+    def _require_idle(self) -> None:
+        if used := self._devices_in_use():
+            raise ThinBusy(
+                f"device '{used[0]}' is in use, and the kernel puts nothing below a pool in use; have the faults in "
+                "force before, by 'cowfs mount --faults PLAN'"
+            )
+
+    def _stack(self) -> None:
+        """Put devices for faults below the pool."""
+        with ExitStack() as undo:
+            layers: dict[DiskRole, FaultLayer] = {}
+            for role, backing in zip(ROLES, (self._metadata, self._data), strict=True):
+                layers[role] = FaultLayer.made(self._control, self._name, role, backing)
+                undo.callback(layers[role].remove)
+            self._reopen(layers)
+            for layer in layers.values():
+                layer.lend()
+            undo.pop_all()
+
+    def _unstack(self) -> None:
+        former = list(self._layers.values())
+        self._reopen({})
+        for layer in former:
+            layer.remove()
+
+    def _reopen(self, layers: dict[DiskRole, FaultLayer]) -> None:
+        """Make the pool device anew, over other devices. When that fails, it is as it was."""
+        self._other_devices_removed()
+        with suppress(PoolError):  # as in `close`
+            self.commit()
+        self._remove()
+        former, self._layers = self._layers, layers
+        try:
+            self._make_device()
+        except BaseException:
+            self._layers = former
+            self._make_device()
+            raise
+        self._invalidate()
+
+    def _other_devices_removed(self) -> None:
+        self._used({name: number for _, name, number in self._other_devices()})
+
+    def _make_device(self) -> None:
+        self._device_number = self._control.create(self._name)
+        with ExitStack() as undo:
+            undo.callback(self._control.remove_if_there, self._name)
+            load_pool_table(self._control, self._name, self._table, *self._below())
+            self._control.resume(self._name)
+            self._fd = self._hold()
+            undo.pop_all()
 
     # ------------------------------------------------------------------------------------------ time, end
 
@@ -636,6 +722,8 @@ class DmPool:
             self._suspended = False
         for thin in list(self._thins):
             thin.close()
+        for layer in self._layers.values():
+            layer.put(())  # faults end with this process, though the pool may have other users
         with suppress(PoolError):  # a pool that failed is closed all the same
             self.commit()
         if not self._is_foreign:
@@ -644,6 +732,8 @@ class DmPool:
                 is_used = bool(self._used({name: number for _, name, number in self._other_devices()}))
             if not is_used:
                 self._remove()
+                for layer in self._layers.values():
+                    layer.remove()
         self._closed = True
         if self._fd >= 0:
             self._let_go()
@@ -673,7 +763,9 @@ class DmPool:
             raise InvalidRequest(f"pool '{self._name}' is closed", errno=errno.EBADF)
 
 
-def load_pool_table(control: Control, name: str, table: PoolTable, metadata: Backing, data: Backing) -> None:
+def load_pool_table(
+    control: Control, name: str, table: PoolTable, metadata: Backing | FaultLayer, data: Backing | FaultLayer
+) -> None:
     """Load a pool's table into the inactive slot, devices by number; both devices take the size they have now."""
     metadata.refresh_size()
     check_data_device(name, table, data.refresh_size())

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Final
 
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
-from cowfs.errors import UsageError
+from cowfs.errors import CowfsError, UsageError
 from cowfs.faults.disk import FaultyDevice, as_pool_error
 from cowfs.faults.effects import Means
 from cowfs.faults.plan import NoSpace, Place, PoolMode, PoolModeName, Rule
 from cowfs.faults.rules import FaultReport, FaultSet
+from cowfs.home.kernel.faults import as_disk_fault
 from cowfs.home.stand_ins import StandIns
 from cowfs.in_place import Make, put_in_place
-from cowfs.pool import BreakablePool
+from cowfs.pool import BreakablePool, DiskFault, LayeredPool
 from cowfs.pool import PoolMode as Mode
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class HomeFaults:
         self._means = Means(change_pool=self._change_pool)
         self._below: dict[str, Callable[[], None]] = {}  # the pool's devices; what takes a faulty one back
         self._requests: FaultyRequests | None = None
+        self._in_kernel: list[DiskFault] = []
 
     def show(self, view: View, device: str | None) -> None:
         """Say what the mount of the home shows: one device, or all of them."""
@@ -71,7 +73,12 @@ class HomeFaults:
                     f"that has the home {self._devices.home} serves none; mount it first, or use 'device'"
                 )
         added = self.rules.add(rules)
-        self._put_in_place()
+        try:
+            self._put_in_place()
+        except CowfsError as error:
+            self.rules.clear([active.name for active in added])
+            names = ", ".join(f"'{active.name}'" for active in added)
+            raise UsageError(f"the faults {names} cannot be put in force: {error}", errno=error.errno) from error
         for active in added:
             _log.info("fault '%s' is in force: %s on %s", active.name, active.rule.effect.kind, active.rule.on)
         return [active.report() for active in added]
@@ -87,11 +94,14 @@ class HomeFaults:
     def _require_possible(self, rule: Rule) -> None:
         needs_pool = rule.on in ("data", "metadata", "commit") or isinstance(rule.effect, PoolMode)
         needs_pool = needs_pool or (isinstance(rule.effect, NoSpace) and rule.effect.of == "metadata")
-        if needs_pool and not isinstance(self._devices.pool, BreakablePool):
+        pool = self._devices.pool
+        if rule.on in ("data", "metadata") and isinstance(pool, LayeredPool):
+            as_disk_fault(rule, pool.block_bytes)
+        elif needs_pool and not isinstance(pool, BreakablePool):
             what = f"'{rule.on}'" if rule.on in ("data", "metadata", "commit") else f"'{rule.effect.kind}'"
             raise UsageError(
                 f"fault '{rule.name or rule.effect.kind}': {what} is not possible in the home {self._devices.home}, "
-                "whose pool runs in the kernel; use 'files' or 'device', or the backend 'emulated'"
+                "whose pool runs in the kernel; use another place, or the backend 'emulated'"
             )
 
     # ------------------------------------------------------------------ in place
@@ -115,6 +125,9 @@ class HomeFaults:
 
     def _put_below(self) -> None:
         pool = self._devices.pool
+        if isinstance(pool, LayeredPool):
+            self._put_below_the_kernels(pool)
+            return
         disks: dict[str, BlockDevice] = pool.disks() if isinstance(pool, BreakablePool) else {}
         for role, disk in disks.items():
             wanted = self.rules.has("data") if role == "data" else self.rules.has("metadata", "commit")
@@ -124,6 +137,13 @@ class HomeFaults:
                 self._below[role] = put_in_place(disk, faulty)
             elif not wanted and role in self._below:
                 self._below.pop(role)()
+
+    def _put_below_the_kernels(self, pool: LayeredPool) -> None:
+        rules = [active.rule for active in self.rules.rules if active.rule.on in ("data", "metadata")]
+        faults = [as_disk_fault(rule, pool.block_bytes) for rule in rules]
+        if faults != self._in_kernel:
+            pool.put_faults_below(faults)
+            self._in_kernel = faults
 
     def _change_pool(self, mode: PoolModeName) -> None:
         assert isinstance(self._devices.pool, BreakablePool)

@@ -36,9 +36,9 @@ path.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -297,6 +297,40 @@ class BreakablePool(Pool, Protocol):
         """Go into a mode, as if what leads to it had happened. What was done before is committed first.
 
         The mode ends as it would have ended: OUT_OF_DATA_SPACE with the next commit, as long as blocks are free.
+        """
+        ...
+
+
+DiskRole: TypeAlias = Literal["data", "metadata"]
+
+
+class DiskFault(msgspec.Struct, frozen=True):
+    """What happens, on purpose and each time, to requests to one of a pool's devices.
+
+    Args:
+        kind: they fail with EIO, succeed without being done, or wait for `seconds` first.
+        operations: of `read`, `write`, `discard` and `flush`.
+        begin, end: bytes of the device; to its end where `end` is None.
+    """
+
+    role: DiskRole
+    kind: Literal["error", "lose", "delay"]
+    operations: frozenset[str]
+    begin: int = 0
+    end: int | None = None
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class LayeredPool(Pool, Protocol):
+    """A pool of the kernel, below which devices can be put that fail on demand, for tests."""
+
+    def put_faults_below(self, faults: Sequence[DiskFault]) -> None:
+        """Have the pool's devices meet these faults, in the place of those before; none leaves everything as it was.
+
+        Raises:
+            InvalidRequest: the kernel has nothing that does this.
+            ThinBusy: a thin device is in use, and no fault was put below the pool before.
         """
         ...
 

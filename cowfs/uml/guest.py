@@ -56,7 +56,6 @@ def run(
     env: Mapping[str, str] = _DEFAULT_ENVIRONMENT,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     timeout_seconds: float | None = None,
-    modules: Sequence[str] = (),
     stdin: int | None = None,
     stdout: Callable[[bytes], object] | None = None,
     stderr: Callable[[bytes], object] | None = None,
@@ -69,7 +68,6 @@ def run(
         env: its whole environment (DM_DISABLE_UDEV is added: no udev runs inside).
         memory_bytes: memory of the guest.
         timeout_seconds: for the command, counted from the start of the boot.
-        modules: device-mapper modules besides those for dm-thin, such as `dm-flakey`.
         stdin: descriptor to read its standard input from; None for no input.
         stdout, stderr: what takes its output, piece by piece as it comes; this process's own streams when None.
 
@@ -84,7 +82,7 @@ def run(
     """
     command = [str(argument) for argument in argv]
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-    with _booted(kernel or find_kernel(), command, cwd, env, memory_bytes, modules) as guest:
+    with _booted(kernel or find_kernel(), command, cwd, env, memory_bytes) as guest:
         streams = {
             init.OUTPUT: stdout or _writer(sys.stdout.buffer),
             init.ERRORS: stderr or _writer(sys.stderr.buffer),
@@ -229,7 +227,6 @@ def _booted(
     cwd: str | os.PathLike[str] | None,
     env: Mapping[str, str],
     memory_bytes: int,
-    modules: Sequence[str],
 ) -> Iterator[_Guest]:
     """A guest on its way up, killed at the end if it is still there; its files are removed."""
     folder = Path(tempfile.mkdtemp(prefix="cowfs-uml-", dir=_plain_directory()))
@@ -240,7 +237,7 @@ def _booted(
             "argv": list(argv),
             "cwd": os.path.abspath(cwd or os.getcwd()),
             "env": dict(env) | {"DM_DISABLE_UDEV": "1"},
-            "modules": kernel.module_paths(tuple(modules)),
+            "modules": kernel.module_paths(),
             "host_mounts": [path for path in _HIDDEN_DIRECTORIES if os.path.isdir(path)],
         }
         (folder / "job.json").write_text(json.dumps(job), encoding="utf-8")

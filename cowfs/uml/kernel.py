@@ -19,6 +19,8 @@ MODULES: Final = (
     "drivers/md/dm-bio-prison",
     "drivers/md/persistent-data/dm-persistent-data",
     "drivers/md/dm-thin-pool",
+    "drivers/md/dm-delay",
+    "drivers/md/dm-flakey",
     "drivers/block/loop",
     "fs/fuse/fuse",
 )
@@ -32,13 +34,13 @@ class UmlKernel:
     executable: Path
     modules: Path
 
-    def module_paths(self, extra: tuple[str, ...] = ()) -> list[str]:
-        """Paths of the modules that dm-thin, loop devices and FUSE need, then of `extra` ones, such as `dm-flakey`.
+    def module_paths(self) -> list[str]:
+        """Paths of the modules that dm-thin, faults below it, loop devices and FUSE need.
 
         Raises:
             MissingRequirement: a module is not in the package.
         """
-        paths = [self.modules / f"{name}.ko" for name in (*MODULES, *(f"drivers/md/{name}" for name in extra))]
+        paths = [self.modules / f"{name}.ko" for name in MODULES]
         for path in paths:
             if not path.is_file():
                 raise MissingRequirement(f"{path} is missing from the {PACKAGE} package", remedy=_REMEDY)

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import cowfs
 from cowfs.devices import opening
 from cowfs.errors import CowfsError, DeviceBusy, ForkedError, MountError
 from cowfs.ext4.tools.fsck import check_volume
+from cowfs.faults.plan import Delay, Error, Flip, Lose, Rule, Tear
 from cowfs.home.kernel.devices import mount_by_kernel
 from cowfs.home.requests.devices import OpenNode, Rename
 from cowfs.home.session import connect
@@ -152,7 +154,7 @@ def python_has_a_mount_for_a_block(folder: Path) -> None:
 
 
 @check
-def disks_and_requests_fail_on_demand_and_what_is_below_the_kernels_pool_does_not(folder: Path) -> None:
+def disks_and_requests_fail_on_demand(folder: Path) -> None:
     home = make_home(folder)
     with cowfs.open_home(home.home, backend="dmthin") as opened:
         with opened.device("web") as disk:
@@ -165,8 +167,6 @@ def disks_and_requests_fail_on_demand_and_what_is_below_the_kernels_pool_does_no
             with opened.faults.tear(on="device", keep_sectors=[1]):
                 disk.pwrite(65536, b"x" * 1024)
             assert disk.pread(65536, 1024) == before[:512] + b"x" * 512
-            with expected(CowfsError, errno.EINVAL, "'data' is not possible", "whose pool runs in the kernel"):
-                opened.faults.fail("write", on="data")
             with expected(CowfsError, errno.EINVAL, "'commit' is not possible"):
                 opened.faults.fail(on="commit")
             with expected(CowfsError, errno.EINVAL, "'pool_mode' is not possible"):
@@ -207,6 +207,116 @@ def tell_clones(home: Cowfs) -> tuple[object, ...]:
     status = home("--json", "status").json
     rows = {name: (row["id"], row["parent"], row["size_bytes"]) for name, row in home.rows().items()}
     return rows, home("dump").out, status["data_used_bytes"], status["data_total_bytes"], status["metadata_total_bytes"]
+
+
+EVERY = ("read", "write", "discard")
+CHANGES = ("write", "discard", "flush")
+
+
+def layers_of_faults() -> list[str]:
+    return [line for line in shell("dmsetup", "ls").splitlines() if "-faults-" in line]
+
+
+@check
+def the_kernel_fails_and_delays_what_is_below_its_pool(folder: Path) -> None:
+    """Errors and delays by tables of device mapper, which are gone when the faults are, and the home is clean."""
+    home = make_home(folder, "--no-space", "error")
+    with cowfs.open_home(home.home, backend="dmthin") as opened:
+        with opened.device("web") as disk:
+            disk.pwrite(0, b"a" * 65536 * 4)
+            disk.flush()
+        with opened.faults.delay("flush", on="data", seconds=0.3):
+            assert len(layers_of_faults()) == 2
+            with opened.device("web") as disk:
+                disk.pwrite(0, b"b" * 4096)
+                begin = time.monotonic()
+                disk.flush()
+                assert time.monotonic() - begin >= 0.3
+                disk.pread(0, 4096)
+                assert time.monotonic() - begin < 10
+        assert not layers_of_faults()
+        fault = opened.faults.fail(*CHANGES, on="data")
+        with opened.device("web") as disk:
+            assert disk.pread(0, 4096) == b"b" * 4096
+            with expected(CowfsError, errno.EIO):
+                disk.pwrite(0, b"c" * 4096)
+            fault.clear()
+        with opened.faults.lose(*CHANGES, on="data"), opened.device("web") as disk:
+            disk.pwrite(0, b"c" * 4096)
+            disk.flush()
+        fault = opened.faults.fail(*EVERY, on="data", range_blocks=(0, 1 << 20))
+        with opened.device("web") as disk:
+            with expected(CowfsError, errno.EIO):
+                disk.pread(0, 4096)
+            fault.clear()  # while a device is in use: what passes everything on stays until it is not
+            assert len(layers_of_faults()) == 2
+            assert disk.pread(0, 4096) == b"b" * 4096
+            with expected(CowfsError, errno.EINVAL, "another one is about the same bytes"):
+                opened.faults.add(
+                    Rule(effect=Delay(1), operations=("read",), on="data"),
+                    Rule(effect=Delay(1), operations=("flush",), on="data"),
+                )
+            assert opened.faults.reports() == []
+            for wrong, words in WRONG:
+                with expected(CowfsError, errno.EINVAL, words):
+                    opened.faults.add(wrong)
+            opened.resize_pool(data_size_bytes=192 * MIB)  # the devices for faults grow with it
+            assert disk.pread(0, 4096) == b"b" * 4096
+    assert not layers_of_faults()
+    home("pool", "check")
+    assert_free()
+
+
+WRONG = [
+    (Rule(effect=Flip(), operations=("read",), on="data"), "no 'flip' below a pool"),
+    (Rule(effect=Tear(), operations=("write",), on="metadata"), "no 'tear' below a pool"),
+    (Rule(effect=Error("ENOSPC"), operations=EVERY, on="data"), "with EIO, not with ENOSPC"),
+    (Rule(effect=Error(), operations=EVERY, on="data", nth=3), "to each request"),
+    (Rule(effect=Error(), operations=EVERY, on="data", range_bytes=(5, 1024)), "byte 5 is not the begin of a sector"),
+    (Rule(effect=Error(), operations=("write",), on="data"), "without reads the kernel fails writes, discards and"),
+    (Rule(effect=Error(), operations=("read",), on="data"), "fails reads, writes and discards alike"),
+    (Rule(effect=Delay(0.5), operations=("write",), on="data"), "delays writes and discards alike"),
+    (Rule(effect=Lose(), operations=("write", "discard"), on="data", range_bytes=(0, 512)), "loses writes, discards"),
+    (Rule(effect=Error(), on="commit"), "'commit' is not possible"),
+]
+
+
+@check
+def a_plan_fails_below_the_kernels_pool_while_the_kernel_has_the_mount(folder: Path) -> None:
+    """`mount --faults` puts them below before anything is in use; a server that is killed leaves a sound home."""
+    home = make_home(folder)
+    plan = folder / "plan.toml"
+    plan.write_text(
+        '[[rules]]\non = "data"\noperations = ["read", "write", "discard"]\nrange_blocks = [1000, 1100]\n'
+        'effect = { kind = "error" }\nname = "bad blocks"\n'
+    )
+    target = point(folder)
+    home("mount", "--faults", plan, "web", target)
+    (target / "file").write_bytes(b"x" * 100_000)
+    assert "bad blocks" in home("faults", "list").out
+    assert len(layers_of_faults()) == 2
+    home.fails(2, "the same bytes", words=("faults", "add", "*", "delay", "read", "--seconds", "1", "--on", "data"))
+    home("faults", "clear")
+    home("faults", "add", "*", "delay", "read", "--seconds", "0.01", "--on", "data")
+    home("umount", target)
+    assert not layers_of_faults()
+    home("mount", "web", target)
+    home.fails(
+        2,
+        "is in use, and the kernel puts nothing below a pool in use",
+        "mount --faults",
+        words=("faults", "add", "*", "delay", "read", "--seconds", "1", "--on", "data"),
+    )
+    assert (target / "file").read_bytes() == b"x" * 100_000
+    home("umount", target)
+    home("mount", "--faults", plan, "web", target)
+    with cowfs.open_home(home.home) as opened:
+        assert opened.holder_pid
+        os.kill(opened.holder_pid, signal.SIGKILL)
+    wait_until(lambda: not layers_of_faults())
+    shell("umount", "-l", target)
+    home("pool", "check")
+    assert_free()
 
 
 @check

@@ -33,7 +33,6 @@ def results(uml_kernel: UmlKernel, fast_directory: Path) -> dict[str, dict[str, 
         f"--metadata-to={fast_directory}",
         memory_bytes=MEMORY_BYTES,
         timeout_seconds=TIMEOUT_SECONDS,
-        modules=["dm-flakey"],
     )
 
 

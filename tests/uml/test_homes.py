@@ -10,7 +10,7 @@ from tests.uml.guest_homes import check
 
 
 @pytest.fixture(scope="module")
-def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
+def results(results_of: Callable[..., dict[str, str]]) -> dict[str, str]:
     return results_of("tests.uml.guest_homes")
 
 

@@ -43,7 +43,5 @@ def test_the_copy_is_in_memory_and_is_the_kernel(uml_kernel: UmlKernel) -> None:
 
 def test_registers_stay_with_their_thread(uml_kernel: UmlKernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "has_large_registers", lambda: True)
-    result = run_captured(
-        [sys.executable, "-c", HASH_IN_THREADS], kernel=uml_kernel, check=True, timeout_seconds=60, modules=()
-    )
+    result = run_captured([sys.executable, "-c", HASH_IN_THREADS], kernel=uml_kernel, check=True, timeout_seconds=60)
     assert result.stdout == "1\n"
