@@ -75,6 +75,9 @@ class Explorer:
         mount_point: of the home.
         device: the device to record.
         seed: chooses states where not all are tried.
+
+    Attributes:
+        failing: the smallest state that failed, once `states` has ended with its exception.
     """
 
     def __init__(self, home: Home, mount_point: Path, device: str, *, model: Model = "ext4", seed: int = 0) -> None:
@@ -86,6 +89,7 @@ class Explorer:
         self.seed = seed
         self.path = mount_point / device
         self.recording: Recording | None = None
+        self.failing: CrashState | None = None
         self._mount_point = mount_point
         self._origin = f"{device}.before"
         self._numbers = itertools.count(1)
@@ -200,6 +204,7 @@ class Explorer:
             if tried.failure is not None:
                 smallest_tried = yield from self._smaller(tried)
                 assert smallest_tried.failure is not None
+                self.failing = smallest_tried
                 smallest_tried.failure.add_note(
                     f"crash state {tried.number} of {len(planned)}, model {self.model}, seed {self.seed}: "
                     f"{smallest_tried.description}; promised: {', '.join(smallest_tried.marks) or 'nothing'}"

@@ -1,6 +1,6 @@
 """cowfs for pytest: homes, disks and mounted file systems as fixtures. pytest loads it by its entry point `cowfs`.
 
-options            the options of the command line, the mark `cow`, what the report of a failed test says
+options            the options of the command line, the mark `cow`, which tests are for the kernel
 fixtures           cow_home, cow_device, cow_mount, cow_clock, cow_seed
 faults             cow_faults
 crashes            cow_crashes
@@ -12,6 +12,7 @@ session            what the tests of a session share: golden homes, mounts and t
 janitor            removes what a session that was killed has left
 plain_imports      how the plugin's and cowfs' modules are loaded
 guests, in_guest   tests on the kernel's dm-thin, in User-Mode Linux where this machine has none
+failures           what the report of a failed test says about what the test has left
 needs              a test that this machine cannot run is skipped, or fails with --cow-require
 
 The plugin sleeps until one of its fixtures is used: pytest loads `options` and `fixtures`, which import nothing of

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,11 +29,15 @@ class CowCrashes:
 
     Args:
         states_max: how many states are tried at most; None for all.
+        keep_failing: called with the smallest state that failed, before its exception is raised.
     """
 
-    def __init__(self, explorer: Explorer, states_max: int | None) -> None:
+    def __init__(
+        self, explorer: Explorer, states_max: int | None, keep_failing: Callable[[CrashState], object]
+    ) -> None:
         self._explorer = explorer
         self._states_max = states_max
+        self._keep_failing = keep_failing
 
     def record(self) -> AbstractContextManager[Path]:
         """Record what happens in the block: the path of the device's files."""
@@ -49,7 +53,12 @@ class CowCrashes:
         An exception in that block makes the state a failing one. Then states follow that lost less, and at the end the
         exception of the smallest one is raised, with a note of what was lost in it.
         """
-        return self._explorer.states(self._states_max)
+        try:
+            yield from self._explorer.states(self._states_max)
+        except Exception:
+            if self._explorer.failing is not None:
+                self._keep_failing(self._explorer.failing)
+            raise
 
 
 @pytest.fixture
@@ -60,7 +69,18 @@ def cow_crashes(request: pytest.FixtureRequest, cow_seed: int) -> Iterator[CowCr
 
     mount = request.getfixturevalue("cow_mount")
     with Explorer(mount.home, mount.path.parent, mount.name, model=model, seed=cow_seed) as explorer:
-        yield CowCrashes(explorer, states_max)
+        keeps = request.config.option.cow_keep
+        yield CowCrashes(explorer, states_max, lambda failing: _keep(request, explorer, failing) if keeps else None)
+
+
+def _keep(request: pytest.FixtureRequest, explorer: Explorer, failing: CrashState) -> None:
+    """Make a state as a device, which stays with the home of the failed test."""
+    from cowfs.pytest_plugin.failures import Left, note_left
+
+    name, home = f"{explorer.device}.failing", explorer.home.path
+    explorer.make(failing.state, name)
+    look = f"cowfs --home {home} mount {name} DIRECTORY"
+    note_left(request.node, Left(f"the crash state that failed, {name} in the home {home}", look, home))
 
 
 def _wishes(request: pytest.FixtureRequest) -> tuple[int | None, Model]:

@@ -1,11 +1,10 @@
-"""Options of pytest's command line, the mark `cow`, and what the report of a failed test says."""
+"""Options of pytest's command line, the mark `cow`, and which tests are for the kernel."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final
 
 import pytest
 
@@ -15,25 +14,6 @@ MARK: Final = (
     "what the home, device or mount of a test is like"
 )
 _WITHOUT_HOME: Final = ("cow_seed", "cow_clock", "cow_prepare")
-_left: Final = pytest.StashKey[list["Left"]]()
-_failed: Final = pytest.StashKey[bool]()
-
-
-class Left(NamedTuple):
-    """What a test leaves that it has used: what that is, the command that shows it if it is kept, and its home."""
-
-    what: str
-    command: str
-    home: Path
-
-
-def note_left(item: pytest.Item, left: Left) -> None:
-    """Have the report say what a test has left, if the test fails."""
-    item.stash.setdefault(_left, []).append(left)
-
-
-def has_failed(item: pytest.Item) -> bool:
-    return item.stash.get(_failed, False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,30 +60,16 @@ def wants_kernel(item: pytest.Item) -> bool:
     return bool(item.config.option.cow_backend == "dmthin")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    """Run a test that is for the kernel's dm-thin where there is that."""
-    if not wants_kernel(item) or item.config.pluginmanager.hasplugin("cowfs in a guest"):
-        return None
-    from cowfs.pytest_plugin.guests import run_in_guest
-
-    return run_in_guest(item, wants_kernel) or None
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    """What is done at each test is done only where some are for the kernel's dm-thin."""
+    if not config.pluginmanager.hasplugin("cowfs in a guest") and any(map(wants_kernel, items)):
+        config.pluginmanager.register(_KernelTests())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.failed and (left := item.stash.get(_left, None)):
-        item.stash[_failed] = True
-        report.sections.append(("cowfs", "\n".join(_lines(left, item.config))))
-    return report
+class _KernelTests:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+        """Run a test that is for the kernel's dm-thin where there is that."""
+        from cowfs.pytest_plugin.guests import run_in_guest
 
-
-def _lines(left: Sequence[Left], config: pytest.Config) -> Iterator[str]:
-    for one in left:
-        if config.option.cow_keep:
-            yield from (f"kept: {one.what}", f"  to look at it: {one.command}", f"  to remove it: rm -r {one.home}")
-        else:
-            hint = "it went with the guest" if config.option.cow_keep is None else "--cow-keep keeps it"
-            yield f"removed: {one.what}; {hint}"
-    yield f"to repeat with the same seed: --cow-seed={config.option.cow_seed}"
+        return (wants_kernel(item) and run_in_guest(item, wants_kernel)) or None

@@ -22,11 +22,11 @@ import pytest
 from cowfs.errors import CowfsError
 from cowfs.forking import origin
 from cowfs.home.api import Home, open_home
+from cowfs.pytest_plugin.failures import Left, has_failed, note_left
 from cowfs.pytest_plugin.golden import GoldenHomes
 from cowfs.pytest_plugin.janitor import Janitor, keep, remove_but_kept
 from cowfs.pytest_plugin.mounted import MountedDevice
 from cowfs.pytest_plugin.needs import required
-from cowfs.pytest_plugin.options import Left, has_failed, note_left
 from cowfs.pytest_plugin.wishes import Wishes
 
 Prepare: TypeAlias = Callable[[Path], object]

@@ -56,7 +56,10 @@ def run(words: Sequence[str | Path], **options: Any) -> str:
     done: subprocess.CompletedProcess[str] = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, check=False, **options
     )
-    require(done.returncode == 0, f"{words[0]} {words[1]}: {done.stderr[-500:]}{done.stdout[-200:]}")
+    require(
+        done.returncode == 0,
+        f"{words[0]} {words[1]} ended with status {done.returncode}: {done.stderr[-500:]}{done.stdout[-200:]}",
+    )
     return done.stdout
 
 

@@ -18,6 +18,10 @@ def test_nothing_is_loaded(pytestconfig):
     assert sorted(set(loaded) - set(plugin)) == ["cowfs", "cowfs.version"]
     names = {name.rpartition(".")[2] for name in plugin}
     assert names == {"pytest_plugin", "plain_imports", "options", "fixtures", "faults", "crashes"}
+    plugins = [one for one in pytestconfig.pluginmanager.get_plugins() if "cowfs" in getattr(one, "__name__", "")]
+    hooks = {name for plugin in plugins for name in dir(plugin) if name.startswith("pytest_")}
+    of_a_session = {"pytest_plugins", "pytest_addoption", "pytest_configure", "pytest_collection_modifyitems"}
+    assert hooks == of_a_session, "nothing is done at each test"
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -39,7 +40,7 @@ def check(path, marks):
     assert text[:1] >= "".join(marks)[-1:]
 
 
-@pytest.mark.cow_crashes(states=12, model="posix")
+@pytest.mark.cow_crashes(states=10, model="posix")
 def test_sound(cow_mount, cow_crashes):
     (cow_mount.path / "before").write_text("it was there")
     store(cow_crashes, sync_directory=True)
@@ -49,7 +50,7 @@ def test_sound(cow_mount, cow_crashes):
         with state.opened() as path:
             assert (path / "before").read_text() == "it was there"
             check(path, state.marks)
-    assert count == 12
+    assert count == 10
 
 
 @pytest.mark.cow_crashes(states=40, model="posix")
@@ -85,4 +86,21 @@ def test_a_suite_with_crash_states(suite: Callable[[str], Suite], needs_fuse: No
     assert "rename of a.tmp to a was lost although '1' was promised" in outcome.output
     assert "model='xfs'): it has to be 'ext4' or 'posix'" in outcome.output
     assert "takes states, all and model, by name" in outcome.output
+    assert ".failing" not in outcome.output
     assert made.left() == []
+
+
+@pytest.mark.fuse
+def test_the_state_that_failed_is_kept_and_can_be_looked_at(suite: Callable[[str], Suite], needs_fuse: None) -> None:
+    """The device of the test has the last value, and the kept state what the crash left: not even the first."""
+    made = suite(SUITE)
+    outcome = made.run("--cow-seed=1", "--cow-keep", "-k", "unsound")
+    assert outcome.counts == {"failed": 1}, outcome.output
+    looks = re.findall(r"to look at it: cowfs --home (\S+) mount (\S+) DIRECTORY", outcome.output)
+    (home, name), (_, state) = looks
+    assert state == f"{name}.failing"
+    made.account.run(["cowfs", "--home", home, "cp", f"{name}:/a", made.directory / "shown"])
+    assert (made.directory / "shown").read_text() == "2" * 600
+    assert "a " not in made.account.run(["cowfs", "--home", home, "ls", f"{state}:/"]).stdout
+    rows = made.account.run(["cowfs", "--home", home, "list"]).stdout.splitlines()[1:]
+    assert [row.split()[0] for row in rows] == ["base", name, state]
