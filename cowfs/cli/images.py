@@ -50,6 +50,8 @@ def import_command(
     """
     if chain == (name is not None) or (chain and (kind or size or follow_backing)):
         raise UsageError("import takes FILE NAME, or --chain DIR alone, whose devices have names")
+    if file == "-":
+        raise UsageError("import reads a file more than once, so not standard input; write it to a file first")
     if name is None:
         with settings.open_home() as home, output.progress(f"importing {file}") as progress:
             devices = home.import_chain(file, progress=progress)
@@ -92,7 +94,8 @@ def export_command(settings: Settings, name: str, file: str, chain: bool, kind: 
     """Write the device NAME to the new FILE, as it is now, mounted or not.
 
     A raw disk and a qcow2 image leave out what is zeros; a tar archive holds the files, with owners, extended
-    attributes and nanoseconds. FILE is there when it is complete, and on the disk.
+    attributes and nanoseconds. FILE is there when it is complete, and on the disk. FILE may be -: a tar archive goes to
+    standard output.
 
     With --chain the device and all its descendants are written, each only by the blocks that it does not share with its
     parent; 'import --chain' makes them of it, here or in another home.
@@ -106,6 +109,16 @@ def export_command(settings: Settings, name: str, file: str, chain: bool, kind: 
             output.print_json(exported)
         else:
             print(f"wrote {output.printable(file)}: {', '.join(device.name for device in exported.devices)}")
+        return
+    if file == "-":
+        if kind not in (None, "tar") or settings.as_json or force:
+            raise UsageError("only a tar archive goes to standard output, without --json and --force; name a FILE")
+        with (
+            settings.open_home() as home,
+            output.progress(f"exporting {name}"),
+            output.archive_out(None, f"cowfs export {name} - > FILE") as out,
+        ):
+            home.export_archive(name, out.write)
         return
     with settings.open_home() as home, output.progress(f"exporting {name}") as progress:
         written = home.export_image(name, file, format=kind, force=force, progress=progress)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -264,6 +266,20 @@ def test_import_and_export(cowfs: Run, tmp_path: Path) -> None:
     assert written == {"name": "two", "size_bytes": 1114112, "data_bytes": 65536}
     refused = cowfs("export", "two", out)
     assert (refused.status, refused.error) == (2, f"{out} exists; name another file, or overwrite it with --force")
+
+
+def test_a_tar_archive_goes_to_standard_output(cowfs: Run, home: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    cowfs("cp", tmp_path / "file", "web:/etc")
+    command = [sys.executable, "-m", "cowfs", "--home", str(home), "export", "web", "-"]
+    archive = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        member = tar.extractfile("etc")
+        assert member is not None
+        assert member.read() == b"text"
+    assert "only a tar archive goes to standard output" in cowfs("export", "web", "-", "--format", "raw").error
+    assert "not standard input" in cowfs("import", "-", "new").error
+    assert not Path("-").exists()
 
 
 def test_clone_home(cowfs: Run, cowfs_anywhere: Run, home: Path, tmp_path: Path) -> None:
