@@ -34,6 +34,7 @@ NAMES = (
     "many_layers",
     "docker",
     "control",
+    "snapshotter",
 )
 
 

@@ -67,6 +67,7 @@ class Snapshotter:
         self._store = store
         self._now_ns = now_ns
         self._changing = trio.Lock()
+        self._rows: dict[str, tuple[Snapshot, bytes]] = {}  # by key, encoded for List
         self._paths: dict[str, str] = {}  # device -> of its files
 
     def methods(self) -> dict[str, Handler]:
@@ -142,6 +143,7 @@ class Snapshotter:
                     *(request.name, active.parent, COMMITTED, device, True, labels, now, now, size_bytes, inodes)
                 )
                 self._store.put(committed, replacing=request.key)
+                self._rows.pop(request.key, None)
         except BaseException:
             await self._remove_device(device)
             raise
@@ -154,6 +156,7 @@ class Snapshotter:
             if self._store.has_children(request.key):
                 raise CallError(Code.FAILED_PRECONDITION, f"snapshot {request.key} has children; remove them first")
             self._store.remove(request.key)
+            self._rows.pop(request.key, None)
         if snapshot.owns_device:
             await self._remove_device(snapshot.device)
         return EMPTY()
@@ -184,10 +187,9 @@ class Snapshotter:
         request = decoded("ListSnapshotsRequest", asked.message)
         with as_call_errors():
             matches = parse_filters(request.filters)
-        found = [snapshot for snapshot in self._store.all() if matches(_lookup(snapshot))]
+        found = [snapshot for snapshot in self._store.all() if not request.filters or matches(_lookup(snapshot))]
         for begin in range(0, len(found), _ROWS_PER_ANSWER):
-            rows = [_info(snapshot) for snapshot in found[begin : begin + _ROWS_PER_ANSWER]]
-            yield message_class("ListSnapshotsResponse")(info=rows).SerializeToString()
+            yield b"".join(map(self._row, found[begin : begin + _ROWS_PER_ANSWER]))
 
     async def usage(self, request: Any) -> Any:
         snapshot = self._require(request.key)
@@ -196,6 +198,14 @@ class Snapshotter:
             parent = self._store.find(snapshot.parent) if snapshot.parent else None
             size_bytes, inodes = await self._measured(snapshot.device, parent)
         return message_class("UsageResponse")(size=size_bytes, inodes=inodes)
+
+    def _row(self, snapshot: Snapshot) -> bytes:
+        """A ListSnapshotsResponse of one snapshot, kept while that stays as it is; several joined are one of all."""
+        kept = self._rows.get(snapshot.key)
+        if kept is None or kept[0] is not snapshot:
+            answer = message_class("ListSnapshotsResponse")(info=[_info(snapshot)])
+            kept = self._rows[snapshot.key] = snapshot, answer.SerializeToString()
+        return kept[1]
 
     # ------------------------------------------------------------------ for the diff service
 

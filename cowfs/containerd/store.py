@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,18 +87,21 @@ class SnapshotStore:
             self._database.execute(_TABLE)
             for index in _INDEXES:
                 self._database.execute(index)
+            rows = self._database.execute("select * from snapshots").fetchall()
             self._database.execute(f"pragma user_version = {_VERSION}")
         except (sqlite3.Error, OSError) as error:
             if isinstance(error, HomeError):
                 raise
             raise HomeError(f"cannot open {path}: {error}") from error
 
+        self._snapshots = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}  # as they are on the disk
+        self._children = Counter(snapshot.parent for snapshot in self._snapshots.values())
+
     def close(self) -> None:
         self._database.close()
 
     def find(self, key: str) -> Snapshot | None:
-        row = self._database.execute("select * from snapshots where key = ?", (key,)).fetchone()
-        return None if row is None else _snapshot(row)
+        return self._snapshots.get(key)
 
     def owner_of(self, device: str) -> Snapshot | None:
         """The snapshot that a device was made for."""
@@ -118,12 +122,10 @@ class SnapshotStore:
 
     def all(self) -> Iterator[Snapshot]:
         """By key."""
-        for row in self._database.execute("select * from snapshots order by key").fetchall():
-            yield _snapshot(row)
+        yield from map(self._snapshots.__getitem__, sorted(self._snapshots))
 
     def has_children(self, key: str) -> bool:
-        found = self._database.execute("select 1 from snapshots where parent = ? limit 1", (key,)).fetchone()
-        return found is not None
+        return self._children[key] > 0
 
     def put(self, snapshot: Snapshot, *, replacing: str | None = None) -> None:
         """Add a snapshot, or write it anew; in the same transaction, the one that it replaces is removed."""
@@ -136,10 +138,22 @@ class SnapshotStore:
             if replacing is not None:
                 self._database.execute("delete from snapshots where key = ?", (replacing,))
             self._database.execute(_INSERT, values)
+        for gone in (replacing, snapshot.key):
+            self._forget(gone)
+        self._snapshots[snapshot.key] = snapshot
+        self._children[snapshot.parent] += 1
 
     def remove(self, key: str) -> None:
         with self._transaction():
             self._database.execute("delete from snapshots where key = ?", (key,))
+        self._forget(key)
+
+    def _forget(self, key: str | None) -> None:
+        snapshot = None if key is None else self._snapshots.pop(key, None)
+        if snapshot is not None:
+            self._children[snapshot.parent] -= 1
+            if not self._children[snapshot.parent]:
+                del self._children[snapshot.parent]
 
     def orphans(self, devices: Iterable[str]) -> list[str]:
         """Those of the home's devices that were made for a snapshot, and that no snapshot has."""

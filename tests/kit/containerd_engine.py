@@ -54,7 +54,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   type = "diff"
   address = "{snapshotter}"
 [plugins."io.containerd.service.v1.diff-service"]
-  default = ["cowfs-diff", "walking"]
+  default = [{differs}]
 """
 
 
@@ -94,6 +94,7 @@ class Containerd:
         self.socket = directory / "containerd.sock"
         self._snapshotter = snapshotter
         self._daemon: subprocess.Popen[bytes] | None = None
+        self._differs: Sequence[str] = ("cowfs-diff", "walking")
         paths = [programs / "usr/bin", programs / "usr/sbin", RUNC / "usr/sbin", RUNC / "usr/bin"]
         self.environment = {
             **os.environ,
@@ -106,7 +107,8 @@ class Containerd:
         """Start the daemon and wait until it answers. Raises RuntimeError with the end of its log."""
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.toml"
-        config.write_text(_CONFIG.format(directory=self.directory, snapshotter=self._snapshotter))
+        differs = json.dumps(self._differs)[1:-1]
+        config.write_text(_CONFIG.format(directory=self.directory, snapshotter=self._snapshotter, differs=differs))
         with (self.directory / "containerd.log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 ["containerd", "--config", config], env=self.environment, stdout=log, stderr=log
@@ -129,6 +131,12 @@ class Containerd:
                 self._daemon.kill()
                 self._daemon.wait()
             self._daemon = None
+
+    def restart_with(self, differs: Sequence[str]) -> None:
+        """End the daemon, and start it with these differs, in order of preference."""
+        self.stop()
+        self._differs = differs
+        self.start()
 
     def ctr(self, *arguments: str | Path, stdin: IO[bytes] | None = None) -> str:
         """Run a command of the client; what it prints. Raises RuntimeError with what it complains about."""
