@@ -86,7 +86,7 @@ def _say_imported(settings: Settings, devices: list[Imported]) -> None:
     "--format",
     "kind",
     type=click.Choice(["raw", "qcow2", "tar"]),
-    help="What to write. [default: by the end of FILE: .qcow2, .tar, else raw]",
+    help="What to write. [default: by the end of FILE: .qcow2, .tar, else raw; endings of other formats are refused]",
 )
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @click.pass_obj

@@ -21,6 +21,10 @@ from cowfs.steps import Progress
 from cowfs.units import SECTOR_BYTES
 
 _KINDS: Final[dict[str, Format]] = {".qcow2": "qcow2", ".tar": "tar"}
+_NOT_WRITTEN: Final = {
+    **dict.fromkeys((".vmdk", ".vdi", ".vhd", ".vhdx"), "write a .qcow2 file, and convert it by 'qemu-img convert'"),
+    **dict.fromkeys((".gz", ".tgz", ".xz", ".bz2", ".zst", ".zip"), "write a file that is not compressed first"),
+}
 
 
 def import_image(
@@ -91,7 +95,13 @@ def export_image(
 ) -> Exported:
     """As `Home.export_image`."""
     path = os.path.abspath(target)
-    kind = format or _KINDS.get(os.path.splitext(path)[1], "raw")
+    ending = os.path.splitext(path)[1].lower()
+    if format is None and (instead := _NOT_WRITTEN.get(ending)) is not None:
+        raise UsageError(
+            f"cannot export '{name}' to {path}: {ending} is a format that is not written; {instead}, or say what to "
+            "write with --format"
+        )
+    kind = format or _KINDS.get(ending, "raw")
     if kind not in ("raw", "qcow2", "tar"):
         raise UsageError(f"devices are exported as raw, qcow2 or tar, not as {kind}")
     try:

@@ -170,6 +170,18 @@ def cut(tmp_path: Path, disk: Path) -> Path:
     return tmp_path / "image"
 
 
+def cut_vmdk(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("convert", "-O", "vmdk", disk, tmp_path / "image")
+    os.truncate(tmp_path / "image", (tmp_path / "image").stat().st_size - BLOCK)
+    return tmp_path / "image"
+
+
+def cut_vdi(tmp_path: Path, disk: Path) -> Path:
+    qemu_img("convert", "-O", "vdi", disk, tmp_path / "image")
+    os.truncate(tmp_path / "image", (tmp_path / "image").stat().st_size - BLOCK)
+    return tmp_path / "image"
+
+
 def damaged(tmp_path: Path, disk: Path) -> Path:
     path = tmp_path / "image"
     path.write_bytes(b"QFI\xfb" + os.urandom(100_000))
@@ -186,6 +198,8 @@ def damaged(tmp_path: Path, disk: Path) -> Path:
         (flat_vmdk, "needs the file .*image-flat.vmdk, which was not read"),
         (encrypted, "is encrypted"),
         (cut, "is damaged, or breaks off: the entry of the disk's byte 0x0 "),
+        (cut_vmdk, "qemu-img check of .* failed"),
+        (cut_vdi, "breaks off: it has [0-9]+ bytes of [0-9]+"),
         (damaged, "qemu-img info of .* failed"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -303,6 +317,16 @@ def test_a_pool_that_is_full_half_way(opened: cowfs.Home, tmp_path: Path) -> Non
         assert str(caught.value).endswith("; nothing was made")
         assert "\n" not in str(caught.value)
         assert_untouched(opened, before)
+
+
+@pytest.mark.parametrize("ending", ["vmdk", "VDI", "vhdx", "tar.gz"])
+def test_an_ending_of_what_is_not_written_is_refused(opened: cowfs.Home, tmp_path: Path, ending: str) -> None:
+    target = tmp_path / f"out.{ending}"
+    with pytest.raises(errors.UsageError, match=r"is a format that is not written; .*--format"):
+        opened.export_image("web", target)
+    assert not target.exists()
+    opened.export_image("web", target, format="raw")
+    assert target.stat().st_size == 16 * MIB
 
 
 def test_files_that_exist_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
@@ -432,7 +456,7 @@ def test_what_comes_in_is_a_layer_where_it_was_one(home: Path, tmp_path: Path) -
         assert [info.name for info in opened.list_files("plain")] == ["lost+found"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "order", "manifest", "parent", "missing"])
+@pytest.mark.parametrize("damage", ["cut", "order", "manifest", "parent", "missing", "no blocks", "changed", "version"])
 def test_a_damaged_chain_leaves_nothing(home: Path, tmp_path: Path, damage: str) -> None:
     chain = tmp_path / "chain"
     with cowfs.open_home(home, durable=False) as opened:
@@ -445,6 +469,16 @@ def test_a_damaged_chain_leaves_nothing(home: Path, tmp_path: Path, damage: str)
         if damage == "cut":
             last = max(chain.glob("*.blocks"))
             os.truncate(last, last.stat().st_size - 10)
+        elif damage == "no blocks":
+            max(chain.glob("*.blocks")).unlink()
+        elif damage == "changed":
+            with max(chain.glob("*.blocks")).open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                (last_byte,) = file.read(1)
+                file.seek(-1, os.SEEK_END)
+                file.write(bytes([last_byte ^ 1]))
+        elif damage == "version":
+            manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
         elif damage == "order":
             blocks = sorted(chain.glob("*.blocks"))
             blocks[-1].rename(chain / "000000.blocks")
