@@ -322,12 +322,14 @@ def _images_of_docker(files: _Files) -> list[FoundImage]:
 
 def _single_layer(archive: IO[bytes], name: str) -> FoundImage:
     """An archive that is one layer."""
+    size_bytes = os.fstat(archive.fileno()).st_size
+    if not size_bytes:
+        raise UsageError(f"{name} is empty, not even an archive of no files; see what should have written it")
     digest = hashlib.sha256()
     archive.seek(0)
     while piece := archive.read(PIECE_BYTES):
         digest.update(piece)
     diff_id = f"sha256:{digest.hexdigest()}"
-    size_bytes = os.fstat(archive.fileno()).st_size
 
     def open_layer() -> IO[bytes]:
         return _section(archive, 0, size_bytes)

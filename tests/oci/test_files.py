@@ -185,6 +185,12 @@ def test_a_directory_of_files_is_no_layout(homes: list[Path], tmp_path: Path) ->
         bring(homes[0], tmp_path / "files")
 
 
+def test_a_file_that_is_empty(homes: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.tar").touch()
+    with pytest.raises(UsageError, match="empty.tar is empty, not even an archive of no files"):
+        bring(homes[0], tmp_path / "empty.tar")
+
+
 def test_what_is_no_file(homes: list[Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="is no file and no directory"):

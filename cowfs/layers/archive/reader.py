@@ -141,8 +141,12 @@ class ArchiveReader:
             yield
 
     def finish(self) -> None:
-        """Read what pads the archive, so that a writer into a pipe comes to its end."""
-        self._input.take(_TRAILER_BYTES_MAX)
+        """Read what pads the archive, so that a writer into a pipe comes to its end.
+
+        Zeros alone are an archive of no files. With data behind them it is something else, such as a disk image.
+        """
+        if self._input.take(_TRAILER_BYTES_MAX).strip(b"\0") and self._at_start:
+            raise ArchiveError("it is not a tar archive: it begins with zeros, and data follows; is it a disk image?")
 
     # Headers.
 

@@ -243,6 +243,12 @@ def test_an_empty_stream_is_no_layer(layer: LayerRoot) -> None:
     assert apply(layer, b"", end_required=False).entries == 0
 
 
+def test_a_disk_image_is_no_layer_without_files(layer: LayerRoot) -> None:
+    with pytest.raises(ArchiveError, match="it begins with zeros, and data follows"):
+        apply(layer, bytes(1080) + b"\x53\xef" + bytes(2000))
+    assert apply(layer, bytes(10240)).entries == 0
+
+
 def sparse_records(**fields: bytes) -> dict[bytes, bytes]:
     return {b"GNU.sparse." + name.encode(): value for name, value in fields.items()}
 
