@@ -112,9 +112,14 @@ def _difference(found: ChangedFile, old_device: str, new_device: str) -> FileDif
     before, after = _content(old), _content(new)
     lines: list[str] = []
     if before is None or after is None:
-        notes.append(f"{old_name} and {new_name} differ (more than {TEXT_BYTES_MAX} bytes)")
+        if old is None or new is None:
+            notes.append(f"only in {new_name if new else old_name}: a file of more than {TEXT_BYTES_MAX} bytes")
+        else:
+            notes.append(f"{old_name} and {new_name} differ (more than {TEXT_BYTES_MAX} bytes)")
     elif before != after or (old is None) != (new is None):
-        if _is_binary(before) or _is_binary(after):
+        if (old is None or new is None) and _is_binary(before or after):
+            notes.append(f"only in {new_name if new else old_name}: a binary file")
+        elif _is_binary(before) or _is_binary(after):
             notes.append(f"binary files {old_name} and {new_name} differ")
         else:
             lines = _unified(before, after, old_name if old else "/dev/null", new_name if new else "/dev/null")

@@ -117,9 +117,12 @@ def test_other_differences_are_a_line_each(opened: cowfs.Home, tmp_path: Path) -
     for name in ("binary", "large", "mode", "kind", "moved", "gone/text"):
         (tree / name).write_bytes(b"old\n")
     (tree / "link").symlink_to("one")
+    (tree / "large-gone").write_bytes(b"x" * (TEXT_BYTES_MAX + 1))
     opened.copy_in(f"{tree}/.", "web")
     opened.snapshot("web", "copy")
     shutil.rmtree(tree / "gone")
+    (tree / "large-gone").unlink()
+    (tree / "binary-new").write_bytes(b"\0new, and of other bytes")
     (tree / "binary").write_bytes(b"\0new")
     (tree / "large").write_bytes(b"x" * (TEXT_BYTES_MAX + 1))
     (tree / "mode").chmod(0o4755)
@@ -135,11 +138,13 @@ def test_other_differences_are_a_line_each(opened: cowfs.Home, tmp_path: Path) -
     found = differences(opened, "copy", "new")
     assert {path: difference.notes for path, difference in found.items() if difference.notes} == {
         "/binary": ["binary files copy:/binary and new:/binary differ"],
+        "/binary-new": ["only in new:/binary-new: a binary file"],
         "/empty": ["only in new:/empty: an empty file"],
         "/fifo": ["only in new:/fifo: a fifo"],
         "/gone": ["only in copy:/gone: a directory"],
         "/kind": ["copy:/kind is a regular file and new:/kind is a directory"],
         "/large": [f"copy:/large and new:/large differ (more than {TEXT_BYTES_MAX} bytes)"],
+        "/large-gone": [f"only in copy:/large-gone: a file of more than {TEXT_BYTES_MAX} bytes"],
         "/link": ["copy:/link is a symbolic link to 'one' and new:/link is a symbolic link to 'two'"],
         "/mode": ["new:/mode: mode 0644 -> 4755", "new:/mode: extended attributes differ: user.new"],
     }
