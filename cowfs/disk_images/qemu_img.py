@@ -72,7 +72,7 @@ def converted(path: str, kind: str, *, follow_others: bool) -> Iterator[str]:
 def _check_vdi_is_whole(path: str) -> None:
     """qemu-img reads zeros where a vdi image breaks off, and its check finds nothing.
 
-    The header has at 344 where the blocks begin, at 376 their size, and at 388 how many there are: VirtualBox, VDICore.h.
+    The header has at 344 where the blocks begin, at 376 their size, at 388 how many there are: VirtualBox, VDICore.h.
     """
     with open(path, "rb") as file:
         header = file.read(_VDI_HEADER_BYTES)

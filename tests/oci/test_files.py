@@ -187,7 +187,7 @@ def test_a_directory_of_files_is_no_layout(homes: list[Path], tmp_path: Path) ->
 
 def test_a_file_that_is_empty(homes: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.tar").touch()
-    with pytest.raises(UsageError, match="empty.tar is empty, not even an archive of no files"):
+    with pytest.raises(UsageError, match=r"empty\.tar is empty, not even an archive of no files"):
         bring(homes[0], tmp_path / "empty.tar")
 
 
