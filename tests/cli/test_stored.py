@@ -11,8 +11,10 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +198,18 @@ def test_save_gives_the_original_ids(docker: Docker, tmp_path: Path) -> None:
     assert images[TWO]["layers"][0] == images[HELLO]["layers"][0]
     with tarfile.open(archive) as tar:
         assert len(tar.getnames()) == len(set(tar.getnames()))  # a shared layer once
+
+
+def test_an_archive_that_cannot_be_written_is_no_damaged_layer(root: Path, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with (tmp_path / "images.tar").open("xb") as out:
+            command = [sys.executable, "-m", "cowfs", "--home", str(root), "docker", "save", "two"]
+            done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (done.returncode, done.stderr) == (1, b"cowfs: cannot write standard output: File too large\n")
 
 
 def test_an_oci_layout(docker: Docker, tmp_path: Path) -> None:

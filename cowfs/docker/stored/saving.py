@@ -116,9 +116,21 @@ class ImageSaver:
 
     def _build(self, layer: Layer, out: tar_split.Out) -> None:
         def read_files(wanted: Sequence[WantedFile], take: tar_split.Out) -> None:
+            not_written: CowfsError | None = None
+
+            def write(data: bytes | memoryview) -> None:
+                nonlocal not_written
+                try:
+                    take(data)
+                except CowfsError as error:
+                    not_written = error
+                    raise
+
             try:
-                self._home.read_files(layer.device, wanted, take)
+                self._home.read_files(layer.device, wanted, write)
             except CowfsError as error:
+                if error is not_written:
+                    raise
                 raise HomeError(f"layer {short(layer.diff_id)} is damaged: {error.message}") from error
 
         built = tar_split.build(layer.recipe, read_files, lambda data: self._count(data, out))
