@@ -5,6 +5,9 @@
     path      = name {"." name}              a name, or one in quotes
     operator  = "==" | "!=" | "~="           the last one takes a regular expression
 
+Regular expressions are those of RE2, as of containerd: the time of a match is in proportion to the value, whatever a
+client sends.
+
 Source: containerd, `pkg/filters/parser.go`.
 """
 
@@ -12,7 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import re2
 
 from cowfs.errors import UsageError
 
@@ -22,19 +27,22 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _VALUE: Final = re.compile(r"[^,\s\"|/]+")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|/((?:[^/\\]|\\.)*)/|\|((?:[^|\\]|\\.)*)\|')
 _MAX_CHARACTERS: Final = 64 << 10
+_QUIET: Final = re2.Options()
+_QUIET.log_errors = False
 
 
 class _Selector(NamedTuple):
     path: tuple[str, ...]
     operator: str
     value: str
+    expression: Any = None  # the value, compiled
 
     def matches(self, lookup: Lookup) -> bool:
         found = lookup(self.path)
         if not self.operator:
             return bool(found)
-        if self.operator == "~=":
-            return found is not None and re.search(self.value, found) is not None
+        if self.expression is not None:
+            return found is not None and self.expression.search(found) is not None
         return ((found or "") == self.value) == (self.operator == "==")
 
 
@@ -96,9 +104,10 @@ def _selector(text: str, at: int) -> tuple[_Selector, int]:
     value, at = _value(text, at + 2)
     if operator == "~=":
         try:
-            re.compile(value)
-        except re.error as error:
-            raise UsageError(f"the filter {text[:200]!r} has a bad regular expression: {error}") from None
+            return _Selector(tuple(path), operator, value, re2.compile(value, _QUIET)), at
+        except re2.error as error:
+            reason = error.args[0].decode(errors="replace")
+            raise UsageError(f"the filter {text[:200]!r} has a bad regular expression: {reason[:200]}") from None
     return _Selector(tuple(path), operator, value), at
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from cowfs.containerd.filters import lookup_in, parse_filters
@@ -42,8 +44,17 @@ def test_what_matches(filters: list[str], expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["==x", "kind==", "kind=active", "a b", 'name=="open', "kind==a,", "name~=[", "x" * 70000]
+    "text", ["==x", "kind==", "kind=active", "a b", 'name=="open', "kind==a,", "name~=[", r"name~=/(a)\1/", "x" * 70000]
 )
 def test_what_is_no_filter(text: str) -> None:
     with pytest.raises(UsageError, match="filter"):
         parse_filters([text])
+
+
+def test_no_regular_expression_takes_long() -> None:
+    """Python's own would try each of 2**40 ways to divide the letters."""
+    begin = time.process_time()
+    matches = parse_filters(["name~=^(a+)+$"])
+    assert not matches(lookup_in({"name": "a" * 40 + "!"}, {}))
+    assert matches(lookup_in({"name": "a" * 40}, {}))
+    assert time.process_time() - begin < 1
