@@ -99,6 +99,8 @@ async def _serve(
             await trio.serve_listeners(serve_client, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
 
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(snapshotter.serve_removals)
             nursery.start_soon(answer)
             await served.serve(ending, on_ready=ready.set)
             nursery.cancel_scope.cancel()
+        snapshotter.end()

@@ -44,6 +44,7 @@ R = TypeVar("R")
 
 _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _ROWS_PER_ANSWER: Final = 100
+_REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _NAME_MAX_CHARACTERS: Final = 4096
 _CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
     (DeviceExists, Code.ALREADY_EXISTS),
@@ -67,6 +68,8 @@ class Snapshotter:
         self._store = store
         self._now_ns = now_ns
         self._changing = trio.Lock()
+        self._removals: dict[str, trio.Event] = {}  # devices of no snapshot, and what waits for their ends
+        self._has_removals = trio.Event()
         self._rows: dict[str, tuple[Snapshot, bytes]] = {}  # by key, encoded for List
         self._paths: dict[str, str] = {}  # device -> of its files
 
@@ -125,18 +128,22 @@ class Snapshotter:
         return message_class(answered_as)(mounts=mounts)
 
     async def commit(self, request: Any) -> Any:
-        """The files of an active snapshot as they are now, under a name of their own."""
+        """The files of an active snapshot as they are now, under a name of their own.
+
+        Others go on while the kernel gives what programs have written to them, which may take long.
+        """
         device = _new_device()
-        async with self._changing:
-            self._require_new(request.name)
-            active = self._active(request.key)
-            parent = self._parent(active.parent)
-            await self._run(CreateLayer(device, active.device))
+        self._require_new(request.name)
+        active = self._active(request.key)
+        parent = self._parent(active.parent)
         try:
+            await self._run(CreateLayer(device, active.device))
             size_bytes, inodes = await self._measured(device, parent)
             async with self._changing:
                 self._require_new(request.name)
-                active = self._active(request.key)
+                if self._active(request.key).device != active.device:
+                    text = f"snapshot {request.key} was removed and prepared again while it was committed"
+                    raise CallError(Code.FAILED_PRECONDITION, text)
                 now = self._now_ns()
                 labels = dict(request.labels)
                 committed = Snapshot(
@@ -162,6 +169,9 @@ class Snapshotter:
         return EMPTY()
 
     async def cleanup(self, _request: Any) -> Any:
+        with trio.move_on_after(_REMOVAL_SECONDS):
+            for has_ended in list(self._removals.values()):
+                await has_ended.wait()
         return EMPTY()
 
     # ------------------------------------------------------------------ asking
@@ -302,11 +312,43 @@ class Snapshotter:
         return await self._run(LayerOwnUsage(device, None if parent is None else parent.device))
 
     async def _remove_device(self, device: str) -> None:
-        """Remove a device now, or as soon as nothing uses it; a client that gives its call up does not prevent that."""
-        with trio.CancelScope(shield=True):
-            if self._paths.pop(device, None) is not None:
-                await self._run(PutLayer(device))
-            await self._run(Remove(device, deferred=True))
+        """Have a device removed as soon as nothing uses it.
+
+        Waits for that a moment only, since the kernel may take long, and not at all where another device is before it.
+        """
+        is_next = not self._removals
+        has_ended = self._removals[device] = trio.Event()
+        self._has_removals.set()
+        if not is_next:
+            return
+        with trio.move_on_after(_REMOVAL_SECONDS):
+            await has_ended.wait()
+
+    async def serve_removals(self) -> None:
+        """A service: removes the devices of snapshots that are gone, one after the other.
+
+        What it has not done when it is cancelled, `end` does.
+        """
+        while True:
+            await self._has_removals.wait()
+            self._has_removals = trio.Event()
+            for device in list(self._removals):
+                try:
+                    if self._paths.pop(device, None) is not None:
+                        await self._run(PutLayer(device))
+                    if device in self._executor.home.devices:  # not one whose making failed
+                        await self._run(Remove(device, deferred=True))
+                except CallError as error:
+                    _log.warning("device %s of no snapshot is not removed: %s", device, error.message)
+                self._removals.pop(device).set()
+
+    def end(self) -> None:
+        """Remove what is to be removed yet: when no call is answered any more, and nothing is shown."""
+        devices = self._executor.home.devices
+        while self._removals:
+            device, _ = self._removals.popitem()
+            if device in devices:
+                devices.remove(device, deferred=True)
 
     async def _run(self, request: Request[R]) -> R:
         with as_call_errors():

@@ -16,8 +16,8 @@ import signal
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,6 +108,16 @@ def opened(path: Path) -> Iterator[tuple[OpenHome, SnapshotStore, Snapshotter]]:
             store.close()
 
 
+@asynccontextmanager
+async def removing(snapshotter: Snapshotter) -> AsyncIterator[None]:
+    """With the service that removes devices; at the end, all that it was asked to remove is removed."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(snapshotter.serve_removals)
+        yield
+        nursery.cancel_scope.cancel()
+    snapshotter.end()
+
+
 def archive_of(files: Files) -> io.BytesIO:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
@@ -154,9 +164,10 @@ def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> 
         return wrapper
 
     async def answer_all(snapshotter: Snapshotter, store: SnapshotStore) -> None:
-        for call in CALLS:
-            await answer(snapshotter, store, call)
-            report(b".")
+        async with removing(snapshotter):
+            for call in CALLS:
+                await answer(snapshotter, store, call)
+                report(b".")
 
     with opened(path) as (_, store, snapshotter):
         for name in STEPS:
@@ -227,14 +238,16 @@ def judge(path: Path, answered: int) -> None:
     """Open a home after a kill, compare what is there, and remove all of it."""
 
     async def judge_opened(home: OpenHome, store: SnapshotStore, snapshotter: Snapshotter) -> None:
-        await snapshotter.begin()
+        async with removing(snapshotter):
+            await snapshotter.begin()
         state: State = {}
         for call in CALLS[:answered]:
             state = after(state, call)
         allowed = [state, *(after(state, call) for call in CALLS[answered : answered + 1])]
         found = found_state(home, store)
         assert found in allowed, f"after {answered} calls there is {_short(found)}, and not {_short(state)}"
-        await collect(snapshotter, store)
+        async with removing(snapshotter):
+            await collect(snapshotter, store)
         assert found_state(home, store) == {}
 
     with opened(path) as (home, store, snapshotter):
