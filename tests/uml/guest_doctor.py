@@ -45,7 +45,7 @@ def main() -> None:
     tell_as("no loop-control")
     unload("dm_thin_pool")
     tell_as("no thin-pool target")
-    unload("dm_persistent_data", "dm_bio_prison", "dm_bufio", "dm_mod")
+    unload("dm_persistent_data", "dm_bio_prison", "dm_bufio", "dm_delay", "dm_flakey", "dm_mod")
     tell_as("no device mapper")
 
 
