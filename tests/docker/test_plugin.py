@@ -99,7 +99,8 @@ class DictDriver:
 class Served:
     """A home with that driver alone, and a note of what its views were asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.driver = DictDriver()
         self.init: Init | None = None
         self.calls: list[tuple[str, str]] = []
@@ -142,7 +143,7 @@ class Served:
 
 def with_client(tmp_path: Path, use: Callable[[UnixClient], None]) -> Served:
     """Serve, and run a client in a thread beside it."""
-    served = Served()
+    served = Served(tmp_path)
     executor = Executor(cast(OpenHome, served), served)
 
     async def main() -> None:

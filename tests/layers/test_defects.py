@@ -203,6 +203,12 @@ class PoolOfNodes(FakePool):
     def open_nodes(self) -> dict[int, list[int]]:
         return {}
 
+    def kept_nodes(self) -> dict[int, str]:
+        return {}
+
+    def end_kept(self, thin_id: int) -> None:
+        raise NotImplementedError
+
     def create_snaps(self, origins: Any) -> None:
         raise NotImplementedError
 
