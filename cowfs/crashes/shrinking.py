@@ -1,4 +1,4 @@
-"""A failing state with the fewest lost writes.
+"""A failing state with the fewest lost writes, and the earliest of those that lost none.
 
 The states that it wants opened are yielded, and whether each failed is sent back: so a loop of the user's own may open
 them as well as the explorer.
@@ -46,7 +46,24 @@ def smallest(history: History, state: State) -> Generator[State, bool, State]:
             break
         else:
             size = max(1, size // 2)
+    if not best.lost:
+        return (yield from _earliest(history, best, left))
     return (yield from _whole(history, best, left))
+
+
+def _earliest(history: History, best: State, left: int) -> Generator[State, bool, State]:
+    """Of states that lost nothing, the first that fails: what was written last before it is what came too early."""
+    issued = history.issued_until(best.position)
+    promised = history.marks_before(best.position)
+    while 0 < issued < len(history.items) and left:
+        before = history.items[issued - 1].issued - 1
+        if history.marks_before(before) != promised:
+            break
+        left -= 1
+        if not (yield (earlier := State(before))):
+            break
+        best, issued = earlier, history.issued_until(before)
+    return best
 
 
 def _whole(history: History, best: State, left: int) -> Generator[State, bool, State]:

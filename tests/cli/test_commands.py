@@ -603,8 +603,10 @@ def test_doctor_prints_what_it_has_tried_while_it_tries_the_next(
 def test_doctor_notices_another_package_of_this_name(
     cowfs_anywhere: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metadata = tmp_path / "cowfs-1.0.dist-info"
+    metadata, package = tmp_path / "cowfs-1.0.dist-info", tmp_path / "cowfs"
     metadata.mkdir()
+    package.mkdir()
+    (package / "__init__.py").touch()  # files that are missing do not count, to a newer importlib.metadata
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: cowfs\nVersion: 1.0\n")
     (metadata / "RECORD").write_text("cowfs/__init__.py,,\ncowfs-1.0.dist-info/METADATA,,\n")
     monkeypatch.syspath_prepend(tmp_path)

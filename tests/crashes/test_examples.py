@@ -41,10 +41,10 @@ def _is_example(module: ModuleType) -> bool:
     return Path(getattr(module, "__file__", None) or "/").parent == EXAMPLES
 
 
-def explore(mounted: MountedHome, name: str, model: Model, *, mended: bool, states: int = STATES) -> int:
+def explore(mounted: MountedHome, name: str, model: Model, *, mended: bool, states: int = STATES, seed: int = 1) -> int:
     program = importlib.import_module(name)
     count = 0
-    with Explorer.started(mounted.home, mounted.path, model=model, seed=1) as explorer:
+    with Explorer.started(mounted.home, mounted.path, model=model, seed=seed) as explorer:
         with explorer.record() as path:
             program.work(path, explorer.mark, mended=mended)
         for state in explorer.states(states):
@@ -60,6 +60,14 @@ def test_the_fault_is_found_and_named(mounted: MountedHome, name: str, model: Mo
     with pytest.raises(AssertionError) as caught:
         explore(mounted, name, model, mended=False)
     assert words in caught.value.__notes__[0]
+
+
+@pytest.mark.usefixtures("example")
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_the_name_is_of_what_came_too_early_whichever_state_failed_first(mounted: MountedHome, seed: int) -> None:
+    with pytest.raises(AssertionError) as caught:
+        explore(mounted, "wrong_order_of_two_files", "ext4", mended=False, seed=seed)
+    assert "of the fsync of index persisted before data of values" in caught.value.__notes__[0]
 
 
 @pytest.mark.usefixtures("example")

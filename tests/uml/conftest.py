@@ -29,13 +29,14 @@ def uml_kernel() -> UmlKernel:
 def results_of(uml_kernel: UmlKernel) -> Callable[..., dict[str, str]]:
     """Runs the checks of a module in a guest; by check: why it failed, if it did."""
 
-    def run(module: str, timeout_seconds: float = 250) -> dict[str, str]:
+    def run(module: str, timeout_seconds: float = 250, **options: Any) -> dict[str, str]:
         done = run_captured(
             [sys.executable, "-m", module],
             kernel=uml_kernel,
             cwd=REPOSITORY,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"} | LONG,
             timeout_seconds=timeout_seconds,
+            **options,
         )
         assert done.returncode == 0, done.stderr
         lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
