@@ -53,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "error_record": {"errors"},
     "forking": {"errors"},
+    "janitor": {"forking"},
     "units": set(),
     "debian_packages": {"errors"},
     "steps": set(),
@@ -120,10 +121,12 @@ MAY_IMPORT: dict[str, set[str]] = {
         "uml",
         "debian_packages",
     },
-    "pytest_plugin": FOUNDATION | {"cowfs", "pool", "devices", "mounts", "recording", "faults", "home", "crashes"},
+    "pytest_plugin": FOUNDATION
+    | {"cowfs", "janitor", "pool", "devices", "mounts", "recording", "faults", "home", "crashes"},
     "cli": FOUNDATION
     | {
         "cowfs",
+        "janitor",
         "blockdev",
         "pool",
         "thinmeta",
@@ -288,7 +291,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "engines": {"results", "accounting"},
         "meter": {"results", "accounting", "engines"},
         "workloads": {"results", "engines", "meter"},
-        "janitor": set(),
+        "left_behind": set(),
         "runner": {"figures", "machine", "results", "engines", "meter", "workloads"},
         "comparison": {"figures", "results"},
         "report": {"figures", "results", "comparison"},

@@ -7,7 +7,7 @@ accounting   processor time, memory and bytes written of processes; space on the
 engines      what is compared: each makes, in a directory of its own, disks and trees, and takes snapshots of them
 meter        what a workload measures with: a line is a block of work, its time, and all that was counted meanwhile
 workloads    what is asked: each is a context manager that prepares one engine and gives a function, one round of it
-janitor      takes down what a run has left that was killed
+left_behind  removes what a run that was killed has left
 runner       prepares every engine, runs the rounds in turns, and puts what was measured into a result
 comparison   two results, line by line
 report       a result as text, as CSV, as one HTML page

@@ -182,14 +182,15 @@ def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], 
 @contextmanager
 def _scratch(parent: str | None) -> Iterator[Path]:
     """A directory of this run, removed at its end."""
-    from cowfs.benchmarks.janitor import Janitor
+    from cowfs.benchmarks import left_behind
+    from cowfs.janitor import Janitor
 
     try:
         path = tempfile.mkdtemp(prefix="cowfs-bench-", dir=parent and os.path.abspath(parent))
     except OSError as error:
         raise UsageError(f"--directory {parent}: no directory can be made in it: {error.strerror}") from error
     path = os.path.realpath(path)
-    janitor = Janitor(path)
+    janitor = Janitor(left_behind.__file__, path)
     try:
         yield Path(path)
     finally:

@@ -9,7 +9,7 @@ clock              what cow_clock gives
 wishes             what a test wants of its home: the mark `cow`
 golden             empty homes that all others are clones of
 session            what the tests of a session share: golden homes, mounts and the processes that serve them
-janitor            removes what a session that was killed has left
+left_behind        removes what a session that was killed has left
 plain_imports      how the plugin's and cowfs' modules are loaded
 guests, in_guest   tests on the kernel's dm-thin, in User-Mode Linux where this machine has none
 failures           what the report of a failed test says about what the test has left

@@ -22,9 +22,11 @@ import pytest
 from cowfs.errors import CowfsError
 from cowfs.forking import origin
 from cowfs.home.api import Home, open_home
+from cowfs.janitor import Janitor
+from cowfs.pytest_plugin import left_behind
 from cowfs.pytest_plugin.failures import Left, has_failed, note_left
 from cowfs.pytest_plugin.golden import GoldenHomes
-from cowfs.pytest_plugin.janitor import Janitor, keep, remove_but_kept
+from cowfs.pytest_plugin.left_behind import keep, remove_but_kept
 from cowfs.pytest_plugin.mounted import MountedDevice
 from cowfs.pytest_plugin.needs import required
 from cowfs.pytest_plugin.wishes import Wishes
@@ -86,7 +88,7 @@ class CowSession:
         self._golden = GoldenHomes(cache)
         self._mounted: dict[Wishes, _MountedHome] = {}
         self._count = 0
-        self._janitor = Janitor(directory)
+        self._janitor = Janitor(left_behind.__file__, directory)
 
     @contextmanager
     def own_home(self, request: pytest.FixtureRequest, wishes: Wishes) -> Iterator[Home]:

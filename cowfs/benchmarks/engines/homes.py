@@ -6,7 +6,6 @@ FUSE; one of dmthin is mounted by the kernel, and through FUSE by the engine `dm
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,12 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.benchmarks.engines.interface import Contender, Engine, Offer, Setting
+from cowfs.benchmarks.engines.nodes import mounted_node
 from cowfs.benchmarks.engines.plain import synced
-from cowfs.benchmarks.engines.tools import run_tool
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
 from cowfs.home.api import Home, open_home
-from cowfs.mounts.kernel_mount import mount_node
 from cowfs.pool.counters import PoolCounters
 from cowfs.pool.interface import NodeThin, ProbeResult
 from cowfs.pool.registry import load_backend
@@ -144,25 +142,6 @@ class NodeContender(HomeContender):
     def details(self) -> dict[str, str]:
         mount = "mounted by the kernel: ext4"
         return super().details() | {"disk": "node of the kernel", "tree": mount}
-
-
-@contextmanager
-def mounted_node(node: Path, name: str, target: Path, options: str = "") -> Iterator[Path]:
-    """The file system on a block device, mounted by the kernel."""
-    target.mkdir(exist_ok=True)
-    fd = os.open(node, os.O_RDWR)
-    try:
-        mount_node(fd, name, os.fspath(target), options)
-    finally:
-        os.close(fd)
-    try:
-        yield target
-    finally:
-        unmount(target)
-
-
-def unmount(target: Path) -> None:
-    run_tool("umount", target)
 
 
 def _options(block_bytes: int) -> HomeOptions:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from cowfs.benchmarks import accounting
-from cowfs.benchmarks.engines.homes import mounted_node
 from cowfs.benchmarks.engines.interface import WORKS, Contender, Engine, Offer, Setting
-from cowfs.benchmarks.engines.plain import synced
+from cowfs.benchmarks.engines.nodes import NodeDevices
 from cowfs.benchmarks.engines.tools import lacking, run_tool, version_of
 from cowfs.errors import CowfsError
 from cowfs.pool.interface import ProbeResult
@@ -23,16 +22,14 @@ _SIZE_BYTES: Final = 64 << 30  # sparse
 _BLOCK_BYTES: Final = 64 << 10
 
 
-class _Lvm(Contender):
-    """A device is a thin volume; a file system is made on it when its tree is asked for."""
+class _Lvm(NodeDevices):
+    """A device is a thin volume."""
 
     def __init__(self, setting: Setting, group: str, loop: str, block_bytes: int) -> None:
-        super().__init__(setting.name, setting.directory)
+        super().__init__(setting)
         self._group = group
         self._loop = loop
         self._block_bytes = block_bytes
-        self._formatted: set[str] = set()
-        self._tree: Path | None = None
 
     def lvm(self, *words: str) -> None:
         _lvm(self._loop, *words)
@@ -45,14 +42,12 @@ class _Lvm(Contender):
         size = -(-size_bytes >> 22) << 22  # whole extents of 4 MiB
         self.lvm("lvcreate", "-V", f"{size}b", "-T", f"{self._group}/{_POOL}", "-n", f"device_{name}", "-an")
 
-    def snapshot(self, origin: str, name: str) -> None:
+    def take_snapshot(self, origin: str, name: str) -> None:
         self.lvm("lvcreate", "--type", "thin", "-n", f"device_{name}", self._volume(origin))
-        if origin in self._formatted:
-            self._formatted.add(name)
 
     def remove(self, name: str) -> None:
+        super().remove(name)
         self.lvm("lvremove", "-f", self._volume(name))
-        self._formatted.discard(name)
 
     @contextmanager
     def disk(self, name: str) -> Iterator[Path]:
@@ -61,23 +56,6 @@ class _Lvm(Contender):
             yield Path("/dev", self._volume(name))
         finally:
             self.lvm("lvchange", "-an", self._volume(name))
-
-    @contextmanager
-    def tree(self, name: str) -> Iterator[Path]:
-        with self.disk(name) as node:
-            if name not in self._formatted:
-                run_tool("mkfs.ext4", "-q", node)
-                self._formatted.add(name)
-            with mounted_node(node, name, self.directory / "tree") as path:
-                self._tree = path
-                try:
-                    yield path
-                finally:
-                    self._tree = None
-
-    def settle(self) -> None:
-        if self._tree is not None:
-            synced(self._tree)
 
     def written_bytes(self) -> int | None:
         return accounting.device_written_bytes(self._loop)

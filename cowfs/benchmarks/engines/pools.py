@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cowfs.benchmarks.engines.homes import mounted_node
 from cowfs.benchmarks.engines.interface import WORKS, Contender, Engine, Offer, Setting
-from cowfs.benchmarks.engines.plain import synced
-from cowfs.benchmarks.engines.tools import lacking, run_tool
+from cowfs.benchmarks.engines.nodes import NodeDevices
+from cowfs.benchmarks.engines.tools import lacking
 from cowfs.errors import CowfsError, UsageError
 from cowfs.pool.counters import CountingPool, PoolCounters
 from cowfs.pool.interface import NodeBackend, NodeThin, Pool, ProbeResult
@@ -30,22 +29,20 @@ _SECTOR_BYTES: Final = 512
 
 @dataclass
 class _Thin:
-    """A thin of this run, and whether there is a file system on it."""
+    """A thin of this run."""
 
     thin_id: int
     size_bytes: int
-    is_formatted: bool = False
 
 
-class PoolContender(Contender):
+class PoolContender(NodeDevices):
     """Thins by name, which the pool knows by number."""
 
     def __init__(self, setting: Setting, pool: Pool) -> None:
-        super().__init__(setting.name, setting.directory)
+        super().__init__(setting)
         self._pool = pool
         self._thins: dict[str, _Thin] = {}
         self._shown: tuple[str, NodeThin] | None = None
-        self._tree: Path | None = None
 
     def _free_id(self) -> int:
         taken = set(self._pool.thin_ids())
@@ -56,7 +53,7 @@ class PoolContender(Contender):
         self._pool.create_thin(thin_id)
         self._thins[name] = _Thin(thin_id, size_bytes)
 
-    def snapshot(self, origin: str, name: str) -> None:
+    def take_snapshot(self, origin: str, name: str) -> None:
         thin_id, old = self._free_id(), self._thins[origin]
         shown = self._shown[1] if self._shown is not None and self._shown[0] == origin else None
         if shown is not None:
@@ -66,9 +63,10 @@ class PoolContender(Contender):
         finally:
             if shown is not None:
                 shown.resume()
-        self._thins[name] = _Thin(thin_id, old.size_bytes, old.is_formatted)
+        self._thins[name] = _Thin(thin_id, old.size_bytes)
 
     def remove(self, name: str) -> None:
+        super().remove(name)
         self._pool.delete(self._thins[name].thin_id)
         del self._thins[name]
 
@@ -89,23 +87,8 @@ class PoolContender(Contender):
             self._shown = None
             opened.close()
 
-    @contextmanager
-    def tree(self, name: str) -> Iterator[Path]:
-        thin = self._thins[name]
-        with self.disk(name) as node:
-            if not thin.is_formatted:
-                run_tool("mkfs.ext4", "-q", node)
-                thin.is_formatted = True
-            with mounted_node(node, name, self.directory / "tree") as path:
-                self._tree = path
-                try:
-                    yield path
-                finally:
-                    self._tree = None
-
     def settle(self) -> None:
-        if self._tree is not None:
-            synced(self._tree)
+        super().settle()
         if self._shown is not None:
             self._shown[1].flush()
         self._pool.commit()

@@ -1,7 +1,6 @@
-"""Takes down what a run has left that was ended by kill -9: its servers, its mounts and its directory.
+"""What the janitor of a run does (`cowfs.janitor`): servers, mounts and the directory of a run that was killed go.
 
-It is a process of its own that waits for the end of a pipe, whose other end the run has, and no other. A run that ends
-in any other way has taken everything down itself, and it finds nothing. Volume groups and thins are not among it.
+A run that ends in any other way has taken everything down itself. Volume groups and thins are not removed.
 """
 
 from __future__ import annotations
@@ -10,10 +9,9 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 _LEASES_SECONDS: Final = 5.0  # in which the mounts of cowfs end by themselves
@@ -21,37 +19,8 @@ _PAUSE_SECONDS: Final = 0.05
 _UNMOUNTERS: Final = (("umount", "--recursive"), ("umount", "--lazy"), ("fusermount3", "-u", "-z"))
 
 
-class Janitor:
-    """From now on, an absolute `directory` does not outlive this process."""
-
-    def __init__(self, directory: str) -> None:
-        reader, self._writer = os.pipe()
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", __file__, directory],
-                stdin=reader,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-            )
-        finally:
-            os.close(reader)
-
-    def close(self) -> None:
-        """Have it do its work now, and end."""
-        os.close(self._writer)
-        self._process.wait()
-
-
-def main(arguments: Sequence[str]) -> None:
-    (directory,) = arguments
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends with the run, and not before
-    while os.read(0, 1):
-        pass
-    if not os.path.isdir(directory):
-        return
+def remove_left(place: Path) -> None:
+    directory = os.fspath(place)
     deadline = time.monotonic() + _LEASES_SECONDS
     while _servers(directory) and time.monotonic() < deadline:
         time.sleep(_PAUSE_SECONDS)
@@ -81,7 +50,3 @@ def _servers(directory: str) -> list[int]:
                 if f"{directory}/".encode() in file.read():
                     found.append(int(name))
     return found
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
