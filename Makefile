@@ -74,7 +74,7 @@ lint: $(SETUP)
 bench: $(SETUP) packages-test packages-bench
 	mkdir -p $(RESULTS)
 	$(BIN)/cowfs bench $(if $(QUICK),--quick --rounds 1 --over $(QUICK_ENGINES)) --json $(RESULTS)/engines.json --html $(RESULTS)/engines.html
-	$(BIN)/cowfs bench compare $(RESULTS)/engines.json $(RESULTS)/engines.json
+	$(BIN)/cowfs bench compare $(RESULTS)/engines.json $(RESULTS)/engines.json --judge-loaded
 	$(BIN)/python -m bench $(if $(QUICK),--quick $(QUICK_PROGRAMS))
 
 man: $(SETUP)

@@ -200,7 +200,7 @@ class Volumes:
 
     @contextmanager
     def opened_for_reading(self, name: str) -> Iterator[OpenVolume]:
-        """As `opened`, for a device that nobody uses: also where the pool has no room for what its journal holds."""
+        """As `opened`, for a device that is not in use: also where the pool has no room for what its journal holds."""
         try:
             volume = self.open(name)
         except (OutOfDataSpace, OutOfMetadataSpace):

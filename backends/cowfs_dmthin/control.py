@@ -66,7 +66,7 @@ class DeviceInfo:
 
     @property
     def is_used(self) -> bool:
-        """Whether somebody has it open, or it is kept for users to come; other idle devices were left by a crash."""
+        """Whether a process has it open, or it is kept active; other idle devices were left by a crash."""
         return self.open_count > 0 or self.is_kept
 
 

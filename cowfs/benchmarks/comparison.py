@@ -34,6 +34,10 @@ class Comparison(msgspec.Struct, frozen=True):
     only_in_new: list[str]
 
     @property
+    def is_judged(self) -> bool:
+        return any(change.verdict != "unjudged" for change in self.changes)
+
+    @property
     def worse(self) -> list[Change]:
         return [change for change in self.changes if change.verdict == "worse"]
 

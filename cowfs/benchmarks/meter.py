@@ -25,7 +25,7 @@ class Work:
 
     Attributes:
         asks_unseen: the workload does not know what it writes: what the contender was asked to write counts.
-        seconds: the time of the block; of a workload that measures it by itself, what it says.
+        seconds: the time of the block; of a workload that measures its time, what the workload says.
         latencies: of single requests, in seconds, where the workload takes them.
         latency: where another program has taken them.
         value: the line's figure, where the figure cannot be reckoned from the rest.

@@ -1,11 +1,10 @@
 """What a run has found: a JSON document whose `format` and `version` say how to read it (docs/bench-format.md).
 
-A figure that nobody counted is left out; it is never 0. Sizes are in bytes, times in seconds unless the name says more.
+A figure that was not counted is left out; it is never 0. Sizes are in bytes, times in seconds unless a name says more.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any, Final, Literal
 
 import msgspec
@@ -171,19 +170,9 @@ class Result(msgspec.Struct):
         return used if self.is_quiet else f"{used}: the waits are longer than on a quiet machine, so nothing is judged"
 
 
-def write_result(result: Result, path: str) -> None:
-    """Raises CowfsError when the file cannot be written."""
-    write_file(path, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Write a file, which is replaced if it is there. Raises CowfsError."""
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-    except OSError as error:
-        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
+def encode_result(result: Result) -> bytes:
+    """A result as a JSON document."""
+    return msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n"
 
 
 def read_result(path: str) -> Result:

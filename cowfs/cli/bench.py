@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -16,9 +16,10 @@ from click.core import ParameterSource
 
 from cowfs.cli import output
 from cowfs.cli.settings import PATH, Settings, SizeType
-from cowfs.errors import MissingRequirement, UsageError
+from cowfs.errors import CowfsError, MissingRequirement, UsageError
 
 if TYPE_CHECKING:
+    from cowfs.benchmarks.comparison import Comparison
     from cowfs.benchmarks.engines.catalogue import Wanted
     from cowfs.benchmarks.results import Absent, Question, Result
     from cowfs.benchmarks.runner import Run
@@ -93,8 +94,8 @@ def bench_command(
 ) -> int:
     """Run one workload over several copy-on-write engines, in turns, and say what each write cost.
 
-    Without a QUESTION all of them are asked. Contenders are compared only within one run, on a machine that nobody else
-    uses.
+    Without a QUESTION all of them are asked. Contenders are compared only within one run, on a machine that has
+    nothing else to do.
 
     \b
       cowfs bench                                     all questions, all engines that work here
@@ -123,10 +124,10 @@ def bench_command(
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
 
-    with _scratch(directory) as place:
+    with _outputs(json_file, csv_file, html_file) as write, _scratch(directory) as place:
         run = Run(wanted, workloads, place, rounds, seed, missing=missing, others_processors=others)
         result = _run(run, shows_tables=not settings.as_json)
-    _write(result, json_file, csv_file, html_file)
+        write(result)
     if settings.as_json:
         output.print_json(result)
     return 1 if any(question.failed for question in result.questions) else 0
@@ -276,19 +277,45 @@ def _list(settings: Settings) -> int:
     return 0
 
 
-def _write(result: Result, json_file: str | None, csv_file: str | None, html_file: str | None) -> None:
-    from cowfs.benchmarks.results import write_file, write_result
+@contextmanager
+def _outputs(json_file: str | None, csv_file: str | None, html_file: str | None) -> Iterator[Callable[[Result], None]]:
+    """Opens the files of a result, before the run, and gives what writes it to them; they are complete or not there."""
+    from cowfs.benchmarks.results import encode_result
+    from cowfs.new_files import new_file
 
+    forms: list[tuple[str, Callable[[Result], bytes]]] = []
     if json_file is not None:
-        write_result(result, json_file)
+        forms.append((json_file, encode_result))
     if csv_file is not None:
         from cowfs.benchmarks.report.table import as_csv
 
-        write_file(csv_file, as_csv(result).encode())
+        forms.append((csv_file, lambda result: as_csv(result).encode()))
     if html_file is not None:
         from cowfs.benchmarks.report.page import page
 
-        write_file(html_file, page(result).encode())
+        forms.append((html_file, lambda result: page(result).encode()))
+    with ExitStack() as stack:
+        files = []
+        for path, encode in forms:
+            with _writing(path):
+                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
+
+        def write(result: Result) -> None:
+            for path, encode, file in files:
+                data = encode(result)
+                with _writing(path):
+                    file.write(data)
+                    file.flush()
+
+        yield write
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
 
 
 def _report(
@@ -301,7 +328,8 @@ def _report(
     if len(files) != 1:
         raise UsageError("report of what? give one result, as in 'cowfs bench report RESULT.json --html FILE'")
     result = read_result(files[0])
-    _write(result, json_file, csv_file, html_file)
+    with _outputs(json_file, csv_file, html_file) as write:
+        write(result)
     if settings.as_json:
         output.print_json(result)
         return 0
@@ -326,7 +354,7 @@ def _require_charts() -> None:
 
 
 def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges_loaded: bool) -> int:
-    """Exit status 1: a line is worse by more than the threshold and more than the spread."""
+    """Exit status 1: a line is worse by more than the threshold and more than the spread, or nothing was judged."""
     from cowfs.benchmarks.comparison import compare
     from cowfs.benchmarks.report.text import figure_text
     from cowfs.benchmarks.results import read_result
@@ -336,7 +364,7 @@ def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges
     found = compare(*(read_result(path) for path in files), threshold=_share(threshold), judges_loaded=judges_loaded)
     if settings.as_json:
         output.print_json(found)
-        return 1 if found.worse else 0
+        return _verdict(found)
     for note in found.notes:
         print(output.printable(note))
     rows = [
@@ -355,6 +383,15 @@ def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges
     for what, lines in (("old", found.only_in_old), ("new", found.only_in_new)):
         if lines:
             print(f"only in the {what} result: {', '.join(map(output.printable, lines))}")
+    return _verdict(found)
+
+
+def _verdict(found: Comparison) -> int:
+    if not found.is_judged:
+        raise CowfsError(
+            "nothing was judged, as others used the machine in one of the runs; repeat that run on a quiet machine, "
+            "or judge all the same with --judge-loaded"
+        )
     return 1 if found.worse else 0
 
 

@@ -470,7 +470,7 @@ def activate_command(settings: Settings, name: str, read_only: bool) -> None:
 def deactivate_command(settings: Settings, name: str) -> None:
     """Remove the node of the device NAME, which 'cowfs activate NAME' made.
 
-    Refused while somebody has it open or mounted; the error says who, as far as that is known.
+    Refused while a process has it open, or it is mounted; the error names the process, if that is known.
     """
     with settings.open_home() as home:
         home.deactivate(name)

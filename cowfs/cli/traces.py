@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import time
 from contextlib import suppress
@@ -50,6 +51,9 @@ def record_command(
 
     if command and seconds is not None:
         raise UsageError("--for and COMMAND go not together; a trace ends with one of them")
+    if command and shutil.which(command[0]) is None:
+        output.print_line(f"cowfs: there is no program '{command[0]}'")
+        return _COMMAND_NOT_FOUND
     status = 0
     with settings.open_home() as home, home.trace(name, path, force=force) as recording:
         if command:

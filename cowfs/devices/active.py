@@ -227,7 +227,7 @@ class ActiveDevices:
 
         Raises:
             UnknownDevice; UsageError: it is not active so.
-            DeviceBusy: somebody has its node open.
+            DeviceBusy: a process has its node open.
         """
         record = self._store.require(name)
         if name not in self.kept_nodes() or self._node_pool is None:

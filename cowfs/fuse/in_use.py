@@ -13,4 +13,6 @@ async def in_use(name: str, path: str) -> DeviceBusy:
     found = await trio.to_thread.run_sync(processes_at, path, abandon_on_cancel=True)
     unseen = "something mounted or attached there, or a process that this user may not look at"
     users = listed(found) or unseen
-    return DeviceBusy(f"device '{name}' is in use at {path} by {users}; end that, or detach what is open with --force")
+    return DeviceBusy(
+        f"device '{name}' is in use at {path} by {users}; end that, or detach what is open by force (--force)"
+    )

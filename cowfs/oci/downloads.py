@@ -39,7 +39,7 @@ class Downloads:
             yield file
 
     def remove(self, digest: str) -> None:
-        """Remove a file that this process has, or that nobody needs any more."""
+        """Remove a file that this process has, or that is not needed any more."""
         with suppress(OSError):
             (self._directory / hex_of(digest)).unlink()
 

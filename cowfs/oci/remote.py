@@ -66,8 +66,9 @@ class RemoteImage:
             raise BadImage(f"{where} is damaged: its layers are of {self.size_bytes} bytes")
         config_bytes = self._read_config(manifest.config, where)
         config = decode_config(config_bytes, manifest.layers, where)
-        if config.os and config.os != platform.os:
-            raise UsageError(f"{where} is an image for {config.platform}, not for {platform}; see --platform")
+        found = config.platform
+        if found.os and found.architecture and not found.suits(platform):
+            raise UsageError(f"{where} is an image for {found}, not for {platform}; see --platform")
         layers = tuple(
             FoundLayer(diff_id, blob, partial(self.reading, blob))
             for diff_id, blob in zip(config.rootfs.diff_ids, manifest.layers, strict=True)

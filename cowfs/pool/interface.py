@@ -355,7 +355,7 @@ class NodePool(Pool, Protocol):
         """Deactivate one of them.
 
         Raises:
-            ThinBusy: somebody has its node open, and the message says who, as far as it is known.
+            ThinBusy: a process has its node open; the message names it, if that is known.
             InvalidRequest: it is none.
         """
         ...

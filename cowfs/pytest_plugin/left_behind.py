@@ -1,6 +1,6 @@
 """What the janitor of a session does (`cowfs.janitor`), and which homes it keeps.
 
-It waits until the servers have unmounted and let go of their homes, which they do by themselves, as each has a lease on
+It waits until the servers have unmounted and let go of their homes, which each of them does, as it has a lease on
 the session's process, and removes what is left.
 """
 

@@ -60,8 +60,12 @@ def test_questions_of_several_engines_with_all_reports(account: Account, needs_f
     assert "What does the first write after a snapshot cost?" in page
     assert page.count("<svg") > 4
     assert (account.directory / "new.csv").read_text().count("\nfirst-write,first write of 4 KiB") == 2
-    compared = bench(account, "compare", "new.json", "new.json")
+    compared = bench(account, "compare", "new.json", "new.json", "--judge-loaded")
     assert "worse" not in compared
+    (account.directory / "loaded.json").write_text(json.dumps(result | {"others_processors": 1.0}))
+    unjudged = account.run(["cowfs", "bench", "compare", "new.json", "loaded.json"], check=False)
+    assert unjudged.returncode == 1
+    assert "nothing was judged, as others used the machine" in unjudged.stderr
     assert "first write of 4 KiB" in bench(account, "report", "new.json")
 
 
@@ -102,6 +106,8 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
         (["--command", "true"], 2, "has to name one of {dir}, {disk} and {home}: where it works; it names none"),
         (["--command", "a {dir} {disk}"], 2, "it names {dir} and {disk}"),
         (["--command", "a ' {dir}"], 2, "cannot be split into words"),
+        (["--command", "nosuch {dir}"], 2, "--command: there is no program 'nosuch'"),
+        (["disk", "--json", "none/new.json"], 1, "none/new.json cannot be written: No such file or directory"),
         (["none.fio"], 2, "the job file none.fio cannot be read: No such file or directory"),
         (["place.fio"], 2, "has 'filename=/dev/sda', which is the same place for every engine"),
         (["compare"], 2, "give two results, as in"),

@@ -333,6 +333,7 @@ def test_a_file_that_is_not_what_it_was(
     change_recipe(root, CHAINS[1], change)
     outcome = docker("save", "two", "-o", tmp_path / "images.tar")
     assert outcome.error.startswith("layer 67103c5374f8 is damaged: ")
+    assert outcome.error.endswith("; --new-ids packs its files as they are, with new ids")
     assert not (tmp_path / "images.tar").exists()
     outcome = docker("save", "two", "--new-ids", "-o", tmp_path / "images.tar")
     assert outcome.error.startswith("image two:latest has the new id sha256:")

@@ -44,6 +44,9 @@ def test_traces_by_the_command_line(account: Account, needs_fuse: None) -> None:
         ]
         assert path.stat().st_mode & 0o777 == 0o600
         assert "exists; name another file" in mounted.refused(2, "trace", "web", "-o", path)
+        never = account.directory / "never.trace"
+        assert "no program 'nosuch'" in mounted.refused(127, "trace", "web", "-o", never, "--", "nosuch")
+        assert not never.exists()
 
         # Afterwards nothing is recorded, and another trace may begin. Ctrl-C ends it.
         second = account.directory / "second.trace"

@@ -50,7 +50,9 @@ class Puller:
                 say=self.said.append,
             )
 
-    def push(self, home: Path, layer: str, reference: str, *, with_blocks: bool = True) -> Pushed:
+    def push(
+        self, home: Path, layer: str, reference: str, *, platform: Platform = AMD64, with_blocks: bool = True
+    ) -> Pushed:
         wanted = parse_reference(reference)
         open_home = partial(cowfs.open_home, home)
         with (
@@ -64,7 +66,7 @@ class Puller:
                 created=EPOCH,
             ) as push,
         ):
-            return push.push(layer, AMD64, with_blocks=with_blocks)
+            return push.push(layer, platform, with_blocks=with_blocks)
 
     def _connection(self, host: str, scope: str) -> Connection:
         return Connection(host, scope, self.config, sleep=self.slept.append)

@@ -15,7 +15,7 @@ import pytest
 
 import cowfs
 from cowfs.errors import UsageError
-from cowfs.oci.documents import parse_platform
+from cowfs.oci.documents import Platform, parse_platform
 from tests.oci.conftest import SMALL, Puller, make_home, mapped_bytes, names_in, require_sound
 from tests.oci.layer_archives import LOWER, UPPER, docker_archive, layer_archive
 from tests.oci.small_registry import SmallRegistry, digest_of
@@ -274,7 +274,8 @@ def test_an_index_is_chosen_from_by_platform(homes: list[Path], puller: Puller, 
     repository = name.rpartition(":")[0]
     entries = []
     for tag, layer, platform in (("a", "lower", ("amd64", "")), ("b", "upper", ("arm64", "v8"))):
-        pushed = puller.push(homes[0], layer, f"{repository}:{tag}")
+        built_for = Platform(platform[0], "linux", platform[1])
+        pushed = puller.push(homes[0], layer, f"{repository}:{tag}", platform=built_for)
         size = len(skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{repository}:{tag}"))
         entry = {"os": "linux", "architecture": platform[0], **({"variant": platform[1]} if platform[1] else {})}
         kind = "application/vnd.oci.image.manifest.v1+json"
@@ -290,3 +291,5 @@ def test_an_index_is_chosen_from_by_platform(homes: list[Path], puller: Puller, 
     assert len(puller.pull(homes[1], f"{repository}:many", platform=parse_platform("linux/arm64")).layers) == 2
     with pytest.raises(UsageError, match=r"no image for linux/s390x: it is there for linux/amd64, linux/arm64/v8"):
         puller.pull(homes[1], f"{repository}:many", platform=parse_platform("linux/s390x"))
+    with pytest.raises(UsageError, match=r":b is an image for linux/arm64/v8, not for linux/amd64"):
+        puller.pull(homes[1], f"{repository}:b")

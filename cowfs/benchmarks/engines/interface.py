@@ -80,7 +80,7 @@ class Contender:
         raise self._cannot("have a backend")
 
     def home(self) -> AbstractContextManager[Path]:
-        """A home that nobody holds, for a block."""
+        """A home that no process holds, for a block."""
         raise self._cannot("give a home")
 
     def _cannot(self, what: str) -> UsageError:

@@ -115,7 +115,7 @@ class PoolContender(NodeDevices):
 
 
 def thin_pool_engine(path: str) -> Engine:
-    """An engine in place of `dmthin`, on a pool that is named by itself or by its node below /dev/mapper."""
+    """The engine `dmthin` on a pool of the user's: its name, or the path of its node below /dev/mapper."""
     name = path.removeprefix("/dev/mapper/")
     if not name or "/" in name:
         raise UsageError(

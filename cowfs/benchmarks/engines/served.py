@@ -233,7 +233,7 @@ class _Qcow2Nbd(_Qcow2):
 
 
 def _free_nbd() -> Path | None:
-    """A node that nobody has connected: only a connected one has the attribute `pid`."""
+    """A node that is not connected: only a connected one has the attribute `pid`."""
     for path in sorted(_BLOCK_DEVICES.glob("nbd*")):
         if not (path / "pid").exists() and Path("/dev", path.name).exists():
             return Path("/dev", path.name)

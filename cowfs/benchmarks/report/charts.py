@@ -89,7 +89,7 @@ def growth(lines: Sequence[Line], x_unit: str, colours: Mapping[str, int]) -> st
 
 
 def written_growth(lines: Sequence[Line], x_unit: str, colours: Mapping[str, int]) -> str | None:
-    """What was written for each byte that was asked, against it; None where nobody counted."""
+    """What was written for each byte that was asked, against it; None where it was not counted."""
     if not any(line.written_for_each_byte(name) for line in lines for name in line.samples):
         return None
     return _grown(lines, x_unit, "bytes for each byte", colours, Line.written_for_each_byte)

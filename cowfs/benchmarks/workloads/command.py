@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,7 @@ class CommandWorkload:
     warms_up = False
 
     def __init__(self, text: str, *, size_bytes: int, environment: Mapping[str, str]) -> None:
-        """Raises UsageError: it cannot be split into words, or names no place, or several."""
+        """Raises UsageError: it cannot be split into words, names no place, or several, or there is no such program."""
         try:
             self._words = shlex.split(text)
         except ValueError as error:
@@ -41,6 +42,8 @@ class CommandWorkload:
                 f"--command '{text}' has to name one of {{dir}}, {{disk}} and {{home}}: where it works; "
                 f"it names {' and '.join(named) or 'none'}"
             )
+        if named[0] not in self._words[0] and shutil.which(self._words[0], path=environment.get("PATH")) is None:
+            raise UsageError(f"--command: there is no program '{self._words[0]}'")
         (self._place,) = named
         self._text = text
         self._size_bytes = size_bytes

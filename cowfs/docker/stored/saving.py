@@ -101,7 +101,9 @@ class ImageSaver:
                 saved = self._save_original(layer)
             except HomeError as error:
                 if layer.recipe.exists() and not self._allow_new_ids:
-                    raise
+                    raise HomeError(
+                        f"{error.message}; --new-ids packs its files as they are, with new ids", errno=error.errno
+                    ) from error
                 saved = self._save_anew(layer, error.message)
             self._layers[layer.chain_id] = saved
         return saved

@@ -387,7 +387,7 @@ class Deactivate(Request[None], frozen=True, tag="deactivate"):
 
     Raises:
         UnknownDevice; UsageError: it was not activated.
-        DeviceBusy: somebody has the node open; the message says who, as far as that is known.
+        DeviceBusy: a process has the node open; the message names it, if that is known.
     """
 
     name: str

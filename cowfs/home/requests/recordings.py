@@ -183,7 +183,7 @@ def _made(home: OpenHome, name: str, parent: str) -> Iterator[None]:
 def _recorder(home: OpenHome, device: str) -> Recorder:
     recorder = home.volumes.recorders.get(device)
     if recorder is None:
-        raise UnknownDevice(f"device '{device}' is not recorded")
+        raise UnknownDevice(f"device '{device}' is not recorded now; begin a recording before its marks and its end")
     return recorder
 
 

@@ -14,7 +14,7 @@ class StartTrace(Request[OpenFile], frozen=True, tag="start_trace"):
     """Record the requests that the disk of a device in use gets from now on; those of ext4 where files are mounted.
 
     The answer is the reading end of a pipe with the bytes of a trace, see `cowfs.traces.file`. The trace ends with
-    `end_trace`, when nobody has that end any more, or with the process that has the home.
+    `end_trace`, when no process has that end any more, or with the process that has the home.
 
     Raises:
         UnknownDevice.
