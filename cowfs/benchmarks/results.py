@@ -176,7 +176,7 @@ def encode_result(result: Result) -> bytes:
 
 
 def read_result(path: str) -> Result:
-    """Raises UsageError for what is no result of this version; CowfsError when it cannot be read."""
+    """Raises UsageError for what is not a result of this version; CowfsError when it cannot be read."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -185,9 +185,9 @@ def read_result(path: str) -> Result:
     try:
         head = msgspec.json.decode(data, type=_Head)
     except msgspec.DecodeError as error:
-        raise UsageError(f"{path} is no result of 'cowfs bench --json': {error}") from error
+        raise UsageError(f"{path} is not a result of 'cowfs bench --json': {error}") from error
     if head.format != FORMAT:
-        raise UsageError(f"{path} is no result of 'cowfs bench --json': its format is '{head.format}'")
+        raise UsageError(f"{path} is not a result of 'cowfs bench --json': its format is '{head.format}'")
     if head.version != VERSION:
         raise UsageError(
             f"{path} is a result of version {head.version}, and this cowfs reads version {VERSION}; "

@@ -401,5 +401,5 @@ def _share(text: str) -> float:
     except ValueError:
         found = -1.0
     if not 0 <= found < float("inf"):
-        raise UsageError(f"--threshold {text} is no percentage; write 10%")
+        raise UsageError(f"--threshold {text} is not a percentage; write 10%")
     return found

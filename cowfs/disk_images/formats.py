@@ -22,7 +22,7 @@ _COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd
 
 
 def format_of(path: str) -> Format:
-    """Raises UsageError for a compressed file; OSError."""
+    """Raises UsageError for a compressed file, and for one that is not what its name says; OSError."""
     if os.path.isdir(path):
         return "directory"
     with open(path, "rb") as file:
@@ -35,4 +35,7 @@ def format_of(path: str) -> Format:
     for offset, magic, kind in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             return kind
+    ending = os.path.splitext(path)[1].removeprefix(".").lower()
+    if ending in FORMATS and ending != "raw":
+        raise UsageError(f"{path} does not begin as {ending} does; it may be damaged, or say what it is with --format")
     return "raw"

@@ -119,7 +119,7 @@ class _DirectoryFiles(_Files):
         file = os.fdopen(fd, "rb")
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             file.close()
-            raise BadImage(f"{self.name} is damaged: {path[:200]!r} is no file")
+            raise BadImage(f"{self.name} is damaged: {path[:200]!r} is not a file")
         return file
 
 
@@ -241,7 +241,7 @@ def _open_regular(name: str) -> IO[bytes]:
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
-        raise UsageError(f"{name} is no file and no directory; write what it gives to a file, and import that")
+        raise UsageError(f"{name} is neither a file nor a directory; write what it gives to a file, and import that")
     return os.fdopen(fd, "rb")
 
 

@@ -169,7 +169,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest | Index:
     kind = decode(data, _Kind, where)
     if kind.schema_version != 2:
         hint = "; it is of the schema 1, which Docker no longer writes" if kind.schema_version == 1 else ""
-        raise BadImage(f"{where} is no manifest of an image: its schemaVersion is {kind.schema_version}{hint}")
+        raise BadImage(f"{where} is not the manifest of an image: its schemaVersion is {kind.schema_version}{hint}")
     has_manifests, has_config = bytes(kind.manifests) != b"", bytes(kind.config) != b""
     if has_manifests and has_config:
         raise BadImage(f"{where} is damaged: it is a manifest and an index")  # CVE-2021-41190
@@ -180,14 +180,14 @@ def decode_manifest(data: bytes, where: str) -> Manifest | Index:
         if len(manifest.layers) > MAX_LAYERS:
             raise BadImage(f"{where} has {len(manifest.layers)} layers, and {MAX_LAYERS} is the most")
         return manifest
-    raise BadImage(f"{where} is no manifest of an image: its media type is {kind.media_type[:100]!r}")
+    raise BadImage(f"{where} is not the manifest of an image: its media type is {kind.media_type[:100]!r}")
 
 
 def check_is_image(manifest: Manifest, where: str) -> None:
     """Raises BadImage where a manifest is of an artifact, or a layer is packed in a way that is not read here."""
     if manifest.config.media_type not in _CONFIGS:
         raise BadImage(
-            f"{where} is no image of layers: its configuration is of the type {manifest.config.media_type[:100]!r}"
+            f"{where} is not an image of layers: its configuration is of the type {manifest.config.media_type[:100]!r}"
         )
     for layer in manifest.layers:
         if layer.media_type not in _LAYERS:
@@ -242,7 +242,7 @@ def parse_platform(text: str) -> Platform:
     """`OS/ARCHITECTURE[/VARIANT]`. Raises UsageError."""
     parts = text.split("/")
     if not 2 <= len(parts) <= 3 or not all(re.fullmatch(r"[a-z0-9_.-]{1,40}", part) for part in parts):
-        raise UsageError(f"{text[:80]!r} is no platform; write OS/ARCHITECTURE[/VARIANT], as in linux/arm64")
+        raise UsageError(f"{text[:80]!r} is not a platform; write OS/ARCHITECTURE[/VARIANT], as in linux/arm64")
     os, architecture, *variant = parts
     return Platform(architecture, os, *variant)
 

@@ -200,12 +200,12 @@ class Connection:
         try:
             url = (origin if base is not None else origin.join("/v2/")).join(target)
         except (httpx.InvalidURL, ValueError):
-            raise RegistryError(f"{self.host} sends one on to {_shown(str(target))!r}, which is no address") from None
+            raise RegistryError(f"{self.host} redirects to {_shown(str(target))!r}, which is not an address") from None
         if url.scheme not in ("http", "https") or not url.host:
-            raise RegistryError(f"{self.host} sends one on to {_shown(str(url))!r}, which is not HTTP")
+            raise RegistryError(f"{self.host} redirects to {_shown(str(url))!r}, which is not HTTP")
         if origin.scheme == "https" and url.scheme == "http":
             raise RegistryError(
-                f"{self.host} sends one on from https to {_shown(str(url.copy_with(query=None)))!r}, which is without "
+                f"{self.host} redirects from https to {_shown(str(url.copy_with(query=None)))!r}, which is without "
                 "TLS; nothing was sent there"
             )
         return url
@@ -230,7 +230,7 @@ class Connection:
             response.close()
             redirects += 1
             if redirects > _REDIRECTS_MAX or not location:
-                raise RegistryError(f"{self.host} sends one on and on, the last time to {_shown(location)!r}")
+                raise RegistryError(f"{self.host} redirects again and again, the last time to {_shown(location)!r}")
             if response.status_code in (301, 302, 303) and method not in ("GET", "HEAD"):
                 raise RegistryError(f"{self.host} answered {method} with HTTP {response.status_code}")
             url = self.resolve(location, url)
@@ -391,7 +391,7 @@ def reason(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "it does not answer in time"
     if _is_about_location(error):
-        return "it sends one on to what is no address"
+        return "it redirects to what is not an address"
     if isinstance(error, httpx.RemoteProtocolError):
         return "the connection was cut"
     text = str(error) or type(error).__name__

@@ -55,7 +55,7 @@ def parse_reference(text: str) -> Reference:
     for scheme in ("http://", "https://", "docker://", "oci://"):
         if text.startswith(scheme):
             raise UsageError(
-                f"{text!r} is no name of an image: leave out {scheme!r}; "
+                f"{text!r} is not the name of an image: leave out {scheme!r}; "
                 "a registry without TLS is reached with --insecure"
             )
     rest, at, digest = text.partition("@")
@@ -88,4 +88,4 @@ def _has_port(host: str) -> bool:
 
 
 def _wrong(text: str, problem: str) -> UsageError:
-    return UsageError(f"{text[:200]!r} is no name of an image: {problem}; {_EXAMPLE}")
+    return UsageError(f"{text[:200]!r} is not the name of an image: {problem}; {_EXAMPLE}")

@@ -26,7 +26,7 @@ def open_trace(path: str) -> Trace:
     if blktrace.is_blktrace(begin) or (not begin and blktrace.is_of_a_processor(path)):
         return blktrace.open_blktrace(path)
     raise UsageError(
-        f"{path} is no trace that is known: it begins neither as a trace of cowfs, nor as an iolog of fio (version 2 "
+        f"{path} is not a trace that is known: it begins neither as one of cowfs, nor as an iolog of fio (version 2 "
         "or 3), nor as a binary trace of blktrace"
     )
 

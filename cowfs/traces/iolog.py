@@ -100,7 +100,7 @@ def _requests(path: str, file: IO[bytes], version: int) -> Reading:
             continue
         kind = _KINDS.get(action)
         if kind is None or (kind != FLUSH and len(values) != 2):
-            raise bad_trace(path, f"line {number}", f"'{action}' with {len(values)} numbers is no action")
+            raise bad_trace(path, f"line {number}", f"'{action}' with {len(values)} numbers is not an action")
         offset, length = (0, 0) if kind == FLUSH else values
         yield TracedRequest(now_us * 1000, kind, offset, length)
     return TraceEnd()
@@ -109,7 +109,7 @@ def _requests(path: str, file: IO[bytes], version: int) -> Reading:
 def _number(path: str, line: int, word: str) -> int:
     if word.isascii() and word.isdecimal() and len(word) < 20 and (value := int(word)) <= FURTHEST_BYTES:
         return value
-    raise bad_trace(path, f"line {line}", f"'{word}' is no number that can be")
+    raise bad_trace(path, f"line {line}", f"'{word}' is not a number that can be")
 
 
 def lines(requests: Iterable[TracedRequest], version: int, name: str) -> Iterator[bytes]:

@@ -130,7 +130,7 @@ def replay(
         clock: in nanoseconds.
 
     Raises:
-        UsageError: it is no trace, or reaches beyond the disk's end; nothing was done then.
+        UsageError: it is not a trace, or reaches beyond the disk's end; nothing was done then.
         OSError: a request failed.
     """
     total = check_size(trace, disk.size_bytes, disk.path)

@@ -194,8 +194,8 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[]", "is no result of 'cowfs bench --json'"),
-        ("{", "is no result of 'cowfs bench --json'"),
+        ("[]", "is not a result of 'cowfs bench --json'"),
+        ("{", "is not a result of 'cowfs bench --json'"),
         ('{"format": "other", "version": 1}', "its format is 'other'"),
         ('{"format": "cowfs-bench", "version": 99}', "is a result of version 99, and this cowfs reads version 1"),
         ('{"format": "cowfs-bench", "version": 1}', "is damaged"),

@@ -94,7 +94,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
         USAGE,
         "--for and COMMAND go not together",
     ),
-    "no trace": (["trace", "show", "/dev/null"], USAGE, "/dev/null is no trace that is known"),
+    "no trace": (["trace", "show", "/dev/null"], USAGE, "/dev/null is not a trace that is known"),
     "a trace that is not there": (["trace", "show", "/nope"], 1, "/nope: No such file or directory"),
     "trace to a name that says nothing": (["trace", "convert", "a", "b"], USAGE, "the name of b does not say"),
     "clear an unknown fault": (["faults", "clear", "x"], USAGE, "there is no rule 'x'"),

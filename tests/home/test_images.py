@@ -272,6 +272,12 @@ def test_bad_input(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "archive").write_bytes(b"\x1f\x8b" + bytes(100))
     cases.append((errors.UsageError, r"compressed \(gzip\)", {"source": tmp_path / "archive", "name": "disk"}))
+    for name in ("disk.qcow2", "old.tar"):
+        (tmp_path / name).write_bytes(b"no magic" * 100)
+        ending = name.rpartition(".")[2]
+        cases.append(
+            (errors.UsageError, f"does not begin as {ending} does", {"source": tmp_path / name, "name": "disk"})
+        )
     os.mkfifo(tmp_path / "fifo")  # which would be waited for
     specials = (tmp_path / "fifo", "/dev/zero")
     says = "is not a file, directory or disk"

@@ -193,7 +193,7 @@ def test_a_file_that_is_empty(homes: list[Path], tmp_path: Path) -> None:
 
 def test_what_is_no_file(homes: list[Path], tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UsageError, match="is no file and no directory"):
+    with pytest.raises(UsageError, match="is neither a file nor a directory"):
         bring(homes[0], tmp_path / "pipe")
     with pytest.raises(CowfsError, match=f"cannot read {tmp_path}/missing: No such file"):
         bring(homes[0], tmp_path / "missing")

@@ -212,7 +212,11 @@ def edited(registry: SmallRegistry, edit: Callable[[dict[str, Any]], object]) ->
     [
         (lambda m: m.update(schemaVersion=1), BadImage, "schema 1, which Docker no longer writes"),
         (lambda m: m.update(mediaType="text/html"), BadImage, "its media type is 'text/html'"),
-        (lambda m: m["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json"), BadImage, "no image of"),
+        (
+            lambda m: m["config"].update(mediaType="application/vnd.cncf.helm.config.v1+json"),
+            BadImage,
+            "not an image of",
+        ),
         (lambda m: m["layers"][0].update(mediaType="application/x-qcow2"), BadImage, "'application/x-qcow2'"),
         (lambda m: m["layers"][0].update(digest="md5:abc"), BadImage, "'md5:abc' is not a digest"),
         (lambda m: m["layers"][0].update(digest="sha256:../../../etc/passwd"), BadImage, "is not a digest"),
@@ -449,7 +453,7 @@ def test_a_redirect_gets_no_credentials(
 
 def test_redirects_without_an_end(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:
     registry.before.append(lambda handler: "/manifests/" in handler.path and handler.answer(302, Location=handler.path))
-    refused(puller, homes[0], f"{registry.host}/web:1", RegistryError, "sends one on and on")
+    refused(puller, homes[0], f"{registry.host}/web:1", RegistryError, "redirects again and again")
 
 
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://here/x", "http://[::1"])
@@ -457,7 +461,7 @@ def test_a_redirect_to_what_is_no_address(
     homes: list[Path], puller: Puller, registry: SmallRegistry, target: str
 ) -> None:
     registry.before.append(lambda handler: "/manifests/" in handler.path and handler.answer(302, Location=target))
-    refused(puller, homes[0], f"{registry.host}/web:1", RegistryError, "sends one on to")
+    refused(puller, homes[0], f"{registry.host}/web:1", RegistryError, "redirects to")
 
 
 # ------------------------------------------------------------------ up

@@ -281,13 +281,13 @@ def test_damage_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no trace that is known"),
-        (b"hello\n", "no trace that is known"),
+        (b"", "not a trace that is known"),
+        (b"hello\n", "not a trace that is known"),
         (b"fio version 1 iolog\n", "an iolog of version 1; versions 2 and 3 can be read"),
         (b"fio version 2 iolog\na add\nb read 0 1\n", "several files, 'a' and 'b'"),
-        (b"fio version 2 iolog\na read 0 1x\n", "line 2: '1x' is no number"),
-        (b"fio version 2 iolog\na sing 0 1\n", "line 2: 'sing' with 2 numbers is no action"),
-        (b"fio version 2 iolog\na read 5\n", "line 2: 'read' with 1 numbers is no action"),
+        (b"fio version 2 iolog\na read 0 1x\n", "line 2: '1x' is not a number"),
+        (b"fio version 2 iolog\na sing 0 1\n", "line 2: 'sing' with 2 numbers is not an action"),
+        (b"fio version 2 iolog\na read 5\n", "line 2: 'read' with 1 numbers is not an action"),
         (b"fio version 2 iolog\n" + b"x" * 5000, "line 2: it is too long"),
         (b"cowfstrc\x02\0\0\0\0\0\0\0", "version 2, and this cowfs reads version 1"),
         (b"cowfstrc\x01\0\0\0\x02\0\0\0[]", "its header cannot be read"),

@@ -31,7 +31,7 @@ class ReplayTrace:
     needs = Offer.DISK
 
     def __init__(self, path: str, *, pace: Pace, size_bytes: int | None, seed: int) -> None:
-        """Raises UsageError: it is no trace, or reaches beyond the disks; OSError."""
+        """Raises UsageError: it is not a trace, or reaches beyond the disks; OSError."""
         self._trace = open_trace(path)
         found = summarize(self._trace)
         if not found.requests:
