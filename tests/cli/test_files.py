@@ -203,11 +203,11 @@ def test_changes_and_diff(cowfs: Run, site: Path) -> None:
     }
     assert cowfs("diff", "web", "web-2", "/site").out == (
         "--- web:/site/index\n+++ web-2:/site/index\n@@ -1 +1 @@\n-hello\n+goodbye\n"
-        "binary files web:/site/raw and web-2:/site/raw differ\n"
+        "only in web-2:/site/raw: a binary file\n"
     )
     (first, second) = cowfs("--json", "diff", "web", "web-2", "/site").json
     assert first["text"].endswith("-hello\n+goodbye\n")
-    assert second["notes"] == ["binary files web:/site/raw and web-2:/site/raw differ"]
+    assert second["notes"] == ["only in web-2:/site/raw: a binary file"]
     assert cowfs("diff", "web", "web").out == ""
 
 
