@@ -6,6 +6,7 @@ that module takes as long as most commands.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
@@ -19,7 +20,7 @@ GROUP: Final = "cowfs.backends"
 
 
 def backend_names() -> list[str]:
-    return sorted(_registered())
+    return sorted(_registered(tuple(sys.path)))
 
 
 def load_backend(name: str) -> Backend:
@@ -29,7 +30,12 @@ def load_backend(name: str) -> Backend:
         UsageError: no such name.
         MissingRequirement: it is registered but cannot be imported here.
     """
-    registered = _registered()
+    return _load(name, tuple(sys.path))
+
+
+@functools.cache  # a process that opens many homes looks through its directories once
+def _load(name: str, path: tuple[str, ...]) -> Backend:
+    registered = _registered(path)
     if name not in registered:
         raise UsageError(f"there is no backend '{name}'; registered: {', '.join(sorted(registered)) or 'none'}")
     value = registered[name]
@@ -43,10 +49,10 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def _registered() -> dict[str, str]:
+def _registered(path: tuple[str, ...]) -> dict[str, str]:
     """`module:attribute` by backend name; of two distributions the one that imports find first wins."""
     found: dict[str, str] = {}
-    for directory in sys.path:
+    for directory in path:
         for text in _entry_point_files(directory or os.curdir):
             for name, value in _parse(text):
                 found.setdefault(name, value)
