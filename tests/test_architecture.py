@@ -246,6 +246,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "virtual_clock": set(),
         "spec": set(),
         "unix_socket": set(),
+        "service_manager": set(),
         "passed_file": set(),
         "backend_facts": set(),
         "metadata_copy": set(),

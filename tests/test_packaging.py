@@ -14,7 +14,10 @@ import pytest
 from cowfs.version import DISTRIBUTION, VERSION
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SHIPPED = ("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py", "docs", "cowfs", "backends")
+SHIPPED = (
+    *("LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "setup.py"),
+    *("docs", "systemd", "cowfs", "backends"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +118,15 @@ def test_wheel_brings_the_manual_and_the_documents(source_tree: Path) -> None:
     """Where pip, and a package that is made from the wheel, put them: below share."""
     with zipfile.ZipFile(build(source_tree, "wheel")) as archive:
         shared = {name.partition(".data/data/share/")[2] for name in archive.namelist() if ".data/" in name}
+        units = {name.partition(".data/data/lib/systemd/")[2] for name in archive.namelist()}
         page = archive.read(next(name for name in archive.namelist() if name.endswith("/cowfs-mount.1"))).decode()
     assert {f"man/man1/{name}.1" for name in ("cowfs", "cowfs-mount", "cowfs-layer-diff", "cowfs-help")} <= shared
     documents = {str(path.relative_to(REPOSITORY / "docs")) for path in (REPOSITORY / "docs").rglob("*.md")}
     assert {f"doc/cowfs-thin/{name}" for name in ("README.md", "CHANGELOG.md")} <= shared
     assert {f"doc/cowfs-thin/{name}" for name in documents - {"decisions/README.md"}} <= shared
     assert "\\-\\-read\\-only" in page
+    assert {"system/cowfs-snapshotter.service", "system/cowfs-snapshotter.socket"} <= units
+    assert "cowfs-thin/snapshotter.toml" in shared
 
 
 def test_what_builds_the_wheel_is_what_the_commands_import(tmp_path: Path) -> None:

@@ -5,18 +5,21 @@
     remove what a crash left of snapshots
     listen and answer        until SIGTERM or SIGINT; the home is free at the end
 
-containerd dials the socket when it needs it, and again after an end: either may be restarted without the other.
+containerd dials the socket when it needs it, and again after an end: either may be restarted without the other. Where
+a service manager listens and passes its socket, who dials before this process answers waits, and is not refused.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from socket import socket as stdlib_socket
+from typing import Final
 
 import trio
 
@@ -31,23 +34,33 @@ from cowfs.forking import close_in_children, close_socket
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
+from cowfs.home.service_manager import require_same_path, tell_ready
 from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.home.unix_socket import listening
 
 _log = logging.getLogger(__name__)
+CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotterRequest:
-    """What to serve where; `options` are storage options, `containerd` is the socket of the one that asks."""
+    """What to serve where; `options` are storage options, `containerd` is the socket of the one that asks.
+
+    Attributes:
+        socket: path of the socket to listen on; may be None with a listener.
+        listener: a socket that listens already, of the service manager.
+        notify_socket: where to tell the service manager that this process is ready; nowhere when empty.
+    """
 
     home: Path
     backend: str
-    socket: Path
+    socket: Path | None
     containerd: Path
     options: tuple[str, ...] = ()
+    listener: stdlib_socket | None = None
+    notify_socket: str = ""
 
 
 def serve_snapshotter(request: SnapshotterRequest) -> None:
@@ -59,7 +72,7 @@ def serve_snapshotter(request: SnapshotterRequest) -> None:
     if request.home.exists():
         require_owned(os.path.abspath(request.home))
     spec = HomeSpec(request.home, request.backend, storage_options=request.options, make=Make.WHERE_ABSENT)
-    with Ending() as ending, listening(request.socket) as listener, ungrouped():
+    with Ending() as ending, _listening(request) as listener, ungrouped():
         ending.note_signals()
         home = open_here(spec)
         with ending_with(home.close):
@@ -68,8 +81,18 @@ def serve_snapshotter(request: SnapshotterRequest) -> None:
                 trio.run(partial(_serve, home, store, request, ending, listener))
 
 
+def _listening(request: SnapshotterRequest) -> AbstractContextManager[stdlib_socket]:
+    if request.listener is None:
+        assert request.socket is not None
+        return listening(request.socket)
+    if request.socket is not None:
+        require_same_path(request.listener, request.socket)
+    close_in_children(request.listener, close_socket)
+    return request.listener
+
+
 async def _serve(
-    home: OpenHome, store: SnapshotStore, request: SnapshotterRequest, ending: Ending, listener: socket.socket
+    home: OpenHome, store: SnapshotStore, request: SnapshotterRequest, ending: Ending, listener: stdlib_socket
 ) -> None:
     is_root = os.geteuid() == 0
     mount = MountRequest(
@@ -96,6 +119,8 @@ async def _serve(
             await ready.wait()
             await snapshotter.begin()
             ending.is_ready = True
+            if request.notify_socket:
+                tell_ready(request.notify_socket)
             await trio.serve_listeners(serve_client, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
 
         async with trio.open_nursery() as nursery:

@@ -14,5 +14,6 @@ Read from the top; each room imports from those below it alone.
     requests/           what can be asked of a home: for each operation a typed struct, with its documentation
     opening, open_home  making and opening a home in this process, as a `HomeSpec` says, and what that gives
     kernel/             devices and layers that the kernel mounts, from block device nodes
+    service_manager     what a service and the service manager that started it tell each other
     spec                which home, and how it is to be opened
 """
