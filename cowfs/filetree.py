@@ -199,7 +199,7 @@ class ServedTree(FileTree, Protocol):
     """A tree that a mount serves: applications hold inodes open, and its device is snapshotted meanwhile."""
 
     def find_name(self, parent: int, name: bytes) -> Attributes | None:
-        """As `lookup`; None for a name that is missing, which is most of what a mount is asked for."""
+        """As `lookup`; None for a missing name, the answer to most lookups of a mount."""
         ...
 
     def open_inode(self, inode: int) -> None: ...

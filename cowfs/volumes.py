@@ -59,7 +59,7 @@ OpenVolume: TypeAlias = Volume | XfsVolume
 
 
 class Trimmed(NamedTuple):
-    """What a trim took from a device, and what of it came back to the pool; the rest others map too."""
+    """Bytes that a trim unmapped from a device, and those of them freed in the pool; others still map the rest."""
 
     unmapped_bytes: int
     freed_bytes: int
@@ -324,7 +324,7 @@ class Volumes:
             raise FilesystemError(f"device '{name}' {_ONLY_READ}, 'mount --read-only' its files", errno=errno.EROFS)
 
     def require_no_disk(self, name: str, purpose: str, alternative: str = "") -> None:
-        """Raises DeviceBusy for a device that is in use as a disk, whose files whoever uses it may have open too."""
+        """Raises DeviceBusy for a device that is in use as a disk, since its user may have its files open too."""
         if self.is_disk(name):
             raise self._devices.uses.busy(name, purpose, alternative)
 

@@ -10,7 +10,7 @@ A device-mapper request is one buffer: a header of 312 bytes, then at `data_star
     DEV_RENAME      the new name or UUID and a zero byte
     others          nothing
 
-and the answer comes back in the same buffer, or BUFFER_FULL is set and the request is to be repeated in a larger one.
+and the answer is in the same buffer, or BUFFER_FULL is set and the request is to be repeated in a larger one.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class Engine:
     # ------------------------------------------------------------------------------------------ transaction
 
     def commit(self) -> None:
-        """Make everything so far durable, then see whether space ran out or came back.
+        """Make everything so far durable, then check whether the pool ran out of space or has space again.
 
         Raises:
             PoolIoError (EIO): it failed. The transaction is lost, and the pool is read-only or failed.

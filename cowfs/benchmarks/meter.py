@@ -149,7 +149,7 @@ class Meter:
         )
 
     def add(self, name: str, kind: Kind, work: Work) -> None:
-        """A line of which another program has told the figures; nothing is counted."""
+        """A line with figures that another program measured; nothing is counted."""
         sample = Sample(
             value=kind.value(work, None),
             seconds=work.seconds,

@@ -27,7 +27,7 @@ _FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSE
 
 
 class Watcher:
-    """What is told how a run goes; this one does nothing."""
+    """Receives the progress of a run; this one does nothing."""
 
     def begins(self, result: Result) -> None:
         """Contenders are set up; the machine was looked at."""

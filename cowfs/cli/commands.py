@@ -82,9 +82,9 @@ _LAYER: Final = GroupOfCommands(
         "apply": Command("layers", "Unpack a tar archive into a layer, completely or not at all."),
         "size": Command("layers", "Print the size of the files that a layer added or modified."),
         "pull": Command("layer_images", "Make layers of an image in a registry."),
-        "push": Command("layer_images", "Push a layer and all that it stands on to a registry, as an image."),
+        "push": Command("layer_images", "Push a layer and all layers below it to a registry, as an image."),
         "import": Command("layer_images", "Bring in images from archives of 'docker save' and OCI layouts."),
-        "export": Command("layer_images", "Write a layer and all that it stands on as an image."),
+        "export": Command("layer_images", "Write a layer and all layers below it as an image."),
     },
 )
 _DOCKER: Final = GroupOfCommands(

@@ -191,7 +191,7 @@ def _say_brought(what: str, layers: list[BroughtLayer], name: str | None) -> Non
 def push_command(
     settings: Settings, layer_id: str, reference: str, no_blocks: bool, platform_text: str | None, insecure: bool
 ) -> None:
-    """Push the layer ID and all that it stands on to a registry, as the image REF.
+    """Push the layer ID and all layers below it to a registry, as the image REF.
 
     \b
       cowfs --home H layer push web registry.example.org/team/web:1
@@ -315,7 +315,7 @@ def export_command(
     layout: str | None,
     platform_text: str | None,
 ) -> None:
-    """Write the layer ID and all that it stands on as an image, for 'docker load' and OCI tools.
+    """Write the layer ID and all layers below it as an image, for 'docker load' and OCI tools.
 
     \b
       cowfs --home H layer export web -t web:1 | docker load

@@ -35,7 +35,7 @@ _START_ATTEMPTS: Final = 3
 @click.option(
     "--writeback",
     is_flag=True,
-    help="Let the kernel gather what is written; a full pool is told at fsync and close, not at write.",
+    help="Let the kernel collect writes; a full pool is reported at fsync and close, not at write.",
 )
 @click.option("--repair", is_flag=True, help="Run e2fsck -y on a damaged file system first, even if data is lost.")
 @click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
@@ -169,7 +169,7 @@ def _serve_here(settings: Settings, request: MountRequest, report_fd: int | None
 
 
 def _spares_base(name: str | None, *, write_base: bool) -> bool:
-    """Whether what is mounted is the base device and not asked for by --write-base; says so."""
+    """Whether the mounted device is the base device without --write-base; prints so."""
     if name != BASE or write_base:
         return False
     output.print_line(

@@ -30,7 +30,7 @@ _UNKNOWN = "?"
 
 
 def _store(settings: Settings) -> DockerStore:
-    """The daemon's directory that --home names. What of it cannot be read is said on standard error when asked for."""
+    """The daemon's directory that --home names. Unreadable parts are named on standard error when they are needed."""
     from cowfs.docker.stored.place import require_place
     from cowfs.docker.stored.store import DockerStore
 

@@ -1,6 +1,6 @@
 """Blobs of containerd's content store: read into a file, and written as they are made.
 
-containerd tells a diff service of digests alone; the bytes come and go by its content service. A blob that is written
+containerd gives a diff service digests only; its content service reads and writes the bytes. A blob that is written
 belongs to the lease of the call, or to one that is made for it and ends by itself: without any, the next garbage
 collection of containerd could take it before its user has named it.
 """

@@ -129,7 +129,7 @@ class DiffService:
 
 
 def _own_headers(headers: Mapping[str, str], snapshot: Snapshot) -> dict[str, str]:
-    """What containerd must be told again, since it asks: the namespace, and the lease where there is one.
+    """What containerd expects in each call: the namespace, and the lease where there is one.
 
     containerd passes them on only for what it does itself. For what a client of it does, the namespace is in the key
     of the snapshot: NAMESPACE/NUMBER/KEY.

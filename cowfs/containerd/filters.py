@@ -47,7 +47,7 @@ class _Selector(NamedTuple):
 
 
 def parse_filters(texts: Iterable[str]) -> Callable[[Lookup], bool]:
-    """A function that tells whether a snapshot matches one of the filters; without filters every snapshot matches.
+    """A function that returns whether a snapshot matches one of the filters; without filters every snapshot matches.
 
     Args (of the result): calls its argument with a path of names for a value, None where there is none.
 

@@ -2,8 +2,8 @@
 
 Without a number, all of these; with one, a seeded part of each kind, the rest of one kind's share going to the next:
 
-1. the flush boundaries: everything that was asked for, just after something became durable
-2. the prefixes: everything that was asked for, at each position
+1. the flush boundaries: all requests so far, just after some of them became durable
+2. the prefixes: all requests so far, at each position
 3. at each moment when most may be lost: all lost, one lost, one kept
 4. subsets of what may be lost at a moment, torn at sectors; without a number, all of them where few may be lost
 """

@@ -15,7 +15,7 @@ _TRIES_MAX: Final = 60
 
 
 def with_what_came_after(history: History, state: State) -> State:
-    """The same content told as one of the last moment with the same promises, at which all that came later is lost."""
+    """The same content described as a state of the last moment with the same promises: all later writes are lost."""
     moment = history.later_moment(state.position)
     later = range(history.issued_until(state.position), history.issued_until(moment))
     return State(moment, tuple(sorted((*state.lost, *history.losses(later)))))
@@ -24,7 +24,7 @@ def with_what_came_after(history: History, state: State) -> State:
 def smallest(history: History, state: State) -> Generator[State, bool, State]:
     """Yields states to try, and takes whether each failed. Returns the one with the fewest losses that failed.
 
-    A state that ends early is one that lost what came after: so it is told by what was lost, too.
+    A state that ends early is one that lost what came after: so it is described by what was lost, too.
     """
     best = with_what_came_after(history, state)
     moment = best.position
@@ -67,7 +67,7 @@ def _earliest(history: History, best: State, left: int) -> Generator[State, bool
 
 
 def _whole(history: History, best: State, left: int) -> Generator[State, bool, State]:
-    """Losing all of a write is told more easily than losing some sectors of it."""
+    """The loss of a whole write is easier to describe than the loss of some of its sectors."""
     if history.items and any(loss.sectors for loss in best.lost) and left:
         whole = State(best.position, tuple(Loss(loss.item) for loss in best.lost))
         if (yield whole):

@@ -65,7 +65,7 @@ def clone_home(
 
 
 def _begin(made: HomeFiles) -> None:
-    """Make the directory, in place of one that was left half made: with the marker, or with nothing but the lock."""
+    """Make the directory, in place of an incomplete one: with the marker, or with nothing but the lock."""
     state = state_of(made)
     is_marked = state is HomeState.HALF_MADE and made.read(made.init_marker) == _MARKER
     if is_marked or (state is HomeState.EMPTY and LOCK_NAME in os.listdir(made.home)):
@@ -136,7 +136,7 @@ def _used_ranges(made: HomeFiles, block_bytes: int) -> Iterator[tuple[int, int]]
 
 
 def _put_in_place(made: HomeFiles, snapshots: Mapping[int, int]) -> None:
-    """Have the thins of a copy be what their snapshots are, which then are no more."""
+    """Replace the thins of a copy by their snapshots, and delete the snapshots."""
     if snapshots:
         with closing(_open(made.metadata, read_only=False)) as device:
             metadata = Metadata.open(device)

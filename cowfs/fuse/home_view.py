@@ -254,7 +254,7 @@ class HomeView(View):
         return device.view.root()
 
     def _name_seconds(self, device: OpenDevice) -> float:
-        """How long the kernel may keep the name of a device that it has just asked for."""
+        """How long the kernel may keep the name of a device that it has just looked up."""
         now = time.monotonic()
         device.walks = device.walks + 1 if now - device.walked_at < _PAUSE_SECONDS else 0
         device.walked_at = now

@@ -2,7 +2,7 @@
 
 The file behaves like a disk: its size is the device's, O_TRUNC does nothing, a write at the end fails with ENOSPC,
 any other truncation with EINVAL, and its times change only by utimes(2). It is mode 0600 (0400 read-only), owned by
-whatever server shows it. Times that stand still also keep the kernel from dropping its cache of a file it wrote itself.
+whatever server shows it. Constant times also keep the kernel from dropping its cache of a file it wrote itself.
 
 Loop devices over it work for root. The loop driver reads as the kernel, so a mount made by an ordinary user needs
 `allow_other` for that.

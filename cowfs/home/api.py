@@ -262,7 +262,7 @@ class Home(Closing):
         self._session.call(WatchUnsynced(name))
 
     def power_cut(self, name: str, *, seed: int | None = None) -> PowerCut:
-        """Have the power of a device fail and come back: what programs wrote and have not synced is lost.
+        """Cut the power of a device and restore it: what programs wrote and have not synced is lost.
 
         What is open in it is detached, and gets ESTALE. The file system is as after any crash: its journal is replayed
         when it is used next.
@@ -482,7 +482,7 @@ class Home(Closing):
 
     @contextmanager
     def trace(self, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
-        """Record in a new file what a device in use is asked for the length of a block.
+        """Record the requests to a device in use in a new file while a `with` block runs.
 
         It can be read by `cowfs.traces.formats.open_trace`, whatever happens while it is recorded.
 

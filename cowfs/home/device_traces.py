@@ -1,4 +1,4 @@
-"""The traces of an open home that are being recorded, and what stands before the devices for them."""
+"""The traces of an open home that are being recorded, and their stand-ins before the devices."""
 
 from __future__ import annotations
 

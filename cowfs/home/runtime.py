@@ -6,7 +6,7 @@
     PARENT/cowfs/NAME/cowfs.log     its log
 
 PARENT is one of a few directories that a user may have; the first that is there, belongs to the user and cannot be
-written by others counts, so that no other user can put anything in the way. NAME is that of the home's directory, with
+written by others counts, so that no other user can put a file there. NAME is that of the home's directory, with
 its device and inode numbers, which no other home has at the same time.
 """
 
@@ -58,7 +58,7 @@ def make_runtime_directory(home: Path, parents: Sequence[str]) -> Path:
 
     Raises:
         MissingRequirement: none of `parents` can be used.
-        HomeError: it cannot be made; somebody else's is there (EPERM).
+        HomeError: it cannot be made; one of another user is there (EPERM).
     """
     if (found := find_runtime_directory(home, parents)) is not None:
         return found

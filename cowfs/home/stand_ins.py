@@ -1,4 +1,4 @@
-"""What stands in the place of the methods of a home's active devices: for faults, and for traces."""
+"""Replacements for methods of a home's active devices: for faults, and for traces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cowfs.fuse.translate import View
 
 Wanted: TypeAlias = Callable[[str], Make | None]
-"""What is to stand before the device of a name; None for a device that has nothing before it."""
+"""The stand-in for the device of a name; None for a device without one."""
 
 
 class StandIns:
@@ -34,7 +34,7 @@ class StandIns:
         self._view = view
 
     def want(self, purpose: str, wanted: Wanted | None) -> None:
-        """Have what is wanted for a purpose stand in place, and nothing else for that purpose; nothing when None.
+        """Install the stand-ins of a purpose, in place of its earlier ones; remove those when None.
 
         To be called again when the answers of `wanted` are others.
         """

@@ -53,7 +53,7 @@ class TraceRecording:
 
 @contextmanager
 def recorded_trace(session: Session, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
-    """Record what a device is asked for the length of a block.
+    """Record the requests to a device while a `with` block runs.
 
     Args:
         path: a new file, of mode 0600. What is in it can be read whatever happens.

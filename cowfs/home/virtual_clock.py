@@ -1,4 +1,4 @@
-"""A clock for tests, which stands still until it is moved; what a home does by the clock is then done at once."""
+"""A clock for tests, which does not run until it is moved; what a home does by the clock is then done at once."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ POOL_NAME: Final = "docker-thinpool"
 
 
 class LvmConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What the user asked for; 0 and an empty text stand for what was not given. Keys of the file are moby's."""
+    """The user's settings; 0 and an empty text mean that a setting was not given. Keys of the file are moby's."""
 
     device: str = msgspec.field(name="Device", default="")
     thinp_percent: int = msgspec.field(name="ThinpPercent", default=0)

@@ -1,4 +1,4 @@
-"""What keeps a file system alive that is mounted here no more: copies of the mount elsewhere, or those who use files.
+"""What keeps a file system in the kernel after its unmount: copies of the mount elsewhere, or users of files.
 
     unmounted here, and a copy in another mount namespace     a sandbox, a container: it would keep the server for ever
     detached here (umount -l) while files are in use          they are served until they are closed

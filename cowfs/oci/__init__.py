@@ -22,5 +22,5 @@ block_deltas   beside an image, the blocks of its layers, for other homes
 pulling        images of registries become layers, and
 pushing        layers become images of registries
 
-`http` and what stands on it need the package httpx, and are imported by the commands that reach registries alone.
+`http` and the modules above it need the package httpx, and are imported by the commands that reach registries alone.
 """

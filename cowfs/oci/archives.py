@@ -3,7 +3,7 @@
     a directory   an OCI layout (`oci-layout`, `index.json`), or an unpacked archive of `docker save` (`manifest.json`)
     a file        the same as a tar archive, or else the tar archive of one layer; compressed by gzip or not
 
-Nothing outside the directory is read, whatever names stand in its documents.
+Nothing outside the directory is read, whatever names its documents give.
 
 Source: OCI image specification 1.1, image-layout.md; moby 20.10, `image/tarexport`.
 """

@@ -15,7 +15,7 @@ _GZIP: Final = 31  # window bits: with a header, in which zlib writes no name an
 _LEVEL: Final = 6
 _MAGIC_GZIP: Final = b"\x1f\x8b"
 _MAGIC_ZSTD: Final = b"\x28\xb5\x2f\xfd"
-_WINDOW_BYTES_MAX: Final = 128 << 20  # of memory, what zstd itself takes unless told otherwise
+_WINDOW_BYTES_MAX: Final = 128 << 20  # of memory, zstd's own default limit
 _MAGIC_OTHERS: Final = {b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
@@ -107,7 +107,7 @@ def _decompressed_zstd(first: bytes, file: Readable, what: str) -> Iterator[byte
 
 
 class _Joined:
-    """A file, before which stands what was read of it."""
+    """A file preceded by the bytes that were read from it."""
 
     def __init__(self, first: bytes, file: Readable) -> None:
         self._first = first

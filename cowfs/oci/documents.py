@@ -137,7 +137,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
 
 class _Kind(msgspec.Struct, rename="camel"):
-    """What tells documents apart that do not say what they are."""
+    """Recognises documents that do not state their type."""
 
     schema_version: int = 0
     media_type: str = ""
@@ -150,7 +150,7 @@ def digest_of(data: bytes) -> str:
 
 
 def check_digest(text: str, where: str) -> str:
-    """Raises BadImage for what is no digest of SHA-256."""
+    """Raises BadImage for text that is not a digest of SHA-256."""
     if not _DIGEST.fullmatch(text):
         raise BadImage(f"{where} is damaged: {text[:80]!r} is not a digest of SHA-256")
     return text

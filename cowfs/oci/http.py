@@ -1,6 +1,6 @@
 """Requests to a registry over HTTP(S): who one is, redirects, limits; by httpx.
 
-    What stands here alone, since a registry is not trusted:
+    What this module does itself, since a registry is not trusted:
 
     - Credentials and tokens go to the registry itself, and to the token server that it names; a redirect, or an upload
       that continues elsewhere, gets none.
@@ -133,7 +133,7 @@ class Connection:
     """A registry, for one repository. Close it.
 
     Args:
-        host: as it stands in names of images.
+        host: as in the names of images.
         scope: what is to be done, for the token server: `repository:NAME:pull,push`.
         config: where the credentials are.
         insecure: where TLS is not spoken, go on without it. So it is for addresses of this machine in any case.
@@ -195,7 +195,7 @@ class Connection:
             yield Answer(response, response.request.url)
 
     def resolve(self, target: str | httpx.URL, base: httpx.URL | None = None) -> httpx.URL:
-        """A whole address. Raises RegistryError for one that leads from https to http, or is no address."""
+        """A whole address. Raises RegistryError for an address that leads from https to http, or is not an address."""
         origin = base or self._open()
         try:
             url = (origin if base is not None else origin.join("/v2/")).join(target)

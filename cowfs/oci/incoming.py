@@ -43,7 +43,7 @@ class BroughtLayer(msgspec.Struct, frozen=True):
 
 
 class Brought(msgspec.Struct, frozen=True):
-    """An image that is in the home. `name`: the layer that was made on top of it, if one was asked for."""
+    """An image that is in the home. `name`: the layer that was made on top of it, if the caller named one."""
 
     tags: list[str]
     image_id: str | None

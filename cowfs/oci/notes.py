@@ -39,7 +39,7 @@ class LayerNote(msgspec.Struct, frozen=True, omit_defaults=True):
         blob: its archive as it was stored where it came from.
         sources: `HOST/REPOSITORY` where that blob is.
         config: of the image that ended in this layer, the last that came.
-        blocks_id: digest that stands for the blocks of the layer and of all below it; empty where it was not made of
+        blocks_id: digest of the blocks of the layer and of all layers below it; empty where it was not made of
             blocks.
     """
 
@@ -92,7 +92,7 @@ class Notes:
         return {found[1] for name in names if (found := _FILE.fullmatch(name))}
 
     def remove_others(self, noted: Iterable[str], layers: Iterable[str]) -> None:
-        """Remove the notes of layers that are no more.
+        """Remove the notes of layers that no longer exist.
 
         Args:
             noted: `layers()`, asked before it was asked which layers there are.

@@ -1,4 +1,4 @@
-"""Layers of a home become an image: the layer that is named, and those that it stands on.
+"""Layers of a home become an image: the named layer, and those below it.
 
 A layer that came from an image gets its original archive again, and where all layers of that image are there, the image
 has its own configuration and so its id. What was made here since is packed, and goes into the configuration as new
@@ -76,7 +76,7 @@ class Outgoing:
         self.packing = Packing(home, self.notes)
 
     def chain(self, name: str) -> list[ChainLayer]:
-        """A layer and all that it stands on, the lowest first. Raises UnknownDevice."""
+        """A layer and all layers below it, the lowest first. Raises UnknownDevice."""
         parents = {row.name: row.parent for row in self.home.devices()}
         if name not in parents or name == BASE:
             raise UnknownDevice(f"there is no layer '{name}' in {self.home.path}; 'cowfs layer list' lists them")

@@ -99,7 +99,7 @@ class Push(Closing):
         self._files.close()
 
     def push(self, name: str, platform: Platform, *, with_blocks: bool = True) -> Pushed:
-        """Push a layer with all that it stands on.
+        """Push a layer with all layers below it.
 
         Raises:
             UnknownDevice; RegistryError: the registry cannot be reached, or refuses. The tag is as it was then.

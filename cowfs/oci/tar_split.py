@@ -34,7 +34,7 @@ _FILE: Final = 1
 _SEGMENT: Final = 2
 _MAX_LINE_BYTES: Final = 64 << 20
 _SEGMENT_BYTES: Final = 1 << 20  # about so much is in a line
-_MAX_STORED_BYTES: Final = 16 << 20  # of the content of entries that are no plain files
+_MAX_STORED_BYTES: Final = 16 << 20  # of the content of entries that are not regular files
 _FILES_PER_READING: Final = 256
 
 

@@ -55,7 +55,7 @@ _WORD_MODES: Final = {
 
 
 class UnreadableStatus(enum.Enum):
-    """What stands in place of the figures when the target has none to give."""
+    """Stands for the figures of a target that has none."""
 
     FAIL = "Fail"  # the pool failed: all I/O errors
     ERROR = "Error"  # a value could not be read from the metadata

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Clock:
-    """What the fixture `cow_clock` gives: one clock for all homes of a test. It stands still until it is moved.
+    """What the fixture `cow_clock` gives: one clock for all homes of a test. It does not run until it is moved.
 
     Attributes:
         seconds: how much time has passed since the test began.

@@ -26,5 +26,5 @@ def cow_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
         mount = request.getfixturevalue("cow_mount")
         home, device = mount.home, mount.name
     yield Faults(home, device=device)
-    with suppress(OSError):  # the server has crashed, as it may have been told
+    with suppress(OSError):  # the server has crashed, which a rule may have asked for
         home.clear_faults()

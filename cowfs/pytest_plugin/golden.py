@@ -40,7 +40,7 @@ class GoldenHomes:
         self._keep(target, golden)
 
     def _keep(self, home: Path, golden: Path) -> None:
-        """Put a copy of a home that nobody has used into the cache, where it replaces those of other versions.
+        """Put a copy of an unused home into the cache, where it replaces those of other versions.
 
         Other workers of the session may do the same meanwhile: the home of one of them is kept, or of none.
         """
@@ -56,7 +56,7 @@ class GoldenHomes:
 
 
 def _is_private(directory: Path) -> bool:
-    """Whether nobody else can put a home there, from now on."""
+    """Whether only this user can put a home there, from now on."""
     with suppress(OSError):
         if directory.stat().st_uid == os.geteuid():
             directory.chmod(0o700)

@@ -65,7 +65,7 @@ class MountedDevice:
         self.home.rollback(self.name, before.name, force=force)
 
     def power_cut(self, *, seed: int | None = None) -> int:
-        """Have the power of the disk fail and come back: what was not synced is lost.
+        """Cut the power of the disk and restore it: what was not synced is lost.
 
         The files are there again when this returns. As after any power cut, what a program has open is of no use any
         more (ESTALE), the file system's journal is replayed, and what was synced with fsync is in its place.

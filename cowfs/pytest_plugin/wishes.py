@@ -27,7 +27,7 @@ class Wishes:
         no_space: whether writes to a full pool wait for a minute, or fail at once.
         backend: the backend that implements the pool, a name of the entry-point group `cowfs.backends`.
         raw: the mount shows the disk as one file in place of the files on it.
-        virtual_clock: time stands still for the home; no mark says this, but the use of the fixture `cow_clock`.
+        virtual_clock: the home's clock runs only when it is moved; set by the fixture `cow_clock`, not by a mark.
     """
 
     data_size_bytes: int = 1 << 30

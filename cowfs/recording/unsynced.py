@@ -45,7 +45,7 @@ class Unsynced:
 
     @property
     def is_off(self) -> bool:
-        """Whether the power has failed, and has not come back."""
+        """Whether the power is off."""
         return self._off_at is not None
 
     def over(self, disk: BlockDevice) -> BlockDevice:
@@ -106,7 +106,7 @@ class Unsynced:
 
 
 def _moment(writes: list[_Write], off_at: int, rng: random.Random) -> int:
-    """How many writes were asked for when the power failed, at `off_at` or up to two flushes later.
+    """How many writes were requested when the power failed, at `off_at` or up to two flushes later.
 
     Each of the stages between flushes is as likely, however many writes it has: what is written before a commit of the
     journal is durable, and what is after it.

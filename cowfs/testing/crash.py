@@ -254,7 +254,7 @@ class CrashRun:
             reuse_every: go on writing to each n-th reopened pool.
         """
         done = Explored(len(self.steps), len(self.boundaries), len(self.journal.entries))
-        begin = self.boundaries[0].durable  # before the first commit there is nothing to come back to
+        begin = self.boundaries[0].durable  # before the first commit there is no state to recover
         journal = self.journal
         flushed = {name: journal.image(name, journal.durable_position(name, begin)) for name in (METADATA, DATA)}
         torn = {name: bytearray() for name in flushed}

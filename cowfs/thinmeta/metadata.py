@@ -182,7 +182,7 @@ class Metadata:
 
     @property
     def metadata_free_blocks(self) -> int:
-        """As the kernel counts: what this transaction took stays taken, what it freed comes back at the commit."""
+        """As the kernel counts: blocks taken in this transaction stay taken, freed ones are free after the commit."""
         counts = self._store.counts
         return max(0, counts.nr_blocks - counts.committed_allocated - counts.taken)
 

@@ -116,7 +116,7 @@ def lines(requests: Iterable[TracedRequest], version: int, name: str) -> Iterato
     """The lines of an iolog.
 
     Args:
-        name: the file that the iolog names, which fio opens unless it is told another one.
+        name: the file that the iolog names, which fio opens unless its job names another one.
 
     Raises:
         UsageError: fio cannot read a name like this.

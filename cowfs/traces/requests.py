@@ -35,7 +35,7 @@ class TraceHeader(msgspec.Struct, frozen=True):
     """What a trace says about itself.
 
     Attributes:
-        device: whose requests these are, in the words of whoever recorded them.
+        device: the device that received the requests, as the recording program names it.
         size_bytes: how large that device was; None where the format does not say.
         began: seconds since 1970; None where the format does not say.
     """
@@ -83,5 +83,5 @@ class Trace:
 
 
 def bad_trace(path: str, where: str, what: str) -> UsageError:
-    """The error for a file that is no trace of its format."""
+    """The error for a file that is not a trace of its format."""
     return UsageError(f"{path} cannot be read as a trace: {where}: {what}")

@@ -1,6 +1,6 @@
 """Opening the pool of a home, wherever it is: in the home's own files, on devices, or an existing pool of the kernel.
 
-A new home takes devices over only when nothing is on them, or when it is told that what is there may be lost; and a
+A new home takes devices over only when nothing is on them, or when the user permits the loss of what is there; and a
 externally created pool only if it was never used.
 """
 

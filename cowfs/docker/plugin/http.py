@@ -103,7 +103,7 @@ class _Connection:
         path, _, arguments = event.target.decode("ascii", "replace").partition("?")
         query = {key: values[-1] for key, values in parse_qs(arguments, keep_blank_values=True).items()}
         body = self._read_body()
-        # Nothing else is asked for here, and an answer to HEAD or CONNECT would have rules of its own.
+        # No other method is used here, and an answer to HEAD or CONNECT would have rules of its own.
         is_served = event.method == b"POST"
         await self._send_response(await handler(Request(path, query, body)) if is_served else _NOT_ALLOWED)
         async for _ in body:

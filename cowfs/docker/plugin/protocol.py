@@ -193,7 +193,7 @@ async def _with_first(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncG
 
 
 def _change(change: LayerChange) -> dict[str, object]:
-    """As Docker has it; in a path, bytes that are no UTF-8 are replaced, as Go's encoder does."""
+    """As Docker has it; in a path, bytes that are not UTF-8 are replaced, as Go's encoder does."""
     path = os.fsencode(change.path).decode(errors="replace")
     return {"Path": path, "Kind": int(ChangeKind.of_letter(change.kind))}
 

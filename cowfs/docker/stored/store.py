@@ -112,7 +112,7 @@ class Container:
 
 
 class DockerStore:
-    """What a daemon with the devicemapper driver stored. Everything is read when it is first asked for."""
+    """What a daemon with the devicemapper driver stored. Everything is read when it is first needed."""
 
     def __init__(self, place: DockerPlace) -> None:
         self.place = place

@@ -175,7 +175,7 @@ def with_mode(entries: list[AclEntry], mode: int) -> list[AclEntry]:
 
 
 def inherited(default: list[AclEntry], mode: int) -> tuple[list[AclEntry], int]:
-    """The access list and mode of a new file, from its directory's default list and the mode asked for."""
+    """The access list and mode of a new file, from its directory's default list and the wanted mode."""
     has_mask = any(entry.tag == _MASK for entry in default)
     bits = {_USER_OBJ: mode >> 6 & 7, _OTHER: mode & 7, _MASK if has_mask else _GROUP_OBJ: mode >> 3 & 7}
     entries = [entry._replace(permissions=entry.permissions & bits.get(entry.tag, 7)) for entry in default]

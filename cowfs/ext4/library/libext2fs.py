@@ -331,7 +331,7 @@ def _check_functions(c: Any, version: str) -> None:
 
 
 def write_parsed_declarations(path: str) -> None:
-    """Write what `libext2fs_abi.py` must be, for the declarations as they stand."""
+    """Write what `libext2fs_abi.py` must be, for the present declarations."""
     import cffi  # noqa: PLC0415
 
     ffi = cffi.FFI()

@@ -89,7 +89,7 @@ class Allocator:
         return runs
 
     def free(self, run: Run) -> None:
-        """Give blocks back, at the next sync. Cached content is forgotten at once."""
+        """Free blocks, at the next sync. Cached content is dropped at once."""
         self._fs.cache.forget(run.physical, run.length)
         for group, piece in self._bitmaps.pieces(run):
             if self._can_free(group, piece):
@@ -125,7 +125,7 @@ class Allocator:
     def _find(self, count: int, goal: int) -> list[Run]:
         """The first place from `goal` on that has all of `count`; else what is free from there, run by run.
 
-        The library's own search (`ext2fs_new_range`) does not come back when the last blocks of the volume are used
+        The library's own search (`ext2fs_new_range`) does not return when the last blocks of the volume are used
         and no place is long enough.
         """
         pieces: list[Run] = []

@@ -1,4 +1,4 @@
-"""Rules about the disks of a pool of the kernel, which the kernel carries out: what it can be told of them."""
+"""Rules about the disks of a kernel pool, carried out by the kernel: which rules it can carry out."""
 
 from __future__ import annotations
 

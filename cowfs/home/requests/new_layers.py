@@ -90,7 +90,7 @@ class MakeLayerOfBlocks(StreamIn[None], frozen=True, tag="layer_make_of_blocks")
 
     Raises:
         UsageError: what is sent is not blocks of the device, or the archive of its files has another digest.
-        FilesystemError: what the blocks hold is no layer. Also as `CreateLayer`.
+        FilesystemError: what the blocks hold is not a layer. Also as `CreateLayer`.
     """
 
     id: str

@@ -14,7 +14,7 @@ from cowfs.recording.unsynced import Unsynced
 
 
 class PowerCut(msgspec.Struct, frozen=True):
-    """A device whose power has failed and come back: how many bytes of writes to its disk it has lost."""
+    """A device after a power cut: how many bytes of writes to its disk are lost."""
 
     name: str
     lost_bytes: int

@@ -16,7 +16,7 @@ NoSpaceChoice: TypeAlias = Literal["queue", "error"]
 
 
 class TrimmedDevice(msgspec.Struct, frozen=True):
-    """What a trim took from a device. Of it `freed_bytes` came back to the pool; others map the rest too."""
+    """Bytes that a trim unmapped from a device. `freed_bytes` of them are free; other devices map the rest."""
 
     name: str
     unmapped_bytes: int

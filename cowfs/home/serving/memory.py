@@ -17,7 +17,7 @@ _KEPT_BYTES: Final = 16 << 20
 def keep_freed_memory() -> None:
     """Keep up to 16 MiB that were freed, instead of returning the buffers of each transfer to the kernel at once.
 
-    Every page that comes back from there is a fault: a third of a first apply's time in User-Mode Linux, measured.
+    Every page taken again from there is a fault: a third of a first apply's time in User-Mode Linux, measured.
     """
     with suppress(AttributeError):  # a C library that has no such thing
         mallopt = ctypes.CDLL(None).mallopt

@@ -148,7 +148,7 @@ def empty_mount_directory(home: Path) -> Path:
     detach_dead(os.path.realpath(files.mounts))
     files.make_mounts()
     for name in files.list_names(files.mounts):
-        with suppress(OSError):  # whatever is in the way is named when something is mounted there
+        with suppress(OSError):  # what prevents it is reported when a view is mounted there
             os.rmdir(os.path.join(files.mounts, name))
     return Path(files.mounts)
 

@@ -102,7 +102,7 @@ class ServedHome:
     @classmethod
     @contextmanager
     def opened(cls, home: OpenHome, request: MountRequest) -> Iterator[ServedHome]:
-        """A view of what is asked for over an open home, which stays its opener's."""
+        """The wanted view over an open home; the opener closes the home."""
         with ExitStack() as stack:
             if not request.by_kernel:
                 files = HomeFiles(os.path.abspath(request.home))

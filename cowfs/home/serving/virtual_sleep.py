@@ -11,7 +11,7 @@ from cowfs.home.virtual_clock import VirtualClock
 
 
 class VirtualSleep:
-    """`trio.sleep` for one task. The clock stands still from the end of a pause until the next one begins."""
+    """`trio.sleep` for one task. The clock does not run from the end of a pause until the next one begins."""
 
     def __init__(self, clock: VirtualClock) -> None:
         self._clock = clock

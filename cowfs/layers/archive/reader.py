@@ -280,7 +280,7 @@ def _bytes(text: str) -> bytes:
 
 
 def _apply_records(entry: Entry, found: list[tuple[bytes, bytes]]) -> None:
-    """Let the records of an extended header have their say; an empty value says nothing. Raises ValueError."""
+    """Apply the records of an extended header; an empty value changes nothing. Raises ValueError."""
     fields = {keyword: value for keyword, value in found if value}
     for keyword, value in found:
         if keyword.startswith(records.XATTR):
@@ -309,7 +309,7 @@ def _apply_true_names(entry: Entry, fields: dict[bytes, bytes]) -> None:
 
 
 class _Input:
-    """A stream that may answer with less than it is asked for, read in large pieces."""
+    """A stream that may return fewer bytes than requested, read in large pieces."""
 
     def __init__(self, archive: IO[bytes], watch: Callable[[bytes], object] | None) -> None:
         self._archive = archive

@@ -68,7 +68,7 @@ def apply_archive(
     """Unpack an uncompressed tar archive of a layer's changes. A step is an entry, or a MiB of one.
 
     Args:
-        archive: read from where it is to its end; `read` may return less than it is asked for.
+        archive: read from where it is to its end; `read` may return fewer bytes than requested.
         maps: from the archive's ids to the host's.
         make_devices: else device nodes and fifos are passed over, and counted.
         end_required, true_names: as `ArchiveReader` has them.

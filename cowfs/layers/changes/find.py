@@ -26,7 +26,7 @@ class ThinPair(NamedTuple):
 def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | None = None) -> Steps[list[Change]]:
     """What differs between a layer and its parent (None: an empty one), sorted by path; see `walk_changes`.
 
-    A walk is taken without `thins`, and when the volumes are no ext4 opened here, have no common origin, are of
+    A walk is taken without `thins`, and when the volumes are not ext4 opened here, have no common origin, are of
     different sizes, keep no nanoseconds, or when e2fsck has changed one of them since the snapshot.
 
     Both volumes are quiesced first. They should then hold still: take a snapshot of a layer that is in use.
@@ -39,7 +39,7 @@ def find_changes(layer: LayerRoot, parent: LayerRoot | None, thins: ThinPair | N
 
 
 def find_path_changes(layer: LayerRoot, parent: LayerRoot, thins: ThinPair) -> Steps[list[PathChange]]:
-    """As `find_changes`, with what was renamed told as such; see `PathChange`."""
+    """As `find_changes`, with renames reported as renames; see `PathChange`."""
     return (yield from Renames(_walk(layer, parent, thins)).run())
 
 

@@ -18,7 +18,7 @@ _POOL_NAME_PREFIX: Final = "/dev/mapper/"
 
 @dataclass(frozen=True, slots=True)
 class DriverOptions:
-    """What a user asked for, each under the name of its option `dm.<name>`; None or empty is not given.
+    """The options that a user gave, each under the name of its option `dm.<name>`; None or empty is not given.
 
     `mkfs_args` and `mount_options` are those of `dm.mkfsarg` and `dm.mountopt`, in order.
     """

@@ -63,7 +63,7 @@ def changes_to_home(options: DriverOptions, status: HomeReport, base_filesystem:
     """What the options change in an existing home, whose base device has `base_filesystem`, empty before it is made.
 
     Pool files and the base device grow. A pool file that is larger already stays so, and so do the block size and the
-    base device's file system; what was asked for is then in the warnings.
+    base device's file system; the warnings then give the wanted one.
 
     Raises:
         UsageError: a base device that would shrink.

@@ -64,7 +64,7 @@ def resolve_options(options: DriverOptions, facts: Facts) -> Settings:
     """The settings that the options mean on a machine.
 
     Raises:
-        UsageError: something was asked for that this machine or backend cannot do.
+        UsageError: an option needs what this machine or backend cannot do.
         MissingRequirement: a program has to be installed for it.
     """
     deferred_removal = _deferred_removal(options, facts)
@@ -100,7 +100,7 @@ def _deferred_deletion(options: DriverOptions, facts: Facts, *, deferred_removal
 
 
 def _filesystem(options: DriverOptions, facts: Facts) -> str:
-    """ext4 unless it is asked for: it alone is read without a mount, and on every backend."""
+    """ext4 is the default: only ext4 is read without a mount, and on every backend."""
     if options.fs == "xfs" and not facts.kernel_mounts:
         raise UsageError("dm.fs=xfs needs mounts by the kernel, which this backend does not make; take dm.fs=ext4")
     if options.fs == "xfs" and options.mount == "fuse":

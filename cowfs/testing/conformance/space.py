@@ -253,7 +253,7 @@ def closing_a_thin_gives_up_the_write_that_waits(lab: Lab) -> None:
 
 @behaviour("1.8-19")
 def a_discard_is_not_undone_by_a_write_that_waits(lab: Lab) -> None:
-    """What an abandoned write asked for must not come back over what was done after it."""
+    """An abandoned write must not overwrite what was done after it."""
     pool, thin = _full(lab)
     pool.create_snap(1, 0)
     expect_equal(PendingWrite(thin, 0, b"\x02" * BLOCK).waiting(), True, "the write waits")

@@ -1,4 +1,4 @@
-"""`Files` of directories in a process of its own: a call that does not come back ends the process, not the test.
+"""`Files` of directories in a process of its own: a call that does not return ends the process, not the test.
 
 cases ── requests, answers: length and msgpack ── the process: DirectoryFiles
 """
@@ -79,7 +79,7 @@ class FileProcess:
         while len(data) < length:
             ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise TimeoutError(f"it did not come back within {_CALL_SECONDS:.0f} s")
+                raise TimeoutError(f"it did not return within {_CALL_SECONDS:.0f} s")
             piece = os.read(fd, min(length - len(data), _PIECE_BYTES))
             if not piece:
                 raise EOFError("the process ended")

@@ -27,7 +27,7 @@ _LISTS: Final = {b"trusted." + name: shown for name, shown in acl.SHOWN_NAMES.it
 
 
 class Attributes:
-    """Attributes by inode; those of the inode asked for last are remembered."""
+    """Attributes by inode; those of the last inode are cached."""
 
     def __init__(self, blocks: Blocks, maps: Maps, contents: Contents) -> None:
         self._blocks = blocks
