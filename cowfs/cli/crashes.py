@@ -14,7 +14,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, SECONDS, SIZE, Settings
-from cowfs.errors import HomeBusy, UsageError
+from cowfs.errors import DeviceExists, HomeBusy, UsageError
 
 if TYPE_CHECKING:
     from cowfs.crashes.program import Outcome
@@ -167,7 +167,7 @@ def _mounted(settings: Settings, size_bytes: int) -> Iterator[tuple[Home, Path]]
 
 def _require_free(home: Home, name: str) -> None:
     if any(row.name == name for row in home.devices()):
-        raise UsageError(f"there is a device '{name}' already; keep the failing state under another name")
+        raise DeviceExists(f"device '{name}' exists already; keep the failing state under another name")
 
 
 @click.command("crash-mark")

@@ -199,6 +199,7 @@ def _members(file: IO[bytes]) -> Iterator[tuple[str, _Member]]:
             yield name, _Member(0, 0, _clean(os.fsdecode(entry.target)))
         for _ in reader.pass_over():
             pass
+    reader.finish()
 
 
 def _clean(name: str) -> str:

@@ -46,9 +46,7 @@ def unpacked(file: Readable, limit_bytes: int, what: str) -> Iterator[bytes]:
     for piece in pieces:
         left -= len(piece)
         if left < 0:
-            raise BadImage(
-                f"{what} unpacks to more than {format_size(limit_bytes)}, which a layer of this home cannot be"
-            )
+            raise BadImage(f"{what} holds more than {format_size(limit_bytes)}, which a layer of this home cannot be")
         yield piece
 
 

@@ -164,12 +164,13 @@ class _Bringing:
         """What is to be done about each layer: `present`, `blocks`, `archive`.
 
         Raises:
-            UsageError: the name is taken, or a layer is there and was changed.
+            DeviceExists: the name is taken.
+            UsageError: a layer is there and was changed.
         """
         if name is not None:
             check_name(name)
             if name in self._image.layer_names or any(row.name == name for row in self._home.devices()):
-                raise UsageError(f"there is a device '{name}' already; choose another name, or remove it first")
+                raise DeviceExists(f"device '{name}' exists already; choose another name, or remove it first")
         if noted := self._notes.layers():
             self._notes.remove_others(noted, self._home.layers.list())
         plan = []

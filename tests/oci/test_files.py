@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 import cowfs
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, DeviceExists, UsageError
 from cowfs.oci.archives import open_images
 from cowfs.oci.blobs import ArchiveBlobs, DirectoryBlobs, ImageLayout
 from cowfs.oci.documents import BadImage
@@ -169,7 +169,7 @@ def test_a_name_that_is_taken(homes: list[Path], tmp_path: Path) -> None:
     old_archive(tmp_path / "image")
     with cowfs.open_home(homes[0]) as home:
         home.create("web")
-    with pytest.raises(UsageError, match="there is a device 'web' already"):
+    with pytest.raises(DeviceExists, match="device 'web' exists already"):
         bring(homes[0], tmp_path / "image", "web")
     with pytest.raises(UsageError, match="cannot be the name of a device"):
         bring(homes[0], tmp_path / "image", "a/b")
@@ -200,6 +200,11 @@ def test_what_is_no_file(homes: list[Path], tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"no archive" * 100)
     with pytest.raises(UsageError, match="not a tar archive"):
         bring(homes[0], tmp_path / "text")
+    with (tmp_path / "disk").open("wb") as disk:
+        disk.write(bytes(1024) + b"superblock")
+        disk.truncate(4 * LIMIT_BYTES)
+    with pytest.raises(UsageError, match=r"not a tar archive: .*is it a disk image"):
+        bring(homes[0], tmp_path / "disk")
 
 
 def write_docker(path: Path, layers: list[str], config: str = "config.json") -> None:
@@ -253,7 +258,7 @@ def test_a_compressed_file_that_unpacks_to_too_much(homes: list[Path], tmp_path:
     with gzip.open(tmp_path / "bomb", "wb", 9) as file:
         for _ in range(80):
             file.write(bytes(1 << 20))
-    with pytest.raises(BadImage, match="unpacks to more than 64 MiB"):
+    with pytest.raises(BadImage, match="holds more than 64 MiB"):
         bring(homes[0], tmp_path / "bomb")
 
 

@@ -295,7 +295,7 @@ def test_a_layer_that_unpacks_to_far_too_much(homes: list[Path], puller: Puller,
     packer.close()
     out.close()
     add_packed(registry, (homes[0].parent / "bomb").read_bytes(), digest_of(b""))
-    refused(puller, homes[0], f"{registry.host}/web:1", BadImage, "unpacks to more than 96 MiB, which a layer")
+    refused(puller, homes[0], f"{registry.host}/web:1", BadImage, "holds more than 96 MiB, which a layer")
 
 
 def test_a_layer_that_is_compressed_by_zstd(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:
@@ -304,7 +304,7 @@ def test_a_layer_that_is_compressed_by_zstd(homes: list[Path], puller: Puller, r
     packer = zstandard.ZstdCompressor()
     bomb = packer.compress(bytes(200 << 20))
     add_packed(registry, bomb, digest_of(b""))
-    refused(puller, homes[0], f"{registry.host}/web:1", BadImage, "unpacks to more than 96 MiB, which a layer")
+    refused(puller, homes[0], f"{registry.host}/web:1", BadImage, "holds more than 96 MiB, which a layer")
 
 
 def test_an_archive_that_leads_out_of_the_layer(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:
