@@ -27,6 +27,7 @@ buffer of that worker is lost then: as much memory as the largest request took t
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import time
@@ -259,12 +260,19 @@ class RequestWait:
         finally:
             self._standing_by -= 1
         if self._terms != NO_TERMS:
-            self._greeting = Greeting(fd, self._terms)
-            self._terms = NO_TERMS
+            self._greet(fd)
         now = self._clock()
         self._busy_polling.look_around(now)
         self._eager_until = now + ROUND_SECONDS
         self._timer.start()
+
+    def _greet(self, fd: int) -> None:
+        terms, self._terms = self._terms, NO_TERMS
+        try:
+            self._greeting = Greeting(fd, terms)
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # unmounted already, which libfuse finds by a read of its own
+                raise
 
     def _open(self, fd: int) -> _FuseDevice:
         os.set_blocking(fd, False)

@@ -6,13 +6,16 @@ import itertools
 import os
 import random
 import select
+import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from cowfs.fuse.greeting import HANDLE_KILLPRIV_V2, Terms
 from cowfs.fuse.request_wait import ROUND_SECONDS, BusyPolling, RequestWait, _WaitedSeconds
 
 STEP_SECONDS = 0.001
@@ -435,3 +438,18 @@ def test_whether_there_are_requests(pipe: tuple[int, int]) -> None:
         assert not wait.has_requests()
 
     trio.run(main)
+
+
+def test_an_unmount_before_the_greeting_is_left_to_libfuse(tmp_path: Path, needs_fuse: None) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, which alone mounts a descriptor; run: sudo make test")
+    fd = os.open("/dev/fuse", os.O_RDWR)
+    try:
+        options = f"fd={fd},rootmode=40000,user_id=0,group_id=0"
+        subprocess.run(["mount", "-i", "-t", "fuse", "-o", options, "x", tmp_path], pass_fds=[fd], check=True)
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+        trio.run(RequestWait(terms=Terms(HANDLE_KILLPRIV_V2)).wait_readable, fd)
+        with pytest.raises(OSError, match="No such device"):
+            os.read(fd, 1 << 20)
+    finally:
+        os.close(fd)
