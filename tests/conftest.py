@@ -196,9 +196,8 @@ class Account:
         words = [str(argument) for argument in arguments]
         if words[0] in ("cowfs", "python") and options.keys() <= {"timeout", "input", "cwd", "env"}:
             options = self._options(options)
-            standby = standby_of(self.uid, self.environment, **{key: options[key] for key in options.keys() & IDENTITY})
             request = Request(words, str(options["cwd"]), options["env"])
-            result = standby.run(request, options.get("input", ""), options["timeout"])
+            result = self._standby().run(request, options.get("input", ""), options["timeout"])
         else:
             result = subprocess.run(
                 words,
@@ -216,6 +215,11 @@ class Account:
             )
         return result
 
+    def run_script(self, script: str) -> str:
+        """What a script for bash prints, whose commands all have to succeed; its `cowfs` is forked as in `run`."""
+        path = os.pathsep.join([self._standby().commands, self.environment["PATH"]])
+        return self.run(["bash", "-euc", script], env={"PATH": path}).stdout
+
     def start(self, arguments: Sequence[object], **options: Any) -> subprocess.Popen[str]:
         """Start in the background; the caller ends it."""
         options.setdefault("stdin", subprocess.DEVNULL)
@@ -231,20 +235,25 @@ class Account:
     def _options(self, options: dict[str, Any]) -> dict[str, Any]:
         environment: Mapping[str, str] = options.pop("env", {})
         options.setdefault("cwd", self.directory)
-        if self.uid != os.geteuid():
-            options |= {"user": self.uid, "group": self.gid, "extra_groups": []}
-        return options | {"env": {**self.environment, **environment}}
+        return options | self._identity() | {"env": {**self.environment, **environment}}
+
+    def _identity(self) -> dict[str, Any]:
+        return {} if self.uid == os.geteuid() else {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def _standby(self) -> Standby:
+        return standby_of(self.uid, self.environment, **self._identity())
 
 
 START_SERVERS = ("cowfs.fuse.background", "cowfs.testing.layers.homes", "cowfs.testing.layers.remote")
-IDENTITY = {"user", "group", "extra_groups"}
 _standbys: dict[int, Standby] = {}
 
 
-def standby_of(uid: int, environment: Mapping[str, str], **options: Any) -> Standby:
+def standby_of(uid: int, environment: Mapping[str, str], **identity: Any) -> Standby:
     """This session's interpreter on standby for a user."""
     if uid not in _standbys:
-        _standbys[uid] = Standby(environment, cwd="/", **options)
+        commands = tempfile.mkdtemp(prefix=ordinary_prefix(), dir=fast_parent())
+        os.chmod(commands, 0o755)
+        _standbys[uid] = Standby(environment, commands, uid, cwd="/", **identity)
     return _standbys[uid]
 
 
@@ -393,7 +402,9 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root:
     fork_servers(lambda: standby_of(os.geteuid(), os.environ).line, START_SERVERS)
     yield
     while _standbys:
-        _standbys.popitem()[1].close()
+        standby = _standbys.popitem()[1]
+        standby.close()
+        remove_tree(Path(standby.commands))
     left = sweep(os.environ[MARK], [f"{tmp_path_factory.getbasetemp().resolve()}/", f"{ordinary_root}/"])
     if left:
         pytest.fail("left behind by tests:\n  " + "\n  ".join(left), pytrace=False)

@@ -6,7 +6,6 @@ One whose commands need what no machine has any more, a dead daemon's directory,
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,16 +29,16 @@ HOW_TOS = [path for path in sorted(DIRECTORY.glob("*.md")) if blocks(path.read_t
 def test_how_to(account: Account, needs_fuse: None, path: Path, request: pytest.FixtureRequest) -> None:
     """Every command succeeds, and each line of the text blocks and behind `# ` after a print is printed."""
     text = path.read_text()
-    script = "set -eu\n" + "".join(blocks(text, "sh"))
+    script = "".join(blocks(text, "sh"))
     if "$REGISTRY" in script:
         script = f"export REGISTRY={request.getfixturevalue('debian_registry')}\n{script}"
     assert script.count("cow") > 3
-    said = account.run(["bash", "-c", script]).stdout.splitlines()
+    said = account.run_script(script).splitlines()
     for line in "".join(blocks(text, "text")).splitlines():
         assert line.strip() in [one.strip() for one in said], (
             f"{path.name} promises a line that was not printed: {line}"
         )
     for example in blocks(text, "python"):
-        printed = account.run([sys.executable, "-c", example]).stdout.splitlines()
+        printed = account.run(["python", "-c", example]).stdout.splitlines()
         expected = [line.partition("# ")[2] for line in example.splitlines() if "print(" in line]
         assert set(printed) == set(expected)

@@ -44,6 +44,7 @@ class Request(NamedTuple):
     Attributes:
         arguments: `cowfs ...`, or `python {-c CODE|-m MODULE} ...`.
         passed: numbers of its descriptors besides the three streams.
+        mask: its umask, if that is not the interpreter's.
     """
 
     arguments: list[str]
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     env: dict[str, str]
     passed: Sequence[int] = ()
     new_session: bool = False
+    mask: int | None = None
 
 
 class Process:
@@ -100,16 +102,20 @@ class Standby:
 
     Args:
         env: its environment while it waits.
+        commands: an empty directory, which gets a `cowfs` for shells that this interpreter forks, for its user alone.
         options: of subprocess.Popen: the user.
     """
 
-    def __init__(self, env: Mapping[str, str], **options: Any) -> None:
+    def __init__(self, env: Mapping[str, str], commands: str, uid: int, **options: Any) -> None:
+        self.commands = commands
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._from_shells = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         with theirs:
-            words = [sys.executable, __file__, str(theirs.fileno())]
+            fds = [theirs.fileno(), self._from_shells.fileno()]
             self._interpreter = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, env=env, pass_fds=[theirs.fileno()], **options
+                [sys.executable, __file__, *map(str, fds)], stdin=subprocess.DEVNULL, env=env, pass_fds=fds, **options
             )
+        self._make_command(uid)
 
     @property
     def line(self) -> socket.socket:
@@ -118,7 +124,19 @@ class Standby:
 
     def close(self) -> None:
         self._line.close()
+        self._from_shells.close()
         self._interpreter.wait()
+
+    def _make_command(self, uid: int) -> None:
+        address, command = (os.path.join(self.commands, name) for name in ("standby", "cowfs"))
+        self._from_shells.bind(address)
+        os.chmod(address, 0o600)
+        os.chown(address, uid, -1)
+        with open(os.path.join(os.path.dirname(__file__), "standby_command.py"), encoding="utf-8") as source:
+            text = f"#!{sys.executable} -IS\n{source.read()}"
+        with open(command, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(command, 0o755)
 
     def run(self, request: Request, text_input: str, timeout_seconds: float) -> subprocess.CompletedProcess[str]:
         """As subprocess.run, with both outputs captured.
@@ -201,7 +219,7 @@ def fork_servers_from_here() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if os.fork() == 0:
         ours.close()
-        main(theirs, SERVERS)
+        main([theirs], SERVERS)
         os._exit(0)
     theirs.close()
     fork_servers(lambda: ours)
@@ -226,9 +244,9 @@ def read_all(fds: Sequence[int], deadline: float) -> list[bytes]:
 # --- the interpreter
 
 
-def main(line: socket.socket, packages: Sequence[str]) -> None:
+def main(lines: Sequence[socket.socket], packages: Sequence[str]) -> None:
     load(packages)
-    request = serve(line)
+    request = serve(lines)
     if request is None:
         return
     status: Any = 0
@@ -253,14 +271,14 @@ def load(packages: Sequence[str]) -> None:
     gc.freeze()  # a collection in a child would copy all of it
 
 
-def serve(line: socket.socket) -> Request | None:
-    """Fork for each request; returns in the children with their request, and without one when nothing more can come.
+def serve(asking: Sequence[socket.socket]) -> Request | None:
+    """Fork for each request; returns in the children with their request, and without one when the first line ends.
 
     Processes that it has forked ask for others by a line of their own, which does not keep this one from its end.
     """
     inner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     children_line = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)
-    lines = {one.fileno(): one for one in (line, inner)}
+    lines = {one.fileno(): one for one in (*asking, inner)}
     running: dict[int, tuple[int, int]] = {}  # by descriptor of a process: its number, and where its end is told
     poll = select.poll()
     for fd in lines:
@@ -306,6 +324,8 @@ def become(request: Request, fds: list[int], children_line: int) -> None:
                 os.close(fd)
     if request.new_session:
         os.setsid()
+    if request.mask is not None:
+        os.umask(request.mask)
     os.chdir(request.cwd)
     os.environ.clear()
     os.environ.update(request.env)
@@ -333,4 +353,4 @@ def run(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = os.path.dirname(sys.executable)  # as for the command
-    main(socket.socket(fileno=int(sys.argv[1])), COMMANDS)
+    main([socket.socket(fileno=int(number)) for number in sys.argv[1:]], COMMANDS)
