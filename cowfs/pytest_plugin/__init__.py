@@ -1,6 +1,6 @@
 """cowfs for pytest: homes, disks and mounted file systems as fixtures. pytest loads it by its entry point `cowfs`.
 
-options            the options of the command line, the mark `cow`, which tests are for the kernel
+options            the options of the command line, the marks, which tests are for the kernel
 fixtures           cow_home, cow_device, cow_mount, cow_clock, cow_seed
 faults             cow_faults
 crashes            cow_crashes
@@ -15,8 +15,9 @@ guests, in_guest   tests on the kernel's dm-thin, in User-Mode Linux where this 
 failures           what the report of a failed test says about what the test has left
 needs              a test that this machine cannot run is skipped, or fails with --cow-require
 
-The plugin sleeps until one of its fixtures is used: pytest loads `options` and `fixtures`, which import nothing of
-cowfs at their top. Fixtures of another part are a module here that does the same, with its name in `pytest_plugins`:
+The plugin sleeps until one of its fixtures is used: the modules with hooks and fixtures import nothing of cowfs at
+their top. They are one plugin for pytest, this package, as each one more costs every run a millisecond. Fixtures of
+another part are a module here that does the same, with their names imported below:
 
     @pytest.fixture
     def cow_faults(request: pytest.FixtureRequest) -> Iterator[Faults]:
@@ -43,7 +44,22 @@ __all__ = ["Clock", "CowCrashes", "Faults", "MountedDevice", "Snapshot"]
 install()
 
 if pytest.version_tuple >= (8,):  # an older one, which the extra does not allow, is none the worse for cowfs
-    pytest_plugins = [f"cowfs.pytest_plugin.{module}" for module in ("options", "fixtures", "faults", "crashes")]
+    from cowfs.pytest_plugin.crashes import cow_crashes  # noqa: F401  # for pytest, as all below
+    from cowfs.pytest_plugin.faults import cow_faults  # noqa: F401
+    from cowfs.pytest_plugin.fixtures import (  # noqa: F401
+        cow_clock,
+        cow_device,
+        cow_home,
+        cow_mount,
+        cow_prepare,
+        cow_seed,
+        cow_session,
+    )
+    from cowfs.pytest_plugin.options import (  # noqa: F401
+        pytest_addoption,
+        pytest_collection_modifyitems,
+        pytest_configure,
+    )
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""The fixture of crash states, and the mark that says which."""
+"""The fixture of crash states."""
 
 from __future__ import annotations
 
@@ -13,15 +13,7 @@ if TYPE_CHECKING:
     from cowfs.crashes.explorer import CrashState, Explorer
     from cowfs.recording.recorder import Model
 
-MARK: Final = (
-    "cow_crashes(states=500, all=False, model='ext4'|'posix'): which states the fixture cow_crashes gives: at most so "
-    "many, or all, and what a crash may lose"
-)
 _STATES: Final = 500
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", MARK)
 
 
 class CowCrashes:

@@ -1,4 +1,4 @@
-"""Options of pytest's command line, the mark `cow`, and which tests are for the kernel."""
+"""Options of pytest's command line, the marks, and which tests are for the kernel."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Final
 import pytest
 
 NEEDS: Final = ("fuse", "dm")
-MARK: Final = (
+_MARK: Final = (
     "cow(data_size='1G', base_size='256M', no_space='queue'|'error', backend=NAME, raw=False): "
     "what the home, device or mount of a test is like"
+)
+_MARK_OF_CRASHES: Final = (
+    "cow_crashes(states=500, all=False, model='ext4'|'posix'): which states the fixture cow_crashes gives: at most so "
+    "many, or all, and what a crash may lose"
 )
 _WITHOUT_HOME: Final = ("cow_seed", "cow_clock", "cow_prepare")
 
@@ -45,7 +49,8 @@ def _needs(text: str) -> frozenset[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", MARK)
+    for mark in (_MARK, _MARK_OF_CRASHES):
+        config.addinivalue_line("markers", mark)
     if config.option.cow_seed is None:  # here, so that all workers of a run have the same
         config.option.cow_seed = random.randrange(1 << 32)  # noqa: S311
 

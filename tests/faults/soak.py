@@ -92,6 +92,8 @@ def _random_rule(rng: random.Random) -> dict[str, Any]:
     when: dict[str, Any] = {"after": rng.choice([0, 0, 1, 5, 40]), "times": rng.choice([None, 1, 1, 3, 20])}
     when["probability"] = rng.choice([1.0, 1.0, 0.3, 0.02])
     error = {"kind": "error", "errno": rng.choice(_ERRORS)}
+    if error["errno"] == "EINTR":
+        when["times"] = when["times"] or 3  # Python repeats such a call until it does something else
     kind = rng.choice(["files", "files", "lies", "device", "device", "data", "metadata", "commit", "pool", "crash"])
     if kind == "lies":
         effect = rng.choice(_LIES)
