@@ -1,4 +1,4 @@
-"""Benchmarks: one question per module, each with the answer that arithmetic expects and the goal it must reach.
+"""Programs with our own questions: one per module, with the answer that arithmetic expects and the goals it must reach.
 
-What they share is in `rig`.
+They are measured and reported by what `cowfs bench` is made of (`cowfs.benchmarks`); what is theirs alone is in `rig`.
 """

@@ -13,8 +13,11 @@ import json
 import subprocess
 import sys
 
+import msgspec
+
 from bench.rig.guest_control import OURS, THEIRS
-from bench.rig.harness import Bench
+from bench.rig.harness import Bench, rounds_of
+from cowfs.benchmarks.results import Line
 
 
 def run(bench: Bench) -> None:
@@ -23,8 +26,7 @@ def run(bench: Bench) -> None:
         *(sys.executable, "-m", "bench.rig.guest_control", json.dumps(bench.quick)),
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    rates: dict[str, dict[str, list[float]]] = json.loads(done.stdout)
-    for question, values in rates.items():
-        print(f"  {question} [operations/s]")
-        found = {name: bench.record(question, name, "operations/s", values[name]) for name in (OURS, THEIRS)}
-        bench.goal_ratio(f"{question}: {OURS} / {THEIRS}", found[OURS], found[THEIRS], at_least=5.0)
+    lines = msgspec.json.decode(done.stdout, type=list[Line])
+    bench.question.lines += lines
+    for line, found in rounds_of(lines).items():
+        bench.goal_ratio(f"{line}: {OURS} / {THEIRS}", found[OURS], found[THEIRS], at_least=5.0)

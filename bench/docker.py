@@ -34,4 +34,4 @@ def run(bench: Bench) -> None:
     taken = rounds(bench, sizes, [Contender(driver, "bench.rig.guest_docker", driver) for driver in DRIVERS])
     for question in QUESTIONS:
         for driver in DRIVERS:
-            bench.record(question, f"{question}: {driver}", "s", taken[driver][question])
+            bench.record(question, driver, "s", taken[driver][question])

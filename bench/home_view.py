@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import cowfs
 from bench.rig.harness import Bench, timed
+from cowfs.benchmarks import accounting
 
 LAYERS = 50
 LIMIT_MIB = 200
@@ -71,11 +71,12 @@ def measure_layers(bench: Bench, home: Path, target: Path) -> None:
     with ExitStack() as stack:
         seconds = timed(lambda: [stack.enter_context(nameless(layer)) for layer in layers])
         bench.figure("first file in a layer, its volume opened", 1000 * seconds / count, "ms")
-        bench.figure(f"resident memory, {count} layers open", resident_mib(pid), "MiB")
+        bench.figure(f"resident memory, {count} layers open", mib(accounting.memory_bytes([pid])), "MiB")
         for layer in layers:
             use(layer)
-        peak_mib = bench.figure(f"peak resident memory, {count} layers used", resident_mib(pid, "VmHWM"), "MiB")
-    bench.goal(f"peak resident memory with {count} layers", peak_mib, at_most=LIMIT_MIB)
+        peak = mib(accounting.peak_memory_bytes([pid]))
+        bench.figure(f"peak resident memory, {count} layers used", peak, "MiB")
+    bench.goal(f"peak resident memory with {count} layers", peak, at_most=LIMIT_MIB)
 
 
 @contextmanager
@@ -121,7 +122,6 @@ def make_files(directory: Path, count: int) -> None:
         (directory / str(number)).write_bytes(data)
 
 
-def resident_mib(pid: int, field: str = "VmRSS") -> float:
-    match = re.search(rf"{field}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert match is not None
-    return int(match[1]) / 1024
+def mib(size_bytes: int | None) -> float:
+    assert size_bytes is not None
+    return size_bytes / (1 << 20)

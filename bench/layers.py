@@ -51,11 +51,11 @@ def run(bench: Bench) -> None:
     ]
     taken = rounds(bench, sizes, contenders)
     for question, bound in BOUNDS.items():
-        theirs = bench.record(question, f"{question}: {THEIRS}", "s", taken[THEIRS][question])
+        theirs = bench.record(question, THEIRS, "s", taken[THEIRS][question])
         for contender in (OURS, OUTSIDE):
             ours = bench.record(question, contender, "s", taken[contender][question])
             bench.goal(f"{question}: {THEIRS} / {contender}", theirs.median / ours.median, at_least=bound)
     for contender in (THEIRS, OURS, OUTSIDE):
-        memory = bench.record("peak memory, 50 layers got", f"memory of {contender}", "MiB", taken[contender]["memory"])
+        memory = bench.record("peak memory, 50 layers got", contender, "MiB", taken[contender]["memory"])
         if contender != THEIRS:
             bench.goal(f"peak memory of {contender}, MiB", memory.median, at_most=MEMORY_MIB)

@@ -40,7 +40,7 @@ def run(bench: Bench) -> None:
     bench.compare(
         "open a home of as many", {"cowfs": lambda: timed(lambda: opening.open_home(home, backend).close())}, unit="s"
     )
-    bench.record("peak memory", "peak memory", "MiB", [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024])
+    bench.figure("peak memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "MiB")
 
 
 def stack_layers(bench: Bench, driver: LayerDriver, volumes: Volumes, depth: int) -> None:
@@ -52,8 +52,8 @@ def stack_layers(bench: Bench, driver: LayerDriver, volumes: Volumes, depth: int
 
     taken = [timed(partial(stack, name, parent)) for name, parent in zip(names, [None, *names[:-1]], strict=True)]
     part = depth // 4
-    bench.record("create and apply", f"create and apply, the first {part}", "s", taken[:part])
-    bench.record("create and apply", f"create and apply, the last {part} of {depth}", "s", taken[-part:])
+    bench.record("create and apply", f"the first {part}", "s", taken[:part])
+    bench.record("create and apply", f"the last {part} of {depth}", "s", taken[-part:])
     at_most(bench, f"last / first of a chain of {depth}", taken[-part:], taken[:part])
 
     with volumes.opened(names[-1]) as volume:
@@ -63,7 +63,7 @@ def stack_layers(bench: Bench, driver: LayerDriver, volumes: Volumes, depth: int
             assert volume.read(file, 0, FILE_BYTES) == name.encode().ljust(FILE_BYTES)
     for name, parent in ((names[1], names[0]), (names[-1], names[-2])):
         values = [timed(partial(changed, driver, name, parent)) for _ in range(EDGE)]
-        bench.record("changes", f"changes of {name}", "s", values)
+        bench.record("changes", f"of {name}", "s", values)
 
 
 def changed(driver: LayerDriver, name: str, parent: str) -> None:
@@ -73,11 +73,11 @@ def changed(driver: LayerDriver, name: str, parent: str) -> None:
 def add_layers(bench: Bench, driver: LayerDriver, count: int) -> None:
     names = [f"layer{number:04}" for number in range(count)]
     made = [timed(partial(driver.create, name, "chain000")) for name in names]
-    bench.record("create", f"create, the first {EDGE}", "s", made[:EDGE])
-    bench.record("create", f"create, the last {EDGE} of {count}", "s", made[-EDGE:])
+    bench.record("create", f"the first {EDGE}", "s", made[:EDGE])
+    bench.record("create", f"the last {EDGE} of {count}", "s", made[-EDGE:])
     at_most(bench, f"create, last / first of {count}", made[-EDGE:], made[:EDGE])
     removed = [timed(partial(driver.remove, name)) for name in names[:EDGE]]
-    bench.record("remove", f"remove, of {count}", "s", removed)
+    bench.record("remove", f"of {count}", "s", removed)
 
 
 def at_most(bench: Bench, name: str, values: list[float], others: list[float]) -> None:

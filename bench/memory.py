@@ -8,13 +8,13 @@ some 30 MiB: below 400 MiB in all.
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 from bench.rig.harness import Bench
 from bench.rig.pools import BLOCK_BYTES, BLOCK_SECTORS, build_pool, open_pool, random_order
+from cowfs.benchmarks import accounting
 from cowfs.pool import PoolTable
 
 LIMIT_MIB = 512
@@ -38,7 +38,7 @@ def use(table: PoolTable, mapped: int, requests: int) -> None:
     """Open the pool, read all over it, and write all over a snapshot, breaking sharing each time; print peaks."""
     pool = open_pool(table)
     try:
-        opened_mib = peak_resident_mib()
+        opened_mib = peak_mib()
         origin = pool.activate("origin", 1, mapped * BLOCK_SECTORS)
         pool.create_snap(2, 1)
         snapshot = pool.activate("snapshot", 2, mapped * BLOCK_SECTORS)
@@ -49,16 +49,14 @@ def use(table: PoolTable, mapped: int, requests: int) -> None:
             origin.pread(offset, PAGE)
             snapshot.pwrite(offset, data)
         pool.commit()
-        print(opened_mib, peak_resident_mib())
+        print(opened_mib, peak_mib())
     finally:
         pool.close()
 
 
-def peak_resident_mib() -> float:
+def peak_mib() -> float:
     """From the process's own address space; getrusage would count the parent's before exec."""
-    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return int(match[1]) / 1024
+    return (accounting.peak_memory_bytes([os.getpid()]) or 0) / (1 << 20)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.rig.harness import Bench
-from bench.tree import MIB, PAGE, SEED, Mounted, cowfs_tree, create, mounted_trees, read_file
+from bench.tree import MIB, PAGE, SEED, create, mounted_trees, read_file
+from cowfs.errors import MissingRequirement
+from cowfs.home.api import open_home
 
-GATHERED = "cowfs, --writeback"
+GATHERED = "emulated, --writeback"
 ROUNDS = 3
 OPERATIONS = 40
 PRIORITY = 10
@@ -36,20 +38,33 @@ Prepare = Callable[[Path], Action]
 
 def run(bench: Bench) -> None:
     if os.geteuid() != 0:
-        raise SystemExit("this benchmark needs root, for real-time priority")
+        raise MissingRequirement("only root has real-time priority", remedy="sudo .venv/bin/python -m bench requests")
     windows = bench.size(8, 2)
     with ExitStack() as stack:
         with in_real_time():  # which the servers inherit
-            mounts = stack.enter_context(mounted_trees(bench.directory))
-            mounts[GATHERED] = stack.enter_context(cowfs_tree(bench.directory / "gathered", "--writeback"))
+            served: dict[str, tuple[int, Path]] = {}
+            for mounted, root in stack.enter_context(mounted_trees(bench)):
+                (pid,) = mounted.processes()
+                served[mounted.name] = pid, root
+            served[GATHERED] = stack.enter_context(gathering_tree(bench.directory / "gathered"))
         for question, prepare in QUESTIONS.items():
             bench.compare(
                 question,
-                {name: contender(mounted, prepare, windows) for name, mounted in mounts.items()},
+                {name: contender(pid, root, prepare, windows) for name, (pid, root) in served.items()},
                 unit="us",
                 rounds=ROUNDS,
                 warm_up=False,
             )
+
+
+@contextmanager
+def gathering_tree(directory: Path) -> Iterator[tuple[int, Path]]:
+    """A tree of which the kernel gathers the writes: its server and its root."""
+    with open_home(directory, create=True) as home:
+        home.create("tree")
+        with home.mount("tree", writeback=True) as root:
+            assert home.holder_pid is not None
+            yield home.holder_pid, root
 
 
 @contextmanager
@@ -65,20 +80,20 @@ def in_real_time() -> Iterator[None]:
         os.sched_setaffinity(0, allowed)
 
 
-def contender(mounted: Mounted, prepare: Prepare, windows: int) -> Callable[[], float]:
+def contender(pid: int, root: Path, prepare: Prepare, windows: int) -> Callable[[], float]:
     """Microseconds of the server's processor time for an operation, the least of some windows."""
 
     def once() -> float:
         return min(window() for _ in range(windows))
 
     def window() -> float:
-        directory = mounted.root / "window"
+        directory = root / "window"
         directory.mkdir()
         action = prepare(directory)
         with in_real_time():
-            begin = processor_ns(mounted.pid)
+            begin = processor_ns(pid)
             action()
-            taken = processor_ns(mounted.pid) - begin
+            taken = processor_ns(pid) - begin
         shutil.rmtree(directory, ignore_errors=True)
         return taken / OPERATIONS / 1000
 

@@ -43,7 +43,7 @@ def run(bench: Bench) -> None:
         with GrpcClient(bench.directory / "s") as client:
             _calls(bench, client, rounds)
         if os.geteuid() != 0 or not (is_unpacked() and is_runc_unpacked()):
-            print("  imports are left out: they need root, and: python -m tests.kit.containerd_engine")
+            bench.without("imports", "they need root and containerd", "python -m tests.kit.containerd_engine")
             return
         image = bench.directory / "image.tar"
         _write(image, files)

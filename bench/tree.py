@@ -20,23 +20,22 @@ libfuse3-dev (/usr/share/doc/libfuse3-dev/examples, from the source of fuse3).
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from bench.raw import served
-from bench.rig.harness import Bench, Measurement, timed
+from bench.rig.engines import PASSTHROUGH, set_up
+from bench.rig.harness import Bench, timed
+from cowfs.benchmarks.engines.homes import EMULATED
+from cowfs.benchmarks.engines.interface import Contender
+from cowfs.benchmarks.engines.served import FUSE2FS
 
-COWFS, FUSE2FS, PASSTHROUGH = "cowfs", "fuse2fs", "passthrough_ll"
-EXAMPLE = Path("/usr/share/doc/libfuse3-dev/examples/passthrough_ll.c")
+TREE_BYTES = 10 << 30
 PAGE = 4096
 MIB = 1 << 20
 SEED = 1
@@ -45,8 +44,8 @@ Action = Callable[[Path], float]
 
 
 def run(bench: Bench) -> None:
-    with mounted_trees(bench.directory) as mounts:
-        ask = Rows(bench, {name: mounted.root for name, mounted in mounts.items()})
+    with mounted_trees(bench) as mounts:
+        ask = Rows(bench, {contender.name: root for contender, root in mounts})
         if bench.part != 2:
             small_files(ask, bench.size(500, 50))
         if bench.part != 1:
@@ -81,12 +80,10 @@ class Rows:
         found = self._bench.compare(
             question, {name: contender(root) for name, root in self._roots.items()}, unit=f"{unit}/s"
         )
-        self._judge(question, found, FUSE2FS, of_fuse2fs)
-        self._judge(question, found, PASSTHROUGH, of_passthrough)
-
-    def _judge(self, question: str, found: dict[str, Measurement], peer: str, at_least: float | None) -> None:
-        if peer in found and at_least is not None:
-            self._bench.goal_ratio(f"{question}, cowfs / {peer}", found[COWFS], found[peer], at_least=at_least)
+        for peer, at_least in ((FUSE2FS.name, of_fuse2fs), (PASSTHROUGH.name, of_passthrough)):
+            if peer in found and at_least is not None:
+                name = f"{question}: {EMULATED.name} / {peer}"
+                self._bench.goal_ratio(name, found[EMULATED.name], found[peer], at_least=at_least)
 
 
 # --- small files
@@ -241,65 +238,11 @@ def make_tree(top: Path, files: int) -> None:
 # --- mounts
 
 
-class Mounted(NamedTuple):
-    """A mounted tree, and the process that serves it."""
-
-    root: Path
-    pid: int
-
-
 @contextmanager
-def mounted_trees(directory: Path) -> Iterator[dict[str, Mounted]]:
-    """cowfs, and the peers that are here."""
+def mounted_trees(bench: Bench) -> Iterator[list[tuple[Contender, Path]]]:
+    """A tree of each engine that works here."""
     with ExitStack() as stack:
-        mounts = {COWFS: stack.enter_context(cowfs_tree(directory / "cowfs"))}
-        if shutil.which("fuse2fs"):
-            mounts[FUSE2FS] = stack.enter_context(fuse2fs_tree(directory / "fuse2fs"))
-        else:
-            print("  without fuse2fs: apt-get install fuse2fs")
-        if EXAMPLE.exists() and shutil.which("gcc") and shutil.which("pkg-config"):
-            mounts[PASSTHROUGH] = stack.enter_context(passthrough_tree(directory / "passthrough"))
-        else:
-            print("  without passthrough_ll: apt-get install gcc pkg-config libfuse3-dev")
-        yield mounts
-
-
-@contextmanager
-def cowfs_tree(directory: Path, *options: str) -> Iterator[Mounted]:
-    """`options` of the command mount."""
-    home, target = directory / "home", directory / "mnt"
-    target.mkdir(parents=True)
-    cowfs = [sys.executable, "-m", "cowfs", "--home", str(home)]
-    for words in (["init"], ["create", "tree"]):
-        subprocess.run([*cowfs, *words], check=True, stdout=subprocess.DEVNULL)
-    mount = [*cowfs, "--json", "mount", *options, "tree", str(target)]
-    served = json.loads(subprocess.run(mount, check=True, stdout=subprocess.PIPE).stdout)
-    try:
-        yield Mounted(target, served["holder_pid"])
-    finally:
-        subprocess.run([*cowfs, "umount", str(target)], check=True)
-
-
-@contextmanager
-def fuse2fs_tree(directory: Path) -> Iterator[Mounted]:
-    image, target = directory / "image", directory / "mnt"
-    target.mkdir(parents=True)
-    with image.open("wb") as file:
-        file.truncate(10 << 30)
-    subprocess.run(["mkfs.ext4", "-q", "-E", f"root_owner={os.geteuid()}:{os.getegid()}", str(image)], check=True)
-    with served(["fuse2fs", "-f", str(image), str(target)], target) as server:
-        yield Mounted(target, server.pid)
-
-
-@contextmanager
-def passthrough_tree(directory: Path) -> Iterator[Mounted]:
-    source, target, program = directory / "source", directory / "mnt", directory / "passthrough_ll"
-    target.mkdir(parents=True)
-    source.mkdir()
-    flags = subprocess.run(
-        ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
-    ).stdout.split()
-    subprocess.run(["gcc", "-O2", "-w", "-o", str(program), str(EXAMPLE), *flags], check=True)
-    options = f"source={source},cache=always,timeout=86400"
-    with served([str(program), "-f", "-o", options, str(target)], target) as server:
-        yield Mounted(target, server.pid)
+        contenders = set_up(bench, [EMULATED, FUSE2FS, PASSTHROUGH], stack)
+        for contender in contenders:
+            contender.create("tree", TREE_BYTES)
+        yield [(contender, stack.enter_context(contender.tree("tree"))) for contender in contenders]

@@ -1,22 +1,27 @@
 """Rates of control operations, by ioctls and by dmsetup; run inside User-Mode Linux, for bench.control.
 
-python -m bench.rig.guest_control QUICK      QUICK is true or false; prints operations a second as JSON
+python -m bench.rig.guest_control QUICK      QUICK is true or false; prints the lines of a result as JSON
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from bench.rig.harness import Bench, scratch, timed
+import msgspec
+
+from bench.rig.harness import ROUNDS, Bench, timed
 from bench.rig.pools import BLOCK_SECTORS, make_files
+from cowfs.benchmarks.results import Question
+from cowfs.benchmarks.runner import Watcher, begin_result
+from cowfs.cli.bench_output import scratch
+from cowfs.errors import MissingRequirement
 from cowfs.pool import load_backend
 
 OURS: Final = "ioctls"
@@ -92,7 +97,7 @@ def loop_device(path: str) -> Iterator[str]:
 def program(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        raise SystemExit(f"this benchmark needs {name}; run: make packages-bench")
+        raise MissingRequirement(f"{name} is not installed", remedy="make packages-bench")
     return found
 
 
@@ -138,9 +143,9 @@ def questions(side: Side, operations: int) -> dict[str, Callable[[], float]]:
 
 
 def main(quick: bool) -> None:
-    rates: dict[str, dict[str, list[float]]] = {}
     with scratch("/run") as directory, ExitStack() as running:
-        bench = Bench("control", directory, quick)
+        result = begin_result(directory, rounds=ROUNDS, seed=1)
+        bench = Bench(directory, Question("control", "", "", {}, []), result, Watcher(), quick)
         sides: dict[str, Side] = {
             OURS: Ioctls(directory / OURS, running),
             THEIRS: Dmsetup(directory / THEIRS, running),
@@ -150,12 +155,9 @@ def main(quick: bool) -> None:
         # As many as take about as long.
         operations = {OURS: bench.size(500, 10), THEIRS: bench.size(15, 3)}
         asked = {name: questions(side, operations[name]) for name, side in sides.items()}
-        with redirect_stdout(io.StringIO()):
-            for question in asked[OURS]:
-                contenders = {name: asked[name][question] for name in sides}
-                found = bench.compare(question, contenders, unit="operations/s")
-                rates[question] = {name: found[name].values for name in sides}
-    json.dump(rates, sys.stdout)
+        for question in asked[OURS]:
+            bench.compare(question, {name: asked[name][question] for name in sides}, unit="operations/s")
+    sys.stdout.buffer.write(msgspec.json.encode(bench.question.lines))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from bench.rig.archives import Sizes
 from bench.rig.harness import Bench
 from cowfs.benchmarks.figures import turns
+from cowfs.errors import MissingRequirement
 
 MEMORY = "3G"
 
@@ -42,14 +43,14 @@ class Contender:
 def rounds(bench: Bench, sizes: Sizes, contenders: Sequence[Contender]) -> dict[str, dict[str, list[float]]]:
     """The figures of all rounds by contender and question; who is first in a round is last in the next."""
     if os.geteuid() != 0:
-        raise SystemExit("this benchmark needs root, for files of other owners")
+        raise MissingRequirement("only root makes files of other owners", remedy="sudo .venv/bin/python -m bench")
     # As an installed package is: nothing is compiled at a start.
     subprocess.run([sys.executable, "-m", "compileall", "-q", "cowfs", "backends", "bench"], check=True)
     taken: dict[str, dict[str, list[float]]] = {contender.name: defaultdict(list) for contender in contenders}
     for contender in contenders:
         contender.work("fill", bench, sizes)
-    for turn, contender in turns(contenders, sizes.rounds):
+    for number, contender in turns(contenders, sizes.rounds):
+        bench.watcher.progress(bench.question.name, contender.name, number, sizes.rounds)
         for question, values in contender.work("measure", bench, sizes).items():
             taken[contender.name][question] += values
-        print(f"    round {turn + 1}: {contender.name}, load {os.getloadavg()[0]:.1f}", flush=True)
     return taken

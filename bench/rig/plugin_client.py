@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cowfs.benchmarks import accounting
+
 _START_SECONDS = 600.0
 _POLL_SECONDS = 0.005
 
@@ -77,8 +79,7 @@ class Plugin:
     def peak_memory_bytes(self) -> int:
         """The process's largest resident size so far."""
         assert self._process is not None
-        status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) << 10
+        return accounting.peak_memory_bytes([self._process.pid]) or 0
 
     def _request(self, path: str, body: bytes) -> dict[str, Any]:
         assert self._connection is not None

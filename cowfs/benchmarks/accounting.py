@@ -38,7 +38,16 @@ def forget_peaks(pids: Iterable[int]) -> None:
 
 def peak_memory_bytes(pids: Iterable[int]) -> int | None:
     """The sum of the peaks of the resident memory; None without processes."""
-    found = [_field_of(pid, "status", b"VmHWM:") for pid in pids]
+    return _memory_bytes(pids, b"VmHWM:")
+
+
+def memory_bytes(pids: Iterable[int]) -> int | None:
+    """The sum of the resident memory now; None without processes."""
+    return _memory_bytes(pids, b"VmRSS:")
+
+
+def _memory_bytes(pids: Iterable[int], field: bytes) -> int | None:
+    found = [_field_of(pid, "status", field) for pid in pids]
     known = [value << 10 for value in found if value is not None]
     return sum(known) if known else None
 

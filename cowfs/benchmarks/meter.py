@@ -13,7 +13,7 @@ import msgspec
 
 from cowfs.benchmarks import accounting
 from cowfs.benchmarks.engines.interface import Contender
-from cowfs.benchmarks.results import Figure, Latency, Sample
+from cowfs.benchmarks.results import Figure, Latency, Question, Sample
 from cowfs.pool.counters import PoolCounters
 
 _MIB: Final = 1 << 20
@@ -93,6 +93,11 @@ class Meter:
     def __init__(self, contender: Contender) -> None:
         self._contender = contender
         self.lines: list[Measured] = []
+
+    def add_to(self, question: Question) -> None:
+        """The round is over: what was measured goes into the question."""
+        for one in self.lines:
+            question.add(self._contender.name, one.name, one.figure, one.sample, one.x, one.series)
 
     @contextmanager
     def line(

@@ -49,7 +49,7 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     """
 
     value: float
-    seconds: float
+    seconds: float = 0.0
     requests: int = 0
     read_bytes: int = 0
     written_bytes: int = 0
@@ -120,6 +120,37 @@ class Absent(msgspec.Struct, frozen=True, omit_defaults=True):
     remedy: str = ""
 
 
+class Goal(msgspec.Struct, omit_defaults=True):
+    """A bound on a figure, or on the ratio of two.
+
+    A ratio is the median of those of the rounds, and `spread` theirs: (largest - smallest) / median. `is_met` is None
+    where it was not judged: with small sizes, which prove nothing, and on a machine that others used.
+    """
+
+    name: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+    spread: float | None = None
+    is_met: bool | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the figure is within the bound, judged or not."""
+        low, high = self.at_least, self.at_most
+        return (low is None or self.value >= low) and (high is None or self.value <= high)
+
+    @property
+    def bound(self) -> str:
+        """Such as `>= 0.8`."""
+        limits = ((">=", self.at_least), ("<=", self.at_most))
+        return " and ".join(f"{sign} {limit:g}" for sign, limit in limits if limit is not None)
+
+    @property
+    def verdict(self) -> str:
+        return "not judged" if self.is_met is None else "met" if self.is_met else "MISSED"
+
+
 class Question(msgspec.Struct, omit_defaults=True):
     """One workload: what it asks, what arithmetic expects, and its lines. `x_unit` is empty without a growth line."""
 
@@ -132,6 +163,17 @@ class Question(msgspec.Struct, omit_defaults=True):
     failed: list[Absent] = []
     x_unit: str = ""
     others_processors: float = 0.0
+    goals: list[Goal] = []
+
+    def add(
+        self, contender: str, name: str, figure: Figure, sample: Sample, x: float | None = None, series: str = ""
+    ) -> None:
+        """One round more of a contender on a line."""
+        line = next((line for line in self.lines if line.name == name), None)
+        if line is None:
+            line = Line(name, figure, {}, x, series)
+            self.lines.append(line)
+        line.samples.setdefault(contender, []).append(sample)
 
 
 class ContenderNote(msgspec.Struct, frozen=True):

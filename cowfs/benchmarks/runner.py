@@ -16,14 +16,46 @@ from cowfs.benchmarks.engines.catalogue import Wanted
 from cowfs.benchmarks.engines.interface import Contender, Setting
 from cowfs.benchmarks.figures import turns
 from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
-from cowfs.benchmarks.meter import Measured, Meter
-from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Line, Question, Result
+from cowfs.benchmarks.meter import Meter
+from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Question, Result
 from cowfs.benchmarks.workloads.interface import Measure, Workload
 from cowfs.errors import CowfsError
 from cowfs.version import VERSION as COWFS_VERSION
 
-_LOOK_SECONDS: Final = 0.3
+LOOK_SECONDS: Final = 0.3
 _FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSError
+
+
+def begin_result(directory: Path, *, rounds: int, seed: int, others_processors: float = 0.0) -> Result:
+    """A result in which nothing is yet: when, and what this machine is like.
+
+    Args:
+        directory: where everything that is compared lies.
+        others_processors: what is known to be used by others before the run.
+    """
+    return Result(
+        format=FORMAT,
+        version=VERSION,
+        cowfs=COWFS_VERSION,
+        begun=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        seconds=0.0,
+        machine=describe_machine(os.fspath(directory)),
+        place=os.fspath(directory.parent),
+        rounds=rounds,
+        seed=seed,
+        others_processors=others_processors,
+        switch_us=1e6 * switch_seconds(),
+        contenders=[],
+        missing=[],
+        questions=[],
+    )
+
+
+def look_around(result: Result, seconds: float = LOOK_SECONDS) -> float:
+    """The processors that others use now. The most that was seen counts for the whole result."""
+    found = busy_processors(seconds)
+    result.others_processors = max(result.others_processors, found)
+    return found
 
 
 class Watcher:
@@ -40,6 +72,9 @@ class Watcher:
 
     def failed(self, question: str, contender: str, error: BaseException) -> None:
         """A contender is out of a question."""
+
+    def ends(self) -> None:
+        """All questions are answered."""
 
 
 @dataclass
@@ -59,30 +94,18 @@ class Run:
     seed: int
     watcher: Watcher = field(default_factory=Watcher)
     missing: Sequence[Absent] = ()
-    look_seconds: float = _LOOK_SECONDS
+    look_seconds: float = LOOK_SECONDS
     others_processors: float = 0.0
     _done: int = 0
 
     def __call__(self) -> Result:
         """Raises CowfsError where no contender is left; KeyboardInterrupt after everything was taken down."""
         begin = time.monotonic()
-        result = Result(
-            format=FORMAT,
-            version=VERSION,
-            cowfs=COWFS_VERSION,
-            begun=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            seconds=0.0,
-            machine=describe_machine(os.fspath(self.directory)),
-            place=os.fspath(self.directory.parent),
-            rounds=self.rounds,
-            seed=self.seed,
-            others_processors=self.others_processors,
-            switch_us=1e6 * switch_seconds(),
-            contenders=[],
-            missing=list(self.missing),
-            questions=[],
+        result = begin_result(
+            self.directory, rounds=self.rounds, seed=self.seed, others_processors=self.others_processors
         )
-        self._look_around(result)
+        result.missing += self.missing
+        look_around(result, self.look_seconds)
         with ExitStack() as stack:
             contenders = self._set_up(stack, result)
             if not contenders:
@@ -94,6 +117,7 @@ class Run:
                 result.questions.append(question)
                 self.watcher.answered(question)
         result.seconds = time.monotonic() - begin
+        self.watcher.ends()
         return result
 
     def _set_up(self, stack: ExitStack, result: Result) -> list[Contender]:
@@ -119,11 +143,6 @@ class Run:
             for workload in self.workloads
         )
 
-    def _look_around(self, result: Result) -> float:
-        found = busy_processors(self.look_seconds)
-        result.others_processors = max(result.others_processors, found)
-        return found
-
     def _ask(self, workload: Workload, contenders: Sequence[Contender], result: Result) -> Question:
         question = Question(
             name=workload.name,
@@ -132,7 +151,7 @@ class Run:
             parameters=workload.parameters,
             lines=[],
             x_unit=workload.x_unit,
-            others_processors=self._look_around(result),
+            others_processors=look_around(result, self.look_seconds),
         )
         offers = {wanted.name: wanted.engine.offers for wanted in self.wanted}
         able = [contender for contender in contenders if workload.needs in offers[contender.name]]
@@ -157,7 +176,7 @@ class Run:
                 with self._out_of(question, contender.name, measures):
                     measures[contender.name](meter)
                     if number >= workload.warms_up:
-                        _add(question, contender.name, meter.lines)
+                        meter.add_to(question)
         out = {absent.name for absent in question.failed}
         for line in question.lines:
             line.samples = {
@@ -182,15 +201,6 @@ class Run:
             if measures is not None:
                 measures.pop(contender, None)
             self.watcher.failed(question.name, contender, error)
-
-
-def _add(question: Question, contender: str, measured: Sequence[Measured]) -> None:
-    for one in measured:
-        line = next((line for line in question.lines if line.name == one.name), None)
-        if line is None:
-            line = Line(one.name, one.figure, {}, one.x, one.series)
-            question.lines.append(line)
-        line.samples.setdefault(contender, []).append(one.sample)
 
 
 def describe(error: BaseException) -> str:

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -21,13 +16,12 @@ from cowfs.errors import CowfsError, MissingRequirement, UsageError
 if TYPE_CHECKING:
     from cowfs.benchmarks.comparison import Comparison
     from cowfs.benchmarks.engines.catalogue import Wanted
-    from cowfs.benchmarks.results import Absent, Question, Result
+    from cowfs.benchmarks.results import Absent, Result
     from cowfs.benchmarks.runner import Run
     from cowfs.benchmarks.workloads.interface import Workload
     from cowfs.traces.replay import Pace
 
 _ROUNDS: Final = 3
-_WIDTH: Final = 100
 _JOB: Final = ".fio"
 _WORDS: Final = "cowfs.bench.words"
 _GUEST_BYTES: Final = 1 << 30
@@ -123,8 +117,9 @@ def bench_command(
         workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
+    from cowfs.cli.bench_output import outputs, scratch
 
-    with _outputs(json_file, csv_file, html_file) as write, _scratch(directory) as place:
+    with outputs(json_file, csv_file, html_file) as write, scratch(directory) as place:
         run = Run(wanted, workloads, place, rounds, seed, missing=missing, others_processors=others)
         result = _run(run, shows_tables=not settings.as_json)
         write(result)
@@ -180,34 +175,16 @@ def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], 
     return usable(wanted if thin_pool is None else with_thin_pool(wanted, thin_pool))
 
 
-@contextmanager
-def _scratch(parent: str | None) -> Iterator[Path]:
-    """A directory of this run, removed at its end."""
-    from cowfs.benchmarks import left_behind
-    from cowfs.janitor import Janitor
-
-    try:
-        path = tempfile.mkdtemp(prefix="cowfs-bench-", dir=parent and os.path.abspath(parent))
-    except OSError as error:
-        raise UsageError(f"--directory {parent}: no directory can be made in it: {error.strerror}") from error
-    path = os.path.realpath(path)
-    janitor = Janitor(left_behind.__file__, path)
-    try:
-        yield Path(path)
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-        janitor.close()
-
-
 def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | None) -> int:
     """The same command in User-Mode Linux, which sees the file systems of this machine through hostfs.
 
     What others use is not to be seen from there, so it is looked at before.
     """
     from cowfs.benchmarks.machine import busy_processors
+    from cowfs.cli.bench_output import scratch
     from cowfs.cli.uml import run_cowfs_in_uml
 
-    with _scratch(directory) as place:
+    with scratch(directory) as place:
         own = [word for word in words if word != "--in-uml"]
         others = f"--others={busy_processors(_LOOK_SECONDS)}"
         command = [*["--json"] * settings.as_json, "bench", *own, others, "--directory", os.fspath(place)]
@@ -215,43 +192,11 @@ def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | Non
 
 
 def _run(run: Run, *, shows_tables: bool) -> Result:
-    from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
-    from cowfs.benchmarks.runner import Watcher
-    from cowfs.benchmarks.workloads.command import CommandFailed
-    from cowfs.benchmarks.workloads.fio import FioFailed
-
-    width = _width()
-
-    class Printer(Watcher):
-        """Prints tables as they are complete; progress goes to standard error."""
-
-        result: Result
-
-        def begins(self, result: Result) -> None:
-            self.result = result
-            self._print(*head_lines(result))
-
-        def progress(self, question: str, contender: str, done: int, total: int) -> None:
-            if bar is not None:
-                bar(f"{question}: {contender}", done, total)
-
-        def answered(self, question: Question) -> None:
-            self._print("", *question_lines(question, is_judged=self.result.is_quiet, width=width))
-
-        def failed(self, question: str, contender: str, error: BaseException) -> None:
-            if isinstance(error, CommandFailed | FioFailed):
-                for line in error.lines:
-                    print(output.printable(line), file=sys.stderr)
-
-        def _print(self, *lines: str) -> None:
-            if shows_tables:
-                print("\n".join(map(output.printable, lines)), flush=True)
+    from cowfs.cli.bench_output import Printer
 
     with output.steps() as bar:
-        run.watcher = printer = Printer()
-        result = run()
-    printer._print("", summary_line(result))
-    return result
+        run.watcher = Printer(bar, shows_tables=shows_tables)
+        return run()
 
 
 def _list(settings: Settings) -> int:
@@ -277,71 +222,27 @@ def _list(settings: Settings) -> int:
     return 0
 
 
-@contextmanager
-def _outputs(json_file: str | None, csv_file: str | None, html_file: str | None) -> Iterator[Callable[[Result], None]]:
-    """Opens the files of a result, before the run, and gives what writes it to them; they are complete or not there."""
-    from cowfs.benchmarks.results import encode_result
-    from cowfs.new_files import new_file
-
-    forms: list[tuple[str, Callable[[Result], bytes]]] = []
-    if json_file is not None:
-        forms.append((json_file, encode_result))
-    if csv_file is not None:
-        from cowfs.benchmarks.report.table import as_csv
-
-        forms.append((csv_file, lambda result: as_csv(result).encode()))
-    if html_file is not None:
-        from cowfs.benchmarks.report.page import page
-
-        forms.append((html_file, lambda result: page(result).encode()))
-    with ExitStack() as stack:
-        files = []
-        for path, encode in forms:
-            with _writing(path):
-                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
-
-        def write(result: Result) -> None:
-            for path, encode, file in files:
-                data = encode(result)
-                with _writing(path):
-                    file.write(data)
-                    file.flush()
-
-        yield write
-
-
-@contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
-
-
 def _report(
     settings: Settings, files: Sequence[str], json_file: str | None, csv_file: str | None, html_file: str | None
 ) -> int:
     """The tables and files of a result that was kept."""
-    from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
     from cowfs.benchmarks.results import read_result
+    from cowfs.cli.bench_output import Printer, outputs
 
     if len(files) != 1:
         raise UsageError("report of what? give one result, as in 'cowfs bench report RESULT.json --html FILE'")
     result = read_result(files[0])
-    with _outputs(json_file, csv_file, html_file) as write:
+    with outputs(json_file, csv_file, html_file) as write:
         write(result)
     if settings.as_json:
         output.print_json(result)
         return 0
-    lines = [*head_lines(result)]
+    printer = Printer()
+    printer.begins(result)
     for question in result.questions:
-        lines += ["", *question_lines(question, is_judged=result.is_quiet, width=_width())]
-    print("\n".join(map(output.printable, [*lines, "", summary_line(result)])))
+        printer.answered(question)
+    printer.ends()
     return 0
-
-
-def _width() -> int:
-    return shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
 
 
 def _require_charts() -> None:

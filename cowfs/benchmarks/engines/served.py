@@ -267,8 +267,8 @@ def _look_for_qemu() -> ProbeResult:
 # --- fuse2fs
 
 
-class _Fuse2fs(DirectoryContender):
-    """One mount; its devices are directories."""
+class OneMount(DirectoryContender):
+    """One mount of a server; its devices are directories."""
 
     def __init__(self, setting: Setting, pid: int) -> None:
         super().__init__(setting.name, setting.directory)
@@ -281,6 +281,8 @@ class _Fuse2fs(DirectoryContender):
     def processes(self) -> list[int]:
         return [self._pid]
 
+
+class _Fuse2fs(OneMount):
     def details(self) -> dict[str, str]:
         return {"version": version_of("fuse2fs"), "journal": "none is written"}
 

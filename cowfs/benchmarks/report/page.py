@@ -9,7 +9,7 @@ from typing import Final
 from cowfs.benchmarks.figures import median_of
 from cowfs.benchmarks.report.charts import COLOURS, bars, distribution, growth, style, written_growth
 from cowfs.benchmarks.report.text import figure_text, spread_text
-from cowfs.benchmarks.results import Absent, Line, Question, Result, Sample
+from cowfs.benchmarks.results import Absent, Goal, Line, Question, Result, Sample
 from cowfs.pool.counters import WriteAmplification
 from cowfs.units import format_size
 
@@ -54,11 +54,11 @@ def page(result: Result) -> str:
 
 
 def _page(result: Result) -> Iterator[str]:
-    colours = {note.name: number % COLOURS for number, note in enumerate(result.contenders)}
+    engines = [note.name for note in result.contenders]
     machine = result.machine
     yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1"><title>cowfs bench</title>'
-    yield f"<style>{style()}{_STYLE}</style></head><body><h1>Copy-on-write engines, side by side</h1>"
+    yield f"<style>{style()}{_STYLE}</style></head><body><h1>Measured side by side</h1>"
     yield f'<p class="note{"" if result.is_quiet else " bad"}">{_text(result.load_line()[0].upper())}'
     yield f"{_text(result.load_line()[1:])}. A switch to another process took {result.switch_us:.1f} us.</p>"
     yield f"<p>{result.begun}, {result.seconds:.0f} s, {result.rounds} rounds in turns, seed {result.seed}, cowfs "
@@ -71,7 +71,7 @@ def _page(result: Result) -> Iterator[str]:
     yield '<div class="wide"><table class="who"><tr><th>contender</th><th>what it is</th><th></th></tr>'
     for note in result.contenders:
         about = "; ".join(f"{key}: {value}" for key, value in note.details.items() if value)
-        yield f"<tr>{_name(note.name, colours)}<td>{_text(note.title)}</td>"
+        yield f"<tr>{_name(note.name, _colours(engines))}<td>{_text(note.title)}</td>"
         yield f'<td class="dim">{_text(about)}</td></tr>'
     for absent in result.missing:
         yield f'<tr><td class="name dim">{_text(absent.name)}</td><td class="dim">missing: {_text(absent.problem)}</td>'
@@ -81,8 +81,13 @@ def _page(result: Result) -> Iterator[str]:
         yield f'<a href="#{_text(question.name)}">{_text(question.name)}</a>'
     yield "</nav>"
     for question in result.questions:
-        yield from _question(question, colours, is_judged=result.is_quiet)
+        own = [name for line in question.lines for name in line.samples]
+        yield from _question(question, _colours([*engines, *own]), is_judged=result.is_quiet)
     yield "</body></html>\n"
+
+
+def _colours(names: Iterable[str]) -> dict[str, int]:
+    return {name: number % COLOURS for number, name in enumerate(dict.fromkeys(names))}
 
 
 def _question(question: Question, colours: Mapping[str, int], *, is_judged: bool) -> Iterator[str]:
@@ -96,6 +101,7 @@ def _question(question: Question, colours: Mapping[str, int], *, is_judged: bool
     for failed in question.failed:
         yield f'<p class="bad">{_text(failed.name)} failed: {_text(failed.problem)}</p>'
     yield from _without(question.absent)
+    yield from _goals(question.goals)
     series: dict[str, list[Line]] = {}
     for line in question.lines:
         if line.series:
@@ -122,6 +128,19 @@ def _without(absent: list[Absent]) -> Iterator[str]:
     for problem in dict.fromkeys(one.problem for one in absent):
         names = ", ".join(one.name for one in absent if one.problem == problem)
         yield f'<p class="dim">Without {_text(names)}: {_text(problem)}.</p>'
+
+
+def _goals(goals: list[Goal]) -> Iterator[str]:
+    if not goals:
+        return
+    yield '<div class="wide"><table><tr><th>goal</th><th class="n">found</th><th class="n">spread</th>'
+    yield '<th class="n">wanted</th><th></th></tr>'
+    for goal in goals:
+        spread = "" if goal.spread is None else spread_text(goal.spread, 2)
+        kind = "dim" if goal.is_met is None else "good" if goal.is_met else "bad"
+        yield f'<tr><td>{_text(goal.name)}</td><td class="n">{figure_text(goal.value)}</td><td class="n">{spread}</td>'
+        yield f'<td class="n">{_text(goal.bound)}</td><td class="{kind}">{goal.verdict}</td></tr>'
+    yield "</table></div>"
 
 
 def _line(line: Line, colours: Mapping[str, int], *, is_judged: bool) -> Iterator[str]:

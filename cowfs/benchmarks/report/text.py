@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -25,17 +26,23 @@ def head_lines(result: Result) -> Iterator[str]:
 
 
 def question_lines(question: Question, *, is_judged: bool, width: int) -> Iterator[str]:
-    """A question's figures: medians, and half of the spread as `+-`. The best, and those level with it, have a star."""
+    """A question's figures: medians, and half of the spread as `+-`. The best, and those level with it, have a star.
+
+    Lines of the same contenders are one table.
+    """
     yield f"{question.name}: {question.title}"
-    names = list(dict.fromkeys(name for line in question.lines for name in line.samples))
-    rows = [cells for line in question.lines for cells in _rows(line, names, is_judged)]
-    for part in _parts(rows, ["", *names], width):
-        yield from part
+    for names, lines in itertools.groupby(question.lines, key=lambda line: tuple(line.samples)):
+        rows = [cells for line in lines for cells in _rows(line, names, is_judged)]
+        for part in _parts(rows, ["", *names], width):
+            yield from part
+    for goal in question.goals:
+        spread = "" if goal.spread is None else f" {spread_text(goal.spread, 2)}"
+        yield f"  goal: {goal.name} = {figure_text(goal.value)}{spread}, wanted {goal.bound}: {goal.verdict}"
     for absent in question.failed:
         yield f"  {absent.name} failed: {absent.problem}"
     for problem in dict.fromkeys(absent.problem for absent in question.absent):
-        names = [absent.name for absent in question.absent if absent.problem == problem]
-        yield f"  without {', '.join(names)}: {problem}"
+        lacking = [absent.name for absent in question.absent if absent.problem == problem]
+        yield f"  without {', '.join(lacking)}: {problem}"
 
 
 def summary_line(result: Result) -> str:

@@ -1,0 +1,114 @@
+"""What a benchmark shows and leaves: tables as they are complete, files of the result, and no directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+from cowfs.benchmarks import left_behind
+from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
+from cowfs.benchmarks.results import Question, Result, encode_result
+from cowfs.benchmarks.runner import Watcher
+from cowfs.benchmarks.workloads.command import CommandFailed
+from cowfs.benchmarks.workloads.fio import FioFailed
+from cowfs.cli import output
+from cowfs.errors import CowfsError, UsageError
+from cowfs.janitor import Janitor
+from cowfs.new_files import new_file
+
+_WIDTH: Final = 100
+
+
+class Printer(Watcher):
+    """Prints tables as they are complete; progress goes to standard error."""
+
+    def __init__(self, bar: output.StepProgress | None = None, *, shows_tables: bool = True) -> None:
+        self._bar = bar
+        self._shows_tables = shows_tables
+
+    def begins(self, result: Result) -> None:
+        self._result = result
+        self._print(*head_lines(result))
+
+    def progress(self, question: str, contender: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar(f"{question}: {contender}", done, total)
+
+    def answered(self, question: Question) -> None:
+        self._print("", *question_lines(question, is_judged=self._result.is_quiet, width=_width()))
+
+    def failed(self, question: str, contender: str, error: BaseException) -> None:
+        if isinstance(error, CommandFailed | FioFailed):
+            for line in error.lines:
+                print(output.printable(line), file=sys.stderr)
+
+    def ends(self) -> None:
+        self._print("", summary_line(self._result))
+
+    def _print(self, *lines: str) -> None:
+        if self._shows_tables:
+            print("\n".join(map(output.printable, lines)), flush=True)
+
+
+def _width() -> int:
+    return shutil.get_terminal_size((_WIDTH, 0)).columns if sys.stdout.isatty() else _WIDTH
+
+
+@contextmanager
+def scratch(parent: str | None) -> Iterator[Path]:
+    """A directory of this run, removed at its end."""
+    try:
+        path = tempfile.mkdtemp(prefix="cowfs-bench-", dir=parent and os.path.abspath(parent))
+    except OSError as error:
+        raise UsageError(f"--directory {parent}: no directory can be made in it: {error.strerror}") from error
+    path = os.path.realpath(path)
+    janitor = Janitor(left_behind.__file__, path)
+    try:
+        yield Path(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        janitor.close()
+
+
+@contextmanager
+def outputs(json_file: str | None, csv_file: str | None, html_file: str | None) -> Iterator[Callable[[Result], None]]:
+    """Opens the files of a result, before the run, and gives what writes it to them; they are complete or not there."""
+    forms: list[tuple[str, Callable[[Result], bytes]]] = []
+    if json_file is not None:
+        forms.append((json_file, encode_result))
+    if csv_file is not None:
+        from cowfs.benchmarks.report.table import as_csv
+
+        forms.append((csv_file, lambda result: as_csv(result).encode()))
+    if html_file is not None:
+        from cowfs.benchmarks.report.page import page
+
+        forms.append((html_file, lambda result: page(result).encode()))
+    with ExitStack() as stack:
+        files = []
+        for path, encode in forms:
+            with _writing(path):
+                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
+
+        def write(result: Result) -> None:
+            for path, encode, file in files:
+                data = encode(result)
+                with _writing(path):
+                    file.write(data)
+                    file.flush()
+
+        yield write
+
+
+@contextmanager
+def _writing(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
