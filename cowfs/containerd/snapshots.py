@@ -23,6 +23,7 @@ from cowfs.containerd.filters import lookup_in, parse_filters
 from cowfs.containerd.grpc import Asked, CallError, Code, Handler
 from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
 from cowfs.containerd.store import LAYER_REFERENCE, Snapshot, SnapshotStore
+from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import (
     CowfsError,
@@ -34,7 +35,15 @@ from cowfs.errors import (
 )
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
-from cowfs.home.requests.layers import ApplyLayer, CreateLayer, LayerArchive, LayerOwnUsage, PutLayer, ShowLayer
+from cowfs.home.requests.layers import (
+    ApplyLayer,
+    CreateLayer,
+    LayerArchive,
+    LayerOwnUsage,
+    LimitLayer,
+    PutLayer,
+    ShowLayer,
+)
 from cowfs.home.requests.request import Attachment, Request
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from cowfs.layers.interface import LayerUsage
@@ -46,6 +55,7 @@ _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _ROWS_PER_ANSWER: Final = 100
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _NAME_MAX_CHARACTERS: Final = 4096
+MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
 _CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
     (DeviceExists, Code.ALREADY_EXISTS),
     (UnknownDevice, Code.NOT_FOUND),
@@ -111,8 +121,7 @@ class Snapshotter:
                 self._require_no_such_layer(request)
             owns_device = kind == ACTIVE or parent is None
             if owns_device:
-                device = _new_device()
-                await self._run(CreateLayer(device, None if parent is None else parent.device))
+                device = await self._make_device(parent, _max_size_bytes(request) if kind == ACTIVE else None)
             else:
                 assert parent is not None
                 device = parent.device
@@ -127,6 +136,21 @@ class Snapshotter:
                 raise
         return message_class(answered_as)(mounts=mounts)
 
+    async def _make_device(self, parent: Snapshot | None, max_size_bytes: int | None) -> str:
+        """A device for a new snapshot, larger than its parent's where its files may take more than fits there."""
+        device = _new_device()
+        origin = None if parent is None else parent.device
+        size_bytes = self._executor.home.devices.record(origin or BASE).size_bytes
+        grows = max_size_bytes is not None and max_size_bytes > size_bytes
+        try:
+            await self._run(CreateLayer(device, origin, {"size": str(max_size_bytes)} if grows else {}))
+            if max_size_bytes is not None and not grows:
+                await self._run(LimitLayer(device, max_size_bytes))
+        except BaseException:
+            await self._remove_device(device)
+            raise
+        return device
+
     async def commit(self, request: Any) -> Any:
         """The files of an active snapshot as they are now, under a name of their own.
 
@@ -138,6 +162,8 @@ class Snapshotter:
         parent = self._parent(active.parent)
         try:
             await self._run(CreateLayer(device, active.device))
+            if MAX_SIZE in active.labels:
+                await self._run(LimitLayer(device))  # it is not of those that are made of the new one
             size_bytes, inodes = await self._measured(device, parent)
             async with self._changing:
                 self._require_new(request.name)
@@ -189,6 +215,9 @@ class Snapshotter:
         async with self._changing:
             snapshot = self._require(request.info.name)
             labels = _updated(snapshot.labels, dict(request.info.labels), list(request.update_mask.paths), snapshot.key)
+            if snapshot.kind == ACTIVE and labels.get(MAX_SIZE) != snapshot.labels.get(MAX_SIZE):
+                text = f"the label {MAX_SIZE} of snapshot {snapshot.key} cannot be changed; it is for Prepare"
+                raise CallError(Code.INVALID_ARGUMENT, text)
             updated = replace(snapshot, labels=labels, updated_ns=self._now_ns())
             self._store.put(updated)
         return message_class("UpdateSnapshotResponse")(info=_info(updated))
@@ -394,6 +423,17 @@ def decoded(name: str, data: bytes) -> Any:
         return message_class(name).FromString(data)
     except DecodeError as error:
         raise CallError(Code.INVALID_ARGUMENT, f"not a {name}: {error}") from None
+
+
+def _max_size_bytes(request: Any) -> int | None:
+    """What the label of a new snapshot says; None without one. Raises CallError."""
+    text = request.labels.get(MAX_SIZE)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) < 1 << 63:
+        reason = f"the label {MAX_SIZE} of snapshot {request.key} is {text!r}, and not a number of bytes above 0"
+        raise CallError(Code.INVALID_ARGUMENT, reason)
+    return int(text)
 
 
 def _new_device() -> str:

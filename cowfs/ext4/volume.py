@@ -9,6 +9,7 @@ What holds what:
     ├── FileData            contents, straight to the device
     ├── InlineData          contents and entries that are in their inode
     ├── ExtendedAttributes  also access control lists
+    ├── KeptBlocks          what a limit keeps from everyone
     ├── InodeTable, FileMaps    inodes and block maps in memory
     ├── Allocator           free blocks and inode numbers
     └── Filesystem          libext2fs: superblock, groups, bitmaps, inode table, over a MetadataCache
@@ -43,6 +44,7 @@ from cowfs.ext4.files.file_map import FileMaps
 from cowfs.ext4.files.guard import WriteGuard
 from cowfs.ext4.files.inline import InlineData
 from cowfs.ext4.files.inodes import Inode, InodeTable
+from cowfs.ext4.files.kept_blocks import KeptBlocks
 from cowfs.ext4.files.tables import InodeTables
 from cowfs.ext4.files.xattrs import ExtendedAttributes
 from cowfs.ext4.format import layout
@@ -117,6 +119,7 @@ class Volume:
         self._closed = False
         self._is_trusted = True
         self._overhead_blocks = self._count_overhead()
+        self._kept = KeptBlocks(fs, self._allocator, self._maps, self._inodes)
         not_inherited(self, f"the file system of {fs.name}")
 
     @classmethod
@@ -276,13 +279,37 @@ class Volume:
         free = self._allocator.free_blocks
         return TreeStatistics(
             block_bytes=fs.block_bytes,
-            blocks=max(fs.blocks - self._overhead_blocks, free),
+            blocks=max(fs.blocks - self._overhead_blocks - self._kept.count, free),
             blocks_free=free,
             blocks_available=max(free - reserved, 0),
             inodes=fs.inodes,
             inodes_free=self._allocator.free_inodes,
             name_max=layout.NAME_MAX,
         )
+
+    def limit_space(self, size_bytes: int) -> None:
+        """Let files and what the volume needs for them take so much at most; a limit lasts until it is lifted.
+
+        Raises:
+            OSError (ENOSPC): they take more already; the limit is as before.
+        """
+        self.lift_limit()
+        self.sync()
+        found = self.statistics()
+        free = size_bytes // found.block_bytes - (found.blocks - found.blocks_free)
+        if free < 0:
+            raise os_error(errno.ENOSPC)
+        if free < found.blocks_free:
+            self._keep_blocks(found.blocks_free - free)
+
+    @_changing
+    def _keep_blocks(self, count: int) -> None:
+        self._kept.keep(count)
+
+    @_changing
+    def lift_limit(self) -> None:
+        """Let files take all of the volume."""
+        self._kept.release()
 
     # Looking closer, at how things lie on the device.
 

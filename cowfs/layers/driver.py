@@ -32,7 +32,7 @@ from cowfs.layers.info import DriverInfo, driver_info, loop_device_of, metadata_
 from cowfs.layers.interface import Change, ChangeKind, Driver, IdMaps, LayerRoot, LayerUsage
 from cowfs.layers.options import DriverOptions, Facts, Settings, check_layer_size, parse_layer_options, resolve_options
 from cowfs.layers.roots import ROOTFS, ensure_root, find_root, looks_like_layer, write_layer_id
-from cowfs.layers.trees import EngineTrees, Trees
+from cowfs.layers.trees import EngineTrees, Trees, changing_in_place
 from cowfs.pool import NodePool, ThinDevice
 from cowfs.steps import Pieces, Steps
 from cowfs.version import VERSION
@@ -42,6 +42,7 @@ _log = logging.getLogger(__name__)
 _SUBSTITUTES: Final = "Docker and tar read them with '.cowfs-name' before each, and 'layer apply' as they are"
 _WHY: Final = "ext4 has no place for them, or they are access lists of names without numbers"
 
+_EXT4: Final = "ext4"
 _OWN_NAMES: Final = {ROOTFS, ID_FILE}  # what a layer has beside its files
 
 Prepare: TypeAlias = Callable[[FileTree], object]
@@ -147,6 +148,28 @@ class LayerDriver:
         if size_bytes is not None and origin in self._devices:
             check_layer_size(size_bytes, self._devices.record(origin).size_bytes)
         self._devices.create(layer_id, parent=parent, size_bytes=size_bytes, is_layer=True)
+
+    def limit(self, layer_id: str, size_bytes: int | None) -> None:
+        """Let the files of a layer that is not in use take so much at most, what it inherits included; None for all.
+
+        Raises:
+            UsageError: they take more already, or it holds xfs, which has no limit here.
+        """
+        self._require_layer(layer_id)
+        if self._devices.base.filesystem_name != _EXT4:
+            raise UsageError(f"layer {layer_id!r} holds xfs; its size can be limited with a base device of ext4 only")
+        with changing_in_place(self._volumes, layer_id) as tree:
+            assert isinstance(tree, Volume)
+            if size_bytes is None:
+                tree.lift_limit()
+                return
+            found = tree.statistics()
+            used_bytes = (found.blocks - found.blocks_free) * found.block_bytes
+            if size_bytes < used_bytes:
+                raise UsageError(
+                    f"layer {layer_id!r} cannot be limited to {size_bytes} bytes: it begins with {used_bytes} in use"
+                )
+            tree.limit_space(size_bytes)
 
     def remove(self, layer_id: str) -> None:
         if layer_id not in self._devices:

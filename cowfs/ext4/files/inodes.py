@@ -381,20 +381,36 @@ class InodeTable:
 
     def create(self, parent: Inode, mode: int, uid: int, gid: int) -> Inode:
         """A new inode in memory, without a name. Raises OSError (ENOSPC)."""
-        fs = self._fs
         if len(self._cache) >= self._max:
             self._shrink()  # before anything is taken: it may fail
         number = self._allocator.allocate_inode(parent.number, is_directory=stat.S_ISDIR(mode))
+        inode = self._make(number, mode)
+        inode.uid, inode.gid = uid, gid
+        inode.raw.i_flags |= _inherited_flags(parent.flags, mode)
+        return inode
+
+    def make_reserved(self, number: int, mode: int) -> Inode:
+        """One of ext4's own inodes, which needs no name, as a new one in memory."""
+        inode = self._make(number, mode)
+        inode.links = 1
+        return inode
+
+    def discard_reserved(self, inode: Inode) -> None:
+        """Have nothing in an inode of ext4's own that has no blocks any more."""
+        self._cache.pop(inode.number, None)
+        empty = Inode(self._fs, inode.number)
+        self._fs.write_inode(empty.number, empty.raw)
+
+    def _make(self, number: int, mode: int) -> Inode:
+        fs = self._fs
         inode = Inode(fs, number)
         raw = inode.raw
         if fs.inode_bytes > layout.GOOD_OLD_INODE_BYTES:
             wanted = max(fs.super.s_want_extra_isize, fs.super.s_min_extra_isize) or 32
             raw.i_extra_isize = min(wanted, fs.inode_bytes - layout.GOOD_OLD_INODE_BYTES)
         raw.i_mode = mode
-        inode.uid, inode.gid = uid, gid
         self._generation = (self._generation + 1) & 0xFFFFFFFF
         raw.i_generation = self._generation
-        raw.i_flags = _inherited_flags(parent.flags, mode)
         if stat.S_IFMT(mode) in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
             inode.map = BlockMap()
             if fs.has_extents:

@@ -130,12 +130,13 @@ class BlockMap:
         index = bisect_right(self._starts, logical)
         assert index == 0 or self._starts[index - 1] + self._counts[index - 1] <= logical
         assert index == len(self._starts) or logical + count <= self._starts[index]
+        longest = MAX_EXTENT_BLOCKS - (not written)
         if index and self._continues(index - 1, logical, physical, written):
-            taken = min(count, MAX_EXTENT_BLOCKS - self._counts[index - 1])
+            taken = min(count, longest - self._counts[index - 1])
             self._counts[index - 1] += taken
             logical, physical, count = logical + taken, physical + taken, count - taken
         while count:
-            piece = min(count, MAX_EXTENT_BLOCKS)
+            piece = min(count, longest)
             self._starts.insert(index, logical)
             self._counts.insert(index, piece)
             self._physical.insert(index, physical)

@@ -53,6 +53,18 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
         home.driver.create(self.id, self.parent, self.options)
 
 
+class LimitLayer(Request[None], frozen=True, tag="layer_limit"):
+    """Let the files of a layer that is not in use take so much at most; None for no limit. For this process alone."""
+
+    id: str
+    size_bytes: int | None = None
+
+    needs_idle = "id"
+
+    def run(self, home: OpenHome) -> None:
+        home.driver.limit(self.id, self.size_bytes)
+
+
 class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
     """Remove a layer; an absent one is not an error, and a busy one is removed when its last user ends."""
 
