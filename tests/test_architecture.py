@@ -102,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "benchmarks": FOUNDATION | {"blockdev", "pool", "traces", "mounts", "fuse", "devices", "home"},
     "oci": FOUNDATION | {"new_files", "devices", "layers", "home"},
     "docker": FOUNDATION | {"blockdev", "pool", "fuse", "devices", "layers", "home", "oci"},
-    "containerd": FOUNDATION | {"fuse", "devices", "layers", "home"},
+    "containerd": FOUNDATION | {"pool", "fuse", "devices", "layers", "home"},
     "cowfs": FOUNDATION | {"blockdev", "pool", "thinmeta", "ext4", "devices", "home"},  # the Python API
     "testing": FOUNDATION
     | {
@@ -335,11 +335,12 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "grpc": set(),
         "filters": set(),
         "store": {"messages"},
-        "snapshots": {"messages", "grpc", "filters", "store"},
+        "places": {"messages"},
+        "snapshots": {"messages", "grpc", "filters", "store", "places"},
         "client": {"messages", "grpc"},
         "blobs": {"messages", "grpc", "client"},
         "diff": {"messages", "grpc", "store", "snapshots", "client", "blobs"},
-        "serve": {"grpc", "store", "snapshots", "diff"},
+        "serve": {"grpc", "store", "places", "snapshots", "diff"},
     },
     "pool": {
         "message": set(),
@@ -488,7 +489,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "app": {"commands", "output", "settings", "signals", "log", "outcome", "uml", "lazy_group"},
         "docker": {"output", "settings", "serving"},
         "mounting": {"output", "settings", "signals", "serving"},
-        "snapshotter": {"settings", "serving"},
+        "snapshotter_config": {"settings"},
+        "snapshotter": {"settings", "serving", "snapshotter_config"},
         "layers": {"output", "settings", "mounting"},
         "manual": {"lazy_group", "app"},
         "__init__": {"app"},

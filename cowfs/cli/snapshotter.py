@@ -21,11 +21,19 @@ from cowfs.errors import UsageError
     help="Path of containerd's own socket, from which the diff service reads layers. "
     "[default: /run/containerd/containerd.sock]",
 )
+@click.option(
+    "--block-devices", is_flag=True, help="Each snapshot is a block device, for virtual machines (--backend dmthin)."
+)
 @click.option("--config", metavar="FILE", type=PATH, help="Take options from FILE too, in TOML.")
 @click.pass_obj
 @click.pass_context
 def snapshotter_command(
-    ctx: click.Context, settings: Settings, socket_path: str | None, containerd: str | None, config: str | None
+    ctx: click.Context,
+    settings: Settings,
+    socket_path: str | None,
+    containerd: str | None,
+    block_devices: bool,
+    config: str | None,
 ) -> None:
     """Serve the home to containerd as a snapshotter, until SIGTERM or Ctrl-C.
 
@@ -45,9 +53,9 @@ def snapshotter_command(
     H/mnt.
 
     A configuration file has the options of this command and those before it as keys: home, backend, storage-opt (a
-    list), socket, containerd, log, quiet (true or false), verbose (a number). An option of the command line counts
-    before the file's. A service manager may pass the socket (LISTEN_FDS), and is told when it is served
-    (NOTIFY_SOCKET).
+    list), socket, containerd, log, block-devices, quiet (both true or false), verbose (a number). An option of the
+    command line counts before the file's. A service manager may pass the socket (LISTEN_FDS), and is told when it is
+    served (NOTIFY_SOCKET).
     """
     from cowfs.cli.serving import begin_serving
     from cowfs.cli.snapshotter_config import SnapshotterConfig, read_config
@@ -76,6 +84,7 @@ def snapshotter_command(
             None if path is None else Path(path),
             Path(containerd or file.containerd or CONTAINERD_SOCKET),
             settings.storage_options,
+            block_devices or file.block_devices,
             listener,
             os.environ.pop("NOTIFY_SOCKET", ""),
         )

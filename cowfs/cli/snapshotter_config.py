@@ -21,6 +21,7 @@ class SnapshotterConfig(msgspec.Struct, frozen=True, kw_only=True, rename=lambda
     storage_opt: tuple[str, ...] = ()
     socket: str | None = None
     containerd: str | None = None
+    block_devices: bool = False
     log: str | None = None
     quiet: bool = False
     verbose: int = 0

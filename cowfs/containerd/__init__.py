@@ -8,6 +8,7 @@ filters     the filters of List
 client      gRPC's client half, for containerd's own services
 blobs       the blobs of containerd's content store
 store       which snapshots there are, in a small database in the home
+places      how the files of snapshots are reached: as directories, or each as a block device
 snapshots   the ten methods, over the store and the home's layers
 diff        the diff service: layers into snapshots, and out of them
 serve       the process behind `cowfs snapshotter`

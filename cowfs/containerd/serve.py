@@ -11,6 +11,7 @@ a service manager listens and passes its socket, who dials before this process a
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -25,11 +26,12 @@ import trio
 
 from cowfs.containerd.diff import DiffService
 from cowfs.containerd.grpc import serve_connection
+from cowfs.containerd.places import BlockDevices, Directories, Places
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.containerd.store import SnapshotStore
 from cowfs.devices.on_disk.files import require_owned
 from cowfs.ending import ending_with
-from cowfs.errors import ungrouped
+from cowfs.errors import HomeError, MissingRequirement, ungrouped
 from cowfs.forking import close_in_children, close_socket
 from cowfs.fuse.ending import Ending
 from cowfs.home.open_home import OpenHome
@@ -39,6 +41,7 @@ from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.home.unix_socket import listening
+from cowfs.pool import NodePool
 
 _log = logging.getLogger(__name__)
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
@@ -49,6 +52,7 @@ class SnapshotterRequest:
     """What to serve where; `options` are storage options, `containerd` is the socket of the one that asks.
 
     Attributes:
+        block_devices: each snapshot is a block device of its own, and not a directory.
         socket: path of the socket to listen on; may be None with a listener.
         listener: a socket that listens already, of the service manager.
         notify_socket: where to tell the service manager that this process is ready; nowhere when empty.
@@ -59,6 +63,7 @@ class SnapshotterRequest:
     socket: Path | None
     containerd: Path
     options: tuple[str, ...] = ()
+    block_devices: bool = False
     listener: stdlib_socket | None = None
     notify_socket: str = ""
 
@@ -81,6 +86,23 @@ def serve_snapshotter(request: SnapshotterRequest) -> None:
                 trio.run(partial(_serve, home, store, request, ending, listener))
 
 
+def _places(home: OpenHome, store: SnapshotStore, *, as_devices: bool) -> Places:
+    """Raises MissingRequirement; HomeError: the home has snapshots of the other kind."""
+    if as_devices and not isinstance(home.devices.pool, NodePool):
+        raise MissingRequirement(
+            f"snapshots of {home.path} cannot be block devices: its backend has no nodes of the kernel",
+            remedy="cowfs --backend dmthin ... snapshotter --block-devices",
+            errno=errno.EOPNOTSUPP,
+        )
+    for snapshot in store.all():
+        if snapshot.device in home.devices and home.devices.record(snapshot.device).is_layer is as_devices:
+            is_, are = ("a directory", "block devices") if as_devices else ("a block device", "directories")
+            raise HomeError(
+                f"snapshot {snapshot.key} of {home.path} is {is_}; for {are}, name another home", errno=errno.EEXIST
+            )
+    return BlockDevices(home.devices.base.filesystem_name) if as_devices else Directories()
+
+
 def _listening(request: SnapshotterRequest) -> AbstractContextManager[stdlib_socket]:
     if request.listener is None:
         assert request.socket is not None
@@ -95,6 +117,7 @@ async def _serve(
     home: OpenHome, store: SnapshotStore, request: SnapshotterRequest, ending: Ending, listener: stdlib_socket
 ) -> None:
     is_root = os.geteuid() == 0
+    places = _places(home, store, as_devices=request.block_devices)
     mount = MountRequest(
         request.home,
         request.backend,
@@ -107,7 +130,7 @@ async def _serve(
     ready = trio.Event()
     with ServedHome.opened(home, mount) as served:
         served.use_driver(home.settings, keep_root_owner=True)
-        snapshotter = Snapshotter(served.executor, store)
+        snapshotter = Snapshotter(served.executor, store, places=places)
         diff = DiffService(snapshotter, request.containerd, home.path, time.time)
         methods = {**snapshotter.methods(), **diff.methods()}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
+import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from cowfs.containerd.filters import lookup_in, parse_filters
 from cowfs.containerd.grpc import Asked, CallError, Code, Handler
 from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
+from cowfs.containerd.places import Directories, Places
 from cowfs.containerd.store import LAYER_REFERENCE, Snapshot, SnapshotStore
 from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
@@ -36,13 +37,9 @@ from cowfs.errors import (
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
 from cowfs.home.requests.layers import (
-    ApplyLayer,
-    CreateLayer,
     LayerArchive,
     LayerOwnUsage,
     LimitLayer,
-    PutLayer,
-    ShowLayer,
 )
 from cowfs.home.requests.request import Attachment, Request
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
@@ -54,6 +51,7 @@ R = TypeVar("R")
 _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _ROWS_PER_ANSWER: Final = 100
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
+_BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
 _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
 _CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
@@ -70,12 +68,21 @@ class Snapshotter:
 
     Args:
         executor: of the home, which serves the files of its layers.
+        places: how the files of snapshots are reached.
         now_ns: the time, in nanoseconds since 1970.
     """
 
-    def __init__(self, executor: Executor, store: SnapshotStore, *, now_ns: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        store: SnapshotStore,
+        *,
+        places: Places | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._executor = executor
         self._store = store
+        self._places = places or Directories()
         self._now_ns = now_ns
         self._changing = trio.Lock()
         self._removals: dict[str, trio.Event] = {}  # devices of no snapshot, and what waits for their ends
@@ -119,7 +126,7 @@ class Snapshotter:
             parent = self._parent(request.parent)
             if kind == ACTIVE:
                 self._require_no_such_layer(request)
-            owns_device = kind == ACTIVE or parent is None
+            owns_device = kind == ACTIVE or parent is None or self._places.views_have_devices
             if owns_device:
                 device = await self._make_device(parent, _max_size_bytes(request) if kind == ACTIVE else None)
             else:
@@ -143,7 +150,7 @@ class Snapshotter:
         size_bytes = self._executor.home.devices.record(origin or BASE).size_bytes
         grows = max_size_bytes is not None and max_size_bytes > size_bytes
         try:
-            await self._run(CreateLayer(device, origin, {"size": str(max_size_bytes)} if grows else {}))
+            await self._run(self._places.creation(device, origin, max_size_bytes if grows else None))
             if max_size_bytes is not None and not grows:
                 await self._run(LimitLayer(device, max_size_bytes))
         except BaseException:
@@ -161,7 +168,7 @@ class Snapshotter:
         active = self._active(request.key)
         parent = self._parent(active.parent)
         try:
-            await self._run(CreateLayer(device, active.device))
+            await self._run(self._places.creation(device, active.device))
             if MAX_SIZE in active.labels:
                 await self._run(LimitLayer(device))  # it is not of those that are made of the new one
             size_bytes, inodes = await self._measured(device, parent)
@@ -250,13 +257,12 @@ class Snapshotter:
 
     async def mounted(self, mounts: Sequence[Any]) -> Snapshot | None:
         """The snapshot that mounts show, of several on one device its owner; None for mounts of anything else."""
-        if len(mounts) != 1 or mounts[0].type != "bind":
+        if len(mounts) != 1 or (device := self._places.device_of(mounts[0])) is None:
             return None
-        device = os.path.basename(os.path.dirname(mounts[0].source))
         snapshot = self._store.owner_of(device)
-        if snapshot is None or await self._path(snapshot) != mounts[0].source:
+        if snapshot is None or (self._places.views_have_devices and snapshot.kind == COMMITTED):
             return None
-        return snapshot
+        return snapshot if await self._path(snapshot) == mounts[0].source else None
 
     async def unpack(self, snapshot: Snapshot, archive: IO[bytes]) -> None:
         """Unpack an archive into an active snapshot: all of it or nothing.
@@ -265,14 +271,14 @@ class Snapshotter:
             CallError: UNIMPLEMENTED where its files are in use, so that others write to them where they are mounted.
         """
         device = snapshot.device
-        await self._run(PutLayer(device))
+        apply = self._places.unpacking(device, Attachment(archive))
         try:
             with as_call_errors({DeviceBusy: Code.UNIMPLEMENTED}):
-                apply = ApplyLayer(device, as_docker=True, is_whole_needed=True, archive=Attachment(archive))
+                await self._executor.answer(self._places.hiding(device))
                 await self._executor.answer(apply)
         finally:
             with trio.CancelScope(shield=True):
-                await self._run(ShowLayer(device))
+                await self._run(self._places.showing(device, is_new=False))
 
     async def archive(self, snapshot: Snapshot, against: Snapshot | None) -> AsyncGenerator[bytes, None]:
         """What a snapshot has that another one has not, and whiteouts, in pieces; to be closed by `aclosing`."""
@@ -326,15 +332,13 @@ class Snapshotter:
         return parent
 
     async def _mounts(self, snapshot: Snapshot) -> list[Any]:
-        access = "rw" if snapshot.kind == ACTIVE else "ro"
-        path = await self._path(snapshot)
-        return [message_class("Mount")(type="bind", source=path, options=["rbind", access])]
+        return [self._places.mount(await self._path(snapshot), snapshot.kind)]
 
     async def _path(self, snapshot: Snapshot) -> str:
         path = self._paths.get(snapshot.device)
         if path is None:
             is_new = snapshot.owns_device and not snapshot.parent
-            path = self._paths[snapshot.device] = await self._run(ShowLayer(snapshot.device, is_new))
+            path = self._paths[snapshot.device] = await self._run(self._places.showing(snapshot.device, is_new=is_new))
         return path
 
     async def _measured(self, device: str, parent: Snapshot | None) -> LayerUsage:
@@ -356,28 +360,39 @@ class Snapshotter:
     async def serve_removals(self) -> None:
         """A service: removes the devices of snapshots that are gone, one after the other.
 
-        What it has not done when it is cancelled, `end` does.
+        One that is used by others through its node is tried again. What is not done when this is cancelled, `end` does.
         """
+        busy: set[str] = set()
         while True:
-            await self._has_removals.wait()
+            with trio.move_on_after(_BUSY_SECONDS if busy else math.inf):
+                await self._has_removals.wait()
             self._has_removals = trio.Event()
-            for device in list(self._removals):
+            for device in [*self._removals, *busy]:
                 try:
-                    if self._paths.pop(device, None) is not None:
-                        await self._run(PutLayer(device))
-                    if device in self._executor.home.devices:  # not one whose making failed
-                        await self._run(Remove(device, deferred=True))
+                    await self._remove_now(device)
                 except CallError as error:
-                    _log.warning("device %s of no snapshot is not removed: %s", device, error.message)
-                self._removals.pop(device).set()
+                    if device not in busy:
+                        _log.warning("device %s of no snapshot is not removed yet: %s", device, error.message)
+                    busy.add(device)
+                else:
+                    busy.discard(device)
+                if (has_ended := self._removals.pop(device, None)) is not None:
+                    has_ended.set()
+
+    async def _remove_now(self, device: str) -> None:
+        if device not in self._executor.home.devices:  # its making failed
+            return
+        if self._paths.pop(device, None) is not None or self._places.views_have_devices:
+            await self._run(self._places.hiding(device))
+        await self._run(Remove(device, deferred=True))
 
     def end(self) -> None:
         """Remove what is to be removed yet: when no call is answered any more, and nothing is shown."""
-        devices = self._executor.home.devices
+        home = self._executor.home
         while self._removals:
             device, _ = self._removals.popitem()
-            if device in devices:
-                devices.remove(device, deferred=True)
+            if device in home.devices:
+                home.devices.remove(device, deferred=True)
 
     async def _run(self, request: Request[R]) -> R:
         with as_call_errors():

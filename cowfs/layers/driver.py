@@ -150,14 +150,13 @@ class LayerDriver:
         self._devices.create(layer_id, parent=parent, size_bytes=size_bytes, is_layer=True)
 
     def limit(self, layer_id: str, size_bytes: int | None) -> None:
-        """Let the files of a layer that is not in use take so much at most, what it inherits included; None for all.
+        """Let the files of a device that is not in use take so much at most, what it inherits included; None for all.
 
         Raises:
             UsageError: they take more already, or it holds xfs, which has no limit here.
         """
-        self._require_layer(layer_id)
         if self._devices.base.filesystem_name != _EXT4:
-            raise UsageError(f"layer {layer_id!r} holds xfs; its size can be limited with a base device of ext4 only")
+            raise UsageError(f"device {layer_id!r} holds xfs; its size can be limited with a base device of ext4 only")
         with changing_in_place(self._volumes, layer_id) as tree:
             assert isinstance(tree, Volume)
             if size_bytes is None:
@@ -167,7 +166,7 @@ class LayerDriver:
             used_bytes = (found.blocks - found.blocks_free) * found.block_bytes
             if size_bytes < used_bytes:
                 raise UsageError(
-                    f"layer {layer_id!r} cannot be limited to {size_bytes} bytes: it begins with {used_bytes} in use"
+                    f"device {layer_id!r} cannot be limited to {size_bytes} bytes: it begins with {used_bytes} in use"
                 )
             tree.limit_space(size_bytes)
 
@@ -359,7 +358,8 @@ class LayerDriver:
                 with self._trees.reading(BASE) as base:
                     inodes = _used_inodes(layer.root.tree) - _used_inodes(base.tree)
                     yield
-                    own = {entry.name for entry in layer.root.tree.list_directory(ROOT_INODE)} & _OWN_NAMES
+                    names = layer.root.tree.list_directory(ROOT_INODE) if layer.is_layer else ()
+                    own = {entry.name for entry in names} & _OWN_NAMES
                     return LayerUsage(own_bytes(ThinPair(pool, layer.thin_id, base.thin_id)), inodes - len(own))
             with self._reading(parent, layer) as lower:
                 changes = yield from self._find(layer, lower)
@@ -373,10 +373,13 @@ class LayerDriver:
         archive: IO[bytes],
         *,
         as_docker: bool = False,
+        is_layer: bool = True,
     ) -> Steps[int]:
-        self._require_layer(layer_id)
+        """See `Driver`. Without `is_layer` it is a device that is no layer: all of its file system are its files."""
+        if is_layer:
+            self._require_layer(layer_id)
         with self._trees.writing(layer_id) as tree:
-            return (yield from self._unpack(layer_id, tree, archive, as_docker=as_docker))
+            return (yield from self._unpack(layer_id, tree, archive, as_docker=as_docker, is_layer=is_layer))
 
     def make(self, layer_id: str, parent: str | None, archive: IO[bytes], *, end_required: bool = True) -> Steps[int]:
         """A new layer of an archive: it is there with all of it, or not at all; the sum of the sizes in the archive."""
@@ -408,9 +411,12 @@ class LayerDriver:
         *,
         as_docker: bool = False,
         end_required: bool | None = None,
+        is_layer: bool = True,
     ) -> Steps[int]:
-        root = self._ensure_root(tree)
-        write_layer_id(tree, layer_id, self._owner)
+        root = LayerRoot(tree, ROOT_INODE)
+        if is_layer:
+            root = self._ensure_root(tree)
+            write_layer_id(tree, layer_id, self._owner)
         applied = yield from apply_archive(
             root,
             archive,

@@ -396,6 +396,36 @@ class Deactivate(Request[None], frozen=True, tag="deactivate"):
         home.devices.active.end_kept(self.name)
 
 
+class ShowNode(Request[str], frozen=True, tag="show_node"):
+    """The path of a device's node of the kernel, which lasts until `HideNode` or the next boot.
+
+    For this process alone. As `Activate`, also where the node is there already.
+    """
+
+    name: str
+
+    def device_needed_idle(self) -> str:
+        return self.name
+
+    def run(self, home: OpenHome) -> str:
+        active = home.devices.active
+        return active.kept_nodes().get(self.name) or active.keep_node(self.name)
+
+
+class HideNode(Request[None], frozen=True, tag="hide_node"):
+    """End what `ShowNode` began, if it did. For this process alone.
+
+    Raises:
+        UnknownDevice; DeviceBusy: a process has the node open.
+    """
+
+    name: str
+
+    def run(self, home: OpenHome) -> None:
+        if self.name in home.devices.active.kept_nodes():
+            home.devices.active.end_kept(self.name)
+
+
 # --- helpers --------------------------------------------------------------------------------------------------------
 
 

@@ -182,6 +182,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
         as_docker: take it as Docker does: without an end, too, and names that start with `.wh.` by their substitutes.
             Else an archive without its end is refused, since it may be cut off.
         is_whole_needed: refuse a layer that is in use.
+        is_layer: False for a device that is no layer: all of its file system are its files.
 
     Returns:
         The sum of the sizes in it.
@@ -196,6 +197,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
     id: str
     as_docker: bool = False
     is_whole_needed: bool = False
+    is_layer: bool = True
 
     needs_idle = "id"
     rewrites = "id"
@@ -204,7 +206,7 @@ class ApplyLayer(Upload[int], frozen=True, tag="layer_apply"):
         require_no_snapshot(home.path, self.id, "written", kind=COMMITTED)
         if self.is_whole_needed:
             home.require_idle(self.id, "unpacked into")
-        return home.driver.apply(self.id, None, self.file, as_docker=self.as_docker)
+        return home.driver.apply(self.id, None, self.file, as_docker=self.as_docker, is_layer=self.is_layer)
 
 
 class GetLayer(Request[str], frozen=True, tag="layer_get"):
