@@ -45,7 +45,6 @@ _KINDS: Final = {
 ENTRIES_PER_BITMAP: Final = 16320
 MAX_METADATA_BITMAPS: Final = 255
 MAX_DATA_BLOCK: Final = 2**40 - 1
-_BITMAP_BYTES: Final = ENTRIES_PER_BITMAP // 4
 TIME_BITS: Final = 24
 TIME_MASK: Final = (1 << TIME_BITS) - 1
 NEXT_BLOCK: Final = 1 << TIME_BITS  # what the mapping value of the next data block is higher by
@@ -370,13 +369,23 @@ def unpack_bitmap(block: bytes, location: int, path: str = "") -> bytearray:
 
 def pack_bitmap(counts: bytes | bytearray, location: int) -> bytes:
     """A bitmap block of 16320 counts, each 0..3 in its low two bits."""
+    return seal_bitmap(pack_counts(counts), location)
+
+
+def pack_counts(counts: bytes | bytearray) -> bytes:
+    """A part of a bitmap: two bits for each of its counts, of which there are a multiple of four."""
     stored = counts.translate(_PACK_TABLE)
     packed = 0
     for position in range(4):
         packed |= int.from_bytes(stored[position::4], "little") << (2 * position)
+    return packed.to_bytes(len(counts) // 4, "little")
+
+
+def seal_bitmap(packed: bytes | bytearray, location: int) -> bytes:
+    """A bitmap block of what `pack_counts` made of all its counts."""
     block = bytearray(METADATA_BLOCK_BYTES)
     _BLOCK_HEADER.pack_into(block, 0, 0, 0, location)
-    block[16:] = packed.to_bytes(_BITMAP_BYTES, "little")
+    block[16:] = packed
     return seal(block, BITMAP_SALT)
 
 

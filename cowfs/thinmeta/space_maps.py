@@ -18,8 +18,8 @@ from cowfs.thinmeta.format import (
     IndexEntry,
     SpaceMapRoot,
     Superblock,
-    pack_bitmap,
     pack_index,
+    seal_bitmap,
     unpack_bitmap,
     unpack_index,
 )
@@ -87,10 +87,7 @@ class SpaceMaps:
         self._update_overflow(self.data, root)
         for index in sorted(self.data.dirty):
             self._rehome(self.data, index)
-            self._store.write_block(
-                self.data.entries[index].bitmap_block,
-                pack_bitmap(self.data.final_counts(index), self.data.entries[index].bitmap_block),
-            )
+            self._write_bitmap(self.data, index)
             words = self.data.entries[index].to_words()
             root.bitmap_root = self._data_index.insert(root.bitmap_root, index, *words)
         root.nr_blocks = self.data.nr_blocks
@@ -138,13 +135,15 @@ class SpaceMaps:
             self._store.counts.decrement(location)
         return target
 
+    def _write_bitmap(self, counts: Counts, index: int) -> None:
+        location = counts.entries[index].bitmap_block
+        self._store.write_block(location, seal_bitmap(counts.packed(index), location))
+
     def write_metadata_map(self, superblock: Superblock) -> None:
         """Write the bitmaps of the metadata, and their index, into the blocks that `update_trees` chose."""
         counts, root = self._store.counts, superblock.metadata_space_map
         if not counts.dirty:
             return
         for index in sorted(counts.dirty):
-            entry = counts.entries[index]
-            data = pack_bitmap(counts.final_counts(index), entry.bitmap_block)
-            self._store.write_block(entry.bitmap_block, data)
+            self._write_bitmap(counts, index)
         self._store.write_block(root.bitmap_root, pack_index(counts.entries, root.bitmap_root))
