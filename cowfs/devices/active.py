@@ -58,6 +58,11 @@ class ActiveDevices:
         self.when_idle: Callable[[str], object] = lambda _name: None
         not_inherited(self, f"the home {store.files.home}", ends=("close", "deactivate"))
 
+    @property
+    def has_nodes(self) -> bool:
+        """Whether devices in use are nodes of the kernel."""
+        return self._node_pool is not None
+
     def usable(self, name: str) -> DeviceFile:
         """The record of a device. Raises UnknownDevice; DeviceBusy: it is marked for deletion, or rewritten."""
         record = self._store.require(name)

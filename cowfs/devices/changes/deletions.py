@@ -20,7 +20,7 @@ from cowfs.devices.on_disk.records import DeviceFile
 from cowfs.devices.on_disk.store import DeviceStore
 from cowfs.devices.pools import health
 from cowfs.errors import CowfsError, DeviceBusy, ThinBusy
-from cowfs.pool import NodePool, PoolMode
+from cowfs.pool import PoolMode
 
 _log = logging.getLogger(__name__)
 _MAX_ROUNDS_OUT: Final = 19  # ten minutes, at a round every 30 s
@@ -70,7 +70,7 @@ class Deletions:
             # Let the pool try again: what removing needs is in its reserve.
             pool.reload(pool.table())
             pool.resume()
-        if isinstance(pool, NodePool) and self.discards_removed and mode is PoolMode.WRITE:
+        if self._active.has_nodes and self.discards_removed and mode is PoolMode.WRITE:
             self._remove_discarding(name)
         else:
             self._transactions.remove(name)
