@@ -47,7 +47,9 @@ _STATES: Final = 1000
 @click.option("--keep-failing", metavar="NAME", help="Keep the smallest failing state as the device NAME of the home.")
 @click.option("--report", metavar="FILE", type=PATH, help="Write what was found to FILE, as one HTML page.")
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Size of the device, without --device.")
-@click.option("--timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds that a check may take.")
+@click.option(
+    "--timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds that the work may take, and each check."
+)
 @click.option("--jobs", metavar="N", type=click.IntRange(1), default=2, show_default=True, help="Checks at a time.")
 @click.pass_obj
 def crash_test_command(
@@ -102,7 +104,7 @@ def crash_test_command(
     ):
         if keep_failing:
             _require_free(home, keep_failing)
-        test = CrashTest(explorer, *commands, environment=os.environ, check_seconds=timeout, jobs=jobs)
+        test = CrashTest(explorer, *commands, environment=os.environ, limit_seconds=timeout, jobs=jobs)
         test.record()
         limit = None if all_states else states or _STATES
         outcome = test.run(limit, keep_failing=keep_failing or "", progress=progress)

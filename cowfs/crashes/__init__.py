@@ -1,6 +1,7 @@
 """The crash explorer for programs: what a crash at any moment would leave of a program's files, opened and checked.
 
 program      programs that write and check, and their marks: what `cowfs crash-test` runs
+running      such programs while they run
 report       what was found, as one HTML page
 explorer     records what happens to a device, makes the states, opens them
 making       a state as a device of the home

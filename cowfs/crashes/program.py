@@ -16,28 +16,28 @@ import os
 import shlex
 import shutil
 import socket
-import subprocess
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import msgspec
 
 from cowfs.crashes.explorer import CrashState, Explorer
 from cowfs.crashes.history import State
 from cowfs.crashes.naming import describe_loss
+from cowfs.crashes.running import Programs
 from cowfs.crashes.shrinking import smallest, with_what_came_after
 from cowfs.errors import CowfsError, UsageError
 from cowfs.steps import Progress
 
 MARKS_VARIABLE: Final = "COWFS_CRASH_MARKS"
-_OUTPUT_CHARACTERS: Final = 2000  # of the end of what a check prints
+_OUTPUT_BYTES: Final = 2000  # of the end of what a check prints
 _SHRUNK_MAX: Final = 5
 _LINE_BYTES: Final = 8192
 
@@ -127,7 +127,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a check ended: 0 is well."""
+    """How a check ended: 0 is well, below zero a signal; one that took too long was killed, and its output says so."""
 
     status: int
     output: str
@@ -188,7 +188,7 @@ class CrashTest:
 
     Args:
         environment: of the programs.
-        check_seconds: how long a check may take; it failed when it takes longer.
+        limit_seconds: how long the work may take, and each check; a check that takes longer has failed.
         jobs: how many checks run at a time.
     """
 
@@ -199,14 +199,13 @@ class CrashTest:
         check: Command,
         *,
         environment: Mapping[str, str],
-        check_seconds: float = 60.0,
+        limit_seconds: float = 60.0,
         jobs: int = 2,
     ) -> None:
         self._explorer = explorer
         self._work = work
         self._check = check
-        self._environment = environment
-        self._check_seconds = check_seconds
+        self._programs = Programs(environment, limit_seconds)
         self._jobs = jobs
 
     def record(self) -> None:
@@ -217,13 +216,17 @@ class CrashTest:
             stack.callback(marks.close)
             with self._explorer.record() as path:
                 arguments = self._work.arguments(path)
-                environment = {**self._environment, MARKS_VARIABLE: str(directory / "marks")}
                 try:
-                    ended = subprocess.run(arguments, env=environment, stdin=subprocess.DEVNULL, check=False)
+                    ended = self._programs.run(arguments, variables={MARKS_VARIABLE: str(directory / "marks")})
                 except OSError as error:
                     raise UsageError(f"--work cannot run {arguments[0]}: {error.strerror}") from None
-        if ended.returncode:
-            how = f"exit status {ended.returncode}" if ended.returncode > 0 else f"signal {-ended.returncode}"
+        if not ended.in_time:
+            raise UsageError(
+                f"--work {shlex.join(arguments)} took more than {self._programs.seconds:g} s and was killed; nothing "
+                "was tested; give it more time with --timeout SECONDS"
+            )
+        if ended.status:
+            how = f"exit status {ended.status}" if ended.status > 0 else f"signal {-ended.status}"
             raise UsageError(f"--work {shlex.join(arguments)} ended with {how}; nothing was tested")
 
     def run(self, states: int | None, *, keep_failing: str = "", progress: Progress | None = None) -> Outcome:
@@ -259,9 +262,12 @@ class CrashTest:
                     return state, future.result()
 
             def abandon() -> None:
+                if running:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    self._programs.end()
                 while running:
                     _, shown, future = running.popleft()
-                    with shown:
+                    with shown, suppress(CancelledError):
                         future.exception()
 
             last.callback(abandon)
@@ -277,21 +283,16 @@ class CrashTest:
 
     def _checked(self, path: Path, marks: Sequence[str]) -> Verdict:
         arguments = self._check.arguments(path, marks)
-        try:
-            ended = subprocess.run(
-                arguments,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=self._check_seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Verdict(-1, f"it did not end within {self._check_seconds:g} s")
-        except OSError as error:
-            raise UsageError(f"--check cannot run {arguments[0]}: {error.strerror}") from None
-        return Verdict(ended.returncode, ended.stdout.decode(errors="replace")[-_OUTPUT_CHARACTERS:])
+        with tempfile.TemporaryFile() as output:  # no pipe: what the check has started may hold it open
+            try:
+                ended = self._programs.run(arguments, output)
+            except OSError as error:
+                raise UsageError(f"--check cannot run {arguments[0]}: {error.strerror}") from None
+            printed = _end_of(output)
+        if ended.in_time:
+            return Verdict(ended.status, printed)
+        line = "" if not printed or printed.endswith("\n") else "\n"
+        return Verdict(ended.status, f"{printed}{line}the check took more than {self._programs.seconds:g} s\n")
 
     def _smallest(self, failed: Sequence[tuple[CrashState, Verdict]], keep_failing: str) -> list[Failure]:
         """The first failing states shrunk, one for each thing that went wrong."""
@@ -341,6 +342,11 @@ class CrashTest:
             files=files,
         )
         return failure, {loss.item for loss in best.state.lost}
+
+
+def _end_of(output: IO[bytes]) -> str:
+    output.seek(max(0, output.seek(0, os.SEEK_END) - _OUTPUT_BYTES))
+    return output.read().decode(errors="replace")
 
 
 def _files_below(root: Path) -> Iterator[tuple[str, int, str]]:

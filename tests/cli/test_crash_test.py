@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,64 @@ def test_work_that_fails_tests_nothing(ordinary_user: Account, needs_fuse: None)
     refused = ordinary_user.run(["cowfs", "crash-test", "--work", "false {}", "--check", "true {}"], check=False)
     assert refused.returncode == 2
     assert "ended with exit status 1; nothing was tested" in refused.stderr
+
+
+@pytest.mark.fuse
+def test_what_takes_too_long_is_killed_with_all_that_it_has_started(ordinary_user: Account, needs_fuse: None) -> None:
+    hanging = ordinary_user.directory / "hanging"
+    hanging.write_text("#!/bin/sh\necho looking\nsleep 1000 &\necho $! >> started\nwait\n")
+    hanging.chmod(0o755)
+
+    def crash_test(work: str, check: str) -> subprocess.CompletedProcess[str]:
+        words = ["--json", "crash-test", "--work", work, "--check", check, "--timeout", "0.5", "--states", "1"]
+        return ordinary_user.run(["cowfs", *words], check=False)
+
+    found = crash_test("touch {}/a", "./hanging {}")
+    assert found.returncode == 1, found.stderr
+    (failure,) = json.loads(found.stdout)["failures"]
+    assert failure["status"] == -signal.SIGKILL
+    assert failure["output"] == "looking\nthe check took more than 0.5 s\n"
+
+    refused = crash_test("./hanging {}", "true {}")
+    assert refused.returncode == 2
+    assert (
+        "took more than 0.5 s and was killed; nothing was tested; give it more time" in refused.stderr.splitlines()[-1]
+    )
+    for pid in (ordinary_user.directory / "started").read_text().split():
+        assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+
+
+@pytest.mark.fuse
+def test_checks_see_the_files_of_the_device_and_as_many_run_as_jobs_say(programs: Account) -> None:
+    checkers = {
+        "alone": "mkdir lock || exit 1; sleep 0.01; rmdir lock",
+        "together": 'touch "seen/$$"; until [ "$(ls seen | wc -l)" -ge 2 ]; do sleep 0.01; done',
+    }
+    programs.mkdir("seen")
+    for name, line in checkers.items():
+        (programs.directory / name).write_text(f'#!/bin/sh\ngrep -q before "$1/kept" || exit 1\n{line}\n')
+        (programs.directory / name).chmod(0o755)
+    home = ["cowfs", "--home", "H"]
+    programs.run([*home, "init", "--data-size", "256M", "--metadata-size", "4M", "--base-size", "16M"])
+    programs.run([*home, "create", "web"])
+    (programs.directory / "kept").write_text("before")
+    programs.run([*home, "cp", "kept", "web:/kept"])
+    for jobs, name in (("1", "alone"), ("2", "together")):
+        words = [
+            "crash-test",
+            "--device",
+            "web",
+            "--jobs",
+            jobs,
+            "--work",
+            "touch {}/a {}/b",
+            "--check",
+            f"./{name} {{}}",
+        ]
+        said = programs.run([*home, *words, "--model", "posix", "--states", "4", "--seed", "5"]).stdout
+        assert said == "no failure: 4 states tried, model posix, seed 5\n"
+    listed = json.loads(programs.run([*home, "--json", "list"]).stdout)
+    assert [row["name"] for row in listed] == ["base", "web"]
 
 
 def test_a_mark_without_a_crash_test_is_refused(ordinary_user: Account) -> None:
