@@ -418,7 +418,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "files": {"history", "naming"},
         "making": {"history", "disk", "files"},
         "explorer": {"history", "naming", "planning", "shrinking", "disk", "files", "making"},
-        "program": {"history", "naming", "shrinking", "explorer"},
+        "running": set(),
+        "program": {"history", "naming", "running", "shrinking", "explorer"},
         "report": {"history", "program"},
     },
     "testing": {
@@ -452,7 +453,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "options": {"guests"},
         "session": {"failures", "golden", "left_behind", "mounted", "wishes", "needs"},
         "fixtures": {"clock", "mounted", "wishes", "session"},
-        "__init__": {"clock", "mounted", "plain_imports", "crashes"},
+        "__init__": {"clock", "mounted", "plain_imports", "crashes", "faults", "fixtures", "options"},
     },
     "cli": {
         "commands": set(),
