@@ -19,20 +19,21 @@ _METHODS: Final = ("pread", "pwrite", "zero", "discard", "copy", "flush")
 _STACK: Final = "_stand_ins"
 
 
-def put_in_place(device: BlockDevice, make: Make) -> Callable[[], None]:
+def put_in_place(device: BlockDevice, make: Make, *, innermost: bool = False) -> Callable[[], None]:
     """Have everyone who uses a device meet another one, by methods that belong to the object alone.
 
     Several may stand before one device, the last outermost; each is taken back on its own, in any order.
 
     Args:
         make: given the device as it was before, makes what stands in its place. It is called again when one that stood
-            below it is taken back.
+            below it is taken back, or put there.
+        innermost: stand below those that stand there already, next to the device.
 
     Returns:
         What takes it back.
     """
     stack: _Stack = vars(device).get(_STACK) or _Stack(device)
-    stack.add(make)
+    stack.add(make, innermost=innermost)
     return lambda: stack.remove(make)
 
 
@@ -45,21 +46,28 @@ class _Stack:
         self._makes: list[Make] = []
         setattr(device, _STACK, self)
 
-    def add(self, make: Make) -> None:
-        self._makes.append(make)
-        self._stand(make)
+    def add(self, make: Make, *, innermost: bool) -> None:
+        if innermost and self._makes:
+            self._makes.insert(0, make)
+            self._stand_anew()
+        else:
+            self._makes.append(make)
+            self._stand(make)
 
     def remove(self, make: Make) -> None:
         self._makes.remove(make)
+        self._stand_anew()
+        if not self._makes:
+            delattr(self._device, _STACK)
+
+    def _stand_anew(self) -> None:
         for name in _METHODS:
             if name in self._own:
                 setattr(self._device, name, self._own[name])
             else:
                 delattr(self._device, name)
-        for other in self._makes:
-            self._stand(other)
-        if not self._makes:
-            delattr(self._device, _STACK)
+        for make in self._makes:
+            self._stand(make)
 
     def _stand(self, make: Make) -> None:
         stand_in: Any = make(_Original(self._device))

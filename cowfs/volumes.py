@@ -39,6 +39,7 @@ from cowfs.errors import (
 from cowfs.ext4.tools.fsck import check_volume, needs_check, prepare_for_mount
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import FileTree, ServedTree
+from cowfs.in_place import put_in_place
 from cowfs.pool import ThinDevice, UnreadableStatus
 from cowfs.recording.journal import RecordingDevice
 from cowfs.recording.operations import recording_tree
@@ -123,6 +124,8 @@ class Volumes:
         with ExitStack() as undo:
             thin = self._devices.active.activate(name, read_only=self.read_only and not repair)
             undo.enter_context(ending_with(partial(self._devices.active.deactivate, name)))
+            if (unsynced := self.unsynced.get(name)) is not None:
+                undo.callback(put_in_place(thin, unsynced.under, innermost=True))
             with (
                 _named(name, thin, read_only=self.read_only),
                 _naming_a_full_pool(f"device '{name}' {_NO_ROOM_TO_OPEN}"),

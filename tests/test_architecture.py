@@ -74,7 +74,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "xfs": FOUNDATION | {"blockdev", "filetree"},
     "fuse": FOUNDATION | {"blockdev", "pool", "filetree", "mounts"},
     "devices": FOUNDATION | {"blockdev", "pool", "thinmeta", "filetree", "ext4"},
-    "volumes": FOUNDATION | {"blockdev", "pool", "filetree", "recording", "ext4", "xfs", "devices"},
+    "volumes": FOUNDATION | {"blockdev", "in_place", "pool", "filetree", "recording", "ext4", "xfs", "devices"},
     "layers": FOUNDATION | {"blockdev", "pool", "ranges", "thinmeta", "filetree", "ext4", "devices", "volumes"},
     "uml": FOUNDATION | {"debian_packages"},
     "faults": FOUNDATION | {"blockdev", "fuse"},

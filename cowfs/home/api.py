@@ -273,10 +273,13 @@ class Home(Closing):
                 sectors of 512 bytes. None: all of it is.
 
         Raises:
-            UnknownDevice; UsageError: it is not watched.
+            UnknownDevice; UsageError: it is not watched, or the seed is not a whole number.
             DeviceBusy: it is mounted by the kernel, as a layer, or open as a disk.
         """
         from cowfs.home.requests.power import PowerOff, PowerOn
+
+        if not isinstance(seed, int | None):
+            raise UsageError(f"power_cut('{name}', seed={seed!r}): the seed has to be a whole number, or None")
 
         self._session.call(PowerOff(name))
         return self._session.call(PowerOn(name, seed))

@@ -1,5 +1,6 @@
 """What a disk loses when its power fails: what was written to it since its last flush, all of it or some.
 
+    put_in_place(thin, unsynced.under, innermost=True)      flushes count that reach the disk itself
     disk = unsynced.over(thin)      written through, and what was there before is kept until the next flush
     unsynced.power_off()            the power fails; what is written from now on, was on its way to the disk
     unsynced.power_on(thin)         the disk is as it was at its last flush
@@ -52,6 +53,10 @@ class Unsynced:
         """The disk, for those who write to it."""
         return _Watched(disk, self)
 
+    def under(self, disk: BlockDevice) -> BlockDevice:
+        """The disk, for what stands in its place: a flush that is lost on the way down makes nothing durable."""
+        return _Flushed(disk, self)
+
     def power_off(self) -> None:
         self._off_at = len(self._writes)
 
@@ -95,7 +100,6 @@ class Unsynced:
             self._kept_bytes += 0 if is_zero else size
         if self._kept_bytes > _MOST_KEPT_BYTES and not self.is_off:
             disk.flush()  # a disk may do so at any time
-            self.note_flush()
 
     def note_flush(self) -> None:
         if self.is_off:
@@ -133,7 +137,6 @@ class _Watched:
     def __init__(self, disk: BlockDevice, unsynced: Unsynced) -> None:
         self._disk = disk
         self._unsynced = unsynced
-        self.pread = disk.pread
 
     @property
     def size_bytes(self) -> int:
@@ -142,6 +145,9 @@ class _Watched:
     def refresh_size(self) -> int:
         refresh = getattr(self._disk, "refresh_size", None)
         return int(refresh()) if refresh else self._disk.size_bytes
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return self._disk.pread(offset, length)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         self._unsynced.note(self._disk, offset, len(data))
@@ -161,7 +167,28 @@ class _Watched:
 
     def flush(self) -> None:
         self._disk.flush()
-        self._unsynced.note_flush()
 
     def close(self) -> None:
         self._disk.close()
+
+
+class _Flushed:
+    """A disk whose flushes are noted."""
+
+    def __init__(self, disk: BlockDevice, unsynced: Unsynced) -> None:
+        self._disk = disk
+        self._unsynced = unsynced
+        self.pread = disk.pread
+        self.pwrite = disk.pwrite
+        self.zero = disk.zero
+        self.discard = disk.discard
+        self.copy = disk.copy
+        self.close = disk.close
+
+    @property
+    def size_bytes(self) -> int:
+        return self._disk.size_bytes
+
+    def flush(self) -> None:
+        self._disk.flush()
+        self._unsynced.note_flush()

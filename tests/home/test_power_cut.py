@@ -81,6 +81,31 @@ def test_every_choice_is_a_file_system(home: cowfs.Home, tmp_path: Path) -> None
     assert {(b"o", True), (b"n", False)} <= outcomes
 
 
+@pytest.mark.fuse
+def test_a_watched_device_meets_faults_and_what_a_lost_flush_promised_is_lost(home: cowfs.Home) -> None:
+    with home.mount("web") as files:
+        write_and_sync(files / "before", b"b" * 10000)
+        lost = home.faults.lose("flush", on="device")
+        home.watch_unsynced("web")
+        write_and_sync(files / "synced", b"s" * 10000)
+        with home.faults.fail("read", on="device") as unreadable, pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            (files / "before").read_bytes()
+        assert unreadable.hits
+        assert lost.hits
+        home.power_cut("web")
+        assert sorted(os.listdir(files)) == ["before", "lost+found"]
+        lost.clear()
+        write_and_sync(files / "synced", b"s" * 10000)
+        home.power_cut("web")
+        assert (files / "synced").read_bytes() == b"s" * 10000
+
+
+def test_a_seed_is_a_number(home: cowfs.Home) -> None:
+    home.watch_unsynced("web")
+    with pytest.raises(UsageError, match=r"^power_cut\('web', seed='x'\): the seed has to be a whole number, or None$"):
+        home.power_cut("web", seed="x")  # type: ignore[arg-type]
+
+
 def test_only_what_is_watched(home: cowfs.Home) -> None:
     with pytest.raises(UsageError, match=r"'web' has not synced is not known; call Home\.watch_unsynced"):
         home.power_cut("web")

@@ -43,7 +43,7 @@ def inner() -> MemoryDevice:
 def test_without_a_choice_all_since_the_last_flush_is_lost(inner: MemoryDevice, seed: int) -> None:
     rng = random.Random(seed)
     unsynced = Unsynced()
-    disk = unsynced.over(inner)
+    disk = unsynced.over(unsynced.under(inner))
     for _ in range(3):
         changes(disk, rng, rng.randrange(30))
         disk.flush()
@@ -64,7 +64,7 @@ def test_with_a_choice_each_sector_is_as_it_was_at_some_time(inner: MemoryDevice
     """Since the last flush before the power failed."""
     rng = random.Random(seed)
     unsynced = Unsynced()
-    disk = unsynced.over(inner)
+    disk = unsynced.over(unsynced.under(inner))
     changes(disk, rng, 20)
     disk.flush()
     seen = [content(disk)]
@@ -91,7 +91,7 @@ def test_the_choice_is_that_of_the_seed() -> None:
     for seed in [*range(30), *range(30)]:
         inner = MemoryDevice(bytearray(SIZE_BYTES))
         unsynced = Unsynced()
-        disk = unsynced.over(inner)
+        disk = unsynced.over(unsynced.under(inner))
         for number in range(8):
             disk.pwrite(number * 8192, bytes([number + 1]) * 4096)
         unsynced.power_off()
@@ -110,7 +110,7 @@ def test_what_a_flush_has_finished_is_there(inner: MemoryDevice) -> None:
     """Also one after the power has failed, in every state in which something later is there."""
     for seed in range(60):
         unsynced = Unsynced()
-        disk = unsynced.over(inner)
+        disk = unsynced.over(unsynced.under(inner))
         disk.pwrite(0, bytes(2 * SECTOR))
         disk.flush()
         unsynced.power_off()
@@ -126,7 +126,7 @@ def test_a_large_change_is_kept_in_pieces_and_not_without_end(monkeypatch: pytes
     monkeypatch.setattr(unsynced_module, "_MOST_KEPT_BYTES", 2 << 20)
     inner = MemoryDevice(bytearray(b"x" * (4 << 20)))
     unsynced = Unsynced()
-    disk = unsynced.over(inner)
+    disk = unsynced.over(unsynced.under(inner))
     disk.pwrite(0, b"first")
     disk.discard(0, 4 << 20)
     unsynced.power_off()
