@@ -148,6 +148,7 @@ async def _serve(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(snapshotter.serve_removals)
+            nursery.start_soon(snapshotter.serve_usage)
             nursery.start_soon(answer)
             await served.serve(ending, on_ready=ready.set)
             nursery.cancel_scope.cancel()

@@ -1,6 +1,7 @@
 """The ten methods of containerd's snapshotter, over the store and the home's layers.
 
-Changes of the store are made one after the other; what takes long (the size of a commit) is worked out between them.
+Changes of the store are made one after the other; what takes long is done between them: what a commit adds to its
+parent is found after the answer.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import IO, Any, Final, TypeVar
@@ -50,6 +51,7 @@ R = TypeVar("R")
 
 _KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
 _ROWS_PER_ANSWER: Final = 100
+_WRITE_BACK_SECONDS: Final = 0.5  # of a Commit, for what programs changed in memory
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
 _NAME_MAX_CHARACTERS: Final = 4096
@@ -87,6 +89,8 @@ class Snapshotter:
         self._changing = trio.Lock()
         self._removals: dict[str, trio.Event] = {}  # devices of no snapshot, and what waits for their ends
         self._has_removals = trio.Event()
+        self._unmeasured: set[str] = set()  # keys of committed snapshots
+        self._has_unmeasured = trio.Event()
         self._rows: dict[str, tuple[Snapshot, bytes]] = {}  # by key, encoded for List
         self._paths: dict[str, str] = {}  # device -> of its files
 
@@ -161,17 +165,20 @@ class Snapshotter:
     async def commit(self, request: Any) -> Any:
         """The files of an active snapshot as they are now, under a name of their own.
 
-        Others go on while the kernel gives what programs have written to them, which may take long.
+        Others go on while the kernel gives what programs have changed in memory. Where that takes long, since it is
+        much or the pool is full, nothing is committed, and the kernel goes on.
         """
         device = _new_device()
         self._require_new(request.name)
         active = self._active(request.key)
-        parent = self._parent(active.parent)
         try:
-            await self._run(self._places.creation(device, active.device))
+            with trio.move_on_after(_WRITE_BACK_SECONDS) as patience:
+                await self._run(self._places.creation(device, active.device))
+            if patience.cancelled_caught:
+                text = f"snapshot {active.key} has much that programs changed in memory and the kernel still writes; "
+                raise CallError(Code.UNAVAILABLE, f"{text}stop or pause them, and commit it again in a moment")
             if MAX_SIZE in active.labels:
                 await self._run(LimitLayer(device))  # it is not of those that are made of the new one
-            size_bytes, inodes = await self._measured(device, parent)
             async with self._changing:
                 self._require_new(request.name)
                 if self._active(request.key).device != active.device:
@@ -179,14 +186,14 @@ class Snapshotter:
                     raise CallError(Code.FAILED_PRECONDITION, text)
                 now = self._now_ns()
                 labels = dict(request.labels)
-                committed = Snapshot(
-                    *(request.name, active.parent, COMMITTED, device, True, labels, now, now, size_bytes, inodes)
-                )
+                committed = Snapshot(request.name, active.parent, COMMITTED, device, True, labels, now, now)
                 self._store.put(committed, replacing=request.key)
                 self._rows.pop(request.key, None)
         except BaseException:
             await self._remove_device(device)
             raise
+        self._unmeasured.add(request.name)
+        self._has_unmeasured.set()
         await self._remove_device(active.device)
         return EMPTY()
 
@@ -238,12 +245,35 @@ class Snapshotter:
             yield b"".join(map(self._row, found[begin : begin + _ROWS_PER_ANSWER]))
 
     async def usage(self, request: Any) -> Any:
-        snapshot = self._require(request.key)
-        size_bytes, inodes = snapshot.size_bytes, snapshot.inodes
-        if snapshot.kind == ACTIVE:
-            parent = self._store.find(snapshot.parent) if snapshot.parent else None
-            size_bytes, inodes = await self._measured(snapshot.device, parent)
+        size_bytes, inodes = await self._usage(self._require(request.key))
         return message_class("UsageResponse")(size=size_bytes, inodes=inodes)
+
+    async def _usage(self, snapshot: Snapshot) -> LayerUsage:
+        """What a snapshot adds to its parent; that of a committed one is found once, and kept."""
+        if snapshot.kind == VIEW:
+            return LayerUsage(0, 0)
+        if snapshot.is_measured:
+            return LayerUsage(snapshot.size_bytes, snapshot.inodes)
+        parent = self._store.find(snapshot.parent) if snapshot.parent else None
+        found = await self._run(LayerOwnUsage(snapshot.device, None if parent is None else parent.device))
+        if snapshot.kind == COMMITTED:
+            async with self._changing:
+                now = self._store.find(snapshot.key)
+                if now is not None and now.device == snapshot.device:
+                    self._store.put(replace(now, size_bytes=found.size_bytes, inodes=found.inodes))
+        return found
+
+    async def serve_usage(self) -> None:
+        """A service: finds the usage of committed snapshots before anybody asks for it."""
+        self._unmeasured.update(one.key for one in self._store.all() if one.kind == COMMITTED and not one.is_measured)
+        while True:
+            while self._unmeasured:
+                snapshot = self._store.find(self._unmeasured.pop())
+                if snapshot is not None and snapshot.kind == COMMITTED:
+                    with suppress(CallError):  # it may be removed meanwhile
+                        await self._usage(snapshot)
+            self._has_unmeasured = trio.Event()
+            await self._has_unmeasured.wait()
 
     def _row(self, snapshot: Snapshot) -> bytes:
         """A ListSnapshotsResponse of one snapshot, kept while that stays as it is; several joined are one of all."""
@@ -340,9 +370,6 @@ class Snapshotter:
             is_new = snapshot.owns_device and not snapshot.parent
             path = self._paths[snapshot.device] = await self._run(self._places.showing(snapshot.device, is_new=is_new))
         return path
-
-    async def _measured(self, device: str, parent: Snapshot | None) -> LayerUsage:
-        return await self._run(LayerOwnUsage(device, None if parent is None else parent.device))
 
     async def _remove_device(self, device: str) -> None:
         """Have a device removed as soon as nothing uses it.

@@ -51,7 +51,7 @@ class Snapshot:
         key: containerd's, with the prefix of its namespace; `parent` is one too, empty for none.
         kind: VIEW, ACTIVE or COMMITTED of `messages`.
         device: the layer with its files; a view of a committed snapshot shows that one's, which it does not own.
-        size_bytes, inodes: of a committed one, what it adds to its parent.
+        size_bytes, inodes: of a committed one, what it adds to its parent; -1 while that is not known.
     """
 
     key: str
@@ -62,8 +62,12 @@ class Snapshot:
     labels: Mapping[str, str]
     created_ns: int
     updated_ns: int
-    size_bytes: int = 0
-    inodes: int = 0
+    size_bytes: int = -1
+    inodes: int = -1
+
+    @property
+    def is_measured(self) -> bool:
+        return self.size_bytes >= 0
 
 
 class SnapshotStore:

@@ -171,10 +171,12 @@ class View(pyfuse3.Operations):
         pages, with writeback those open for writing; the kernel writes them, waiting for the answers, when it is made
         to drop its cache of the file. (syncfs would not do: on FUSE it returns before the writes are answered.)
 
+        Who is cancelled does not wait any longer; the kernel goes on.
+
         Before Linux 6.16 the kernel does not wait for what it had begun to send by itself; that has been sent by then.
         """
         if self._kept:
-            await trio.to_thread.run_sync(drop_caches, list(self._kept))
+            await trio.to_thread.run_sync(drop_caches, list(self._kept), abandon_on_cancel=True)
             for _ in range(_LATE_ROUNDS):
                 if not request_wait.has_requests():
                     break

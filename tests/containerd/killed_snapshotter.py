@@ -2,9 +2,9 @@
 
 A step is a call that changes a file, or one of the database's transactions, before it and after it. A round forks a
 process that opens a home, answers the calls of `CALLS` in turn, says on a pipe which are answered, and ends by SIGKILL
-at one step. Then the home is opened again, as the next snapshotter does, and judged: each snapshot is as the calls that
-were answered left it, or as the one that was cut short would have; no device is without a snapshot, and none of
-containerd's removals fails.
+at one step. Then the pool is checked by a full recount, and the home is opened again, as the next snapshotter does, and
+judged: each snapshot is as the calls that were answered left it, or as the one that was cut short would have; no device
+is without a snapshot, and none of containerd's removals fails.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any, Final
 import trio
 
 from cowfs.containerd.messages import message_class
-from cowfs.containerd.snapshots import Snapshotter
+from cowfs.containerd.snapshots import MAX_SIZE, Snapshotter
 from cowfs.containerd.store import SnapshotStore
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.executor import Executor
+from cowfs.home.maintenance import check_home
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
@@ -41,6 +42,8 @@ State = dict[str, tuple[str, str, Files]]  # key -> kind, parent, files
 FIRST: Final[Files] = {"a": b"one" * 5000, "b": b"two"}
 SECOND: Final[Files] = {"b": b"three" * 30000, "c": b"four"}
 
+LIMITED: Final = "limited"  # has a max-size
+
 # What is called, and what that makes of the state: key, parent, and files.
 CALLS: Final = (
     ("Prepare", "one", ""),
@@ -51,8 +54,11 @@ CALLS: Final = (
     ("Commit", "two", "top"),
     ("View", "view", "top"),
     ("Prepare", "box", "top"),
+    ("Prepare", LIMITED, "top"),
+    ("Commit", LIMITED, "boxed"),
     ("Remove", "view", ""),
     ("Remove", "box", ""),
+    ("Remove", "boxed", ""),
     ("Remove", "top", ""),
 )
 
@@ -136,9 +142,11 @@ async def answer(snapshotter: Snapshotter, store: SnapshotStore, call: tuple[str
         assert snapshot is not None
         await snapshotter.unpack(snapshot, archive_of(FIRST if other == "first" else SECOND))
         return
-    fields: dict[str, str] = {"key": key}
+    fields: dict[str, Any] = {"key": key}
     if method in ("Prepare", "View"):
         fields["parent"] = other
+    if key == LIMITED and method == "Prepare":
+        fields["labels"] = {MAX_SIZE: str(8 << 20)}
     if method == "Commit":
         fields["name"] = other
     request: Any = message_class(f"{method}SnapshotRequest")(**fields)
@@ -235,7 +243,9 @@ async def collect(snapshotter: Snapshotter, store: SnapshotStore) -> None:
 
 
 def judge(path: Path, answered: int) -> None:
-    """Open a home after a kill, compare what is there, and remove all of it."""
+    """Check the pool of a home after a kill, open it, compare what is there, and remove all of it."""
+    found = check_home(path, "emulated")
+    assert not found.findings, found.findings
 
     async def judge_opened(home: OpenHome, store: SnapshotStore, snapshotter: Snapshotter) -> None:
         async with removing(snapshotter):

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
+from cowfs.containerd.grpc import CallError, Code
 from cowfs.containerd.messages import message_class
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.home.executor import Executor, NoViews
 from cowfs.home.open_home import OpenHome
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
-from tests.containerd.killed_snapshotter import answer, opened, removing
+from tests.containerd.killed_snapshotter import CALLS, answer, opened, removing
 
 MOST_SECONDS = 0.5
 
@@ -96,6 +98,49 @@ async def test_others_go_on_while_a_commit_waits_for_what_was_written(
             views.has_come.set()
         assert [snapshot.key for snapshot in store.all()] == ["base", "c"]
         assert devices_of(home) == {snapshot.device for snapshot in store.all()}
+
+
+async def test_a_commit_does_not_wait_for_much_that_was_written(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It is refused, the snapshot stays as it was, and another commit, when that has come, has all of it."""
+    del autojump_clock
+    with opened(tmp_path / "home") as (home, store, _):
+        views = Written()
+        snapshotter = Snapshotter(Executor(home, views), store)
+        async with removing(snapshotter):
+            await answer(snapshotter, store, ("Prepare", "a", ""))
+
+            async def commit() -> None:
+                with pytest.raises(CallError, match="commit it again in a moment") as caught:
+                    await answer(snapshotter, store, ("Commit", "a", "base"))
+                assert caught.value.code is Code.UNAVAILABLE
+
+            assert await seconds_of(commit) <= 2 * MOST_SECONDS
+            assert [snapshot.key for snapshot in store.all()] == ["a"]
+            assert devices_of(home) == {snapshot.device for snapshot in store.all()}
+            views.has_come.set()
+            await answer(snapshotter, store, ("Commit", "a", "base"))
+            assert [snapshot.key for snapshot in store.all()] == ["base"]
+
+
+async def test_usage_is_found_after_the_commit(tmp_path: Path) -> None:
+    """By a service, or by who asks first; it is kept, and found again where a crash came before."""
+    with opened(tmp_path / "home") as (_, store, snapshotter):
+        async with removing(snapshotter):
+            for call in CALLS[:6]:
+                await answer(snapshotter, store, call)
+        assert {snapshot.key: snapshot.is_measured for snapshot in store.all()} == {"base": False, "top": False}
+        usage = await snapshotter.usage(message_class("UsageRequest")(key="top"))
+        assert (usage.size > 0, usage.inodes) == (True, 2)
+        assert {snapshot.key: snapshot.is_measured for snapshot in store.all()} == {"base": False, "top": True}
+    with opened(tmp_path / "home") as (_, store, snapshotter):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(snapshotter.serve_usage)
+            while not all(snapshot.is_measured for snapshot in store.all()):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert {snapshot.key: snapshot.inodes for snapshot in store.all()} == {"base": 2, "top": 2}
 
 
 async def test_a_removal_that_is_not_done_is_done_at_the_end(
