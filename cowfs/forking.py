@@ -23,8 +23,7 @@ import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from cowfs.errors import ForkedError
 
@@ -32,8 +31,7 @@ T = TypeVar("T")
 _UNSAFE: Final = 1  # exit status of a child that could not let go of what is its parent's
 
 
-@dataclass(frozen=True, slots=True)
-class _Registered:
+class _Registered(NamedTuple):
     reference: weakref.ref[Any]
     what: str
     drop: Callable[[Any], object] | None

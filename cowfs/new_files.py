@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -64,6 +63,8 @@ def new_directory(path: str) -> Iterator[str]:
         yield partial
         os.rename(partial, path)
     except BaseException:
+        import shutil
+
         shutil.rmtree(partial, ignore_errors=True)
         raise
 

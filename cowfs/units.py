@@ -6,8 +6,7 @@ A bare integer never crosses a module boundary without its unit in the name (`si
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 Sectors = NewType("Sectors", int)
 DataBlocks = NewType("DataBlocks", int)
@@ -25,8 +24,7 @@ MAX_SNAPSHOT_TIME: Final = 2**24 - 1
 MAX_METADATA_BLOCKS: Final = 255 * 16320  # 15.875 GiB: what one index block can describe
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """`length` virtual blocks from `vblock`, mapped to as many data blocks from `dblock`."""
 
     vblock: int

@@ -28,7 +28,6 @@ from cowfs.cli.settings import HELD_OUTSIDE, PATH, SECONDS, LogOptions, Settings
 from cowfs.errors import UsageError
 from cowfs.version import VERSION
 
-_OBJECTS_BETWEEN_COLLECTIONS: Final = 20_000  # modules that are loaded are no garbage: a tenth of a command's time
 _WITH_VALUES: Final = ("--storage-opt", "--home", "--backend", "--time-limit", "--log")
 
 
@@ -116,7 +115,6 @@ def _for_the_guest(words: list[str]) -> tuple[list[str], list[str]]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     try:
         signals.end_on_sigterm()
         _open_standard_streams()
@@ -134,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if not status:
             failure = OSError(error.errno, error.strerror, "standard output")
             status = output.print_error(failure, as_json=_asks_for_json(words))
+    gc.freeze()  # else the interpreter looks for garbage among all objects before it lets go of them
     sys.exit(status)
 
 

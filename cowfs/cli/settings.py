@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
-from click.shell_completion import CompletionItem
 
 from cowfs.errors import HomeError, UsageError
 from cowfs.units import format_size, parse_size
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from cowfs.devices.on_disk.options import MinimumFree
     from cowfs.home.api import Home
 
@@ -199,6 +200,8 @@ class DeviceType(click.ParamType[str]):
         return device_named(ctx, str(value))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         from cowfs.devices.on_disk.names import is_record_file
 
         home = ctx.find_root().params.get("home")

@@ -6,14 +6,14 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from cowfs.devices.base.base_device import BaseFilesystem
 from cowfs.devices.on_disk.files import System
 
 
-@dataclass(frozen=True, slots=True)
-class Injected:
+class Injected(msgspec.Struct, frozen=True):
     """How a device set reaches what is not its own.
 
     Attributes:

@@ -18,11 +18,11 @@ import errno
 import struct
 import sys
 from array import array
-from dataclasses import dataclass, field
 from operator import lt
 from typing import ClassVar, Final
 
 import google_crc32c
+import msgspec
 
 from cowfs.errors import MetadataCorrupt
 from cowfs.units import METADATA_BLOCK_BYTES, METADATA_BLOCK_SECTORS
@@ -86,8 +86,7 @@ def verify(block: bytes, salt: int, location: int, path: str = "") -> None:
 # --------------------------------------------------------------------------------------------- superblock
 
 
-@dataclass(slots=True)
-class SpaceMapRoot:
+class SpaceMapRoot(msgspec.Struct):
     """Where a space map starts; counts are in blocks of the mapped device."""
 
     nr_blocks: int = 0
@@ -105,8 +104,7 @@ class SpaceMapRoot:
         return cls(*cls.FORMAT.unpack_from(data))
 
 
-@dataclass(slots=True)
-class Superblock:
+class Superblock(msgspec.Struct):
     """Block 0, or the held copy of it (metadata snapshot), whose two space map roots are zero.
 
     offset  size  name                 meaning
@@ -138,8 +136,8 @@ class Superblock:
     time: int = 0
     transaction_id: int = 0
     held_root: int = 0
-    data_space_map: SpaceMapRoot = field(default_factory=SpaceMapRoot)
-    metadata_space_map: SpaceMapRoot = field(default_factory=SpaceMapRoot)
+    data_space_map: SpaceMapRoot = msgspec.field(default_factory=SpaceMapRoot)
+    metadata_space_map: SpaceMapRoot = msgspec.field(default_factory=SpaceMapRoot)
     mapping_root: int = 0
     details_root: int = 0
     metadata_block_sectors: int = METADATA_BLOCK_SECTORS
@@ -242,8 +240,7 @@ class Superblock:
 # --------------------------------------------------------------------------------------------- btree nodes
 
 
-@dataclass(frozen=True, slots=True)
-class ValueKind:
+class ValueKind(msgspec.Struct, frozen=True):
     """How a tree's leaves hold their values: `stride` array items of `typecode` each, `size_bytes` on disk."""
 
     name: str
@@ -389,8 +386,7 @@ def seal_bitmap(packed: bytes | bytearray, location: int) -> bytes:
     return seal(block, BITMAP_SALT)
 
 
-@dataclass(slots=True)
-class IndexEntry:
+class IndexEntry(msgspec.Struct):
     """Where one bitmap is and what it has free.
 
     `nr_free` counts the entries past the end of the device as free too: 16320 - (nonzero entries). No entry below
@@ -430,8 +426,7 @@ def pack_index(entries: list[IndexEntry], location: int) -> bytes:
     return seal(block, INDEX_SALT)
 
 
-@dataclass(slots=True)
-class DeviceDetails:
+class DeviceDetails(msgspec.Struct):
     """What the details btree knows of a thin device; times are values of the pool's snapshot counter."""
 
     mapped_blocks: int

@@ -18,9 +18,10 @@ The caller flushes the data device before `commit`, so that committed mappings n
 
 from __future__ import annotations
 
-import dataclasses
 from array import array
 from collections.abc import Iterator
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import (
@@ -213,7 +214,7 @@ class Metadata:
         """A copy, with what this transaction changed. Raises NoSuchThin."""
         thin = self._thins.get(thin_id)
         if thin is not None:
-            return dataclasses.replace(thin.details)
+            return msgspec.structs.replace(thin.details)
         return self._stored_details(thin_id)
 
     def _stored_details(self, thin_id: int) -> DeviceDetails:
@@ -315,7 +316,7 @@ class Metadata:
         for mapping in (thin, other):
             mapping.forget_leaf()
         thin.root = other.root
-        thin.details = dataclasses.replace(
+        thin.details = msgspec.structs.replace(
             other.details, transaction_id=thin.details.transaction_id, creation_time=thin.details.creation_time
         )
         thin.changed = thin.details_changed = self.changed = True

@@ -17,7 +17,9 @@ The result is written to another device. The source is only read, so a repair ca
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import InvalidRequest, MetadataCorrupt
@@ -119,7 +121,7 @@ def _choose_superblock(
     data_blocks: int | None,
 ) -> Superblock:
     """The pool's own figures: what the caller knows, then what the superblock says."""
-    superblock = replace(origin.superblock)
+    superblock = msgspec.structs.replace(origin.superblock)
     if superblock.incompat_flags or superblock.compat_ro_flags:
         flags = superblock.incompat_flags, superblock.compat_ro_flags
         raise InvalidRequest(

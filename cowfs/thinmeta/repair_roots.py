@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
+
+import msgspec
 
 from cowfs.errors import MetadataCorrupt
 from cowfs.thinmeta.check_trees import TreeChecker
@@ -119,7 +121,7 @@ def _from_pair(
             f"the device details were found by a search, at {details.root}; they may be of an older transaction"
         )
     time, transaction_id, _ = details.age
-    superblock = replace(superblock, mapping_root=top_level.root, details_root=details.root)
+    superblock = msgspec.structs.replace(superblock, mapping_root=top_level.root, details_root=details.root)
     if superblock.time < time or superblock.transaction_id < transaction_id:
         superblock.time = max(superblock.time, time)
         superblock.transaction_id = max(superblock.transaction_id, transaction_id)
@@ -155,7 +157,7 @@ def _damaged_superblock(reader: MetadataReader) -> Superblock:
     for location in range(1, reader.blocks):
         with contextlib.suppress(MetadataCorrupt):
             held = Superblock.unpack(reader.read_block(location), location)
-            return replace(held, mapping_root=0, details_root=0)
+            return msgspec.structs.replace(held, mapping_root=0, details_root=0)
     return Superblock(data_block_sectors=0, metadata_nr_blocks=0)
 
 

@@ -12,8 +12,9 @@ import bisect
 import os
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import MetadataCorrupt
@@ -40,8 +41,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 """Called now and then with (blocks done, blocks in all)."""
 
 
-@dataclass(frozen=True, slots=True)
-class TreeKind:
+class TreeKind(msgspec.Struct, frozen=True):
     """One of the five trees: what its leaves hold, and the name used in messages."""
 
     name: str
@@ -64,8 +64,7 @@ class Run(NamedTuple):
     time: int
 
 
-@dataclass(frozen=True, slots=True)
-class ThinEntry:
+class ThinEntry(msgspec.Struct, frozen=True):
     """A thin as the two device trees know it. `path` leads to its mapping tree."""
 
     thin_id: int

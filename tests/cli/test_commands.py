@@ -659,7 +659,18 @@ def test_quick_commands_load_little(home: Path) -> None:
 
 # Programs, ext4 beyond its superblock, the layer driver, and the walk of mapping trees, which `list` alone needs.
 UNWANTED = {
-    *("asyncio", "cffi", "ctypes", "hashlib", "importlib.metadata", "json", "rich", "shutil", "sortedcontainers"),
+    *(
+        "asyncio",
+        "cffi",
+        "click.shell_completion",
+        "ctypes",
+        "hashlib",
+        "importlib.metadata",
+        "json",
+        "rich",
+        "shutil",
+        "sortedcontainers",
+    ),
     *("subprocess", "tempfile", "trio", "cowfs.docker", "cowfs.devices.cloning", "cowfs.devices.recovery"),
     *("cowfs.ext4.library", "cowfs.ext4.tools", "cowfs.ext4.volume", "cowfs.filetree", "cowfs.fuse"),
     *("cowfs.home.kernel", "cowfs.home.layers", "cowfs.home.serving", "cowfs.layers", "cowfs.thinmeta.walk"),
@@ -691,6 +702,22 @@ def test_commands_on_devices_of_a_home_that_is_held_load_no_more(home: Path) -> 
     with serving(home):
         for words in QUICK:
             require_little_loaded(home, words, UNWANTED - {"ctypes"})  # an open file is checked by it
+
+
+def test_no_garbage_is_looked_for_among_what_a_command_loads(home: Path) -> None:
+    code = (
+        "import atexit, gc, sys; starts = []; gc.callbacks.append(lambda phase, info: starts.append(phase)); "
+        "atexit.register(lambda: print(len(starts), gc.get_freeze_count() > 10_000)); "
+        "from cowfs.cli import main; starts.clear(); main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--home", str(home), "-q", "inspect", "web"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[-1] == "0 True"
 
 
 def test_run_as_a_module(home: Path, tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ import errno
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
@@ -129,8 +130,7 @@ MAX_OLD_TIME_SECONDS: Final = 2**31 - 1
 _NANOSECONDS: Final = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(msgspec.Struct, frozen=True):
     """The fields of an ext2, ext3 or ext4 superblock that decide how a volume is opened."""
 
     inodes: int
