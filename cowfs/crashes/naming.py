@@ -83,7 +83,8 @@ class Namer:
         operation = self._operations[number]
         first = operation.offset if begin is None else begin
         last = (operation.offset + operation.length if end is None else end) - 1
-        return f"data of {self._paths[number]}, bytes {first} to {last}"
+        which = f"byte {first}" if first == last else f"bytes {first} to {last}"
+        return f"data of {self._paths[number]}, {which}"
 
 
 def describe_loss(history: History, loss: Loss) -> str:

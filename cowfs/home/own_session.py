@@ -116,7 +116,7 @@ class OwnSession(Closing):
         if not isinstance(session, Executor):
             raise HomeBusy(
                 f"{purpose} needs the home {self.path} in this process, and process {self.holder_pid} holds it; "
-                "unmount it first, or use the mount",
+                "copy_in, copy_out, open_file and export_image work meanwhile; or unmount it first",
                 holder_pid=self.holder_pid or 0,
             )
         return session.home

@@ -335,6 +335,7 @@ def test_what_was_lost_is_said_in_files_and_offsets() -> None:
         Operation("write", 1 << 32, length=8, content=b"12345678"),
         Operation("rename", 1 << 32, ROOT_INODE, b"a.tmp", ROOT_INODE, b"a", replaced=12),
         Operation("write", 13, offset=100, length=5000, old_size=9000, content=bytes(5000)),
+        Operation("write", 13, offset=7, length=1, old_size=9000, content=b"x"),
     ]
     recording = Recording("posix", "web", [], operations, [Mark("done", 0, 4)], [])
     history = FileHistory(recording, Namer(operations, no_paths))
@@ -346,6 +347,7 @@ def test_what_was_lost_is_said_in_files_and_offsets() -> None:
         "rename of a.tmp to a",
         "data of old-13, bytes 100 to 4095",
         "data of old-13, bytes 4096 to 5099",
+        "data of old-13, byte 7",
     ]
 
     def said(*lost: Loss, position: int = 4) -> str:

@@ -238,7 +238,12 @@ def test_a_device_is_opened_here_only(home: Path) -> None:
         disk.pwrite(4096, b"mine")
         assert disk.pread(4096, 4) == b"mine"
     with serving(home), cowfs.open_home(home) as there:
-        with pytest.raises(errors.HomeBusy, match="first, or use the mount") as caught, there.device("web"):
+        with (
+            pytest.raises(
+                errors.HomeBusy, match="open_file and export_image work meanwhile; or unmount it first"
+            ) as caught,
+            there.device("web"),
+        ):
             pass
         assert caught.value.holder_pid == there.holder_pid
 

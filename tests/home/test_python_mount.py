@@ -64,6 +64,7 @@ with home.mount("web", target="mnt") as tree:
     assert str(tree) == os.path.realpath("mnt")
     assert (tree / "file").read_text() == "two"
     assert (tree / "open").read_text() == "written"
+    assert refused(errors.HomeBusy, lambda: enter(name="nope")).endswith("devices in one mount, mount without a name")
 assert os.listdir("mnt") == []
 with home.mount("web", raw=True, read_only=True) as tree:
     assert (tree / "web").stat().st_size == 16 << 20

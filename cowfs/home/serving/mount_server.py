@@ -107,7 +107,8 @@ def _explain_busy(request: MountRequest, report: HomeReport) -> str:
         what += f" mounted at {view.mount_point}"
         remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}"
         if view.device is not None and request.device is not None and not request.raw:
-            remedy += f"; to see all devices in one mount, then run: cowfs mount {request.target}"
+            how = "mount without a name" if request.is_private else f"then run: cowfs mount {request.target}"
+            remedy += f"; to see all devices in one mount, {how}"
         if view.device is None and request.device is not None and not request.raw:
             remedy = f"; use {view.mount_point}/{request.device}, or first run: cowfs umount {view.mount_point}"
     return f"cannot mount from the home {request.home}: {what}{remedy}"
