@@ -26,16 +26,22 @@ _STATES: Final = 1000
 
 
 @click.command("crash-test")
-@click.option("--work", metavar="COMMAND", required=True, help="What is recorded; {} is the directory of its files.")
+@click.option("--work", metavar="COMMAND", required=True, help="What is recorded: {} is the directory for its files.")
 @click.option(
     "--check",
     metavar="COMMAND",
     required=True,
-    help="What opens a state: {} is its directory, {marks} what was promised. Exit status 0: it is sound.",
+    help="What looks at a state: {} is its directory, {marks} the marks, an argument each. Exit status 0: the state is "
+    "sound.",
 )
 @click.option("--states", metavar="N", type=click.IntRange(1), help=f"Try at most N states. [default: {_STATES}]")
-@click.option("--all", "all_states", is_flag=True, help="Try all states: boundaries, prefixes, and many subsets.")
-@click.option("--seed", metavar="N", type=int, help="Choose the same states as another run that printed N.")
+@click.option(
+    "--all",
+    "all_states",
+    is_flag=True,
+    help="Try all states: after each write, and with many selections of what is lost.",
+)
+@click.option("--seed", metavar="N", type=int, help="Try the same states as a run that printed the seed N.")
 @click.option(
     "--model",
     type=click.Choice(["ext4", "posix"]),
@@ -48,7 +54,12 @@ _STATES: Final = 1000
 @click.option("--report", metavar="FILE", type=PATH, help="Write what was found to FILE, as one HTML page.")
 @click.option("--size", type=SIZE, default="256M", show_default=True, help="Size of the device, without --device.")
 @click.option(
-    "--timeout", type=SECONDS, default=60.0, show_default=True, help="Seconds that the work may take, and each check."
+    "--timeout",
+    metavar="SECONDS",
+    type=SECONDS,
+    default=60,
+    show_default=True,
+    help="How long the work may take, and each check.",
 )
 @click.option("--jobs", metavar="N", type=click.IntRange(1), default=2, show_default=True, help="Checks at a time.")
 @click.pass_obj
@@ -69,16 +80,23 @@ def crash_test_command(
 ) -> int:
     """Find out what a power cut would do to the files of a program.
 
-    Records what COMMAND of --work writes to a new device, makes the states that a crash may have left, and has --check
-    look at each. The exit status is 1 if a check failed. A failing state is shrunk to the fewest lost writes.
+    Records what the command of --work writes to a new device, makes the states that a crash may have left of it, and
+    has the command of --check look at each. The exit status is 1 if a check failed. A failing state is shrunk to the
+    fewest lost writes.
 
-    Both commands are split into words as a shell does, and run without a shell. The work says what it has promised by
-    marks: 'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'.
+    Both commands are split into words as by a shell, and run without one. The work says by marks what it has promised:
+    'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'. A check is told the
+    marks that were set before the crash.
 
     Without a home (--home or COWFS_HOME) a new one is made for the test and removed at its end.
 
     \b
-      cowfs crash-test --work './writer {}' --check './checker {} {marks}'
+    This fails, as nothing was synced before the mark:
+      cowfs crash-test --work "sh -c 'echo 1 > {}/n; cowfs crash-mark 1'" \\
+          --check "sh -c 'test \\$# = 0 || grep 1 {}/n' sh {marks}" --states 100
+    and this passes:
+      cowfs crash-test --work "sh -c 'echo 1 > {}/n; sync {}/n {}; cowfs crash-mark 1'" \\
+          --check "sh -c 'test \\$# = 0 || grep 1 {}/n' sh {marks}" --states 100
     """
     from cowfs.crashes.explorer import Explorer
     from cowfs.crashes.program import Command, CrashTest

@@ -37,11 +37,15 @@ _RANGE: Final = _RangeType()
 
 @click.command("add")
 @click.argument("name", required=False, type=DEVICE)
-@click.argument("kind", required=False, type=click.Choice(_KINDS))
+@click.argument("kind", required=False, type=click.Choice(_KINDS), metavar="[KIND]")
 @click.argument("operations", nargs=-1, metavar="[OPERATION]...")
 @click.option("--plan", type=PATH, metavar="FILE", help="Add the rules of a plan in TOML instead.")
 @click.option(
-    "--on", type=click.Choice(_PLACES), help="Where: requests of the mount, or a disk under it. [default: files]"
+    "--on",
+    metavar="PLACE",
+    type=click.Choice(_PLACES),
+    help="Where: files, the requests of programs; device, its disk; data or metadata, a disk of the pool; commit. "
+    "[default: files]",
 )
 @click.option("--path", metavar="PATTERN", help="Only files of this name, as in '*.wal', or path, as in '/db/**'.")
 @click.option("--bytes", "range_bytes", type=_RANGE, metavar="BEGIN:END", help="Only these bytes of the file or disk.")
@@ -50,16 +54,30 @@ _RANGE: Final = _RangeType()
 @click.option("--times", type=int, metavar="N", help="Stop after N. [default: never]")
 @click.option("--nth", type=int, metavar="N", help="Only the Nth operation.")
 @click.option("--probability", type=float, metavar="P", help="The share of the operations that meet it. [default: 1]")
-@click.option("--seed", type=int, help="Of the rule's random numbers. [default: 0]")
-@click.option("--rule", "rule_name", metavar="NAME", help="Name of the rule. [default: rule-1, rule-2, ...]")
-@click.option("--errno", metavar="NAME", help="With error and tear: how it fails. [default for error: EIO]")
-@click.option("--seconds", type=float, help="With delay.")
-@click.option("--keep-bytes", type=int, help="With short and tear: how many of the first bytes arrive.")
+@click.option("--seed", type=int, metavar="N", help="Of the random numbers of the fault. [default: 0]")
+@click.option("--rule", "rule_name", metavar="NAME", help="Name of the fault. [default: rule-1, rule-2, ...]")
+@click.option("--errno", metavar="NAME", help="With error and tear: how operations fail. [default for error: EIO]")
+@click.option("--seconds", metavar="SECONDS", type=float, help="With delay: how long operations wait.")
+@click.option(
+    "--keep-bytes", metavar="BYTES", type=int, help="With short and tear: how many of the first bytes arrive."
+)
 @click.option("--keep-sectors", metavar="LIST", help="With tear: which sectors of the write arrive, as in 0,2,3.")
-@click.option("--offset", "offset_bytes", type=int, help="With flip: the byte of the file or disk.")
-@click.option("--bit", type=int, help="With flip: the bit, from 0 to 7. [default: 0]")
-@click.option("--of", type=click.Choice(["data", "metadata"]), help="With no-space. [default: data]")
-@click.option("--mode", metavar="MODE", help="With pool-mode: read_only, needs_check, out_of_data_space, ...")
+@click.option(
+    "--offset",
+    "offset_bytes",
+    metavar="BYTES",
+    type=int,
+    help="With flip: where in the file or disk. [default: anywhere, by --seed]",
+)
+@click.option("--bit", metavar="N", type=int, help="With flip: which bit of the byte, from 0 to 7. [default: 0]")
+@click.option(
+    "--of", type=click.Choice(["data", "metadata"]), help="With no-space: what the pool is full of. [default: data]"
+)
+@click.option(
+    "--mode",
+    metavar="MODE",
+    help="With pool-mode: read_only, needs_check, out_of_data_space, out_of_metadata_space or failed.",
+)
 @click.pass_obj
 def add_command(
     settings: Settings,
@@ -74,17 +92,19 @@ def add_command(
     """Have operations fail on the device NAME of a mounted home, from now on; '*' is for every device.
 
     \b
-      error      they fail with --errno                  delay      they wait for --seconds
+    KIND, what happens:
+      error      operations fail with --errno            delay      operations wait for --seconds
       short      writes say that they are incomplete     tear       writes arrive in part, and succeed
-      lose       they succeed, and nothing is done       flip       one bit is wrong
+      lose       operations succeed and do nothing       flip       one bit is wrong
       no-space   the pool is full                        pool-mode  the pool goes into --mode
       crash      the server of the mount ends at once
 
     \b
-    OPERATION with --on files: open, read, write, truncate, fsync, readdir, create, mkdir,
-                symlink, link, unlink, rmdir, rename, setattr, setxattr, removexattr
-              with --on device, data or metadata: read, write, discard, flush
-              with --on commit: none; it is the commit of the pool's metadata
+    OPERATION, one or more:
+      with --on files: open, read, write, truncate, fsync, readdir, create, mkdir, symlink,
+        link, unlink, rmdir, rename, setattr, setxattr, removexattr
+      with --on device, data or metadata: read, write, discard, flush
+      with --on commit none: it is the commit of the pool's metadata
 
     \b
       cowfs faults add web error write --path '*.wal' --errno EIO --after 3 --times 1

@@ -13,8 +13,7 @@ from cowfs.crashes.program import Failure, Outcome
 from cowfs.errors import HomeError
 
 _COLUMNS_MAX: Final = 400  # of the time line; more events share one
-_WIDTH: Final = 1120
-_KINDS: Final = ("writes", "flushes", "marks", "failures")
+_WIDTH, _HEIGHT, _BAR_MAX = 1000, 30, 14  # of a row of it, stretched to the page
 _STYLE: Final = """
 :root { color-scheme: light dark; --text: #1c2733; --dim: #66727f; --line: #d8dee4; --ground: #ffffff;
   --writes: #4878a8; --flushes: #2e8b57; --marks: #b07d12; --failures: #c0392b; --soft: #f5f7f9; }
@@ -28,14 +27,17 @@ p.sum { color: var(--dim); margin: 0 0 1.5em; } .bad { color: var(--failures); f
 code, td.m, pre { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; }
 pre { background: var(--soft); padding: .8em 1em; overflow-x: auto; border-radius: 6px; margin: .5em 0; }
 table { border-collapse: collapse; width: 100%; } th { text-align: left; font-weight: 600; color: var(--dim); }
-td, th { padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.m { overflow-wrap: anywhere; } td.n, th.n { width: 6em; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } svg { width: 100%; height: auto; display: block; }
+td, th { padding: .25em .8em .25em 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+td.m { overflow-wrap: anywhere; } td.n, th.n { width: 4.5em; text-align: right; font-variant-numeric: tabular-nums; }
+.line { display: grid; grid-template-columns: max-content 1fr; gap: .5em 1em; align-items: end; }
+.line span { color: var(--dim); font-size: 13px; line-height: 1.2; }
+.ends { display: flex; justify-content: space-between; }
+svg { width: 100%; height: 34px; display: block; border-bottom: 1px solid var(--line); }
 section.failure { border: 1px solid var(--line); border-left: 4px solid var(--failures); border-radius: 6px;
   padding: .8em 1.1em; margin: 1em 0; } section.failure h3 { margin: 0 0 .4em; font-size: 1em; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2em 1em; margin: .5em 0; }
 dt { color: var(--dim); } dd { margin: 0; } .writes { fill: var(--writes); } .flushes { fill: var(--flushes); }
-.marks { fill: var(--marks); } .failures { fill: var(--failures); } text { fill: var(--dim); font-size: 12px; }
+.marks { fill: var(--marks); } .failures { fill: var(--failures); }
 """
 
 
@@ -57,13 +59,15 @@ def _page(history: History, outcome: Outcome, work: str, check: str) -> Iterator
         else f'<span class="good">all {outcome.states} states passed</span>'
     )
     yield '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Crash test</title>'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{_STYLE}</style></head><body><h1>Crash test: {verdict}</h1>"
     yield f'<p class="sum">model {outcome.model}, seed {outcome.seed}; {len(history.items)} '
     yield f"{'writes' if outcome.model == 'ext4' else 'effects of operations'}, {outcome.flushes} flushes, "
     yield f"{len(outcome.marks)} marks</p>"
     yield f"<dl><dt>work</dt><dd><code>{_text(work)}</code></dd>"
     yield f"<dt>check</dt><dd><code>{_text(check)}</code></dd></dl>"
-    yield "<h2>Time line</h2>"
+    yield '<h2>Time line</h2><p class="sum">What was recorded, in order, and where the check of a crash failed. '
+    yield "A position is one event: a write or operation, a flush, or a mark.</p>"
     yield from _time_line(history, outcome)
     if history.marks:
         yield '<h2>Marks</h2><table><tr><th class="n">position</th><th>promised from here on</th></tr>'
@@ -102,10 +106,9 @@ def _files(failure: Failure) -> Iterator[str]:
 
 
 def _time_line(history: History, outcome: Outcome) -> Iterator[str]:
-    """Four rows over the positions: how many of each kind, as bars; a mark and a failure have a row for themselves."""
+    """A row for each kind over the positions: how many there are, as bars."""
     columns = max(1, min(_COLUMNS_MAX, history.length))
-    left, row = 80, 44
-    step = (_WIDTH - left) / columns
+    step = _WIDTH / columns
 
     def column(position: int) -> int:
         return min(columns - 1, (max(position, 1) - 1) * columns // max(history.length, 1))
@@ -116,23 +119,19 @@ def _time_line(history: History, outcome: Outcome) -> Iterator[str]:
         "marks": Counter(column(position) for position, _ in history.marks),
         "failures": Counter(column(position) for position in outcome.failed_positions),
     }
-    height = row * len(_KINDS) + 22
-    yield f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="time line of the recording">'
-    for number, kind in enumerate(_KINDS):
-        base = row * (number + 1)
-        yield f'<text x="0" y="{base - 6}">{kind}</text>'
-        yield f'<rect x="{left}" y="{base}" width="{_WIDTH - left}" height="1" fill="var(--line)"/>'
-        most = max(counts[kind].values(), default=1)
-        for at, count in sorted(counts[kind].items()):
-            size = 6 + (row - 14) * count / most if most > 1 else row - 14
-            x = left + at * step
-            wide = max(min(step - 0.5, 14), 1.5)
-            yield (
-                f'<rect class="{kind}" x="{x:.1f}" y="{base - size:.1f}" width="{wide:.1f}" height="{size:.1f}">'
-                f"<title>{count} {kind} at position {at * history.length // columns + 1}</title></rect>"
-            )
-    yield f'<text x="{left}" y="{height - 4}">position 1</text>'
-    yield f'<text x="{_WIDTH}" y="{height - 4}" text-anchor="end">{history.length}</text></svg>'
+    wide = max(min(step - 0.5, _BAR_MAX), 1.5)
+    yield '<div class="line">'
+    for kind, found in counts.items():
+        yield f'<span>{kind}</span><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" preserveAspectRatio="none" role="img"'
+        yield f' aria-label="{found.total()} {kind} of the recording">'
+        most = max(found.values(), default=1)
+        for at, count in sorted(found.items()):
+            size = _HEIGHT * (0.2 + 0.8 * count / most if most > 1 else 0.8)
+            title = f"{count} {kind} at position {at * history.length // columns + 1}"
+            yield f'<rect class="{kind}" x="{at * step:.1f}" y="{_HEIGHT - size:.1f}" width="{wide:.1f}" '
+            yield f'height="{size:.1f}"><title>{title}</title></rect>'
+        yield "</svg>"
+    yield f'<span></span><span class="ends"><span>1</span><span>{history.length}</span></span></div>'
 
 
 def _text(text: str) -> str:

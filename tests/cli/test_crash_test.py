@@ -65,6 +65,8 @@ def test_a_promise_that_is_not_kept_is_found_named_kept_and_reported(programs: A
     assert "rename of a.tmp to a was lost although" in page
     assert "lost &lt;1&gt;" in page
     assert "http" not in page
+    assert '<meta name="viewport"' in page, "a phone would show it as wide as a desk"
+    assert "<title>1 failures at position" in page
 
 
 @pytest.mark.fuse
