@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 RESULTS := bench/results
 # A quick run shows that everything works: the figures say nothing.
 QUICK_ENGINES := emulated,qcow2,ext4,plain
-QUICK_PROGRAMS := startup engine snapshot rollback raw
+QUICK_PROGRAMS := engine snapshot rollback raw
 
 .PHONY: setup demo test test-next test-tools lint bench man clean distclean packages-run packages-test packages-bench
 

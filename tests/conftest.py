@@ -30,8 +30,10 @@ from typing import Any
 import hypothesis
 import pytest
 
+from cowfs.errors import MissingRequirement
 from cowfs.pool import load_backend
 from cowfs.testing.conformance import BEHAVIOURS
+from cowfs.uml import UmlKernel, find_kernel
 from tests.kit.docker_registry import docker_registry
 from tests.kit.standby import Request, Standby, fork_servers
 
@@ -351,6 +353,14 @@ def debian_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`HOST:PORT` of Debian's docker-registry."""
     with docker_registry(tmp_path_factory.mktemp("registry")) as host:
         yield host
+
+
+@pytest.fixture(scope="session")
+def uml_kernel() -> UmlKernel:
+    try:
+        return find_kernel()
+    except MissingRequirement as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -30,6 +30,8 @@ def test_how_to(account: Account, needs_fuse: None, path: Path, request: pytest.
     """Every command succeeds, and each line of the text blocks and behind `# ` after a print is printed."""
     text = path.read_text()
     script = "".join(blocks(text, "sh"))
+    if "--in-uml" in script:
+        request.getfixturevalue("uml_kernel")
     if "$REGISTRY" in script:
         script = f"export REGISTRY={request.getfixturevalue('debian_registry')}\n{script}"
     assert script.count("cow") > 3

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cowfs.errors import MissingRequirement
-from cowfs.uml import UmlKernel, find_kernel
+from cowfs.uml import UmlKernel
 from tests.pytest_plugin.conftest import Suite
 from tests.pytest_plugin.test_life import wait_until_ended
 
@@ -83,14 +82,6 @@ guests.subprocess.Popen = lambda words, **options: start([sys.executable, "-c", 
 def test_needs_it(cow_home):
     pass
 """
-
-
-@pytest.fixture
-def uml_kernel() -> UmlKernel:
-    try:
-        return find_kernel()
-    except MissingRequirement as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.mark.slow

@@ -10,19 +10,10 @@ from typing import Any
 
 import pytest
 
-from cowfs.errors import MissingRequirement
-from cowfs.uml import UmlKernel, find_kernel, run_captured
+from cowfs.uml import UmlKernel, run_captured
 from tests.conftest import REPOSITORY
 
 LONG = {name: os.environ[name] for name in ("COWFS_TEST_LONG",) if name in os.environ}
-
-
-@pytest.fixture(scope="session")
-def uml_kernel() -> UmlKernel:
-    try:
-        return find_kernel()
-    except MissingRequirement as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
