@@ -7,9 +7,7 @@ is its own: some ten metadata blocks and fifteen fsyncs whatever is mapped. What
 
 from __future__ import annotations
 
-import io
 import itertools
-import re
 import subprocess
 import sys
 from functools import partial
@@ -17,8 +15,7 @@ from pathlib import Path
 
 import cowfs
 from bench.rig.harness import Bench, timed
-from bench.rig.pools import BLOCK_BYTES
-from cowfs.home.maintenance import restore_home
+from cowfs.benchmarks.workloads.large_homes import make_mapped_home
 
 ROLLBACKS_PER_ROUND = 20
 AT_ONCE = 200
@@ -36,7 +33,7 @@ def _rollbacks(bench: Bench) -> None:
     try:
         for name, mapped in sizes.items():
             home = bench.directory / name.replace(" ", "")
-            make_home(home, mapped)
+            make_mapped_home(home, mapped)
             homes[f"{name} mapped blocks"] = cowfs.open_home(home)
 
         def milliseconds(home: cowfs.Home, keeping: itertools.count[int] | None) -> float:
@@ -54,34 +51,6 @@ def _rollbacks(bench: Bench) -> None:
     finally:
         for opened in homes.values():
             opened.close()
-
-
-def make_home(home: Path, mapped_blocks: int) -> None:
-    """A home whose device web maps so many blocks, by its metadata; `snapshot` is a snapshot of it."""
-    options = cowfs.HomeOptions(
-        data_size_bytes=(mapped_blocks + (1 << 14)) * BLOCK_BYTES,
-        metadata_size_bytes=(mapped_blocks // 50 + 4096) * 4096,
-        base_size_bytes=64 << 20,
-        min_free_percent=0,
-    )
-    with cowfs.open_home(home, create=True, options=options) as opened:
-        web = opened.create("web").id
-        text = io.StringIO()
-        opened.dump(text)
-        size_blocks = opened.inspect("web").size_bytes // BLOCK_BYTES
-    free = 1 << 13  # what the devices map lies before
-    more = f'<range_mapping origin_begin="{size_blocks}" data_begin="{free}" length="{mapped_blocks}" time="0"/>'
-
-    def with_more(device: re.Match[str]) -> str:
-        mapped = int(device["mapped"]) + mapped_blocks
-        return f'{device["head"]}mapped_blocks="{mapped}"{device["rest"]}{more}</device>'
-
-    pattern = rf'(?P<head><device dev_id="{web}" )mapped_blocks="(?P<mapped>\d+)"(?P<rest>.*?)</device>'
-    xml = re.sub(pattern, with_more, text.getvalue(), flags=re.DOTALL)
-    restore_home(home, io.BytesIO(xml.encode()))
-    with cowfs.open_home(home) as opened:
-        opened.snapshot("web", "snapshot")
-        assert opened.inspect("web").mapped_bytes >= mapped_blocks * BLOCK_BYTES
 
 
 def _many_at_once(bench: Bench) -> None:

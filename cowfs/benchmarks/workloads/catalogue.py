@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 from cowfs.benchmarks.workloads.disks import DiskRequests, FirstWrites
 from cowfs.benchmarks.workloads.interface import Workload
+from cowfs.benchmarks.workloads.large_homes import SnapshotsAmongMany, SnapshotsOfMapped
 from cowfs.benchmarks.workloads.layers import LayerWork
 from cowfs.benchmarks.workloads.lives import Churn, FromNothing, Provisioning
 from cowfs.benchmarks.workloads.snapshots import Chains, SnapshotsByNumber, SnapshotsBySize
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 _KIB: Final = 1 << 10
 _MIB: Final = 1 << 20
+_GIB: Final = 1 << 30
 
 
 class Scale(enum.Enum):
@@ -44,8 +46,10 @@ def built_in(*, seed: int, scale: Scale = Scale.STANDARD) -> list[Workload]:
         SmallFiles(files=of(30, 300, 3000), changed=of(10, 60, 600), seed=seed),
         SnapshotsBySize(sizes=[size * _MIB for size in of([1, 4], [1, 8, 64], [1, 8, 64, 512])], seed=seed),
         SnapshotsByNumber(numbers=of([1, 10], [1, 10, 100], [1, 10, 100, 1000]), seed=seed),
+        SnapshotsOfMapped(sizes=of([_MIB], [_MIB, _GIB], [_MIB, _GIB, 32 * _GIB, 1024 * _GIB])),
+        SnapshotsAmongMany(numbers=of([1, 20], [1, 200], [1, 100, 1000, 10_000])),
         Chains(
-            lengths=of([1, 4], [1, 32], [1, 32, 320]),
+            lengths=of([1, 4], [1, 32], [1, 32, 320, 1000]),
             size_bytes=of(2, 16, 64) * _MIB,
             requests=of(50, 500, 5000),
             seed=seed,
