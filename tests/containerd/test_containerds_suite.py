@@ -1,105 +1,82 @@
-"""containerd's own suite of tests for snapshotters, built from Debian's package, twice in a row on one home."""
+"""containerd's own suite of tests for snapshotters: as root, as root of a user namespace, and on the kernel's pool.
+
+The test of 128 layers, longer than all others together, runs once, as root; with COWFS_TEST_LONG=1 everywhere.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cowfs.errors import MissingRequirement
+from cowfs.uml import find_kernel, run_captured
 from tests.conftest import REPOSITORY, Account
-from tests.containerd.grpc_client import GrpcClient
-from tests.containerd.server import Server, names
+from tests.containerd.run_suite import WITHOUT_128_LAYERS
+from tests.kit.containerd_suite import SUITES
+from tests.kit.user_namespace import FIRST
 
-pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(900)]
+SECONDS = 600
+CHOSEN = "" if os.environ.get("COWFS_TEST_LONG") else WITHOUT_128_LAYERS
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
 
-SOURCES = Path("/usr/share/gocode")
-SUITE = SOURCES / "src/github.com/containerd/containerd/snapshots/testsuite"
-PROGRAM = """\
-package suite
-
-import (
-	"context"
-	"net"
-	"os"
-	"testing"
-
-	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
-	"github.com/containerd/containerd/snapshots"
-	"github.com/containerd/containerd/snapshots/proxy"
-	"github.com/containerd/containerd/snapshots/testsuite"
-	"google.golang.org/grpc"
-)
-
-func TestCowfs(t *testing.T) {
-	dial := func(_ context.Context, _ string) (net.Conn, error) { return net.Dial("unix", os.Getenv("SNAPSHOTTER")) }
-	connection, err := grpc.Dial("cowfs", grpc.WithInsecure(), grpc.WithContextDialer(dial))
-	if err != nil {
-		t.Fatal(err)
-	}
-	snapshotter := proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(connection), "cowfs")
-	testsuite.SnapshotterSuite(t, "cowfs", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
-		return snapshotter, func() error { return nil }, nil
-	})
-}
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
 
 
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The suite as a program. Go keeps what it has compiled by content, so only the first run compiles all of it."""
-    if shutil.which("go") is None or not SUITE.is_dir():
-        pytest.skip("needs containerd's suite; run: apt-get install golang-go golang-github-containerd-containerd-dev")
-    directory = tmp_path_factory.mktemp("suite")
-    source = directory / "src" / "suite"
-    source.mkdir(parents=True)
-    (source / "suite_test.go").write_text(PROGRAM)
-    environment = {
-        **os.environ,
-        "GO111MODULE": "off",
-        "GOPATH": f"{directory}:{SOURCES}",
-        "GOFLAGS": "-buildvcs=false",
-        "GOCACHE": str(REPOSITORY / ".cache" / "go"),
-    }
-    program = directory / "suite.test"
-    subprocess.run(["go", "test", "-c", "-o", program, "."], cwd=source, env=environment, check=True)
-    return program
+@pytest.fixture(params=SUITES)
+def release(request: pytest.FixtureRequest) -> str:
+    """One whose suite is compiled."""
+    try:
+        SUITES[request.param].require()
+    except MissingRequirement as error:
+        pytest.skip(f"{error.message}; run: {error.remedy}")
+    return str(request.param)
+
+
+def words(release: str, directory: Path, backend: str, *rounds: str) -> list[str]:
+    program = [sys.executable, "-m", "tests.containerd.run_suite"]
+    return [*program, release, str(directory), backend, *rounds]
+
+
+@pytest.mark.fuse
+def test_twice_in_a_row_on_one_home(release: str, root_user: Account, needs_fuse: None) -> None:
+    root_user.run(words(release, root_user.directory, "emulated", "", CHOSEN), cwd=REPOSITORY, timeout=SECONDS)
 
 
 @pytest.fixture
-def server(root_user: Account, needs_fuse: None) -> Iterator[Server]:
-    made = Server(root_user)
+def own_directory(root_user: Account) -> Iterator[Path]:
+    """Of the root of a user namespace."""
+    made = Path(tempfile.mkdtemp(prefix="rootless-"))
+    made.chmod(0o755)
+    os.chown(made, FIRST, FIRST)
     yield made
-    if made.process is not None and made.process.poll() is None:
-        made.stop()
+    shutil.rmtree(made)
 
 
-def test_it_passes(suite: Path, server: Server, tmp_path: Path) -> None:
-    with server.start() as client:
-        for _ in range(2):
-            done = subprocess.run(
-                [suite, "-test.root", "-test.v"],
-                env={**os.environ, "SNAPSHOTTER": str(server.socket), "TMPDIR": str(tmp_path)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stdout[-4000:]
-            assert done.stdout.count("--- PASS: TestCowfs/") == 20
-            assert done.stdout.count("--- SKIP: TestCowfs/") == 1  # Rename, which the suite runs on no driver
-            remove_all(client)
-    assert server.stop() == 0, server.log()
-    assert "snapshot-" not in server.cowfs("list")
-    assert server.cowfs("pool", "check").startswith("clean")
+@pytest.mark.fuse
+def test_without_root(release: str, own_directory: Path, root_user: Account, needs_fuse: None) -> None:
+    inside = words(release, own_directory, "emulated", CHOSEN)
+    namespace = [sys.executable, "-m", "tests.kit.user_namespace"]
+    environment = {"HOME": str(own_directory)}
+    root_user.run([*namespace, *inside], cwd=REPOSITORY, env=environment, timeout=SECONDS)
 
 
-def remove_all(client: GrpcClient) -> None:
-    """As containerd's garbage collection: children first."""
-    while left := names(client):
-        parents = {info.parent for answer in client.answers("List") for info in answer.info}
-        for name in left:
-            if name not in parents:
-                client.call("Remove", key=name)
+def test_on_the_kernels_pool(release: str) -> None:
+    try:
+        kernel = find_kernel()
+    except MissingRequirement as error:
+        pytest.skip(str(error))
+    done = run_captured(
+        words(release, Path("/run"), "dmthin", CHOSEN),
+        kernel=kernel,
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        memory_bytes=1 << 30,
+        timeout_seconds=SECONDS,
+    )
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"

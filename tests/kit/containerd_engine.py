@@ -7,6 +7,8 @@ this machine, as root, below directories of their own and without networks:
 
     with Containerd(directory, snapshotter_socket) as engine:
         engine.ctr("images", "import", "--snapshotter", "cowfs", "image.tar")
+        with Docker(engine, "cowfs") as docker:
+            docker("load", "--input", "image.tar")
 """
 
 from __future__ import annotations
@@ -123,13 +125,7 @@ class Containerd:
         if self._daemon is not None:
             if kill:
                 self._daemon.kill()
-            else:
-                self._daemon.terminate()
-            try:
-                self._daemon.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._daemon.kill()
-                self._daemon.wait()
+            _end(self._daemon)
             self._daemon = None
 
     def restart_with(self, differs: Sequence[str]) -> None:
@@ -151,8 +147,7 @@ class Containerd:
         return subprocess.run(["ctr", *arguments], env=self.environment, stdin=source, capture_output=True, check=False)
 
     def log_tail(self) -> str:
-        lines = (self.directory / "containerd.log").read_text(errors="replace").splitlines()
-        return "\n".join(line for line in lines if "level=info" not in line)[-2000:]
+        return _warnings(self.directory / "containerd.log")
 
     def __enter__(self) -> Self:
         self.start()
@@ -160,6 +155,83 @@ class Containerd:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.stop()
+
+
+class Docker:
+    """A daemon of Docker that keeps its images and containers in a containerd, without networks and firewalls.
+
+    Args:
+        snapshotter: of the containerd; what the daemon keeps there is in namespaces of its name.
+    """
+
+    def __init__(self, engine: Containerd, snapshotter: str, *, programs: Path = UNPACKED) -> None:
+        self.snapshotter = snapshotter
+        self.namespace = f"moby-{snapshotter}"
+        self._engine = engine
+        self._directory = engine.directory / snapshotter
+        self._daemon: subprocess.Popen[bytes] | None = None
+        self._socket = self._directory / "docker.sock"
+        self._plugins = programs / "usr/libexec/docker/cli-plugins"
+        settings = {"DOCKER_HOST": f"unix://{self._socket}", "DOCKER_CONFIG": str(self._directory)}
+        self._environment = {**engine.environment, **settings}
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers. Raises RuntimeError with the end of its log."""
+        self._directory.mkdir()
+        (self._directory / "config.json").write_text(json.dumps({"cliPluginsExtraDirs": [str(self._plugins)]}))
+        settings = {"features": {"containerd-snapshotter": True}, "storage-driver": self.snapshotter}
+        (self._directory / "daemon.json").write_text(json.dumps(settings))
+        words: list[str | Path] = ["dockerd", "--config-file", self._directory / "daemon.json"]
+        words += ["--containerd", self._engine.socket, "--containerd-namespace", self.namespace]
+        words += ["--containerd-plugins-namespace", f"plugins-{self.snapshotter}", "--host", f"unix://{self._socket}"]
+        words += ["--data-root", self._directory / "data", "--exec-root", self._directory / "exec"]
+        words += ["--pidfile", self._directory / "pid", "--iptables=false", "--ip6tables=false", "--bridge=none"]
+        with (self._directory / "dockerd.log").open("wb") as log:
+            self._daemon = subprocess.Popen(words, env=self._environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._socket.exists() or self._run("version").returncode != 0:
+            if self._daemon.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"dockerd did not start: {_warnings(self._directory / 'dockerd.log')}")
+            time.sleep(_POLL_SECONDS)
+
+    def stop(self) -> None:
+        if self._daemon is not None:
+            _end(self._daemon)
+            self._daemon = None
+
+    def __call__(self, *arguments: str | Path) -> str:
+        """Run a command of the client; what it prints. Raises RuntimeError with what it complains about."""
+        result = self._run(*arguments)
+        if result.returncode != 0:
+            words = " ".join(map(str, arguments))
+            raise RuntimeError(f"docker {words}: {result.stderr.decode(errors='replace').strip()}")
+        return result.stdout.decode(errors="replace")
+
+    def _run(self, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+        words = ["docker", *arguments]
+        return subprocess.run(words, env=self._environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def _warnings(log: Path) -> str:
+    """The last ones, and errors."""
+    lines = log.read_text(errors="replace").splitlines()
+    return "\n".join(line for line in lines if "level=info" not in line)[-2000:]
 
 
 def write_image(path: Path, name: str, layers: Sequence[tuple[bytes, bytes, str]], command: Sequence[str]) -> None:

@@ -1,0 +1,27 @@
+"""What the tests of the snapshotter with containerd and Docker share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cowfs.errors import MissingRequirement
+from tests.conftest import Account
+from tests.kit import containerd_engine
+
+
+@pytest.fixture
+def directory(root_user: Account, needs_fuse: None) -> Iterator[Path]:
+    """For containerd, which is here: a short path, for sockets."""
+    try:
+        containerd_engine.require()
+    except MissingRequirement as error:
+        pytest.skip(f"{error.message}; run: {error.remedy}")
+    made = Path(tempfile.mkdtemp(prefix="ctr-"))
+    made.chmod(0o711)  # for containers of other users
+    yield made
+    shutil.rmtree(made)
