@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from examples.store.store import Store
+from store import Store
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from store import Store
 
 from cowfs.pytest_plugin import CowCrashes
-from examples.store.store import Store
 
 
 @pytest.mark.parametrize(

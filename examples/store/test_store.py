@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from store import Store
 
 from cowfs.pytest_plugin import Clock, MountedDevice
-from examples.store.store import Store
 
 
 def test_compaction_changes_one_file(cow_mount: MountedDevice) -> None:
