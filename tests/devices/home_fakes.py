@@ -470,7 +470,7 @@ class FakeThin:
         raise NotImplementedError
 
 
-_DOORS = {field.name for field in dataclasses.fields(Injected)}
+_DOORS = set(Injected.__struct_fields__)
 
 
 def uuids() -> Callable[[], str]:
