@@ -10,7 +10,7 @@ import pytest
 
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import UsageError
-from cowfs.pool import load_backend
+from cowfs.pool import BackendWithClock, load_backend
 from cowfs.units import parse_size
 
 _USUAL_BACKEND: Final = "emulated"
@@ -53,16 +53,24 @@ _VALUES: Final = [*_SIZES, "no_space", "backend", "raw"]
 
 
 def wishes_of(request: pytest.FixtureRequest) -> Wishes:
-    """Of a test, by its marks, the nearest of which count most. A mark that says what cannot be fails the test."""
+    """Of a test, by its marks, the nearest of which count most.
+
+    A mark that says what cannot be fails the test; one with `cow_clock` is skipped where the backend has no such clock.
+    """
     wanted: dict[str, object] = {"backend": request.config.option.cow_backend}
     try:
         for mark in reversed(list(request.node.iter_markers("cow"))):
             if mark.args:
                 raise UsageError(f"@pytest.mark.cow takes its values by name, and {mark.args[0]!r} has none")
             wanted |= mark.kwargs
-        return _checked(wanted, virtual_clock="cow_clock" in request.fixturenames)
+        wishes = _checked(wanted, virtual_clock="cow_clock" in request.fixturenames)
+        is_possible = not wishes.virtual_clock or isinstance(load_backend(wishes.backend), BackendWithClock)
     except UsageError as error:
         problem = error.message
+    else:
+        if is_possible:
+            return wishes
+        pytest.skip(f"cow_clock: the clock of the backend '{wishes.backend}' is the kernel's, which cannot be moved")
     pytest.fail(problem, pytrace=False)
 
 

@@ -118,6 +118,13 @@ def test_a_guest_ends_with_its_pytest(suite: Callable[[str], Suite], uml_kernel:
             os.close(fd)
 
 
+def test_the_kernels_clock_is_not_moved(suite: Callable[[str], Suite]) -> None:
+    text = "def test_minute(cow_home, cow_clock):\n    cow_clock.advance(60)\n"
+    outcome = suite(text).run("-rs", "--cow-backend=dmthin", "--cow-require=dm")
+    assert outcome.counts == {"skipped": 1}, outcome.output
+    assert "cow_clock: the clock of the backend 'dmthin' is the kernel's, which cannot be moved" in outcome.output
+
+
 @pytest.mark.parametrize("options", [(), ("--cow-require=dm",)])
 def test_without_such_a_kernel(suite: Callable[[str], Suite], options: tuple[str, ...]) -> None:
     outcome = suite(WITHOUT).run("-rs", *options)
