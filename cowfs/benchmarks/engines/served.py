@@ -23,19 +23,25 @@ _START_SECONDS: Final = 30.0
 _PAUSE_SECONDS: Final = 0.01
 _SIZE_BYTES: Final = 16 << 30  # sparse
 _CLUSTER_BYTES: Final = 64 << 10
+_MONITOR: Final = "monitor"
 _BLOCK_DEVICES: Final = Path("/sys/block")
 
 
 @contextmanager
 def served(command: Sequence[str], target: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A server, from the moment its mount answers until it has ended.
+    """A server, from the moment its mount answers until it has ended; it works in the directory of its log.
 
     Raises:
         CowfsError: it did not mount; with the last line that it said.
     """
     with log.open("wb") as said:
         server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=log.parent,
         )
     try:
         deadline = time.monotonic() + _START_SECONDS
@@ -131,16 +137,16 @@ class _Qcow2(_Served):
 
     @contextmanager
     def disk(self, name: str) -> Iterator[Path]:
-        target, monitor = self.directory / "disk", self.directory / "monitor"
+        target = self.directory / "disk"
         target.touch()
         top = self._chains[name][-1]
         command = [
             find_tool("qemu-storage-daemon") or "qemu-storage-daemon",
-            *("--chardev", f"socket,path={monitor},server=on,wait=off,id=monitor", "--monitor", "chardev=monitor"),
+            *("--chardev", f"socket,path={_MONITOR},server=on,wait=off,id=monitor", "--monitor", "chardev=monitor"),
             *("--blockdev", json.dumps(_blockdev(top))),
             *("--export", f"type=fuse,id=disk,node-name={_node(top)},mountpoint={target},writable=on"),
         ]
-        with self._serving(command, target) as path, _Monitor(monitor) as connected:
+        with self._serving(command, target) as path, _Monitor(self.directory) as connected:
             self._open = name, connected
             try:
                 yield path
@@ -164,12 +170,19 @@ def _blockdev(image: Path, **more: Any) -> dict[str, Any]:
 
 
 class _Monitor:
-    """The machine protocol of qemu: lines of JSON (docs/interop/qmp-spec.txt of qemu)."""
+    """The machine protocol of qemu: lines of JSON (docs/interop/qmp-spec.txt of qemu).
 
-    def __init__(self, path: Path) -> None:
+    The path of a socket has at most 107 bytes (unix(7)), so neither side uses that of the directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(_START_SECONDS)
-        self._socket.connect(os.fspath(path))
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY)
+        try:
+            self._socket.connect(f"/proc/self/fd/{fd}/{_MONITOR}")
+        finally:
+            os.close(fd)
         self._lines = self._socket.makefile("rb")
         self._lines.readline()  # the greeting
         self._ask("qmp_capabilities")
