@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 FLUSH_AHEAD_BYTES: Final = 32 << 20
+FLUSH_COPY_BYTES: Final = 8 << 20  # of a copy, for which nobody waits but its end: the disk has work from the start
 
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -88,16 +89,18 @@ class FlushAhead:
 
     Args:
         device: nothing happens for one that does not start flushes.
+        every_bytes: how much is written between two starts.
     """
 
-    def __init__(self, device: BlockDevice) -> None:
+    def __init__(self, device: BlockDevice, every_bytes: int = FLUSH_AHEAD_BYTES) -> None:
         self._start = device.start_flush if isinstance(device, StartsFlush) else None
+        self._every_bytes = every_bytes
         self._wrote_bytes = 0
 
     def wrote(self, length_bytes: int) -> None:
         """Called after each write. Never fails: the flush reports an error."""
         self._wrote_bytes += length_bytes
-        if self._wrote_bytes >= FLUSH_AHEAD_BYTES:
+        if self._wrote_bytes >= self._every_bytes:
             self._wrote_bytes = 0
             if self._start is not None:
                 with suppress(OSError):

@@ -274,7 +274,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         },
         "files": {"requests", "session"},
         "archives": {"requests", "layers", "files", "session"},
-        "images": {"requests", "archives", "session"},
+        "images": {"requests", "layers", "archives", "session"},
         "chains": {"requests", "session"},
         "recordings": {"requests", "session"},
         "trace_files": {"requests", "session"},

@@ -39,6 +39,8 @@ def test_a_flush_is_begun_each_time_that_much_was_written() -> None:
     for _ in range(2 * WRITES):
         ahead.wrote(MIB)
     assert disk.begun == 3
+    FlushAhead(disk, MIB).wrote(MIB)
+    assert disk.begun == 4
 
 
 def test_a_beginning_that_fails_fails_no_write() -> None:

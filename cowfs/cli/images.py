@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -46,12 +48,16 @@ def import_command(
     vmdk, vdi, vhdx and compressed qcow2 images are read by qemu-img. An image that refers to other files, such as a
     backing file, is refused unless --follow-backing is given, since the maker of the image chose those files.
 
+    FILE may be -, standard input, with --format raw or tar. What comes from a pipe is kept in an unnamed file of the
+    home until its end.
+
     With --chain all the devices are made that 'export --chain' wrote, which share blocks as they did there.
     """
     if chain == (name is not None) or (chain and (kind or size or follow_backing)):
         raise UsageError("import takes FILE NAME, or --chain DIR alone, whose devices have names")
-    if file == "-":
-        raise UsageError("import reads a file more than once, so not standard input; write it to a file first")
+    if file == "-" and name is not None:
+        _say_made(settings, _import_stdin(settings, name, kind, size, follow_backing))
+        return
     if name is None:
         with settings.open_home() as home, output.progress(f"importing {file}") as progress:
             devices = home.import_chain(file, progress=progress)
@@ -61,6 +67,29 @@ def import_command(
         made = home.import_image(
             file, name, format=kind, size_bytes=size, follow_backing=follow_backing, progress=progress
         )
+    _say_made(settings, made)
+
+
+def _import_stdin(
+    settings: Settings, name: str, kind: Format | None, size_bytes: int | None, follow_backing: bool
+) -> Imported:
+    from cowfs.devices.on_disk.files import HomeFiles
+    from cowfs.devices.on_disk.making import require_home
+    from cowfs.home.layers import as_file
+
+    if kind not in ("raw", "tar") or follow_backing:
+        raise UsageError("say by --format whether standard input is raw or tar; write any other image to a file first")
+    if sys.stdin.isatty():
+        raise UsageError(
+            f"standard input is a terminal; give a file or a pipe: cowfs import - {name} --format {kind} < FILE"
+        )
+    require_home(HomeFiles(os.path.abspath(settings.home_path)))
+    # The home stays free until all is here: the command that writes it may need it.
+    with as_file(sys.stdin.buffer, settings.home_path, is_held=False) as file, settings.open_home() as home:
+        return home.import_stream(file, name, format=kind, size_bytes=size_bytes)
+
+
+def _say_made(settings: Settings, made: Imported) -> None:
     for problem in made.problems:
         output.print_line(f"cowfs: not copied: {problem}")
     if settings.as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from cowfs.blockdev import Buffer, FileDevice, FlushAhead
+from cowfs.blockdev import FLUSH_COPY_BYTES, Buffer, FileDevice, FlushAhead
 from cowfs.disk_images.disk import not_zeros
 from cowfs.disk_images.formats import Format
 
@@ -25,7 +25,7 @@ class DiskWriter:
 
     def __init__(self, file: FileDevice, kind: Format) -> None:
         self._layout = _layout(file, kind)
-        self._ahead = FlushAhead(file)
+        self._ahead = FlushAhead(file, FLUSH_COPY_BYTES)
 
     def write(self, offset: int, data: bytes) -> None:
         """Put data at a place on the disk: a multiple of 64 KiB, after all that was written before."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
@@ -552,6 +552,29 @@ class Home(Closing):
             follow_backing=follow_backing,
             progress=progress,
         )
+
+    def import_stream(
+        self,
+        stream: IO[bytes],
+        name: str,
+        *,
+        format: Literal["raw", "tar"],  # noqa: A002
+        size_bytes: int | None = None,
+    ) -> Imported:
+        """Make a device of what a stream holds up to its end, all of it or nothing: standard input, a pipe, a socket.
+
+        What is no regular file is copied into an unnamed file of the home first.
+
+        Args:
+            stream: read from where it is.
+            size_bytes: for archives; that of the base device when None.
+
+        Raises:
+            As `import_image`; HomeError: the copy cannot be kept.
+        """
+        from cowfs.home.images import import_stream
+
+        return import_stream(self._session, stream, name, format=format, size_bytes=size_bytes)
 
     def export_image(
         self,

@@ -35,11 +35,16 @@ def import_directory(
     return Imported(name, report.id, report.size_bytes, report.mapped_bytes, copied.problems)
 
 
-def import_archive(
+def import_archive_file(
     session: Session, path: str, name: str, size_bytes: int | None, progress: Progress | None
 ) -> Imported:
     with open(path, "rb") as archive, as_file(archive, session.path) as file, _watched(file, progress):
-        return session.call(ImportArchive(name, size_bytes, archive=Attachment(file)))
+        return import_archive(session, file, name, size_bytes)
+
+
+def import_archive(session: Session, file: IO[bytes], name: str, size_bytes: int | None) -> Imported:
+    """As from a regular file that is open, which the holder of the home can read."""
+    return session.call(ImportArchive(name, size_bytes, archive=Attachment(file)))
 
 
 @contextmanager

@@ -6,11 +6,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import Final
+from typing import IO, Final
 
 from cowfs.blockdev import FileDevice
 from cowfs.disk_images.disk import DiskImage, open_disk
 from cowfs.disk_images.formats import Format, format_of
+from cowfs.disk_images.qcow2_reading import Run
 from cowfs.disk_images.writing import DiskWriter
 from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.devices import Inspect
@@ -68,14 +69,48 @@ def _import(
 
         return import_directory(session, path, name, size_bytes, progress)
     if kind == "tar":
-        from cowfs.home.archives import import_archive
+        from cowfs.home.archives import import_archive_file
 
-        return import_archive(session, path, name, size_bytes, progress)
-    if size_bytes is not None:
-        raise UsageError(f"the size of a device made of a disk is that of the disk; leave out a size for {path}")
+        return import_archive_file(session, path, name, size_bytes, progress)
+    _require_no_size(size_bytes, path)
     with open_disk(path, kind, follow_others=follow_backing) as disk:
-        size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
-        return session.send(ImportDisk(name, size_bytes), _ranges(disk, progress))
+        return _import_disk(session, disk, name, progress)
+
+
+def import_stream(
+    session: Session,
+    stream: IO[bytes],
+    name: str,
+    *,
+    format: Format,  # noqa: A002
+    size_bytes: int | None = None,
+) -> Imported:
+    """As `Home.import_stream`."""
+    from cowfs.home.layers import as_file
+
+    if format not in ("raw", "tar"):
+        raise UsageError(f"what is read from a stream is raw or tar, not {format}; write it to a file, and import that")
+    if format == "raw":
+        _require_no_size(size_bytes, "a stream")
+    with importing("the stream"), as_file(stream, session.path) as file:
+        if format == "tar":
+            from cowfs.home.archives import import_archive
+
+            return import_archive(session, file, name, size_bytes)
+        with closing(FileDevice.of_descriptor(os.dup(file.fileno()), "the stream", read_only=True)) as device:
+            begin = os.lseek(device.fd, 0, os.SEEK_CUR)
+            length_bytes = device.size_bytes - begin
+            return _import_disk(session, DiskImage(device, length_bytes, [Run(0, begin, length_bytes)]), name, None)
+
+
+def _require_no_size(size_bytes: int | None, source: str) -> None:
+    if size_bytes is not None:
+        raise UsageError(f"the size of a device made of a disk is that of the disk; leave out a size for {source}")
+
+
+def _import_disk(session: Session, disk: DiskImage, name: str, progress: Progress | None) -> Imported:
+    size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
+    return session.send(ImportDisk(name, size_bytes), _ranges(disk, progress))
 
 
 def _ranges(disk: DiskImage, progress: Progress | None) -> Iterator[bytes]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 
@@ -33,6 +32,9 @@ from cowfs.home.requests.new_layers import LayerBlocks, LayerSeal, MakeLayer, Ma
 from cowfs.home.requests.request import Attachment, documented_by
 from cowfs.home.session import Session
 from cowfs.layers.info import DriverInfo
+
+_PIECE_BYTES: Final = 1 << 20
+_ZEROS: Final = bytes(_PIECE_BYTES)
 
 
 class Layers:
@@ -136,6 +138,8 @@ class Layers:
 def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = True) -> Iterator[IO[bytes]]:
     """An archive as a regular file that the holder of the home can read; copied where it is something else.
 
+    The copy has holes where there are pieces of zeros.
+
     Args:
         directory: the home's.
         is_held: by another process, which does not read what may be on its own mount.
@@ -154,11 +158,16 @@ def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = 
     with ExitStack() as stack:
         try:
             copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
-            shutil.copyfileobj(archive, copy, 1 << 20)
+            while piece := archive.read(_PIECE_BYTES):
+                if _ZEROS.startswith(piece):
+                    copy.seek(len(piece), os.SEEK_CUR)
+                else:
+                    copy.write(piece)
+            copy.truncate()
             copy.seek(0)
         except OSError as error:
             raise HomeError(
-                f"cannot keep a copy of the archive in the home {os.fspath(directory)}: {error.strerror or error}",
+                f"cannot keep a copy of what is read in the home {os.fspath(directory)}: {error.strerror or error}",
                 errno=error.errno,
             ) from error
         yield copy

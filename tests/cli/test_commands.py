@@ -278,7 +278,7 @@ def test_a_tar_archive_goes_to_standard_output(cowfs: Run, home: Path, tmp_path:
         assert member is not None
         assert member.read() == b"text"
     assert "only a tar archive goes to standard output" in cowfs("export", "web", "-", "--format", "raw").error
-    assert "not standard input" in cowfs("import", "-", "new").error
+    assert "raw or tar; write any other image to a file" in cowfs("import", "-", "new").error
     assert not Path("-").exists()
 
 

@@ -80,6 +80,29 @@ def test_a_raw_disk_goes_in_and_out(opened: cowfs.Home, disk: Path, tmp_path: Pa
     assert opened.check().clean
 
 
+def test_a_disk_comes_in_by_a_pipe_and_from_the_middle_of_a_file(
+    opened: cowfs.Home, disk: Path, tmp_path: Path
+) -> None:
+    with subprocess.Popen(["cat", disk], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        made = opened.import_stream(cat.stdout, "disk", format="raw")
+    assert (made.size_bytes, made.mapped_bytes) == (16 * MIB + 512, 4 * BLOCK)
+    with disk.open("rb") as file:
+        file.seek(3 * MIB)
+        assert opened.import_stream(file, "end", format="raw").mapped_bytes == 3 * BLOCK
+    for name, begin in (("disk", 0), ("end", 3 * MIB)):
+        opened.export_image(name, tmp_path / name)
+        assert (tmp_path / name).read_bytes() == disk.read_bytes()[begin:]
+    with pytest.raises(errors.UsageError, match="leave out a size for a stream"), disk.open("rb") as file:
+        opened.import_stream(file, "sized", format="raw", size_bytes=MIB)
+    with (
+        pytest.raises(errors.UsageError, match="is raw or tar, not qcow2; write it to a file"),
+        disk.open("rb") as file,
+    ):
+        opened.import_stream(file, "new", format="qcow2")  # type: ignore[arg-type]
+    assert opened.check().clean
+
+
 def test_a_list_shows_what_disks_hold(opened: cowfs.Home, tmp_path: Path) -> None:
     """A file system of another kind, swap space, partitions, data, and nothing; each comes out as it went in."""
     for name, size_bytes in (("xfs", 300 * MIB), ("swap", MIB), ("partitions", MIB), ("data", MIB), ("empty", 512)):

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-import msgspec
-
 from cowfs.devices.active import ActiveDevices
 from cowfs.devices.changes.guard import ChangeGuard
 from cowfs.devices.changes.renaming import Renames
@@ -123,8 +121,7 @@ class Creation:
             The record to store when the content is complete.
         """
 
-        def mark(records: Mapping[str, DeviceFile]) -> None:
-            self._store.save(name, msgspec.structs.replace(self._store.require(name), deleted=True))
+        def note(records: Mapping[str, DeviceFile]) -> None:
             if (noted := parent or origin_name) is not None:
                 self._note_parents(noted, records)
             else:
@@ -136,7 +133,7 @@ class Creation:
             send = self._send_empty
         else:
             send = partial(self._send, origin_name, size_bytes if grows else None)
-        return self._transactions.make(name, size_bytes, send, mark)
+        return self._transactions.make(name, size_bytes, send, note, incomplete=True)
 
     def _send_empty(self, thin_ids: Mapping[str, int]) -> None:
         for thin_id in thin_ids.values():

@@ -32,6 +32,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
+import msgspec
+
 from cowfs.devices.changes.ids import ThinIds
 from cowfs.devices.changes.importing import Imports
 from cowfs.devices.changes.many import ManyMakings
@@ -77,11 +79,13 @@ class Transactions:
         after_record: Callable[[Mapping[str, DeviceFile]], None] = lambda _records: None,
         *,
         thin_id: int | None = None,
+        incomplete: bool = False,
     ) -> DeviceFile:
         """Make a device: a thin through `send`, given its id by name, and its record.
 
         Args:
             thin_id: an id that its caller has taken; a fresh one when None.
+            incomplete: have the record in the home be marked for deletion; the one that is returned is not.
         """
         self.finish_interrupted()
         try:
@@ -92,7 +96,7 @@ class Transactions:
                     transaction_id = self._open(name, thin_id)
                     send({name: thin_id})
                 record = DeviceFile(thin_id, size_bytes, transaction_id)
-                self._store.save(name, record)
+                self._store.save(name, msgspec.structs.replace(record, deleted=incomplete))
                 after_record({name: record})
                 self._close(transaction_id)
         except BaseException as error:

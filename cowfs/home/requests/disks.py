@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from cowfs.blockdev import FlushAhead
+from cowfs.blockdev import FLUSH_COPY_BYTES, FlushAhead
 from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
 from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, UsageError
 from cowfs.home.open_home import OpenHome
@@ -55,7 +55,7 @@ class ImportDisk(StreamIn[Imported], frozen=True, tag="import_disk"):
 
     def run(self, home: OpenHome) -> Generator[bool, bytes, Imported]:
         with home.devices.imports.importing(self.name, self.size_bytes) as thin:
-            ahead = FlushAhead(thin)
+            ahead = FlushAhead(thin, FLUSH_COPY_BYTES)
             while piece := (yield True):
                 offset, data = int.from_bytes(piece, "little"), (yield True)
                 if len(piece) != OFFSET_BYTES or not data or offset + len(data) > self.size_bytes:
