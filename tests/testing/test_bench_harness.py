@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as programs
+from bench import repeat
 from bench.rig import harness
-from bench.rig.harness import Bench
+from bench.rig.harness import Bench, figure_in
 from cowfs.benchmarks import runner
 from cowfs.benchmarks.machine import busy_processors
-from cowfs.benchmarks.results import Question
+from cowfs.benchmarks.results import Question, Sample, encode_result
 from cowfs.benchmarks.runner import Watcher, begin_result
 from cowfs.cli.app import run
 
@@ -59,3 +60,24 @@ def test_a_program_leaves_a_result_that_cowfs_bench_compares_and_reports(
 def paths_of(paths: list[str]) -> list[str]:
     json_file, html_file = paths
     return ["--json", json_file, "--html", html_file]
+
+
+def test_runs_repeat_where_their_medians_are_within_the_spread(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for number, values in enumerate([(10.0, 11.0, 13.0), (11.0, 13.0, 14.0), (11.0, 14.5, 14.6)]):
+        result = begin_result(tmp_path, rounds=3, seed=1)
+        result.questions = [Question("disk", "", "", {}, [])]
+        for value in values:
+            result.questions[0].add("plain", "read", figure_in("1/s"), Sample(value))
+        paths.append(str(tmp_path / f"{number}.json"))
+        Path(paths[-1]).write_bytes(encode_result(result))
+    assert repeat.main(paths[:2]) == 0
+    assert "0 of 1 medians lie outside" in capsys.readouterr().out
+    assert repeat.main([paths[0], paths[2]]) == 0  # 3.5 apart, and the second run's spread is 3.6
+    assert repeat.main(paths) == 0
+    result.questions[0].lines[0].samples["plain"] = [Sample(14.5)] * 3
+    Path(paths[2]).write_bytes(encode_result(result))
+    assert repeat.main(paths) == 1
+    assert "disk / read / plain [1/s]: 11 +-14%, 13 +-12%, 14.5 +-0%" in capsys.readouterr().out
