@@ -17,7 +17,7 @@ from typing import Final
 
 from cowfs.devices.reports import DeviceUse, UseKind
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy
+from cowfs.errors import DeviceBusy, UsageError
 
 # What a message names first where a device has several uses: what ends the others with it.
 _ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "node", "disk", "writer", "reader", "home")
@@ -80,6 +80,20 @@ def require_idle(device: str, uses: Iterable[DeviceUse], purpose: str, alternati
     """
     if found := list(uses):
         raise busy(device, found, purpose, alternative)
+
+
+def require_files(device: str, uses: Iterable[DeviceUse], what: str) -> None:
+    """Raises UsageError for a device that is shown as a disk, of which nobody knows the files.
+
+    Args:
+        what: is for files only, such as `a recording`.
+    """
+    for use in uses:
+        if use.kind == "raw":
+            raise UsageError(
+                f"device '{device}' is mounted at {use.where} as a disk (--raw), and {what} is of files; mount the "
+                "device without --raw"
+            )
 
 
 def busy(device: str, uses: Iterable[DeviceUse], purpose: str, alternative: str = "") -> DeviceBusy:

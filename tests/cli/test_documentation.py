@@ -13,6 +13,7 @@ from cowfs import errors
 from cowfs.cli.batch import LineResult
 from cowfs.cli.commands import FORMER_NAMES, GROUPS
 from cowfs.copying.sinks import Copied
+from cowfs.crashes.program import Failure, Outcome
 from cowfs.devices.reports import (
     ClonedHome,
     DeviceCounters,
@@ -75,6 +76,7 @@ TEXT = (Path(__file__).resolve().parent.parent.parent / "docs" / "command-line.m
         ),
         *(RecoveryReport, Renamed, RolledBack, Resized, ResizedPool, TargetLine, TrimmedDevice),
         *(Faults, FaultReport, Rule, *get_args(Effect)),
+        *(Outcome, Failure),
         *(LineResult, UsageReport, UsageRow, UsageTotals),
         *(Brought, BroughtLayer, ExportedImage, ExportedLayer, Pulled, Pushed, PushedLayer),
     ],

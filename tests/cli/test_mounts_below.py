@@ -18,11 +18,28 @@ import msgspec
 import pytest
 
 from cowfs.copying.records import End, Node, batches
-from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement, UsageError
-from cowfs.home.requests import clone, comparing, counters, devices, disks, files, images, layers, space
+from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement, UnknownDevice, UsageError
+from cowfs.faults.plan import Delay, Rule
+from cowfs.home.requests import (
+    clock,
+    clone,
+    comparing,
+    counters,
+    devices,
+    disks,
+    faults,
+    files,
+    images,
+    layers,
+    power,
+    recordings,
+    space,
+    traces,
+)
 from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
 from cowfs.home.spec import HomeSpec
+from cowfs.recording.tree_change import TreeChange
 from cowfs.steps import pieces_of
 from tests.cli.mounted_home import MountedHome
 from tests.conftest import Account
@@ -31,7 +48,8 @@ pytestmark = pytest.mark.fuse
 
 ALL_REQUESTS = {*devices.REQUESTS, *layers.LAYER_REQUESTS, *space.SPACE_REQUESTS, *files.FILE_REQUESTS}
 ALL_REQUESTS |= {*comparing.COMPARING_REQUESTS, *clone.CLONE_REQUESTS, *counters.COUNTER_REQUESTS}
-ALL_REQUESTS |= {*images.IMAGE_REQUESTS, *disks.DISK_REQUESTS}
+ALL_REQUESTS |= {*images.IMAGE_REQUESTS, *disks.DISK_REQUESTS, *faults.FAULT_REQUESTS, *power.POWER_REQUESTS}
+ALL_REQUESTS |= {*recordings.RECORDING_REQUESTS, *traces.TRACE_REQUESTS, *clock.CLOCK_REQUESTS}
 
 # As container runtimes do: the layer is bound elsewhere and made the root, other file systems come below it, files are
 # bound over files. Nothing else stays mounted there, for that would be other tests' mounts too.
@@ -138,6 +156,20 @@ def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield images.ImportFiles("files"), None
     yield images.ImportArchive("archive"), None
     yield images.ImportChain(images.Chain([images.ChainDevice("chain", 1 << 20, None, None)], 1 << 16)), None
+    yield faults.AddFaults([Rule(effect=Delay(0.001), operations=("read",), name="slow")]), None
+    yield faults.ListFaults(), None
+    yield faults.ClearFaults(), None
+    yield traces.StartTrace("used"), None
+    yield traces.EndTrace("used"), None
+    yield clock.AdvanceClock(1.0), UsageError  # of a home whose clock is the real one
+    yield power.WatchUnsynced("used"), DeviceBusy
+    yield power.PowerOff("used"), UsageError
+    yield power.PowerOn("used"), UsageError
+    yield recordings.StartRecording("used", "origin"), DeviceBusy
+    yield recordings.AddMark("used", "text"), UnknownDevice
+    yield recordings.StopRecording("used", "origin"), UnknownDevice
+    yield recordings.MakeDiskState("state", "lower"), None
+    yield recordings.MakeFileState("files-of-state", "lower"), None
     for name in ("disk", "chain"):  # which hold no file system
         yield devices.Remove(name), None
     yield layers.GetLayer("used"), None
@@ -202,6 +234,10 @@ def content_for(request: StreamIn[Any]) -> list[bytes]:
             return [bytes(disks.OFFSET_BYTES), b"data"]
         case images.ImportChain():
             return [images.CHANGE.pack(0, True, 0, 4) + b"data"]
+        case recordings.MakeDiskState():
+            return [msgspec.msgpack.encode([recordings.Write(1 << 20, 4, b"data")])]
+        case recordings.MakeFileState():
+            return [msgspec.msgpack.encode(TreeChange([], [], [], []))]
         case images.ImportFiles():
             return list(map(bytes, pieces_of(batches([Node(b".", 0o040755, 0, 0, 0, 0), End()]))))
     return list(map(bytes, pieces_of(batches([Node(b"motd", 0o100644, 0, 0, 0, 0, 4, b"new\n")]))))

@@ -20,9 +20,11 @@ from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.devices import Status
+from cowfs.home.requests.recordings import Write
 from cowfs.home.session import connect, metadata_of
 from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
+from cowfs.recording.tree_change import TreeChange
 from cowfs.thinmeta.check import check
 from tests.home.conftest import SMALL, serving
 
@@ -58,6 +60,11 @@ def traced(home: cowfs.Home, name: str) -> None:
         pass
 
 
+def cut_power(home: cowfs.Home) -> object:
+    home.watch_unsynced("web")
+    return home.power_cut("web"), home.power_cut("web", seed=1)
+
+
 SUCCEEDING: dict[str, Act] = {
     "create": lambda home: home.create("new"),
     "create larger": lambda home: home.create("new", parent="web", size_bytes=2 * BASE_BYTES),
@@ -80,6 +87,16 @@ SUCCEEDING: dict[str, Act] = {
         home.add_faults([Rule(effect=Error(), operations=("read",), on="device", device="none")]),
         home.clear_faults(["rule-1"]),
     ),
+    "record": lambda home: (
+        home.recordings.start("web", "origin"),
+        home.recordings.mark("web", "promised"),
+        home.recordings.stop("web", "origin").marks,
+    ),
+    "make crash states": lambda home: (
+        home.recordings.make_disk_state("state", "web", [Write(4096, 4, b"data"), Write(0, 512)]),
+        home.recordings.make_file_state("other", "web", TreeChange([], [], [], [])),
+    ),
+    "cut the power": cut_power,
     "message": lambda home: home.message("create_snap 7 1"),
     "table": lambda home: home.table(),
     "target_status": lambda home: home.target_status(),
@@ -121,6 +138,19 @@ FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
         22,
         2,
     ),
+    "record unknown": (lambda home: home.recordings.start("nope", "origin"), errors.UnknownDevice, 2, 5),
+    "record from a taken name": (lambda home: home.recordings.start("web", "web"), errors.DeviceExists, 17, 5),
+    "mark what is not recorded": (lambda home: home.recordings.mark("web", "text"), errors.UnknownDevice, 2, 5),
+    "crash state beyond the disk": (
+        lambda home: home.recordings.make_disk_state("state", "web", [Write(1 << 40, 4, b"data")]),
+        errors.UsageError,
+        22,
+        2,
+    ),
+    "power cut of what is not watched": (lambda home: home.power_cut("web"), errors.UsageError, 22, 2),
+    "power cut unknown": (lambda home: home.power_cut("nope"), errors.UnknownDevice, 2, 5),
+    "watch unknown": (lambda home: home.watch_unsynced("nope"), errors.UnknownDevice, 2, 5),
+    "advance a real clock": (lambda home: home.advance_clock(1), errors.UsageError, 22, 2),
     "message taken": (lambda home: home.message("create_thin 1"), errors.ThinExists, 17, 4),
     "message unknown origin": (lambda home: home.message("create_snap 9 8"), errors.NoSuchThin, 61, 4),
     "message unknown thin": (lambda home: home.message("delete 9"), errors.NoSuchThin, 61, 4),

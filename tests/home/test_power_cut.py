@@ -100,6 +100,21 @@ def test_a_watched_device_meets_faults_and_what_a_lost_flush_promised_is_lost(ho
         assert (files / "synced").read_bytes() == b"s" * 10000
 
 
+@pytest.mark.fuse
+def test_a_disk_has_no_files_to_watch_or_to_record(home: cowfs.Home) -> None:
+    with home.mount("web", raw=True) as tree:
+        message = (
+            rf"^device 'web' is mounted at {tree} as a disk \(--raw\), and .* is of files; mount the device without"
+        )
+        with pytest.raises(UsageError, match=message):
+            home.watch_unsynced("web")
+        with pytest.raises(UsageError, match=message):
+            home.power_cut("web")
+        with pytest.raises(UsageError, match=message):
+            home.recordings.start("web", "origin")
+    assert [row.name for row in home.devices()] == ["base", "web"]
+
+
 def test_a_seed_is_a_number(home: cowfs.Home) -> None:
     home.watch_unsynced("web")
     with pytest.raises(UsageError, match=r"^power_cut\('web', seed='x'\): the seed has to be a whole number, or None$"):

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from cowfs.devices.uses import require_files
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Replaced, Request
@@ -37,6 +38,7 @@ class WatchUnsynced(Request[None], frozen=True, tag="watch_unsynced"):
 
     def run(self, home: OpenHome) -> None:
         name = home.devices.record(self.name).name
+        require_files(name, home.devices.uses.of(name), "a power cut")
         if name in home.devices.active.thins():
             raise home.devices.uses.busy(name, "watched")
         home.volumes.unsynced[name] = Unsynced()
@@ -89,6 +91,7 @@ def _unsynced_of(home: OpenHome, name: str) -> Unsynced:
     record = home.devices.record(name)
     unsynced = home.volumes.unsynced.get(record.name)
     if unsynced is None:
+        require_files(record.name, home.devices.uses.of(record.name), "a power cut")
         raise UsageError(
             f"what the device '{record.name}' has not synced is not known; call Home.watch_unsynced before"
         )

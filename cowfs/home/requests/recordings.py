@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from cowfs.devices.uses import require_files
 from cowfs.errors import DeviceBusy, UnknownDevice, UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import OpenFile, Request, StreamIn
@@ -189,6 +190,7 @@ def _recorder(home: OpenHome, device: str) -> Recorder:
 
 def _require_closed(home: OpenHome, device: str, purpose: str) -> None:
     home.devices.record(device)
+    require_files(device, home.devices.uses.of(device), "a recording")
     if home.volumes.is_open(device) or device in home.devices.active.thins():
         raise home.devices.uses.busy(device, purpose)
 
