@@ -209,9 +209,11 @@ class Snapshotter:
         return EMPTY()
 
     async def cleanup(self, _request: Any) -> Any:
+        """Have gone what was in use when it was removed, and is not any more."""
         with trio.move_on_after(_REMOVAL_SECONDS):
             for has_ended in list(self._removals.values()):
                 await has_ended.wait()
+        self._executor.home.devices.deletions.retry()
         return EMPTY()
 
     # ------------------------------------------------------------------ asking

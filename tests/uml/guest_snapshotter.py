@@ -171,8 +171,16 @@ def each_snapshot_is_a_block_device(folder: Path) -> None:
 
 @check
 def a_container_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
-    """Another one takes over: the same node, files, and changes since."""
-    server = Server(folder, "--block-devices")
+    kill_and_take_over(Server(folder, "--block-devices"), folder)
+
+
+@check
+def a_container_in_a_directory_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
+    kill_and_take_over(Server(folder), folder)
+
+
+def kill_and_take_over(server: Server, folder: Path) -> None:
+    """Another snapshotter has the same mounts and files, and changes since; removed, all of it goes."""
     server.start()
     with server.connected() as client:
         prepared = client.call("Prepare", key="box")
@@ -192,6 +200,7 @@ def a_container_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
         client.call("Remove", key="v")
         client.call("Remove", key="base")
         cowfs = Cowfs(server.home)
+        client.call("Cleanup")  # tries again what was in use
         wait_until(lambda: "snapshot-" not in cowfs("list").out)
     assert server.stop() == 0
     require_nothing_left(server)
