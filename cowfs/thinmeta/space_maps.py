@@ -87,7 +87,7 @@ class SpaceMaps:
         self._update_overflow(self.data, root)
         for index in sorted(self.data.dirty):
             self._rehome(self.data, index)
-            self._write_bitmap(self.data, index)
+            self._store.write_block(*self._bitmap(self.data, index))
             words = self.data.entries[index].to_words()
             root.bitmap_root = self._data_index.insert(root.bitmap_root, index, *words)
         root.nr_blocks = self.data.nr_blocks
@@ -135,15 +135,16 @@ class SpaceMaps:
             self._store.counts.decrement(location)
         return target
 
-    def _write_bitmap(self, counts: Counts, index: int) -> None:
-        location = counts.entries[index].bitmap_block
-        self._store.write_block(location, seal_bitmap(counts.packed(index), location))
-
-    def write_metadata_map(self, superblock: Superblock) -> None:
-        """Write the bitmaps of the metadata, and their index, into the blocks that `update_trees` chose."""
+    def metadata_blocks(self, superblock: Superblock) -> dict[int, bytes]:
+        """The bitmaps of the metadata, and their index, by the blocks that `update_trees` chose for them."""
         counts, root = self._store.counts, superblock.metadata_space_map
         if not counts.dirty:
-            return
-        for index in sorted(counts.dirty):
-            self._write_bitmap(counts, index)
-        self._store.write_block(root.bitmap_root, pack_index(counts.entries, root.bitmap_root))
+            return {}
+        found = dict(self._bitmap(counts, index) for index in sorted(counts.dirty))
+        found[root.bitmap_root] = pack_index(counts.entries, root.bitmap_root)
+        return found
+
+    def _bitmap(self, counts: Counts, index: int) -> tuple[int, bytes]:
+        """Where a changed bitmap is to be, and its block."""
+        location = counts.entries[index].bitmap_block
+        return location, seal_bitmap(counts.packed(index), location)

@@ -11,7 +11,8 @@ does not use, so an early write cannot hurt.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from cowfs.blockdev import BlockDevice
@@ -118,22 +119,25 @@ class Store:
         self._dirty.pop(location, None)
         self._clean.pop(location, None)
 
-    def write_nodes(self) -> None:
-        """Write every dirty node; neighbours go in one write."""
-        locations = sorted(self._dirty)
+    def write_nodes(self, others: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        """Write every dirty node, and other blocks by their locations; neighbours go in one write."""
+        locations = sorted([*self._dirty, *others])
         begin = 0
         while begin < len(locations):
             end = begin + 1
             while end < len(locations) and locations[end] == locations[end - 1] + 1 and end - begin < _MAX_WRITE_BLOCKS:
                 end += 1
-            data = b"".join([self._dirty[location].pack(location) for location in locations[begin:end]])
-            self.device.pwrite(locations[begin] * METADATA_BLOCK_BYTES, data)
+            data = b"".join(
+                [others.get(location) or self._dirty[location].pack(location) for location in locations[begin:end]]
+            )
+            self.write_block(locations[begin], data)
             begin = end
         dirty, self._dirty = self._dirty, {}
         for location, node in dirty.items():
             self._remember(location, node)
 
     def write_block(self, location: int, data: bytes) -> None:
+        """Write a block, or several that follow one another."""
         if location <= 0:
             raise PoolIoError(f"refusing to write metadata block {location} outside a commit's last step")
         self.device.pwrite(location * METADATA_BLOCK_BYTES, data)
