@@ -12,6 +12,7 @@ import itertools
 import sys
 from collections.abc import Iterator, Sequence
 
+from cowfs.benchmarks.comparison import compare
 from cowfs.benchmarks.report.text import figure_text, spread_text
 from cowfs.benchmarks.results import Line, Result, read_result
 from cowfs.errors import CowfsError
@@ -23,6 +24,8 @@ def main(paths: Sequence[str]) -> int:
         return 2
     try:
         results = [read_result(path) for path in paths]
+        for other in results[1:]:
+            compare(results[0], other, threshold=0.0)  # refuses other sizes, and questions of which none is the same
     except CowfsError as error:
         print(f"python -m bench.repeat: {error}", file=sys.stderr)
         return 2
