@@ -184,8 +184,13 @@ def archive_out(file: str | None, redirected: str) -> Iterator[IO[bytes]]:
         return
     if sys.stdout.isatty():
         raise UsageError(f"refusing to write a tar archive to a terminal; redirect it, as in '{redirected}'")
-    yield sys.stdout.buffer
-    sys.stdout.buffer.flush()
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except (BrokenPipeError, CowfsError):
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or "standard output") from error
 
 
 class _Bar:

@@ -301,7 +301,7 @@ class HostSink(Sink):
         if self._base < 0:
             return show(self._wanted)
         below = [self._base_name, *self._path[1:], name] if self._path else [self._base_name]
-        return show(os.path.join(self._base_path, *below))
+        return show(os.path.join(self._base_path, *(part for part in below if part != b".")))
 
     # Where the copy is put.
 

@@ -62,7 +62,10 @@ def _import(
 ) -> Imported:
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
-        raise UsageError(f"{path} is not a file, directory or disk; write what it gives to a file, and import that")
+        raise UsageError(
+            f"{path} is not a file, directory or disk; what it gives can be read from standard input, as "
+            f"'cowfs import - {name} --format raw'"
+        )
     kind = kind or format_of(path)
     if kind == "directory":
         from cowfs.home.archives import import_directory

@@ -660,6 +660,7 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
         ("list > /dev/full", 1, "cowfs: standard output: No space left on device"),
         ("list >&-", 1, "cowfs: standard output: Bad file descriptor"),
         ("layer diff web > /dev/full", 1, "cowfs: standard output: No space left on device"),
+        ("export web - > /dev/full", 1, "cowfs: standard output: No space left on device"),
         ("layer diff web >&-", 1, "cowfs: standard output: Bad file descriptor"),
         ("layer apply web <&-", HOME, "Bad file descriptor"),
         ("list <&- >&- 2>&-", 1, ""),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import hypothesis
 import pytest
@@ -514,6 +515,9 @@ def test_a_full_device_ends_the_copy_with_one_line(home: Path, tmp_path: Path) -
         assert caught.value.errno == errno.ENOSPC
         present = [info.name for info in opened.list_files("web", "/many")]
         assert present == [f"file-{number:02}" for number in range(len(present))]
+        no_room = patch.object(os, "pwrite", side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        with no_room, pytest.raises(errors.CopyError, match=f"^the copy ended at '{tmp_path}/file-00': No space left"):
+            opened.copy_out("web", "/many/.", tmp_path)
     with cowfs.open_home(home, durable=False) as opened:
         judge(opened, "web", tmp_path)
         opened.copy_out("web", "/many", tmp_path / "out")
