@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.rig.harness import QUICK_ROUNDS, ROUNDS, Bench, question_of
 from cowfs.benchmarks.results import Absent, Result
-from cowfs.benchmarks.runner import Watcher, begin_result, describe, look_around
+from cowfs.benchmarks.runner import FAILURES, Watcher, begin_result, describe, look_around
 from cowfs.cli import output
 from cowfs.cli.bench_output import Printer, outputs, scratch
 from cowfs.errors import CowfsError
@@ -90,7 +90,7 @@ def run(names: tuple[str, ...], place: Path, watcher: Watcher, *, quick: bool, p
         directory.mkdir()
         try:
             module.run(Bench(directory, question, result, watcher, quick, part))
-        except CowfsError as error:
+        except FAILURES as error:
             question.failed.append(Absent(name, describe(error)))
         shutil.rmtree(directory)
         watcher.answered(question)

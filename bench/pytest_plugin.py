@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from bench.rig.harness import Bench
+from cowfs.errors import CowfsError
 
 LIMIT_MS = 40.0
 LIMIT_FIRST_SECONDS = 1.0
@@ -127,4 +128,4 @@ def _pytest(directory: Path, *options: str, env: dict[str, str] | None = None) -
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:trio", base, *options]
     done = subprocess.run(words, cwd=directory, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"pytest failed:\n{done.stdout}{done.stderr}")
+        raise CowfsError(f"pytest failed:\n{done.stdout}{done.stderr}")

@@ -81,7 +81,7 @@ class Rows:
             question, {name: contender(root) for name, root in self._roots.items()}, unit=f"{unit}/s"
         )
         for peer, at_least in ((FUSE2FS.name, of_fuse2fs), (PASSTHROUGH.name, of_passthrough)):
-            if peer in found and at_least is not None:
+            if {EMULATED.name, peer} <= found.keys() and at_least is not None:
                 name = f"{question}: {EMULATED.name} / {peer}"
                 self._bench.goal_ratio(name, found[EMULATED.name], found[peer], at_least=at_least)
 

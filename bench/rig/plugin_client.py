@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cowfs.benchmarks import accounting
+from cowfs.errors import CowfsError
 
 _START_SECONDS = 600.0
 _POLL_SECONDS = 0.005
@@ -53,7 +54,7 @@ class Plugin:
                 connection.sock.close()
                 assert self._process is not None
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError(f"the plugin did not start: {self._log.read_text()[-2000:]}") from None
+                    raise CowfsError(f"the plugin did not start: {self._log.read_text()[-2000:]}") from None
                 time.sleep(_POLL_SECONDS)
             else:
                 return connection
@@ -70,7 +71,7 @@ class Plugin:
             self._address.unlink(missing_ok=True)
 
     def call(self, method: str, **arguments: object) -> dict[str, Any]:
-        """Raises RuntimeError with the driver's words."""
+        """Raises CowfsError with the driver's words."""
         return self._request(f"/GraphDriver.{method}", json.dumps(arguments).encode())
 
     def apply(self, layer_id: str, parent: str, archive: bytes) -> None:
@@ -86,5 +87,5 @@ class Plugin:
         self._connection.request("POST", path, body)
         answer: dict[str, Any] = json.loads(self._connection.getresponse().read())
         if answer.get("Err"):
-            raise RuntimeError(f"{path}: {answer['Err']}")
+            raise CowfsError(f"{path}: {answer['Err']}")
         return answer

@@ -23,7 +23,7 @@ from cowfs.errors import CowfsError
 from cowfs.version import VERSION as COWFS_VERSION
 
 LOOK_SECONDS: Final = 0.3
-_FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSError
+FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSError
 
 
 def begin_result(directory: Path, *, rounds: int, seed: int, others_processors: float = 0.0) -> Result:
@@ -129,7 +129,7 @@ class Run:
             self.watcher.progress("setting up", wanted.name, 0, self._total)
             try:
                 contender = stack.enter_context(wanted.engine.set_up(setting))
-            except _FAILURES as error:
+            except FAILURES as error:
                 result.missing.append(Absent(wanted.name, describe(error)))
                 continue
             contenders.append(contender)
@@ -196,7 +196,7 @@ class Run:
         """A failure in the block takes the contender out of the question."""
         try:
             yield
-        except _FAILURES as error:
+        except FAILURES as error:
             question.failed.append(Absent(contender, describe(error)))
             if measures is not None:
                 measures.pop(contender, None)
