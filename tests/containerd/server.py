@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from cowfs.containerd.grpc import Code
 from tests.conftest import Account
 from tests.containerd.grpc_client import CallFailed, GrpcClient
+from tests.kit.containerd_engine import Containerd
 
 BLOCK_BYTES = 64 << 10
 OPTIONS = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
@@ -53,6 +56,28 @@ class Server:
 
     def cowfs(self, *words: str) -> str:
         return self.account.run(["cowfs", "--home", self.home, *words]).stdout
+
+
+@contextmanager
+def with_containerd(account: Account, directory: Path, *options: str) -> Iterator[tuple[Containerd, Server]]:
+    """containerd and a snapshotter, which ask each other; at the end it ends well, and nothing is left in its home.
+
+    Args:
+        directory: its path shall be short, since sockets are made in it.
+        options: as those of `Server.start`.
+    """
+    engine = Containerd(directory / "e", directory / "s")
+    server = Server(account, "--containerd", engine.socket)
+    server.socket = directory / "s"
+    try:
+        with server.start(*options), engine:
+            yield engine, server
+        assert server.stop() == 0, server.log()
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.stop()
+    assert "snapshot-" not in server.cowfs("list")
+    assert server.cowfs("pool", "check").startswith("clean")
 
 
 def path_of(answer: Any, access: str = "rw") -> Path:

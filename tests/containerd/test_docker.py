@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Account
-from tests.containerd.server import Server
+from tests.containerd.server import with_containerd
 from tests.containerd.tiny_image import CHANGE, write_tiny_image
-from tests.kit.containerd_engine import Containerd, Docker
+from tests.kit.containerd_engine import Docker
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -68,21 +68,13 @@ def test_containers_and_builds_are_as_with_overlayfs(directory: Path, root_user:
     (directory / "context").mkdir()
     (directory / "context" / "added").write_text("added\n")
     (directory / "context" / "Dockerfile").write_text(DOCKERFILE)
-    engine = Containerd(directory / "e", directory / "s")
-    server = Server(root_user, "--containerd", engine.socket)
-    server.socket = directory / "s"
     outcomes: dict[str, dict[str, object]] = {}
-    try:
-        with server.start(*OPTIONS), engine:
-            for snapshotter in ("cowfs", "overlayfs"):
-                with Docker(engine, snapshotter) as docker:
-                    outcomes[snapshotter] = outcome(docker, directory)
-                left = engine.ctr("-n", docker.namespace, "snapshots", "--snapshotter", snapshotter, "ls")
-                assert left.split() == ["KEY", "PARENT", "KIND"]
-        assert server.stop() == 0, server.log()
-    finally:
-        if server.process is not None and server.process.poll() is None:
-            server.stop()
+    with with_containerd(root_user, directory, *OPTIONS) as (engine, server):
+        for snapshotter in ("cowfs", "overlayfs"):
+            with Docker(engine, snapshotter) as docker:
+                outcomes[snapshotter] = outcome(docker, directory)
+            left = engine.ctr("-n", docker.namespace, "snapshots", "--snapshotter", snapshotter, "ls")
+            assert left.split() == ["KEY", "PARENT", "KIND"]
     assert outcomes["cowfs"] == outcomes["overlayfs"]
     assert outcomes["cowfs"]["copied"] == {"copied": "added\n", "f": "z\n"}
     assert outcomes["cowfs"]["diff"] == sorted(
@@ -90,5 +82,3 @@ def test_containers_and_builds_are_as_with_overlayfs(directory: Path, root_user:
     )
     assert "/added 89c9 0 0" in str(outcomes["cowfs"]["committed"]), outcomes["cowfs"]["committed"]
     assert server.log().count("unpacked sha256:") >= 3
-    assert "snapshot-" not in server.cowfs("list")
-    assert server.cowfs("pool", "check").startswith("clean")
