@@ -63,7 +63,7 @@ class Explored:
     boundaries: int = 0
     entries: int = 0
     prefixes: int = 0
-    subsets: int = 0
+    subsets: int = 0  # those that are not as their prefix
     reused: int = 0  # reopened for writing, written, committed and checked again
 
     def __str__(self) -> str:
@@ -250,7 +250,7 @@ class CrashRun:
 
         Args:
             every: try each n-th journal position only.
-            subsets: torn subsets per position.
+            subsets: torn subsets per position; one that is as the prefix is not looked at again.
             reuse_every: go on writing to each n-th reopened pool.
         """
         done = Explored(len(self.steps), len(self.boundaries), len(self.journal.entries))
@@ -273,8 +273,9 @@ class CrashRun:
                 rng = random.Random(f"{self.seed} {position} {number}")  # noqa: S311
                 for name, image in torn.items():
                     journal.torn_image(name, position, rng, base=flushed[name], into=image)
-                self._judge(f"subset {number} at {position}", position, torn[METADATA], torn[DATA], reuse=False)
-                done.subsets += 1
+                if torn[METADATA] != metadata or torn[DATA] != data:
+                    self._judge(f"subset {number} at {position}", position, torn[METADATA], torn[DATA], reuse=False)
+                    done.subsets += 1
         return done
 
     def _judge(self, what: str, position: int, metadata: bytearray, data: bytearray, *, reuse: bool) -> None:
