@@ -27,6 +27,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import termios
 import time
 import traceback
 import tty
@@ -277,6 +278,7 @@ def run_job(kernel: Kernel, job_path: str) -> None:
         status = Command(job, line).run()
     except OSError as error:
         send(line, EXIT, b"!" + _describe(error).encode())
+        drain(line)
         return
     end_processes()
     # The first pass writes file systems on loop devices, the second their files on the host.
@@ -284,6 +286,13 @@ def run_job(kernel: Kernel, job_path: str) -> None:
     os.sync()
     if status is not None:
         send(line, EXIT, b"%d" % status)
+        drain(line)
+
+
+def drain(line: int) -> None:
+    """Wait until the host has taken everything, which a kernel that halts would forget."""
+    with contextlib.suppress(OSError, termios.error):  # the line hung up: nobody takes anything any more
+        termios.tcdrain(line)
 
 
 def main(job_path: str) -> None:

@@ -73,6 +73,24 @@ def test_streams_status_and_dm_thin(uml_kernel: UmlKernel, temporary: Path, rng:
     assert not guest_files(temporary)
 
 
+def test_what_the_host_takes_late_is_not_lost(uml_kernel: UmlKernel) -> None:
+    """As much as fills the socket, and a part of the line: the guest would halt in a moment, and waits."""
+    before = set(children_of(os.getpid()))
+    output: list[bytes] = []
+
+    def take_late(data: bytes) -> None:
+        if not output:
+            (guest,) = set(children_of(os.getpid())) - before
+            pidfd = os.pidfd_open(guest)
+            select.select([pidfd], [], [], 1)
+            os.close(pidfd)
+        output.append(data)
+
+    command = [sys.executable, "-c", "import os; os.write(1, bytes(168_000))"]
+    assert run(command, kernel=uml_kernel, stdout=take_late) == 0
+    assert len(b"".join(output)) == 168_000
+
+
 def test_output_arrives_while_the_command_runs(uml_kernel: UmlKernel) -> None:
     """The command waits for an answer to what it said, so output that came late would never come."""
     with subprocess.Popen(
