@@ -19,8 +19,8 @@ PYFUSE3 := $$($(BIN)/python -c 'import tomllib; print(next(need for need in toml
 # The system's Python first: an interpreter below somebody's home directory is closed to other users.
 FIND_PYTHON := for p in /usr/bin/python3 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done
-# One more than there are processors: a third of the time a worker waits for what it has started.
-WORKERS ?= $(shell expr $$(nproc) + 1)
+# Two for each processor: half of the time a worker waits for what it has started.
+WORKERS ?= $(shell expr 2 \* $$(nproc))
 NEXT_PYTHON ?= python3.13
 NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
