@@ -17,6 +17,7 @@ import shutil
 import signal
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,10 +37,11 @@ from cowfs.pool import load_backend
 OPTIONS = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20)
 LONGEST_SECONDS = 0.06  # of processor time
 MAX_DEVICES = 10
+MAX_TREES = 20  # in a device; some more would fill it
 TAG_BYTES = 4096  # at the end of a device, in a block that its file system does not use
 OPERATIONS = ("rollback", "rollback", "keep", "create", "rename", "remove", "write", "copy")
 LONG = ("chain", "clone", "copy")  # what every second round begins with
-LONGEST_OF_THOSE_SECONDS = 0.4
+LONGEST_OF_THOSE_SECONDS = 0.1
 TREE = {f"file {number}": bytes([number]) * (number * 9000) for number in range(8)}
 
 
@@ -121,6 +123,8 @@ def choose(model: Model, number: int, rng: random.Random) -> Operation:
         return Operation("create", "base", made=[f"d{number}", f"d{number + 1}"])
     kind = "remove" if len(names) > MAX_DEVICES else rng.choice(OPERATIONS)
     name, other = rng.sample(names, 2)
+    if kind == "copy" and len(model[name].trees) == MAX_TREES:
+        kind = "remove"
     new = f"d{number}"
     if kind == "create":
         return Operation(kind, name, made=[f"d{number + i}" for i in range(rng.randint(2, 4))])
@@ -132,8 +136,8 @@ def choose(model: Model, number: int, rng: random.Random) -> Operation:
 
 def choose_long(home: Path, model: Model, number: int, rng: random.Random) -> Operation:
     """An operation that takes a while; what it needs is beside the home."""
-    kind = rng.choice(LONG)
     name = rng.choice(sorted(name for name in model if name != "base"))
+    kind = rng.choice(LONG if len(model[name].trees) < MAX_TREES else LONG[:-1])
     if kind != "chain":
         return Operation(kind, name, f"tree {number}")
     path = home.parent / "chain"
@@ -177,6 +181,8 @@ def killed_round(home: Path, model: Model, number: int, rng: random.Random) -> t
         try:
             os.close(reads)
             change_for_ever(home, model, number, random.Random(rng.random()), first, os.fdopen(writes, "wb"))
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(1)
     os.close(writes)
