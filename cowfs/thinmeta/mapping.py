@@ -15,13 +15,16 @@ from cowfs.units import Extent
 class Transaction(Protocol):
     """The pool's metadata, as the mapping of one thin device changes it. `time` is that of the last snapshot."""
 
-    changed: bool
     subtrees: BTree
 
     @property
     def time(self) -> int: ...
 
     def check_writable(self) -> None: ...
+
+    def note_changed(self, thin: ThinMapping) -> None:
+        """What is known of a device has changed, the first time since the last commit."""
+        ...
 
     def store_root(self, thin_id: int, root: int) -> None:
         """Put a device's subtree root into the top level of the mapping tree."""
@@ -163,7 +166,7 @@ class ThinMapping:
 
     def mark_snapshotted(self, time: int) -> None:
         self.details.snapshotted_time = time
-        self.details_changed = True
+        self._note_details()
 
     def forget_leaf(self) -> None:
         self._lower = self._upper = 0
@@ -182,8 +185,13 @@ class ThinMapping:
         self._note_change()
 
     def _note_change(self) -> None:
-        self.changed = self.details_changed = True
-        self._transaction.changed = True
+        self.changed = True
+        self._note_details()
+
+    def _note_details(self) -> None:
+        if not self.details_changed:
+            self.details_changed = True
+            self._transaction.note_changed(self)
 
     def _move_to(self, root: int) -> None:
         if root != self.root:

@@ -69,6 +69,7 @@ class Metadata:
         self._read_only = read_only
         self._store = Store(device, cache_nodes)
         self._thins: dict[int, ThinMapping] = {}
+        self._changed_thins: dict[int, ThinMapping] = {}  # a commit looks at no others, of which there may be thousands
         self.changed = False
         store = self._store
         self.subtrees = BTree(store, U64, "mappings", retain=self._retain_data, release=self._release_data)
@@ -283,6 +284,11 @@ class Metadata:
         self.store_root(thin_id, root)
         thin = self._thins[thin_id] = ThinMapping(self, thin_id, root, details)
         thin.changed = thin.details_changed = True
+        self.note_changed(thin)
+
+    def note_changed(self, thin: ThinMapping) -> None:
+        """What is known of a device is to be written by the commit."""
+        self._changed_thins[thin.thin_id] = thin
         self.changed = True
 
     def delete_thin(self, thin_id: int) -> None:
@@ -294,9 +300,13 @@ class Metadata:
             superblock.details_root = self._details.remove(superblock.details_root, thin_id)
         self.take_root(thin_id)
         self.subtrees.destroy(thin.root)
-        del self._thins[thin_id]
+        self._forget_thin(thin_id)
         thin.forget_leaf()
         self.changed = True
+
+    def _forget_thin(self, thin_id: int) -> None:
+        del self._thins[thin_id]
+        self._changed_thins.pop(thin_id, None)
 
     def take_over(self, thin_id: int, other_id: int) -> None:
         """Have a device map what another one does, which is forgotten; its id stays, and who made it.
@@ -311,7 +321,7 @@ class Metadata:
         self.take_root(other_id)
         self.take_root(thin_id)
         self.subtrees.destroy(thin.root)
-        del self._thins[other_id]
+        self._forget_thin(other_id)
         self.store_root(thin_id, other.root)
         for mapping in (thin, other):
             mapping.forget_leaf()
@@ -319,7 +329,8 @@ class Metadata:
         thin.details = msgspec.structs.replace(
             other.details, transaction_id=thin.details.transaction_id, creation_time=thin.details.creation_time
         )
-        thin.changed = thin.details_changed = self.changed = True
+        thin.changed = thin.details_changed = True
+        self.note_changed(thin)
 
     def store_root(self, thin_id: int, root: int) -> None:
         """Put a device's subtree root into the top level of the mapping tree."""
@@ -479,18 +490,17 @@ class Metadata:
 
     def _write_details(self) -> None:
         superblock = self._superblock
-        for thin_id in sorted(self._thins):
-            thin = self._thins[thin_id]
-            if thin.details_changed:
-                words = thin.details.to_words()
-                superblock.details_root = self._details.insert(superblock.details_root, thin_id, *words)
+        for thin_id in sorted(self._changed_thins):
+            words = self._changed_thins[thin_id].details.to_words()
+            superblock.details_root = self._details.insert(superblock.details_root, thin_id, *words)
 
     def _end_transaction(self) -> None:
         self._store.counts.end_transaction()
         self._store.counts.cursor = 0
         self._maps.data.end_transaction()
-        for thin in self._thins.values():
+        for thin in self._changed_thins.values():
             thin.changed = thin.details_changed = False
+        self._changed_thins.clear()
         self.changed = False
 
     def abort(self) -> None:
@@ -502,6 +512,7 @@ class Metadata:
         self._superblock = self._read_superblock(self._device, self._read_only, None)
         self._maps.load(self._superblock)
         self.changed = False
+        self._changed_thins.clear()
         for thin_id, thin in list(self._thins.items()):
             thin.lost_changes |= thin.changed
             thin.changed = thin.details_changed = False
@@ -516,3 +527,4 @@ class Metadata:
         """Drop what is cached. Neither commits nor closes the device."""
         self._store.reset()
         self._thins.clear()
+        self._changed_thins.clear()
