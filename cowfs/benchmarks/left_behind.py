@@ -1,21 +1,26 @@
-"""What the janitor of a run does (`cowfs.janitor`): servers, mounts and the directory of a run that was killed go.
+"""What the janitor of a run does (`cowfs.janitor`): servers, mounts, LVM's devices and the directory of one killed go.
 
-A run that ends in any other way has taken everything down itself. Volume groups and thins are not removed.
+A run that ends in any other way has taken everything down itself. Thins in a pool of the user's are not removed.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 _LEASES_SECONDS: Final = 5.0  # in which the mounts of cowfs end by themselves
 _PAUSE_SECONDS: Final = 0.05
+_PATH: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+_BLOCK_DEVICES: Final = Path("/sys/block")
+_GROUP: Final = re.compile(r"cowfs--bench--\d+")  # as the device mapper spells the name of a volume group
 _UNMOUNTERS: Final = (("umount", "--recursive"), ("umount", "--lazy"), ("fusermount3", "-u", "-z"))
 
 
@@ -26,12 +31,22 @@ def remove_left(place: Path) -> None:
         time.sleep(_PAUSE_SECONDS)
     for unmounter in _UNMOUNTERS:
         for target in reversed(_mounts(directory)):
-            with suppress(OSError):
-                subprocess.run([*unmounter, target], stdin=subprocess.DEVNULL, check=False)
+            _run(*unmounter, target)
     for pid in _servers(directory):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for loop in _loops(directory):
+        for target in dict.fromkeys(_targets_above(loop)):
+            _run("dmsetup", "remove", "--retry", target)
+            if group := _GROUP.match(target):  # LVM made the names of its volumes itself, without udev
+                shutil.rmtree(f"/dev/{group[0].replace('--', '-')}", ignore_errors=True)
+        _run("losetup", "--detach", f"/dev/{loop}")
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(*words: str) -> None:
+    with suppress(OSError):
+        subprocess.run(words, stdin=subprocess.DEVNULL, env={**os.environ, "PATH": _PATH}, check=False)
 
 
 def _mounts(directory: str) -> list[str]:
@@ -50,3 +65,21 @@ def _servers(directory: str) -> list[int]:
                 if f"{directory}/".encode() in file.read():
                     found.append(int(name))
     return found
+
+
+def _loops(directory: str) -> list[str]:
+    """Loop devices on files below the directory."""
+    found = []
+    for backing in _BLOCK_DEVICES.glob("loop*/loop/backing_file"):
+        with suppress(OSError):
+            if backing.read_text().startswith(f"{directory}/"):
+                found.append(backing.parts[-3])
+    return found
+
+
+def _targets_above(device: str) -> Iterator[str]:
+    """Targets of the device mapper that use a block device, each after those that use it."""
+    for holder in (_BLOCK_DEVICES / device / "holders").iterdir():
+        yield from _targets_above(holder.name)
+        with suppress(OSError):
+            yield (_BLOCK_DEVICES / holder.name / "dm" / "name").read_text().strip()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from tests.kit.standby import fork_servers_from_here
 from tests.uml.guest_checks import Checks, run_checks
 
 DISK_BYTES = 2 << 30
+WAIT_SECONDS = 60
 # No udev runs in the guest, and its LVM has a configuration of its own.
 CONFIGURATION = """
 devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
@@ -209,6 +212,31 @@ def engines_of_the_kernel_are_compared_and_leave_nothing(folder: Path, disk: str
         assert pool.thin_ids() == [7]
         with contextlib.closing(pool.activate("theirs", 7, 2048)) as theirs:
             assert theirs.pread(0, 4096) == b"kept" * 1024
+
+
+@check
+def a_killed_run_of_lvm_leaves_nothing(folder: Path) -> None:
+    before = said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")
+    work, started = folder / "work", folder / "started"
+    work.write_text(f'#!/bin/sh\necho $$ > {folder}/pid\nmv {folder}/pid {started}\ntouch "$1/file"\nexec sleep 60\n')
+    work.chmod(0o755)
+    words = ["bench", "--directory", str(folder), "--command", f"{work} {{dir}}", "--over", "lvm-thin"]
+    run = subprocess.Popen([sys.executable, "-m", "cowfs", *words], stdout=subprocess.DEVNULL)
+    wait_until(lambda: started.exists() or run.poll() is not None)
+    assert "cowfs--bench" in said("dmsetup", "ls")
+    run.kill()
+    run.wait()
+    os.kill(int(started.read_text()), signal.SIGKILL)  # the command is the user's own
+    wait_until(lambda: not list(folder.glob("cowfs-bench-*")))
+    assert not list(Path("/dev").glob("cowfs-bench-*"))
+    assert (said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")) == before
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 # ---------------------------------------------------------------------------- xfs
