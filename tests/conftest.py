@@ -270,6 +270,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join([os.path.dirname(sys.executable), SYSTEM_PATH]),
             "TMPDIR": str(directory),
+            "PYTEST_ADDOPTS": "-p no:hypothesispytest",  # a third of the start of a pytest, and no suite has examples
             MARK: os.environ[MARK],
             **{name: os.environ[name] for name in ("PYTHONPATH", SERVER_GUARD)},
         },
