@@ -77,7 +77,7 @@ def _import(
         return import_archive_file(session, path, name, size_bytes, progress)
     _require_no_size(size_bytes, path)
     with open_disk(path, kind, follow_others=follow_backing) as disk:
-        return _import_disk(session, disk, name, progress)
+        return _import_disk(session, disk, name, path, progress)
 
 
 def import_stream(
@@ -103,7 +103,9 @@ def import_stream(
         with closing(FileDevice.of_descriptor(os.dup(file.fileno()), "the stream", read_only=True)) as device:
             begin = os.lseek(device.fd, 0, os.SEEK_CUR)
             length_bytes = device.size_bytes - begin
-            return _import_disk(session, DiskImage(device, length_bytes, [Run(0, begin, length_bytes)]), name, None)
+            return _import_disk(
+                session, DiskImage(device, length_bytes, [Run(0, begin, length_bytes)]), name, "the stream", None
+            )
 
 
 def _require_no_size(size_bytes: int | None, source: str) -> None:
@@ -111,7 +113,9 @@ def _require_no_size(size_bytes: int | None, source: str) -> None:
         raise UsageError(f"the size of a device made of a disk is that of the disk; leave out a size for {source}")
 
 
-def _import_disk(session: Session, disk: DiskImage, name: str, progress: Progress | None) -> Imported:
+def _import_disk(session: Session, disk: DiskImage, name: str, source: str, progress: Progress | None) -> Imported:
+    if not disk.size_bytes:
+        raise UsageError(f"{source} is empty; the size of a disk is one sector or more")
     size_bytes = -(-disk.size_bytes // SECTOR_BYTES) * SECTOR_BYTES
     return session.send(ImportDisk(name, size_bytes), _ranges(disk, progress))
 

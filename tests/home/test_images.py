@@ -306,7 +306,7 @@ def test_bad_input(opened: cowfs.Home, disk: Path, tmp_path: Path) -> None:
     says = "is not a file, directory or disk"
     cases += [(errors.UsageError, says, {"source": special, "name": "disk"}) for special in specials]
     (tmp_path / "empty").touch()
-    cases.append((errors.UsageError, "size", {"source": tmp_path / "empty", "name": "disk"}))
+    cases.append((errors.UsageError, "empty is empty; the size of", {"source": tmp_path / "empty", "name": "disk"}))
     for kind, says, arguments in cases:
         with pytest.raises(kind, match=says) as caught:
             opened.import_image(**arguments)
