@@ -14,10 +14,9 @@ OUT_OF_DATA_SPACE at the next commit, and a resume with a new table asks for the
       ├──metadata operation failed: abort, needs_check──► READ_ONLY ──repair and reopen──► WRITE
       └──the abort failed──► FAIL ──reopen──► WRITE
 
-Commit order: flush the data device, commit the metadata, then punch what this commit freed out of the data device.
-A freed block becomes allocatable with the commit and is punched before anybody can ask for it, since nothing here
-awaits. A crash in between leaves old bytes in a free block; they never show, because a block is zeroed when the write
-that provisions it does not cover it.
+Commit order: flush the data device, commit the metadata, then punch what this commit freed out of the data device: as
+much as does not hold up others, and the rest by and by (`reclaiming`). A crash in between leaves old bytes in a free
+block; they never show, because a block is zeroed when the write that provisions it does not cover it.
 
 Near the end of the metadata each change is a transaction of its own. One that does not fit is rolled back and fails;
 the pool is then OUT_OF_METADATA_SPACE and has lost nothing that it acknowledged.
@@ -32,6 +31,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, Protocol
 
 from cowfs.blockdev import BlockDevice, StartsFlush
@@ -47,9 +47,11 @@ from cowfs.pool import NoSpacePolicy, PoolMode, PoolTable, refusal_by_mode
 from cowfs.thinmeta import Metadata, ThinMapping
 from cowfs.thinmeta.format import ENTRIES_PER_BITMAP
 from cowfs.units import SECTOR_BYTES
+from cowfs_emulated.reclaiming import Reclaiming
 
 COMMIT_PERIOD_SECONDS: Final = 1.0
 NO_SPACE_TIMEOUT_SECONDS: Final = 60.0
+RECLAIM_BYTES: Final = 64 << 20  # punched at a time: 0.05 s
 
 _MAX_RESERVE_BLOCKS: Final = 4096
 _MAX_LOW_WATER_BLOCKS: Final = 1024
@@ -105,6 +107,7 @@ class Engine:
         self.clock = clock
         self.durable = durable
         self.discards_reach_data = discards_reach_data
+        self._to_reclaim = Reclaiming()
         self.no_space_timeout_seconds = no_space_timeout_seconds
         self.mode = PoolMode.WRITE
         self.no_space = NoSpacePolicy.QUEUE
@@ -218,7 +221,8 @@ class Engine:
                 raise self.operation_failed("commit", error) from error
             self.commits += 1
             self.freed_blocks += sum(length for _, length in freed)
-            self._reclaim(freed)
+            self._to_reclaim.add(freed)
+            self.reclaim()
         self._acknowledged = False
         self._last_commit = self.clock()
         self._last_metadata_free = self.metadata.metadata_free_blocks
@@ -301,16 +305,16 @@ class Engine:
             if self.roll_back():
                 self.metadata.set_needs_check()
 
-    def _reclaim(self, freed: list[tuple[int, int]]) -> None:
-        """Give freed data blocks back to the data device; a refusal only costs space."""
-        if not self.passes_discards_down:
+    def reclaim(self, *, everything: bool = False) -> None:
+        """Give freed data blocks back to the data device, some or all; a refusal only costs space."""
+        if self.mode >= PoolMode.READ_ONLY:
             return
         block_bytes = self.block_bytes
-        try:
-            for dblock, length in freed:
-                self.data.discard(dblock * block_bytes, length * block_bytes)
-        except OSError:
-            return
+        most_blocks = self.metadata.data_blocks if everything else RECLAIM_BYTES // block_bytes + 1
+        for dblock, length in self._to_reclaim.take(most_blocks):
+            if self.passes_discards_down:
+                with suppress(OSError):
+                    self.data.discard(dblock * block_bytes, length * block_bytes)
 
     # ------------------------------------------------------------------------------------------ data blocks
 
@@ -356,11 +360,14 @@ class Engine:
     def _take(self, count: int) -> tuple[int, int]:
         """Raises OutOfDataSpace: nothing is free in this transaction."""
         try:
-            return self.metadata.allocate_data(min(count, self._run_limit()))
+            dblock, length = self.metadata.allocate_data(min(count, self._run_limit()))
         except OutOfDataSpace:
             raise
         except OSError as error:
             raise self.operation_failed("allocating a data block", error) from error
+        if self._to_reclaim:
+            self._to_reclaim.withdraw(dblock, length)
+        return dblock, length
 
     def _run_limit(self) -> int:
         free = self.metadata.metadata_free_blocks - self.metadata_reserve_blocks

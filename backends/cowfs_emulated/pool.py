@@ -418,6 +418,7 @@ class EmulatedPool:
         self._engine.queue_seconds_left()
         if not self._suspended:
             self._engine.commit_when_due()
+            self._engine.reclaim()
 
     def extra_space_wait_seconds(self) -> float:
         self._require_open()
@@ -448,6 +449,7 @@ class EmulatedPool:
             stack.callback(self._close_thins)
             self._engine.write_needs_check()
             self._engine.commit()
+            self._engine.reclaim(everything=True)
             self._engine.flush_data()
 
     def _close_thins(self) -> None:

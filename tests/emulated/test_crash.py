@@ -10,7 +10,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.pool import Pool, PoolTable
 from cowfs.testing.clock import ManualClock
 from cowfs.testing.crash import CrashRun
-from cowfs_emulated import EmulatedPool
+from cowfs_emulated import EmulatedPool, engine
 
 SEED = int(os.environ.get("COWFS_TEST_SEED", "1"))
 
@@ -28,6 +28,11 @@ def explore(seed: int, steps: int, *, subsets: int) -> None:
 @pytest.mark.parametrize("seed", range(SEED, SEED + 3))
 def test_every_prefix_and_a_torn_subset_at_each_point(seed: int) -> None:
     explore(seed, 40, subsets=1)
+
+
+def test_a_pool_that_punches_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "RECLAIM_BYTES", 0)
+    explore(SEED, 40, subsets=1)
 
 
 @pytest.mark.slow
@@ -55,7 +60,8 @@ def test_the_explorer_notices_a_pool_that_punches_before_the_commit() -> None:
         commit = engine.metadata.commit
 
         def punch_first() -> list[tuple[int, int]]:
-            engine._reclaim(engine.metadata._maps.data.freed_runs())
+            engine._to_reclaim.add(engine.metadata._maps.data.freed_runs())
+            engine.reclaim()
             return commit()
 
         engine.metadata.commit = punch_first  # type: ignore[method-assign]
