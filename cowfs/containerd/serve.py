@@ -41,7 +41,7 @@ from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.home.unix_socket import listening
-from cowfs.pool import NodePool
+from cowfs.pool import Capability, load_backend
 
 _log = logging.getLogger(__name__)
 CONTAINERD_SOCKET: Final = "/run/containerd/containerd.sock"
@@ -74,6 +74,12 @@ def serve_snapshotter(request: SnapshotterRequest) -> None:
     Raises:
         CowfsError: the home cannot be opened, mounted, or made as the options say, or the socket is taken.
     """
+    if request.block_devices and Capability.KERNEL_NODES not in load_backend(request.backend).capabilities:
+        raise MissingRequirement(
+            f"snapshots of {request.home} cannot be block devices: the backend '{request.backend}' has none",
+            remedy="cowfs --backend dmthin ... snapshotter --block-devices",
+            errno=errno.EOPNOTSUPP,
+        )
     if request.home.exists():
         require_owned(os.path.abspath(request.home))
     spec = HomeSpec(request.home, request.backend, storage_options=request.options, make=Make.WHERE_ABSENT)
@@ -87,13 +93,7 @@ def serve_snapshotter(request: SnapshotterRequest) -> None:
 
 
 def _places(home: OpenHome, store: SnapshotStore, *, as_devices: bool) -> Places:
-    """Raises MissingRequirement; HomeError: the home has snapshots of the other kind."""
-    if as_devices and not isinstance(home.devices.pool, NodePool):
-        raise MissingRequirement(
-            f"snapshots of {home.path} cannot be block devices: its backend has no nodes of the kernel",
-            remedy="cowfs --backend dmthin ... snapshotter --block-devices",
-            errno=errno.EOPNOTSUPP,
-        )
+    """Raises HomeError: the home has snapshots of the other kind."""
     for snapshot in store.all():
         if snapshot.device in home.devices and home.devices.record(snapshot.device).is_layer is as_devices:
             is_, are = ("a directory", "block devices") if as_devices else ("a block device", "directories")

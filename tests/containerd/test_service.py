@@ -137,6 +137,14 @@ def test_a_snapshotter_needs_a_place_to_listen(account: Account) -> None:
     assert "name --socket PATH, or 'socket' in a --config FILE" in done.stderr
 
 
+def test_block_devices_need_a_backend_that_has_them(account: Account) -> None:
+    words = ["cowfs", "--home", "home", "snapshotter", "--socket", "s", "--block-devices"]
+    done = account.run(words, check=False)
+    assert done.returncode == 3
+    assert "cannot be block devices: the backend 'emulated' has none; try: cowfs --backend dmthin" in done.stderr
+    assert not (account.directory / "home").exists()
+
+
 def test_the_units_are_understood_by_systemd(tmp_path: Path) -> None:
     """Their program is found where it is here; systemd looks for it in the system's directories."""
     if shutil.which("systemd-analyze") is None:

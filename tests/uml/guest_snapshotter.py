@@ -170,27 +170,29 @@ def each_snapshot_is_a_block_device(folder: Path) -> None:
 
 
 @check
-def a_container_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
-    kill_and_take_over(Server(folder, "--block-devices"), folder)
+def a_container_goes_on_while_the_snapshotter_is_killed_or_ends(folder: Path) -> None:
+    end_and_take_over(Server(folder, "--block-devices"), folder, signal.SIGKILL, signal.SIGTERM)
 
 
 @check
 def a_container_in_a_directory_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
-    kill_and_take_over(Server(folder), folder)
+    end_and_take_over(Server(folder), folder, signal.SIGKILL)
 
 
-def kill_and_take_over(server: Server, folder: Path) -> None:
+def end_and_take_over(server: Server, folder: Path, *numbers: signal.Signals) -> None:
     """Another snapshotter has the same mounts and files, and changes since; removed, all of it goes."""
     server.start()
     with server.connected() as client:
         prepared = client.call("Prepare", key="box")
     with mounted(prepared, folder / "box") as root, container(root) as process:
         wait_until((root / "count").exists)
-        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
-        (root / "between").write_text("while there is no snapshotter")
-        server.start()
+        for number in numbers:
+            assert server.stop(number) == (0 if number == signal.SIGTERM else -number)
+            (root / "between").write_text("while there is no snapshotter")
+            server.start()
+            with server.connected() as client:
+                assert list(client.call("Mounts", key="box").mounts) == list(prepared.mounts)
         with server.connected() as client:
-            assert list(client.call("Mounts", key="box").mounts) == list(prepared.mounts)
             (root / "stop").touch()
             assert process.wait(60) == 0
             client.call("Commit", key="box", name="base")
