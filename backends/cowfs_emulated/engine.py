@@ -405,11 +405,14 @@ class Engine:
         return removed
 
     def lookup(self, mapping: ThinMapping, vblock: int, count: int) -> list[tuple[int, int, int]]:
-        """`mapping.lookup` for the data path: damage is EIO, as is a mapping past the end of the data."""
+        """`mapping.lookup` for the data path: metadata that cannot be read or are damaged are EIO, as is a mapping past
+        the end of the data.
+        """
         try:
             runs = mapping.lookup(vblock, count)
-        except MetadataCorrupt as error:
-            raise PoolIoError(f"pool '{self.name}', thin {mapping.thin_id}, block {vblock}: {error}") from error
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise PoolIoError(f"pool '{self.name}', thin {mapping.thin_id}, block {vblock}: {reason}") from error
         end = self.metadata.data_blocks
         for length, dblock, _ in runs:
             if dblock + length > end and dblock >= 0:

@@ -59,6 +59,27 @@ def test_a_disk_that_is_open_and_one_that_is_opened_later(home: cowfs.Home) -> N
         other.flush()
 
 
+def test_metadata_that_cannot_be_read_are_an_error_of_the_pool(home: cowfs.Home) -> None:
+    with home.device("web") as disk:
+        disk.pwrite(0, b"x")
+    path = home.path
+    home.close()
+    with cowfs.open_home(path) as again, again.device("web") as disk:
+        again.faults.fail("read", on="metadata", errno="ENOMEM")
+        refused = r"thin 2, block 0: Cannot allocate memory \(fault 'rule-1' in read"
+        with pytest.raises(PoolIoError, match=refused) as caught:
+            disk.pread(0, 1)
+        assert caught.value.errno == errno.EIO
+        with pytest.raises(PoolIoError, match=refused):
+            disk.pwrite(0, b"y")
+        again.faults.pool_mode("read_only", "write", on="device", device="web")
+        with pytest.raises(PoolIoError, match=refused):
+            disk.pwrite(0, b"y")
+        with pytest.raises(PoolIoError, match=refused):
+            disk.flush()
+        again.faults.clear()
+
+
 def test_without_rules_a_disk_has_its_own_methods(home: cowfs.Home) -> None:
     """And so it has none of its own again when the last rule is cleared."""
     pool = opened(home).devices.pool
