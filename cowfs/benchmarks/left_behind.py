@@ -18,7 +18,7 @@ from typing import Final
 
 _LEASES_SECONDS: Final = 5.0  # in which the mounts of cowfs end by themselves
 _PAUSE_SECONDS: Final = 0.05
-_PATH: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+_PATH: Final = f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin"
 _BLOCK_DEVICES: Final = Path("/sys/block")
 _GROUP: Final = re.compile(r"cowfs--bench--\d+")  # as the device mapper spells the name of a volume group
 _UNMOUNTERS: Final = (("umount", "--recursive"), ("umount", "--lazy"), ("fusermount3", "-u", "-z"))
@@ -45,8 +45,8 @@ def remove_left(place: Path) -> None:
 
 
 def _run(*words: str) -> None:
-    with suppress(OSError):
-        subprocess.run(words, stdin=subprocess.DEVNULL, env={**os.environ, "PATH": _PATH}, check=False)
+    if program := shutil.which(words[0], path=_PATH):
+        subprocess.run([program, *words[1:]], stdin=subprocess.DEVNULL, check=False)
 
 
 def _mounts(directory: str) -> list[str]:
