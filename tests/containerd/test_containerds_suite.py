@@ -49,8 +49,8 @@ def test_twice_in_a_row_on_one_home(release: str, root_user: Account, needs_fuse
 
 
 @pytest.fixture
-def own_directory(root_user: Account) -> Iterator[Path]:
-    """Of the root of a user namespace."""
+def own_directory(root_user: Account, ordinary_user: Account) -> Iterator[Path]:
+    """Of the root of a user namespace, who sees the checkout as every ordinary user does."""
     made = Path(tempfile.mkdtemp(prefix="rootless-"))
     made.chmod(0o755)
     os.chown(made, FIRST, FIRST)

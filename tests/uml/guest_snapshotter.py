@@ -171,24 +171,24 @@ def each_snapshot_is_a_block_device(folder: Path) -> None:
 
 @check
 def a_container_goes_on_while_the_snapshotter_is_killed_or_ends(folder: Path) -> None:
-    end_and_take_over(Server(folder, "--block-devices"), folder, signal.SIGKILL, signal.SIGTERM)
+    end_and_take_over(Server(folder, "--block-devices"), folder)
 
 
 @check
-def a_container_in_a_directory_goes_on_while_the_snapshotter_is_killed(folder: Path) -> None:
-    end_and_take_over(Server(folder), folder, signal.SIGKILL)
+def a_container_in_a_directory_goes_on_while_the_snapshotter_is_killed_or_ends(folder: Path) -> None:
+    end_and_take_over(Server(folder), folder)
 
 
-def end_and_take_over(server: Server, folder: Path, *numbers: signal.Signals) -> None:
+def end_and_take_over(server: Server, folder: Path) -> None:
     """Another snapshotter has the same mounts and files, and changes since; removed, all of it goes."""
     server.start()
     with server.connected() as client:
         prepared = client.call("Prepare", key="box")
     with mounted(prepared, folder / "box") as root, container(root) as process:
         wait_until((root / "count").exists)
-        for number in numbers:
-            assert server.stop(number) == (0 if number == signal.SIGTERM else -number)
-            (root / "between").write_text("while there is no snapshotter")
+        for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
+            assert server.stop(number) == status
+            (root / number.name).write_text("while there is no snapshotter")
             server.start()
             with server.connected() as client:
                 assert list(client.call("Mounts", key="box").mounts) == list(prepared.mounts)
@@ -198,7 +198,7 @@ def end_and_take_over(server: Server, folder: Path, *numbers: signal.Signals) ->
             client.call("Commit", key="box", name="base")
     with server.connected() as client:
         with mounted(client.call("View", key="v", parent="base"), folder / "v") as seen:
-            assert names(seen) == {"count", "stop", "end", "between"}
+            assert names(seen) == {"count", "stop", "end", "SIGKILL", "SIGTERM"}
         client.call("Remove", key="v")
         client.call("Remove", key="base")
         cowfs = Cowfs(server.home)

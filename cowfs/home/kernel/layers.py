@@ -8,7 +8,7 @@
 
 Taking away the mount point also ends copies of the mount that other mount namespaces have (since Linux 3.18), so a
 container elsewhere keeps no layer. A mount that a killed process left is taken over by the next `get`, and ended by
-`put`.
+`put`; where only a copy of it is left, as a container has, the next `get` mounts the same device again.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ class KernelLayers:
         return self.mount(layer_id, "", prepare=make_root or nothing, write_id=nothing)
 
     def _mount(self, layer_id: str, target: str, mount_label: str) -> None:
-        fd = self._devices.active.open_node(layer_id)
+        fd = self._node_of_other_mounts(layer_id)
+        if fd is None:
+            fd = self._devices.active.open_node(layer_id)
         try:
             options = self._settings.mount_data(self._devices.base.filesystem_name, mount_label)
             node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
@@ -103,6 +105,17 @@ class KernelLayers:
                     raise
         finally:
             os.close(fd)
+
+    def _node_of_other_mounts(self, layer_id: str) -> int | None:
+        """The node of a device that is mounted elsewhere, as a container has it after the end of an earlier process."""
+        numbers = self._devices.active.open_nodes().get(layer_id, ())
+        for _, mount in nodes.kernel_mounts({layer_id: numbers}):
+            with suppress(OSError):
+                fd = os.open(mount.source, os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(fd).st_rdev in numbers:
+                    return fd
+                os.close(fd)
+        return None
 
     def unmount(self, layer_id: str) -> None:
         """Raises DeviceBusy without deferred removal, when another process still uses the device."""
