@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import socket
 import tempfile
 import threading
@@ -88,7 +89,8 @@ class Failure(msgspec.Struct, frozen=True):
         lost: each write that is lost.
         marks: what had been promised.
         position: of the crash, in events of the recording.
-        status, output: the exit status of the check and the end of what it printed.
+        status, output: the exit status of the check, below zero for a signal; the end of what it printed, then how it
+            ended.
         device: the device that it is kept as; empty for none.
         files: what is in it: path, size, and for a small text its first line.
     """
@@ -102,6 +104,15 @@ class Failure(msgspec.Struct, frozen=True):
     output: str
     device: str = ""
     files: list[tuple[str, int, str]] = []
+
+
+def how_ended(status: int) -> str:
+    """The status of a program that ended, in words: its exit status, or the signal that ended it."""
+    if status >= 0:
+        return f"exit status {status}"
+    with suppress(ValueError):
+        return f"signal {-status} ({signal.Signals(-status).name})"
+    return f"signal {-status}"
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -131,6 +142,14 @@ class Verdict:
 
     status: int
     output: str
+
+    @classmethod
+    def of(cls, status: int, printed: str, how: str) -> Verdict:
+        """Its output is what the check printed and, where it failed, a line that says how it ended."""
+        if not status:
+            return cls(status, printed)
+        line = "" if not printed or printed.endswith("\n") else "\n"
+        return cls(status, f"{printed}{line}{how}\n")
 
 
 class MarkSocket:
@@ -226,7 +245,7 @@ class CrashTest:
                 "was tested; give it more time with --timeout SECONDS"
             )
         if ended.status:
-            how = f"exit status {ended.status}" if ended.status > 0 else f"signal {-ended.status}"
+            how = how_ended(ended.status)
             raise UsageError(f"--work {shlex.join(arguments)} ended with {how}; nothing was tested")
 
     def run(self, states: int | None, *, keep_failing: str = "", progress: Progress | None = None) -> Outcome:
@@ -289,10 +308,9 @@ class CrashTest:
             except OSError as error:
                 raise UsageError(f"--check cannot run {arguments[0]}: {error.strerror}") from None
             printed = _end_of(output)
-        if ended.in_time:
-            return Verdict(ended.status, printed)
-        line = "" if not printed or printed.endswith("\n") else "\n"
-        return Verdict(ended.status, f"{printed}{line}the check took more than {self._programs.seconds:g} s\n")
+        if not ended.in_time:
+            return Verdict.of(ended.status, printed, f"the check took more than {self._programs.seconds:g} s")
+        return Verdict.of(ended.status, printed, f"the check ended with {how_ended(ended.status)}")
 
     def _smallest(self, failed: Sequence[tuple[CrashState, Verdict]], keep_failing: str) -> list[Failure]:
         """The first failing states shrunk, one for each thing that went wrong."""

@@ -88,7 +88,6 @@ def _failure(failure: Failure) -> Iterator[str]:
     yield f"<dt>promised</dt><dd>{_text(', '.join(failure.marks)) or 'nothing'}</dd>"
     if failure.lost:
         yield f"<dt>lost</dt><dd>{'<br>'.join(map(_text, failure.lost))}</dd>"
-    yield f"<dt>check</dt><dd>exit status {failure.status}</dd>"
     if failure.device:
         yield f"<dt>kept as</dt><dd><code>{_text(failure.device)}</code></dd>"
     yield "</dl>"

@@ -29,7 +29,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, Buffer
 from cowfs.errors import HomeError, UsageError
 from cowfs.recording.journal import Entry
 from cowfs.recording.operations import FIRST_NEW, Operation
@@ -169,6 +169,7 @@ class Recording:
 
     Attributes:
         before: the ranges of the device that were changed, as (offset, what they held).
+        file: all of it as it is read.
     """
 
     model: Model
@@ -177,6 +178,7 @@ class Recording:
     operations: list[Operation]
     marks: list[Mark]
     before: list[tuple[int, memoryview]]
+    file: Buffer = b""
 
     @classmethod
     def read(cls, fd: int) -> Recording:
@@ -197,4 +199,4 @@ class Recording:
             for operation, offset, size, place in index.entries
         ]
         before = [(offset, data[place : place + size]) for offset, size, place in index.before]
-        return cls(index.model, index.device, entries, index.operations, index.marks, before)
+        return cls(index.model, index.device, entries, index.operations, index.marks, before, data)

@@ -57,7 +57,7 @@ def test_a_promise_that_is_not_kept_is_found_named_kept_and_reported(programs: A
     failure = outcome["failures"][0]
     assert failure["description"] == "rename of a.tmp to a was lost although '1' was promised"
     assert failure["status"] == 3
-    assert failure["output"] == "lost <1>\n"
+    assert failure["output"] == "lost <1>\nthe check ended with exit status 3\n"
     assert failure["device"] == "bad"
     listed = json.loads(programs.run(["cowfs", "--home", "H", "--json", "list"]).stdout)
     assert [row["name"] for row in listed] == ["bad", "base"]

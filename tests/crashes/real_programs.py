@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import math
 import os
 import shutil
 import sqlite3
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import cowfs
 from cowfs.crashes.explorer import Explorer
+from cowfs.crashes.program import how_ended
 
 Mark = Callable[[str], None]
 VALUE_BYTES = 3000
@@ -58,7 +60,7 @@ def run(words: Sequence[str | Path], **options: Any) -> str:
     )
     require(
         done.returncode == 0,
-        f"{words[0]} {words[1]} ended with status {done.returncode}: {done.stderr[-500:]}{done.stdout[-200:]}",
+        f"{words[0]} {words[1]} ended with {how_ended(done.returncode)}: {done.stderr[-500:]}{done.stdout[-200:]}",
     )
     return done.stdout
 
@@ -307,15 +309,24 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+def keep(explorer: Explorer, home: cowfs.Home, path: Path) -> None:
+    """Write a recording to a file, and the disk before it to another, for `tests.crashes.judge`."""
+    assert explorer.recording is not None
+    path.write_bytes(explorer.recording.file)
+    home.export_image(f"{explorer.device}.before", path.with_name(f"{path.name}.before"), format="raw")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--states", type=int, default=1000)
     parser.add_argument("--model", choices=["ext4", "posix"], default="ext4")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="try no more states after so long")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="write the recording and what was before it there")
     arguments = parser.parse_args()
     case = CASES[arguments.case]()
-    tried, found, planned = 0, "nothing", 0
+    tried, found, planned, has_failed = 0, "nothing", 0, False
     begin = time.monotonic()
     with (
         tempfile.TemporaryDirectory(prefix="cowfs-real-") as directory,
@@ -327,14 +338,19 @@ def main() -> None:
         case.prepare(explorer.path)
         with explorer.record() as path:
             case.work(path, explorer.mark)
+        if arguments.keep:
+            keep(explorer, home, arguments.keep)
         planned = len(explorer.plan(arguments.states))
         try:
             for state in explorer.states(arguments.states):
                 tried += 1
                 with state.opened() as path:
                     case.check(path, state.marks)
+                has_failed = has_failed or state.failure is not None
+                if time.monotonic() - begin > arguments.seconds and not has_failed:
+                    break
         except Exception as error:
-            found = f"{type(error).__name__}: {str(error)[:200]}; {'; '.join(getattr(error, '__notes__', []))}"
+            found = f"{type(error).__name__}: {error}; {'; '.join(getattr(error, '__notes__', []))}"
     seconds = time.monotonic() - begin
     print(
         f"{arguments.case} | {case.version()} | {arguments.model} | seed {arguments.seed} | {tried} tried of {planned} "

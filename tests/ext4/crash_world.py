@@ -59,9 +59,10 @@ class CrashWorld:
     Args:
         image: a file with an ext4, which is not changed.
         has_faults: some syncs fail, at any write or flush, and are repeated later.
+        has_little_memory: the volume caches as little as it may.
     """
 
-    def __init__(self, image: Path, seed: str, *, has_faults: bool = False) -> None:
+    def __init__(self, image: Path, seed: str, *, has_faults: bool = False, has_little_memory: bool = False) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.journal = Journal()
@@ -73,12 +74,21 @@ class CrashWorld:
         self.disk = FaultyDevice(disk)
         self.has_faults = has_faults
         self.failed = 0
-        self.volume = Volume.open(RecordingDevice(self.disk, self.journal, DISK), now_ns=_clock())
+        self._recorded = RecordingDevice(self.disk, self.journal, DISK)
+        self._clock = _clock()
+        self._has_little_memory = has_little_memory
+        self.volume = self._opened()
         self.state: State = {b"lost+found": File(0, stat.S_IFDIR)}
         self.steps = [Step("open", len(self.journal.entries), dict(self.state), is_sync=True)]
         self._block_bytes = self.volume.statistics().block_bytes
         self._numbers = 0
         self._open: list[int] = []  # inodes
+
+    def _opened(self) -> Volume:
+        volume = Volume.open(self._recorded, now_ns=self._clock)
+        if self._has_little_memory:
+            volume.limit_memory(0)
+        return volume
 
     # Operations.
 
@@ -100,6 +110,7 @@ class CrashWorld:
             self.release: 1,
             self.sync: 6,
             self.quiesce: 1,
+            self.reopen: 1 - self.has_faults,
             self.fail: 6 * self.has_faults,
         }
         while len(self.steps) <= count:
@@ -107,7 +118,7 @@ class CrashWorld:
             self.volume._allocator._cursor = 0
             what = operation()
             if what is not None:
-                is_sync = what in ("sync", "quiesce")
+                is_sync = what in ("sync", "quiesce", "reopen")
                 self.steps.append(Step(what, len(self.journal.entries), dict(self.state), is_sync))
         self.volume.close()
         self.steps.append(Step("close", len(self.journal.entries), dict(self.state), is_sync=True))
@@ -320,6 +331,13 @@ class CrashWorld:
     def quiesce(self) -> str:
         self.volume.quiesce()
         return "quiesce"
+
+    def reopen(self) -> str:
+        """Unmounted and mounted again: what was open is closed."""
+        self.volume.close()
+        self._open.clear()
+        self.volume = self._opened()
+        return "reopen"
 
     def fail(self) -> str:
         self.disk.fail(

@@ -12,9 +12,12 @@ import pytest
 from cowfs.ext4.journal import journal
 from cowfs.ext4.journal.journal_format import INCOMPAT_FAST_COMMIT
 from cowfs.ext4.journal.recovery import needs_recovery
+from cowfs.ext4.library import metadata_cache
 from cowfs.ext4.tools.fsck import needs_check
 from cowfs.ext4.volume import Volume
+from cowfs.faults.disk import FaultyDevice
 from cowfs.filetree import ROOT_INODE
+from cowfs.recording.journal import Journal, RecordingDevice
 from cowfs.testing.blockdev import memory_device
 from tests.conftest import session_seed
 from tests.ext4.conftest import FEATURE_SETS, MIB, Image, make_file, names
@@ -114,6 +117,30 @@ def test_a_transaction_that_does_not_fit_is_written_without_the_journal(
     assert needs_recovery(left)
     with closing(Volume.open(left)) as recovered:
         assert names(recovered) == {b"first", b"large-0", b"large-1", b"large-2", b"still", b"again"}
+
+
+def test_a_volume_that_could_not_be_marked_as_clean_is_marked_again(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the superblock says that there is nothing to replay when a checkpoint has brought it to its place."""
+    recorded = Journal()
+    make_file(image.volume, b"first")
+    image.close()
+    disk = FaultyDevice(memory_device(image.path.read_bytes()))
+    volume = Volume.open(RecordingDevice(disk, recorded, "disk"))
+    make_file(volume, b"second")
+    volume.sync()
+    monkeypatch.setattr(metadata_cache, "_BYTES_MIN", 4096)
+    volume.limit_memory(0)  # so that the superblock has to be read again
+    disk.fail("read", times=1, errno="EIO")
+    with pytest.raises(OSError, match="Input/output error"):
+        volume.quiesce()
+    make_file(volume, b"third")
+    volume.sync()
+    begin = len(recorded.entries)
+    volume.close()
+    for _, left in recorded.images("disk", begin):
+        assert names(Volume.open(memory_device(left), read_only=True)) == {b"first", b"second", b"third"}
 
 
 def test_a_journal_of_another_kind_is_not_written(make_image: Callable[..., Image]) -> None:

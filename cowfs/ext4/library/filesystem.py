@@ -256,13 +256,12 @@ class Filesystem:
         self.superblock_changed()
         try:
             self.flush_superblock()
-        finally:
-            self.set_journaled(self.is_journaled)
-        try:
             self.cache.write_out()
             self.flush_device()
         finally:
-            self._mark = _Mark.NONE  # after a failure it is unknown, and has to be said again
+            # After a failure it is unknown what the device says, and has to be said again before anything is written.
+            self._mark = _Mark.NONE
+            self.set_journaled(self.is_journaled)
 
     def mark_in_use(self) -> None:
         """Say on the device that something is being written; nothing happens when it says so."""
