@@ -310,7 +310,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def keep(explorer: Explorer, home: cowfs.Home, path: Path) -> None:
-    """Write a recording to a file, and the disk before it to another, for `tests.crashes.judge`."""
+    """Write a recording to a file, and the disk before it to another, for `tests.ext4.write_order`."""
     assert explorer.recording is not None
     path.write_bytes(explorer.recording.file)
     home.export_image(f"{explorer.device}.before", path.with_name(f"{path.name}.before"), format="raw")

@@ -17,8 +17,10 @@ This is a check of a whole recording, which needs one look at the volume for eac
 
 from __future__ import annotations
 
+import mmap
 import stat
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -32,9 +34,31 @@ from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.ranges import RangeSet
 from cowfs.recording.journal import Entry
-from tests.crashes.in_process import PatchedDevice
+from cowfs.recording.recorder import Recording
 
 _INCOMPAT_OFFSET = 0x60  # in the superblock
+
+
+class _Image:
+    """A device that is only read, over bytes that others change."""
+
+    def __init__(self, image: bytearray | mmap.mmap) -> None:
+        self._image = image
+        self.size_bytes = len(image)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        return bytes(self._image[offset : offset + length])
+
+    def _refuse(self, *_arguments: object) -> None:
+        raise AssertionError("it is only read")
+
+    pwrite = zero = discard = copy = _refuse
+
+    def flush(self) -> None:
+        """Nothing is written."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
 
 @dataclass
@@ -52,14 +76,14 @@ class _Layout:
     needs_recovery: bool = False
 
 
-def order_problems(disk: bytearray, entries: Sequence[Entry]) -> Iterator[str]:
+def order_problems(disk: bytearray | mmap.mmap, entries: Sequence[Entry]) -> Iterator[str]:
     """What a crash may damage, in words.
 
     Args:
         disk: as it was before the entries; it becomes what it is after them.
     """
     window: list[tuple[int, Entry]] = []
-    device = PatchedDevice(disk)
+    device = _Image(disk)
     for number, entry in enumerate([*entries, Entry("", "flush")]):
         if entry.operation != "flush":
             window.append((number, entry))
@@ -72,7 +96,7 @@ def order_problems(disk: bytearray, entries: Sequence[Entry]) -> Iterator[str]:
 class _Window:
     """The writes between two flushes. `problems` writes them down."""
 
-    def __init__(self, device: PatchedDevice, disk: bytearray, window: list[tuple[int, Entry]]) -> None:
+    def __init__(self, device: _Image, disk: bytearray | mmap.mmap, window: list[tuple[int, Entry]]) -> None:
         self._device = device
         self._disk = disk
         self._window = window
@@ -93,7 +117,8 @@ class _Window:
         if self._has_start or self._has_mark:
             yield from (f"window from entry {begin}: {problem}" for problem in self._problems_of_superblocks())
         for _, entry in self._window:
-            entry.apply(self._disk)
+            data = bytes(entry.length) if entry.data is None else bytes(entry.data)
+            self._disk[entry.offset : entry.offset + entry.length] = data
         if self._has_log and self._fresh:
             with closing(Volume.open(self._device, read_only=True)) as volume:
                 after = layout_of(volume)
@@ -221,3 +246,19 @@ def _pieces(entry: Entry, block_bytes: int) -> Iterator[tuple[int, int, bytes]]:
         stop = min((block + 1) * block_bytes, end)
         yield block, position, data[position - entry.offset : stop - entry.offset]
         position = stop
+
+
+def main(path: str) -> int:
+    """Judge a recording that `tests.crashes.real_programs --keep` wrote; prints what is wrong."""
+    with open(path, "rb") as file, open(f"{path}.before", "rb") as before:
+        recording = Recording.read(file.fileno())
+        disk = mmap.mmap(before.fileno(), 0, access=mmap.ACCESS_COPY)
+    problems = list(order_problems(disk, recording.entries))
+    for problem in problems:
+        print(problem)
+    print(f"{len(recording.entries)} writes, discards and flushes: {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
