@@ -63,6 +63,7 @@ test-tools: $(SETUP)
 	-$(BIN)/python -m tests.kit.thin_tools
 	-$(BIN)/python -m tests.kit.docker_engine
 	-$(BIN)/python -m tests.kit.containerd_engine
+	-$(BIN)/python -m tests.kit.containerd_suite 1.7
 	$(BIN)/python -m compileall -q cowfs backends tests
 	-$(BIN)/pytest -q --collect-only tests >/dev/null
 

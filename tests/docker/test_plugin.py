@@ -78,8 +78,17 @@ class DictDriver:
         finally:
             self.closed += 1
 
-    def apply(self, layer_id: str, parent: str | None, archive: IO[bytes], *, as_docker: bool = False) -> Steps[int]:
+    def apply(
+        self,
+        layer_id: str,
+        parent: str | None,
+        archive: IO[bytes],
+        *,
+        as_docker: bool = False,
+        is_layer: bool = True,
+    ) -> Steps[int]:
         assert as_docker
+        assert is_layer
         data = b""
         while part := archive.read(1 << 16):
             data += part

@@ -417,7 +417,7 @@ def a_copy_that_is_killed_is_no_home_and_mounts_go_on(folder: Path) -> None:
     (mnt / "file").write_text("content")
     for place in ("_copy_data", "_put_in_place"):
         program = (
-            f"import os, sys; from cowfs.devices import cloning; from cowfs.cli import main\n"
+            f"import os, sys; from cowfs.devices import cloning; from cowfs.cli.app import main\n"
             f"cloning.{place} = lambda *_: os.kill(os.getpid(), 9)\n"
             "main(sys.argv[1:])\n"
         )
@@ -1083,7 +1083,7 @@ def making_a_home_in_somebody_elses_pool_is_repeated_after_a_crash(folder: Path)
     with foreign_pool(folder):
         words = ["--home", str(folder / "home"), "--backend", "dmthin", "init", "--base-size", "16M"]
         program = (
-            "import os, sys; from cowfs.devices.base.base_ext4 import Ext4; from cowfs.cli import main\n"
+            "import os, sys; from cowfs.devices.base.base_ext4 import Ext4; from cowfs.cli.app import main\n"
             "Ext4.make = lambda self, device, uuid: os.kill(os.getpid(), 9)\n"
             "main(sys.argv[1:])\n"
         )
