@@ -194,7 +194,7 @@ class Snapshotter:
             raise
         self._unmeasured.add(request.name)
         self._has_unmeasured.set()
-        await self._remove_device(active.device)
+        self._begin_removal(active.device)
         return EMPTY()
 
     async def remove(self, request: Any) -> Any:
@@ -379,12 +379,17 @@ class Snapshotter:
         Waits for that a moment only, since the kernel may take long, and not at all where another device is before it.
         """
         is_next = not self._removals
-        has_ended = self._removals[device] = trio.Event()
-        self._has_removals.set()
+        has_ended = self._begin_removal(device)
         if not is_next:
             return
         with trio.move_on_after(_REMOVAL_SECONDS):
             await has_ended.wait()
+
+    def _begin_removal(self, device: str) -> trio.Event:
+        """Have a device removed after those before it; the event is set at the end of that."""
+        has_ended = self._removals[device] = trio.Event()
+        self._has_removals.set()
+        return has_ended
 
     async def serve_removals(self) -> None:
         """A service: removes the devices of snapshots that are gone, one after the other.
