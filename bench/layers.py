@@ -56,6 +56,6 @@ def run(bench: Bench) -> None:
             ours = bench.record(question, contender, "s", taken[contender][question])
             bench.goal(f"{question}: {THEIRS} / {contender}", theirs.median / ours.median, at_least=bound)
     for contender in (THEIRS, OURS, OUTSIDE):
-        memory = bench.record("peak memory, 50 layers got", contender, "MiB", taken[contender]["memory"])
+        memory = bench.record("peak memory, 50 layers in use", contender, "MiB", taken[contender]["memory"])
         if contender != THEIRS:
             bench.goal(f"peak memory of {contender}, MiB", memory.median, at_most=MEMORY_MIB)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 FLUSH_AHEAD_BYTES: Final = 32 << 20
-FLUSH_COPY_BYTES: Final = 8 << 20  # of a copy, for which nobody waits but its end: the disk has work from the start
+FLUSH_COPY_BYTES: Final = 8 << 20  # of a copy, whose end alone is waited for: the disk has work from the start
 
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02

@@ -15,7 +15,7 @@ OUT_OF_DATA_SPACE at the next commit, and a resume with a new table asks for the
       └──the abort failed──► FAIL ──reopen──► WRITE
 
 Commit order: flush the data device, commit the metadata, then punch what this commit freed out of the data device: as
-much as does not hold up others, and the rest by and by (`reclaiming`). A crash in between leaves old bytes in a free
+much as does not delay other requests, and the rest later (`reclaiming`). A crash in between leaves old bytes in a free
 block; they never show, because a block is zeroed when the write that provisions it does not cover it.
 
 Near the end of the metadata each change is a transaction of its own. One that does not fit is rolled back and fails;

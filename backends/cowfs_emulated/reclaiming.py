@@ -1,8 +1,11 @@
 """Which freed data blocks are still to be punched out of the data device.
 
-Much at once would hold up everybody: so there is a most for each time, and the rest follows at later commits and ticks.
-A block that is given to somebody meanwhile is not punched any more. A crash forgets what is left: it costs space on the
-host until the block is used again, and nothing else.
+Much at once would hold up all requests: so there is a limit for each time, and the rest follows at later commits and
+ticks. A block that is allocated again before its turn is not punched. After a crash the rest is not punched either; it
+takes space on the host until its blocks are used again.
+
+The runs are a sorted list, not a `RangeSet`: a commit may free a million runs, which a list takes in 0.04 s and a set,
+run by run, in 3.6 s.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Reclaiming:
         self._runs.sort()
 
     def withdraw(self, first: int, length: int) -> None:
-        """Somebody has these blocks now."""
+        """Forget blocks that are allocated again."""
         end = first + length
         begin = max(bisect_right(self._runs, (first, 0)) - 1, 0)
         stop = begin

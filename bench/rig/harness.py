@@ -147,8 +147,13 @@ class _Progress(Watcher):
     """Of a run inside of another one, whose tables have the lines."""
 
     def __init__(self, outer: Watcher) -> None:
-        self.progress = outer.progress  # type: ignore[method-assign]
-        self.failed = outer.failed  # type: ignore[method-assign]
+        self._outer = outer
+
+    def progress(self, question: str, contender: str, done: int, total: int) -> None:
+        self._outer.progress(question, contender, done, total)
+
+    def failed(self, question: str, contender: str, error: BaseException) -> None:
+        self._outer.failed(question, contender, error)
 
 
 def rounds_of(lines: Sequence[Line]) -> dict[str, dict[str, Rounds]]:

@@ -95,7 +95,7 @@ class Meter:
         self.lines: list[Measured] = []
 
     def add_to(self, question: Question) -> None:
-        """The round is over: what was measured goes into the question."""
+        """Add the figures of this round to the question."""
         for one in self.lines:
             question.add(self._contender.name, one.name, one.figure, one.sample, one.x, one.series)
 

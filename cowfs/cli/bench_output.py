@@ -1,4 +1,4 @@
-"""What a benchmark shows and leaves: tables as they are complete, files of the result, and no directory."""
+"""What a benchmark shows and leaves: each table when it is complete, files of the result, and no directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WIDTH: Final = 100
 
 
 class Printer(Watcher):
-    """Prints tables as they are complete; progress goes to standard error."""
+    """Prints each table when it is complete; progress is printed to standard error."""
 
     def __init__(self, bar: output.StepProgress | None = None, *, shows_tables: bool = True) -> None:
         self._bar = bar

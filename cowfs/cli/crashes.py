@@ -85,7 +85,7 @@ def crash_test_command(
     fewest lost writes.
 
     Both commands are split into words as by a shell, and run without one. The work says by marks what it has promised:
-    'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'. A check is told the
+    'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'. A check gets the
     marks that were set before the crash.
 
     Without a home (--home or COWFS_HOME) a new one is made for the test and removed at its end.

@@ -54,8 +54,8 @@ def snapshotter_command(
 
     A configuration file has the options of this command and those before it as keys: home, backend, storage-opt (a
     list), socket, containerd, log, block-devices, quiet (both true or false), verbose (a number). An option of the
-    command line counts before the file's. A service manager may pass the socket (LISTEN_FDS), and is told when it is
-    served (NOTIFY_SOCKET).
+    command line counts before the file's. A service manager may pass the socket (LISTEN_FDS), and gets a message when
+    it is served (NOTIFY_SOCKET).
     """
     from cowfs.cli.serving import begin_serving
     from cowfs.cli.snapshotter_config import SnapshotterConfig, read_config

@@ -165,8 +165,8 @@ class Snapshotter:
     async def commit(self, request: Any) -> Any:
         """The files of an active snapshot as they are now, under a name of their own.
 
-        Others go on while the kernel gives what programs have changed in memory. Where that takes long, since it is
-        much or the pool is full, nothing is committed, and the kernel goes on.
+        Other calls are answered while the kernel writes what programs have changed in memory. Where that takes long,
+        since it is much or the pool is full, nothing is committed, and the kernel continues to write.
         """
         device = _new_device()
         self._require_new(request.name)

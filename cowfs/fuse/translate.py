@@ -171,7 +171,7 @@ class View(pyfuse3.Operations):
         pages, with writeback those open for writing; the kernel writes them, waiting for the answers, when it is made
         to drop its cache of the file. (syncfs would not do: on FUSE it returns before the writes are answered.)
 
-        Who is cancelled does not wait any longer; the kernel goes on.
+        A caller that is cancelled does not wait any longer; the kernel continues to write.
 
         Before Linux 6.16 the kernel does not wait for what it had begun to send by itself; that has been sent by then.
         """

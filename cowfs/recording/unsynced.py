@@ -17,7 +17,7 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-from cowfs.blockdev import BlockDevice, Buffer
+from cowfs.blockdev import BlockDevice, Buffer, WrappedDevice
 from cowfs.units import SECTOR_BYTES
 
 _MOST_KEPT_BYTES: Final = 256 << 20
@@ -131,64 +131,48 @@ def _survivors(length: int, rng: random.Random) -> list[tuple[int, int]]:
     return [piece for piece in pieces if rng.random() < _SHARE]
 
 
-class _Watched:
+class _Watched(WrappedDevice):
     """A disk whose changes are noted."""
 
-    def __init__(self, disk: BlockDevice, unsynced: Unsynced) -> None:
-        self._disk = disk
+    def __init__(self, inner: BlockDevice, unsynced: Unsynced) -> None:
+        super().__init__(inner)
         self._unsynced = unsynced
-
-    @property
-    def size_bytes(self) -> int:
-        return self._disk.size_bytes
-
-    def refresh_size(self) -> int:
-        refresh = getattr(self._disk, "refresh_size", None)
-        return int(refresh()) if refresh else self._disk.size_bytes
 
     def pread(self, offset: int, length: int) -> bytes:
-        return self._disk.pread(offset, length)
+        return self.inner.pread(offset, length)
 
     def pwrite(self, offset: int, data: Buffer) -> None:
-        self._unsynced.note(self._disk, offset, len(data))
-        self._disk.pwrite(offset, data)
+        self._unsynced.note(self.inner, offset, len(data))
+        self.inner.pwrite(offset, data)
 
     def zero(self, offset: int, length: int) -> None:
-        self._unsynced.note(self._disk, offset, length)
-        self._disk.zero(offset, length)
+        self._unsynced.note(self.inner, offset, length)
+        self.inner.zero(offset, length)
 
     def discard(self, offset: int, length: int) -> None:
-        self._unsynced.note(self._disk, offset, length)
-        self._disk.discard(offset, length)
+        self._unsynced.note(self.inner, offset, length)
+        self.inner.discard(offset, length)
 
     def copy(self, source_offset: int, target_offset: int, length: int) -> None:
-        self._unsynced.note(self._disk, target_offset, length)
-        self._disk.copy(source_offset, target_offset, length)
+        self._unsynced.note(self.inner, target_offset, length)
+        self.inner.copy(source_offset, target_offset, length)
 
     def flush(self) -> None:
-        self._disk.flush()
-
-    def close(self) -> None:
-        self._disk.close()
+        self.inner.flush()
 
 
-class _Flushed:
+class _Flushed(WrappedDevice):
     """A disk whose flushes are noted."""
 
-    def __init__(self, disk: BlockDevice, unsynced: Unsynced) -> None:
-        self._disk = disk
+    def __init__(self, inner: BlockDevice, unsynced: Unsynced) -> None:
+        super().__init__(inner)
         self._unsynced = unsynced
-        self.pread = disk.pread
-        self.pwrite = disk.pwrite
-        self.zero = disk.zero
-        self.discard = disk.discard
-        self.copy = disk.copy
-        self.close = disk.close
-
-    @property
-    def size_bytes(self) -> int:
-        return self._disk.size_bytes
+        self.pread = inner.pread
+        self.pwrite = inner.pwrite
+        self.zero = inner.zero
+        self.discard = inner.discard
+        self.copy = inner.copy
 
     def flush(self) -> None:
-        self._disk.flush()
+        self.inner.flush()
         self._unsynced.note_flush()

@@ -11,6 +11,7 @@ import pytest
 
 from cowfs.errors import MissingRequirement
 from tests.conftest import Account
+from tests.containerd.server import Server
 from tests.kit import containerd_engine
 
 
@@ -25,3 +26,11 @@ def directory(root_user: Account, needs_fuse: None) -> Iterator[Path]:
     made.chmod(0o711)  # for containers of other users
     yield made
     shutil.rmtree(made)
+
+
+@pytest.fixture
+def server(account: Account, needs_fuse: None) -> Iterator[Server]:
+    made = Server(account)
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.stop()

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from cowfs.containerd.grpc import Code
 from cowfs.containerd.snapshots import MAX_SIZE
-from tests.conftest import Account
 from tests.containerd.grpc_client import CallFailed, GrpcClient
 from tests.containerd.server import Server, path_of
 
 pytestmark = pytest.mark.fuse
 MIB = 1 << 20
-
-
-@pytest.fixture
-def server(account: Account, needs_fuse: None) -> Iterator[Server]:
-    made = Server(account)
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.stop()
 
 
 def write(server: Server, client: GrpcClient, key: str, size_mib: int) -> tuple[int, str]:

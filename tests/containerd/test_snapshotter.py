@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from cowfs.containerd.grpc import Code
 from cowfs.containerd.messages import ACTIVE, COMMITTED, VIEW
-from tests.conftest import Account
 from tests.containerd.grpc_client import CallFailed
 from tests.containerd.server import BLOCK_BYTES, Server, names, path_of, refused
 
@@ -27,14 +25,6 @@ sys.stdin.readline()
 os.pwrite(fd, b"after!", 0)
 os.fsync(fd)
 """
-
-
-@pytest.fixture
-def server(account: Account, needs_fuse: None) -> Iterator[Server]:
-    made = Server(account)
-    yield made
-    if made.process is not None and made.process.poll() is None:
-        made.stop()
 
 
 def test_an_image_is_unpacked_run_and_removed(server: Server) -> None:

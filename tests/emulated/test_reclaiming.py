@@ -1,4 +1,4 @@
-"""Much that is freed at once is punched by and by, and nothing that somebody has meanwhile."""
+"""Blocks that are freed together are punched in pieces, but for those that are allocated again before that."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_as_a_set_of_blocks(steps: list[tuple[str, tuple[int, int]]]) -> None:
     assert {block for begin, count in reclaiming.take(1000) for block in range(begin, begin + count)} == model
 
 
-def test_much_is_punched_by_and_by(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freed_blocks_are_punched_in_pieces(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few blocks at each commit and tick, and at the end the rest; what was given away meanwhile keeps its data."""
     monkeypatch.setattr(engine, "RECLAIM_BYTES", 3 * BLOCK)
     thin, other = bench.thin(1), bench.thin(2, blocks=60)
