@@ -7,6 +7,7 @@ The same steps on two drivers have to come to the same trees and the same differ
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import io
@@ -15,12 +16,13 @@ import os
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from cowfs.cli.app import run
 from tests.kit.docker_engine import BUSYBOX, DockerEngine, storage_driver
 from tests.kit.docker_registry import docker_registry
 
@@ -35,10 +37,10 @@ RUN mkdir /var/log && mv /usr/share/moved /usr/share/there && rm /etc/hard && he
 """
 
 
-def make_image(directory: Path) -> Path:
+def make_image() -> bytes:
     """A root file system with one of each kind of file, as a tar archive."""
-    archive = directory / "image.tar"
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
 
         def add(name: str, data: bytes = b"", **fields: Any) -> None:
             item = tarfile.TarInfo(name)
@@ -63,31 +65,31 @@ def make_image(directory: Path) -> Path:
         add("var/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666)
         for number in range(300):
             add(f"etc/gone/{number}", b"%d" % number * number)
-    return archive
+    return archive.getvalue()
 
 
-def make_reserved(directory: Path) -> Path:
+def make_reserved() -> bytes:
     """A root file system as cowfs writes one in which a file is named as the whiteout of another."""
-    archive = directory / "reserved.tar"
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, true_path in (("kept", ""), (".cowfs-name.wh.kept", ".wh.kept")):
             item = tarfile.TarInfo(name)
             item.mtime, item.pax_headers = 1_500_000_000, {"COWFS.path": true_path} if true_path else {}
             tar.addfile(item)
-    return archive
+    return archive.getvalue()
 
 
 def commit_reserved(engine: DockerEngine, directory: Path) -> dict[str, list[object]]:
     """What is in a container of an image that was committed with a file named as the whiteout of another."""
     (directory / ".wh.changed").write_text("no whiteout\n")
-    engine.docker("create", "--name", "reserved", "image", "/bin/sh")
-    engine.docker("cp", str(directory / ".wh.changed"), "reserved:/etc/.wh.changed")
-    engine.docker("commit", "reserved", "reserved")
-    engine.docker("save", "reserved")
-    engine.docker("create", "--name", "again", "reserved", "/bin/sh")
-    found = listing(engine.docker("export", "again"))
-    engine.docker("rm", "reserved", "again")
-    engine.docker("rmi", "reserved")
+    engine.create("reserved", "image")
+    engine.copy_in(directory / ".wh.changed", "reserved", "/etc")
+    engine.commit("reserved", "reserved")
+    engine.save("reserved")
+    engine.create("again", "reserved")
+    found = listing(engine.export("again"))
+    engine.remove_containers("reserved", "again")
+    engine.remove_images("reserved")
     return {name: found[name] for name in found if "changed" in name}
 
 
@@ -121,10 +123,15 @@ def layers(archive: bytes) -> list[dict[str, list[object]]]:
 
 
 def cowfs(*words: str | Path) -> bytes:
-    """A command of ours in this guest."""
-    done = subprocess.run([sys.executable, "-m", "cowfs", *words], capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (0, b""), done
-    return done.stdout
+    """What a command of ours prints. It runs in this process, as the start of one takes a second in a guest."""
+    with tempfile.TemporaryFile() as file:
+        out, err = io.TextIOWrapper(file), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = run([str(word) for word in words])
+        out.flush()
+        assert (status, err.getvalue()) == (0, ""), (words, status, err.getvalue())
+        file.seek(0)
+        return file.read()
 
 
 def save_offline(directory: Path) -> None:
@@ -140,20 +147,16 @@ def save_offline(directory: Path) -> None:
 def load_saved(engine: DockerEngine, directory: Path) -> dict[str, object]:
     """What was saved, loaded by a daemon that has nothing of it any more."""
     images = json.loads((directory / "images.json").read_text())
-    with (directory / "saved.tar").open("rb") as archive:
-        engine.docker("load", stdin=archive)
-    loaded = engine.docker("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}").decode().splitlines()
-    with (directory / "one.tar").open("rb") as archive:
-        engine.docker("import", "-", "one", stdin=archive)
+    engine.load((directory / "saved.tar").read_bytes())
+    loaded = engine.images()
+    engine.import_image((directory / "one.tar").read_bytes(), "one")
     return {
         "ids read": {tag: f"sha256:{image['id']}" for image in images for tag in image["tags"]},
-        "ids loaded": dict(line.split() for line in loaded),
-        "layers": layers(engine.docker("save", "built")),
+        "ids loaded": loaded,
+        "layers": layers(engine.save("built")),
         "containers": [row["name"] for row in json.loads((directory / "ps.json").read_text())],
         "export": listing((directory / "one.tar").read_bytes()),
-        "run": engine.docker(
-            "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
-        ).decode(),
+        "run": engine.run("built", "/bin/busybox", "cat", "/etc/changed"),
     }
 
 
@@ -176,14 +179,13 @@ def through_a_registry(engine: DockerEngine, directory: Path) -> dict[str, objec
         cowfs("--home", home, "cp", directory / "greeting", "mine:/etc/greeting")
         cowfs("--home", home, "layer", "push", "mine", f"{host}/mine:1")
         for name in ("built", "mine"):
-            engine.docker("pull", f"{host}/{name}:1")
-        pulled = engine.docker("inspect", "--format", "{{.Id}}", f"{host}/built:1").decode().strip()
-        run = ["run", "--rm", "--network", "none", f"{host}/mine:1", "/bin/busybox", "cat", "/etc/greeting"]
-        said = engine.docker(*run).decode()
-        engine.docker("tag", "built", f"{host}/docker:1")
-        engine.docker("push", f"{host}/docker:1")
+            engine.pull(f"{host}/{name}", "1")
+        pulled = engine.images()[f"{host}/built:1"]
+        said = engine.run(f"{host}/mine:1", "/bin/busybox", "cat", "/etc/greeting")
+        engine.tag("built", f"{host}/docker", "1")
+        engine.push(f"{host}/docker", "1")
         back = json.loads(cowfs("--home", home, "--json", "layer", "pull", f"{host}/docker:1"))
-        engine.docker("rmi", f"{host}/built:1", f"{host}/mine:1", f"{host}/docker:1")
+        engine.remove_images(f"{host}/built:1", f"{host}/mine:1", f"{host}/docker:1")
     images = json.loads((directory / "images.json").read_text())
     return {
         "run": said,
@@ -201,21 +203,21 @@ def bring_loopback_up() -> None:
         fcntl.ioctl(asked, SIOCSIFFLAGS, request.pack(b"lo", flags | IFF_UP))
 
 
-def rescue_from_xfs(directory: Path, image: Path, context: Path) -> dict[str, object]:
+def rescue_from_xfs(directory: Path, image: bytes, context: Path) -> dict[str, object]:
     """A home whose devices have xfs: what is in it while Docker has it, and what is read without it."""
     options = [*SIZES, "dm.fs=xfs"]
     directory.mkdir()
     with storage_driver("devicemapper", directory, options) as arguments, DockerEngine(directory, arguments) as engine:
-        status = dict(json.loads(engine.docker("info", "--format", "{{json .DriverStatus}}")))
-        engine.docker("import", str(image), "image")
-        engine.docker("build", "--network", "none", "-t", "built", str(context))
-        engine.docker("create", "--name", "one", "built", "/bin/sh")
-        engine.docker("cp", str(context / "added"), "one:/usr/share/there")
+        status = dict(engine.info()["DriverStatus"])
+        engine.import_image(image, "image")
+        engine.build(context, "built")
+        engine.create("one", "built")
+        engine.copy_in(context / "added", "one", "/usr/share/there")
         theirs = {
             "filesystem": status["Backing Filesystem"],
-            "layers": layers(engine.docker("save", "built")),
-            "export": listing(engine.docker("export", "one")),
-            "diff": sorted(engine.docker("diff", "one").decode().splitlines()),
+            "layers": layers(engine.save("built")),
+            "export": listing(engine.export("one")),
+            "diff": engine.changes("one"),
         }
     save_offline(directory)
     home = directory / "root"
@@ -228,8 +230,8 @@ def rescue_from_xfs(directory: Path, image: Path, context: Path) -> dict[str, ob
         "mount": shown_in_a_mount(home, directory / "mnt"),
     }
     with storage_driver("devicemapper", directory, options) as arguments, DockerEngine(directory, arguments) as engine:
-        engine.docker("rm", "one")
-        engine.docker("rmi", "built", "image")
+        engine.remove_containers("one")
+        engine.remove_images("built", "image")
         loaded = load_saved(engine, directory)
     return {"docker": theirs, "without": without, "loaded": loaded}
 
@@ -253,46 +255,43 @@ def main(driver: str, directory: Path) -> None:
     (context / "added" / "deep" / "file").write_text("added\n")
     (context / "added" / "link").symlink_to("deep/file")
     (context / "Dockerfile").write_text(DOCKERFILE)
-    image = make_image(directory)
+    image = make_image()
     result: dict[str, object] = {}
 
     with storage_driver(driver, directory, OPTIONS) as arguments, DockerEngine(directory, arguments) as engine:
-        info = json.loads(engine.docker("info", "--format", "{{json .}}"))
+        info = engine.info()
         assert info["Driver"] == driver, info["Driver"]
         result["status names"] = [name for name, _ in info["DriverStatus"]]
-        engine.docker("import", str(image), "image")
-        engine.docker("build", "--network", "none", "-t", "built", str(context))
-        result["layers"] = layers(engine.docker("save", "built"))
-        engine.docker("import", str(make_reserved(directory)), "substitutes")
-        engine.docker("create", "--name", "substitutes", "substitutes", "/bin/sh")
-        found = listing(engine.docker("export", "substitutes"))
+        engine.import_image(image, "image")
+        engine.build(context, "built")
+        result["layers"] = layers(engine.save("built"))
+        engine.import_image(make_reserved(), "substitutes")
+        engine.create("substitutes", "substitutes")
+        found = listing(engine.export("substitutes"))
         result["substitutes"] = sorted(name for name in found if "kept" in name)
-        engine.docker("rm", "substitutes")
-        engine.docker("rmi", "substitutes")
+        engine.remove_containers("substitutes")
+        engine.remove_images("substitutes")
         if driver == "cowfs":  # devicemapper's own takes it for a deletion
             result["reserved"] = commit_reserved(engine, directory)
-        engine.docker("create", "--name", "one", "built", "/bin/sh")
+        engine.create("one", "built")
         (directory / "copied in").write_text("from outside\n")
-        engine.docker("cp", str(directory / "copied in"), "one:/etc/copied")
-        engine.docker("cp", str(context / "added"), "one:/usr/share/there")
-        result["diff"] = sorted(engine.docker("diff", "one").decode().splitlines())
-        result["export"] = listing(engine.docker("export", "one"))
-        result["run"] = engine.docker(
-            "run", "--rm", "--network", "none", "built", "/bin/busybox", "cat", "/etc/changed"
-        ).decode()
+        engine.copy_in(directory / "copied in", "one", "/etc", "copied")
+        engine.copy_in(context / "added", "one", "/usr/share/there")
+        result["diff"] = engine.changes("one")
+        result["export"] = listing(engine.export("one"))
+        result["run"] = engine.run("built", "/bin/busybox", "cat", "/etc/changed")
 
     if driver == "devicemapper":
         save_offline(directory)
     with storage_driver(driver, directory, OPTIONS) as arguments, DockerEngine(directory, arguments) as engine:
-        result["diff after a restart"] = sorted(engine.docker("diff", "one").decode().splitlines())
-        result["export after a restart"] = listing(engine.docker("export", "one"))
-        engine.docker("cp", "one:/etc/copied", str(directory / "copied out"))
-        result["copied out"] = (directory / "copied out").read_text()
-        engine.docker("commit", "one", "committed")
-        result["committed layer"] = layers(engine.docker("save", "committed"))[-1]
-        engine.docker("rm", "one")
-        engine.docker("rmi", "committed", "built", "image")
-        left = engine.docker("images", "-aq").decode().split()
+        result["diff after a restart"] = engine.changes("one")
+        result["export after a restart"] = listing(engine.export("one"))
+        result["copied out"] = engine.copy_out("one", "/etc/copied").decode()
+        engine.commit("one", "committed")
+        result["committed layer"] = layers(engine.save("committed"))[-1]
+        engine.remove_containers("one")
+        engine.remove_images("committed", "built", "image")
+        left = engine.images()
         assert not left, left
         result["images after rmi"] = left
         if driver == "devicemapper":

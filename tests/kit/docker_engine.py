@@ -4,25 +4,31 @@ Its packages are unpacked beside everything else, as any user:
 
     python -m tests.kit.docker_engine      fetches and unpacks them below the virtual environment
 
-The daemon runs inside User-Mode Linux, as the guest's root, without networks:
+The daemon runs inside User-Mode Linux, as the guest's root, without networks. It is asked by its API, since a start of
+its command takes a second of the guest's processor:
 
     with DockerEngine(directory, ["-s", "devicemapper"]) as engine:
-        engine.docker("import", "image.tar", "image")
+        engine.import_image(archive, "image")
 """
 
 from __future__ import annotations
 
+import base64
 import http.client
+import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Any, Final, Self
+from urllib.parse import urlencode
 
 from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
@@ -33,13 +39,15 @@ FETCH_COMMAND: Final = "python -m tests.kit.docker_engine"
 BUSYBOX: Final = UNPACKED / "bin" / "busybox"
 PLUGIN_SOCKET: Final = Path("/run/docker/plugins/cowfs.sock")
 _API_SOCKET: Final = "/run/docker.sock"
+_LOG_HEADER_BYTES: Final = 8  # the stream, three bytes that are 0, and the length
+_TAR: Final = "application/x-tar"
 _START_SECONDS: Final = 300.0
 _STOP_SECONDS: Final = 60.0
 _POLL_SECONDS: Final = 0.1
 
 
 def is_unpacked(root: Path = UNPACKED) -> bool:
-    programs = ("usr/sbin/dockerd", "usr/bin/docker", "usr/bin/containerd", "usr/sbin/runc", "bin/busybox")
+    programs = ("usr/sbin/dockerd", "usr/bin/containerd", "usr/sbin/runc", "bin/busybox")
     return all(os.access(root / program, os.X_OK) for program in programs)
 
 
@@ -74,8 +82,6 @@ class DockerEngine:
             **os.environ,
             "PATH": os.pathsep.join(paths),
             "LD_LIBRARY_PATH": libraries,
-            "DOCKER_HOST": f"unix://{_API_SOCKET}",
-            "DOCKER_BUILDKIT": "0",
             "HOME": "/run",
         }
 
@@ -86,7 +92,7 @@ class DockerEngine:
         self._log = (self._directory / "dockerd.log").open("ab")
         command = [
             *("dockerd", "--data-root", str(self._directory / "root"), "--exec-root", "/run/docker-exec"),
-            *("--pidfile", "/run/docker.pid", "--host", self._environment["DOCKER_HOST"]),
+            *("--pidfile", "/run/docker.pid", "--host", f"unix://{_API_SOCKET}"),
             *("--iptables=false", "--bridge=none", *self._arguments),
         ]
         self._daemon = subprocess.Popen(command, env=self._environment, stdout=self._log, stderr=self._log)
@@ -110,18 +116,97 @@ class DockerEngine:
             self._log.close()
             self._log = None
 
-    def docker(self, *arguments: str, stdin: IO[bytes] | None = None) -> bytes:
-        """Run a command of the client; what it prints. Raises RuntimeError with what it complains about."""
-        result = self._run(*arguments, stdin=stdin)
-        if result.returncode != 0:
-            raise RuntimeError(f"docker {' '.join(arguments)}: {result.stderr.decode(errors='replace').strip()}")
-        return result.stdout
+    def info(self) -> dict[str, Any]:
+        answer: dict[str, Any] = self._ask("GET", "/info")
+        return answer
+
+    # --- images
+
+    def import_image(self, archive: bytes, name: str) -> None:
+        """An image of one layer from a tar archive."""
+        self._act("/images/create", archive, fromSrc="-", repo=name)
+
+    def build(self, context: Path, name: str) -> None:
+        self._act("/build", _packed(context, "."), t=name, networkmode="none", rm="1")
+
+    def images(self) -> dict[str, str]:
+        """The id of each image, by its name and tag, or its id where it has none."""
+        rows = self._ask("GET", "/images/json", all="1")
+        return {tag: row["Id"] for row in rows for tag in row["RepoTags"] or [row["Id"]]}
+
+    def save(self, name: str) -> bytes:
+        return self.request("GET", f"/images/{name}/get")
+
+    def load(self, archive: bytes) -> None:
+        self._act("/images/load", archive, quiet="1")
+
+    def tag(self, name: str, repository: str, tag: str) -> None:
+        self._act(f"/images/{name}/tag", repo=repository, tag=tag)
+
+    def pull(self, repository: str, tag: str) -> None:
+        self._act("/images/create", fromImage=repository, tag=tag)
+
+    def push(self, repository: str, tag: str) -> None:
+        self._act(f"/images/{repository}/push", tag=tag)
+
+    def remove_images(self, *names: str) -> None:
+        for name in names:
+            self.request("DELETE", f"/images/{name}")
+
+    # --- containers
+
+    def create(self, name: str, image: str, *command: str) -> None:
+        """A container without a network."""
+        wanted = {"Image": image, "Cmd": command or ["/bin/sh"], "HostConfig": {"NetworkMode": "none"}}
+        self._ask("POST", "/containers/create", wanted, name=name)
+
+    def run(self, image: str, *command: str) -> str:
+        """What a command prints in a container of its own, which is removed. Raises RuntimeError where it fails."""
+        self.create("run", image, *command)
+        self.request("POST", "/containers/run/start")
+        status = self._ask("POST", "/containers/run/wait")["StatusCode"]
+        said = _output_of(self.request("GET", "/containers/run/logs?stdout=1&stderr=1"))
+        self.remove_containers("run")
+        if status != 0:
+            raise RuntimeError(f"{' '.join(command)} in {image} ended with {status}: {said}")
+        return said
+
+    def copy_in(self, source: Path, container: str, directory: str, name: str = "") -> None:
+        """A file or tree into a directory of a container, by its name or another one."""
+        query = urlencode({"path": directory, "noOverwriteDirNonDir": "true"})
+        self.request("PUT", f"/containers/{container}/archive?{query}", _packed(source, name or source.name), _TAR)
+
+    def copy_out(self, container: str, path: str) -> bytes:
+        """The content of a file of a container."""
+        archive = self.request("GET", f"/containers/{container}/archive?{urlencode({'path': path})}")
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            file = tar.extractfile(os.path.basename(path))
+            assert file is not None
+            return file.read()
+
+    def changes(self, container: str) -> list[str]:
+        """As Docker's command tells them: `A /added`, in order."""
+        found = self._ask("GET", f"/containers/{container}/changes") or []
+        return sorted(f"{'CAD'[change['Kind']]} {change['Path']}" for change in found)
+
+    def export(self, container: str) -> bytes:
+        return self.request("GET", f"/containers/{container}/export")
+
+    def commit(self, container: str, image: str) -> None:
+        self._ask("POST", "/commit", container=container, repo=image)
+
+    def remove_containers(self, *names: str) -> None:
+        for name in names:
+            self.request("DELETE", f"/containers/{name}")
+
+    # --- the API
 
     def request(self, method: str, path: str, body: bytes | IO[bytes] = b"", kind: str = "application/json") -> bytes:
-        """A request of the daemon's API, without a client's start: for measuring. Raises RuntimeError."""
+        """A request of the daemon's API. Raises RuntimeError."""
         connection = _UnixConnection("docker")
+        headers = {"Content-Type": kind, "X-Registry-Auth": base64.urlsafe_b64encode(b"{}").decode()}
         try:
-            connection.request(method, path, body, {"Content-Type": kind})
+            connection.request(method, path, body, headers)
             response = connection.getresponse()
             answer = response.read()
         finally:
@@ -130,22 +215,26 @@ class DockerEngine:
             raise RuntimeError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
         return answer
 
+    def _ask(self, method: str, path: str, body: object = None, **query: str) -> Any:
+        """A request in JSON, and the answer to it."""
+        data = b"" if body is None else json.dumps(body).encode()
+        return json.loads(self.request(method, f"{path}?{urlencode(query)}", data))
+
+    def _act(self, path: str, archive: bytes = b"", **query: str) -> None:
+        """A request whose answer is its progress, a line of JSON for each step. Raises RuntimeError at an error."""
+        for line in self.request("POST", f"{path}?{urlencode(query)}", archive, _TAR).splitlines():
+            if "error" in (step := json.loads(line)):
+                raise RuntimeError(f"POST {path}: {step['error']}")
+
     def log_tail(self) -> str:
         lines = (self._directory / "dockerd.log").read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if "level=info" not in line)[-2000:]
 
     def _answers(self) -> bool:
-        """Whether the daemon serves its socket. A start of the client would take a second of the guest's processor."""
         try:
             return bool(self.request("GET", "/_ping"))
         except (OSError, http.client.HTTPException, RuntimeError):
             return False
-
-    def _run(self, *arguments: str, stdin: IO[bytes] | None = None) -> subprocess.CompletedProcess[bytes]:
-        source = subprocess.DEVNULL if stdin is None else stdin
-        return subprocess.run(
-            ["docker", *arguments], env=self._environment, stdin=source, capture_output=True, check=False
-        )
 
     def __enter__(self) -> Self:
         self.start()
@@ -192,6 +281,23 @@ def storage_driver(name: str, directory: Path, options: Sequence[str]) -> Iterat
             raise
     if status != 0:
         raise RuntimeError(f"the plugin ended with {status}: {log_path.read_text()[-2000:]}")
+
+
+def _packed(source: Path, name: str) -> bytes:
+    """A file or tree as a tar archive, by a name."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.add(source, name)
+    return out.getvalue()
+
+
+def _output_of(log: bytes) -> str:
+    """What a container's log holds: pieces of its streams, each with its length before it."""
+    said = b""
+    while log:
+        end = _LOG_HEADER_BYTES + int.from_bytes(log[4:_LOG_HEADER_BYTES], "big")
+        said, log = said + log[_LOG_HEADER_BYTES:end], log[end:]
+    return said.decode()
 
 
 class _UnixConnection(http.client.HTTPConnection):
