@@ -45,8 +45,8 @@ def record_error(error: BaseException) -> ErrorRecord:
         return ErrorRecord(type(error).__name__, plain_text(error.message), error.errno or 0, error.exit_code, fields)
     if isinstance(error, OSError) and error.errno:
         text = error.strerror or os.strerror(error.errno)
-        where = f": {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-        return ErrorRecord(CowfsError.__name__, plain_text(text + where), error.errno, CowfsError.exit_code)
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return ErrorRecord(CowfsError.__name__, plain_text(where + text), error.errno, CowfsError.exit_code)
     trace = "".join(traceback.format_exception(error))
     message = plain_text(f"{type(error).__name__}: {error}")
     return ErrorRecord(HolderBug.__name__, message, 0, 1, trace=plain_text(trace))

@@ -118,6 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         signals.end_on_sigterm()
         _open_standard_streams()
+        output.name_standard_output()
         status = run(words)
         signals.outcome_stands()
     except KeyboardInterrupt as error:  # in the moments before and after the command, or a second one
@@ -130,8 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except OSError as error:
         silence_stdout()
         if not status:
-            failure = OSError(error.errno, error.strerror, "standard output")
-            status = output.print_error(failure, as_json=_asks_for_json(words))
+            status = output.print_error(error, as_json=_asks_for_json(words))
     gc.freeze()  # else the interpreter looks for garbage among all objects before it lets go of them
     sys.exit(status)
 

@@ -179,17 +179,8 @@ def cat_command(settings: Settings, file: DeviceFile) -> None:
     if not file.path:
         raise UsageError(f"which file of '{file.device}'? name it, as in 'cowfs cat {file.device}:/etc/hosts'")
     with settings.open_home() as home, _explaining_colons(home, file):
-        home.read_file(file.device, file.path, _write)
+        home.read_file(file.device, file.path, sys.stdout.buffer.write)
     sys.stdout.buffer.flush()
-
-
-def _write(piece: bytes) -> None:
-    try:
-        sys.stdout.buffer.write(piece)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 # cp

@@ -85,7 +85,10 @@ def _import_stdin(
         )
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until all is here: the command that writes it may need it.
-    with as_file(sys.stdin.buffer, settings.home_path, is_held=False) as file, settings.open_home() as home:
+    with (
+        as_file(sys.stdin.buffer, settings.home_path, is_held=False, called="standard input") as file,
+        settings.open_home() as home,
+    ):
         return home.import_stream(file, name, format=kind, size_bytes=size_bytes)
 
 

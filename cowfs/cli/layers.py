@@ -158,7 +158,7 @@ def apply_command(settings: Settings, layer_id: str) -> None:
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until the archive is here: the command that writes it may need it.
     with (
-        as_file(sys.stdin.buffer, settings.home_path, is_held=False) as archive,
+        as_file(sys.stdin.buffer, settings.home_path, is_held=False, called="standard input") as archive,
         settings.open_home_from_outside() as home,
     ):
         size_bytes = home.layers.apply(layer_id, archive)

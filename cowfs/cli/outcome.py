@@ -47,10 +47,11 @@ def status_of(command: Callable[[], Any], *, as_json: bool) -> int:
 
 def _one_line(error: click.ClickException) -> str:
     """What click complains about, as our errors are written."""
-    text = error.format_message().strip().rstrip(".").replace("\n", " ")
-    text = text[:1].lower() + text[1:]
     if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
-        return f"{text}; {error.option_name} has to come before the command: cowfs {error.option_name} ... COMMAND"
+        name = error.option_name
+        return f"no such option '{name}' of this command; {name} has to come before it: cowfs {name} ... COMMAND"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = text[:1].lower() + text[1:]
     context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cowfs"
     return f"{text}; see '{context} --help'"
 

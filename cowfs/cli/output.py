@@ -6,12 +6,13 @@ standard error is a terminal and the work has already taken a while, by a thread
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import IO, TYPE_CHECKING, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 from cowfs.errors import CowfsError, UsageError
 from cowfs.steps import Progress
@@ -26,6 +27,32 @@ _PATIENCE_SECONDS: Final = 0.3
 shows_progress = True  # what -q turns off
 where = ""  # before the text of an error or a warning: the line of a batch
 _PROGRAM: Final = "cowfs: "
+
+
+class _StandardOutput(io.FileIO):
+    """Standard output, which has a name in its errors."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def name_standard_output() -> None:
+    """Have errors of standard output say that they are of it, whoever prints: click and tarfile do so too."""
+    was = sys.stdout
+    assert isinstance(was, io.TextIOWrapper)
+    raw = _StandardOutput(was.fileno(), "w", closefd=False)
+    sys.stdout = io.TextIOWrapper(
+        raw if was.write_through else io.BufferedWriter(raw),
+        encoding=was.encoding,
+        errors=was.errors,
+        line_buffering=was.line_buffering,
+        write_through=was.write_through,
+    )
 
 
 def print_json(value: object) -> None:
@@ -184,13 +211,8 @@ def archive_out(file: str | None, redirected: str) -> Iterator[IO[bytes]]:
         return
     if sys.stdout.isatty():
         raise UsageError(f"refusing to write a tar archive to a terminal; redirect it, as in '{redirected}'")
-    try:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    except (BrokenPipeError, CowfsError):
-        raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, error.filename or "standard output") from error
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 class _Bar:

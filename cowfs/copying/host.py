@@ -57,7 +57,7 @@ class _Directory(NamedTuple):
 
 
 class HostSource:
-    """Reads files of the host. Its own errors are records, one for each file that cannot be read."""
+    """Reads files of the host. Below a directory, a file that cannot be read is a record that says so."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, int], int] = {}
@@ -70,14 +70,17 @@ class HostSource:
             name: what the first record calls it.
 
         Raises:
-            OSError: it cannot be looked at.
+            OSError: nothing of it can be read.
         """
         status = os.stat(path, follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode) and path.endswith(b"/"):
             path = os.path.realpath(path)
             status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
-            yield from self._read(None, path, path, name, status)
+            try:
+                yield from self._read(None, path, path, name, status)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, path) from error
             return
         fd, node, opened = self._enter(None, path.rstrip(b"/") or b"/", path.rstrip(b"/"))
         try:
@@ -124,7 +127,7 @@ class HostSource:
     def _read(
         self, directory: int | None, name: bytes, path: bytes, called: bytes, status: os.stat_result
     ) -> Iterator[Record]:
-        """The records of what is not a directory."""
+        """The records of what is not a directory. Raises OSError before the first of them: it cannot be read."""
         number = 0
         if status.st_nlink > 1:
             known = self._numbers.get(_identity(status))
@@ -132,17 +135,13 @@ class HostSource:
                 yield Link(called, known)
                 return
             number = len(self._numbers) + 1
-        try:
-            if stat.S_ISREG(status.st_mode):
-                records = self._read_file(directory, name, path, called, number)
-            else:
-                target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
-                xattrs = _xattrs(_path_of(directory, name))
-                records = iter([_node(called, status, xattrs, number, target)])
-            first = next(records)
-        except OSError as error:
-            yield _problem(path, error)
-            return
+        if stat.S_ISREG(status.st_mode):
+            records = self._read_file(directory, name, path, called, number)
+        else:
+            target = os.readlink(name, dir_fd=directory) if stat.S_ISLNK(status.st_mode) else b""
+            xattrs = _xattrs(_path_of(directory, name))
+            records = iter([_node(called, status, xattrs, number, target)])
+        first = next(records)
         if number:
             self._numbers[_identity(status)] = number
         yield first

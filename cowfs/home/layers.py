@@ -135,7 +135,9 @@ class Layers:
 
 
 @contextmanager
-def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = True) -> Iterator[IO[bytes]]:
+def as_file(
+    archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = True, called: str = "the archive"
+) -> Iterator[IO[bytes]]:
     """An archive as a regular file that the holder of the home can read; copied where it is something else.
 
     The copy has holes where there are pieces of zeros.
@@ -143,8 +145,10 @@ def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = 
     Args:
         directory: the home's.
         is_held: by another process, which does not read what may be on its own mount.
+        called: the archive, in the message of an error.
 
     Raises:
+        OSError: it cannot be read.
         HomeError: it cannot be copied into `directory`.
     """
     try:
@@ -156,18 +160,33 @@ def as_file(archive: IO[bytes], directory: os.PathLike[str], *, is_held: bool = 
         yield archive
         return
     with ExitStack() as stack:
-        try:
+        with _copying_into(directory):
             copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
-            while piece := archive.read(_PIECE_BYTES):
+        while piece := _read_piece(archive, called):
+            with _copying_into(directory):
                 if _ZEROS.startswith(piece):
                     copy.seek(len(piece), os.SEEK_CUR)
                 else:
                     copy.write(piece)
+        with _copying_into(directory):
             copy.truncate()
             copy.seek(0)
-        except OSError as error:
-            raise HomeError(
-                f"cannot keep a copy of what is read in the home {os.fspath(directory)}: {error.strerror or error}",
-                errno=error.errno,
-            ) from error
         yield copy
+
+
+def _read_piece(archive: IO[bytes], called: str) -> bytes:
+    try:
+        return archive.read(_PIECE_BYTES)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, called) from error
+
+
+@contextmanager
+def _copying_into(directory: os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HomeError(
+            f"cannot keep a copy of what is read in the home {os.fspath(directory)}: {error.strerror or error}",
+            errno=error.errno,
+        ) from error

@@ -46,8 +46,14 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "global option late": (
         ["list", "--json"],
         USAGE,
-        "--json has to come before the command: cowfs --json ... COMMAND",
+        "no such option '--json' of this command; --json has to come before it: cowfs --json ... COMMAND",
     ),
+    "global option late, and like another": (
+        ["list", "--home", "H"],
+        USAGE,
+        "no such option '--home' of this command; --home has to come before it: cowfs --home ... COMMAND",
+    ),
+    "no choice made": (["completion"], USAGE, "'{bash|zsh|fish}'. Choose from: bash, zsh, fish; see 'cowfs completion"),
     "argument missing": (["snapshot", "web"], USAGE, "missing argument 'NAME...'; see 'cowfs snapshot --help'"),
     "argument too many": (["inspect", "web", "base"], USAGE, "unexpected extra argument"),
     "nothing to remove": (["remove"], USAGE, "missing argument 'NAME...'"),
@@ -116,6 +122,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "count zero": (["create", "x{}", "--count", "0"], USAGE, "0 is not in the range 1<=x<=100000"),
     "count too large": (["create", "x{}", "--count", "10000000"], USAGE, "10000000 is not in the range 1<=x<=100000"),
     "cp of no file": (["cp", "/does/not/exist", "web:/"], SYSTEM, "/does/not/exist: No such file or directory"),
+    "cp of a file that cannot be read": (["cp", "/proc/self/mem", "web:/"], SYSTEM, "/proc/self/mem: Input/output"),
     "promote": (["promote", "web-1"], USAGE, "snapshots are peers here, so none needs promoting"),
     "remove base": (["remove", "base"], USAGE, "the base device cannot be removed"),
     "reserved base": (["create", "base"], USAGE, "'base' cannot be the name of a device: it is reserved for the home"),
@@ -662,14 +669,24 @@ def test_a_command_that_is_ended_takes_its_temporary_files_with_it(home: Path, c
         ("layer diff web > /dev/full", 1, "cowfs: standard output: No space left on device"),
         ("export web - > /dev/full", 1, "cowfs: standard output: No space left on device"),
         ("layer diff web >&-", 1, "cowfs: standard output: Bad file descriptor"),
-        ("layer apply web <&-", HOME, "Bad file descriptor"),
+        ("layer apply web <&-", SYSTEM, "cowfs: standard input: Bad file descriptor"),
+        ("import - new --format raw <&-", SYSTEM, "cowfs: standard input: Bad file descriptor"),
+        ("--help > /dev/full", SYSTEM, "cowfs: standard output: No space left on device"),
+        ("help create > /dev/full", SYSTEM, "cowfs: standard output: No space left on device"),
+        ("--version >&-", SYSTEM, "cowfs: standard output: Bad file descriptor"),
+        ("doctor --need pool > /dev/full", SYSTEM, "cowfs: standard output: No space left on device"),
+        ("--json list > /dev/full", SYSTEM, '"message":"standard output: No space left on device"'),
         ("list <&- >&- 2>&-", 1, ""),
         ("layer create third <&- 2>&-", 0, ""),
     ],
 )
-def test_standard_streams_that_are_closed_or_full(home: Path, command: str, status: int, error: str) -> None:
+@pytest.mark.parametrize("buffering", ["buffered", "unbuffered"])
+def test_standard_streams_that_are_closed_or_full(
+    home: Path, command: str, status: int, error: str, buffering: str
+) -> None:
     before = (home / "devicemapper/data").read_bytes()
-    script = f"exec '{sys.executable}' -m cowfs --home '{home}' {command}"
+    option = {"buffered": "", "unbuffered": "-u"}[buffering]
+    script = f"exec '{sys.executable}' {option} -m cowfs --home '{home}' {command}"
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         ["sh", "-c", script], stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=buffered
