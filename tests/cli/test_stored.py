@@ -1,7 +1,7 @@
 """What a Docker daemon left, through the command line: the directory of Docker 20.10 in tests/data/README.md.
 
-Its three images have their original ids; a container is added by hand, as a daemon writes it. Docker itself loads what
-is saved in tests/docker/test_real_docker.py.
+Its three images have their original ids; a container is added by hand, as a daemon writes it. All is asked of that
+directory, and of one with xfs in the devices. Docker itself loads what is saved in tests/docker/test_real_docker.py.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cowfs.devices import opening
+from cowfs.pool import load_backend
 from tests.cli.conftest import Outcome, Run
 from tests.conftest import Account
 from tests.docker_home import BUSYBOX_BYTES, DIRECTORY, LAYER_1, LAYER_2, LAYER_3, UNPACK
+from tests.docker_home_xfs import put_xfs_into
+from tests.xfs.images import require_mkfs
 
 HELLO = "7ac9d0bc1e92970c485a949ae196ac84865f9fb8cc2af2a72bfc451ec54441fe"
 TWO = "b9588530e9eb6cb18bde49f66f5b7403c59035a6a882b886ab281cfbb83a6712"
@@ -35,11 +40,21 @@ CONTAINER = "ab" * 32
 Docker = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def filesystem(request: pytest.FixtureRequest) -> str:
+    """What the devices hold."""
+    if request.param == "xfs":
+        require_mkfs()
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original(tmp_path_factory: pytest.TempPathFactory, filesystem: str) -> Path:
     """The daemon's directory, which no test changes."""
     directory = tmp_path_factory.mktemp("original")
     subprocess.run(UNPACK, cwd=directory, check=True)
+    if filesystem == "xfs":
+        put_xfs_into(directory / DIRECTORY, tmp_path_factory.mktemp("scratch"))
     return directory
 
 
@@ -162,12 +177,13 @@ def test_inspect_by_any_name(docker: Docker, name: str) -> None:
     assert found["document"]["Name" if found["kind"] == "container" else "os"] in ("/web", "linux")
 
 
-def test_space_by_image_and_container(cowfs_anywhere: Run, root: Path) -> None:
+def test_space_by_image_and_container(cowfs_anywhere: Run, root: Path, filesystem: str) -> None:
     report = cowfs_anywhere("--home", root, "--json", "docker", "du").json
     rows = {row["name"]: row for row in report["rows"]}
     assert (rows["two:latest"]["shared_bytes"], rows["two:latest"]["unique_bytes"]) == (BUSYBOX_BYTES, 4)
     assert (rows["hello:1"]["shared_bytes"], rows["hello:1"]["unique_bytes"]) == (BUSYBOX_BYTES, 0)
-    assert rows["two:latest"]["exclusive_bytes"] == (320 + 384) << 10  # of the devices of its own two layers
+    if filesystem == "ext4":
+        assert rows["two:latest"]["exclusive_bytes"] == (320 + 384) << 10  # of the devices of its own two layers
     assert rows["web"]["shared_bytes"] == BUSYBOX_BYTES + 4
 
 
@@ -361,6 +377,30 @@ def test_one_bad_layer_does_not_stop_the_rest(docker: Docker, root: Path, tmp_pa
     assert len(outcome.err.splitlines()) == 4
     with tarfile.open(tmp_path / "all" / "containers" / "web.tar") as tar:
         assert "b" in tar.getnames()
+
+
+def test_a_device_that_is_damaged_does_not_stop_the_rest(
+    original: Path, tmp_path: Path, cowfs_anywhere: Run, filesystem: str
+) -> None:
+    copy = tmp_path / "docker"
+    subprocess.run(["cp", "-a", "--sparse=always", original, copy], check=True)
+    add_container(copy, CONTAINER, "web", LAYER_2)
+    with (
+        closing(opening.open_home(copy / DIRECTORY, load_backend("emulated"))) as devices,
+        devices.active.activated(LAYER_3, "writer") as thin,
+    ):
+        assert thin.pread(0, 4).startswith(b"XFSB") is (filesystem == "xfs")
+        thin.pwrite(0, b"damage" * 1000)
+    outcome = cowfs_anywhere("--home", copy, "docker", "save", "--all", tmp_path / "all")
+    assert outcome.status == 1
+    report = json.loads((tmp_path / "all" / "rescued.json").read_text())
+    assert {image["id"] for image in report["images"]} == {HELLO, BETWEEN}
+    assert [container["name"] for container in report["containers"]] == ["web"]
+    (line,) = report["unreadable"]
+    assert line.startswith("image two:latest: ")
+    assert LAYER_3 in line
+    with tarfile.open(tmp_path / "all" / "containers" / "web.tar") as tar:
+        assert "a" in tar.getnames()
 
 
 def test_directories_of_no_devicemapper_daemon(cowfs_anywhere: Run, root: Path, tmp_path: Path) -> None:
