@@ -267,12 +267,14 @@ def import_command(settings: Settings, file: str, name: str | None, tag: str | N
     home_path = _require_home(settings)
     with settings.open_home_from_outside() as home:
         limit = _UNPACKED_TIMES * home.status().base_size_bytes
+    incoming = Incoming(home_path, settings.open_home_from_outside, _say)
+    if name is not None:
+        incoming.require_new(name)  # before the file is read
     with (
         output.progress(f"importing {file}") as progress,
         open_images(file, platform, limit_bytes=limit, scratch=home_path) as images,
     ):
         chosen = _chosen(images, tag, name, file)
-        incoming = Incoming(home_path, settings.open_home_from_outside, _say)
         brought = [incoming.bring(image, name=name, report=_Counter(progress)) for image in chosen]
     if settings.as_json:
         output.print_json(brought)

@@ -90,6 +90,11 @@ class Incoming:
         self._say = say
         self._notes = Notes(path)
 
+    def require_new(self, name: str) -> None:
+        """Raises DeviceExists, UsageError: no layer can be made by this name, whatever the image is."""
+        with self._open_home() as home:
+            _require_new(home, name)
+
     def bring(
         self,
         image: FoundImage,
@@ -168,9 +173,7 @@ class _Bringing:
             UsageError: a layer is there and was changed.
         """
         if name is not None:
-            check_name(name)
-            if name in self._image.layer_names or any(row.name == name for row in self._home.devices()):
-                raise DeviceExists(f"device '{name}' exists already; choose another name, or remove it first")
+            _require_new(self._home, name, self._image.layer_names)
         if noted := self._notes.layers():
             self._notes.remove_others(noted, self._home.layers.list())
         plan = []
@@ -305,6 +308,12 @@ class _Bringing:
                 changed = msgspec.structs.replace(changed, config=image.config_bytes.decode())
             if changed != note:
                 self._notes.write(layer, changed)
+
+
+def _require_new(home: Home, name: str, taken: Sequence[str] = ()) -> None:
+    check_name(name)
+    if name in taken or any(row.name == name for row in home.devices()):
+        raise DeviceExists(f"device '{name}' exists already; choose another name, or remove it first")
 
 
 class _Watched:

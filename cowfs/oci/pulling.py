@@ -59,12 +59,13 @@ def pull(
         done += count_bytes
         report(min(max(done, 0), total), total)
 
+    incoming = Incoming(home, open_home, say)
+    if name is not None:
+        incoming.require_new(name)  # before anything is asked of the registry
     with RemoteImage(repository, reference, platform, Downloads(home), moved) as image:
         total = 2 * image.size_bytes
         blocks = find_blocks(image, say)
-        brought = Incoming(home, open_home, say).bring(
-            image.image, name=name, blocks=blocks, fetch=image.fetch_layers, report=moved
-        )
+        brought = incoming.bring(image.image, name=name, blocks=blocks, fetch=image.fetch_layers, report=moved)
     return Pulled(
         str(reference),
         image.top_digest,

@@ -90,6 +90,9 @@ def test_what_is_asked_wrongly(user: User, registry: SmallRegistry) -> None:
         "there is no image 'other' in image.tar; there are: web:1"
         in user.refused("layer", "import", "image.tar", "--image", "other")[1]
     )
+    assert (
+        "'base' cannot be the name of a device" in user.refused("layer", "import", "missing.tar", "--name", "base")[1]
+    )
     assert user.refused("layer", "export", "nothing", "-o", "out.tar")[0] == 5
     assert not (user.directory / "out.tar").exists()
     assert json.loads(user.run("--json", "layer", "list")) == []

@@ -547,6 +547,18 @@ def test_lists_of_referrers_are_the_registry_s_where_it_keeps_them(
     assert [layer.state for layer in puller.pull(homes[1], f"{registry.host}/web:1").layers] == ["blocks"]
 
 
+@pytest.mark.parametrize("name", ["web", "base", "a/b", ""])
+def test_a_name_that_cannot_be_is_told_before_the_registry_is_asked(
+    homes: list[Path], puller: Puller, registry: SmallRegistry, name: str
+) -> None:
+    registry.add_image("1", [LOWER])
+    with cowfs.open_home(homes[0]) as home:
+        home.create("web")
+    with pytest.raises(CowfsError, match=r"exists already|cannot be the name|reserved"):
+        puller.pull(homes[0], f"{registry.host}/web:1", name)
+    assert registry.requests == []
+
+
 def test_no_registry_there(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:
     host = registry.host
     registry.server.server_close()
