@@ -101,3 +101,22 @@ def test_containers_go_on_while_others_are_made_and_containerd_is_killed(directo
         engine.ctr("snapshots", *using, "rm", "committed")
         engine.ctr("images", "rm", "--sync", IMAGE)
         assert engine.ctr("snapshots", *using, "ls").split() == ["KEY", "PARENT", "KIND"]
+
+
+def test_an_image_that_was_pushed_is_pulled_by_ctr(directory: Path, root_user: Account, debian_registry: str) -> None:
+    """Layers that came from elsewhere and one of ours, from a registry that has blocks beside them."""
+    image = write_tiny_image(directory / "image.tar")
+    (directory / "new").write_text("new\n")
+    name = f"{debian_registry}/team/tiny:1"
+    home = ["cowfs", "--home", root_user.directory / "work"]
+    root_user.run([*home, "init", "--data-size", "256M", "--metadata-size", "4M", "--base-size", "32M"])
+    root_user.run([*home, "layer", "import", image, "--name", "mine"])
+    root_user.run([*home, "cp", directory / "new", "mine:/etc/new"])
+    root_user.run([*home, "layer", "push", "mine", name])
+    with with_containerd(root_user, directory) as (engine, server):
+        engine.ctr("images", "pull", "--plain-http", "--snapshotter", "cowfs", name)
+        look = "cat /etc/new /etc/b; busybox ls /etc"
+        said = engine.ctr("run", "--rm", "--snapshotter", "cowfs", name, "one", "sh", "-c", look)
+        assert said == "new\ntwo\nb\nnew\n"
+        engine.ctr("images", "rm", "--sync", name)
+    assert server.log().count("unpacked sha256:") == 4
