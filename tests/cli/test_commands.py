@@ -704,20 +704,44 @@ def test_commands_on_devices_of_a_home_that_is_held_load_no_more(home: Path) -> 
             require_little_loaded(home, words, UNWANTED - {"ctypes"})  # an open file is checked by it
 
 
+def started_by(program: str, home: Path) -> list[str]:
+    """The lines of `cowfs inspect web` after a program of some lines."""
+    code = f"{program}\nfrom cowfs.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "--home", str(home), "-q", "inspect", "web"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+
+
 def test_no_garbage_is_looked_for_among_what_a_command_loads(home: Path) -> None:
-    code = (
-        "import atexit, gc, sys; starts = []; gc.callbacks.append(lambda phase, info: starts.append(phase)); "
-        "atexit.register(lambda: print(len(starts), gc.get_freeze_count() > 10_000)); "
-        "from cowfs.cli import main; starts.clear(); main()"
+    program = (
+        "import atexit, gc\n"
+        "starts = []\n"
+        "atexit.register(lambda: print(len(starts)))\n"
+        "gc.callbacks.append(lambda phase, info: starts.append(phase))\n"
+        "starts.clear()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "--home", str(home), "-q", "inspect", "web"],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.splitlines()[-1] == "0 True"
+    assert started_by(program, home)[-1] == "0"
+
+
+AT_THE_END = """
+import atexit, threading
+
+class Kept:
+    def __del__(self):
+        print("taken apart")
+
+kept = Kept()
+atexit.register(print, "registered")
+"""
+
+
+def test_a_command_ends_without_taking_apart_what_it_loaded(home: Path) -> None:
+    assert started_by(AT_THE_END, home)[-1] == "registered"
+
+
+def test_a_thread_that_goes_on_is_waited_for_at_the_end(home: Path) -> None:
+    waiting = "threading.Thread(target=lambda: (threading.main_thread().join(), print('the thread'))).start()"
+    program = f"{AT_THE_END}\n{waiting}"
+    assert started_by(program, home)[-3:] == ["the thread", "registered", "taken apart"]
 
 
 def test_run_as_a_module(home: Path, tmp_path: Path) -> None:
