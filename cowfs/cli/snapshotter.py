@@ -24,6 +24,13 @@ from cowfs.errors import UsageError
 @click.option(
     "--block-devices", is_flag=True, help="Each snapshot is a block device, for virtual machines (--backend dmthin)."
 )
+@click.option(
+    "--answer-seconds",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 60.0),
+    help="Give a call up that the disk or the kernel holds up so long; containerd waits with its lock held. "
+    "[default: 0.9]",
+)
 @click.option("--config", metavar="FILE", type=PATH, help="Take options from FILE too, in TOML.")
 @click.pass_obj
 @click.pass_context
@@ -33,6 +40,7 @@ def snapshotter_command(
     socket_path: str | None,
     containerd: str | None,
     block_devices: bool,
+    answer_seconds: float | None,
     config: str | None,
 ) -> None:
     """Serve the home to containerd as a snapshotter, until SIGTERM or Ctrl-C.
@@ -53,12 +61,13 @@ def snapshotter_command(
     H/mnt.
 
     A configuration file has the options of this command and those before it as keys: home, backend, storage-opt (a
-    list), socket, containerd, log, block-devices, quiet (both true or false), verbose (a number). An option of the
-    command line counts before the file's. A service manager may pass the socket (LISTEN_FDS), and gets a message when
-    it is served (NOTIFY_SOCKET).
+    list), socket, containerd, log, block-devices, quiet (both true or false), verbose, answer-seconds (both numbers).
+    An option of the command line counts before the file's. A service manager may pass the socket (LISTEN_FDS), and
+    gets a message when it is served (NOTIFY_SOCKET).
     """
     from cowfs.cli.serving import begin_serving
     from cowfs.cli.snapshotter_config import SnapshotterConfig, read_config
+    from cowfs.containerd.front import ANSWER_SECONDS
     from cowfs.containerd.serve import CONTAINERD_SOCKET, SnapshotterRequest, serve_snapshotter
     from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.home.service_manager import passed_listener
@@ -85,6 +94,7 @@ def snapshotter_command(
             Path(containerd or file.containerd or CONTAINERD_SOCKET),
             settings.storage_options,
             block_devices or file.block_devices,
+            answer_seconds or file.answer_seconds or ANSWER_SECONDS,
             listener,
             os.environ.pop("NOTIFY_SOCKET", ""),
         )

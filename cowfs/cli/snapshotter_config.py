@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -22,6 +22,7 @@ class SnapshotterConfig(msgspec.Struct, frozen=True, kw_only=True, rename=lambda
     socket: str | None = None
     containerd: str | None = None
     block_devices: bool = False
+    answer_seconds: Annotated[float, msgspec.Meta(ge=0.1, le=60.0)] | None = None
     log: str | None = None
     quiet: bool = False
     verbose: int = 0

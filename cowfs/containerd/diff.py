@@ -12,7 +12,7 @@ from __future__ import annotations
 import datetime
 import logging
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -20,10 +20,12 @@ from typing import IO, Any, Final, cast
 import trio
 
 from cowfs.containerd.blobs import LEASE, NAMESPACE, BlobWriter, Decompressing, compressor_of, make_lease, read_blob
+from cowfs.containerd.calls import Decide, Method
 from cowfs.containerd.client import Client
-from cowfs.containerd.grpc import Asked, CallError, Code, Handler
+from cowfs.containerd.grpc import Asked, CallError, Code
 from cowfs.containerd.messages import ACTIVE, DIFF, message_class
-from cowfs.containerd.snapshots import Snapshotter, as_call_errors, decoded
+from cowfs.containerd.refusals import as_call_errors, decoded
+from cowfs.containerd.snapshots import Snapshotter
 from cowfs.containerd.store import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -57,11 +59,12 @@ class DiffService:
         self._directory = directory
         self._now = now
 
-    def methods(self) -> dict[str, Handler]:
+    def methods(self) -> dict[str, Method]:
         """By path."""
-        return {f"/{DIFF}/Apply": self._apply, f"/{DIFF}/Diff": self._diff}
+        found = {"Apply": self._apply, "Diff": self._diff}
+        return {f"/{DIFF}/{name}": Method(run, takes_long=lambda _asked: True) for name, run in found.items()}
 
-    async def _apply(self, asked: Asked) -> AsyncIterator[bytes]:
+    async def _apply(self, asked: Asked, _decide: Decide) -> bytes:
         request = decoded("ApplyRequest", asked.message)
         if not _is_layer(request.diff.media_type):
             raise CallError(Code.UNIMPLEMENTED, f"a diff of type {request.diff.media_type} is not unpacked here")
@@ -87,9 +90,10 @@ class DiffService:
             "digest": content.digest,
             "size": content.size_bytes,
         }
-        yield message_class("ApplyResponse")(applied=applied).SerializeToString()
+        answer: bytes = message_class("ApplyResponse")(applied=applied).SerializeToString()
+        return answer
 
-    async def _diff(self, asked: Asked) -> AsyncIterator[bytes]:
+    async def _diff(self, asked: Asked, _decide: Decide) -> bytes:
         request = decoded("DiffRequest", asked.message)
         media_type = request.media_type or _DEFAULT_TYPE
         if compressor_of(media_type) is None:
@@ -113,7 +117,8 @@ class DiffService:
             digest, size_bytes = await writer.commit(dict(request.labels))
         _log.info("made %s of snapshot %s: %d bytes", digest, right.key, size_bytes)
         made = {"media_type": media_type, "digest": digest, "size": size_bytes}
-        yield message_class("DiffResponse")(diff=made).SerializeToString()
+        answer: bytes = message_class("DiffResponse")(diff=made).SerializeToString()
+        return answer
 
     async def _left(self, request: Any) -> Snapshot | None:
         """What is compared with; None for nothing."""

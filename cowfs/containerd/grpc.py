@@ -30,6 +30,7 @@ MAX_MESSAGE_BYTES: Final = 4 << 20
 MAX_CALLS: Final = 64  # of one connection at a time
 PREFIX_BYTES: Final = 5
 _RECEIVE_BYTES: Final = 64 << 10
+_SILENT_SECONDS: Final = 60.0  # of a client that connects again and again
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 CONTENT_TYPE: Final = "application/grpc"
@@ -82,19 +83,42 @@ class _Call:
     failure: CallError | None = None
 
 
-async def serve_connection(stream: trio.abc.Stream, methods: Mapping[str, Handler]) -> None:
+class Reports:
+    """Says that clients broke the protocol: at once, and then at most once a minute, with how many did."""
+
+    def __init__(self, say: Callable[[str], object] = _log.info) -> None:
+        self._say = say
+        self._unsaid = 0
+        self._silent_until = -math.inf
+
+    def note(self, error: Exception) -> None:
+        now = trio.current_time()
+        if now < self._silent_until:
+            self._unsaid += 1
+            return
+        others = f", and {self._unsaid} others since the last such line" if self._unsaid else ""
+        self._say(f"a client broke HTTP/2{others}: {error}")
+        self._unsaid = 0
+        self._silent_until = now + _SILENT_SECONDS
+
+
+async def serve_connection(
+    stream: trio.abc.Stream, methods: Mapping[str, Handler], reports: Reports | None = None
+) -> None:
     """Answer calls until the client ends the connection.
 
     Args:
         methods: by path, `/SERVICE/METHOD`. Handlers raise CallError; any other exception is a defect and is logged.
+        reports: of all connections; of this one alone when None.
     """
-    await _Connection(stream, methods).serve()
+    await _Connection(stream, methods, reports or Reports()).serve()
 
 
 class _Connection:
-    def __init__(self, stream: trio.abc.Stream, methods: Mapping[str, Handler]) -> None:
+    def __init__(self, stream: trio.abc.Stream, methods: Mapping[str, Handler], reports: Reports) -> None:
         self._stream = stream
         self._methods = methods
+        self._reports = reports
         self._calls: dict[int, _Call] = {}
         self._sending = trio.Lock()
         config = h2.config.H2Configuration(client_side=False, header_encoding="utf-8")
@@ -118,7 +142,7 @@ class _Connection:
         try:
             events = self._h2.receive_data(data)
         except (h2.exceptions.ProtocolError, UnicodeDecodeError) as error:
-            _log.info("a client broke HTTP/2: %s", error)
+            self._reports.note(error)
             await self._flush()
             return False
         for event in events:

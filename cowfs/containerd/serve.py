@@ -3,7 +3,7 @@
     open the home            made as the options say where there is none
     mount all of it at HOME/mnt            unless the kernel mounts each layer
     remove what a crash left of snapshots
-    listen and answer        until SIGTERM or SIGINT; the home is free at the end
+    listen and answer        in a thread of its own, until SIGTERM or SIGINT; the home is free at the end
 
 containerd dials the socket when it needs it, and again after an end: either may be restarted without the other. Where
 a service manager listens and passes its socket, who dials before this process answers waits, and is not refused.
@@ -25,12 +25,13 @@ from typing import Final
 import trio
 
 from cowfs.containerd.diff import DiffService
-from cowfs.containerd.grpc import serve_connection
+from cowfs.containerd.front import ANSWER_SECONDS, Front
 from cowfs.containerd.places import BlockDevices, Directories, Places
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.containerd.store import SnapshotStore
 from cowfs.devices.on_disk.files import require_owned
 from cowfs.ending import ending_with
+from cowfs.error_record import plain_text
 from cowfs.errors import HomeError, MissingRequirement, ungrouped
 from cowfs.forking import close_in_children, close_socket
 from cowfs.fuse.ending import Ending
@@ -55,6 +56,7 @@ class SnapshotterRequest:
         block_devices: each snapshot is a block device of its own, and not a directory.
         socket: path of the socket to listen on; may be None with a listener.
         listener: a socket that listens already, of the service manager.
+        answer_seconds: after which a call is given up that does not take long by its nature.
         notify_socket: where to tell the service manager that this process is ready; nowhere when empty.
     """
 
@@ -64,6 +66,7 @@ class SnapshotterRequest:
     containerd: Path
     options: tuple[str, ...] = ()
     block_devices: bool = False
+    answer_seconds: float = ANSWER_SECONDS
     listener: stdlib_socket | None = None
     notify_socket: str = ""
 
@@ -133,10 +136,13 @@ async def _serve(
         snapshotter = Snapshotter(served.executor, store, places=places)
         diff = DiffService(snapshotter, request.containerd, home.path, time.time)
         methods = {**snapshotter.methods(), **diff.methods()}
-
-        async def serve_client(stream: trio.SocketStream) -> None:
-            close_in_children(stream.socket, close_socket)
-            await serve_connection(stream, methods)
+        front = Front(
+            listener,
+            snapshotter.reads(),
+            methods,
+            home=plain_text(str(request.home)),
+            answer_seconds=request.answer_seconds,
+        )
 
         async def answer() -> None:
             await ready.wait()
@@ -144,11 +150,11 @@ async def _serve(
             ending.is_ready = True
             if request.notify_socket:
                 tell_ready(request.notify_socket)
-            await trio.serve_listeners(serve_client, [trio.SocketListener(trio.socket.from_stdlib_socket(listener))])
+            await front.serve()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(snapshotter.serve_removals)
-            nursery.start_soon(snapshotter.serve_usage)
+            await nursery.start(snapshotter.serve_usage)
             nursery.start_soon(answer)
             await served.serve(ending, on_ready=ready.set)
             nursery.cancel_scope.cancel()

@@ -1,47 +1,35 @@
 """The ten methods of containerd's snapshotter, over the store and the home's layers.
 
 Changes of the store are made one after the other; what takes long is done between them: what a commit adds to its
-parent is found after the answer.
+parent is found after the answer. A change is decided when it is durable; one that its client does not wait for any more
+is undone then (`calls`).
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
-from types import MappingProxyType
 from typing import IO, Any, Final, TypeVar
 
 import trio
-from google.protobuf.message import DecodeError
 
-from cowfs.containerd.filters import lookup_in, parse_filters
-from cowfs.containerd.grpc import Asked, CallError, Code, Handler
+from cowfs.containerd.calls import UNCHANGED, UNDONE, Decide, EngineMethod, Method, Read, always
+from cowfs.containerd.grpc import Asked, CallError, Code
 from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
 from cowfs.containerd.places import Directories, Places
+from cowfs.containerd.reads import KINDS, Reads, info_of, known_usage
+from cowfs.containerd.refusals import as_call_errors, decoded
 from cowfs.containerd.store import LAYER_REFERENCE, Snapshot, SnapshotStore
 from cowfs.devices.on_disk.names import BASE
-from cowfs.error_record import plain_text
-from cowfs.errors import (
-    CowfsError,
-    DeviceBusy,
-    DeviceExists,
-    HomeBusy,
-    UnknownDevice,
-    UsageError,
-)
+from cowfs.errors import DeviceBusy
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
-from cowfs.home.requests.layers import (
-    LayerArchive,
-    LayerOwnUsage,
-    LimitLayer,
-)
+from cowfs.home.requests.layers import LayerArchive, LayerOwnUsage, LimitLayer
 from cowfs.home.requests.request import Attachment, Request
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from cowfs.layers.interface import LayerUsage
@@ -49,20 +37,13 @@ from cowfs.layers.interface import LayerUsage
 _log = logging.getLogger(__name__)
 R = TypeVar("R")
 
-_KINDS: Final = {VIEW: "view", ACTIVE: "active", COMMITTED: "committed"}
-_ROWS_PER_ANSWER: Final = 100
 _WRITE_BACK_SECONDS: Final = 0.5  # of a Commit, for what programs changed in memory
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
+_USAGE_SECONDS: Final = 0.5  # of a Usage, for what is looked through for the first time
+_REMOVED_LATER: Final = "it is removed as soon as that answers"
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
 _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
-_CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
-    (DeviceExists, Code.ALREADY_EXISTS),
-    (UnknownDevice, Code.NOT_FOUND),
-    (DeviceBusy, Code.FAILED_PRECONDITION),
-    (HomeBusy, Code.UNAVAILABLE),
-    (UsageError, Code.INVALID_ARGUMENT),
-)
 
 
 class Snapshotter:
@@ -86,29 +67,32 @@ class Snapshotter:
         self._store = store
         self._places = places or Directories()
         self._now_ns = now_ns
+        self._reads = Reads(store, self._places)
         self._changing = trio.Lock()
         self._removals: dict[str, trio.Event] = {}  # devices of no snapshot, and what waits for their ends
         self._has_removals = trio.Event()
         self._unmeasured: set[str] = set()  # keys of committed snapshots
         self._has_unmeasured = trio.Event()
-        self._rows: dict[str, tuple[Snapshot, bytes]] = {}  # by key, encoded for List
-        self._paths: dict[str, str] = {}  # device -> of its files
+        self._measuring: dict[str, trio.Event] = {}  # by key, with what waits for the end
+        self._measurers: trio.Nursery | None = None
 
-    def methods(self) -> dict[str, Handler]:
-        """The methods of the service, by path."""
-        unary = {
-            "Prepare": self.prepare,
-            "View": self.view,
-            "Mounts": self.mounts,
-            "Commit": self.commit,
-            "Remove": self.remove,
-            "Stat": self.stat,
-            "Update": self.update,
-            "Usage": self.usage,
-            "Cleanup": self.cleanup,
+    def reads(self) -> dict[str, Read]:
+        """What is answered without the engine where it is known, by path."""
+        return self._reads.methods()
+
+    def methods(self) -> dict[str, Method]:
+        """What the engine answers, by path."""
+        found = {
+            "Prepare": Method(_answering("PrepareSnapshotRequest", self.prepare)),
+            "View": Method(_answering("ViewSnapshotRequest", self.view)),
+            "Mounts": Method(_answering("MountsRequest", self.mounts), outcome=UNCHANGED),
+            "Commit": Method(_answering("CommitSnapshotRequest", self.commit)),
+            "Remove": Method(_answering("RemoveSnapshotRequest", self.remove), outcome=_REMOVED_LATER),
+            "Update": Method(_answering("UpdateSnapshotRequest", self.update)),
+            "Usage": Method(_answering("UsageRequest", self.usage), self._reads.takes_long, UNCHANGED),
+            "Cleanup": Method(_answering("CleanupRequest", self.cleanup), outcome=UNCHANGED),
         }
-        found = {f"/{SNAPSHOTS}/{name}": _unary(_REQUESTS[name], method) for name, method in unary.items()}
-        return {**found, f"/{SNAPSHOTS}/List": self._list}
+        return {f"/{SNAPSHOTS}/{name}": method for name, method in found.items()}
 
     async def begin(self) -> None:
         """Remove what a crash left: devices without a snapshot."""
@@ -118,13 +102,13 @@ class Snapshotter:
 
     # ------------------------------------------------------------------ making
 
-    async def prepare(self, request: Any) -> Any:
-        return await self._make(request, ACTIVE, "PrepareSnapshotResponse")
+    async def prepare(self, request: Any, decide: Decide = always) -> Any:
+        return await self._make(request, ACTIVE, "PrepareSnapshotResponse", decide)
 
-    async def view(self, request: Any) -> Any:
-        return await self._make(request, VIEW, "ViewSnapshotResponse")
+    async def view(self, request: Any, decide: Decide = always) -> Any:
+        return await self._make(request, VIEW, "ViewSnapshotResponse", decide)
 
-    async def _make(self, request: Any, kind: int, answered_as: str) -> Any:
+    async def _make(self, request: Any, kind: int, answered_as: str, decide: Decide) -> Any:
         async with self._changing:
             self._require_new(request.key)
             parent = self._parent(request.parent)
@@ -139,13 +123,13 @@ class Snapshotter:
             now = self._now_ns()
             snapshot = Snapshot(request.key, request.parent, kind, device, owns_device, dict(request.labels), now, now)
             try:
-                mounts = await self._mounts(snapshot)
-                self._store.put(snapshot)
+                answer = message_class(answered_as)(mounts=await self._mounts(snapshot))
+                self._put(snapshot, answer, decide)
             except BaseException:
                 if owns_device:
                     await self._remove_device(device)
                 raise
-        return message_class(answered_as)(mounts=mounts)
+        return answer
 
     async def _make_device(self, parent: Snapshot | None, max_size_bytes: int | None) -> str:
         """A device for a new snapshot, larger than its parent's where its files may take more than fits there."""
@@ -162,7 +146,7 @@ class Snapshotter:
             raise
         return device
 
-    async def commit(self, request: Any) -> Any:
+    async def commit(self, request: Any, decide: Decide = always) -> Any:
         """The files of an active snapshot as they are now, under a name of their own.
 
         Other calls are answered while the kernel writes what programs have changed in memory. Where that takes long,
@@ -187,8 +171,7 @@ class Snapshotter:
                 now = self._now_ns()
                 labels = dict(request.labels)
                 committed = Snapshot(request.name, active.parent, COMMITTED, device, True, labels, now, now)
-                self._store.put(committed, replacing=request.key)
-                self._rows.pop(request.key, None)
+                self._put(committed, EMPTY(), decide, replacing=request.key)
         except BaseException:
             await self._remove_device(device)
             raise
@@ -197,18 +180,20 @@ class Snapshotter:
         self._begin_removal(active.device)
         return EMPTY()
 
-    async def remove(self, request: Any) -> Any:
+    async def remove(self, request: Any, decide: Decide = always) -> Any:
+        """One that its client does not wait for any more is removed all the same, as the client wants it to be."""
         async with self._changing:
-            snapshot = self._require(request.key)
+            snapshot = self._reads.require(request.key)
             if self._store.has_children(request.key):
                 raise CallError(Code.FAILED_PRECONDITION, f"snapshot {request.key} has children; remove them first")
-            self._store.remove(request.key)
-            self._rows.pop(request.key, None)
+            with as_call_errors():
+                self._store.remove(request.key)
+            decide(EMPTY())
         if snapshot.owns_device:
             await self._remove_device(snapshot.device)
         return EMPTY()
 
-    async def cleanup(self, _request: Any) -> Any:
+    async def cleanup(self, _request: Any, _decide: Decide = always) -> Any:
         """Have gone what was in use when it was removed, and is not any more."""
         with trio.move_on_after(_REMOVAL_SECONDS):
             for has_ended in list(self._removals.values()):
@@ -218,72 +203,77 @@ class Snapshotter:
 
     # ------------------------------------------------------------------ asking
 
-    async def mounts(self, request: Any) -> Any:
-        snapshot = self._require(request.key)
-        if snapshot.kind == COMMITTED:
-            raise CallError(Code.FAILED_PRECONDITION, f"snapshot {request.key} is committed; mount a view of it")
-        return message_class("MountsResponse")(mounts=await self._mounts(snapshot))
+    async def mounts(self, request: Any, _decide: Decide = always) -> Any:
+        return message_class("MountsResponse")(mounts=await self._mounts(self._reads.mountable(request.key)))
 
-    async def stat(self, request: Any) -> Any:
-        return message_class("StatSnapshotResponse")(info=_info(self._require(request.key)))
-
-    async def update(self, request: Any) -> Any:
+    async def update(self, request: Any, decide: Decide = always) -> Any:
         async with self._changing:
-            snapshot = self._require(request.info.name)
+            snapshot = self._reads.require(request.info.name)
             labels = _updated(snapshot.labels, dict(request.info.labels), list(request.update_mask.paths), snapshot.key)
             if snapshot.kind == ACTIVE and labels.get(MAX_SIZE) != snapshot.labels.get(MAX_SIZE):
                 text = f"the label {MAX_SIZE} of snapshot {snapshot.key} cannot be changed; it is for Prepare"
                 raise CallError(Code.INVALID_ARGUMENT, text)
             updated = replace(snapshot, labels=labels, updated_ns=self._now_ns())
-            self._store.put(updated)
-        return message_class("UpdateSnapshotResponse")(info=_info(updated))
+            answer = message_class("UpdateSnapshotResponse")(info=info_of(updated))
+            self._put(updated, answer, decide)
+        return answer
 
-    async def _list(self, asked: Asked) -> AsyncIterator[bytes]:
-        request = decoded("ListSnapshotsRequest", asked.message)
-        with as_call_errors():
-            matches = parse_filters(request.filters)
-        found = [snapshot for snapshot in self._store.all() if not request.filters or matches(_lookup(snapshot))]
-        for begin in range(0, len(found), _ROWS_PER_ANSWER):
-            yield b"".join(map(self._row, found[begin : begin + _ROWS_PER_ANSWER]))
+    async def usage(self, request: Any, _decide: Decide = always) -> Any:
+        snapshot = self._reads.require(request.key)
+        found = known_usage(snapshot)
+        if found is None:
+            found = await (self._measured(snapshot) if snapshot.kind == COMMITTED else self._looked_through(snapshot))
+        return message_class("UsageResponse")(size=found.size_bytes, inodes=found.inodes)
 
-    async def usage(self, request: Any) -> Any:
-        size_bytes, inodes = await self._usage(self._require(request.key))
-        return message_class("UsageResponse")(size=size_bytes, inodes=inodes)
-
-    async def _usage(self, snapshot: Snapshot) -> LayerUsage:
-        """What a snapshot adds to its parent; that of a committed one is found once, and kept."""
-        if snapshot.kind == VIEW:
-            return LayerUsage(0, 0)
-        if snapshot.is_measured:
-            return LayerUsage(snapshot.size_bytes, snapshot.inodes)
+    async def _looked_through(self, snapshot: Snapshot) -> LayerUsage:
         parent = self._store.find(snapshot.parent) if snapshot.parent else None
-        found = await self._run(LayerOwnUsage(snapshot.device, None if parent is None else parent.device))
-        if snapshot.kind == COMMITTED:
-            async with self._changing:
-                now = self._store.find(snapshot.key)
-                if now is not None and now.device == snapshot.device:
-                    self._store.put(replace(now, size_bytes=found.size_bytes, inodes=found.inodes))
-        return found
+        return await self._run(LayerOwnUsage(snapshot.device, None if parent is None else parent.device))
 
-    async def serve_usage(self) -> None:
-        """A service: finds the usage of committed snapshots before anybody asks for it."""
+    async def _measured(self, snapshot: Snapshot) -> LayerUsage:
+        """What a committed snapshot adds to its parent; it is found also when its client does not wait for it."""
+        with trio.move_on_after(_USAGE_SECONDS):
+            await self._begin_measuring(snapshot.key).wait()
+            now = self._reads.require(snapshot.key)
+            return known_usage(now) or await self._looked_through(now)  # the error, where it could not be kept
+        text = f"what snapshot {snapshot.key} adds to its parent is being counted; ask again in a moment"
+        raise CallError(Code.UNAVAILABLE, text)
+
+    def _begin_measuring(self, key: str) -> trio.Event:
+        """Have the usage of a committed snapshot found and kept; the event is set at the end of that."""
+        assert self._measurers is not None, "serve_usage is not served"
+        has_ended = self._measuring.get(key)
+        if has_ended is None:
+            has_ended = self._measuring[key] = trio.Event()
+            self._measurers.start_soon(self._measure, key, has_ended)
+        return has_ended
+
+    async def _measure(self, key: str, has_ended: trio.Event) -> None:
+        try:
+            snapshot = self._store.find(key)
+            if snapshot is None or snapshot.kind != COMMITTED or snapshot.is_measured:
+                return
+            with suppress(CallError):  # it may be removed meanwhile
+                found = await self._looked_through(snapshot)
+                async with self._changing:
+                    now = self._store.find(key)
+                    if now is not None and now.device == snapshot.device:
+                        with as_call_errors():
+                            self._store.put(replace(now, size_bytes=found.size_bytes, inodes=found.inodes))
+        finally:
+            del self._measuring[key]
+            has_ended.set()
+
+    async def serve_usage(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """A service: finds the usage of committed snapshots before anybody asks for it, one after the other."""
         self._unmeasured.update(one.key for one in self._store.all() if one.kind == COMMITTED and not one.is_measured)
-        while True:
-            while self._unmeasured:
-                snapshot = self._store.find(self._unmeasured.pop())
-                if snapshot is not None and snapshot.kind == COMMITTED:
-                    with suppress(CallError):  # it may be removed meanwhile
-                        await self._usage(snapshot)
-            self._has_unmeasured = trio.Event()
-            await self._has_unmeasured.wait()
-
-    def _row(self, snapshot: Snapshot) -> bytes:
-        """A ListSnapshotsResponse of one snapshot, kept while that stays as it is; several joined are one of all."""
-        kept = self._rows.get(snapshot.key)
-        if kept is None or kept[0] is not snapshot:
-            answer = message_class("ListSnapshotsResponse")(info=[_info(snapshot)])
-            kept = self._rows[snapshot.key] = snapshot, answer.SerializeToString()
-        return kept[1]
+        async with trio.open_nursery() as nursery:
+            self._measurers = nursery
+            task_status.started()
+            while True:
+                while self._unmeasured:
+                    await self._begin_measuring(self._unmeasured.pop()).wait()
+                self._has_unmeasured = trio.Event()
+                await self._has_unmeasured.wait()
 
     # ------------------------------------------------------------------ for the diff service
 
@@ -322,12 +312,6 @@ class Snapshotter:
 
     # ------------------------------------------------------------------ parts
 
-    def _require(self, key: str) -> Snapshot:
-        snapshot = self._store.find(key)
-        if snapshot is None:
-            raise CallError(Code.NOT_FOUND, f"snapshot {key} does not exist")
-        return snapshot
-
     def _require_new(self, key: str) -> None:
         if not key or len(key) > _NAME_MAX_CHARACTERS:
             text = "a snapshot needs a key" if not key else f"a key of {len(key)} characters is too long"
@@ -345,32 +329,40 @@ class Snapshotter:
         if found is None:
             return
         if found.labels.get(LAYER_REFERENCE) != reference:
-            self._store.put(replace(found, labels={**found.labels, LAYER_REFERENCE: reference}))
+            with as_call_errors():
+                self._store.put(replace(found, labels={**found.labels, LAYER_REFERENCE: reference}))
         raise CallError(Code.ALREADY_EXISTS, f"layer {reference} is here as snapshot {found.key}")
 
     def _active(self, key: str) -> Snapshot:
-        snapshot = self._require(key)
+        snapshot = self._reads.require(key)
         if snapshot.kind != ACTIVE:
-            raise CallError(Code.FAILED_PRECONDITION, f"snapshot {key} is {_KINDS[snapshot.kind]}, not active")
+            raise CallError(Code.FAILED_PRECONDITION, f"snapshot {key} is {KINDS[snapshot.kind]}, not active")
         return snapshot
 
     def _parent(self, key: str) -> Snapshot | None:
         if not key:
             return None
-        parent = self._require(key)
+        parent = self._reads.require(key)
         if parent.kind != COMMITTED:
-            text = f"snapshot {key} is {_KINDS[parent.kind]}; only a committed one can be a parent"
+            text = f"snapshot {key} is {KINDS[parent.kind]}; only a committed one can be a parent"
             raise CallError(Code.INVALID_ARGUMENT, text)
         return parent
 
-    async def _mounts(self, snapshot: Snapshot) -> list[Any]:
-        return [self._places.mount(await self._path(snapshot), snapshot.kind)]
+    def _put(self, snapshot: Snapshot, answer: Any, decide: Decide, *, replacing: str | None = None) -> None:
+        """Have a snapshot in the store, and its client the answer. Raises CallError: it is undone, or cannot be."""
+        with as_call_errors():
+            if not self._store.put(snapshot, replacing=replacing, is_wanted=lambda: decide(answer)):
+                raise CallError(Code.UNAVAILABLE, f"nobody waits for snapshot {snapshot.key} any more; {UNDONE}")
+
+    async def _mounts(self, snapshot: Snapshot) -> Sequence[Any]:
+        return self._reads.mounts_at(await self._path(snapshot), snapshot)
 
     async def _path(self, snapshot: Snapshot) -> str:
-        path = self._paths.get(snapshot.device)
+        path = self._reads.paths.get(snapshot.device)
         if path is None:
             is_new = snapshot.owns_device and not snapshot.parent
-            path = self._paths[snapshot.device] = await self._run(self._places.showing(snapshot.device, is_new=is_new))
+            path = await self._run(self._places.showing(snapshot.device, is_new=is_new))
+            self._reads.paths[snapshot.device] = path
         return path
 
     async def _remove_device(self, device: str) -> None:
@@ -416,7 +408,7 @@ class Snapshotter:
     async def _remove_now(self, device: str) -> None:
         if device not in self._executor.home.devices:  # its making failed
             return
-        if self._paths.pop(device, None) is not None or self._places.views_have_devices:
+        if self._reads.paths.pop(device, None) is not None or self._places.views_have_devices:
             await self._run(self._places.hiding(device))
         await self._run(Remove(device, deferred=True))
 
@@ -433,45 +425,14 @@ class Snapshotter:
             return await self._executor.answer(request)
 
 
-_REQUESTS: Final = {
-    "Prepare": "PrepareSnapshotRequest",
-    "View": "ViewSnapshotRequest",
-    "Mounts": "MountsRequest",
-    "Commit": "CommitSnapshotRequest",
-    "Remove": "RemoveSnapshotRequest",
-    "Stat": "StatSnapshotRequest",
-    "Update": "UpdateSnapshotRequest",
-    "Usage": "UsageRequest",
-    "Cleanup": "CleanupRequest",
-}
+def _answering(name: str, method: Callable[[Any, Decide], Awaitable[Any]]) -> EngineMethod:
+    async def run(asked: Asked, decide: Decide) -> bytes:
+        request = decoded(name, asked.message)
+        answer = await method(request, lambda answer: decide(answer.SerializeToString()))
+        encoded: bytes = answer.SerializeToString()
+        return encoded
 
-
-@contextmanager
-def as_call_errors(special: Mapping[type[CowfsError], Code] = MappingProxyType({})) -> Iterator[None]:
-    """Errors of a home as those of a call. `special` codes go before the usual ones."""
-    try:
-        yield
-    except CowfsError as error:
-        codes = [*special.items(), *_CODES]
-        code = next((code for known, code in codes if isinstance(error, known)), Code.INTERNAL)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            code = Code.RESOURCE_EXHAUSTED
-        raise CallError(code, plain_text(error.message)) from error
-
-
-def _unary(name: str, method: Callable[[Any], Any]) -> Handler:
-    async def handler(asked: Asked) -> AsyncIterator[bytes]:
-        answer = await method(decoded(name, asked.message))
-        yield answer.SerializeToString()
-
-    return handler
-
-
-def decoded(name: str, data: bytes) -> Any:
-    try:
-        return message_class(name).FromString(data)
-    except DecodeError as error:
-        raise CallError(Code.INVALID_ARGUMENT, f"not a {name}: {error}") from None
+    return run
 
 
 def _max_size_bytes(request: Any) -> int | None:
@@ -487,20 +448,6 @@ def _max_size_bytes(request: Any) -> int | None:
 
 def _new_device() -> str:
     return DEVICE_PREFIX + secrets.token_hex(16)
-
-
-def _info(snapshot: Snapshot) -> Any:
-    info = message_class("Info")(
-        name=snapshot.key, parent=snapshot.parent, kind=snapshot.kind, labels=dict(snapshot.labels)
-    )
-    info.created_at.FromNanoseconds(snapshot.created_ns)
-    info.updated_at.FromNanoseconds(snapshot.updated_ns)
-    return info
-
-
-def _lookup(snapshot: Snapshot) -> Callable[[Any], str | None]:
-    values = {"name": snapshot.key, "parent": snapshot.parent, "kind": _KINDS[snapshot.kind]}
-    return lookup_in(values, snapshot.labels)
 
 
 def _updated(old: Mapping[str, str], new: dict[str, str], paths: list[str], key: str) -> dict[str, str]:

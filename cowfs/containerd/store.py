@@ -2,16 +2,22 @@
 
 `HOME/cowfs.snapshots`, SQLite with a write-ahead log, one row for each snapshot. A change is one transaction. A device
 is made before its row and removed after it, so a crash leaves at most a device without a row, which `orphans` finds.
+
+The thread that opened the store changes it. `find`, `all` and `has_children` answer any thread, from memory, which has
+only what is durable.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import sqlite3
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +26,7 @@ from cowfs.containerd.messages import COMMITTED
 from cowfs.errors import HomeError
 from cowfs.home.snapshot_keys import DEVICE_PREFIX, FILE_NAME
 
+_log = logging.getLogger(__name__)
 _VERSION: Final = 1
 LAYER_REFERENCE: Final = "containerd.io/snapshot.ref"
 _TABLE: Final = """
@@ -78,7 +85,7 @@ class SnapshotStore:
     """
 
     def __init__(self, home: Path) -> None:
-        path = home / FILE_NAME
+        path = self._path = home / FILE_NAME
         try:
             with contextlib.suppress(FileExistsError):
                 os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -98,6 +105,7 @@ class SnapshotStore:
                 raise
             raise HomeError(f"cannot open {path}: {error}") from error
 
+        self._memory = threading.Lock()  # of the two below; nobody waits for a disk with it
         self._snapshots = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}  # as they are on the disk
         self._children = Counter(snapshot.parent for snapshot in self._snapshots.values())
 
@@ -105,7 +113,8 @@ class SnapshotStore:
         self._database.close()
 
     def find(self, key: str) -> Snapshot | None:
-        return self._snapshots.get(key)
+        with self._memory:
+            return self._snapshots.get(key)
 
     def owner_of(self, device: str) -> Snapshot | None:
         """The snapshot that a device was made for."""
@@ -124,40 +133,74 @@ class SnapshotStore:
         ).fetchone()
         return None if row is None else _snapshot(row)
 
-    def all(self) -> Iterator[Snapshot]:
-        """By key."""
-        yield from map(self._snapshots.__getitem__, sorted(self._snapshots))
+    def all(self) -> list[Snapshot]:
+        """By key, as they are at one moment."""
+        with self._memory:
+            return [self._snapshots[key] for key in sorted(self._snapshots)]
 
     def has_children(self, key: str) -> bool:
-        return self._children[key] > 0
+        with self._memory:
+            return self._children[key] > 0
 
-    def put(self, snapshot: Snapshot, *, replacing: str | None = None) -> None:
-        """Add a snapshot, or write it anew; in the same transaction, the one that it replaces is removed."""
-        values = (
-            *(snapshot.key, snapshot.parent, snapshot.kind, snapshot.device, int(snapshot.owns_device)),
-            *(json.dumps(dict(snapshot.labels)), snapshot.created_ns, snapshot.updated_ns),
-            *(snapshot.size_bytes, snapshot.inodes),
-        )
-        with self._transaction():
-            if replacing is not None:
-                self._database.execute("delete from snapshots where key = ?", (replacing,))
-            self._database.execute(_INSERT, values)
-        for gone in (replacing, snapshot.key):
-            self._forget(gone)
-        self._snapshots[snapshot.key] = snapshot
-        self._children[snapshot.parent] += 1
+    def put(
+        self, snapshot: Snapshot, *, replacing: str | None = None, is_wanted: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Add a snapshot, or write it anew; in the same transaction, the one that it replaces is removed.
+
+        Args:
+            is_wanted: asked when all is durable, before anybody can find it; where it is not, it is undone.
+
+        Returns:
+            Whether it is there.
+
+        Raises:
+            HomeError: the database cannot be written; all is as before.
+        """
+        keys = [key for key in (replacing, snapshot.key) if key is not None]
+        before = [self._snapshots[key] for key in keys if key in self._snapshots]
+        self._write(keys, [snapshot])
+        if not is_wanted() and self._write_back(keys, before, snapshot):
+            return False
+        self._publish(keys, snapshot)
+        return True
 
     def remove(self, key: str) -> None:
-        with self._transaction():
-            self._database.execute("delete from snapshots where key = ?", (key,))
-        self._forget(key)
+        """Raises HomeError: the database cannot be written; all is as before."""
+        self._write([key], [])
+        self._publish([key], None)
 
-    def _forget(self, key: str | None) -> None:
-        snapshot = None if key is None else self._snapshots.pop(key, None)
-        if snapshot is not None:
-            self._children[snapshot.parent] -= 1
-            if not self._children[snapshot.parent]:
-                del self._children[snapshot.parent]
+    def _write_back(self, keys: list[str], before: list[Snapshot], made: Snapshot) -> bool:
+        """Undo what is durable already; whether that is possible. Otherwise it is there, and whole."""
+        try:
+            self._write(keys, before)
+        except HomeError as error:
+            _log.warning("snapshot %s stays, though nobody waits for it: %s", made.key, error)
+            return False
+        return True
+
+    def _write(self, keys: list[str], snapshots: list[Snapshot]) -> None:
+        """In one transaction, remove the rows of some keys, and insert others."""
+        try:
+            with self._transaction():
+                for key in keys:
+                    self._database.execute("delete from snapshots where key = ?", (key,))
+                for snapshot in snapshots:
+                    self._database.execute(_INSERT, _values(snapshot))
+        except sqlite3.Error as error:
+            number = errno.ENOSPC if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL else errno.EIO
+            raise HomeError(f"{self._path} cannot be written: {error}", errno=number) from error
+
+    def _publish(self, gone: list[str], made: Snapshot | None) -> None:
+        with self._memory:
+            for key in gone:
+                snapshot = self._snapshots.pop(key, None)
+                if snapshot is not None:
+                    self._children[snapshot.parent] -= 1
+                    if not self._children[snapshot.parent]:
+                        del self._children[snapshot.parent]
+            if made is not None:
+                self._snapshots[made.key] = made
+                self._children[made.parent] += 1
 
     def orphans(self, devices: Iterable[str]) -> list[str]:
         """Those of the home's devices that were made for a snapshot, and that no snapshot has."""
@@ -170,10 +213,19 @@ class SnapshotStore:
         self._database.execute("begin immediate")
         try:
             yield
+            self._database.execute("commit")
         except BaseException:
-            self._database.execute("rollback")
+            if self._database.in_transaction:  # some errors have ended it
+                self._database.execute("rollback")
             raise
-        self._database.execute("commit")
+
+
+def _values(snapshot: Snapshot) -> tuple[str | int, ...]:
+    return (
+        *(snapshot.key, snapshot.parent, snapshot.kind, snapshot.device, int(snapshot.owns_device)),
+        *(json.dumps(dict(snapshot.labels)), snapshot.created_ns, snapshot.updated_ns),
+        *(snapshot.size_bytes, snapshot.inodes),
+    )
 
 
 def _snapshot(row: tuple[str, str, int, str, int, str, int, int, int, int]) -> Snapshot:

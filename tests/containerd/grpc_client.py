@@ -60,13 +60,26 @@ class GrpcClient:
         return answer
 
     def answers(self, method: str, **fields: Any) -> list[Any]:
-        request, answered_as = _ANSWERS[method]
+        self.send(method, **fields)
+        return self.received(method)
+
+    def send(self, method: str, **fields: Any) -> None:
+        """Ask, and do not wait; `received` follows."""
+        request, _ = _ANSWERS[method]
+        self.send_raw(f"/{SNAPSHOTS}/{method}", message_class(request)(**fields).SerializeToString())
+
+    def received(self, method: str) -> list[Any]:
+        """The answers to what was asked. Raises CallFailed."""
+        _, answered_as = _ANSWERS[method]
         answer = message_class(answered_as) if answered_as else EMPTY
-        messages = self.raw(f"/{SNAPSHOTS}/{method}", message_class(request)(**fields).SerializeToString())
-        return [answer.FromString(message) for message in messages]
+        return [answer.FromString(message) for message in self.received_raw()]
 
     def raw(self, path: str, message: bytes, headers: Sequence[tuple[str, str]] = ()) -> list[bytes]:
         """The messages of an answer. Raises CallFailed."""
+        self.send_raw(path, message, headers)
+        return self.received_raw()
+
+    def send_raw(self, path: str, message: bytes, headers: Sequence[tuple[str, str]] = ()) -> None:
         number = self._h2.get_next_available_stream_id()
         first = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
         self._h2.send_headers(number, [*first, ("content-type", "application/grpc"), ("te", "trailers"), *headers])
@@ -75,6 +88,8 @@ class GrpcClient:
             self._h2.send_data(number, data[begin : begin + 16384])
         self._h2.end_stream(number)
         self._flush()
+
+    def received_raw(self) -> list[bytes]:
         body = bytearray()
         end: dict[str, str] = {}
         while not end:

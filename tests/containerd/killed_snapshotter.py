@@ -1,10 +1,11 @@
 """kill -9 at every step of Prepare, Apply, Commit and Remove: python -m tests.containerd.killed_snapshotter
 
-A step is a call that changes a file, or one of the database's transactions, before it and after it. A round forks a
-process that opens a home, answers the calls of `CALLS` in turn, says on a pipe which are answered, and ends by SIGKILL
-at one step. Then the pool is checked by a full recount, and the home is opened again, as the next snapshotter does, and
-judged: each snapshot is as the calls that were answered left it, or as the one that was cut short would have; no device
-is without a snapshot, and none of containerd's removals fails.
+A step is a call that changes a file, or punches what was freed out of it, or one of the database's transactions, before
+it and after it. A round forks a process that opens a home, answers the calls of `CALLS` in turn, says on a pipe which
+are answered, and ends by SIGKILL at one step. Then the pool is checked by a full recount, and the home is opened again,
+as the next snapshotter does, and judged: each snapshot is as the calls that were answered left it, or as the one that
+was cut short would have; no device is without a snapshot, and none of containerd's removals fails. A call whose client
+does not wait for it any more is undone, or was done when the process ended before that.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import trio
 
+import cowfs.blockdev
+import cowfs_emulated.engine
+from cowfs.containerd.calls import Decide, always
+from cowfs.containerd.grpc import CallError
 from cowfs.containerd.messages import message_class
 from cowfs.containerd.snapshots import MAX_SIZE, Snapshotter
 from cowfs.containerd.store import SnapshotStore
@@ -43,6 +48,7 @@ FIRST: Final[Files] = {"a": b"one" * 5000, "b": b"two"}
 SECOND: Final[Files] = {"b": b"three" * 30000, "c": b"four"}
 
 LIMITED: Final = "limited"  # has a max-size
+LOST: Final = "Lost "  # before a method: its client does not wait for it any more
 
 # What is called, and what that makes of the state: key, parent, and files.
 CALLS: Final = (
@@ -51,8 +57,10 @@ CALLS: Final = (
     ("Commit", "one", "base"),
     ("Prepare", "two", "base"),
     ("Apply", "two", "second"),
+    ("Lost Commit", "two", "top"),
     ("Commit", "two", "top"),
     ("View", "view", "top"),
+    ("Lost Prepare", "box", "top"),
     ("Prepare", "box", "top"),
     ("Prepare", LIMITED, "top"),
     ("Commit", LIMITED, "boxed"),
@@ -79,6 +87,11 @@ def after(state: State, call: tuple[str, str, str]) -> State:
         case "Remove":
             del changed[key]
     return changed
+
+
+def done(call: tuple[str, str, str]) -> tuple[str, str, str]:
+    """A call as if its client had waited for it."""
+    return (call[0].removeprefix(LOST), *call[1:])
 
 
 class Paths:
@@ -137,11 +150,20 @@ def archive_of(files: Files) -> io.BytesIO:
 
 async def answer(snapshotter: Snapshotter, store: SnapshotStore, call: tuple[str, str, str]) -> None:
     method, key, other = call
+    if method.startswith(LOST):
+        with suppress(CallError):
+            await _answer(snapshotter, (method.removeprefix(LOST), key, other), lambda _answer: False)
+        return
     if method == "Apply":
         snapshot = store.find(key)
         assert snapshot is not None
         await snapshotter.unpack(snapshot, archive_of(FIRST if other == "first" else SECOND))
         return
+    await _answer(snapshotter, call, always)
+
+
+async def _answer(snapshotter: Snapshotter, call: tuple[str, str, str], decide: Decide) -> None:
+    method, key, other = call
     fields: dict[str, Any] = {"key": key}
     if method in ("Prepare", "View"):
         fields["parent"] = other
@@ -150,7 +172,7 @@ async def answer(snapshotter: Snapshotter, store: SnapshotStore, call: tuple[str
     if method == "Commit":
         fields["name"] = other
     request: Any = message_class(f"{method}SnapshotRequest")(**fields)
-    await getattr(snapshotter, method.lower())(request)
+    await getattr(snapshotter, method.lower())(request, decide)
 
 
 def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> int:
@@ -180,15 +202,16 @@ def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> 
     with opened(path) as (_, store, snapshotter):
         for name in STEPS:
             setattr(os, name, counted(getattr(os, name)))
-        for method in ("put", "remove"):
-            changing = getattr(store, method)
+        cowfs.blockdev._fallocate = counted(cowfs.blockdev._fallocate)
+        setattr(cowfs_emulated.engine, "RECLAIM_BYTES", 1)  # noqa: B010 - what is freed is punched block by block
+        write = store._write
 
-            def around(*args: Any, changing: Callable[..., Any] = changing, **kwargs: Any) -> None:
-                step()
-                changing(*args, **kwargs)
-                step()
+        def around(*args: Any) -> None:
+            step()
+            write(*args)
+            step()
 
-            setattr(store, method, around)
+        setattr(store, "_write", around)  # noqa: B010
         trio.run(answer_all, snapshotter, store)
     return steps
 
@@ -254,6 +277,7 @@ def judge(path: Path, answered: int) -> None:
         for call in CALLS[:answered]:
             state = after(state, call)
         allowed = [state, *(after(state, call) for call in CALLS[answered : answered + 1])]
+        allowed += [after(state, done(call)) for call in CALLS[answered : answered + 1]]
         found = found_state(home, store)
         assert found in allowed, f"after {answered} calls there is {_short(found)}, and not {_short(state)}"
         async with removing(snapshotter):

@@ -20,7 +20,7 @@ import trio.testing
 from cowfs.containerd.filters import lookup_in, parse_filters
 from cowfs.containerd.grpc import Asked, Handler, framed, serve_connection
 from cowfs.containerd.messages import DIFF, SNAPSHOTS, message_class
-from cowfs.containerd.snapshots import as_call_errors, decoded
+from cowfs.containerd.refusals import as_call_errors, decoded
 
 INPUTS = 100_000 if os.environ.get("COWFS_TEST_LONG") else 1_000
 WARM_UP = 300

@@ -73,9 +73,10 @@ class Written(NoViews):
 
     def __init__(self) -> None:
         self.has_come = trio.Event()
+        self.only: str | None = None  # a device; all of snapshots when None
 
     async def write_back(self, device: str) -> None:
-        if device.startswith(DEVICE_PREFIX):
+        if device == self.only or (self.only is None and device.startswith(DEVICE_PREFIX)):
             await self.has_come.wait()
 
 
@@ -124,16 +125,28 @@ async def test_a_commit_does_not_wait_for_much_that_was_written(
             assert [snapshot.key for snapshot in store.all()] == ["base"]
 
 
-async def test_usage_is_found_after_the_commit(tmp_path: Path) -> None:
+async def test_usage_is_found_after_the_commit(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     """By a service, or by who asks first; it is kept, and found again where a crash came before."""
-    with opened(tmp_path / "home") as (_, store, snapshotter):
-        async with removing(snapshotter):
-            for call in CALLS[:6]:
-                await answer(snapshotter, store, call)
+    del autojump_clock
+    with opened(tmp_path / "home") as (home, store, first):
+        async with removing(first):
+            for call in CALLS[:7]:
+                await answer(first, store, call)
         assert {snapshot.key: snapshot.is_measured for snapshot in store.all()} == {"base": False, "top": False}
-        usage = await snapshotter.usage(message_class("UsageRequest")(key="top"))
-        assert (usage.size > 0, usage.inodes) == (True, 2)
-        assert {snapshot.key: snapshot.is_measured for snapshot in store.all()} == {"base": False, "top": True}
+        views = Written()
+        top = store.find("top")
+        assert top is not None
+        views.only = top.device
+        snapshotter = Snapshotter(Executor(home, views), store)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(snapshotter.serve_usage)
+            usage = await snapshotter.usage(message_class("UsageRequest")(key="base"))
+            assert (usage.size > 0, usage.inodes) == (True, 2)
+            with pytest.raises(CallError, match="is being counted; ask again") as caught:
+                await snapshotter.usage(message_class("UsageRequest")(key="top"))
+            assert caught.value.code is Code.UNAVAILABLE
+            assert {snapshot.key: snapshot.is_measured for snapshot in store.all()} == {"base": True, "top": False}
+            nursery.cancel_scope.cancel()
     with opened(tmp_path / "home") as (_, store, snapshotter):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(snapshotter.serve_usage)
