@@ -20,6 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from cowfs.benchmarks import accounting
 from cowfs.benchmarks.engines.catalogue import Wanted, usable
 from cowfs.benchmarks.engines.interface import Engine
 from cowfs.benchmarks.figures import median_of, ratios_of, spread_of, turns
@@ -32,7 +33,7 @@ QUICK_ROUNDS = 2
 
 
 class Rounds(NamedTuple):
-    """What one contender has shown on one line. `spread` is (largest - smallest) / median."""
+    """What one contender has shown on one line. `spread` is how far the median of others may lie by chance."""
 
     values: Sequence[float]
 
@@ -74,14 +75,19 @@ class Bench:
         rounds: int = ROUNDS,
         warm_up: bool = True,
     ) -> dict[str, Rounds]:
-        """Ask each contender for one figure a round, in turns; one round more comes first where it warms up."""
+        """Ask each contender for one figure a round, in turns; one round more comes first where it warms up.
+
+        Processor time is of the whole call, in this process and in children that have ended.
+        """
         total = self.size(rounds, QUICK_ROUNDS) + warm_up
         look_around(self.result)
-        values: dict[str, list[float]] = {name: [] for name in contenders}
+        samples: dict[str, list[Sample]] = {name: [] for name in contenders}
         for number, name in turns(list(contenders), total):
             self.watcher.progress(f"{self.question.name}: {line}", name, number, total)
-            values[name].append(contenders[name]())
-        return {name: self.record(line, name, unit, found[warm_up:]) for name, found in values.items()}
+            before = accounting.cpu_seconds([])
+            value = contenders[name]()
+            samples[name].append(Sample(value, cpu_seconds=accounting.cpu_seconds([]) - before))
+        return {name: self._add(line, name, unit, found[warm_up:]) for name, found in samples.items()}
 
     def ask(
         self, workload: Workload, engines: Sequence[Engine], *, rounds: int = ROUNDS
@@ -89,7 +95,7 @@ class Bench:
         """Put a workload of `cowfs bench` to engines; the rounds by line and engine."""
         wanted, missing = usable([Wanted(engine.name, engine, None) for engine in engines])
         rounds = self.size(rounds, QUICK_ROUNDS)
-        found = Run(wanted, [workload], self.directory, rounds, self.result.seed, _Progress(self.watcher))()
+        found = Run(wanted, [workload], self.directory, rounds, self.result.seed, _Progress(self))()
         self.result.others_processors = max(self.result.others_processors, found.others_processors)
         (asked,) = found.questions
         self.question.lines += asked.lines
@@ -106,9 +112,12 @@ class Bench:
 
     def record(self, line: str, contender: str, unit: str, values: Sequence[float]) -> Rounds:
         """The rounds of one contender that were measured elsewhere."""
-        for value in values:
-            self.question.add(contender, line, figure_in(unit), Sample(value))
-        return Rounds(values)
+        return self._add(line, contender, unit, [Sample(value) for value in values])
+
+    def _add(self, line: str, contender: str, unit: str, samples: Sequence[Sample]) -> Rounds:
+        for sample in samples:
+            self.question.add(contender, line, figure_in(unit), sample)
+        return Rounds([sample.value for sample in samples])
 
     def figure(self, line: str, value: float, unit: str) -> float:
         """A figure that has no rounds, such as a peak of memory."""
@@ -144,16 +153,16 @@ class Bench:
 
 
 class _Progress(Watcher):
-    """Of a run inside of another one, whose tables have the lines."""
+    """Of a run inside of a program, whose question has the lines."""
 
-    def __init__(self, outer: Watcher) -> None:
-        self._outer = outer
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
 
     def progress(self, question: str, contender: str, done: int, total: int) -> None:
-        self._outer.progress(question, contender, done, total)
+        self._bench.watcher.progress(question, contender, done, total)
 
-    def failed(self, question: str, contender: str, error: BaseException) -> None:
-        self._outer.failed(question, contender, error)
+    def failed(self, _: str, contender: str, error: BaseException) -> None:
+        self._bench.watcher.failed(self._bench.question.name, contender, error)
 
 
 def rounds_of(lines: Sequence[Line]) -> dict[str, dict[str, Rounds]]:

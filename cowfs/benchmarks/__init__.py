@@ -8,14 +8,14 @@ engines      what is compared: each makes, in a directory of its own, disks and 
 meter        what a workload measures with: a line is a block of work, its time, and all that was counted meanwhile
 workloads    what is asked: each is a context manager that prepares one engine and gives a function, one round of it
 left_behind  removes what a run that was killed has left
-runner       prepares every engine, runs the rounds in turns, and puts what was measured into a result
+runner       takes rounds of all questions, with the engines in turns, and puts what was measured into a result
 comparison   two results, line by line
 report       a result as text, as CSV, as one HTML page
 
 A workload is an object with a name and this method (`workloads.interface.Workload`):
 
     @contextmanager
-    def prepared(self, contender):                          # once for each engine; all are prepared side by side
+    def prepared(self, contender):                          # for each round; all engines are prepared side by side
         contender.create("device", 64 << 20)
         with contender.disk("device") as path:              # or contender.tree("device"): a directory
             def measure(meter):                             # one round

@@ -101,7 +101,14 @@ class Meter:
 
     @contextmanager
     def line(
-        self, name: str, kind: Kind, *, x: float | None = None, series: str = "", is_counted: bool = True
+        self,
+        name: str,
+        kind: Kind,
+        *,
+        x: float | None = None,
+        series: str = "",
+        is_counted: bool = True,
+        in_process: bool = False,
     ) -> Iterator[Work]:
         """A block of work.
 
@@ -110,6 +117,7 @@ class Meter:
             series: the name of that growth line.
             is_counted: False for work in which the contender's pool is opened or closed, so that its counters begin
                 anew.
+            in_process: no server begins or ends in it, so that its processor time is known even if nothing is counted.
         """
         contender, work = self._contender, Work()
         if is_counted:
@@ -123,7 +131,7 @@ class Meter:
         begin = time.perf_counter()
         yield work
         took = time.perf_counter() - begin
-        cpu = accounting.cpu_seconds(pids) - cpu_before if is_counted else None
+        cpu = accounting.cpu_seconds(pids) - cpu_before if is_counted or in_process else None
         work.seconds = work.seconds or took
         if is_counted:
             contender.settle()

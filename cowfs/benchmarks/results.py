@@ -123,8 +123,8 @@ class Absent(msgspec.Struct, frozen=True, omit_defaults=True):
 class Goal(msgspec.Struct, omit_defaults=True):
     """A bound on a figure, or on the ratio of two.
 
-    A ratio is the median of those of the rounds, and `spread` theirs: (largest - smallest) / median. `is_met` is None
-    where it was not judged: with small sizes, which prove nothing, and on a machine that others used.
+    A ratio is the median of those of the rounds, and `spread` theirs. `is_met` is None where it was not judged: with
+    small sizes, which prove nothing, and on a machine that others used.
     """
 
     name: str

@@ -1,4 +1,8 @@
-"""A run: every contender is set up and prepared once for each question, and rounds are taken in turns."""
+"""A run: contenders are set up once, and a round of all questions follows the other.
+
+What slows a machine down for seconds would be in all rounds of a question that were taken one after the other, and in
+no round of the next question. So each round asks all of them, with contenders in turns, which are prepared anew.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import Final
 
 from cowfs.benchmarks.engines.catalogue import Wanted
 from cowfs.benchmarks.engines.interface import Contender, Setting
-from cowfs.benchmarks.figures import turns
+from cowfs.benchmarks.figures import in_turn
 from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
 from cowfs.benchmarks.meter import Meter
 from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Question, Result
@@ -112,10 +116,19 @@ class Run:
                 named = "; ".join(f"{absent.name}: {absent.problem}" for absent in result.missing)
                 raise CowfsError(f"no engine can run here: {named}", errno=errno.ENOSYS)
             self.watcher.begins(result)
-            for workload in self.workloads:
-                question = self._ask(workload, contenders, result)
-                result.questions.append(question)
-                self.watcher.answered(question)
+            inquiries = [self._inquiry(workload, contenders) for workload in self.workloads]
+            result.questions += [inquiry.question for inquiry in inquiries]
+            for inquiry in inquiries:
+                if inquiry.workload.warms_up:
+                    self._take_round(inquiry, 0)
+            for number in range(1, self.rounds + 1):
+                for place, inquiry in enumerate(inquiries):
+                    if place % self.rounds == number - 1:  # once for each question, all over the run
+                        inquiry.question.others_processors = look_around(result, self.look_seconds)
+                    self._take_round(inquiry, number)
+                    if number == self.rounds:
+                        inquiry.leave_out_the_failed()
+                        self.watcher.answered(inquiry.question)
         result.seconds = time.monotonic() - begin
         self.watcher.ends()
         return result
@@ -143,7 +156,7 @@ class Run:
             for workload in self.workloads
         )
 
-    def _ask(self, workload: Workload, contenders: Sequence[Contender], result: Result) -> Question:
+    def _inquiry(self, workload: Workload, contenders: Sequence[Contender]) -> _Inquiry:
         question = Question(
             name=workload.name,
             title=workload.title,
@@ -151,56 +164,72 @@ class Run:
             parameters=workload.parameters,
             lines=[],
             x_unit=workload.x_unit,
-            others_processors=look_around(result, self.look_seconds),
         )
         offers = {wanted.name: wanted.engine.offers for wanted in self.wanted}
-        able = [contender for contender in contenders if workload.needs in offers[contender.name]]
+        able = []
         for contender in contenders:
-            if contender not in able:
-                lacking = workload.needs & ~offers[contender.name]
+            lacking = workload.needs & ~offers[contender.name]
+            if lacking:
                 question.absent.append(Absent(contender.name, f"it has no {lacking.words}"))
+            else:
+                able.append(contender)
+        return _Inquiry(workload, able, question, self.watcher)
+
+    def _take_round(self, inquiry: _Inquiry, number: int) -> None:
+        """Prepare all of its contenders anew, and have each of them take its turn. Round 0 warms up."""
+        workload = inquiry.workload
+        shown = f"round {number} of {self.rounds}, {workload.name}" if number else f"warming up, {workload.name}"
         with ExitStack() as stack:
             measures: dict[str, Measure] = {}
-            for contender in able:
+            for contender in inquiry.able:
                 own = ExitStack()
-                stack.callback(self._end, question, contender.name, own)
-                with self._out_of(question, contender.name):
-                    measures[contender.name] = own.enter_context(workload.prepared(contender))
-            rounds = self.rounds + workload.warms_up
-            for number, contender in turns(able, rounds):
-                self.watcher.progress(workload.name, contender.name, self._done, self._total)
+                stack.callback(inquiry.end, contender.name, own)
+                with inquiry.out_of_it(contender.name):
+                    if not inquiry.has_failed(contender.name):
+                        measures[contender.name] = own.enter_context(workload.prepared(contender))
+            for contender in in_turn(inquiry.able, number):
+                self.watcher.progress(shown, contender.name, self._done, self._total)
                 self._done += 1
-                if contender.name not in measures:
+                if inquiry.has_failed(contender.name):
                     continue
                 meter = Meter(contender)
-                with self._out_of(question, contender.name, measures):
+                with inquiry.out_of_it(contender.name):
                     measures[contender.name](meter)
-                    if number >= workload.warms_up:
-                        meter.add_to(question)
-        out = {absent.name for absent in question.failed}
-        for line in question.lines:
-            line.samples = {
-                contender.name: line.samples[contender.name]
-                for contender in able
-                if contender.name in line.samples and contender.name not in out
-            }
-        question.lines = [line for line in question.lines if line.samples]
-        return question
+                    if number:
+                        meter.add_to(inquiry.question)
 
-    def _end(self, question: Question, contender: str, prepared: ExitStack) -> None:
-        with self._out_of(question, contender):
+
+@dataclass
+class _Inquiry:
+    """A question in the course of a run. `able` are the contenders that offer what it needs."""
+
+    workload: Workload
+    able: Sequence[Contender]
+    question: Question
+    watcher: Watcher
+
+    def has_failed(self, contender: str) -> bool:
+        return any(absent.name == contender for absent in self.question.failed)
+
+    def end(self, contender: str, prepared: ExitStack) -> None:
+        with self.out_of_it(contender):
             prepared.close()
 
     @contextmanager
-    def _out_of(self, question: Question, contender: str, measures: dict[str, Measure] | None = None) -> Iterator[None]:
+    def out_of_it(self, contender: str) -> Iterator[None]:
         """A failure in the block takes the contender out of the question."""
         try:
             yield
         except FAILURES as error:
-            question.failed.append(Absent(contender, describe(error)))
-            if measures is not None:
-                measures.pop(contender, None)
-            self.watcher.failed(question.name, contender, error)
+            self.question.failed.append(Absent(contender, describe(error)))
+            self.watcher.failed(self.question.name, contender, error)
+
+    def leave_out_the_failed(self) -> None:
+        """What they had measured before is no answer; those who are left are in the order of all contenders."""
+        names = [contender.name for contender in self.able if not self.has_failed(contender.name)]
+        for line in self.question.lines:
+            line.samples = {name: line.samples[name] for name in names if name in line.samples}
+        self.question.lines = [line for line in self.question.lines if line.samples]
 
 
 def describe(error: BaseException) -> str:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cowfs.benchmarks.workloads.interface import Workload
     from cowfs.traces.replay import Pace
 
-_ROUNDS: Final = 3
+_ROUNDS: Final = 5
 _JOB: Final = ".fio"
 _WORDS: Final = "cowfs.bench.words"
 _GUEST_BYTES: Final = 1 << 30

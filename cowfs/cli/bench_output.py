@@ -31,7 +31,7 @@ class Printer(Watcher):
     def __init__(self, bar: output.StepProgress | None = None, *, shows_tables: bool = True) -> None:
         self._bar = bar
         self._shows_tables = shows_tables
-        self._said: list[str] = []  # by programs that failed; their question's table comes before
+        self._said: dict[str, list[str]] = {}  # by programs that failed; the table of their question comes before
 
     def begins(self, result: Result) -> None:
         self._result = result
@@ -43,13 +43,12 @@ class Printer(Watcher):
 
     def answered(self, question: Question) -> None:
         self._print("", *question_lines(question, is_judged=self._result.is_quiet, width=_width()))
-        for line in self._said:
+        for line in self._said.pop(question.name, []):
             print(output.printable(line), file=sys.stderr)
-        self._said.clear()
 
     def failed(self, question: str, contender: str, error: BaseException) -> None:
         if isinstance(error, CommandFailed | FioFailed):
-            self._said += [f"{contender}: {line}" for line in error.lines]
+            self._said.setdefault(question, []).extend(f"{contender}: {line}" for line in error.lines)
 
     def ends(self) -> None:
         self._print("", summary_line(self._result))

@@ -104,13 +104,16 @@ def test_rounds_are_taken_in_turns_and_all_is_taken_down(tmp_path: Path) -> None
 
     result = run(tmp_path, [engine("a", events), engine("b", events)], Asking(measure))
     assert events == [
-        *("set up a", "set up b", "prepare a", "prepare b"),
-        *("a", "b", "b", "a", "a", "b", "b", "a"),  # the first round warms up
-        *("end b", "end a", "take down b", "take down a"),
+        *("set up a", "set up b"),
+        *("prepare a", "prepare b", "a", "b", "end b", "end a"),  # this one warms up
+        *("prepare a", "prepare b", "b", "a", "end b", "end a"),
+        *("prepare a", "prepare b", "a", "b", "end b", "end a"),
+        *("prepare a", "prepare b", "b", "a", "end b", "end a"),
+        *("take down b", "take down a"),
     ]
     (line,) = result.questions[0].lines
     assert line.values() == {"a": [3, 4, 7], "b": [2, 5, 6]}
-    assert (line.median("a"), line.spread("a")) == (4, 1.0)
+    assert (line.median("a"), line.spread("a")) == (4, 1.72)
 
 
 def test_counters_are_what_was_counted_in_the_line(tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_a_contender_that_fails_is_out_of_the_question_and_the_others_go_on(tmp_
     assert [(one.name, one.problem) for one in question.failed] == [("a", "its disk is full")]
     assert list(question.lines[0].samples) == ["b"]
     assert len(question.lines[0].samples["b"]) == 3
-    assert events[-4:] == ["end b", "end a", "take down b", "take down a"]
+    assert events[-4:] == ["prepare b", "end b", "take down b", "take down a"]
 
 
 def test_what_an_engine_does_not_offer_is_not_asked_of_it(tmp_path: Path) -> None:

@@ -66,18 +66,24 @@ def test_runs_repeat_where_their_medians_are_within_the_spread(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = []
-    for number, values in enumerate([(10.0, 11.0, 13.0), (11.0, 13.0, 14.0), (11.0, 14.5, 14.6)]):
+    for number, values in enumerate([(10.0, 11.0, 12.0), (12.0, 13.0, 14.0), (13.0, 14.4, 15.0)]):
         result = begin_result(tmp_path, rounds=3, seed=1)
         result.questions = [Question("disk", "", "", {}, [])]
         for value in values:
-            result.questions[0].add("plain", "read", figure_in("1/s"), Sample(value))
+            result.questions[0].add("emulated", "read", figure_in("1/s"), Sample(value))
+            result.questions[0].add("plain", "read", figure_in("1/s"), Sample(2 * value))
         paths.append(str(tmp_path / f"{number}.json"))
         Path(paths[-1]).write_bytes(encode_result(result))
-    assert repeat.main(paths[:2]) == 0
-    assert "0 of 1 medians lie outside" in capsys.readouterr().out
-    assert repeat.main([paths[0], paths[2]]) == 0  # 3.5 apart, and the second run's spread is 3.6
-    assert repeat.main(paths) == 0
-    result.questions[0].lines[0].samples["plain"] = [Sample(14.5)] * 3
+    assert repeat.main(paths) == 0  # 3.4 apart at most: the reach of three rounds is 1.72 of their range of 2
+    assert "0 of 2 medians lie outside" in capsys.readouterr().out
+    samples = result.questions[0].lines[0].samples
+    samples["emulated"] = [Sample(value) for value in (14.6, 14.6, 14.7)]
+    samples["plain"] = [Sample(30.0)] * 3
     Path(paths[2]).write_bytes(encode_result(result))
+    assert repeat.main(paths[1:]) == 1
+    said = capsys.readouterr().out
+    assert "disk / read / emulated / plain: 0.5 +-0%, 0.487 +-1%" in said
+    assert "0 of 2 medians lie outside" in said
+    assert "1 of 1 ratios of contenders lie outside" in said
     assert repeat.main(paths) == 1
-    assert "disk / read / plain [1/s]: 11 +-14%, 13 +-12%, 14.5 +-0%" in capsys.readouterr().out
+    assert "disk / read / emulated [1/s]: 11 +-31%, 13 +-26%, 14.6 +-1%" in capsys.readouterr().out

@@ -66,8 +66,9 @@ def _page(result: Result) -> Iterator[str]:
     yield f"{format_size(machine.memory_bytes)} of memory, Linux {_text(machine.kernel)}, {_text(machine.system)}, "
     yield f"Python {_text(machine.python)}. Files in {_text(result.place)}: {_text(machine.directory_filesystem)} "
     yield f'<span class="dim">({_text(machine.directory_options)})</span>.</p>'
-    yield '<p class="dim">Bars are medians of the rounds, with a line from the least to the most. A tie: the ranges of '
-    yield "two contenders overlap. Contenders are compared only within one run.</p>"
+    yield '<p class="dim">Bars are medians of the rounds, with a line from the least to the most. The spread is how '
+    yield "far the median of another run may lie by chance. A tie: two contenders differ by less, round by round. "
+    yield "Contenders are compared only within one run.</p>"
     yield '<div class="wide"><table class="who"><tr><th>contender</th><th>what it is</th><th></th></tr>'
     for note in result.contenders:
         about = "; ".join(f"{key}: {value}" for key, value in note.details.items() if value)

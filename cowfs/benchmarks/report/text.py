@@ -26,7 +26,7 @@ def head_lines(result: Result) -> Iterator[str]:
 
 
 def question_lines(question: Question, *, is_judged: bool, width: int) -> Iterator[str]:
-    """A question's figures: medians, and half of the spread as `+-`. The best, and those level with it, have a star.
+    """A question's figures: medians, and their spread as `+-`. The best, and those level with it, have a star.
 
     Lines of the same contenders are one table.
     """
@@ -74,7 +74,7 @@ def figure_text(value: float) -> str:
 
 
 def spread_text(spread: float, rounds: int) -> str:
-    return f"+-{spread / 2:.0%}" if rounds > 1 else ""
+    return f"+-{spread:.0%}" if rounds > 1 else ""
 
 
 def _parts(rows: Sequence[Sequence[str]], header: Sequence[str], width: int) -> Iterator[list[str]]:

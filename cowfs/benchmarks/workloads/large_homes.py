@@ -119,7 +119,7 @@ def _measure(meter: Meter, homes: Mapping[int, Home], text: Callable[[int], str]
 
 @contextmanager
 def _line(meter: Meter, what: str, size: str, x: int) -> Iterator[None]:
-    with meter.line(f"{what}, {size}", TIME_EACH, x=x, series=what, is_counted=False) as work:
+    with meter.line(f"{what}, {size}", TIME_EACH, x=x, series=what, is_counted=False, in_process=True) as work:
         yield
         work.requests = _AT_ONCE
 

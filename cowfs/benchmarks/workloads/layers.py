@@ -48,14 +48,14 @@ class LayerWork:
             with contender.home() as path, open_home(path, backend=contender.backend) as home:
                 layers = home.layers
                 layers.create(_BASE)
-                with meter.line("apply of the base image, files", RATE, is_counted=False) as work:
+                with meter.line("apply of the base image, files", RATE, is_counted=False, in_process=True) as work:
                     layers.apply(_BASE, io.BytesIO(archive))
                     work.requests = self._files
                 layers.create(_LAYER, _BASE)
-                with meter.line("apply of a layer, files", RATE, is_counted=False) as work:
+                with meter.line("apply of a layer, files", RATE, is_counted=False, in_process=True) as work:
                     layers.apply(_LAYER, io.BytesIO(changes))
                     work.requests = self._changed
-                with meter.line("list of what the layer changed", TIME, is_counted=False) as work:
+                with meter.line("list of what the layer changed", TIME, is_counted=False, in_process=True) as work:
                     work.requests = sum(1 for _ in layers.changes(_LAYER, _BASE))
 
         yield measure
