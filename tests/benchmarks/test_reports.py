@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import random
 import re
 
 import msgspec
@@ -59,6 +60,31 @@ def test_a_change_counts_beyond_the_threshold_and_the_spread() -> None:
     quicker = result(line(a=samples(200, 201, 202)), line("open", SECONDS, a=samples(0.5, 0.5, 0.5)))
     assert verdicts(quicker) == ["better", "better"]
     assert compare(OLD, quicker, threshold=0.1).only_in_old == ["disk / read / other"]
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 4, 5, 7, 10, 20])
+def test_a_run_that_differs_by_chance_alone_is_seldom_judged(rounds: int) -> None:
+    chance = random.Random(1)
+
+    def found() -> Result:
+        return result(*(line(f"line {number}", a=noisy(chance, 100, rounds)) for number in range(2000)))
+
+    judged = [change.verdict != "tie" for change in compare(found(), found(), threshold=0.0).changes]
+    assert 0.002 < sum(judged) / len(judged) < 0.02
+
+
+def test_a_regression_by_a_fifth_is_seen_on_a_quiet_machine() -> None:
+    chance = random.Random(1)
+    for slower, verdict in ((1.2, "worse"), (1.0, "tie"), (0.8, "better")):
+        old = result(*(line(f"line {number}", SECONDS, a=noisy(chance, 1, 5)) for number in range(200)))
+        new = result(*(line(f"line {number}", SECONDS, a=noisy(chance, slower, 5)) for number in range(200)))
+        verdicts = [change.verdict for change in compare(old, new, threshold=0.1).changes]
+        assert verdicts.count(verdict) >= 196
+
+
+def noisy(chance: random.Random, value: float, rounds: int) -> list[Sample]:
+    """Rounds that differ by 3 %."""
+    return samples(*(chance.gauss(value, 0.03 * value) for _ in range(rounds)))
 
 
 def test_what_was_measured_under_load_is_not_judged() -> None:

@@ -85,6 +85,14 @@ def test_who_is_best_and_who_is_level_with_it() -> None:
     assert rank({"a": [1.0, 2.0], "b": [3.0, 4.0]}, lower_is_better=True) is None  # too few rounds
 
 
+def test_what_slows_down_all_contenders_of_a_round_makes_no_tie() -> None:
+    quick = [10.0, 10.1, 19.9, 14.0, 10.0]
+    values = {"quick": quick, "slower": [1.2 * value for value in quick], "level": [10.3, 9.9, 20.0, 13.9, 10.2]}
+    assert rank(values, lower_is_better=True) == ("quick", ("level",))
+    assert rank({"a": [0.0, 0.0, 0.0], "b": [0.0, 0.0, 0.0]}, lower_is_better=True) == ("a", ("b",))
+    assert rank({"a": [1.0, 2.0, 3.0], "b": [2.5, 2.5, 2.5, 2.5]}, lower_is_better=True) == ("a", ("b",))
+
+
 def test_percentiles_are_of_the_nearest_rank() -> None:
     found = latency_of([number / 1e6 for number in range(100, 0, -1)])
     assert found is not None
