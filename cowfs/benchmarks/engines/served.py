@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,16 +101,20 @@ class _Qcow2(_Served):
         super().__init__(setting)
         self._cluster_bytes = setting.block_bytes or _CLUSTER_BYTES
         self._chains: dict[str, list[Path]] = {}  # the top last
+        self._sizes: dict[str, int] = {}
+        self._users: Counter[Path] = Counter()  # chains that an image is in
         self._count = 0
         self._open: tuple[str, _Monitor] | None = None
 
     def create(self, name: str, size_bytes: int) -> None:
-        self._chains[name] = [self._new_image(["-f", "qcow2"], str(size_bytes))]
+        self._chains[name] = [self._new_image(["-f", "qcow2"], size_bytes)]
+        self._sizes[name] = size_bytes
+        self._users.update(self._chains[name])
 
-    def _new_image(self, words: Sequence[str], *size: str) -> Path:
+    def _new_image(self, words: Sequence[str], size_bytes: int) -> Path:
         self._count += 1
         path = self.directory / f"image-{self._count}.qcow2"
-        run_tool("qemu-img", "create", "-q", "-o", f"cluster_size={self._cluster_bytes}", *words, path, *size)
+        run_tool("qemu-img", "create", "-q", "-o", f"cluster_size={self._cluster_bytes}", *words, path, str(size_bytes))
         fd = os.open(path, os.O_RDONLY)
         try:
             os.fsync(fd)
@@ -117,22 +122,25 @@ class _Qcow2(_Served):
             os.close(fd)
         return path
 
-    def _overlay(self, base: Path) -> Path:
-        return self._new_image(["-f", "qcow2", "-F", "qcow2", "-b", os.fspath(base)])
+    def _overlay(self, base: Path, size_bytes: int) -> Path:
+        """Made without a look at the base (`-u`), for which qemu-img would open all of the chain."""
+        return self._new_image(["-f", "qcow2", "-F", "qcow2", "-u", "-b", os.fspath(base)], size_bytes)
 
     def snapshot(self, origin: str, name: str) -> None:
-        chain = self._chains[origin]
-        self._chains[name] = [*chain, self._overlay(chain[-1])]
-        top = self._overlay(chain[-1])
+        chain, size_bytes = self._chains[origin], self._sizes[origin]
+        self._chains[name], self._sizes[name] = [*chain, self._overlay(chain[-1], size_bytes)], size_bytes
+        top = self._overlay(chain[-1], size_bytes)
         if self._open is not None and self._open[0] == origin:
             self._open[1].put_on_top(_node(chain[-1]), top)
         self._chains[origin] = [*chain, top]
+        self._users.update([*self._chains[name], top])
 
     def remove(self, name: str) -> None:
         chain = self._chains.pop(name)
-        used = {path for other in self._chains.values() for path in other}
+        self._users.subtract(chain)
         for path in chain:
-            if path not in used:
+            if not self._users[path]:
+                del self._users[path]
                 path.unlink()
 
     @contextmanager
