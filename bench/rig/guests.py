@@ -49,7 +49,7 @@ def rounds(bench: Bench, sizes: Sizes, contenders: Sequence[Contender]) -> dict[
     taken: dict[str, dict[str, list[float]]] = {contender.name: defaultdict(list) for contender in contenders}
     for contender in contenders:
         contender.work("fill", bench, sizes)
-    for number, contender in turns(contenders, sizes.rounds):
+    for number, contender in turns(contenders, range(sizes.rounds)):
         bench.watcher.progress(bench.question.name, contender.name, number, sizes.rounds)
         for question, values in contender.work("measure", bench, sizes).items():
             taken[contender.name][question] += values

@@ -82,7 +82,7 @@ class Bench:
         total = self.size(rounds, QUICK_ROUNDS) + warm_up
         look_around(self.result)
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
-        for number, name in turns(list(contenders), total):
+        for number, name in turns(list(contenders), range(total)):
             self.watcher.progress(f"{self.question.name}: {line}", name, number, total)
             before = accounting.cpu_seconds([])
             value = contenders[name]()
@@ -95,7 +95,8 @@ class Bench:
         """Put a workload of `cowfs bench` to engines; the rounds by line and engine."""
         wanted, missing = usable([Wanted(engine.name, engine, None) for engine in engines])
         rounds = self.size(rounds, QUICK_ROUNDS)
-        found = Run(wanted, [workload], self.directory, rounds, self.result.seed, _Progress(self))()
+        run = Run(wanted, [workload], self.directory, rounds, self.result.seed, _Progress(self), prepares_once=True)
+        found = run()
         self.result.others_processors = max(self.result.others_processors, found.others_processors)
         (asked,) = found.questions
         self.question.lines += asked.lines

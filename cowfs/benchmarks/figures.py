@@ -52,15 +52,10 @@ def ratios_of(above: Sequence[float], below: Sequence[float]) -> list[float]:
     return [a / b if b else float("inf") for a, b in zip(above, below, strict=True)]
 
 
-def in_turn(contenders: Sequence[T], number: int) -> Sequence[T]:
-    """The order of a round: that of the one before, turned round."""
-    return contenders if number % 2 == 0 else contenders[::-1]
-
-
-def turns(contenders: Sequence[T], rounds: int) -> Iterator[tuple[int, T]]:
-    """The number of the round, from 0, and who has its turn."""
-    for number in range(rounds):
-        for contender in in_turn(contenders, number):
+def turns(contenders: Sequence[T], rounds: range) -> Iterator[tuple[int, T]]:
+    """The number of the round and who has its turn: the order is turned round from one round to the next."""
+    for number in rounds:
+        for contender in contenders if number % 2 == 0 else contenders[::-1]:
             yield number, contender
 
 

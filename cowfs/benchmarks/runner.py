@@ -18,7 +18,7 @@ from typing import Final
 
 from cowfs.benchmarks.engines.catalogue import Wanted
 from cowfs.benchmarks.engines.interface import Contender, Setting
-from cowfs.benchmarks.figures import in_turn
+from cowfs.benchmarks.figures import turns
 from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
 from cowfs.benchmarks.meter import Meter
 from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Question, Result
@@ -89,6 +89,7 @@ class Run:
         directory: an empty one; everything that is compared lies in it.
         missing: contenders that were asked for and cannot run here, for the report.
         others_processors: what is known to be used by others before the run.
+        prepares_once: take all rounds of a question before the next question, where to prepare it takes longer.
     """
 
     wanted: Sequence[Wanted]
@@ -100,6 +101,7 @@ class Run:
     missing: Sequence[Absent] = ()
     look_seconds: float = LOOK_SECONDS
     others_processors: float = 0.0
+    prepares_once: bool = False
     _done: int = 0
 
     def __call__(self) -> Result:
@@ -118,15 +120,12 @@ class Run:
             self.watcher.begins(result)
             inquiries = [self._inquiry(workload, contenders) for workload in self.workloads]
             result.questions += [inquiry.question for inquiry in inquiries]
-            for inquiry in inquiries:
-                if inquiry.workload.warms_up:
-                    self._take_round(inquiry, 0)
-            for number in range(1, self.rounds + 1):
+            for rounds in self._passes():
                 for place, inquiry in enumerate(inquiries):
-                    if place % self.rounds == number - 1:  # once for each question, all over the run
+                    if place % self.rounds in rounds:  # once for each question, all over the run
                         inquiry.question.others_processors = look_around(result, self.look_seconds)
-                    self._take_round(inquiry, number)
-                    if number == self.rounds:
+                    self._take(inquiry, rounds)
+                    if self.rounds in rounds:
                         inquiry.leave_out_the_failed()
                         self.watcher.answered(inquiry.question)
         result.seconds = time.monotonic() - begin
@@ -175,10 +174,18 @@ class Run:
                 able.append(contender)
         return _Inquiry(workload, able, question, self.watcher)
 
-    def _take_round(self, inquiry: _Inquiry, number: int) -> None:
-        """Prepare all of its contenders anew, and have each of them take its turn. Round 0 warms up."""
+    def _passes(self) -> list[range]:
+        """The rounds between which a question stays prepared, from round 0, which warms up."""
+        if self.prepares_once:
+            return [range(self.rounds + 1)]
+        return [range(number, number + 1) for number in range(self.rounds + 1)]
+
+    def _take(self, inquiry: _Inquiry, rounds: range) -> None:
+        """Prepare its contenders, and have them take their turns."""
         workload = inquiry.workload
-        shown = f"round {number} of {self.rounds}, {workload.name}" if number else f"warming up, {workload.name}"
+        rounds = rounds if workload.warms_up else range(max(rounds.start, 1), rounds.stop)
+        if not rounds:
+            return
         with ExitStack() as stack:
             measures: dict[str, Measure] = {}
             for contender in inquiry.able:
@@ -187,7 +194,8 @@ class Run:
                 with inquiry.out_of_it(contender.name):
                     if not inquiry.has_failed(contender.name):
                         measures[contender.name] = own.enter_context(workload.prepared(contender))
-            for contender in in_turn(inquiry.able, number):
+            for number, contender in turns(inquiry.able, rounds):
+                shown = f"round {number} of {self.rounds}, {workload.name}" if number else f"warm-up, {workload.name}"
                 self.watcher.progress(shown, contender.name, self._done, self._total)
                 self._done += 1
                 if inquiry.has_failed(contender.name):

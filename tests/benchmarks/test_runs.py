@@ -69,12 +69,14 @@ class Asking:
         contender.events.append(f"end {contender.name}")
 
 
-def run(tmp_path: Path, wanted: list[Wanted], *workloads: Asking, rounds: int = 3) -> Result:
-    return Run(wanted, workloads, tmp_path, rounds, seed=1, look_seconds=0.001)()
+def run(
+    tmp_path: Path, wanted: list[Wanted], *workloads: Asking, rounds: int = 3, prepares_once: bool = False
+) -> Result:
+    return Run(wanted, workloads, tmp_path, rounds, seed=1, look_seconds=0.001, prepares_once=prepares_once)()
 
 
 def test_turns_are_turned_round() -> None:
-    assert list(turns("ab", 3)) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
+    assert list(turns("ab", range(3))) == [(0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b")]
 
 
 def test_who_is_best_and_who_is_level_with_it() -> None:
@@ -122,6 +124,38 @@ def test_rounds_are_taken_in_turns_and_all_is_taken_down(tmp_path: Path) -> None
     (line,) = result.questions[0].lines
     assert line.values() == {"a": [3, 4, 7], "b": [2, 5, 6]}
     assert (line.median("a"), line.spread("a")) == (4, 1.72)
+
+
+class Second(Asking):
+    name = "second"
+    warms_up = False
+
+
+@pytest.mark.parametrize(
+    ("prepares_once", "order"),
+    [
+        (False, ["asking", "asking", "second", "asking", "second"]),
+        (True, ["asking", "asking", "asking", "second", "second"]),
+    ],
+)
+def test_a_round_asks_all_questions_unless_they_are_prepared_once(
+    tmp_path: Path, prepares_once: bool, order: list[str]
+) -> None:
+    events: list[str] = []
+
+    def asked(name: str) -> Callable[[Contender, Meter], None]:
+        def measure(_: Contender, meter: Meter) -> None:
+            events.append(name)
+            with meter.line("line", TIME):
+                pass
+
+        return measure
+
+    questions = Asking(asked("asking")), Second(asked("second"))
+    result = run(tmp_path, [engine("a", events)], *questions, rounds=2, prepares_once=prepares_once)
+    assert [event for event in events if event in {"asking", "second"}] == order
+    assert events.count("prepare a") == (2 if prepares_once else 5)
+    assert [len(question.lines[0].samples["a"]) for question in result.questions] == [2, 2]
 
 
 def test_counters_are_what_was_counted_in_the_line(tmp_path: Path) -> None:
