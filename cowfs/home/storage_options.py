@@ -10,7 +10,6 @@ A pool that LVM makes (`dm.directlvm_device`) is prepared first in both cases: t
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 import msgspec
 
@@ -61,7 +60,7 @@ def make_devices(
     spec: HomeSpec, backend: Backend, files: HomeFiles, options: DriverOptions, settings: Settings
 ) -> DeviceSet:
     """Make a home and open it, as `spec.options` say where the storage options say nothing."""
-    wanted = home_options(options, replace(spec.options or HomeOptions(), durable=spec.durable))
+    wanted = home_options(options, msgspec.structs.replace(spec.options or HomeOptions(), durable=spec.durable))
     no_space.check_timeout(backend, wanted.no_space_timeout_seconds)
     injected = Injected(filesystem=filesystem_named(settings.filesystem, settings.mkfs_args))
     opening.check_options(wanted, injected)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ MIB = 1 << 20
 SMALL = HomeOptions(
     data_size_bytes=4 * MIB, metadata_size_bytes=2 * MIB, base_size_bytes=MIB, min_free_percent=0, low_water_blocks=0
 )
-ROOMY = dataclasses.replace(SMALL, data_size_bytes=1 << 30, base_size_bytes=16 * MIB, durable=False)
+ROOMY = msgspec.structs.replace(SMALL, data_size_bytes=1 << 30, base_size_bytes=16 * MIB, durable=False)
 UUIDS = ["11111111-2222-4333-8444-555555555555", "66666666-7777-4888-8999-aaaaaaaaaaaa"]
 PAGE = 4096
 

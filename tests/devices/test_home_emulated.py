@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.records import DeviceRecord
@@ -337,7 +337,7 @@ def test_no_bit_of_any_small_file_can_break_the_opening(home: Path) -> None:
 FULL_DISK = """
 import errno, json, os, sys
 from pathlib import Path
-from dataclasses import replace
+from msgspec.structs import replace
 sys.path.insert(0, sys.argv[2])
 from tests.conftest import REPOSITORY
 from tests.devices.home_fakes import *

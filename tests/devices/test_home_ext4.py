@@ -7,10 +7,10 @@ import re
 import subprocess
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet

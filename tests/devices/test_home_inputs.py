@@ -6,11 +6,11 @@ import errno
 import json
 import os
 import stat
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.names import check_name

@@ -6,10 +6,10 @@ import errno
 import os
 import subprocess
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cowfs.blockdev import BlockDevice, FileDevice
 from cowfs.devices import opening
@@ -48,7 +48,7 @@ def source(tmp_path: Path) -> PoolSource:
 
 
 def init(home: Path, source: PoolSource, **changes: object) -> None:
-    options = replace(OPTIONS, source=source, **changes)  # type: ignore[arg-type]
+    options = replace(OPTIONS, source=source, **changes)
     with opening.make_home(home, BACKEND, options) as devices:
         devices.create("web")
 

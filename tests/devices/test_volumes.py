@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import errno
 import gzip
 import json
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import zstandard
 
@@ -315,7 +315,7 @@ def test_an_archive_that_leads_out_of_the_layer(homes: list[Path], puller: Pulle
 
 def test_a_pool_that_is_too_small(puller: Puller, registry: SmallRegistry, tmp_path: Path) -> None:
     """The layer that had room is removed again, and the home works as before."""
-    home = make_home(tmp_path / "small", dataclasses.replace(SMALL, data_size_bytes=8 << 20, min_free_percent=0))
+    home = make_home(tmp_path / "small", msgspec.structs.replace(SMALL, data_size_bytes=8 << 20, min_free_percent=0))
     registry.add_image("1", [LOWER, layer_archive({"big": os.urandom(9 << 20)})])
     refused(puller, home, f"{registry.host}/web:1", OutOfDataSpace, "data block")
     registry.add_image("2", [LOWER])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import msgspec
 import pytest
 
 import cowfs
@@ -139,7 +139,7 @@ def test_blocks_are_for_pools_with_blocks_of_the_same_size(
 ) -> None:
     fill(homes[0], {"lower": LOWER})
     puller.push(homes[0], "lower", name)
-    coarse = make_home(tmp_path / "coarse", dataclasses.replace(SMALL, block_bytes=256 << 10))
+    coarse = make_home(tmp_path / "coarse", msgspec.structs.replace(SMALL, block_bytes=256 << 10))
     assert [layer.state for layer in puller.pull(coarse, name).layers] == ["archive"]
     require_sound(coarse)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -25,8 +24,7 @@ MIN_BASE_BYTES: Final = 1 << 20  # the smallest that holds an ext4 with somethin
 _MAX_DATA_BLOCKS: Final = 1 << 40  # a mapping has 40 bits for the data block
 
 
-@dataclass(frozen=True, slots=True)
-class PoolSource:
+class PoolSource(msgspec.Struct, frozen=True):
     """Where the pool of a home is, when it is not in the home's own two files.
 
     Attributes:
@@ -77,9 +75,8 @@ class MinimumFree(msgspec.Struct, frozen=True):
             raise UsageError(f"minimum free space of {self.data_bytes} bytes is not possible; take 0 or more")
 
 
-@dataclass(frozen=True, slots=True)
-class HomeOptions:
-    """Sizes in bytes; the defaults are moby's.
+class HomeOptions(msgspec.Struct, frozen=True):
+    """Sizes in bytes; the defaults are moby's. `msgspec.structs.replace` makes a changed copy.
 
     `data_size_bytes` and `metadata_size_bytes` are for the home's own files; devices that `source` names are used
     whole. `overwrite`: what is on them may be lost.

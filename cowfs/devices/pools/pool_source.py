@@ -6,7 +6,6 @@ externally created pool only if it was never used.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import fcntl
 import os
@@ -66,7 +65,7 @@ def checked_source(files: HomeFiles, options: HomeOptions) -> HomeOptions:
         )
     data_bytes = sizes.get("data", options.data_size_bytes)
     metadata_bytes = sizes.get("metadata", options.metadata_size_bytes)
-    options = dataclasses.replace(
+    options = msgspec.structs.replace(
         options,
         source=source,
         data_size_bytes=data_bytes - data_bytes % options.block_bytes if "data" in sizes else data_bytes,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource, check_block_size
 from cowfs.devices.reports import HomeReport

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def test_the_defaults_are_those_of_the_original() -> None:
 
 def test_other_defaults_where_nothing_is_said() -> None:
     assert made(defaults=SMALL) == SMALL
-    assert made("dm.basesize=20M", defaults=SMALL) == dataclasses.replace(SMALL, base_size_bytes=20 * MIB)
+    assert made("dm.basesize=20M", defaults=SMALL) == structs.replace(SMALL, base_size_bytes=20 * MIB)
 
 
 def test_every_size() -> None:
