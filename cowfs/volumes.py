@@ -22,7 +22,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
@@ -41,12 +41,13 @@ from cowfs.ext4.volume import Volume
 from cowfs.filetree import FileTree, ServedTree
 from cowfs.in_place import put_in_place
 from cowfs.pool import ThinDevice, UnreadableStatus
-from cowfs.recording.journal import RecordingDevice
-from cowfs.recording.operations import recording_tree
-from cowfs.recording.recorder import Recorder
-from cowfs.recording.unsynced import Unsynced
 from cowfs.units import SECTOR_BYTES
-from cowfs.xfs.volume import XfsVolume, holds_xfs
+from cowfs.xfs.signature import holds_xfs
+
+if TYPE_CHECKING:
+    from cowfs.recording.recorder import Recorder
+    from cowfs.recording.unsynced import Unsynced
+    from cowfs.xfs.volume import XfsVolume
 
 _log = logging.getLogger(__name__)
 _REPAIR: Final = "'mount --repair' runs e2fsck"
@@ -56,7 +57,8 @@ _NO_ROOM_TO_OPEN: Final = "cannot be opened for writing ('mount --read-only' sho
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 
-OpenVolume: TypeAlias = Volume | XfsVolume
+# What reads xfs, and what records, is loaded where a device needs it.
+OpenVolume: TypeAlias = "Volume | XfsVolume"
 
 
 class Trimmed(NamedTuple):
@@ -134,7 +136,7 @@ class Volumes:
             undo.enter_context(ending_with(partial(_close, name, volume)))
             if volume.problems:
                 problems = "; ".join(volume.problems)
-                remedy = _REPAIR_XFS if isinstance(volume, XfsVolume) else _REPAIR
+                remedy = _REPAIR if isinstance(volume, Volume) else _REPAIR_XFS
                 _log.warning("device '%s': its file system shows what can be read: %s; %s", name, problems, remedy)
             undo.callback(self._devices.active.add_quiescer(name, lambda: _quiesced(volume)))
             opened = self._open[name] = _Open(volume, undo.pop_all())
@@ -147,6 +149,8 @@ class Volumes:
         if holds_xfs(thin):
             if repair:
                 raise FilesystemError(f"it holds xfs, which e2fsck cannot repair; {_REPAIR_XFS}", errno=errno.EINVAL)
+            from cowfs.xfs.volume import XfsVolume
+
             return XfsVolume.open(thin, rescue=self._rescue, name=what)
         if repair or not self._rescue:
             self._prepare(thin, repair)
@@ -159,12 +163,18 @@ class Volumes:
         disk = thin if unsynced is None else unsynced.over(thin)
         if recorder is None or recorder.model != "ext4":
             return disk
+        from cowfs.recording.journal import RecordingDevice
+
         return RecordingDevice(disk, recorder, name, discard_bytes=thin.block_bytes)
 
     def served(self, name: str) -> ServedTree:
         """An open volume, for programs: where its device is recorded, what they do is."""
         volume, recorder = self._open[name].volume, self.recorders.get(name)
-        return volume if recorder is None or isinstance(volume, XfsVolume) else recording_tree(volume, recorder)
+        if recorder is None or not isinstance(volume, Volume):
+            return volume
+        from cowfs.recording.operations import recording_tree
+
+        return recording_tree(volume, recorder)
 
     def _prepare(self, thin: ThinDevice, repair: bool) -> None:
         if not repair:
@@ -231,6 +241,8 @@ class Volumes:
 
     def _snapshot_volume(self, name: str, thin: ThinDevice) -> OpenVolume:
         if holds_xfs(thin):
+            from cowfs.xfs.volume import XfsVolume
+
             return XfsVolume.open(thin, name=f"device {name!r}")
         self._prepare(thin, repair=False)
         return Volume.open(thin, read_only=True, name=f"device {name!r}")
@@ -299,7 +311,7 @@ class Volumes:
         self.require_no_disk(name, "trimmed", " (or trim it from where it is used)")
         unmapped = freed = 0
         with self.opened(name) as volume, _named(name, self._devices.active.thins()[name]):
-            if isinstance(volume, XfsVolume):
+            if not isinstance(volume, Volume):
                 raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             thin = self._devices.active.thins()[name]
             volume.sync()  # what that takes or gives is none of the trim's
@@ -323,7 +335,7 @@ class Volumes:
 
     def require_writable(self, name: str) -> None:
         """Raises FilesystemError (EROFS) for an open volume of xfs."""
-        if isinstance(self._open[name].volume, XfsVolume):
+        if not isinstance(self._open[name].volume, Volume):
             raise FilesystemError(f"device '{name}' {_ONLY_READ}, 'mount --read-only' its files", errno=errno.EROFS)
 
     def require_no_disk(self, name: str, purpose: str, alternative: str = "") -> None:

@@ -164,7 +164,8 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "volume": {"format", "library", "space", "files", "names", "journal"},
     },
     "xfs": {
-        "format": set(),
+        "signature": set(),
+        "format": {"signature"},
         "files": {"format"},
         "log": {"format", "files"},
         "read_only": set(),

@@ -6,6 +6,7 @@ Read from the top; each room imports from those below it alone.
     read_only   EROFS to everything that changes something
     files/      inodes, extents, contents, directories and extended attributes
     format/     superblock, headers with checksums, inodes and extents, as bytes
+    signature   whether a device holds xfs, for those who load the rest only then
 
 Versions 4 and 5 of the format, without a realtime device. All bytes are checked before they are believed: what is
 damaged raises a FilesystemError (EUCLEAN) that names the structure and its place.

@@ -34,16 +34,11 @@ from cowfs.xfs.files.inodes import Inodes
 from cowfs.xfs.files.maps import Maps
 from cowfs.xfs.format.inode import Inode
 from cowfs.xfs.format.names import Name
-from cowfs.xfs.format.superblock import MAGIC, SUPERBLOCK_BYTES, Superblock, damaged, read_superblock
+from cowfs.xfs.format.superblock import Superblock, damaged, read_superblock
 from cowfs.xfs.log.replay import replayed
 from cowfs.xfs.read_only import ReadOnlyTree
 
 _NAME_MAX: Final = 255
-
-
-def holds_xfs(device: BlockDevice) -> bool:
-    """Whether a device begins as one with xfs does."""
-    return device.size_bytes >= SUPERBLOCK_BYTES and device.pread(0, len(MAGIC)) == MAGIC
 
 
 class XfsVolume(ReadOnlyTree):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, cast
@@ -344,3 +346,13 @@ def test_a_client_that_leaves_before_its_request_is_whole(tmp_path: Path, caplog
 
     assert with_client(tmp_path, use).driver.applied == {}
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_plugin_starts_without_what_few_devices_need() -> None:
+    code = (
+        "import sys, cowfs.docker.plugin.serve\n"
+        "unwanted = {'cowfs.xfs.volume', 'cowfs.crashes', 'cowfs.disk_images', 'cowfs.oci', 'cowfs.traces', 'rich'}\n"
+        "sys.exit(' '.join(sys.modules.keys() & unwanted) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -17,9 +17,8 @@ import google_crc32c
 
 from cowfs.blockdev import BlockDevice
 from cowfs.errors import FilesystemError
+from cowfs.xfs.signature import MAGIC, SUPERBLOCK_BYTES
 
-MAGIC: Final = b"XFSB"
-SUPERBLOCK_BYTES: Final = 512
 SECTOR_BYTES: Final = 512  # of addresses in headers and in the log, whatever the disk's
 
 _FIELDS: Final = struct.Struct(">4sIQQQ16sQQQQIIIIIHHHH12sBBBBBBBBQQQQQQHBBIIIBBHIIIIIIIIIqQ16s")
