@@ -23,7 +23,7 @@ import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from cowfs.devices.pools.health import examine
 from cowfs.devices.pools.pool_files import backing_space
@@ -39,97 +39,54 @@ S = TypeVar("S")
 Y = TypeVar("Y")
 
 
-class Views(Protocol):
-    """What a process shows of the home that it holds. Nothing here is called in a handler of a view."""
+class Views:
+    """What a process shows of the home that it holds; one that shows nothing of it has these, which do nothing.
+
+    Nothing here is called in a handler of a view.
+    """
 
     async def write_back(self, device: str) -> None:
         """Fetch what applications wrote to a device's files and the kernel has not sent yet.
 
         Ends without a checkpoint: a snapshot that follows at once holds all of it.
         """
-        ...
 
-    async def close_if_idle(self, device: str) -> bool:
+    async def close_if_idle(self, device: str) -> bool:  # noqa: ARG002
         """Close a device that is not in use; whether it is closed. Ends without a checkpoint."""
-        ...
+        return True
 
     async def begin_rename(self, device: str) -> None:
         """Close a device that is about to get another name, where that is possible; `end_rename` follows.
 
         Ends without a checkpoint.
         """
-        ...
 
     async def end_rename(self, device: str, new_name: str) -> None:
         """Show a device that was set aside, and has the new name, or still its former one."""
-        ...
 
     async def invalidate(self, device: str) -> None:
         """Have the kernel drop what it has cached of a device's files."""
-        ...
 
     async def drop_caches(self) -> None:
         """Have the kernel drop what it has cached of the content of files, of every device."""
-        ...
 
     async def give_up(self, device: str, *, force: bool) -> None:
         """Close a device that is about to become another thin; `take_up` follows. Ends without a checkpoint.
 
         What is open in it is detached by force; without it, raises DeviceBusy, and the device stays as it is.
         """
-        ...
 
     async def take_up(self, device: str) -> None:
         """Show a device as it is now that was given up."""
-        ...
 
     async def put_aside(self, device: str) -> None:
         """Close a device for a moment; `take_again` follows. Ends without a checkpoint.
 
         Raises DeviceBusy for one that has a file without a name open, which would be lost; it stays as it is.
         """
-        ...
 
     async def take_again(self, device: str) -> None:
         """Go on with a device that was put aside. Begins and ends without a checkpoint."""
-        ...
-
-
-class NoViews:
-    """`Views` of a home that is not shown."""
-
-    async def write_back(self, device: str) -> None:
-        pass
-
-    async def close_if_idle(self, device: str) -> bool:  # noqa: ARG002
-        return True
-
-    async def begin_rename(self, device: str) -> None:
-        pass
-
-    async def end_rename(self, device: str, new_name: str) -> None:
-        pass
-
-    async def invalidate(self, device: str) -> None:
-        pass
-
-    async def drop_caches(self) -> None:
-        pass
-
-    async def give_up(self, device: str, *, force: bool) -> None:
-        pass
-
-    async def take_up(self, device: str) -> None:
-        pass
-
-    async def put_aside(self, device: str) -> None:
-        pass
-
-    async def take_again(self, device: str) -> None:
-        pass
-
-
-NO_VIEWS: Final = NoViews()
 
 
 class Executor(Closing):
@@ -141,9 +98,9 @@ class Executor(Closing):
 
     holder_pid: int | None = None
 
-    def __init__(self, home: OpenHome, views: Views = NO_VIEWS) -> None:
+    def __init__(self, home: OpenHome, views: Views | None = None) -> None:
         self.home = home
-        self._views = views
+        self._views = views or Views()
 
     @property
     def path(self) -> Path:

@@ -12,7 +12,7 @@ import trio.testing
 from cowfs.containerd.grpc import CallError, Code
 from cowfs.containerd.messages import message_class
 from cowfs.containerd.snapshots import Snapshotter
-from cowfs.home.executor import Executor, NoViews
+from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from tests.containerd.killed_snapshotter import CALLS, answer, opened, removing
@@ -20,7 +20,7 @@ from tests.containerd.killed_snapshotter import CALLS, answer, opened, removing
 MOST_SECONDS = 0.5
 
 
-class Stuck(NoViews):
+class Stuck(Views):
     """Views whose devices the kernel does not let go of until `let_go` is set."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ async def test_calls_do_not_wait_for_the_kernel(tmp_path: Path, autojump_clock: 
             assert devices_of(home) == {snapshot.device for snapshot in store.all()}
 
 
-class Written(NoViews):
+class Written(Views):
     """Views of devices that programs have written much to: it has come when `has_come` is set."""
 
     def __init__(self) -> None:

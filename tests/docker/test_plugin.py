@@ -15,7 +15,7 @@ import trio
 
 from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
-from cowfs.home.executor import Executor
+from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.layers import Change, ChangeKind
 from cowfs.layers.info import DriverInfo, status_items
@@ -107,7 +107,7 @@ class DictDriver:
         self.layers.clear()
 
 
-class Served:
+class Served(Views):
     """A home with that driver alone, and a note of what its views were asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -132,12 +132,6 @@ class Served:
 
     async def drop_caches(self) -> None:
         self.calls.append(("drop caches", ""))
-
-    async def begin_rename(self, device: str) -> None:
-        raise NotImplementedError
-
-    async def end_rename(self, device: str, new_name: str) -> None:
-        raise NotImplementedError
 
     async def give_up(self, device: str, *, force: bool) -> None:
         self.calls.append(("give up", device))

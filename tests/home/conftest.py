@@ -15,7 +15,7 @@ import cowfs
 from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.control.server import ControlServer, Limits
-from cowfs.home.executor import NO_VIEWS, Executor, Views
+from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.spec import HomeSpec
@@ -40,7 +40,7 @@ def serving(
     home: Path,
     *,
     limits: Limits = DEFAULT_LIMITS,
-    views: Views = NO_VIEWS,
+    views: Views | None = None,
     prepare: Callable[[OpenHome], None] = lambda opened: None,
 ) -> Iterator[ControlServer]:
     """Hold a home in another thread and answer on its control socket, for the length of a `with` block."""

@@ -32,7 +32,7 @@ from cowfs.home.control import socket as control_socket
 from cowfs.home.control.client import Client
 from cowfs.home.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 from cowfs.home.control.server import Limits
-from cowfs.home.executor import NoViews
+from cowfs.home.executor import Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.devices import CopyMetadata, Create, ListDevices, Status
 from cowfs.home.requests.request import OpenFile
@@ -512,7 +512,7 @@ def test_a_device_in_use_is_quiesced_before_its_snapshot(home: Path) -> None:
     events: list[str] = []
     served: list[OpenHome] = []
 
-    class LateViews(NoViews):
+    class LateViews(Views):
         async def write_back(self, device: str) -> None:
             await trio.lowlevel.checkpoint()
             events.append(f"write back {device}")
@@ -532,7 +532,7 @@ def test_a_device_in_use_is_quiesced_before_its_snapshot(home: Path) -> None:
 
 
 def test_a_snapshot_is_refused_when_quiescing_fails(home: Path) -> None:
-    class StuckViews(NoViews):
+    class StuckViews(Views):
         async def write_back(self, device: str) -> None:
             raise OSError(errno.EIO, "the kernel keeps its pages")
 

@@ -14,7 +14,7 @@ import trio
 from cowfs.devices.active import ActiveDevices
 from cowfs.errors import HomeError
 from cowfs.ext4.volume import Volume
-from cowfs.home.executor import Executor
+from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
 from cowfs.home.requests import decoding
@@ -41,7 +41,7 @@ from cowfs.home.spec import HomeSpec
 from cowfs.steps import Pieces
 
 
-class NotedViews:
+class NotedViews(Views):
     """Notes what it is asked for, and when the operation itself ran; device `idle` is not in use."""
 
     def __init__(self) -> None:

@@ -30,7 +30,7 @@ from cowfs.fuse.server import MountOptions, Service, Sleep, end_mount, serve_ser
 from cowfs.fuse.translate import SpaceQueue, View, drop_caches
 from cowfs.fuse.tree_view import TreeView
 from cowfs.home.control.server import ControlServer
-from cowfs.home.executor import Executor
+from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.serving.deletions import deletion_service
 from cowfs.home.serving.events import event_service
@@ -82,7 +82,7 @@ class ViewMounter:
             self.unmount(layer_id)
 
 
-class ServedHome:
+class ServedHome(Views):
     """Made by `opened`; `serve` mounts it and answers until it is unmounted."""
 
     def __init__(
