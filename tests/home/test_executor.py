@@ -230,6 +230,6 @@ def test_a_snapshot_of_a_shown_device_quiesces_it_once(
 
 
 def test_what_is_declared_of_devices_are_fields() -> None:
-    for request in decoding._REQUESTS:
+    for request in decoding.REQUESTS:
         declared = {*request.reads, request.needs_idle, request.gives_up, request.rewrites, request.reopens} - {""}
         assert declared <= {field.name for field in msgspec.structs.fields(request)}, request

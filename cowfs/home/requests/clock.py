@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Final
 
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
@@ -48,6 +47,3 @@ class AdvanceClock(Request[float], frozen=True, tag="advance_clock"):
                 "virtual_clock=True"
             )
         return home.clock
-
-
-CLOCK_REQUESTS: Final = (AdvanceClock,)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from cowfs.devices.reports import ClonedHome
 from cowfs.errors import UsageError
@@ -38,6 +38,3 @@ class CloneHome(Request[ClonedHome], frozen=True, tag="clone_home"):
             if os.path.join(self.target, "").startswith(os.path.join(place, "")):
                 raise UsageError(f"{self.target} is in the home {home.path}, or in a mount of it; name a place outside")
         return home.devices.clone(self.target)
-
-
-CLONE_REQUESTS: Final = (CloneHome,)

@@ -148,6 +148,3 @@ class ChangedFiles(StreamOut[None], frozen=True, tag="changed_files"):
             content = tree.read(found.inode, 0, found.size_bytes) if found.size_bytes <= limit else None
         xattrs = {name: tree.get_xattr(found.inode, name) for name in tree.list_xattrs(found.inode)}
         return Version(found.mode, found.uid, found.gid, found.rdev, found.size_bytes, xattrs, content)
-
-
-COMPARING_REQUESTS: Final = (Changes, ChangedFiles)

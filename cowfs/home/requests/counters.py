@@ -89,6 +89,3 @@ def _counter(metric: str, field: str, values: list[tuple[str, int | None]]) -> I
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-COUNTER_REQUESTS: Final = (Io, Metrics)

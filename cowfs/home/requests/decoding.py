@@ -1,37 +1,49 @@
-"""Requests as they come over the control socket."""
+"""Requests as they come over the control socket: all of the modules here, but for those that are local."""
 
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterator
+from types import ModuleType
 from typing import Final
 
 import msgspec
 
 from cowfs.errors import UsageError
-from cowfs.home.requests.clock import CLOCK_REQUESTS
-from cowfs.home.requests.clone import CLONE_REQUESTS
-from cowfs.home.requests.comparing import COMPARING_REQUESTS
-from cowfs.home.requests.counters import COUNTER_REQUESTS
-from cowfs.home.requests.devices import REQUESTS
-from cowfs.home.requests.disks import DISK_REQUESTS
-from cowfs.home.requests.faults import FAULT_REQUESTS
-from cowfs.home.requests.files import FILE_REQUESTS
-from cowfs.home.requests.images import IMAGE_REQUESTS
-from cowfs.home.requests.layers import LAYER_REQUESTS
-from cowfs.home.requests.new_layers import NEW_LAYER_REQUESTS
-from cowfs.home.requests.power import POWER_REQUESTS
-from cowfs.home.requests.recordings import RECORDING_REQUESTS
-from cowfs.home.requests.request import AnyRequest
-from cowfs.home.requests.space import SPACE_REQUESTS
-from cowfs.home.requests.traces import TRACE_REQUESTS
-
-_REQUESTS: Final = (
-    *(*REQUESTS, *CLOCK_REQUESTS, *CLONE_REQUESTS, *COUNTER_REQUESTS, *DISK_REQUESTS),
-    *(*FAULT_REQUESTS, *IMAGE_REQUESTS),
-    *(*LAYER_REQUESTS, *NEW_LAYER_REQUESTS, *SPACE_REQUESTS, *FILE_REQUESTS, *COMPARING_REQUESTS, *POWER_REQUESTS),
-    *(*RECORDING_REQUESTS, *TRACE_REQUESTS),
+from cowfs.home.requests import (
+    clock,
+    clone,
+    comparing,
+    counters,
+    devices,
+    disks,
+    faults,
+    files,
+    images,
+    layers,
+    new_layers,
+    power,
+    recordings,
+    space,
+    traces,
 )
-_DECODER: Final = msgspec.json.Decoder(typing.Union[(*_REQUESTS,)])
+from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
+
+_MODULES: Final = (
+    *(clock, clone, comparing, counters, devices, disks, faults, files, images, layers, new_layers, power),
+    *(recordings, space, traces),
+)
+
+
+def _requests_of(module: ModuleType) -> Iterator[type[AnyRequest]]:
+    declared = (value for value in vars(module).values() if getattr(value, "__module__", "") == module.__name__)
+    for kind in declared:
+        if isinstance(kind, type) and issubclass(kind, Request | Listing | StreamIn | StreamOut) and not kind.is_local:
+            yield kind
+
+
+REQUESTS: Final = tuple(request for module in _MODULES for request in _requests_of(module))
+_DECODER: Final = msgspec.json.Decoder(typing.Union[(*REQUESTS,)])
 
 
 def decode_request(line: bytes) -> AnyRequest:

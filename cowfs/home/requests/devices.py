@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -399,8 +399,10 @@ class Deactivate(Request[None], frozen=True, tag="deactivate"):
 class ShowNode(Request[str], frozen=True, tag="show_node"):
     """The path of a device's node of the kernel, which lasts until `HideNode` or the next boot.
 
-    For this process alone. As `Activate`, also where the node is there already.
+    As `Activate`, also where the node is there already.
     """
+
+    is_local: ClassVar[bool] = True
 
     name: str
 
@@ -413,11 +415,13 @@ class ShowNode(Request[str], frozen=True, tag="show_node"):
 
 
 class HideNode(Request[None], frozen=True, tag="hide_node"):
-    """End what `ShowNode` began, if it did. For this process alone.
+    """End what `ShowNode` began, if it did.
 
     Raises:
         UnknownDevice; DeviceBusy: a process has the node open.
     """
+
+    is_local: ClassVar[bool] = True
 
     name: str
 
@@ -459,22 +463,3 @@ def _row(
 
 def _figures(status: PoolStatus | ThinStatus | UnreadableStatus) -> str:
     return status.value if isinstance(status, UnreadableStatus) else status.format()
-
-
-REQUESTS: Final = (
-    Status,
-    ListDevices,
-    Inspect,
-    Create,
-    CreateMany,
-    Rollback,
-    Rename,
-    Remove,
-    SendMessage,
-    Table,
-    TargetStatus,
-    CopyMetadata,
-    OpenNode,
-    Activate,
-    Deactivate,
-)

@@ -119,6 +119,3 @@ def imported(home: OpenHome, name: str) -> Imported:
     status = home.devices.pool.thin_status(record.device_id)
     mapped_sectors = status.mapped_sectors if isinstance(status, ThinStatus) else 0
     return Imported(record.name, record.device_id, record.size_bytes, mapped_sectors * SECTOR_BYTES)
-
-
-DISK_REQUESTS: Final = (ImportDisk, ExportDisk)

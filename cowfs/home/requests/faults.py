@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final
+from typing import ClassVar
 
 import msgspec
 
@@ -54,6 +54,3 @@ class ClearFaults(Request[Faults], frozen=True, tag="clear_faults"):
 
     def run(self, home: OpenHome) -> Faults:
         return Faults(home.faults.clear(self.names) if self.names or home.fault_count else [])
-
-
-FAULT_REQUESTS: Final = (AddFaults, ListFaults, ClearFaults)

@@ -269,9 +269,6 @@ class CopyWithin(Request[Copied], frozen=True, tag="copy_within"):
             above = over
 
 
-FILE_REQUESTS: Final = (ListFiles, ReadFile, ReadFiles, CopyOut, CopyIn, CopyWithin)
-
-
 def take_batches(sink: TreeSink, records: list[Record]) -> Generator[bool, bytes, Copied]:
     """Make the files of a first batch of records, and of those that come after it; as the `run` of a `StreamIn`."""
     while records:

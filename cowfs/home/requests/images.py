@@ -263,9 +263,3 @@ def _data_blocks(ranges: Iterable[tuple[bool, int, int]]) -> int:
 def _numbered(number: int, changes: Iterable[bytes]) -> Iterator[bytes]:
     prefix = _NUMBER.pack(number)
     return (prefix + change for change in changes)
-
-
-IMAGE_REQUESTS: Final = (
-    *(ImportFiles, ImportArchive, ImportChain),
-    *(ExportArchive, ExportChain),
-)

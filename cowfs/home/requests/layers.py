@@ -54,7 +54,9 @@ class CreateLayer(Request[None], frozen=True, tag="layer_create"):
 
 
 class LimitLayer(Request[None], frozen=True, tag="layer_limit"):
-    """Let the files of a layer that is not in use take so much at most; None for no limit. For this process alone."""
+    """Let the files of a layer that is not in use take so much at most; None for no limit."""
+
+    is_local: ClassVar[bool] = True
 
     id: str
     size_bytes: int | None = None
@@ -117,7 +119,9 @@ class LayerChanges(Listing[LayerChange], frozen=True, tag="layer_changes"):
 
 
 class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
-    """The changes as a tar archive, in pieces: for this process alone, since JSON has no bytes."""
+    """The changes as a tar archive, in pieces; local, since JSON has no bytes."""
+
+    is_local: ClassVar[bool] = True
 
     id: str
     parent: str | None = None
@@ -164,7 +168,9 @@ class LayerSize(Request[int], frozen=True, tag="layer_size"):
 
 
 class LayerOwnUsage(Request[LayerUsage], frozen=True, tag="layer_usage"):
-    """What a layer adds to its parent: for this process alone."""
+    """What a layer adds to its parent."""
+
+    is_local: ClassVar[bool] = True
 
     id: str
     parent: str | None = None
@@ -229,11 +235,13 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
 
 
 class ShowLayer(Request[str], frozen=True, tag="layer_show"):
-    """The path of a layer's files without a `get`, in the process that shows the home: for that process alone.
+    """The path of a layer's files without a `get`, in the process that shows the home.
 
     Args:
         is_new: the layer has no parent, and was never used.
     """
+
+    is_local: ClassVar[bool] = True
 
     id: str
     is_new: bool = False
@@ -263,30 +271,15 @@ class Info(Request[DriverInfo], frozen=True, tag="info"):
 class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
     """End every get: for Docker's daemon, which has no layer mounted any more."""
 
+    is_local: ClassVar[bool] = True
+
     def run(self, home: OpenHome) -> None:
         home.driver.cleanup()
 
 
-# What other processes can ask.
 def _write_with_holes(file: IO[bytes], piece: bytes) -> None:
     """Zeros, as the archive has for the holes of a layer's files, take no space here either."""
     if piece == _ZEROS[: len(piece)]:
         file.seek(len(piece), os.SEEK_CUR)
     else:
         file.write(piece)
-
-
-LAYER_REQUESTS: Final = (
-    CreateLayer,
-    RemoveLayer,
-    LayerExists,
-    ListLayers,
-    LayerMetadata,
-    LayerChanges,
-    LayerDiff,
-    LayerSize,
-    ApplyLayer,
-    GetLayer,
-    PutLayer,
-    Info,
-)

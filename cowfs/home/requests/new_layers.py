@@ -135,6 +135,3 @@ class LayerSeal(Request[str], frozen=True, tag="layer_seal"):
             for extent in thin.extents():
                 digest.update(_EXTENT.pack(extent.vblock, extent.dblock, extent.length))
         return digest.hexdigest()
-
-
-NEW_LAYER_REQUESTS: Final = (MakeLayer, ReadLayerBlocks, MakeLayerOfBlocks, LayerSeal)

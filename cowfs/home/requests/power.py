@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Final
 
 import msgspec
 
@@ -96,6 +95,3 @@ def _unsynced_of(home: OpenHome, name: str) -> Unsynced:
             f"what the device '{record.name}' has not synced is not known; call Home.watch_unsynced before"
         )
     return unsynced
-
-
-POWER_REQUESTS: Final = (WatchUnsynced, PowerOff, PowerOn)

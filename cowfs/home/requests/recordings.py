@@ -193,6 +193,3 @@ def _require_closed(home: OpenHome, device: str, purpose: str) -> None:
     require_files(device, home.devices.uses.of(device), "a recording")
     if home.volumes.is_open(device) or device in home.devices.active.thins():
         raise home.devices.uses.busy(device, purpose)
-
-
-RECORDING_REQUESTS: Final = (StartRecording, AddMark, StopRecording, MakeDiskState, MakeFileState)

@@ -45,12 +45,14 @@ class Renaming(NamedTuple):
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
-    """Base of everything that can be sent.
+    """Base of every request.
 
-    `is_whole`: it is done wholly, or not at all. `reads_all_devices`: `devices_read` is every device. `changes_reads`:
-    what is read of a file may be different after it, so that the kernel's cache does not count.
+    `is_local`: no other process can send it. `is_whole`: it is done wholly, or not at all. `reads_all_devices`:
+    `devices_read` is every device. `changes_reads`: what is read of a file may be different after it, so that the
+    kernel's cache does not count.
     """
 
+    is_local: ClassVar[bool] = False
     is_whole: ClassVar[bool] = True
 
     def summary(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Final, Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import msgspec
 
@@ -132,6 +132,3 @@ class SetNoSpace(Request[NoSpaceSetting], frozen=True, tag="set_no_space"):
         error = None if self.policy is None else self.policy == "error"
         status = home.devices.set_no_space(error=error, timeout_seconds=self.timeout_seconds)
         return NoSpaceSetting(status.no_space, status.no_space_timeout_seconds)
-
-
-SPACE_REQUESTS: Final = (Usage, Trim, Resize, ResizePool, SetNoSpace)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import OpenFile, Request
@@ -46,6 +44,3 @@ class EndTrace(Request[None], frozen=True, tag="end_trace"):
 
     def run(self, home: OpenHome) -> Steps[None]:
         return home.traces.end(self.device)
-
-
-TRACE_REQUESTS: Final = (StartTrace, EndTrace)
