@@ -115,11 +115,6 @@ class DeviceSet(Closing):
     # ------------------------------------------------------------------ opening, recovery, closing
 
     @property
-    def can_be_read(self) -> bool:
-        """Whether the pool could be read when the home was opened; if not, only its records are of use."""
-        return self.guard.health.can_read
-
-    @property
     def is_shared(self) -> bool:
         """Whether the home cannot be written here, and other processes may read it at the same time."""
         return self._lock.is_shared

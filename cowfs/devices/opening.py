@@ -19,13 +19,10 @@ from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles, close_new_home
 from cowfs.devices.on_disk.lock import HomeLock
-from cowfs.devices.on_disk.names import BASE
-from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource, check_base_size
-from cowfs.devices.on_disk.records import HomeFile
+from cowfs.devices.on_disk.options import HomeOptions, MinimumFree, PoolSource
 from cowfs.devices.pools import no_space, pool_source
-from cowfs.errors import MetadataCorrupt, OutOfDataSpace, UsageError
+from cowfs.errors import MetadataCorrupt, OutOfDataSpace
 from cowfs.pool import Backend
-from cowfs.units import format_size
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 _STEPS: Final = 3
@@ -39,10 +36,8 @@ class OpenOptions(msgspec.Struct, frozen=True):
         read_only: change nothing, not even after a crash; works on a read-only medium.
         untouched: leave no trace either, not even the lock's file; with `read_only`.
         durable: False gives up flushes.
-        min_free_percent, min_free_bytes: in place of what the home says, as in `HomeOptions`.
+        min_free_percent: in place of what the home says, as in `HomeOptions`.
         source: where the pool is, for a home that does not say so because another program made it.
-        base_size_bytes: what the base device must have: a smaller one is grown, for the devices that are made after;
-            it is also the size of a base that is still to be made.
         verify: False leaves out the check of the base device, to get at the devices of a damaged home.
     """
 
@@ -50,26 +45,8 @@ class OpenOptions(msgspec.Struct, frozen=True):
     untouched: bool = False
     durable: bool = True
     min_free_percent: int | None = None
-    min_free_bytes: int | None = None
     source: PoolSource | None = None
-    base_size_bytes: int | None = None
     verify: bool = True
-
-    def check(self) -> None:
-        """Raises UsageError for a size or a minimum that cannot be."""
-        if self.base_size_bytes is not None:
-            check_base_size(self.base_size_bytes)
-        MinimumFree(self.min_free_percent or 0, self.min_free_bytes).check()
-
-    def applied(self, settings: HomeFile) -> HomeFile:
-        """What a home says of itself, with these options in its place; its pool stays where it is."""
-        if self.min_free_percent is not None:
-            settings = msgspec.structs.replace(settings, min_free_percent=self.min_free_percent, min_free_bytes=None)
-        if self.min_free_bytes is not None:
-            settings = msgspec.structs.replace(settings, min_free_bytes=self.min_free_bytes)
-        if self.base_size_bytes is not None:
-            settings = msgspec.structs.replace(settings, base_size_bytes=self.base_size_bytes)
-        return settings
 
 
 def make_home(
@@ -132,14 +109,14 @@ def open_home(
         NotAHome, HomeVersionError, HomeBusy: as they say.
         HomeError: pool files missing, truncated, or not those of the records; EPERM when others may write into the
             home.
-        UsageError: the base device is larger than the options ask for.
+        UsageError: an option that cannot be.
         MetadataCorrupt: the pool's metadata.
 
     A pool that failed, or that needs a check, does not keep a home from opening: it is then open read-only, and
     `problems` says why.
     """
     options = options or OpenOptions()
-    options.check()
+    MinimumFree(options.min_free_percent or 0).check()
     files = HomeFiles(os.path.abspath(home), durable=options.durable, system=injected.system)
     making.require_home(files)
     making.read_settings(files)
@@ -147,7 +124,10 @@ def open_home(
         lock = HomeLock.acquire(files.home, read_only=options.read_only, untouched=options.untouched)
         undo.callback(lock.release)
         making.require_home(files)
-        settings = options.applied(making.read_settings(files))
+        settings = making.read_settings(files)
+        if options.min_free_percent is not None:
+            changes = {"min_free_percent": options.min_free_percent, "min_free_bytes": None}
+            settings = msgspec.structs.replace(settings, **changes)
         if options.source is not None:
             settings = pool_source.at_source(files, settings, options.source)
         pool = pool_source.open_pool(files, backend, settings, read_only=options.read_only)
@@ -155,11 +135,9 @@ def open_home(
         if not settings.thin_pool:
             no_space.apply(pool, settings)
         devices = DeviceSet(files, lock, pool, settings, injected, read_only=options.read_only)
-        if devices.can_be_read:
+        if devices.guard.health.can_read:
             devices.undo_unfinished()
             devices.verify(base=options.verify)
-        if options.base_size_bytes is not None:
-            _grow_base(devices, options.base_size_bytes)
         undo.pop_all()
     return devices
 
@@ -182,19 +160,6 @@ def _make_base(devices: DeviceSet, options: HomeOptions, injected: Injected) -> 
         filesystem = injected.filesystem or filesystem_named(devices.base.filesystem_name)
         taken_bytes = filesystem.empty_bytes(options.base_size_bytes, options.block_bytes)
         raise making.too_little_data(options, taken_bytes) from error
-
-
-def _grow_base(devices: DeviceSet, size_bytes: int) -> None:
-    base = devices.record(BASE) if BASE in devices else None
-    if base is None or not base.initialized or base.deleted or devices.read_only:
-        return
-    if size_bytes < base.size_bytes:
-        raise UsageError(
-            f"Base device size cannot be smaller than {base.size_bytes} bytes ({format_size(base.size_bytes)}), which "
-            f"it has, and {size_bytes} ({format_size(size_bytes)}) were asked for"
-        )
-    if size_bytes > base.size_bytes:
-        devices.resize(BASE, size_bytes)
 
 
 @contextmanager

@@ -112,7 +112,7 @@ def test_a_device_that_grew_holds_what_it_held(tmp_path: Path) -> None:
 def test_a_base_that_grew_is_what_devices_are_made_of(tmp_path: Path) -> None:
     with opening.make_home(tmp_path / "home", BACKEND, SMALL) as devices:
         devices.create("a")
-    with opening.open_home(tmp_path / "home", BACKEND, opening.OpenOptions(base_size_bytes=128 * MIB)) as devices:
+        devices.resize("base", 128 * MIB)
         devices.create("b")
         sizes = {name: int(judged(devices, name)["Block count"]) for name in ("base", "a", "b")}
         assert sizes["base"] == sizes["b"] == 2 * sizes["a"]

@@ -120,40 +120,36 @@ def test_what_cannot_be_resized(home: Path, backend: FakeBackend) -> None:
 
 
 def test_a_larger_base_is_for_the_devices_made_after(home: Path, backend: FakeBackend) -> None:
-    with open_home(home, backend, base_size_bytes=2 * MIB) as devices:
+    with open_home(home, backend) as devices:
+        devices.resize("base", 2 * MIB)
         devices.create("b")
         assert sizes(devices) == {"a": MIB, "b": 2 * MIB, "base": 2 * MIB}
         assert page(devices, "b").endswith(str(2 * MIB).encode())
         assert devices.record("base").initialized
         assert_whole(devices)
-    with open_home(home, backend, base_size_bytes=2 * MIB) as devices:
-        assert sizes(devices)["base"] == 2 * MIB
-    with open_home(home, backend) as devices:  # the size is kept when none is given
+    with open_home(home, backend) as devices:
         assert sizes(devices)["base"] == 2 * MIB
 
 
 def test_a_base_that_could_not_grow_is_tried_again(home: Path, backend: FakeBackend) -> None:
     filesystem = Filesystem()
-    for _ in range(2):
-        filesystem.grow_errors = [REFUSED]
-        with pytest.raises(FilesystemError):
-            open_home(home, backend, filesystem=filesystem, base_size_bytes=2 * MIB)
     with open_home(home, backend, filesystem=filesystem) as devices:
+        for _ in range(2):
+            filesystem.grow_errors = [REFUSED]
+            with pytest.raises(FilesystemError):
+                devices.resize("base", 2 * MIB)
         assert sizes(devices)["base"] == MIB
         assert_whole(devices)
-    with open_home(home, backend, filesystem=filesystem, base_size_bytes=2 * MIB) as devices:
+        devices.resize("base", 2 * MIB)
         assert sizes(devices)["base"] == 2 * MIB
         assert page(devices, "base").endswith(str(2 * MIB).encode())
 
 
 def test_a_base_does_not_shrink(home: Path, backend: FakeBackend) -> None:
-    with open_home(home, backend, base_size_bytes=2 * MIB):
-        pass
-    with pytest.raises(UsageError, match=r"Base device size cannot be smaller than 2097152 bytes \(2 MiB\)"):
-        open_home(home, backend, base_size_bytes=MIB)
-    with pytest.raises(UsageError, match="too small for an ext4"):
-        open_home(home, backend, base_size_bytes=512)
     with open_home(home, backend) as devices:
+        devices.resize("base", 2 * MIB)
+        with pytest.raises(UsageError, match=r"'base' has 2097152 bytes \(2 MiB\) and cannot shrink to 1048576"):
+            devices.resize("base", MIB)
         assert sizes(devices) == {"a": MIB, "base": 2 * MIB}
 
 
