@@ -269,7 +269,14 @@ class DeviceSet(Closing):
 
         Every device is related to the base.
         """
-        return self._store.are_related(name, other)
+        return BASE in (name, other) or not self._lineage(name).isdisjoint(self._lineage(other))
+
+    def _lineage(self, name: str) -> set[str]:
+        found: set[str] = set()
+        while name != BASE and name not in found:
+            found.add(name)
+            name = self._store.parent(name) or BASE
+        return found
 
     def resize(self, name: str, size_bytes: int) -> DeviceRecord:
         """Grow a device and the file system in it; after a crash at any moment it has the old size or the new one.

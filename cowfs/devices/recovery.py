@@ -194,7 +194,7 @@ class Recovery:
         if problem:
             action = "set aside"
             if not self._store.read_only:
-                action = f"set aside as {self._transactions.set_aside()}"
+                action = f"set aside as {self._store.files.set_aside(self._store.files.transaction)}"
             self._note("stale_transaction", problem, action)
 
     # ------------------------------------------------------------------ thins without a record

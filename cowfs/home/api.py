@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -300,17 +300,21 @@ class Home(Closing):
 
         Raises:
             UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
-            FilesystemError: the directory is damaged; what could be read of it came before.
+            FilesystemError: the directory or something in it is damaged; what could be read of it came before.
         """
-        from cowfs.home import files
+        from cowfs.home.files import FileInfo
+        from cowfs.home.requests.files import ListFiles
 
-        return files.list_files(self._session, device, path, follow=follow)
+        return map(FileInfo.of, self._session.iterate(ListFiles(device, os.fsencode(path), follow)))
 
     def read_file(self, device: str, path: str, out: Callable[[bytes], object]) -> int:
-        """Have `out` called with the content of a regular file, piece by piece; its length. Raises as `open_file`."""
-        from cowfs.home import files
+        """Have `out` called with the content of a regular file, piece by piece; its length in bytes.
 
-        return files.read_file(self._session, device, path, out)
+        A symbolic link is followed. Raises as `open_file`.
+        """
+        from cowfs.home.requests.files import ReadFile
+
+        return self._session.receive(ReadFile(device, os.fsencode(path)), out)
 
     def read_files(self, device: str, files: Sequence[WantedFile], out: Callable[[bytes], object]) -> None:
         """Have `out` called with the contents of regular files, one after the other, each exactly as long as wanted.
@@ -329,9 +333,14 @@ class Home(Closing):
         Raises:
             UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or no regular file.
         """
-        from cowfs.home import files
+        import tempfile
 
-        return files.open_file(self._session, device, path)
+        with ExitStack() as undo:
+            copy = undo.enter_context(tempfile.TemporaryFile())
+            self.read_file(device, path, copy.write)
+            copy.seek(0)
+            undo.pop_all()
+        return copy
 
     def copy_in(
         self,
@@ -430,9 +439,11 @@ class Home(Closing):
             UnknownDevice, DeviceBusy, FilesystemError.
             UsageError: what it is a snapshot of is not known; one of the two is a layer and the other is not.
         """
-        from cowfs.home import comparing
+        from cowfs.home.comparing import FileChange, parent_of
+        from cowfs.home.requests.comparing import Changes
 
-        return comparing.changes(self._session, device, other)
+        request = Changes(device, other or parent_of(self._session, device))
+        return map(FileChange.of, self._session.iterate(request))
 
     def diff(self, old: str, new: str, out: Callable[[FileDifference], object], *, path: str = "/") -> None:
         """Have `out` called with each path that differs from `old` in `new`, with the lines of `diff -u` for texts.
@@ -728,24 +739,27 @@ class Home(Closing):
                 (tree / "web" / "index.html").write_text("hello")
                 home.snapshot("web", "web-monday")
         """
+        from cowfs.home.serving.mounting import MountRequest
         from cowfs.home.serving.own_mount import mounted_by_child
 
         if name is None and (raw or repair):
             raise UsageError(f"{'raw' if raw else 'repair'} is about one device; name it: home.mount(name, ...)")
         if writeback and (raw or read_only):
             raise UsageError("writeback is for files that are written; leave it out, or raw and read_only")
-        read_only = read_only or (name == BASE and not write_base)
-        with mounted_by_child(
-            self._session,
-            name,
-            target,
+        draft = MountRequest(
+            self.path,
+            backend="",
+            device=name,
+            target="",
             raw=raw,
-            read_only=read_only,
+            read_only=read_only or (name == BASE and not write_base),
             repair=repair,
             write_base=write_base,
             writeback=writeback,
+            is_private=target is None,
             faults="" if faults is None else os.fspath(faults),
-        ) as path:
+        )
+        with mounted_by_child(self._session, draft, target) as path:
             yield path
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from cowfs.errors import UsageError
-from cowfs.home.requests.comparing import ChangedFile, ChangedFiles, ChangeRow, Changes, Version
+from cowfs.home.requests.comparing import ChangedFile, ChangedFiles, ChangeRow, Version
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.session import Session, metadata_of_session
 from cowfs.thinmeta.delta import DeltaKind, DeltaRange, allocated_ranges, changed_ranges
@@ -61,10 +61,6 @@ class BlockRange(msgspec.Struct, frozen=True):
     byte_offset: int
     size_bytes: int
     hole: bool
-
-
-def changes(session: Session, device: str, other: str | None) -> Iterator[FileChange]:
-    return map(FileChange.of, session.iterate(Changes(device, other or parent_of(session, device))))
 
 
 def parent_of(session: Session, device: str) -> str:

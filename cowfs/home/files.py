@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from typing import IO, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -19,8 +18,6 @@ from cowfs.home.requests.files import (
     CopyIn,
     CopyOut,
     FileRow,
-    ListFiles,
-    ReadFile,
     ReadFiles,
     WantedFile,
     name_of,
@@ -60,31 +57,10 @@ class FileInfo(msgspec.Struct, frozen=True):
         return cls(**{**values, "name": os.fsdecode(row.name), "target": target, "problem": row.problem or None})
 
 
-def list_files(session: Session, device: str, path: Path, *, follow: bool) -> Iterator[FileInfo]:
-    return map(FileInfo.of, session.iterate(ListFiles(device, os.fsencode(path), follow)))
-
-
-def read_file(session: Session, device: str, path: Path, out: Callable[[bytes], object]) -> int:
-    """Have `out` called with the content of a file, piece by piece; its length."""
-    return session.receive(ReadFile(device, os.fsencode(path)), out)
-
-
 def read_files(session: Session, device: str, files: Sequence[WantedFile], out: Callable[[bytes], object]) -> None:
     """Have `out` called with the contents of files, one after the other; any number of files."""
     for begin in range(0, len(files), _FILES_PER_REQUEST):
         session.receive(ReadFiles(device, list(files[begin : begin + _FILES_PER_REQUEST])), out)
-
-
-def open_file(session: Session, device: str, path: Path) -> IO[bytes]:
-    """The content of a file as it is now, in a file without a name."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115
-    try:
-        read_file(session, device, path, copy.write)
-        copy.seek(0)
-    except BaseException:
-        copy.close()
-        raise
-    return copy
 
 
 def copy_in(

@@ -336,9 +336,9 @@ def import_files(devices: DeviceSet) -> None:
 
 
 def import_chain(devices: DeviceSet) -> None:
-    with devices.imports.importing_together() as begin:
-        begin("new1", MIB).pwrite(0, b"brought in".ljust(36))
-        begin("new2", 2 * MIB, origin="new1", parent="new1").pwrite(0, b"other".ljust(36))
+    with devices.imports.importing_together() as new:
+        new.begin("new1", MIB).pwrite(0, b"brought in".ljust(36))
+        new.begin("new2", 2 * MIB, origin="new1", parent="new1").pwrite(0, b"other".ljust(36))
 
 
 def create_larger(devices: DeviceSet) -> None:

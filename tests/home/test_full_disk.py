@@ -31,7 +31,7 @@ def pool_full(*_arguments: object) -> None:
 @pytest.mark.parametrize("served", [False, True])
 @pytest.mark.parametrize(
     ("broken", "failure"),
-    [((HomeFiles, "_write_new"), full), ((EmulatedPool, "create_snap"), pool_full)],
+    [((HomeFiles, "_write_new_files"), full), ((EmulatedPool, "create_snap"), pool_full)],
     ids=["record", "pool"],
 )
 def test_what_was_asked_is_named(

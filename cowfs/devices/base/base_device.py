@@ -100,10 +100,6 @@ class BaseDevice:
         except FilesystemError:
             return None
 
-    def note_uuid(self, uuid: str) -> None:
-        """From now on the base is the one with this UUID."""
-        self._save_set(uuid)
-
     def disown(self) -> None:
         """Let the base be made anew; its record says then that it was not finished."""
         self._store.save(BASE, msgspec.structs.replace(self._store.require(BASE), initialized=False))
@@ -111,13 +107,7 @@ class BaseDevice:
     def is_present(self) -> bool:
         """Whether there is one that was made to its end, with its thin."""
         record = self.finished()
-        if record is None:
-            return False
-        try:
-            self._active.pool.thin_status(record.device_id)
-        except NoSuchThin:
-            return False
-        return True
+        return record is not None and self._transactions.is_in_pool(record.device_id)
 
     def verify(self) -> None:
         """Check that the base in the pool is the one that the records mean, by its UUID.
@@ -145,7 +135,7 @@ class BaseDevice:
                 f"says: {error}; pool and records may not belong together"
             ) from error
         if not self.set_file.base_uuid and not self._store.read_only:
-            self._save_set(uuid)
+            self.note_uuid(uuid)
         elif self.set_file.base_uuid and uuid != self.set_file.base_uuid:
             raise HomeError(
                 f"the base device in the pool has UUID {uuid} and the home {self._store.files.home} says "
@@ -177,7 +167,7 @@ class BaseDevice:
         with closing(self._active.open_thin(BASE, record, False)) as thin:
             self._filesystem.make(thin, uuid)
             thin.flush()
-        self._save_set(uuid)
+        self.note_uuid(uuid)
         # Last, because it says that all the rest is complete.
         self._store.save(BASE, msgspec.structs.replace(record, initialized=True))
 
@@ -193,6 +183,7 @@ class BaseDevice:
         except FilesystemError as error:
             raise FilesystemError(f"device {name!r}: {error.message}", errno=error.errno) from error
 
-    def _save_set(self, uuid: str) -> None:
+    def note_uuid(self, uuid: str) -> None:
+        """From now on the base is the one with this UUID."""
         self.set_file = msgspec.structs.replace(self.set_file, base_uuid=uuid, base_filesystem=self._filesystem.name)
         self._store.save_set(self.set_file)

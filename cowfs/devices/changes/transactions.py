@@ -206,7 +206,7 @@ class Transactions:
             record is not None
             and record.device_id == removed.device_id
             and record.transaction_id != removed.open_transaction_id  # else the transaction made it
-            and not self._is_in_pool(removed.device_id)
+            and not self.is_in_pool(removed.device_id)
         )
         if is_left and self._store.read_only:
             self._store.forget(name)
@@ -241,10 +241,6 @@ class Transactions:
         if pending is None or pending.open_transaction_id == current_id or pending.device_id in self.left:
             return ""
         return self._why_stale(pending, current_id)
-
-    def set_aside(self) -> str:
-        """Move the transaction file aside; returns its new path."""
-        return self._store.files.set_aside(self._store.files.transaction)
 
     def _undo(self, name: str, thin_id: int) -> None:
         self._store.forget(name)
@@ -291,7 +287,7 @@ class Transactions:
         for _ in range(_MAX_ID_ATTEMPTS):
             thin_id = self._ids.take()
             try:
-                if self._is_in_pool(thin_id):
+                if self.is_in_pool(thin_id):
                     raise ThinExists(f"thin {thin_id} is in pool {self._pool.name} and should not be")
                 transaction_id = self._open(name, thin_id)
                 send({name: thin_id})
@@ -311,7 +307,7 @@ class Transactions:
             f"{self._pool.name}; something else makes thins there"
         )
 
-    def _is_in_pool(self, thin_id: int) -> bool:
+    def is_in_pool(self, thin_id: int) -> bool:
         try:
             self._pool.thin_status(thin_id)
         except NoSuchThin:
@@ -346,7 +342,7 @@ class Transactions:
         except NoSuchThin:
             pass
         except PoolModeError:
-            if self._is_in_pool(thin_id):
+            if self.is_in_pool(thin_id):
                 raise
 
     def _recover_from(self, error: BaseException, what: str) -> None:

@@ -167,7 +167,7 @@ class HomeFiles:
         temporary = os.path.join(os.path.dirname(path), TEMPORARY_NAME)
         with _explained("write", path):
             try:
-                self._write_new(temporary, data)
+                self._write_new_files({temporary: data})
                 self._system.rename(temporary, path)
             except OSError:
                 with suppress(OSError):
@@ -202,7 +202,8 @@ class HomeFiles:
             try:
                 give_to_owner(fd, self.home)
                 is_new = os.fstat(fd).st_size == 0
-                self._write_all(fd, data)
+                self._write_data(fd, data)
+                self._sync(fd)
             finally:
                 os.close(fd)
             if is_new:
@@ -321,9 +322,6 @@ class HomeFiles:
             finally:
                 os.close(fd)
 
-    def _write_new(self, path: str, data: bytes) -> None:
-        self._write_new_files({path: data})
-
     def _write_new_files(self, contents: Mapping[str, bytes]) -> None:
         with ExitStack() as last:
             fds = []
@@ -342,10 +340,6 @@ class HomeFiles:
         except FileExistsError:  # left by a crash
             self._system.unlink(path)
             return self._system.open(path, flags, FILE_MODE)
-
-    def _write_all(self, fd: int, data: bytes) -> None:
-        self._write_data(fd, data)
-        self._sync(fd)
 
     def _write_data(self, fd: int, data: bytes) -> None:
         while data:

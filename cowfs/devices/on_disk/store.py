@@ -298,17 +298,6 @@ class DeviceStore:
             return None
         return line.parent
 
-    def are_related(self, name: str, other: str) -> bool:
-        """See `DeviceSet.are_related`."""
-        return BASE in (name, other) or not self._lineage(name).isdisjoint(self._lineage(other))
-
-    def _lineage(self, name: str) -> set[str]:
-        found: set[str] = set()
-        while name != BASE and name not in found:
-            found.add(name)
-            name = self.parent(name) or BASE
-        return found
-
     def is_layer(self, name: str) -> bool | None:
         """Whether a device was made as a layer, or from one; None where that is not known."""
         line = self._line(name)

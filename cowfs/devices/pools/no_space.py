@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -11,7 +10,8 @@ from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.options import check_no_space_timeout
 from cowfs.devices.on_disk.records import HomeFile
-from cowfs.errors import CowfsError, UsageError
+from cowfs.devices.pools.pool_files import use_table
+from cowfs.errors import UsageError
 from cowfs.pool import Backend, NodeBackend, NodePool, Pool, PoolWithTimeout
 
 _KERNEL_PARAMETER: Final = "/sys/module/dm_thin_pool/parameters/no_space_timeout"
@@ -30,17 +30,9 @@ def apply(pool: Pool, settings: HomeFile) -> None:
     """Have an open pool do as a home's settings say. Raises PoolError; the pool is then as it was."""
     if settings.no_space_timeout_seconds is not None and isinstance(pool, PoolWithTimeout):
         pool.set_no_space_timeout(settings.no_space_timeout_seconds)
-    before = pool.table()
-    if before.error_if_no_space == settings.error_if_no_space:
-        return
-    try:
-        pool.reload(before.replace(error_if_no_space=settings.error_if_no_space))
-        pool.resume()
-    except BaseException:
-        with suppress(CowfsError):
-            pool.reload(before)
-            pool.resume()
-        raise
+    table = pool.table()
+    if table.error_if_no_space != settings.error_if_no_space:
+        use_table(pool, table.replace(error_if_no_space=settings.error_if_no_space))
 
 
 def change(files: HomeFiles, pool: Pool, *, error: bool | None, timeout_seconds: float | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import closing
+from contextlib import closing, suppress
 
 import msgspec
 
@@ -12,8 +12,8 @@ from cowfs.blockdev import FileDevice
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.options import check_block_size
 from cowfs.devices.on_disk.records import HomeFile
-from cowfs.errors import HomeError, UsageError
-from cowfs.pool import PoolTable
+from cowfs.errors import CowfsError, HomeError, UsageError
+from cowfs.pool import Pool, PoolTable
 from cowfs.thinmeta.format import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
 
@@ -87,6 +87,19 @@ def make_table(
         error_if_no_space=settings.error_if_no_space,
         read_only=read_only,
     )
+
+
+def use_table(pool: Pool, table: PoolTable) -> None:
+    """Have a pool work by another table. Raises what the pool raises; it works by the former one then."""
+    before = pool.table()
+    try:
+        pool.reload(table)
+        pool.resume()
+    except BaseException:
+        with suppress(CowfsError):
+            pool.reload(before)
+            pool.resume()
+        raise
 
 
 def check_both_exist(files: HomeFiles) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.options import check_data_size, check_metadata_size, check_not_smaller, data_bitmaps
 from cowfs.devices.pools.health import require_status
-from cowfs.devices.pools.pool_files import device_size
+from cowfs.devices.pools.pool_files import device_size, use_table
 from cowfs.errors import CowfsError, HomeError, OutOfMetadataSpace, UsageError
 from cowfs.pool import Pool, PoolStatus, PoolTable
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
@@ -49,16 +49,11 @@ def grow_pool(files: HomeFiles, pool: Pool, data_size_bytes: int | None, metadat
 
 
 def _grow(files: HomeFiles, pool: Pool, path: str, old_bytes: int, new_bytes: int, table: PoolTable) -> None:
-    before = pool.table()
     if new_bytes > old_bytes:
         files.resize_file(path, new_bytes)
     try:
-        pool.reload(table)
-        pool.resume()
+        use_table(pool, table)
     except BaseException:
-        with suppress(CowfsError):
-            pool.reload(before)
-            pool.resume()
         if new_bytes > old_bytes and _total_bytes(pool, path) <= old_bytes:
             with suppress(HomeError):
                 files.resize_file(path, old_bytes)

@@ -55,13 +55,7 @@ class ChangedFile(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Changes(Listing[ChangeRow], frozen=True, tag="changes"):
-    """What differs in a device, or a layer, from another one, sorted by path.
-
-    It takes time in proportion to what differs where the two have a common origin and the same size, else to all files.
-
-    Raises:
-        UnknownDevice, DeviceBusy, FilesystemError; UsageError: one of the two is a layer and the other is not.
-    """
+    """See `cowfs.Home.changes`."""
 
     device: str
     other: str

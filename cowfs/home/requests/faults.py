@@ -19,10 +19,7 @@ class Faults(msgspec.Struct, frozen=True):
 
 
 class AddFaults(Request[Faults], frozen=True, tag="add_faults"):
-    """Put rules of faults in force, all of them or none; the rules that were added, with their names.
-
-    Raises UsageError: a rule is wrong, has a name that is taken, or cannot be met in this home.
-    """
+    """See `cowfs.Home.add_faults`."""
 
     rules: list[Rule]
 
@@ -33,20 +30,14 @@ class AddFaults(Request[Faults], frozen=True, tag="add_faults"):
 
 
 class ListFaults(Request[Faults], frozen=True, tag="list_faults"):
-    """The rules of faults in force, and how often each was met."""
+    """See `cowfs.Home.list_faults`."""
 
     def run(self, home: OpenHome) -> Faults:
         return Faults(home.faults.rules.reports() if home.fault_count else [])
 
 
 class ClearFaults(Request[Faults], frozen=True, tag="clear_faults"):
-    """Take rules of faults out of force; the rules that were cleared, with what they had counted.
-
-    Args:
-        names: of rules; all of them when empty.
-
-    Raises UsageError: there is no such rule.
-    """
+    """See `cowfs.Home.clear_faults`."""
 
     names: tuple[str, ...] = ()
 

@@ -54,15 +54,7 @@ class FileRow(msgspec.Struct, frozen=True):
 
 
 class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
-    """The files in a directory of a device, or the one file that `path` leads to, by name.
-
-    Args:
-        follow: a symbolic link that the path ends in.
-
-    Raises:
-        UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
-        FilesystemError: the directory or something in it is damaged; what could be read of it came before.
-    """
+    """See `cowfs.Home.list_files`."""
 
     device: str
     path: bytes = b""
@@ -82,14 +74,7 @@ class ListFiles(Listing[FileRow], frozen=True, tag="list_files"):
 
 
 class ReadFile(StreamOut[int], frozen=True, tag="read_file"):
-    """The content of a regular file; a symbolic link is followed.
-
-    Returns:
-        Its length in bytes.
-
-    Raises:
-        UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or no regular file.
-    """
+    """See `cowfs.Home.read_file`."""
 
     device: str
     path: bytes
@@ -120,11 +105,7 @@ class WantedFile(msgspec.Struct, frozen=True):
 
 
 class ReadFiles(StreamOut[None], frozen=True, tag="read_files"):
-    """The contents of regular files, one after the other, each exactly as long as wanted.
-
-    Raises:
-        UnknownDevice, DeviceBusy; CopyError: a path leads to nothing, to no regular file, or to one of another length.
-    """
+    """See `cowfs.Home.read_files`."""
 
     device: str
     files: list[WantedFile]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from struct import Struct
 from typing import ClassVar, Final
 
@@ -12,7 +12,7 @@ import msgspec
 from cowfs.copying.records import Batch, Node, records_in
 from cowfs.copying.sinks import Copied
 from cowfs.copying.tree import Destination, TreeSink
-from cowfs.devices.changes.device_imports import BeginImport
+from cowfs.devices.changes.device_imports import NewDevices
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
@@ -20,6 +20,7 @@ from cowfs.filetree import ROOT_INODE
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.blocks import all_changes, changes_since, delta_ranges, write_change
 from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, holds_layer, imported
+from cowfs.home.requests.files import take_batches
 from cowfs.home.requests.request import StreamIn, StreamOut, Upload
 from cowfs.layers.archive.pack import write_archive
 from cowfs.layers.archive.unpack import apply_archive
@@ -27,7 +28,6 @@ from cowfs.layers.interface import LayerRoot
 from cowfs.pool import ThinDevice
 from cowfs.steps import Steps
 
-_RECORDS_PER_STEP: Final = 32
 _SMALL_FAMILY: Final = 32
 
 
@@ -49,18 +49,8 @@ class ImportFiles(StreamIn[Copied], frozen=True, tag="import_files"):
             records = records_in((yield True))
             if not records or not isinstance(records[0], Node) or not records[0].is_directory:
                 raise UsageError("not a batch of files: it does not begin with a directory")
-            sink = TreeSink(volume, Destination(ROOT_INODE, b"", b""), self.name)
-            try:
-                while records:
-                    for count, record in enumerate(records, 1):
-                        sink.take(record)
-                        if count % _RECORDS_PER_STEP == 0:
-                            yield False
-                    batch = yield True
-                    records = records_in(batch) if batch else []
-                return sink.finish()
-            finally:
-                sink.close()
+            with closing(TreeSink(volume, Destination(ROOT_INODE, b"", b""), self.name)) as sink:
+                return (yield from take_batches(sink, records))
 
 
 class ImportArchive(Upload[Imported], frozen=True, tag="import_archive"):
@@ -189,27 +179,27 @@ class ImportChain(StreamIn[list[Imported]], frozen=True, tag="import_chain"):
             for other in (member.parent, member.origin):
                 if (other is None) != (number == 0) or (other is not None and not 0 <= other < number):
                     raise UsageError(f"the chain is damaged: device '{member.name}' does not come after its parent")
-        with home.devices.imports.importing_together() as begin:
+        with home.devices.imports.importing_together() as new:
             thins: list[ThinDevice] = []
             while piece := (yield True):
                 (number,) = _NUMBER.unpack_from(piece)
                 if not len(thins) - 1 <= number < len(members):
                     raise UsageError("the chain is damaged: its changes are not in the order of its devices")
                 while len(thins) <= number:
-                    thins.append(_begin(begin, members, len(thins)))
+                    thins.append(_begin(new, members, len(thins)))
                 write_change(thins[number], piece[_NUMBER.size :], "the chain is damaged")
             while len(thins) < len(members):
-                thins.append(_begin(begin, members, len(thins)))
+                thins.append(_begin(new, members, len(thins)))
             for member, thin in zip(members, thins, strict=True):
                 if holds_layer(thin) if member.is_layer is None else member.is_layer:
                     home.devices.imports.note_layer(member.name)
         return [imported(home, member.name) for member in members]
 
 
-def _begin(begin: BeginImport, members: list[ChainDevice], number: int) -> ThinDevice:
+def _begin(new: NewDevices, members: list[ChainDevice], number: int) -> ThinDevice:
     member = members[number]
     parent, origin = (None if other is None else members[other].name for other in (member.parent, member.origin))
-    return begin(member.name, member.size_bytes, origin=origin, parent=parent)
+    return new.begin(member.name, member.size_bytes, origin=origin, parent=parent)
 
 
 def _family(first: DeviceRecord, records: list[DeviceRecord]) -> list[DeviceRecord]:

@@ -21,15 +21,7 @@ class PowerCut(msgspec.Struct, frozen=True):
 
 
 class WatchUnsynced(Request[None], frozen=True, tag="watch_unsynced"):
-    """Keep what the writes to a device replace until it is flushed, from now on: for power cuts.
-
-    That costs one read for each write, and ends with the process that holds the home. What programs have open in its
-    mount stays open. It is about files: a disk (`mount --raw`) has none.
-
-    Raises:
-        UnknownDevice.
-        DeviceBusy: it is in use by more than its mount, or a file without a name is open in it.
-    """
+    """See `cowfs.Home.watch_unsynced`."""
 
     name: str
 

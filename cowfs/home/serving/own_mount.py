@@ -25,41 +25,28 @@ _END_SECONDS: Final = 120.0
 
 
 @contextmanager
-def mounted_by_child(
-    session: OwnSession,
-    device: str | None,
-    target: str | os.PathLike[str] | None,
-    *,
-    raw: bool,
-    read_only: bool,
-    repair: bool,
-    write_base: bool,
-    writeback: bool,
-    faults: str,
-) -> Iterator[Path]:
-    """As `Home.mount`."""
+def mounted_by_child(session: OwnSession, draft: MountRequest, target: str | os.PathLike[str] | None) -> Iterator[Path]:
+    """As `Home.mount`.
+
+    Args:
+        draft: what to mount; the home, how it is opened, and the mount point are put in.
+    """
 
     def require_ready(home: OpenHome) -> None:
-        if device is not None:
-            home.devices.record(device)
+        if draft.device is not None:
+            home.devices.record(draft.device)
         for use in home.devices.uses.all():
             raise home.devices.uses.busy(use.device, "served by the process of a mount")
 
     def serve(spec: HomeSpec) -> Callable[[], None]:
-        request = MountRequest(
+        request = replace(
+            draft,
             home=spec.path,
             backend=spec.backend,
-            device=device,
             target=path,
-            raw=raw,
-            read_only=read_only or spec.read_only,
-            repair=repair,
-            write_base=write_base,
-            writeback=writeback,
+            read_only=draft.read_only or spec.read_only,
             storage_options=spec.storage_options,
-            is_private=target is None,
             durable=spec.durable,
-            faults=faults,
             virtual_clock=spec.virtual_clock,
         )
         return _serve(request)
