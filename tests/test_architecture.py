@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
@@ -723,3 +724,13 @@ def test_no_file_names_the_machine_it_was_made_on() -> None:
         if any(place in (REPOSITORY / name.decode()).read_bytes() for place in places)
     ]
     assert not guilty
+
+
+@pytest.mark.parametrize("room", ["devices", "docker", "home"])
+def test_each_module_is_named_where_its_room_says_what_it_holds(room: str) -> None:
+    for init in (REPOSITORY / "cowfs" / room).rglob("__init__.py"):
+        said = ast.get_docstring(ast.parse(init.read_text())) or ""
+        words = set(re.findall(r"\w+", said))
+        modules = {path.stem for path in init.parent.glob("*.py")} - {"__init__"}
+        rooms = {path.parent.name for path in init.parent.glob("*/__init__.py")}
+        assert modules | rooms <= words, init

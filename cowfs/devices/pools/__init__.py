@@ -5,6 +5,8 @@ pool_files      the pool in the home's own files: making and checking them
 pool_growth     more data or metadata blocks
 signatures      what is on a device already, as wipefs sees it
 health          what a damaged or full pool still allows
+no_space        what writes to a full pool do
 free_space      what must stay free, and warnings before it is reached
 figures         what each device occupies
+contents        what a disk holds
 """

@@ -1,1 +1,6 @@
-"""Docker's graph-driver plugin protocol over a home: `cowfs docker plugin` is a storage driver for dockerd."""
+"""A storage driver for Docker's daemon.
+
+serve      the process
+protocol   requests of the daemon, translated into requests to a home
+http       HTTP on a Unix socket, as far as the daemon uses it
+"""

@@ -6,9 +6,7 @@ place       where a daemon's directory is, and where its parts are
 documents   its JSON documents as structures
 store       its images, containers and layers; what of them cannot be read
 names       what users call images and containers -> devices
-tar_split   the original archive of a layer, from its recipe and its files
-blobs       directories and archives of content-addressed blobs: OCI layouts that 'docker load' reads too
-saving      images as such layouts, with their original ids
+saving      images as OCI layouts (`cowfs.oci.blobs`), with their original ids (`cowfs.oci.tar_split`)
 reports     rows, trees and space, for people and programs
 rescue      everything that can be read, and a list of what cannot
 

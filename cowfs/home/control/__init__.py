@@ -1,1 +1,7 @@
-"""The control socket of a home: other processes send requests to its holder. Read `protocol.py` first."""
+"""The control socket of a home: other processes send requests to its holder.
+
+protocol   what travels over it. Read it first
+socket     its path, its peers, and files passed over it
+client     asking
+server     answering
+"""

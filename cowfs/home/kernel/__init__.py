@@ -1,1 +1,6 @@
-"""Mounts by the kernel itself, of a home's devices and layers."""
+"""What the kernel itself does for a home.
+
+devices   mounts of devices
+layers    mounts of layers
+faults    faults below a pool of the kernel
+"""
