@@ -8,13 +8,14 @@ Each step leaves the home whole. Here they are run at once; `cowfs.home.executor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from contextlib import closing
 from typing import Any, TypeAlias, TypeVar
 
 P = TypeVar("P")
 S = TypeVar("S")
 T = TypeVar("T")
+U = TypeVar("U", bound=Sized)
 Y = TypeVar("Y")
 
 Progress: TypeAlias = Callable[[int, int | None], None]
@@ -50,3 +51,12 @@ def pieces_of(steps: Pieces[P]) -> Generator[P, None, None]:
                 yield piece
     finally:
         steps.close()
+
+
+def counted(pieces: Iterable[U], total_bytes: int, progress: Progress) -> Iterator[U]:
+    """Pieces of bytes as they are sent, saying how many went."""
+    done = 0
+    for piece in pieces:
+        progress(min(done, total_bytes), total_bytes)
+        yield piece
+        done += len(piece)

@@ -274,7 +274,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
             *("session", "own_session"),
         },
         "files": {"requests", "session"},
-        "archives": {"requests", "layers", "files", "session"},
+        "archives": {"requests", "layers", "session"},
         "images": {"requests", "layers", "archives", "session"},
         "chains": {"requests", "session"},
         "recordings": {"requests", "session"},

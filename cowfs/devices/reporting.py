@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING
 
 from cowfs.devices.active import ActiveDevices
@@ -99,10 +99,8 @@ class Reporting:
         Raises:
             UnknownDevice, NoSuchThin: no record, or no thin for it.
         """
-        from cowfs.devices.pools import figures
-
         record = self._store.view(name)
-        with figures.reading(self._pool) as reading:
+        with self._reading() as reading:
             thin = reading.find(record.device_id)
             if thin is None:
                 raise NoSuchThin(f"device {name!r}: its thin {record.device_id} is not in pool {self._pool.name}")
@@ -146,16 +144,12 @@ class Reporting:
 
     def usage(self, names: Iterable[str]) -> dict[str, UsageRow]:
         """What devices occupy at one moment; names without a device, and devices without a thin, are left out."""
-        from cowfs.devices.pools import figures
-
-        with figures.reading(self._pool) as reading:
+        with self._reading() as reading:
             return {name: reading.usage(thin, name) for name, _, thin in self._thins(reading, names)}
 
     def usage_and_contents(self, names: Iterable[str]) -> dict[str, tuple[UsageRow, str | None]]:
         """As `usage`, and what the disks hold: `ext4`, `xfs`, `partitions`, `empty`...; None: not known."""
-        from cowfs.devices.pools import figures
-
-        with figures.reading(self._pool) as reading, self._data() as data:
+        with self._reading() as reading, self._data() as data:
             return {
                 name: (reading.usage(thin, name), self._contents(reading, thin, size_bytes, data))
                 for name, size_bytes, thin in self._thins(reading, names)
@@ -168,6 +162,12 @@ class Reporting:
             record = self._store.get(name)
             if record is not None and record.device_id in thins:
                 yield name, record.size, thins[record.device_id]
+
+    def _reading(self) -> AbstractContextManager[PoolFigures]:
+        """Figures of thins, loaded where they are needed."""
+        from cowfs.devices.pools import figures
+
+        return figures.reading(self._pool)
 
     @contextmanager
     def _data(self) -> Iterator[FileDevice | None]:
@@ -195,8 +195,6 @@ class Reporting:
 
     def orphan_usage(self) -> list[UsageRow]:
         """What orphan thins occupy; they have no names."""
-        from cowfs.devices.pools import figures
-
-        with figures.reading(self._pool) as reading:
+        with self._reading() as reading:
             thins = reading.thins()
             return [reading.usage(thins[thin_id], None) for thin_id in self._orphans(thins)]

@@ -9,16 +9,15 @@ from contextlib import closing, contextmanager
 from typing import IO, Final
 
 from cowfs.blockdev import FileDevice
-from cowfs.copying.host import HostSource
+from cowfs.copying.host import HostSource, total_bytes
 from cowfs.copying.records import batches
-from cowfs.home.files import counted
 from cowfs.home.layers import as_file
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.requests.disks import Exported, Imported
 from cowfs.home.requests.images import ExportArchive, ImportArchive, ImportFiles
 from cowfs.home.requests.request import Attachment
 from cowfs.home.session import Session
-from cowfs.steps import Progress, pieces_of
+from cowfs.steps import Progress, counted, pieces_of
 
 _WATCH_SECONDS: Final = 0.1
 
@@ -29,22 +28,17 @@ def import_directory(
     source = os.fsencode(path)
     with closing(HostSource().read(source, b".")) as records:
         pieces = pieces_of(batches(records))
-        sent = pieces if progress is None else counted(pieces, source, progress)
+        sent = pieces if progress is None else counted(pieces, total_bytes(source), progress)
         copied = session.send(ImportFiles(name, size_bytes), sent)
     report = session.call(Inspect(name))
     return Imported(name, report.id, report.size_bytes, report.mapped_bytes, copied.problems)
 
 
-def import_archive_file(
+def import_archive(
     session: Session, path: str, name: str, size_bytes: int | None, progress: Progress | None
 ) -> Imported:
     with open(path, "rb") as archive, as_file(archive, session.path) as file, _watched(file, progress):
-        return import_archive(session, file, name, size_bytes)
-
-
-def import_archive(session: Session, file: IO[bytes], name: str, size_bytes: int | None) -> Imported:
-    """As from a regular file that is open, which the holder of the home can read."""
-    return session.call(ImportArchive(name, size_bytes, archive=Attachment(file)))
+        return session.call(ImportArchive(name, size_bytes, archive=Attachment(file)))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from cowfs.home.requests.disks import RANGE_BYTES, Imported, importing
 from cowfs.home.requests.images import CHANGE, Chain, ExportChain, ImportChain
 from cowfs.home.session import Session
 from cowfs.new_files import new_directory
-from cowfs.steps import Progress
+from cowfs.steps import Progress, counted
 
 _CHAIN_FILE: Final = "chain.json"
 _VERSION: Final = 1
@@ -93,7 +93,7 @@ def import_chain(
         with importing(path):
             return session.send(
                 ImportChain(Chain(chain.devices, chain.block_bytes)),
-                pieces if progress is None else _counted(pieces, path, progress),
+                pieces if progress is None else counted(pieces, _size_bytes(path), progress),
             )
     except DeviceExists as error:
         found = error.message.removesuffix("; choose another name")
@@ -102,14 +102,9 @@ def import_chain(
         ) from None
 
 
-def _counted(pieces: Iterator[bytes], directory: str, progress: Progress) -> Iterator[bytes]:
+def _size_bytes(directory: str) -> int:
     with os.scandir(directory) as entries:
-        total = sum(entry.stat().st_size for entry in entries)
-    done = 0
-    for piece in pieces:
-        progress(done, total)
-        yield piece
-        done += len(piece)
+        return sum(entry.stat().st_size for entry in entries)
 
 
 def _pieces(path: str, count: int, files: dict[str, _Written] | None) -> Iterator[bytes]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Final, TypeAlias
 
@@ -23,7 +23,7 @@ from cowfs.home.requests.files import (
     name_of,
 )
 from cowfs.home.session import Session
-from cowfs.steps import Progress, pieces_of
+from cowfs.steps import Progress, counted, pieces_of
 
 _FILES_PER_REQUEST: Final = 128  # with the longest paths, a request has 0.7 of the bytes that it may have
 
@@ -80,17 +80,7 @@ def copy_in(
     request = msgspec.structs.replace(request, has_own_name=bool(name))
     with closing(HostSource().read(path, name or b".")) as records:
         pieces = pieces_of(batches(records))
-        return session.send(request, pieces if progress is None else counted(pieces, path, progress))
-
-
-def counted(pieces: Iterable[Batch], path: bytes, progress: Progress) -> Iterator[Batch]:
-    """The pieces that are sent of a file of the host, or of a directory and all below it, saying how many went."""
-    total = total_bytes(path)
-    done = 0
-    for piece in pieces:
-        progress(min(done, total), total)
-        yield piece
-        done += len(piece)
+        return session.send(request, pieces if progress is None else counted(pieces, total_bytes(path), progress))
 
 
 def copy_out(session: Session, request: CopyOut, target: Path, *, progress: Progress | None = None) -> Copied:

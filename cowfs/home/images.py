@@ -16,6 +16,7 @@ from cowfs.disk_images.writing import DiskWriter
 from cowfs.errors import CowfsError, UsageError
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.requests.disks import OFFSET_BYTES, ExportDisk, Exported, ImportDisk, Imported, importing
+from cowfs.home.requests.request import Attachment
 from cowfs.home.session import Session
 from cowfs.new_files import new_file
 from cowfs.steps import Progress
@@ -42,42 +43,30 @@ def import_image(
     path = os.path.realpath(source)
     try:
         with importing(path):
-            return _import(session, path, name, format, size_bytes, follow_backing, progress)
+            mode = os.stat(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
+                raise UsageError(
+                    f"{path} is not a file, directory or disk; what it gives can be read from standard input, as "
+                    f"'cowfs import - {name} --format raw'"
+                )
+            kind = format or format_of(path)
+            if kind == "directory":
+                from cowfs.home.archives import import_directory
+
+                return import_directory(session, path, name, size_bytes, progress)
+            if kind == "tar":
+                from cowfs.home.archives import import_archive
+
+                return import_archive(session, path, name, size_bytes, progress)
+            _require_no_size(size_bytes, path)
+            with open_disk(path, kind, follow_others=follow_backing) as disk:
+                return _import_disk(session, disk, name, path, progress)
     except CowfsError:
         raise
     except OSError as error:
         raise CowfsError(
             f"cannot import {path}: {error.strerror or error}; nothing was made", errno=error.errno
         ) from error
-
-
-def _import(
-    session: Session,
-    path: str,
-    name: str,
-    kind: Format | None,
-    size_bytes: int | None,
-    follow_backing: bool,
-    progress: Progress | None,
-) -> Imported:
-    mode = os.stat(path).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
-        raise UsageError(
-            f"{path} is not a file, directory or disk; what it gives can be read from standard input, as "
-            f"'cowfs import - {name} --format raw'"
-        )
-    kind = kind or format_of(path)
-    if kind == "directory":
-        from cowfs.home.archives import import_directory
-
-        return import_directory(session, path, name, size_bytes, progress)
-    if kind == "tar":
-        from cowfs.home.archives import import_archive_file
-
-        return import_archive_file(session, path, name, size_bytes, progress)
-    _require_no_size(size_bytes, path)
-    with open_disk(path, kind, follow_others=follow_backing) as disk:
-        return _import_disk(session, disk, name, path, progress)
 
 
 def import_stream(
@@ -97,9 +86,9 @@ def import_stream(
         _require_no_size(size_bytes, "a stream")
     with importing("the stream"), as_file(stream, session.path) as file:
         if format == "tar":
-            from cowfs.home.archives import import_archive
+            from cowfs.home.requests.images import ImportArchive
 
-            return import_archive(session, file, name, size_bytes)
+            return session.call(ImportArchive(name, size_bytes, archive=Attachment(file)))
         with closing(FileDevice.of_descriptor(os.dup(file.fileno()), "the stream", read_only=True)) as device:
             begin = os.lseek(device.fd, 0, os.SEEK_CUR)
             length_bytes = device.size_bytes - begin

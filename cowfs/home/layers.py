@@ -27,6 +27,7 @@ from cowfs.home.requests.layers import (
     ListLayers,
     PutLayer,
     RemoveLayer,
+    write_with_holes,
 )
 from cowfs.home.requests.new_layers import LayerBlocks, LayerSeal, MakeLayer, MakeLayerOfBlocks, ReadLayerBlocks
 from cowfs.home.requests.request import Attachment, documented_by
@@ -34,7 +35,6 @@ from cowfs.home.session import Session
 from cowfs.layers.info import DriverInfo
 
 _PIECE_BYTES: Final = 1 << 20
-_ZEROS: Final = bytes(_PIECE_BYTES)
 
 
 class Layers:
@@ -164,10 +164,7 @@ def as_file(
             copy = stack.enter_context(tempfile.TemporaryFile(dir=directory))
         while piece := _read_piece(archive, called):
             with _copying_into(directory):
-                if _ZEROS.startswith(piece):
-                    copy.seek(len(piece), os.SEEK_CUR)
-                else:
-                    copy.write(piece)
+                write_with_holes(copy, piece)
         with _copying_into(directory):
             copy.truncate()
             copy.seek(0)

@@ -32,6 +32,3 @@ class ThinIds:
 
     def release(self, thin_id: int) -> None:
         self._taken.discard(thin_id)
-
-    def __contains__(self, thin_id: int) -> bool:
-        return thin_id in self._taken

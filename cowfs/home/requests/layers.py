@@ -148,7 +148,7 @@ class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
         with tempfile.TemporaryFile(dir=directory) as file, closing(archive.run(home)) as pieces:
             for piece in pieces:
                 if piece is not None:
-                    _write_with_holes(file, piece)
+                    write_with_holes(file, piece)
                 yield
             file.truncate()
             file.seek(0)
@@ -277,8 +277,8 @@ class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
         home.driver.cleanup()
 
 
-def _write_with_holes(file: IO[bytes], piece: bytes) -> None:
-    """Zeros, as the archive has for the holes of a layer's files, take no space here either."""
+def write_with_holes(file: IO[bytes], piece: bytes) -> None:
+    """Zeros, as an archive has for the holes of files, take no space; at the end the file is truncated to its length."""
     if piece == _ZEROS[: len(piece)]:
         file.seek(len(piece), os.SEEK_CUR)
     else:
