@@ -385,8 +385,7 @@ class Activate(Request[Activated], frozen=True, tag="activate"):
     name: str
     read_only: bool = False
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    needs_idle = "name"
 
     def run(self, home: OpenHome) -> Activated:
         home.devices.record(self.name)
@@ -418,8 +417,7 @@ class ShowNode(Request[str], frozen=True, tag="show_node"):
 
     name: str
 
-    def device_needed_idle(self) -> str:
-        return self.name
+    needs_idle = "name"
 
     def run(self, home: OpenHome) -> str:
         active = home.devices.active

@@ -278,7 +278,7 @@ class PutAllLayers(Request[None], frozen=True, tag="layer_put_all"):
 
 
 def write_with_holes(file: IO[bytes], piece: bytes) -> None:
-    """Zeros, as an archive has for the holes of files, take no space; at the end the file is truncated to its length."""
+    """Zeros, as an archive has for the holes of files, take no space; the file is truncated where it ends."""
     if piece == _ZEROS[: len(piece)]:
         file.seek(len(piece), os.SEEK_CUR)
     else:

@@ -40,8 +40,7 @@ class MakeLayer(Upload[int], frozen=True, tag="layer_make"):
     parent: str | None = None
     end_required: bool = True
 
-    def devices_read(self) -> tuple[str, ...]:
-        return () if self.parent is None else (self.parent,)
+    reads = ("parent",)
 
     def run(self, home: OpenHome) -> Steps[int]:
         return home.driver.make(self.id, self.parent, self.file, end_required=self.end_required)
@@ -66,8 +65,7 @@ class ReadLayerBlocks(StreamOut[LayerBlocks], frozen=True, tag="layer_blocks"):
     id: str
     parent: str | None = None
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.id,) if self.parent is None else (self.parent, self.id)
+    reads = ("parent", "id")
 
     def run(self, home: OpenHome) -> Generator[bytes | None, None, LayerBlocks]:
         snapshots = home.devices.snapshots
@@ -98,8 +96,7 @@ class MakeLayerOfBlocks(StreamIn[None], frozen=True, tag="layer_make_of_blocks")
     size_bytes: int
     archive_digest: str
 
-    def devices_read(self) -> tuple[str, ...]:
-        return () if self.parent is None else (self.parent,)
+    reads = ("parent",)
 
     def run(self, home: OpenHome) -> Generator[bool, bytes, None]:
         imports = home.devices.imports
@@ -125,8 +122,7 @@ class LayerSeal(Request[str], frozen=True, tag="layer_seal"):
 
     id: str
 
-    def devices_read(self) -> tuple[str, ...]:
-        return (self.id,)
+    reads = ("id",)
 
     def run(self, home: OpenHome) -> str:
         digest = hashlib.sha256()
