@@ -184,13 +184,13 @@ class Executor(Closing):
             devices = tuple(record.name for record in self.home.devices.records())
         for device in devices:
             await self._views.write_back(device)
-        if (needed := request.device_needed_idle()) is not None:
+        if (needed := request.device_in(request.needs_idle)) is not None:
             await self._views.close_if_idle(needed)
         if (renamed := request.device_renamed()) is not None:
             await self._views.begin_rename(renamed.device)
         if (replaced := request.device_replaced()) is not None:
             await self._views.give_up(replaced.device, force=replaced.force)
-        if (reopened := request.device_reopened()) is not None:
+        if (reopened := request.device_in(request.reopens)) is not None:
             await self._views.put_aside(reopened)
         try:
             with self._naming_a_full_disk(request):
@@ -200,7 +200,7 @@ class Executor(Closing):
                 await self._views.take_again(reopened)
             if (given_up := request.device_given_up()) is not None:
                 await self._views.close_if_idle(given_up)
-            rewritten = request.device_rewritten()
+            rewritten = request.device_in(request.rewrites)
             if rewritten is not None and not await self._views.close_if_idle(rewritten):
                 await self._views.invalidate(rewritten)
             if renamed is not None:

@@ -64,38 +64,32 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     reads_all_devices: ClassVar[bool] = False
     changes_reads: ClassVar[bool] = False
 
-    # Names of fields that hold devices: what the methods below answer, unless a request has methods of its own.
+    # Names of fields that hold devices, empty for none:
     reads: ClassVar[tuple[str, ...]] = ()
+    """Their content is read, or a snapshot made of it: all that applications wrote shall be seen."""
     needs_idle: ClassVar[str] = ""
+    """It may not be in use: one that is open only because it was used lately is closed before."""
     gives_up: ClassVar[str] = ""
+    """It may be idle after this: it is closed then."""
     rewrites: ClassVar[str] = ""
+    """Its files may be others after this: what the kernel has cached of them counts no more."""
     reopens: ClassVar[str] = ""
+    """It has to be closed while this runs; what programs have open in its mount stays open."""
 
     def check(self, home: OpenHome) -> None:
         """Raise what is known to prevent this, before anything is done about devices. Changes nothing."""
 
-    def devices_read(self) -> tuple[str, ...]:
-        """Devices whose content this reads, or makes a snapshot of: it shall see all that applications wrote."""
-        return tuple(dict.fromkeys(filter(None, map(self._device_in, self.reads))))
+    def device_in(self, field: str) -> str | None:
+        """The device that a field holds; none for an empty name."""
+        return getattr(self, field) if field else None
 
-    def device_needed_idle(self) -> str | None:
-        """A device that may not be in use: one that is open only because it was used lately is closed before."""
-        return self._device_in(self.needs_idle)
+    def devices_read(self) -> tuple[str, ...]:
+        """Those that `reads` names, or that a request knows by other means."""
+        return tuple(dict.fromkeys(filter(None, map(self.device_in, self.reads))))
 
     def device_given_up(self) -> str | None:
-        """A device that may be idle after this: it is closed then."""
-        return self._device_in(self.gives_up)
-
-    def device_rewritten(self) -> str | None:
-        """A device whose files may be others after this: what the kernel has cached of them counts no more."""
-        return self._device_in(self.rewrites)
-
-    def device_reopened(self) -> str | None:
-        """A device that has to be closed while this runs; what programs have open in its mount stays open."""
-        return self._device_in(self.reopens)
-
-    def _device_in(self, field: str) -> str | None:
-        return getattr(self, field) if field else None
+        """The one that `gives_up` names, where it is given up in this case."""
+        return self.device_in(self.gives_up)
 
     def device_renamed(self) -> Renaming | None:
         """A device that may have another name after this: what is open in it stays open, where it is mounted alone."""
