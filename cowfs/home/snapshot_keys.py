@@ -16,8 +16,8 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME: Final = "cowfs.snapshots"
 DEVICE_PREFIX: Final = "snapshot-"
-KINDS: Final = {1: "view", 2: "active", 3: "committed"}
-COMMITTED: Final = KINDS[3]
+_KINDS: Final = {1: "view", 2: "active", 3: "committed"}
+COMMITTED: Final = _KINDS[3]
 _ROWS: Final = """
     select device, key, kind, (select count(*) from snapshots as child where child.parent = snapshots.key)
     from snapshots where owns_device
@@ -50,7 +50,7 @@ def snapshot_keys(home: Path) -> dict[str, SnapshotKey]:
     except (sqlite3.Error, OSError) as error:
         _log.warning("cannot read %s: %s", path, error)
         return {}
-    return {device: SnapshotKey(key, KINDS.get(kind, "unknown"), children) for device, key, kind, children in rows}
+    return {device: SnapshotKey(key, _KINDS.get(kind, "unknown"), children) for device, key, kind, children in rows}
 
 
 def require_no_snapshot(home: str | os.PathLike[str], device: str, purpose: str, *, kind: str | None = None) -> None:

@@ -37,7 +37,7 @@ from cowfs.devices.on_disk.names import SET_FILE, TRANSACTION_FILE
 from cowfs.errors import HomeError
 
 DIRECTORY_MODE: Final = 0o700
-GROUP_DIRECTORY_MODE: Final = 0o710
+_GROUP_DIRECTORY_MODE: Final = 0o710
 FILE_MODE: Final = 0o600
 TEMPORARY_NAME: Final = ".tmp-cowfs"  # one is enough: one process, one write at a time
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -289,7 +289,7 @@ class HomeFiles:
             try:
                 if group is not None:
                     os.fchown(fd, -1, group)
-                os.fchmod(fd, DIRECTORY_MODE if group is None else GROUP_DIRECTORY_MODE)
+                os.fchmod(fd, DIRECTORY_MODE if group is None else _GROUP_DIRECTORY_MODE)
             finally:
                 os.close(fd)
 

@@ -19,8 +19,8 @@ from cowfs.units import (
 )
 
 _GIB: Final = 1 << 30
-MIN_METADATA_BYTES: Final = 2 << 20  # the kernel's documented minimum
-MIN_BASE_BYTES: Final = 1 << 20  # the smallest that holds an ext4 with something in it
+_MIN_METADATA_BYTES: Final = 2 << 20  # the kernel's documented minimum
+_MIN_BASE_BYTES: Final = 1 << 20  # the smallest that holds an ext4 with something in it
 _MAX_DATA_BLOCKS: Final = 1 << 40  # a mapping has 40 bits for the data block
 
 
@@ -121,7 +121,7 @@ class HomeOptions(msgspec.Struct, frozen=True):
         if not self.has_less_than_a_block:
             check_data_size(self.data_size_bytes, self.block_bytes)
         check_metadata_size(self.metadata_size_bytes, self.data_size_bytes // self.block_bytes)
-        check_base_size(self.base_size_bytes)
+        _check_base_size(self.base_size_bytes)
         if self.low_water_blocks < 0:
             raise UsageError(f"low water mark {self.low_water_blocks} is negative; take 0 or more data blocks")
         self.minimum_free.check()
@@ -155,11 +155,12 @@ def check_not_smaller(what: str, size_bytes: int, new_bytes: int, remedy: str = 
         )
 
 
-def check_base_size(size_bytes: int) -> None:
+def _check_base_size(size_bytes: int) -> None:
     check_device_size(size_bytes, "base size")
-    if size_bytes < MIN_BASE_BYTES:
+    if size_bytes < _MIN_BASE_BYTES:
         raise UsageError(
-            f"base size {_show(size_bytes)} is too small for an ext4 file system; take at least {_show(MIN_BASE_BYTES)}"
+            f"base size {_show(size_bytes)} is too small for an ext4 file system; "
+            f"take at least {_show(_MIN_BASE_BYTES)}"
         )
 
 
@@ -176,7 +177,7 @@ def min_metadata_bytes(data_blocks: int) -> int:
     """
     bitmaps = data_bitmaps(data_blocks)
     blocks = bitmaps + bitmaps // 60 + 64
-    return max(MIN_METADATA_BYTES, -(-blocks * 10 // 9) * METADATA_BLOCK_BYTES)
+    return max(_MIN_METADATA_BYTES, -(-blocks * 10 // 9) * METADATA_BLOCK_BYTES)
 
 
 def check_data_size(size_bytes: int, block_bytes: int) -> None:

@@ -6,8 +6,6 @@ import os
 import stat
 from contextlib import closing, suppress
 
-import msgspec
-
 from cowfs.blockdev import FileDevice
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.options import check_block_size
@@ -18,26 +16,27 @@ from cowfs.thinmeta.format import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES, Sectors, format_size
 
 
-class Geometry(msgspec.Struct, frozen=True):
-    """What the superblock says of a pool: its block size and how much of each device it knows."""
-
-    block_sectors: int
-    data_blocks: int
-    metadata_blocks: int
-    transaction_id: int
-
-    @property
-    def block_bytes(self) -> int:
-        return self.block_sectors * SECTOR_BYTES
-
-
-def read_geometry(files: HomeFiles) -> Geometry:
-    """Read the superblock of a home's pool.
+def existing_table(files: HomeFiles, settings: HomeFile, *, read_only: bool) -> PoolTable:
+    """The table for an existing pool. A data file that was made longer is used whole, as moby does.
 
     Raises:
-        MetadataCorrupt: it is damaged.
-        HomeError: the metadata file is not there, too short, or holds no pool.
+        HomeError: a file is missing or shorter than the pool knows it to be.
     """
+    _check_both_exist(files)
+    superblock = _read_superblock(files)
+    block_bytes = superblock.data_block_sectors * SECTOR_BYTES
+    metadata_bytes = device_size(files.metadata)
+    data_bytes = device_size(files.data)
+    _check_not_truncated(files.metadata, metadata_bytes, superblock.metadata_space_map.nr_blocks * METADATA_BLOCK_BYTES)
+    data_blocks = superblock.data_space_map.nr_blocks
+    _check_not_truncated(files.data, data_bytes, data_blocks * block_bytes)
+    if not read_only:
+        data_blocks = data_bytes // block_bytes
+    return make_table(files, settings, data_blocks, superblock.data_block_sectors, read_only=read_only)
+
+
+def _read_superblock(files: HomeFiles) -> Superblock:
+    """Raises MetadataCorrupt: it is damaged; HomeError: the metadata is not there, too short, or holds no pool."""
     with closing(open_device(files.metadata)) as device:
         if device.size_bytes < METADATA_BLOCK_BYTES:
             raise HomeError(f"{files.metadata} is truncated: it is {device.size_bytes} bytes long and holds no pool")
@@ -49,28 +48,7 @@ def read_geometry(files: HomeFiles) -> Geometry:
         check_block_size(superblock.data_block_sectors * SECTOR_BYTES)
     except UsageError as error:
         raise HomeError(f"{files.metadata}: {error}") from error
-    return Geometry(
-        block_sectors=superblock.data_block_sectors,
-        data_blocks=superblock.data_space_map.nr_blocks,
-        metadata_blocks=superblock.metadata_space_map.nr_blocks,
-        transaction_id=superblock.transaction_id,
-    )
-
-
-def existing_table(files: HomeFiles, settings: HomeFile, *, read_only: bool) -> PoolTable:
-    """The table for an existing pool. A data file that was made longer is used whole, as moby does.
-
-    Raises:
-        HomeError: a file is missing or shorter than the pool knows it to be.
-    """
-    check_both_exist(files)
-    geometry = read_geometry(files)
-    metadata_bytes = device_size(files.metadata)
-    data_bytes = device_size(files.data)
-    _check_not_truncated(files.metadata, metadata_bytes, geometry.metadata_blocks * METADATA_BLOCK_BYTES)
-    _check_not_truncated(files.data, data_bytes, geometry.data_blocks * geometry.block_bytes)
-    data_blocks = geometry.data_blocks if read_only else data_bytes // geometry.block_bytes
-    return make_table(files, settings, data_blocks, geometry.block_sectors, read_only=read_only)
+    return superblock
 
 
 def make_table(
@@ -102,7 +80,7 @@ def use_table(pool: Pool, table: PoolTable) -> None:
         raise
 
 
-def check_both_exist(files: HomeFiles) -> None:
+def _check_both_exist(files: HomeFiles) -> None:
     """Raises HomeError when a file or device of the pool is missing; it is never made again, its content is lost."""
     missing = [path for path in (files.data, files.metadata) if not os.path.lexists(path)]
     if missing:

@@ -51,8 +51,8 @@ from cowfs.layers.info import status_items
 from cowfs.layers.options.values import MAX_UINT32
 
 _log = logging.getLogger(__name__)
-JSON_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
-TAR_TYPE: Final = "application/x-tar"
+_JSON_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
+_TAR_TYPE: Final = "application/x-tar"
 
 R = TypeVar("R")
 M = TypeVar("M", bound=msgspec.Struct)
@@ -149,7 +149,7 @@ class GraphDriverPlugin:
     async def _diff(self, call: Call) -> Response:
         pieces = self._executor().pieces(LayerArchive(call.id, call.parent or None))
         first = await anext(pieces, b"")  # what fails at once is said in the answer's status
-        return Response(200, TAR_TYPE, _with_first(first, pieces))
+        return Response(200, _TAR_TYPE, _with_first(first, pieces))
 
     async def _apply(self, request: Request) -> Answer:
         # On disk, so that the home is not tied to the client's pace.
@@ -217,4 +217,4 @@ def _explain(name: str, error: Exception) -> str:
 
 
 def _json(answer: dict[str, Any], *, status: int = 200) -> Response:
-    return Response(status, JSON_TYPE, msgspec.json.encode(answer))
+    return Response(status, _JSON_TYPE, msgspec.json.encode(answer))

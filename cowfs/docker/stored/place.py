@@ -33,20 +33,12 @@ class DockerPlace:
         return self.root / "containers"
 
 
-def find_place(path: Path) -> DockerPlace | None:
-    """The daemon's directory that `path` is, or whose devicemapper home it is; None where it is neither."""
+def require_place(path: Path) -> DockerPlace:
+    """The daemon's directory that `path` is, or whose devicemapper home it is. Raises NotAHome: there is neither."""
     for root in (path, path.parent):
         place = DockerPlace(root)
         if path in (root, place.home) and place.images.is_dir() and place.home.is_dir():
             return place
-    return None
-
-
-def require_place(path: Path) -> DockerPlace:
-    """As `find_place`. Raises NotAHome, which says what is there instead."""
-    place = find_place(path)
-    if place is not None:
-        return place
     raise NotAHome(f"{path} holds no images and containers of a devicemapper daemon: {_what_is_there(path)}")
 
 

@@ -79,7 +79,7 @@ class SpaceRow(msgspec.Struct, frozen=True):
     exclusive_bytes: int
 
 
-def image_row(store: DockerStore, image: Image) -> ImageRow:
+def _image_row(store: DockerStore, image: Image) -> ImageRow:
     top = store.layers.get(image.layers[-1]) if image.layers else None
     return ImageRow(
         image.id,
@@ -96,7 +96,7 @@ def listed_images(store: DockerStore, *, everything: bool) -> list[ImageRow]:
     """The images; those without a name that others were built from only with `everything`, as with Docker."""
     parents = {image.parent for image in store.images.values()}
     shown = (image for image in store.images.values() if everything or image.tags or image.id not in parents)
-    return [image_row(store, image) for image in shown]
+    return [_image_row(store, image) for image in shown]
 
 
 def container_row(container: Container) -> ContainerRow:
@@ -218,7 +218,7 @@ def details(store: DockerStore, found: Image | Container) -> dict[str, Any]:
         row: msgspec.Struct = container_row(found)
         kind, layers = "container", list(_below(store, found.parent))[::-1]
     else:
-        row = image_row(store, found)
+        row = _image_row(store, found)
         kind, layers = "image", list(found.layers)
     parts = [
         {"chain_id": chain_id, "diff_id": layer.diff_id, "device": layer.device, "size_bytes": layer.size_bytes}

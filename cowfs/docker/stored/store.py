@@ -34,7 +34,7 @@ from cowfs.docker.stored.place import DRIVER, DockerPlace
 from cowfs.errors import FilesystemError, HomeError
 from cowfs.oci.documents import chain_ids
 
-SHORT_DIGITS: Final = 12
+_SHORT_DIGITS: Final = 12
 _PREFIX: Final = "sha256:"
 _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -255,7 +255,7 @@ class DockerStore:
 
 def short(digest: str) -> str:
     """The first digits of an id, as Docker shows them."""
-    return digest.removeprefix(_PREFIX)[:SHORT_DIGITS]
+    return digest.removeprefix(_PREFIX)[:_SHORT_DIGITS]
 
 
 def _read_layer(path: Path) -> Layer:

@@ -31,7 +31,7 @@ from cowfs.home.requests.request import (
     answer_type,
 )
 
-GREETING_SECONDS: Final = 5.0
+_GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10
 
 R = TypeVar("R")
@@ -51,7 +51,7 @@ class Client(Closing):
     """
 
     def __init__(
-        self, home: Path, directory: Path | None = None, *, greeting_seconds: float = GREETING_SECONDS
+        self, home: Path, directory: Path | None = None, *, greeting_seconds: float = _GREETING_SECONDS
     ) -> None:
         self.path = home
         self._directory = directory or home

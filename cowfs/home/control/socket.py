@@ -47,11 +47,11 @@ def listen(directory: Path) -> socket.socket:
     Holding the lock is what makes an existing socket stale: it is replaced. Anything else under that name is an error.
     """
     with _address(directory) as address:
-        remove_stale(address, directory)
+        _remove_stale(address, directory)
         return listen_privately(address, _BACKLOG)
 
 
-def remove_stale(address: str, directory: Path) -> None:
+def _remove_stale(address: str, directory: Path) -> None:
     try:
         mode = os.lstat(address).st_mode
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def remove_stale(address: str, directory: Path) -> None:
 def unlink(directory: Path) -> None:
     """Remove the control socket from a directory whose lock the caller holds."""
     with _address(directory) as address:
-        remove_stale(address, directory)
+        _remove_stale(address, directory)
 
 
 def dial(directory: Path, timeout_seconds: float) -> socket.socket:

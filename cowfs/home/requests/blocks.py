@@ -24,12 +24,12 @@ Range: TypeAlias = tuple[bool, int, int]
 
 def all_changes(thin: ThinDevice) -> Iterator[bytes]:
     """All that a device maps."""
-    return changes_in(thin, ((True, extent.vblock, extent.length) for extent in thin.extents()))
+    return _changes_in(thin, ((True, extent.vblock, extent.length) for extent in thin.extents()))
 
 
 def changes_since(pool: Pool, origin: ThinDevice, thin: ThinDevice) -> Iterator[bytes]:
     """The changes that make a device of another one."""
-    return changes_in(thin, delta_ranges(pool, origin, thin))
+    return _changes_in(thin, delta_ranges(pool, origin, thin))
 
 
 def delta_ranges(pool: Pool, origin: ThinDevice, thin: ThinDevice) -> list[Range]:
@@ -42,7 +42,7 @@ def delta_ranges(pool: Pool, origin: ThinDevice, thin: ThinDevice) -> list[Range
     return pool.read_metadata(read)
 
 
-def changes_in(thin: ThinDevice, ranges: Iterable[Range]) -> Iterator[bytes]:
+def _changes_in(thin: ThinDevice, ranges: Iterable[Range]) -> Iterator[bytes]:
     """What a device holds in some ranges, each piece at most RANGE_BYTES of data."""
     for has_data, vblock, length in _joined(ranges):
         begin = vblock * thin.block_bytes

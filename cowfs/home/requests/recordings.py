@@ -15,7 +15,7 @@ from cowfs.home.requests.request import OpenFile, Request, StreamIn
 from cowfs.recording.recorder import Model, Recorder
 from cowfs.recording.tree_change import TreeChange, TreeChanger
 
-MAX_MARK_BYTES: Final = 4096
+_MAX_MARK_BYTES: Final = 4096
 
 
 class Write(msgspec.Struct, frozen=True, array_like=True):
@@ -73,8 +73,8 @@ class AddMark(Request[None], frozen=True, tag="add_mark"):
     text: str
 
     def run(self, home: OpenHome) -> None:
-        if len(self.text.encode()) > MAX_MARK_BYTES:
-            raise UsageError(f"a mark of more than {MAX_MARK_BYTES} bytes; take a shorter one")
+        if len(self.text.encode()) > _MAX_MARK_BYTES:
+            raise UsageError(f"a mark of more than {_MAX_MARK_BYTES} bytes; take a shorter one")
         _recorder(home, self.device).mark(self.text)
 
 

@@ -29,7 +29,7 @@ from cowfs.home.runtime import MOUNTS_NAME
 from cowfs.mounts.mountinfo import encode_source
 from cowfs.mounts.mountpoint import detach_dead
 
-LOG_NAME: Final = "cowfs.log"
+_LOG_NAME: Final = "cowfs.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +164,14 @@ def runtime_mount_directory(directory: Path) -> Path:
 def _log_path(request: MountRequest) -> Path | None:
     """The server's log, in a home that can be written; nothing is put into a directory that is not a home."""
     if request.runtime_directory is not None:
-        return request.runtime_directory / LOG_NAME
+        return request.runtime_directory / _LOG_NAME
     home = request.home
     try:
         if not is_home(HomeFiles(os.path.abspath(home))) or not os.access(home, os.W_OK):
             return None
     except HomeError:
         return None
-    path = home / LOG_NAME
+    path = home / _LOG_NAME
     if not path.exists():
         HomeFiles(os.path.abspath(home)).append(os.fspath(path), b"")
     return path
