@@ -42,6 +42,13 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 
+def command_line(*words: str) -> str:
+    """A command for a message, as a shell takes it: names with blanks are quoted."""
+    import shlex  # noqa: PLC0415  # few processes meet an error
+
+    return shlex.join(words)
+
+
 class CowfsError(OSError):
     """Base of all errors that cowfs raises on purpose."""
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from cowfs.blockdev import BlockDevice
 from cowfs.devices.deviceset import DeviceSet
+from cowfs.devices.pools.contents import without_files
 from cowfs.devices.pools.health import require_status
 from cowfs.ending import ending_with
 from cowfs.errors import (
@@ -389,7 +390,9 @@ def _named(device: str, disk: BlockDevice, *, read_only: bool = True) -> Iterato
         yield
     except FilesystemError as error:
         message = f"device '{device}': {error.message}"
-        if error.errno == errno.EUCLEAN:
+        if error.errno == errno.EINVAL and (held := without_files(disk)) is not None:
+            message = f"device '{device}': {held}"
+        elif error.errno == errno.EUCLEAN:
             remedy = _REPAIR_XFS if holds_xfs(disk) else _REPAIR
             message = f"{message.removesuffix('; run a check with repair')}; {remedy}"
             if not read_only and not isinstance(error, UnreadableRoot):

@@ -180,7 +180,7 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "cloning": {"reports", "on_disk"},
         "pools": {"reports", "on_disk"},
         "changes": {"reports", "on_disk", "active", "pools"},
-        "base": {"on_disk", "active", "changes"},
+        "base": {"on_disk", "active", "pools", "changes"},
         "recovery": {"reports", "on_disk", "active", "pools", "changes", "base"},
         "reporting": {"reports", "on_disk", "active", "pools", "base"},
         "injected": {"on_disk", "base"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 from typing import Final, NoReturn
 
 __all__ = ["main"]
@@ -14,6 +15,10 @@ _OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 def main() -> NoReturn:
     """Run the command line of this process and exit."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # until there is a command that Ctrl-C interrupts, and no traceback
     from cowfs.cli import app
 
     app.main()

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command line and exit."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        signals.end_on_sigterm()
+        signals.interrupt_by_signals()
         _open_standard_streams()
         output.name_standard_output()
         status = run(words)

@@ -54,8 +54,8 @@ class _BenchCommand(click.Command):
 @click.option("--rounds", metavar="N", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="Rounds.")
 @click.option("--seed", metavar="N", type=int, default=1, show_default=True, help="Seed of what is random.")
 @click.option("--size", type=SizeType(), metavar="SIZE", default="1G", show_default=True, help="Size of the devices.")
-@click.option("--quick", "scale", flag_value="QUICK", help="Small sizes: only shows that it runs.")
-@click.option("--full", "scale", flag_value="FULL", help="Large sizes: for half an hour and more.")
+@click.option("--quick", is_flag=True, help="Small sizes: only shows that it runs.")
+@click.option("--full", is_flag=True, help="Large sizes: for half an hour and more.")
 @click.option("--directory", metavar="DIR", type=PATH, help="Where to put the files that are measured.")
 @click.option("--json", "json_file", metavar="FILE", type=PATH, help="Write the result to FILE.")
 @click.option("--html", "html_file", metavar="FILE", type=PATH, help="Write a report to FILE, one HTML page.")
@@ -76,7 +76,8 @@ def bench_command(
     rounds: int,
     seed: int,
     size: int,
-    scale: str | None,
+    quick: bool,
+    full: bool,
     directory: str | None,
     json_file: str | None,
     html_file: str | None,
@@ -107,6 +108,8 @@ def bench_command(
         return _compare(settings, words[1:], threshold, judges_loaded=judge_loaded)
     if html_file is not None:
         _require_charts()
+    if quick and full:
+        raise UsageError("--quick has small sizes and --full large ones; leave one of them out")
     if words[:1] == (_REPORT,):
         return _report(settings, words[1:], json_file, csv_file, html_file)
     if in_uml:
@@ -114,6 +117,7 @@ def bench_command(
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
     workloads: list[Workload] = [*traces]
     if words or command is not None or not traces:
+        scale = "QUICK" if quick else "FULL" if full else "STANDARD"
         workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run
@@ -149,9 +153,7 @@ def _traces(
     return traces, tuple(word for word in words if word not in paths)
 
 
-def _workloads(
-    words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, scale: str | None
-) -> list[Workload]:
+def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_bytes: int, scale: str) -> list[Workload]:
     from cowfs.benchmarks.workloads.catalogue import Scale, built_in, choose
     from cowfs.benchmarks.workloads.command import CommandWorkload
     from cowfs.benchmarks.workloads.fio import FioJob
@@ -164,7 +166,7 @@ def _workloads(
         found.append(CommandWorkload(command, size_bytes=size_bytes, environment=os.environ))
     return [
         *found,
-        *(choose(named, built_in(seed=seed, scale=Scale[scale or "STANDARD"])) if named or not found else []),
+        *(choose(named, built_in(seed=seed, scale=Scale[scale])) if named or not found else []),
     ]
 
 

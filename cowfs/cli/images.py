@@ -10,7 +10,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, SIZE, Settings
-from cowfs.errors import UsageError
+from cowfs.errors import UsageError, command_line
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _import_stdin(
         raise UsageError("say by --format whether standard input is raw or tar; write any other image to a file first")
     if sys.stdin.isatty():
         raise UsageError(
-            f"standard input is a terminal; give a file or a pipe: cowfs import - {name} --format {kind} < FILE"
+            "standard input is a terminal; give a file or a pipe: "
+            f"{command_line('cowfs', 'import', '-', name, '--format', kind)} < FILE"
         )
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until all is here: the command that writes it may need it.
@@ -148,7 +149,7 @@ def export_command(settings: Settings, name: str, file: str, chain: bool, kind: 
         with (
             settings.open_home() as home,
             output.progress(f"exporting {name}"),
-            output.archive_out(None, f"cowfs export {name} - > FILE") as out,
+            output.archive_out(None, f"{command_line('cowfs', 'export', name, '-')} > FILE") as out,
         ):
             home.export_archive(name, out.write)
         return

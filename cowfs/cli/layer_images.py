@@ -14,7 +14,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings
-from cowfs.errors import HomeBusy, UsageError
+from cowfs.errors import HomeBusy, UsageError, command_line
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def export_command(
                 target = ImageLayout(DirectoryBlobs(Path(directory)))
                 exported = outgoing.export(layer_id, target, names, platform, counter)
         else:
-            with output.archive_out(file, f"cowfs layer export {layer_id} > FILE") as out:
+            with output.archive_out(file, f"{command_line('cowfs', 'layer', 'export', layer_id)} > FILE") as out:
                 target = ImageLayout(ArchiveBlobs(out, file or "standard output"))
                 exported = outgoing.export(layer_id, target, names, platform, counter)
     _say_new_archives(exported.layers)

@@ -16,7 +16,7 @@ from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, PATH, Settings, runtime_parents
 from cowfs.cli.signals import outcome_stands
 from cowfs.devices.on_disk.names import BASE
-from cowfs.errors import CowfsError, HomeBusy, HomeError, MountError, UsageError
+from cowfs.errors import CowfsError, HomeBusy, HomeError, MountError, UsageError, command_line
 
 if TYPE_CHECKING:
     from cowfs.home.api import Home
@@ -146,6 +146,8 @@ def mount_command(
     if foreground:
         _serve_here(settings, request)
         return
+    if name is None:
+        _refuse_device_alone(settings, mountpoint)
     server = mount(request, log_words=settings.log.words, on_ready=outcome_stands)
     if settings.as_json:
         output.print_json({"device": name, "mount_point": os.path.realpath(mountpoint), "holder_pid": server.pid})
@@ -268,6 +270,18 @@ def _name_and_target(where: tuple[str, ...]) -> tuple[str | None, str]:
     return None, where[0]
 
 
+def _refuse_device_alone(settings: Settings, mountpoint: str) -> None:
+    """Raises UsageError where the one word is no directory and names a device: the mount point was left out."""
+    if os.path.lexists(mountpoint):
+        return
+    with settings.open_home() as home:
+        if any(row.name == mountpoint for row in home.devices()):
+            raise UsageError(
+                f"where is device '{mountpoint}' mounted? name an empty directory too, as in: "
+                f"{command_line('cowfs', 'mount', mountpoint, 'MNT')}"
+            )
+
+
 def _say_ready(settings: Settings, name: str | None, target: str) -> None:
     if settings.as_json:
         output.print_json({"device": name, "mount_point": target, "holder_pid": os.getpid()})
@@ -327,9 +341,9 @@ def _unmount(target: str, *, lazy: bool) -> None:
     if mount is not None and is_mount_of_home(mount):
         unmount_by_kernel(mount, lazy=lazy)
     elif copies := unmount(target, lazy=lazy):
-        where = output.printable(copies[0])
         output.print_line(
-            f"cowfs: what was at {target} is still mounted at {where}, so its server stays; next: cowfs umount {where}"
+            f"cowfs: what was at {target} is still mounted at {copies[0]}, so its server stays; next: "
+            f"{command_line('cowfs', 'umount', copies[0])}"
         )
 
 
@@ -367,6 +381,7 @@ def _mount_points(settings: Settings, name: str | None) -> list[str]:
         raise MountError(
             *("umount", name, whole[0]),
             errno=errno.EBUSY,
-            reason=f"it is mounted with every other device of the home; to unmount all: cowfs umount {whole[0]}",
+            reason="it is mounted with every other device of the home; to unmount all: "
+            f"{command_line('cowfs', 'umount', whole[0])}",
         )
     return found

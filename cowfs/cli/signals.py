@@ -27,8 +27,11 @@ def kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def end_on_sigterm() -> None:
+def interrupt_by_signals() -> None:
+    """Have SIGTERM, and Ctrl-C where it is not ignored, raise from here on."""
     signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(_number: int, _frame: object) -> NoReturn:

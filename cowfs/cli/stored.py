@@ -15,7 +15,7 @@ import click
 
 from cowfs.cli import output
 from cowfs.cli.settings import PATH, Settings
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, UsageError, command_line
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ def export_command(settings: Settings, container: str, file: str | None) -> None
     with (
         _home(settings, store) as home,
         output.progress(f"exporting {container}") as progress,
-        output.archive_out(file, f"cowfs docker export {container} > FILE") as out,
+        output.archive_out(file, f"{command_line('cowfs', 'docker', 'export', container)} > FILE") as out,
     ):
         written = 0
 
@@ -297,7 +297,7 @@ def save_command(
                 saved = [saver.save(image, tags) for image, tags in chosen]
                 saver.finish()
         else:
-            with output.archive_out(file, f"cowfs docker save {' '.join(images)} > FILE") as out:
+            with output.archive_out(file, f"{command_line('cowfs', 'docker', 'save', *images)} > FILE") as out:
                 blobs = ArchiveBlobs(out, file or "standard output")
                 saver = ImageSaver(store, home, blobs, allow_new_ids=new_ids, progress=progress)
                 saved = [saver.save(image, tags) for image, tags in chosen]

@@ -17,7 +17,7 @@ from typing import Final
 
 from cowfs.devices.reports import DeviceUse, UseKind
 from cowfs.error_record import plain_text
-from cowfs.errors import DeviceBusy, UsageError
+from cowfs.errors import DeviceBusy, UsageError, command_line
 
 # What a message names first where a device has several uses: what ends the others with it.
 _ORDER: Final[tuple[UseKind, ...]] = ("layer", "tree", "raw", "kernel", "node", "disk", "writer", "reader", "home")
@@ -102,15 +102,16 @@ def busy(device: str, uses: Iterable[DeviceUse], purpose: str, alternative: str 
     if use is None:
         return DeviceBusy(f"device '{device}' is in use, so it cannot be {purpose}; unmount it first{alternative}")
     where = f" at {use.where}" if use.where else ""
+    unmount = f"first run: {command_line('cowfs', 'umount', str(use.where))}"
     how, remedy = {
-        "layer": (f"mounted as a layer{where}", f"first run: cowfs layer put {device}"),
-        "tree": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
-        "raw": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
-        "kernel": (f"mounted{where}", f"first run: cowfs umount {use.where}"),
-        "node": (f"active as the node {use.where}", f"first run: cowfs deactivate {device}"),
+        "layer": (f"mounted as a layer{where}", f"first run: {command_line('cowfs', 'layer', 'put', device)}"),
+        "tree": (f"mounted{where}", unmount),
+        "raw": (f"mounted{where}", unmount),
+        "kernel": (f"mounted{where}", unmount),
+        "node": (f"active as the node {use.where}", f"first run: {command_line('cowfs', 'deactivate', device)}"),
         "disk": ("in use as a disk", "close it first"),
         "writer": ("being copied into", "try again when that is done"),
         "reader": ("being read as a layer", "try again when that is done"),
-        "home": (f"in use{where}", f"see by whom with: fuser -vm {use.where}"),
+        "home": (f"in use{where}", f"see by whom with: {command_line('fuser', '-vm', str(use.where))}"),
     }[use.kind]
     return DeviceBusy(f"device '{device}' is {how}, so it cannot be {purpose}; {remedy}{alternative}")

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from cowfs.errors import UsageError
+from cowfs.errors import UsageError, command_line
 from cowfs.home.requests.comparing import ChangedFile, ChangedFiles, ChangeRow, Version
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.session import Session, metadata_of_session
@@ -68,8 +68,8 @@ def parent_of(session: Session, device: str) -> str:
     parent = session.call(Inspect(device)).parent
     if parent is None:
         raise UsageError(
-            f"what '{device}' is a snapshot of is not known, or was removed; name what to compare it with, as in "
-            f"'cowfs changes {device} base'"
+            f"what '{device}' is a snapshot of is not known, or was removed; name what to compare it with, as in: "
+            f"{command_line('cowfs', 'changes', device, 'OTHER')}"
         )
     return parent
 

@@ -28,7 +28,7 @@ from typing import Any, TypeGuard, TypeVar
 from cowfs.devices.pools.health import examine
 from cowfs.devices.pools.pool_files import backing_space
 from cowfs.ending import Closing
-from cowfs.errors import HomeError, PoolIoError
+from cowfs.errors import HomeError, PoolIoError, command_line
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.pool import Pool
@@ -228,7 +228,7 @@ class Executor(Closing):
         if examine(self.home.devices.pool).can_change:
             outcome = "nothing was changed" if request.is_whole else "it was not completed"
             return f"{begin}{outcome}; free space on that disk, then run this again"
-        unmount = "".join(f"cowfs umount {view.mount_point}, and " for view in self.home.views)
+        unmount = "".join(f"{command_line('cowfs', 'umount', view.mount_point)}, and " for view in self.home.views)
         return (
             f"{begin}changes since the last commit are lost, and the pool is read-only; free space on that disk, then "
             f"run {unmount}cowfs pool check --repair"

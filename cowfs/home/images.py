@@ -13,7 +13,7 @@ from cowfs.disk_images.disk import DiskImage, open_disk
 from cowfs.disk_images.formats import Format, format_of
 from cowfs.disk_images.qcow2_reading import Run
 from cowfs.disk_images.writing import DiskWriter
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, UsageError, command_line
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.requests.disks import OFFSET_BYTES, ExportDisk, Exported, ImportDisk, Imported, importing
 from cowfs.home.requests.request import Attachment
@@ -46,8 +46,8 @@ def import_image(
             mode = os.stat(path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
                 raise UsageError(
-                    f"{path} is not a file, directory or disk; what it gives can be read from standard input, as "
-                    f"'cowfs import - {name} --format raw'"
+                    f"{path} is not a file, directory or disk; what it gives can be read from standard input, as in: "
+                    f"{command_line('cowfs', 'import', '-', name, '--format', 'raw')}"
                 )
             kind = format or format_of(path)
             if kind == "directory":

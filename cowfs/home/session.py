@@ -26,7 +26,7 @@ from cowfs.devices.on_disk.making import read_settings, require_home
 from cowfs.devices.pools.pool_files import open_device
 from cowfs.devices.pools.pool_source import is_in_use
 from cowfs.devices.reports import HomeReport
-from cowfs.errors import HomeBusy, HomeError
+from cowfs.errors import HomeBusy, HomeError, command_line
 from cowfs.home.executor import Executor
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
@@ -178,7 +178,7 @@ def alone(home: Path, purpose: str, open_here: Callable[[], T], *, wait_seconds:
 
     def explain(report: HomeReport) -> str:
         views = report.views
-        remedy = f"first run: cowfs umount {views[0].mount_point}" if views else "unmount it first"
+        remedy = f"first run: {command_line('cowfs', 'umount', views[0].mount_point)}" if views else "unmount it first"
         message = f"{purpose} needs the home {home} to itself, and process {report.holder_pid} serves a mount of it"
         return f"{message}; {remedy}"
 

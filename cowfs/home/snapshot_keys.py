@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cowfs.errors import DeviceBusy
+from cowfs.errors import DeviceBusy, command_line
 
 _log = logging.getLogger(__name__)
 
@@ -69,5 +69,6 @@ def require_no_snapshot(home: str | os.PathLike[str], device: str, purpose: str,
     key = rest.partition("/")[2] or found.key
     raise DeviceBusy(
         f"device '{device}' is containerd's snapshot {found}, so it cannot be {purpose}; containerd removes it with "
-        f"its image or container, or by: ctr -n {namespace} snapshots --snapshotter cowfs rm '{key}'"
+        "its image or container, or by: "
+        f"{command_line('ctr', '-n', namespace, 'snapshots', '--snapshotter', 'cowfs', 'rm', key)}"
     )

@@ -18,7 +18,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from cowfs.errors import MissingRequirement, MountError
+from cowfs.errors import MissingRequirement, MountError, command_line
 from cowfs.mounts.build_needs import how_to_install
 from cowfs.mounts.mountinfo import Mount, decode_source, mount_at, mount_point_at, mounts, topmost_at
 
@@ -115,7 +115,8 @@ def check_mount_point(source: str, target: str) -> str:
     try:
         names = os.listdir(path)
     except FileNotFoundError:
-        raise refuse(errno.ENOENT, f"the mount point does not exist; create it first: mkdir -p {path}") from None
+        make = command_line("mkdir", "-p", path)
+        raise refuse(errno.ENOENT, f"the mount point does not exist; create it first: {make}") from None
     except NotADirectoryError:
         raise refuse(errno.ENOTDIR, "the mount point is not a directory") from None
     except OSError as error:
@@ -264,7 +265,8 @@ def unmount_now(target: str, *, source: str = "", lazy: bool = False) -> None:
         return
     reason = ""
     if number == errno.EBUSY:
-        reason = f"files in it are in use; see them with 'fuser -vm {target}', or detach it with --lazy"
+        show = command_line("fuser", "-vm", target)
+        reason = f"files in it are in use; see them with: {show}; or detach it with --lazy"
     elif number == errno.EPERM:
         reason = "mounted by another user"
     raise MountError("umount", source, target, flags=_MNT_DETACH if lazy else 0, errno=number, reason=reason)

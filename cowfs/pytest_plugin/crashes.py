@@ -67,11 +67,12 @@ def cow_crashes(request: pytest.FixtureRequest, cow_seed: int) -> Iterator[CowCr
 
 def _keep(request: pytest.FixtureRequest, explorer: Explorer, failing: CrashState) -> None:
     """Make a state as a device, which stays with the home of the failed test."""
+    from cowfs.errors import command_line
     from cowfs.pytest_plugin.failures import Left, note_left
 
     name, home = f"{explorer.device}.failing", explorer.home.path
     explorer.make(failing.state, name)
-    look = f"cowfs --home {home} mount {name} DIRECTORY"
+    look = command_line("cowfs", "--home", str(home), "mount", name, "DIRECTORY")
     note_left(request.node, Left(f"the crash state that failed, {name} in the home {home}", look, home))
 
 

@@ -43,9 +43,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def _lines(left: Sequence[Left], config: pytest.Config) -> Iterator[str]:
+    from cowfs.errors import command_line
+
     for one in left:
         if config.option.cow_keep:
-            yield from (f"kept: {one.what}", f"  to look at it: {one.command}", f"  to remove it: rm -r {one.home}")
+            remove = command_line("rm", "-r", str(one.home))
+            yield from (f"kept: {one.what}", f"  to look at it: {one.command}", f"  to remove it: {remove}")
         else:
             hint = "it went with the guest" if config.option.cow_keep is None else "--cow-keep keeps it"
             yield f"removed: {one.what}; {hint}"

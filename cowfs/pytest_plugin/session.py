@@ -19,7 +19,7 @@ from typing import Final, Self, TypeAlias
 
 import pytest
 
-from cowfs.errors import CowfsError
+from cowfs.errors import CowfsError, command_line
 from cowfs.forking import origin
 from cowfs.home.api import Home, open_home
 from cowfs.janitor import Janitor
@@ -96,7 +96,10 @@ class CowSession:
         with required(request.config, wishes):
             path = self._new_home(wishes)
             home = _open(path, wishes)
-        note_left(request.node, Left(f"the home of the test, {path}", f"cowfs --home {path} list", path))
+        note_left(
+            request.node,
+            Left(f"the home of the test, {path}", command_line("cowfs", "--home", str(path), "list"), path),
+        )
         try:
             yield home
         finally:
@@ -120,7 +123,7 @@ class CowSession:
             mounted = self._shared(wishes)
         home = mounted.home
         home.create(name, parent=mounted.parent(prepare))
-        look = f"cowfs --home {home.path} mount {name} DIRECTORY"
+        look = command_line("cowfs", "--home", str(home.path), "mount", name, "DIRECTORY")
         note_left(request.node, Left(f"the device of the test, {name} in the home {home.path}", look, home.path))
         home.watch_unsynced(name)
         device = MountedDevice(home, name, mounted.tree)

@@ -26,6 +26,7 @@ from tests.cli.conftest import SMALL, Outcome, Run
 if TYPE_CHECKING:
     from tests.conftest import Account
 
+MIB = 1 << 20
 SYSTEM, USAGE, MISSING, POOL, HOME, MOUNT, FILESYSTEM = 1, 2, 3, 4, 5, 6, 7
 
 
@@ -154,6 +155,9 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "file to restore": (["restore", "/nonexistent.xml"], USAGE, "'/nonexistent.xml': No such file or directory"),
     "shell": (["completion", "tcsh"], USAGE, "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
     "mount point missing": (["mount", "web", "NOWHERE"], MOUNT, "does not exist; create it first: mkdir -p"),
+    "mount point with a blank missing": (["mount", "web", "NO WHERE"], MOUNT, "create it first: mkdir -p '/"),
+    "mount point left out": (["mount", "web"], USAGE, "name an empty directory too, as in: cowfs mount web MNT"),
+    "mount point of all missing": (["mount", "NOWHERE"], MOUNT, "does not exist; create it first: mkdir -p"),
     "mount point a file": (["mount", "web", "FILE"], MOUNT, "the mount point is not a directory"),
     "mount point not empty": (["mount", "web", "FULL"], MOUNT, "is not empty: it holds something"),
     "not mounted": (["umount", "MNT"], MOUNT, "not mounted"),
@@ -165,7 +169,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
 @pytest.mark.parametrize("case", BAD_REQUESTS)
 def test_bad_requests(cowfs: Run, home: Path, tmp_path: Path, case: str) -> None:
     words, status, said = BAD_REQUESTS[case]
-    places = {name: str(tmp_path / name.lower()) for name in ("MNT", "NOWHERE", "FILE", "FULL")}
+    places = {name: str(tmp_path / name.lower()) for name in ("MNT", "NOWHERE", "NO WHERE", "FILE", "FULL")}
     os.mkdir(places["MNT"])
     os.mkdir(places["FULL"])
     Path(places["FILE"]).touch()
@@ -278,6 +282,20 @@ def test_a_home_held_by_another_process(cowfs: Run, home: Path, monkeypatch: pyt
         lock.release()
     assert f"is held by process {os.getpid()}" in outcome.error
     assert outcome.status == HOME
+
+
+@pytest.mark.parametrize(
+    "words", ["ls raw:", "cat raw:/x", "diff raw web", "resize raw 2M", "trim raw", "mount raw MNT"]
+)
+def test_a_disk_without_a_file_system(cowfs: Run, tmp_path: Path, words: str) -> None:
+    (tmp_path / "MNT").mkdir()
+    (tmp_path / "raw").write_bytes(bytes(MIB))
+    cowfs("import", tmp_path / "raw", "raw")
+    outcome = cowfs(*words.replace("MNT", str(tmp_path / "MNT")).split(" "))
+    assert (outcome.status, outcome.out) == (FILESYSTEM, "")
+    assert outcome.error == (
+        "device 'raw': no ext4 or xfs, its disk is empty; 'mount --raw' and 'export' are for any disk"
+    )
 
 
 def test_a_home_of_another_user(home: Path, ordinary_user: Account) -> None:

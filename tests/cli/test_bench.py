@@ -118,6 +118,7 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
         (["report"], 2, "give one result, as in"),
         (["disk", "--directory", "none"], 2, "no directory can be made in it: No such file or directory"),
         (["disk", "--over", "plain", "--thin-pool", "pool"], 2, "--thin-pool pool is for the engine dmthin"),
+        (["--quick", "--full"], 2, "--quick has small sizes and --full large ones; leave one of them out"),
         (["disk", "--over", "bare-fuse:1M"], 2, "has no block size to choose"),
     ],
 )

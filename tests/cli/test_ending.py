@@ -129,6 +129,26 @@ def test_a_server_that_is_starting_ends_without_a_traceback(mounted: MountedHome
     assert not mounted.is_mounted(mounted.target)
 
 
+CTRL_C_AT_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+signal.signal(signal.SIGINT, {"ignored": signal.SIG_IGN, "as usual": signal.getsignal(signal.SIGINT)}[sys.argv.pop(1)])
+from cowfs.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("way", "status"), [("as usual", -signal.SIGINT), ("ignored", 0)])
+def test_ctrl_c_before_there_is_a_command_leaves_no_traceback(way: str, status: int) -> None:
+    words = [sys.executable, "-c", CTRL_C_AT_IMPORT, way, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
 SIGNAL_WHEN_READY = """
 import os, signal, sys
 from cowfs.cli import mounting, output

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cowfs.errors import command_line
 from tests.cli.mounted_home import SMALL, MountedHome, has_ended, kill_and_wait
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def test_the_story(mounted: MountedHome) -> None:
     assert len(mounted.run("dmstatus").stdout.splitlines()) == 5
 
     # What cannot be done now says where it is mounted.
-    remedy = f"first run: cowfs umount {target}"
+    remedy = f"first run: {command_line('cowfs', 'umount', str(target))}"
     assert remedy in mounted.refused(5, "remove", "web")
     assert remedy in mounted.refused(5, "mount", "monday", mounted.other_target)
     assert remedy in mounted.refused(5, "check", "--repair")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cowfs.errors import command_line
 from cowfs.fuse.open_devices import OPEN_MAX
 from tests.cli.mounted_home import MountedHome, has_ended, kill_and_wait
 from tests.kit import posix
@@ -76,8 +77,9 @@ def test_the_story(mounted: MountedHome) -> None:
 
     # What cannot be done now says what to do.
     assert f"use {target}/web" in mounted.refused(5, "mount", "web", mounted.other_target)
-    assert f"first run: cowfs umount {target}" in mounted.refused(5, "mount", mounted.other_target)
-    assert f"first run: cowfs umount {target}" in mounted.refused(5, "check", "--repair")
+    unmount = f"first run: {command_line('cowfs', 'umount', str(target))}"
+    assert unmount in mounted.refused(5, "mount", mounted.other_target)
+    assert unmount in mounted.refused(5, "check", "--repair")
 
     mounted.run("umount", target)
     assert has_ended(pid)

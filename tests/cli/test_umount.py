@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cowfs.errors import command_line
 from tests.cli.conftest import Run
 from tests.cli.mounted_home import SMALL, MountedHome, kill_and_wait
 
@@ -66,7 +67,8 @@ def test_a_copy_of_a_mount_stays_until_it_is_unmounted(root_user: Account, needs
         subprocess.run(["mount", "--bind", home.target, home.other_target], check=True)
         home.shell("echo kept > other/file")
         done = home.run("umount", home.target)
-        assert done.stderr.endswith(f"so its server stays; next: cowfs umount {home.other_target}\n")
+        unmount = command_line("cowfs", "umount", str(home.other_target))
+        assert done.stderr.endswith(f"so its server stays; next: {unmount}\n")
         assert not home.is_mounted(home.target)
         assert home.shell("cat other/file") == "kept\n"
         assert home.json("status")["holder_pid"] == holder
@@ -92,7 +94,8 @@ def test_a_mount_point_comes_before_a_device_of_the_same_name(mounted: MountedHo
 
 def test_a_device_that_is_shown_with_all_others_names_their_mount(mounted: MountedHome) -> None:
     mounted.run("mount", mounted.target)
-    assert f"to unmount all: cowfs umount {mounted.target}" in mounted.refused(6, "umount", "web")
+    unmount = command_line("cowfs", "umount", str(mounted.target))
+    assert f"to unmount all: {unmount}" in mounted.refused(6, "umount", "web")
     assert mounted.is_mounted(mounted.target)
     mounted.run("umount", mounted.target)
 
@@ -108,8 +111,8 @@ def test_a_second_mount_is_refused_and_learns_how_all_are_seen(mounted: MountedH
     mounted.run("mount", "web", mounted.target)
     line = mounted.refused(5, "mount", "data", mounted.other_target)
     unmount, _, mount = line.partition("; to see all devices in one mount, then run: ")
-    assert unmount.endswith(f"first run: cowfs umount {mounted.target}")
-    assert mount == f"cowfs mount {mounted.other_target}"
+    assert unmount.endswith(f"first run: {command_line('cowfs', 'umount', str(mounted.target))}")
+    assert mount == command_line("cowfs", "mount", str(mounted.other_target))
     mounted.run("umount", mounted.target)
     mounted.run("mount", mounted.other_target)
     assert mounted.shell("ls other").split() == ["data", "web"]

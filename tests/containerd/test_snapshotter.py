@@ -206,7 +206,7 @@ def test_devices_of_snapshots_are_named_and_kept(server: Server) -> None:
                 done = server.account.run(["cowfs", "--home", server.home, *words], check=False)
                 assert done.returncode != 0, words
                 assert "containerd's snapshot default/" in done.stderr, done.stderr
-                assert "ctr -n default snapshots --snapshotter cowfs rm '" in done.stderr
+                assert "ctr -n default snapshots --snapshotter cowfs rm " in done.stderr
             assert server.account.run(["cowfs", "--home", server.home, "cat", f"{base}:/file"]).stdout == "one\n"
     with server.start() as client:
         client.call("Remove", key="default/3/box")

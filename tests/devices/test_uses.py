@@ -48,6 +48,7 @@ def test_the_end_of_one_use_leaves_an_equal_one() -> None:
     [
         ("tree", "/mnt", "mounted at /mnt", "first run: cowfs umount /mnt"),
         ("raw", "/mnt", "mounted at /mnt", "first run: cowfs umount /mnt"),
+        ("raw", "/mnt/a b", "mounted at /mnt/a b", "first run: cowfs umount '/mnt/a b'"),
         ("kernel", "/mnt", "mounted at /mnt", "first run: cowfs umount /mnt"),
         ("home", "/m/web", "in use at /m/web", "see by whom with: fuser -vm /m/web"),
         ("layer", "/m/web/rootfs", "mounted as a layer at /m/web/rootfs", "first run: cowfs layer put web"),

@@ -327,6 +327,10 @@ def test_what_cannot_be_trimmed(devices: DeviceSet, volumes: Volumes) -> None:
         finish(volumes.trim("a"))
     devices.active.activate("b").pwrite(0, bytes(4096))
     devices.active.deactivate("b")
-    with pytest.raises(FilesystemError, match="device 'b': no ext4"):
+    with pytest.raises(FilesystemError, match="'b': no ext4 or xfs, its disk holds something unknown; 'mount"):
+        finish(volumes.trim("b"))
+    devices.active.activate("b").pwrite(510, b"\x55\xaa")
+    devices.active.deactivate("b")
+    with pytest.raises(FilesystemError, match="device 'b': no ext4 or xfs, its disk holds partitions; "):
         finish(volumes.trim("b"))
     assert volumes.names() == []

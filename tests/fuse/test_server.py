@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cowfs.errors import HomeBusy, MissingRequirement, MountError
+from cowfs.errors import HomeBusy, MissingRequirement, MountError, command_line
 from cowfs.fuse.background import mount_in_background
 from cowfs.mounts import mountpoint
 from cowfs.mounts.mountinfo import encode_source, mount_at
@@ -116,7 +116,7 @@ def test_busy(account: Account, serve: Serve) -> None:
         assert holder.stdout.readline() == "in\n"
         done = run_python(account, "unmount(sys.argv[1])", served.target, check=False)
         assert f"umount {mounted_at(served.target).source}:{served.target}: files in it are in use" in done.stderr
-        assert f"fuser -vm {served.target}" in done.stderr
+        assert f"{command_line('fuser', '-vm', str(served.target))}" in done.stderr
         run_python(account, "unmount(sys.argv[1], lazy=True)", served.target)
         assert mount_at(served.target) is None
         assert served.process.poll() is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from typing import Protocol
@@ -181,7 +182,10 @@ class BaseDevice:
         try:
             self._filesystem.grow(thin)
         except FilesystemError as error:
-            raise FilesystemError(f"device {name!r}: {error.message}", errno=error.errno) from error
+            from cowfs.devices.pools.contents import without_files
+
+            held = without_files(thin) if error.errno == errno.EINVAL else None
+            raise FilesystemError(f"device {name!r}: {held or error.message}", errno=error.errno) from error
 
     def note_uuid(self, uuid: str) -> None:
         """From now on the base is the one with this UUID."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,7 +33,7 @@ from itertools import islice
 from typing import Final, Protocol
 
 from cowfs.devices.on_disk.names import SET_FILE, TRANSACTION_FILE
-from cowfs.errors import HomeError
+from cowfs.errors import HomeError, command_line
 
 DIRECTORY_MODE: Final = 0o700
 _GROUP_DIRECTORY_MODE: Final = 0o710
@@ -391,7 +390,7 @@ def require_private(home: str) -> None:
     if mode & _OTHERS_WRITE:
         raise HomeError(
             f"others may write into the home {home} (mode {mode:04o}), so they can replace its files; if they have "
-            f"not, run: chmod go-w {shlex.quote(home)}",
+            f"not, run: {command_line('chmod', 'go-w', home)}",
             errno=errno.EPERM,
         )
 
@@ -403,7 +402,8 @@ def require_owned(home: str) -> None:
     if owner not in (0, os.geteuid()):
         raise HomeError(
             f"the home {home} belongs to the user {owner}, who could make any file in a layer one of root's with its "
-            f"set-user-id bit; name another home, or run: chown -R {os.geteuid()} {shlex.quote(home)}",
+            f"set-user-id bit; name another home, or run: "
+            f"{command_line('chown', '-R', str(os.geteuid()), home)}",
             errno=errno.EPERM,
         )
 

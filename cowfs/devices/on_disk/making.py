@@ -20,7 +20,7 @@ from cowfs.devices.on_disk.lock import LOCK_NAME
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.devices.on_disk.records import HOME_FORMAT, HOME_VERSION, HomeFile
-from cowfs.errors import HomeError, HomeVersionError, NotAHome, UsageError
+from cowfs.errors import HomeError, HomeVersionError, NotAHome, UsageError, command_line
 from cowfs.units import format_size
 
 _MARKER: Final = b"This home is being made. If nothing is making it, run init again.\n"
@@ -86,7 +86,7 @@ def require_home(files: HomeFiles) -> None:
     elif not os.path.isdir(files.home):
         what = "it is not a directory"
     elif (near := _home_near(files.home)) is not None:
-        raise NotAHome(f"{files.home} is not a home, but {near} is one; name that: --home {near}")
+        raise NotAHome(f"{files.home} is not a home, but {near} is one; name that: {command_line('--home', near)}")
     raise NotAHome(f"{files.home} is not a home: {what}; make one with init, or name another directory")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from cowfs.blockdev import BlockDevice
 
 PROBED_BYTES: Final = 65536  # the least block size of a pool: all of them lie in the first block
 
@@ -33,3 +36,15 @@ def kind_of(first: bytes) -> str:
         if first.startswith(magic, offset):
             return kind
     return "data" if first.strip(b"\0") else "empty"
+
+
+def without_files(disk: BlockDevice) -> str | None:
+    """What to say of a disk without a file system that is known here; None where it has one, or cannot be read."""
+    try:
+        kind = kind_of(disk.pread(0, min(PROBED_BYTES, disk.size_bytes)))
+    except OSError:
+        return None
+    if kind in ("ext4", "xfs"):
+        return None
+    held = {"empty": "is empty", "data": "holds something unknown"}.get(kind, f"holds {kind}")
+    return f"no ext4 or xfs, its disk {held}; 'mount --raw' and 'export' are for any disk"

@@ -14,7 +14,7 @@ import msgspec
 
 from cowfs.ending import Closing
 from cowfs.error_record import restore_error
-from cowfs.errors import HomeError, HomeVersionError
+from cowfs.errors import HomeError, HomeVersionError, command_line
 from cowfs.forking import not_inherited
 from cowfs.home.control import socket as control
 from cowfs.home.control.protocol import MAX_REPLY_BYTES, PIECE_HEADER, PROTOCOL_VERSION, Greeting, Reply
@@ -235,5 +235,5 @@ class Client(Closing):
         self.close()
         return HomeError(
             f"the process that holds {self.path} {what} before the answer was complete; "
-            f"see 'cowfs --home {self.path} status'"
+            f"see: {command_line('cowfs', '--home', os.fspath(self.path), 'status')}"
         )

@@ -14,7 +14,7 @@ import msgspec
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
-from cowfs.errors import HomeBusy
+from cowfs.errors import HomeBusy, command_line
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, Upload
 from cowfs.home.snapshot_keys import COMMITTED, require_no_snapshot
@@ -229,7 +229,7 @@ class GetLayer(Request[str], frozen=True, tag="layer_get"):
             view = home.views[0]
             raise HomeBusy(
                 f"the files of layer {self.id!r} cannot be shown: the mount at {view.mount_point} has '{view.device}' "
-                f"alone; first run: cowfs umount {view.mount_point}"
+                f"alone; first run: {command_line('cowfs', 'umount', view.mount_point)}"
             )
         return home.driver.get(self.id, self.mount_label)
 

@@ -16,7 +16,7 @@ import trio
 from cowfs.devices.on_disk.lock import UNWRITABLE, HomeLock
 from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
-from cowfs.errors import HomeBusy, HomeError, ungrouped
+from cowfs.errors import HomeBusy, HomeError, command_line, ungrouped
 from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
@@ -105,10 +105,15 @@ def _explain_busy(request: MountRequest, report: HomeReport) -> str:
         view = report.views[0]
         what = f"process {report.holder_pid} has " + (f"'{view.device}' of it" if view.device else "all of it")
         what += f" mounted at {view.mount_point}"
-        remedy = f"; one mount of a home at a time: first run: cowfs umount {view.mount_point}"
+        unmount = f"first run: {command_line('cowfs', 'umount', view.mount_point)}"
+        remedy = f"; one mount of a home at a time: {unmount}"
         if view.device is not None and request.device is not None and not request.raw:
-            how = "mount without a name" if request.is_private else f"then run: cowfs mount {request.target}"
-            remedy += f"; to see all devices in one mount, {how}"
+            remedy += "; to see all devices in one mount, "
+            remedy += (
+                "mount without a name"
+                if request.is_private
+                else f"then run: {command_line('cowfs', 'mount', request.target)}"
+            )
         if view.device is None and request.device is not None and not request.raw:
-            remedy = f"; use {view.mount_point}/{request.device}, or first run: cowfs umount {view.mount_point}"
+            remedy = f"; use {view.mount_point}/{request.device}, or {unmount}"
     return f"cannot mount from the home {request.home}: {what}{remedy}"
