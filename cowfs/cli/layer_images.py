@@ -335,6 +335,7 @@ def export_command(
     file, layout = (None if path is None else os.path.abspath(path) for path in (file, layout))
     with settings.open_home_from_outside() as home, output.progress(f"exporting {layer_id}") as progress:
         outgoing = Outgoing(home, _created())
+        outgoing.chain(layer_id)  # before anything of an archive is written: there is such a layer
         counter = _Counter(progress)
         if layout is not None:
             from cowfs.new_files import new_directory

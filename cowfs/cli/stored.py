@@ -338,10 +338,9 @@ def _save_all(settings: Settings, all_to: str) -> None:
         print(f"wrote {output.printable(all_to)}: images {len(rescued.images)}, containers {len(rescued.containers)}")
     for line in rescued.unreadable:
         output.print_line(f"cowfs: cannot be read: {line}")
-    if rescued.unreadable:
-        raise CowfsError(
-            f"{len(rescued.unreadable)} things could not be read; all else is in {all_to}, this list in rescued.json"
-        )
+    if number := len(rescued.unreadable):
+        what = "1 thing" if number == 1 else f"{number} things"
+        raise CowfsError(f"{what} could not be read; all else is in {all_to}, this list in rescued.json")
 
 
 def _say_saved(settings: Settings, saved: list[SavedImage]) -> None:

@@ -330,7 +330,7 @@ class HostSink(Sink):
         if node.is_directory:
             self._enter_directory(node, name)
             return True
-        self._make_room(name)
+        self._make_room(name, stat.S_IFMT(node.mode))
         path = self._path_below(name)
         if stat.S_ISREG(node.mode):
             self._make_file(node, name)
@@ -354,7 +354,7 @@ class HostSink(Sink):
                 inner = os.open(part, _DIRECTORY, dir_fd=directory)
                 os.close(directory)
                 directory = inner
-            self._make_room(name)
+            self._make_room(name, stat.S_IFREG)
             os.link(parts[-1], name, src_dir_fd=directory, dst_dir_fd=self._fd, follow_symlinks=False)
         finally:
             os.close(directory)
@@ -362,14 +362,19 @@ class HostSink(Sink):
     def _path_below(self, name: bytes) -> tuple[bytes, ...]:
         return (*(made.name for made in self._trail), name)
 
-    def _make_room(self, name: bytes) -> None:
-        """Remove what has a name, unless it is a directory."""
+    def _make_room(self, name: bytes, kind: int) -> None:
+        """Remove what has a name, for a file of a kind. A directory stays, and so does a special file of another kind.
+
+        What root copies to /dev/null is not to be found there afterwards.
+        """
         try:
             mode = os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
             return
         if stat.S_ISDIR(mode):
             raise OSError(errno.EEXIST, NOT_REPLACED)
+        if stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFLNK, kind):
+            raise OSError(errno.EEXIST, "a special file is there, which nothing else replaces")
         os.unlink(name, dir_fd=self._fd)
 
     def _enter_directory(self, node: Node, name: bytes) -> None:

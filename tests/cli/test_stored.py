@@ -357,6 +357,18 @@ def test_a_file_that_is_not_what_it_was(
     assert image["layers"][0] == "95307b2b364d20236406302740c90df16197c1e18d6f1e9d7974773c4098c65c"
 
 
+def test_a_layer_whose_device_is_missing_is_not_packed_anew(docker: Docker, root: Path, tmp_path: Path) -> None:
+    (root / DIRECTORY / "metadata" / LAYER_2).unlink()
+    for words in (["two"], ["two", "--new-ids"]):
+        outcome = docker("save", *words, "-o", tmp_path / "images.tar")
+        assert outcome.status == 5
+        assert f"are missing: there is no device '{LAYER_2}' in the home" in outcome.error
+        assert outcome.error.endswith("; 'cowfs recover --dry-run' says whether the pool still has them")
+    outcome = docker("save", "--all", tmp_path / "all")
+    assert "recover --dry-run" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("cowfs: 2 things could not be read; ")
+
+
 def test_one_bad_layer_does_not_stop_the_rest(docker: Docker, root: Path, tmp_path: Path) -> None:
     """All that can be read is written; what cannot is listed, and the status is 1."""
     shutil.rmtree(layers_of(root) / full_chain(root, CHAINS[2]))

@@ -346,6 +346,20 @@ def test_place_of_a_copy(opened: cowfs.Home, tmp_path: Path, source_path: str, t
         assert found.lower() in line.lower() or "not a directory" in line.lower()
 
 
+def test_a_special_file_of_the_host_is_replaced_by_its_kind_only(opened: cowfs.Home, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("text")
+    os.mkfifo(tmp_path / "pipe")
+    opened.copy_in(tmp_path / "text", "web")
+    opened.copy_in(tmp_path / "pipe", "web")
+    (line,) = opened.copy_out("web", "/text", tmp_path / "pipe").problems
+    assert line.endswith("a special file is there, which nothing else replaces")
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+    number = (tmp_path / "pipe").lstat().st_ino
+    (tmp_path / "kept").hardlink_to(tmp_path / "pipe")
+    assert opened.copy_out("web", "/pipe", tmp_path / "pipe").problems == []
+    assert (tmp_path / "pipe").lstat().st_ino != number
+
+
 def test_no_symbolic_link_of_the_host_is_followed_below_the_destination(
     opened: cowfs.Home, source: Path, tmp_path: Path
 ) -> None:

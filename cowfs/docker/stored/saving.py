@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from cowfs.docker.stored.store import DockerStore, Image, Layer, short
-from cowfs.errors import CowfsError, HomeError
+from cowfs.errors import CowfsError, HomeError, UnknownDevice
 from cowfs.home.api import Home
 from cowfs.home.requests.files import WantedFile
 from cowfs.oci import tar_split
@@ -99,6 +99,8 @@ class ImageSaver:
         if saved is None:
             try:
                 saved = self._save_original(layer)
+            except UnknownDevice:
+                raise
             except HomeError as error:
                 if layer.recipe.exists() and not self._allow_new_ids:
                     raise HomeError(
@@ -133,6 +135,11 @@ class ImageSaver:
             except CowfsError as error:
                 if error is not_written:
                     raise
+                if isinstance(error, UnknownDevice):
+                    raise UnknownDevice(
+                        f"the files of layer {short(layer.diff_id)} are missing: {error.message}; "
+                        "'cowfs recover --dry-run' says whether the pool still has them"
+                    ) from error
                 raise HomeError(f"layer {short(layer.diff_id)} is damaged: {error.message}") from error
 
         built = tar_split.build(layer.recipe, read_files, lambda data: self._count(data, out))
