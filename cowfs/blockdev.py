@@ -32,6 +32,7 @@ _BLKGETSIZE64 = 0x80081272
 _SYNC_FILE_RANGE_WRITE = 0x02
 _FICLONE = 0x40049409
 _COPY_CHUNK_BYTES = 1 << 20
+_GATHERED_BYTES_MAX = 1 << 20
 
 
 @runtime_checkable
@@ -375,6 +376,66 @@ class WrappedDevice:
 
     def close(self) -> None:
         self.inner.close()
+
+
+class GatheringDevice(WrappedDevice):
+    """Makes one write of those that continue each other: for what is made as a whole, or thrown away.
+
+    An error may be that of an earlier write. What could not be written is kept and tried again, so that `flush` fails
+    as long as anything is missing.
+    """
+
+    def __init__(self, inner: BlockDevice) -> None:
+        super().__init__(inner)
+        self._begin = self._end = 0
+        self._gathered = bytearray()
+
+    def pread(self, offset: int, length: int) -> bytes:
+        if offset < self._end and self._begin < offset + length:
+            self._write_gathered()
+        return self.inner.pread(offset, length)
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        if offset != self._end or len(self._gathered) + len(data) > _GATHERED_BYTES_MAX:
+            self._write_gathered()
+            if len(data) > _GATHERED_BYTES_MAX:
+                self.inner.pwrite(offset, data)
+                return
+            self._begin = offset
+        self._gathered += data
+        self._end = offset + len(data)
+
+    def zero(self, offset: int, length: int) -> None:
+        self._write_gathered()
+        self.inner.zero(offset, length)
+
+    def discard(self, offset: int, length: int) -> None:
+        self._write_gathered()
+        self.inner.discard(offset, length)
+
+    def copy(self, source_offset: int, target_offset: int, length: int) -> None:
+        self._write_gathered()
+        self.inner.copy(source_offset, target_offset, length)
+
+    def flush(self) -> None:
+        self._write_gathered()
+        self.inner.flush()
+
+    def start_flush(self) -> None:
+        if isinstance(self.inner, StartsFlush):
+            self.inner.start_flush()
+
+    def close(self) -> None:
+        try:
+            self._write_gathered()
+        finally:
+            super().close()
+
+    def _write_gathered(self) -> None:
+        if self._gathered:
+            self.inner.pwrite(self._begin, self._gathered)
+            self._gathered = bytearray()
+        self._begin = self._end = 0
 
 
 class MemoryDevice:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, GatheringDevice
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.pools.contents import without_files
 from cowfs.devices.pools.health import require_status
@@ -282,7 +282,7 @@ class Volumes:
             if holds_xfs(thin):
                 raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             self._prepare(thin, repair=False)
-            volume = Volume.open(thin, journaled=False, name=f"device {name!r}")
+            volume = Volume.open(GatheringDevice(thin), journaled=False, name=f"device {name!r}")
             try:
                 yield volume
             except BaseException:

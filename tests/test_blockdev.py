@@ -1,15 +1,16 @@
-"""Flushes: what is begun before they are asked for, and when they have nothing to do."""
+"""Flushes: what is begun before they are asked for, and when they have nothing to do; writes that are gathered."""
 
 from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cowfs.blockdev import FLUSH_AHEAD_BYTES, FileDevice, FlushAhead, MemoryDevice
+from cowfs.blockdev import FLUSH_AHEAD_BYTES, Buffer, FileDevice, FlushAhead, GatheringDevice, MemoryDevice
 from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.fuse.raw_view import RawView
@@ -125,3 +126,75 @@ def test_a_file_is_synced_once_for_what_was_written(
     device.flush()
     assert len(synced) == 2
     device.close()
+
+
+class Watched(Disk):
+    """Notes writes, and fails those that are asked to."""
+
+    def __init__(self, size_bytes: int = 8 * MIB) -> None:
+        super().__init__(size_bytes)
+        self.writes: list[tuple[int, int]] = []
+        self.is_full = False
+
+    def pwrite(self, offset: int, data: Buffer) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.writes.append((offset, len(data)))
+        super().pwrite(offset, data)
+
+
+def test_writes_that_continue_each_other_are_one() -> None:
+    disk = Watched()
+    gathering = GatheringDevice(disk)
+    for number in range(300):
+        gathering.pwrite(4096 * number, bytes([number % 251]) * 4096)
+    assert disk.writes == [(0, MIB)]
+    gathering.flush()
+    assert disk.writes == [(0, MIB), (MIB, 44 * 4096)]
+    assert disk.pread(0, 300 * 4096) == b"".join(bytes([number % 251]) * 4096 for number in range(300))
+    gathering.pwrite(5 * MIB, bytes(2 * MIB))
+    assert disk.writes[2:] == [(5 * MIB, 2 * MIB)]
+    gathering.start_flush()
+    assert disk.begun == 1
+
+
+def test_a_gathered_write_that_fails_is_not_forgotten() -> None:
+    disk = Watched()
+    gathering = GatheringDevice(disk)
+    gathering.pwrite(0, b"first")
+    disk.is_full = True
+    for ask in (lambda: gathering.pwrite(100, b"second"), gathering.flush, lambda: gathering.pread(2, 1)):
+        with pytest.raises(OSError, match="No space left"):
+            ask()
+    disk.is_full = False
+    gathering.flush()
+    assert disk.writes == [(0, 5)]
+    assert disk.pread(0, 5) == b"first"
+
+
+def test_gathered_writes_are_seen_by_whatever_follows(rng: random.Random) -> None:
+    disk, model = Watched(1 << 16), MemoryDevice(1 << 16)
+    gathering = GatheringDevice(disk)
+    end = 0
+    for number in range(2000):
+        begin = end if rng.random() < 0.6 else rng.randrange(1 << 16)
+        length = min(rng.randrange(1, 3000), (1 << 16) - begin)
+        if length <= 0:
+            end = 0
+            continue
+        what = rng.choice(["pwrite"] * 6 + ["pread", "zero", "discard", "copy"])
+        if what == "pwrite":
+            for device in (gathering, model):
+                device.pwrite(begin, bytes([number % 256]) * length)
+            end = begin + length
+        elif what == "copy":
+            half = length // 2
+            for device in (gathering, model):
+                device.copy(begin, begin + half, half)
+        elif what == "pread":
+            assert gathering.pread(begin, length) == model.pread(begin, length)
+        else:
+            for device in (gathering, model):
+                getattr(device, what)(begin, length)
+    gathering.close()
+    assert disk.pread(0, 1 << 16) == model.pread(0, 1 << 16)

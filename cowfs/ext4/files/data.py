@@ -128,6 +128,7 @@ class FileData:
             self._allocator.undo([Run(segment.physical, segment.length) for segment in segments])
             raise
         inode.size = len(view)
+        self._wrote(len(view))
 
     def resize(self, inode: Inode, size: int) -> None:
         """Cut off, or grow by a hole.
