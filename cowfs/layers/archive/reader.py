@@ -3,9 +3,9 @@
     archive = { entry } zero-block zero-block
     entry   = { extended header } header [ stored bytes, padded to 512 ]
 
-The blocks of headers are parsed by the standard library's TarInfo. What is around them is done here, as its TarFile
-takes a damaged header for the end of the archive, and holds in memory whatever a header says. Known: V7, ustar, GNU
-(long names, sparse files) and PAX (`records`). Global PAX headers mean nothing, as to Docker.
+What is around the blocks of headers (`headers`) is done here, as the standard library's TarFile takes a damaged header
+for the end of the archive, and holds in memory whatever a header says. Known: V7, ustar, GNU (long names, sparse files)
+and PAX (`records`). Global PAX headers mean nothing, as to Docker.
 
 Everything about names and attributes is bytes. The memory taken is bounded, whatever the archive says: an extended
 header has at most 1 MiB, as in Go's archive/tar, and an entry at most a few of them.
@@ -21,6 +21,7 @@ from typing import IO, Final, TypeVar
 
 from cowfs.errors import ArchiveError
 from cowfs.layers.archive import records, sparse
+from cowfs.layers.archive.headers import parse_header
 from cowfs.layers.archive.names import show
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ class ArchiveReader:
                 raise ArchiveError("it ends in the middle of the blocks of zeros that end an archive")
             raise ArchiveError(f"a block of zeros where a header belongs, after '{show(self._entry)}'")
         try:
-            info = tarfile.TarInfo.frombuf(block, "latin-1", "strict")
+            info = parse_header(block)
         except tarfile.HeaderError as error:
             raise self._no_header(block, str(error)) from None
         name = _bytes(info.name)
