@@ -204,7 +204,7 @@ def test_what_a_layer_is_without_is_reported(home: Path, caplog: pytest.LogCaptu
 
 def test_an_apply_that_is_given_up_leaves_the_layer_as_it_was(home: Path) -> None:
     with opened(home) as made:
-        steps = made.driver.apply("two", None, io.BytesIO(archive(e=b"e", f=b"f")))
+        steps = made.driver.apply("two", None, io.BytesIO(archive(e=bytes(range(256)) * 1024, f=b"f")))
         next(steps)
         with pytest.raises(DeviceBusy, match="new content"):
             made.driver.create("three", "two")

@@ -38,6 +38,8 @@ from cowfs.units import format_size
 
 _LINK_PERMISSIONS: Final = 0o777
 _ZEROS_BYTES_MIN: Final = 4096
+_STEP_BYTES: Final = 256 << 10
+_ENTRY_BYTES: Final = 32 << 10  # take as long to write as an entry beside its content
 _NO_MAPS: Final = IdMaps()
 _ACL_NAMES: Final = {records.ACL_ACCESS: acl.ACCESS, records.ACL_DEFAULT: acl.DEFAULT}
 
@@ -65,7 +67,7 @@ def apply_archive(
     end_required: bool = True,
     true_names: bool = True,
 ) -> Steps[Applied]:
-    """Unpack an uncompressed tar archive of a layer's changes. A step is an entry, or a MiB of one.
+    """Unpack an uncompressed tar archive of a layer's changes. A step is a few small entries, or a MiB of one.
 
     Args:
         archive: read from where it is to its end; `read` may return fewer bytes than requested.
@@ -102,6 +104,7 @@ class _Unpacker:
         self._entries = self._size_bytes = self._skipped_devices = self._skipped_xattrs = 0
 
     def run(self) -> Steps[Applied]:
+        since_step = 0
         while (entry := self._reader.next()) is not None:
             self._entries += 1
             self._size_bytes += entry.size_bytes
@@ -119,7 +122,10 @@ class _Unpacker:
                     errno=error.errno,
                 ) from error
             yield from self._reader.pass_over()
-            yield
+            since_step += _ENTRY_BYTES + entry.size_bytes
+            if since_step >= _STEP_BYTES:
+                since_step = 0
+                yield
         self._reader.finish()
         yield from self._remove_link_sources()
         yield from self._target.set_times()
