@@ -1,24 +1,31 @@
 """Blobs of containerd's content store: read into a file, and written as they are made.
 
-containerd gives a diff service digests only; its content service reads and writes the bytes. A blob that is written
+containerd gives a diff service digests only; the bytes are in files of its content store, where this process may read
+those, and else read by its content service, which writes them too. A blob that is written
 belongs to the lease of the call, or to one that is made for it and ends by itself: without any, the next garbage
 collection of containerd could take it before its user has named it.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
+import os
+import re
 import secrets
+import stat
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, suppress
 from typing import IO, Any, Final, Protocol
 
+import trio
 import zstandard
 
 from cowfs.containerd.client import Client, ClientCall
 from cowfs.containerd.grpc import CallError, Code
-from cowfs.containerd.messages import COMMIT, CONTENT, LEASES, STAT, WRITE, message_class
+from cowfs.containerd.messages import COMMIT, CONTENT, INTROSPECTION, LEASES, STAT, WRITE, message_class
 from cowfs.errors import ArchiveError
 
 NAMESPACE: Final = "containerd-namespace"
@@ -27,6 +34,9 @@ UNCOMPRESSED: Final = "containerd.io/uncompressed"
 _EXPIRES: Final = "containerd.io/gc.expire"
 _GZIP: Final = b"\x1f\x8b"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}")
+_CONTENT_PLUGINS: Final = "type==io.containerd.content.v1"
+_COPIED_BYTES: Final = 4 << 20
 _READ_BYTES: Final = 128 << 10
 _WRITE_BYTES: Final = 1 << 20
 _GZIP_FED_BYTES: Final = 4 << 10  # which become 4 MiB at most
@@ -37,16 +47,71 @@ _GZIP_WBITS: Final = 31
 
 async def read_blob(client: Client, digest: str, size_bytes: int, into: IO[bytes]) -> None:
     """Write a blob into a file. Raises CallError, also when it is not as long as it should be."""
-    call = await client.begin(f"/{CONTENT}/Read")
-    await call.send(message_class("ReadContentRequest")(digest=digest), last=True)
     read = 0
-    async for message in call.messages():
-        data = message_class("ReadContentResponse").FromString(message).data
-        read += len(data)
-        into.write(data)
+    file = await _open_own_file(client, digest)
+    async with aclosing(_sent(client, digest) if file is None else _pieces(file)) as pieces:
+        async for data in pieces:
+            read += len(data)
+            into.write(data)
     if read != size_bytes:
         text = f"blob {digest} has {read} bytes in containerd's content store, and {size_bytes} in its descriptor"
         raise CallError(Code.FAILED_PRECONDITION, text)
+
+
+async def _sent(client: Client, digest: str) -> AsyncGenerator[bytes, None]:
+    """A blob as containerd's content service sends it."""
+    call = await client.begin(f"/{CONTENT}/Read")
+    await call.send(message_class("ReadContentRequest")(digest=digest), last=True)
+    async for message in call.messages():
+        yield message_class("ReadContentResponse").FromString(message).data
+
+
+async def _open_own_file(client: Client, digest: str) -> IO[bytes] | None:
+    """The file of a blob in containerd's directory, at a tenth of the cost of having it sent; None where it has to be.
+
+    It is opened and read in threads, since nobody knows whether it is below a mount of this process.
+
+    Raises:
+        CallError: NOT_FOUND where the namespace has no such blob.
+    """
+    if _DIGEST.fullmatch(digest) is None:
+        return None
+    try:
+        asked = message_class("PluginsRequest")(filters=[_CONTENT_PLUGINS])
+        answer = await client.call(f"/{INTROSPECTION}/Plugins", asked, "PluginsResponse")
+    except CallError:
+        return None
+    for root in filter(None, (plugin.exports.get("root") for plugin in answer.plugins)):
+        await client.call(f"/{CONTENT}/Info", message_class("ContentInfoRequest")(digest=digest))
+        with suppress(OSError):
+            return await trio.to_thread.run_sync(_open_regular, f"{root}/blobs/{digest.replace(':', '/')}")
+    return None
+
+
+def _open_regular(path: str) -> IO[bytes]:
+    """Raises OSError."""
+    file = open(path, "rb", buffering=0, opener=_open_as_it_is)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+    return file
+
+
+def _open_as_it_is(path: str, flags: int) -> int:
+    """No link is followed, and no writer of a fifo waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+async def _pieces(file: IO[bytes]) -> AsyncGenerator[bytes, None]:
+    with file:
+        while True:
+            try:
+                data = await trio.to_thread.run_sync(file.read, _COPIED_BYTES)
+            except OSError as error:
+                raise CallError(Code.UNAVAILABLE, f"{file.name} cannot be read: {error.strerror}") from None
+            if not data:
+                return
+            yield data
 
 
 class Decompressing(io.RawIOBase):

@@ -1,9 +1,10 @@
 """The messages of containerd's services, declared here by name, number and type.
 
-The snapshots and the diff service are served; the content and the leases service are containerd's own, and are called.
-All are declared in one package of ours: of a message, only the numbers and types of its fields are sent.
+The snapshots and the diff service are served; the content, the leases and the introspection service are containerd's
+own, and are called. All are declared in one package of ours: of a message, only the numbers and types of its fields are
+sent.
 
-Source: containerd, `api/services/{snapshots,diff,content,leases}/v1/*.proto`, `api/types/mount.proto` and
+Source: containerd, `api/services/{snapshots,diff,content,leases,introspection}/v1/*.proto`, `api/types/mount.proto` and
 `descriptor.proto`.
 """
 
@@ -18,6 +19,7 @@ SNAPSHOTS: Final = "containerd.services.snapshots.v1.Snapshots"
 DIFF: Final = "containerd.services.diff.v1.Diff"
 CONTENT: Final = "containerd.services.content.v1.Content"
 LEASES: Final = "containerd.services.leases.v1.Leases"
+INTROSPECTION: Final = "containerd.services.introspection.v1.Introspection"
 _PACKAGE: Final = "cowfs.containerd"
 _FIELD: Final = descriptor_pb2.FieldDescriptorProto
 
@@ -126,6 +128,9 @@ _MESSAGES: Final[Mapping[str, Mapping[str, tuple[int, tuple[Any, ...]]]]] = {
     "UpdateContentResponse": {"info": (1, _message("ContentInfo"))},
     "AbortRequest": {"ref": (1, _STRING)},
     "CreateLeaseRequest": {"id": (1, _STRING), "labels": (3, _LABELS)},
+    "PluginsRequest": {"filters": (1, _many(_STRING))},
+    "Plugin": {"type": (1, _STRING), "id": (2, _STRING), "exports": (5, _LABELS)},
+    "PluginsResponse": {"plugins": (1, _many(_message("Plugin")))},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import random
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -21,8 +22,8 @@ import zstandard
 
 from cowfs.containerd.blobs import BlobWriter, Decompressing, compressor_of, read_blob
 from cowfs.containerd.client import Client
-from cowfs.containerd.grpc import Asked, CallError, Code, framed, serve_connection
-from cowfs.containerd.messages import COMMIT, CONTENT, message_class
+from cowfs.containerd.grpc import Asked, CallError, Code, Handler, framed, serve_connection
+from cowfs.containerd.messages import COMMIT, CONTENT, INTROSPECTION, message_class
 from cowfs.errors import ArchiveError
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -59,13 +60,35 @@ def test_what_is_no_layer_is_not_made(kind: str) -> None:
 
 
 class Content:
-    """A content service with one blob, that sends it in pieces and takes nothing."""
+    """A content service with one blob, that sends it in pieces and takes nothing.
 
-    def __init__(self, blob: bytes) -> None:
+    Args:
+        root: what containerd says of where its blobs are; nothing when None.
+    """
+
+    def __init__(self, blob: bytes, root: Path | None = None) -> None:
         self.blob = blob
         self.headers: dict[str, str] = {}
+        self.reads = 0
+        self._root = root
+
+    def methods(self) -> dict[str, Handler]:
+        asking = {} if self._root is None else {f"/{INTROSPECTION}/Plugins": self._plugins}
+        return {f"/{CONTENT}/Read": self.read, f"/{CONTENT}/Info": self._info, **asking}
+
+    async def _plugins(self, asked: Asked) -> AsyncIterator[bytes]:
+        assert message_class("PluginsRequest").FromString(asked.message).filters == ["type==io.containerd.content.v1"]
+        plugins = [{"id": "far"}, {"id": "content", "exports": {"root": str(self._root)}}]
+        yield message_class("PluginsResponse")(plugins=plugins).SerializeToString()
+
+    async def _info(self, asked: Asked) -> AsyncIterator[bytes]:
+        digest = message_class("ContentInfoRequest").FromString(asked.message).digest
+        if digest != digest_of(self.blob):
+            raise CallError(Code.NOT_FOUND, f"content {digest}: not found")
+        yield message_class("ContentInfoResponse")(info={"digest": digest}).SerializeToString()
 
     async def read(self, asked: Asked) -> AsyncIterator[bytes]:
+        self.reads += 1
         self.headers = dict(asked.headers)
         request = message_class("ReadContentRequest").FromString(asked.message)
         if request.digest != digest_of(self.blob):
@@ -79,7 +102,7 @@ class Content:
 async def connected(content: Content) -> AsyncIterator[Client]:
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_connection, theirs, {f"/{CONTENT}/Read": content.read})
+        nursery.start_soon(serve_connection, theirs, content.methods())
         yield Client(ours, {"containerd-namespace": "n"}, "here")
         await ours.aclose()
 
@@ -99,6 +122,56 @@ async def test_a_blob_that_is_not_there_or_of_another_size() -> None:
         assert caught.value.code is Code.NOT_FOUND
         with pytest.raises(CallError, match=f"{len(DATA)} bytes in containerd's content store, and 5"):
             await read_blob(client, digest_of(DATA), 5, io.BytesIO())
+
+
+def kept(root: Path, data: bytes) -> Path:
+    """A blob as containerd keeps it."""
+    path = root / "blobs" / digest_of(data).replace(":", "/")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    return path
+
+
+async def test_a_blob_is_read_from_containerds_own_file(tmp_path: Path) -> None:
+    content, file = Content(DATA, tmp_path), io.BytesIO()
+    kept(tmp_path, DATA)
+    async with connected(content) as client:
+        await read_blob(client, digest_of(DATA), len(DATA), file)
+        assert (file.getvalue(), content.reads) == (DATA, 0)
+        with pytest.raises(CallError, match=f"{len(DATA)} bytes in containerd's content store, and 5"):
+            await read_blob(client, digest_of(DATA), 5, io.BytesIO())
+
+
+async def test_a_file_of_a_blob_that_the_namespace_has_not_is_not_read(tmp_path: Path) -> None:
+    kept(tmp_path, b"of another namespace")
+    async with connected(Content(DATA, tmp_path)) as client:
+        with pytest.raises(CallError, match="not found") as caught:
+            await read_blob(client, digest_of(b"of another namespace"), 20, io.BytesIO())
+    assert caught.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize("kind", ["none", "link", "fifo", "directory"])
+async def test_a_blob_without_a_file_that_can_be_read_is_sent(kind: str, tmp_path: Path) -> None:
+    content, file = Content(DATA, tmp_path), io.BytesIO()
+    path = kept(tmp_path, DATA)
+    path.rename(tmp_path / "elsewhere")
+    if kind == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    async with connected(content) as client:
+        await read_blob(client, digest_of(DATA), len(DATA), file)
+    assert (file.getvalue(), content.reads) == (DATA, 1)
+
+
+@pytest.mark.parametrize("digest", ["sha256:../../secret", "sha256:", "../secret", "md5:" + 32 * "0"])
+async def test_a_digest_that_is_none_leads_to_no_file(digest: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    async with connected(Content(DATA, tmp_path)) as client:
+        with pytest.raises(CallError, match="not found"):
+            await read_blob(client, digest, 6, io.BytesIO())
 
 
 async def test_a_containerd_that_is_not_there(tmp_path: Path) -> None:
