@@ -185,17 +185,25 @@ def _say_brought(what: str, layers: list[BroughtLayer], name: str | None) -> Non
 @click.argument("layer_id", metavar="ID", type=DEVICE)
 @click.argument("reference", metavar="REF")
 @click.option("--no-blocks", is_flag=True, help="Push no blocks for other homes beside the image.")
+@click.option("--index", "into_index", is_flag=True, help="Put the image into the list of platforms that REF is.")
 @_PLATFORM
 @_INSECURE
 @click.pass_obj
 def push_command(
-    settings: Settings, layer_id: str, reference: str, no_blocks: bool, platform_text: str | None, insecure: bool
+    settings: Settings,
+    layer_id: str,
+    reference: str,
+    no_blocks: bool,
+    into_index: bool,
+    platform_text: str | None,
+    insecure: bool,
 ) -> None:
     """Push the layer ID and all layers below it to a registry, as the image REF.
 
     \b
       cowfs --home H layer push web registry.example.org/team/web:1
       cowfs --home H layer push web localhost:5000/web
+      cowfs --home H layer push web-arm localhost:5000/web --index --platform linux/arm64
 
     Layers that came from an image get their original archives, so that the registry has most of them already; the image
     keeps its settings, and, if nothing was changed, its id. Each layer that was made here becomes a layer of the image,
@@ -203,6 +211,9 @@ def push_command(
 
     For other homes of cowfs the blocks of the layers are pushed beside the image, where they can be checked there: of
     layers that cowfs packed, from the lowest one up. Other programs leave them alone. --no-blocks leaves them out.
+
+    With --index REF is a list of images for several platforms: this one takes the place of the one for its platform,
+    the others stay. An image that REF was before is one of them.
     """
     from cowfs.oci.reference import parse_reference
 
@@ -224,13 +235,14 @@ def push_command(
         closing(Connection(wanted.host, scope, _docker_config(), insecure=insecure)) as connection,
         Push(open_home, Repository(connection, wanted), wanted, progress or _ignore, _say, created=_created()) as push,
     ):
-        pushed = push.push(layer_id, platform, with_blocks=not no_blocks)
+        pushed = push.push(layer_id, platform, with_blocks=not no_blocks, into_index=into_index)
     _say_new_archives(pushed.layers)
     blocks = ", with the blocks of its layers for other homes" if pushed.blocks else ""
+    index = f"; for {pushed.platform} in the list {pushed.index}" if pushed.index else ""
     output.answer(
         pushed,
         f"pushed {pushed.reference}@{pushed.digest}: layers {len(pushed.layers)}, "
-        f"{format_size(pushed.uploaded_bytes)} uploaded{blocks}",
+        f"{format_size(pushed.uploaded_bytes)} uploaded{blocks}{index}",
         as_json=settings.as_json,
     )
 

@@ -20,16 +20,20 @@ from cowfs.oci.block_deltas import LayerDelta, push_blocks, read_delta
 from cowfs.oci.compression import PIECE_BYTES, compressor
 from cowfs.oci.documents import (
     OCI_CONFIG,
+    OCI_INDEX,
     OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
+    ImageConfig,
     Manifest,
     Platform,
+    decode,
     digest_of,
     encode,
     oci_layer_type,
 )
 from cowfs.oci.outgoing import ArchivedLayer, ChainLayer, Outgoing
+from cowfs.oci.platform_lists import index_with
 from cowfs.oci.reference import Reference
 from cowfs.oci.registry import Repository
 
@@ -51,7 +55,8 @@ class PushedLayer(msgspec.Struct, frozen=True):
 
 class Pushed(msgspec.Struct, frozen=True):
     """An image in a registry. `blocks`: the digest of what names the blocks of its layers, null where there are none;
-    `uploaded_bytes` counts both.
+    `uploaded_bytes` counts both. `platform`: that of the image that the layers came with, or else the wanted one.
+    `index`: the digest of the list of platforms that it was put into, null without one.
     """
 
     reference: str
@@ -60,6 +65,8 @@ class Pushed(msgspec.Struct, frozen=True):
     layers: list[PushedLayer]
     blocks: str | None
     uploaded_bytes: int
+    platform: str
+    index: str | None = None
 
 
 class Push(Closing):
@@ -98,8 +105,11 @@ class Push(Closing):
     def close(self) -> None:
         self._files.close()
 
-    def push(self, name: str, platform: Platform, *, with_blocks: bool = True) -> Pushed:
+    def push(self, name: str, platform: Platform, *, with_blocks: bool = True, into_index: bool = False) -> Pushed:
         """Push a layer with all layers below it.
+
+        Args:
+            into_index: the tag becomes, or stays, a list of images for several platforms, with this one in it.
 
         Raises:
             UnknownDevice; RegistryError: the registry cannot be reached, or refuses. The tag is as it was then.
@@ -108,12 +118,22 @@ class Push(Closing):
             config = self._collect(Outgoing(home, self._created), name, platform, with_blocks=with_blocks)
         manifest = self._send(config)
         entry = Descriptor(OCI_MANIFEST, digest_of(manifest), len(manifest))
-        blocks = None
-        if self._deltas:  # beside a manifest that has no tag yet: who finds the tag finds the blocks
+        blocks = index = None
+        if self._deltas or into_index:
             self._repository.put_manifest(entry.digest, manifest, OCI_MANIFEST)
+        if self._deltas:  # beside a manifest that has no tag yet: who finds the tag finds the blocks
             blocks = push_blocks(self._repository, entry, self._deltas)
-        self._repository.put_manifest(self._reference.wanted, manifest, OCI_MANIFEST)
-        return Pushed(str(self._reference), entry.digest, digest_of(config), self._layers, blocks, self._uploaded_bytes)
+        tag, found = self._reference.wanted, decode(config, ImageConfig, name).platform
+        if into_index:
+            listed = msgspec.structs.replace(entry, platform=found)
+            data = index_with(self._repository, tag, listed, str(self._reference))
+            self._repository.put_manifest(tag, data, OCI_INDEX)
+            index = digest_of(data)
+        else:
+            self._repository.put_manifest(tag, manifest, OCI_MANIFEST)
+        image_id, uploaded_bytes = digest_of(config), self._uploaded_bytes
+        reference = str(self._reference)
+        return Pushed(reference, entry.digest, image_id, self._layers, blocks, uploaded_bytes, str(found), index)
 
     # ------------------------------------------------------------------ with the home
 

@@ -51,7 +51,14 @@ class Puller:
             )
 
     def push(
-        self, home: Path, layer: str, reference: str, *, platform: Platform = AMD64, with_blocks: bool = True
+        self,
+        home: Path,
+        layer: str,
+        reference: str,
+        *,
+        platform: Platform = AMD64,
+        with_blocks: bool = True,
+        into_index: bool = False,
     ) -> Pushed:
         wanted = parse_reference(reference)
         open_home = partial(cowfs.open_home, home)
@@ -66,7 +73,7 @@ class Puller:
                 created=EPOCH,
             ) as push,
         ):
-            return push.push(layer, platform, with_blocks=with_blocks)
+            return push.push(layer, platform, with_blocks=with_blocks, into_index=into_index)
 
     def _connection(self, host: str, scope: str) -> Connection:
         return Connection(host, scope, self.config, sleep=self.slept.append)

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import msgspec
@@ -15,7 +15,7 @@ import pytest
 
 import cowfs
 from cowfs.errors import UsageError
-from cowfs.oci.documents import Platform, parse_platform
+from cowfs.oci.documents import BadImage, Platform, parse_platform
 from tests.oci.conftest import SMALL, Puller, make_home, mapped_bytes, names_in, require_sound
 from tests.oci.layer_archives import LOWER, UPPER, docker_archive, layer_archive
 from tests.oci.small_registry import SmallRegistry, digest_of
@@ -293,3 +293,92 @@ def test_an_index_is_chosen_from_by_platform(homes: list[Path], puller: Puller, 
         puller.pull(homes[1], f"{repository}:many", platform=parse_platform("linux/s390x"))
     with pytest.raises(UsageError, match=r":b is an image for linux/arm64/v8, not for linux/amd64"):
         puller.pull(homes[1], f"{repository}:b")
+
+
+ARM64 = Platform("arm64", "linux", "v8")
+
+
+def raw(reference: str) -> dict[str, Any]:
+    """What a tag or digest names."""
+    found: dict[str, Any] = json.loads(skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{reference}"))
+    return found
+
+
+def platforms(reference: str) -> dict[str, str]:
+    """Platform -> digest of its manifest."""
+    entries = raw(reference)["manifests"]
+    return {"/".join(entry["platform"].values()): entry["digest"] for entry in entries}
+
+
+def test_images_for_several_platforms_are_pushed_under_one_tag(
+    homes: list[Path], puller: Puller, name: str, tmp_path: Path
+) -> None:
+    fill(homes[0], {"lower": LOWER, "upper": UPPER})
+    amd = puller.push(homes[0], "lower", name)  # an image alone, which becomes one of the list
+    arm = puller.push(homes[0], "upper", name, platform=ARM64, into_index=True)
+    assert platforms(name) == {"amd64/linux": amd.digest, "arm64/linux/v8": arm.digest}
+    assert arm.index == digest_of(skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{name}"))
+    first, second = puller.pull(homes[1], name), puller.pull(homes[1], name, platform=parse_platform("linux/arm64"))
+    assert [layer.state for layer in first.layers] == ["blocks"]
+    assert [layer.state for layer in second.layers] == ["present", "blocks"]
+    assert (first.digest, second.digest) == (arm.index, arm.index)
+    copied = f"oci:{tmp_path}/layout:1"
+    skopeo("copy", "--all", "--src-tls-verify=false", f"docker://{name}", copied)
+    assert len(json.loads(skopeo("inspect", "--raw", copied))["manifests"]) == 2
+    # Again, it takes the place of what was there for its platform, and the same list is the same.
+    assert puller.push(homes[0], "upper", name, platform=ARM64, into_index=True).index == arm.index
+    newer = puller.push(homes[0], "upper", name, into_index=True)
+    assert platforms(name) == {"amd64/linux": newer.digest, "arm64/linux/v8": arm.digest}
+
+
+def test_what_others_wrote_into_a_list_of_platforms_stays(homes: list[Path], puller: Puller, name: str) -> None:
+    """Fields that are not known here too; an attestation about an image goes with that."""
+    fill(homes[0], {"lower": LOWER})
+    repository, _, tag = name.rpartition(":")
+    own = puller.push(homes[0], "lower", name)
+    other = puller.push(homes[0], "lower", f"{repository}:other", platform=Platform("amd64", "windows"))
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    windows = {
+        "mediaType": kind,
+        "digest": other.digest,
+        "size": len(skopeo("inspect", "--tls-verify=false", "--raw", f"docker://{repository}:other")),
+        "platform": {"os": "windows", "architecture": "amd64", "os.version": "10.0", "os.features": ["win32k"]},
+        "urls": ["https://example.org"],
+    }
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    about = [
+        {**windows, "platform": unknown, "annotations": {"vnd.docker.reference.digest": digest}}
+        for digest in (own.digest, "sha256:" + 64 * "1")
+    ]
+    linux = {**windows, "digest": own.digest, "platform": {"os": "linux", "architecture": "amd64"}}
+    about[0]["digest"] = own.digest
+    index = {"schemaVersion": 2, "manifests": [linux, windows, *about]}
+    host, _, path = repository.partition("/")
+    httpx.put(
+        f"http://{host}/v2/{path}/manifests/{tag}",
+        content=json.dumps({**index, "mediaType": "application/vnd.oci.image.index.v1+json"}).encode(),
+        headers={"Content-Type": "application/vnd.oci.image.index.v1+json"},
+    ).raise_for_status()
+    with cowfs.open_home(homes[0]) as opened:
+        opened.layers.create("top", "lower")
+    new = puller.push(homes[0], "top", name, into_index=True)
+    entries = raw(name)["manifests"]
+    assert entries[:-1] == [windows, about[1]]
+    assert (entries[-1]["digest"], entries[-1]["platform"]) == (new.digest, {"architecture": "amd64", "os": "linux"})
+
+
+@pytest.mark.parametrize("kind", ["artifact", "damaged"])
+def test_a_tag_that_is_no_image_becomes_no_list(
+    homes: list[Path], puller: Puller, registry: SmallRegistry, kind: str
+) -> None:
+    fill(homes[0], {"lower": LOWER})
+    manifest = registry.add_image("1", [LOWER])
+    if kind == "artifact":
+        manifest["config"]["mediaType"] = "application/vnd.oci.empty.v1+json"
+    else:
+        del manifest["layers"]
+    registry.add_manifest("1", manifest)
+    before = registry.manifests["1"]
+    with pytest.raises(BadImage, match=r"web:1 is (not an image of layers|damaged)"):
+        puller.push(homes[0], "lower", f"{registry.host}/web:1", into_index=True)
+    assert registry.manifests["1"] == before
