@@ -328,7 +328,16 @@ ROOMS: dict[str, dict[str, set[str]]] = {
         "outgoing": {"documents", "compression", "blobs", "notes", "packing"},
         "block_deltas": {"documents", "compression", "http", "registry", "remote"},
         "pulling": {"reference", "documents", "registry", "downloads", "remote", "incoming", "block_deltas"},
-        "pushing": {"reference", "documents", "compression", "registry", "outgoing", "block_deltas"},
+        "platform_lists": {"documents", "registry"},
+        "pushing": {
+            "reference",
+            "documents",
+            "compression",
+            "registry",
+            "outgoing",
+            "block_deltas",
+            "platform_lists",
+        },
     },
     "docker": {"plugin": set(), "stored": set()},
     "containerd": {

@@ -18,6 +18,6 @@ a new snapshot of the active one's device, which is removed as soon as nothing u
 changes, not even through a mount that was made before.
 
 Sources: containerd 1.7 and 2.1,
-`api/services/{snapshots,diff,content,leases}/v1`, `core/snapshots/snapshotter.go` (what each method means),
-`core/snapshots/storage/bolt.go` (its errors), `pkg/filters` (the language of filters); gRPC over HTTP/2.
+`api/services/{snapshots,diff,content,leases,introspection}/v1`, `core/snapshots/snapshotter.go` (what each method
+means), `core/snapshots/storage/bolt.go` (its errors), `pkg/filters` (the language of filters); gRPC over HTTP/2.
 """

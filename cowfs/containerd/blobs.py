@@ -67,7 +67,7 @@ async def _sent(client: Client, digest: str) -> AsyncGenerator[bytes, None]:
 
 
 async def _open_own_file(client: Client, digest: str) -> IO[bytes] | None:
-    """The file of a blob in containerd's directory, at a tenth of the cost of having it sent; None where it has to be.
+    """The file of a blob in containerd's directory, which costs less than having it sent; None where it has to be.
 
     It is opened and read in threads, since nobody knows whether it is below a mount of this process.
 

@@ -19,6 +19,7 @@ packing        the layers of a home as archives: the original ones, or new ones
 incoming       images become layers
 outgoing       layers become images: archives and layouts
 block_deltas   beside an image, the blocks of its layers, for other homes
+platform_lists images for several platforms under one tag
 pulling        images of registries become layers, and
 pushing        layers become images of registries
 

@@ -3,6 +3,7 @@
 pack.py      a layer's changes as an archive
 unpack.py    an archive into a layer
 reader.py    entries of any tar archive
+headers.py   their headers
 records.py   PAX's extended headers
 sparse.py    sparse files in archives
 names.py     whiteouts, and names that lead out of the layer
