@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
@@ -494,8 +494,7 @@ class Home(Closing):
 
         return Recordings(self._session)
 
-    @contextmanager
-    def trace(self, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
+    def trace(self, device: str, path: str, *, force: bool = False) -> AbstractContextManager[TraceRecording]:
         """Record the requests to a device in use in a new file while a `with` block runs.
 
         It can be read by `cowfs.traces.formats.open_trace`, whatever happens while it is recorded.
@@ -510,8 +509,7 @@ class Home(Closing):
         """
         from cowfs.home.trace_files import recorded_trace
 
-        with recorded_trace(self._session, device, path, force=force) as recording:
-            yield recording
+        return recorded_trace(self._session, device, path, force=force)
 
     @documented_by(SendMessage)
     def message(self, text: str) -> None:
@@ -699,7 +697,6 @@ class Home(Closing):
             with opened.devices.active.activated(name, "disk", read_only=is_read_only) as disk:
                 yield disk
 
-    @contextmanager
     def mount(
         self,
         name: str | None = None,
@@ -711,7 +708,7 @@ class Home(Closing):
         write_base: bool = False,
         writeback: bool = False,
         faults: str | os.PathLike[str] | None = None,
-    ) -> Iterator[Path]:
+    ) -> AbstractContextManager[Path]:
         """A mount for the length of a `with` block: the path of its root.
 
         A process beside this one serves it. The `Home` works through that process meanwhile, and afterwards as before.
@@ -759,8 +756,7 @@ class Home(Closing):
             is_private=target is None,
             faults="" if faults is None else os.fspath(faults),
         )
-        with mounted_by_child(self._session, draft, target) as path:
-            yield path
+        return mounted_by_child(self._session, draft, target)
 
     def close(self) -> None:
         """Release the home. A second close does nothing."""

@@ -53,17 +53,7 @@ class TraceRecording:
 
 @contextmanager
 def recorded_trace(session: Session, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
-    """Record the requests to a device while a `with` block runs.
-
-    Args:
-        path: a new file, of mode 0600. What is in it can be read whatever happens.
-        force: write over a regular file.
-
-    Raises:
-        UsageError: the file exists.
-        UnknownDevice, DeviceBusy, UsageError: as `StartTrace`.
-        OSError: the file cannot be written.
-    """
+    """See `cowfs.Home.trace`. The file is of mode 0600."""
     _check_new(path, force=force)
     read_fd = session.call(StartTrace(device)).fd
     try:
