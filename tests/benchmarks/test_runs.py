@@ -173,6 +173,19 @@ def test_counters_are_what_was_counted_in_the_line(tmp_path: Path) -> None:
     assert (amplification.total, amplification.copied, amplification.zeroed) == (0.0, 16.0, None)
 
 
+def test_processor_time_is_known_where_the_work_is_in_this_process(tmp_path: Path) -> None:
+    def measure(_: Contender, meter: Meter) -> None:
+        with meter.line("a server may end", TIME, is_counted=False):
+            pass
+        with meter.line("here", TIME, is_counted=False, in_process=True):
+            sum(range(10_000))
+
+    server, here = run(tmp_path, [engine("a", [])], Asking(measure), rounds=1).questions[0].lines
+    assert server.samples["a"][0].cpu_seconds is None
+    assert here.samples["a"][0].cpu_seconds is not None
+    assert here.samples["a"][0].counters is None
+
+
 def test_a_contender_that_fails_is_out_of_the_question_and_the_others_go_on(tmp_path: Path) -> None:
     def measure(contender: Contender, meter: Meter) -> None:
         with meter.line("line", TIME):

@@ -30,6 +30,7 @@ def test_goals_are_judged_only_on_a_machine_of_its_own(
     bench.goal_ratio("two", found["two"], found["one"], at_least=2)
     bench.goal_ratio("three", found["two"], found["one"], at_least=3)
     assert [goal.is_met for goal in question.goals] == met
+    assert all(sample.cpu_seconds is not None for sample in question.lines[0].samples["two"])
     assert question.lines[0].values() == {"two": [2.0] * harness.ROUNDS, "one": [1.0] * harness.ROUNDS}
 
 
