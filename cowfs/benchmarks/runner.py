@@ -122,7 +122,7 @@ class Run:
             result.questions += [inquiry.question for inquiry in inquiries]
             for rounds in self._passes():
                 for place, inquiry in enumerate(inquiries):
-                    if place % self.rounds in rounds:  # once for each question, all over the run
+                    if 1 + place % self.rounds in rounds:  # once for each question, all over the run
                         inquiry.question.others_processors = look_around(result, self.look_seconds)
                     self._take(inquiry, rounds)
                     if self.rounds in rounds:
@@ -151,7 +151,8 @@ class Run:
     @property
     def _total(self) -> int:
         return sum(
-            (self.rounds + workload.warms_up) * sum(workload.needs in wanted.engine.offers for wanted in self.wanted)
+            (self.rounds + (workload.warms_up and self.prepares_once))
+            * sum(workload.needs in wanted.engine.offers for wanted in self.wanted)
             for workload in self.workloads
         )
 
@@ -175,17 +176,16 @@ class Run:
         return _Inquiry(workload, able, question, self.watcher)
 
     def _passes(self) -> list[range]:
-        """The rounds between which a question stays prepared, from round 0, which warms up."""
+        """The rounds between which questions stay prepared. Round 0 warms up: rounds that begin alike need none."""
         if self.prepares_once:
             return [range(self.rounds + 1)]
-        return [range(number, number + 1) for number in range(self.rounds + 1)]
+        return [range(number, number + 1) for number in range(1, self.rounds + 1)]
 
     def _take(self, inquiry: _Inquiry, rounds: range) -> None:
         """Prepare its contenders, and have them take their turns."""
         workload = inquiry.workload
-        rounds = rounds if workload.warms_up else range(max(rounds.start, 1), rounds.stop)
-        if not rounds:
-            return
+        if not workload.warms_up:
+            rounds = range(max(rounds.start, 1), rounds.stop)
         with ExitStack() as stack:
             measures: dict[str, Measure] = {}
             for contender in inquiry.able:

@@ -16,7 +16,8 @@ class Workload(Protocol):
     """A question.
 
     `needs` is what an engine must offer; `parameters` are its sizes and its seed, for the report. `x_unit` names what
-    its lines grow with, and is empty where they do not. `warms_up`: one round more comes first, and is not counted.
+    its lines grow with, and is empty where they do not. `warms_up`: where rounds are not prepared anew, one more comes
+    first, and is not counted.
     """
 
     @property
