@@ -9,6 +9,7 @@ sessions is interrupted, xdist kills them, and the process that started them cle
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import pwd
@@ -99,6 +100,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def relative(file: Path) -> str:
     return os.path.relpath(file, REPOSITORY)
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()  # a collection would look through it all, and in a process that is forked from this one copy it
 
 
 def recorded_seconds() -> dict[str, int]:
@@ -246,6 +252,10 @@ class Account:
         return standby_of(self.uid, self.environment, **self._identity())
 
 
+# Of plugins that the suites of users in the tests do not need: they are two thirds of the start of a pytest.
+WITHOUT_PLUGINS = " ".join(
+    f"-p no:{name}" for name in ("hypothesispytest", "trio", "xdist", "xdist.looponfail", "timeout", "anyio")
+)
 START_SERVERS = ("cowfs.fuse.background", "cowfs.testing.layers.homes", "cowfs.testing.layers.remote")
 _standbys: dict[int, Standby] = {}
 
@@ -270,7 +280,7 @@ def make_account(name: str, uid: int, gid: int, directory: Path) -> Account:
             "LANG": "C.UTF-8",
             "PATH": os.pathsep.join([os.path.dirname(sys.executable), SYSTEM_PATH]),
             "TMPDIR": str(directory),
-            "PYTEST_ADDOPTS": "-p no:hypothesispytest",  # a third of the start of a pytest, and no suite has examples
+            "PYTEST_ADDOPTS": WITHOUT_PLUGINS,
             MARK: os.environ[MARK],
             **{name: os.environ[name] for name in ("PYTHONPATH", SERVER_GUARD)},
         },
@@ -352,8 +362,11 @@ def as_user(ordinary_user: Account) -> Any:
 @pytest.fixture(scope="session")
 def debian_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`HOST:PORT` of Debian's docker-registry."""
-    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
-        yield host
+    try:
+        with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+            yield host
+    except MissingRequirement as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -362,6 +375,12 @@ def uml_kernel() -> UmlKernel:
         return find_kernel()
     except MissingRequirement as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def needs_mkfs_xfs() -> None:
+    if shutil.which("mkfs.xfs", path=SYSTEM_PATH) is None:
+        pytest.skip("mkfs.xfs is not installed; run: sudo apt-get install xfsprogs")
 
 
 @pytest.fixture
@@ -423,6 +442,7 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest asks for its base directory
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # until all is loaded: what is made of 250 modules and 6000 tests stays
     if is_worker(config):
         run = current_run()
     else:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from cowfs.containerd.grpc import Code
-from tests.conftest import Account
 from tests.containerd.grpc_client import CallFailed, GrpcClient
 from tests.kit.containerd_engine import Containerd
+
+if TYPE_CHECKING:
+    from tests.conftest import Account
 
 BLOCK_BYTES = 64 << 10
 OPTIONS = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
@@ -87,10 +87,14 @@ def path_of(answer: Any, access: str = "rw") -> Path:
 
 
 def refused(client: GrpcClient, method: str, **fields: Any) -> Code:
-    with pytest.raises(CallFailed) as caught:
+    try:
         client.call(method, **fields)
-    assert "\n" not in caught.value.message
-    return caught.value.code
+    except CallFailed as caught:
+        error = caught
+    else:
+        raise AssertionError(f"{method} was not refused")
+    assert "\n" not in error.message
+    return error.code
 
 
 def names(client: GrpcClient, *filters: str) -> list[str]:

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-import pytest
+from cowfs.errors import MissingRequirement
 
 PATIENCE_SECONDS = 60
 
 
 @contextmanager
 def docker_registry(directory: Path) -> Iterator[str]:
-    """`HOST:PORT` of a registry that keeps its images in a directory. Skips where there is none."""
+    """`HOST:PORT` of a registry that keeps its images in a directory. Raises MissingRequirement where there is none."""
     program = shutil.which("docker-registry")
     if program is None:
-        pytest.skip("needs docker-registry; run: sudo apt-get install docker-registry")
+        raise MissingRequirement("docker-registry is not installed", remedy="sudo apt-get install docker-registry")
     with closing(socket.socket()) as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]

@@ -37,6 +37,11 @@ class Suite:
         base = f"--basetemp={self.directory / 'base'}"
         return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", base, *options, "test_it.py"]
 
+    def with_every_plugin(self) -> Suite:
+        """Those of others too, as xdist's and trio's."""
+        self.account.environment["PYTEST_ADDOPTS"] = ""
+        return self
+
     def run(self, *options: str) -> Outcome:
         done = self.account.run(self.command(options), check=False, cwd=self.directory, stderr=subprocess.STDOUT)
         counts = {kind.rstrip("s") if kind == "errors" else kind: int(n) for n, kind in _COUNT.findall(done.stdout)}

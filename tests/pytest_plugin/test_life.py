@@ -132,7 +132,7 @@ def mounted_below(directory: Path) -> list[str]:
 def test_nothing_outlives_a_session_that_is_ended(
     suite: Callable[[str], Suite], end: signal.Signals, options: tuple[str, ...]
 ) -> None:
-    made = suite(WAITING)
+    made = suite(WAITING).with_every_plugin() if options else suite(WAITING)
     with started(made, *options) as process, ExitStack() as stack:
         pids = pids_of(made, process)
         assert len(pids) >= 3  # the test's, the server's, the janitor's
@@ -183,7 +183,7 @@ def test_workers_of_xdist_have_a_session_each(suite: Callable[[str], Suite]) -> 
         "    (cow_mount.path / 'file').write_text(worker_id)\n"
         "    assert f'popen-{worker_id}' in str(cow_mount.home.path)\n"
         "def test_seed(pytestconfig): assert pytestconfig.option.cow_seed == 7\n"
-    )
+    ).with_every_plugin()
     outcome = made.run("-n", "2", "--cow-seed=7")
     assert outcome.counts == {"passed": 9}, outcome.output
     assert made.left() == []
@@ -191,7 +191,7 @@ def test_workers_of_xdist_have_a_session_each(suite: Callable[[str], Suite]) -> 
 
 @pytest.mark.fuse
 def test_tests_of_trio(suite: Callable[[str], Suite]) -> None:
-    made = suite(LOOPS)
+    made = suite(LOOPS).with_every_plugin()
     outcome = made.run("-o", "trio_mode=true")
     assert outcome.counts == {"passed": 1, "failed": 1}, outcome.output
     assert "ValueError: as it should" in outcome.output

@@ -15,8 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import cowfs
 from cowfs.devices import opening
 from cowfs.errors import CowfsError, DeviceBusy, ForkedError, MountError
@@ -664,9 +662,8 @@ def a_device_is_rolled_back_unless_the_kernel_has_it_mounted(folder: Path) -> No
     with (served / "web" / "file").open() as file:
         home.fails(5, f"is in use at {served}/web by", f"({os.getpid()})", words=("rollback", "web", "tuesday"))
         home("rollback", "web", "tuesday", "--force")
-        with pytest.raises(OSError, match="Stale") as caught:
+        with expected(OSError, errno.ESTALE):
             os.fstat(file.fileno())
-        assert caught.value.errno == errno.ESTALE
     assert (served / "web" / "file").read_text() == "two"
     home("umount", served)
     assert home("--json", "check").json["clean"]
@@ -684,7 +681,7 @@ def a_device_is_renamed_unless_the_kernel_uses_it_by_its_name(folder: Path) -> N
     home("umount", mnt)
     with connect(HomeSpec(home.home, "dmthin")) as session:
         node = session.call(OpenNode("web")).fd
-        with pytest.raises(DeviceBusy, match="in use through its node"):
+        with expected(DeviceBusy, errno.EBUSY, "in use through its node"):
             session.call(Rename("web", "shop"))
         os.close(node)
         assert session.call(Rename("web", "shop")).name == "shop"
@@ -754,13 +751,20 @@ def a_device_is_a_node_for_any_tool(folder: Path) -> None:
     home("check")
 
 
+def takes_writes(node: str) -> bool:
+    try:
+        with open(node, "r+b", buffering=0) as file:
+            return file.write(bytes(512)) > 0
+    except OSError:
+        return False
+
+
 @check
 def a_node_may_be_for_reading(folder: Path) -> None:
     home = make_home(folder)
     answer = home("--json", "activate", "--read-only", "web").json
     assert (answer["name"], answer["read_only"]) == ("web", True)
-    with pytest.raises(OSError), open(answer["node"], "r+b", buffering=0) as file:
-        file.write(bytes(512))
+    assert not takes_writes(answer["node"])
     assert Path(answer["node"]).read_bytes()[:1024] == bytes(1024)
     home("deactivate", "web")
     assert_free()
@@ -853,9 +857,12 @@ def errors_of_mount_say_what_was_asked(folder: Path) -> None:
         def open_node() -> int:
             return session.call(OpenNode("web")).fd
 
-        with pytest.raises(MountError) as caught:
+        try:
             mount_by_kernel(session.path, "web", str(mnt), open_node, options="nodev,nosuch=1,noatime", read_only=True)
-    error = caught.value
+        except MountError as caught:
+            error = caught
+        else:
+            raise AssertionError("it was mounted")
     assert (error.op, error.target, error.errno) == ("mount", str(mnt), errno.EINVAL)
     assert error.source.startswith("/dev/dm-")
     assert (error.flags, error.data) == (0x405, "nosuch=1")

@@ -13,12 +13,13 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
-from unittest import mock
 
 import cowfs
 from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4.files import acl
+from cowfs.home.kernel import layers as kernel_layers
 from cowfs.home.kernel.layers import KernelLayers
 from cowfs.home.open_home import OpenHome
 from cowfs.home.opening import open_here
@@ -79,6 +80,21 @@ def opened(folder: Path, filesystem: str, *options: str) -> Iterator[tuple[OpenH
     spec = HomeSpec(folder / "home", "dmthin", durable=False, storage_options=words, make=Make.WHERE_ABSENT)
     with open_here(spec) as home:
         yield home, home.driver
+
+
+@contextlib.contextmanager
+def failing(module: ModuleType, function: str, error: Exception) -> Iterator[None]:
+    """A function of a module raises an error, until the block ends."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    original = getattr(module, function)
+    setattr(module, function, fail)
+    try:
+        yield
+    finally:
+        setattr(module, function, original)
 
 
 def archive(**files: bytes) -> io.BytesIO:
@@ -331,7 +347,7 @@ def retries_of_an_xfs_are_limited(folder: Path) -> None:
         layers = KernelLayers(host.devices, host.volumes, settings)
         refusal = FilesystemError("not supported on this system", errno=errno.ENOENT)
         with (
-            mock.patch("cowfs.home.kernel.layers.limit_nospace_retries", side_effect=refusal),
+            failing(kernel_layers, "limit_nospace_retries", refusal),
             expected(FilesystemError, errno.ENOENT),
         ):
             layers.mount("one", "", prepare=lambda tree: None, write_id=lambda tree: None)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 
 import pytest
 
-from tests.conftest import SYSTEM_PATH
 from tests.uml.guest_layers import check
 
 
 @pytest.fixture(scope="module")
-def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
-    if shutil.which("mkfs.xfs", path=SYSTEM_PATH) is None:
-        pytest.skip("mkfs.xfs is not installed; run: sudo apt-get install xfsprogs")
+def results(results_of: Callable[[str], dict[str, str]], needs_mkfs_xfs: None) -> dict[str, str]:
     return results_of("tests.uml.guest_layers")
 
 

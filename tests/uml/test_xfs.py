@@ -7,12 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from tests.uml.guest_xfs import check
-from tests.xfs.images import require_mkfs
 
 
 @pytest.fixture(scope="module")
-def results(results_of: Callable[[str], dict[str, str]]) -> dict[str, str]:
-    require_mkfs()
+def results(results_of: Callable[[str], dict[str, str]], needs_mkfs_xfs: None) -> dict[str, str]:
     return results_of("tests.uml.guest_xfs")
 
 

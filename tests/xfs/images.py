@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import socket
 import stat
 import struct
@@ -18,21 +17,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import pytest
-
 from cowfs.blockdev import BlockDevice
 from cowfs.filetree import ROOT_INODE, FileTree
-from tests.conftest import SYSTEM_PATH
+from cowfs.testing.judges import SYSTEM_PATH
 
 Shown: TypeAlias = dict[bytes, list[Any]]
 
 IMAGE_BYTES = 320 << 20
 _READ_MAX_BYTES = 1 << 20
-
-
-def require_mkfs() -> None:
-    if shutil.which("mkfs.xfs", path=SYSTEM_PATH) is None:
-        pytest.skip("mkfs.xfs is not installed; run: sudo apt-get install xfsprogs")
 
 
 def tool(*words: object) -> str:

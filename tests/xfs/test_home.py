@@ -21,15 +21,14 @@ from cowfs.pool import load_backend
 from cowfs.steps import finish
 from cowfs.volumes import Volumes
 from cowfs.xfs.format.superblock import read_superblock
-from tests.xfs.images import IMAGE_BYTES, make_image, require_mkfs
+from tests.xfs.images import IMAGE_BYTES, make_image
 
 MIB = 1 << 20
 OPTIONS = HomeOptions(data_size_bytes=512 * MIB, metadata_size_bytes=4 * MIB, base_size_bytes=16 * MIB, durable=False)
 
 
 @pytest.fixture
-def devices(tmp_path: Path) -> Iterator[DeviceSet]:
-    require_mkfs()
+def devices(tmp_path: Path, needs_mkfs_xfs: None) -> Iterator[DeviceSet]:
     (tmp_path / "content").write_bytes(b"content")
     image = make_image(tmp_path / "image", tree=f"file ---644 0 0 {tmp_path}/content\n")
     with opening.make_home(tmp_path / "home", load_backend("emulated"), OPTIONS) as devices:

@@ -15,7 +15,7 @@ from cowfs.errors import FilesystemError
 from cowfs.filetree import ROOT_INODE
 from cowfs.xfs.format.superblock import checksum
 from cowfs.xfs.volume import XfsVolume
-from tests.xfs.images import FlippedDevice, look_at_all, make_image, require_mkfs, shown_by, tool
+from tests.xfs.images import FlippedDevice, look_at_all, make_image, shown_by, tool
 
 FORMATS = {
     "version 5": (),
@@ -47,8 +47,7 @@ def prototype(folder: Path, target: str) -> str:
 
 
 @pytest.fixture(scope="module", params=FORMATS)
-def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require_mkfs()
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, needs_mkfs_xfs: None) -> Path:
     folder = tmp_path_factory.mktemp("xfs")
     # mkfs.xfs writes targets that are not in the inode without the header of version 5.
     (folder / "target").write_text("t" * (600 if request.param == "version 4" else 150))
