@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -102,9 +102,18 @@ def relative(file: Path) -> str:
     return os.path.relpath(file, REPOSITORY)
 
 
-def pytest_collection_finish() -> None:
-    gc.enable()
-    gc.freeze()  # a collection would look through it all, and in a process that is forked from this one copy it
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is made of 250 modules and 6000 tests stays: to look for garbage among it is a quarter of the collection.
+
+    Later too; and in a process that is forked from this one, looking copies.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def recorded_seconds() -> dict[str, int]:
@@ -442,7 +451,6 @@ def nothing_left_behind(tmp_path_factory: pytest.TempPathFactory, ordinary_root:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest asks for its base directory
 def pytest_configure(config: pytest.Config) -> None:
-    gc.disable()  # until all is loaded: what is made of 250 modules and 6000 tests stays
     if is_worker(config):
         run = current_run()
     else:
