@@ -11,6 +11,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/setup.stamp
+COLLECTED := $(VENV)/collected.stamp
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 # pyfuse3 is compiled once for a version of it and of Python; both are in the names of wheels, so one directory does.
 WHEELS := .cache/wheels
@@ -58,14 +59,17 @@ test-next:
 	fi
 
 # Peers of the tests from other releases; and what is compiled once: for the thousand processes that the tests start,
-# and by pytest for its workers.
-test-tools: $(SETUP)
+# and, where tests have changed, by pytest for its workers.
+test-tools: $(SETUP) $(COLLECTED)
 	-$(BIN)/python -m tests.kit.thin_tools
 	-$(BIN)/python -m tests.kit.docker_engine
 	-$(BIN)/python -m tests.kit.containerd_engine
 	-$(BIN)/python -m tests.kit.containerd_suite 1.7
 	$(BIN)/python -m compileall -q cowfs backends tests
+
+$(COLLECTED): $(shell find tests -name '*.py') | $(SETUP)
 	-$(BIN)/pytest -q --collect-only tests >/dev/null
+	touch $@
 
 lint: $(SETUP)
 	$(BIN)/ruff format --check
