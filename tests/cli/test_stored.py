@@ -29,7 +29,6 @@ from tests.cli.conftest import Outcome, Run
 from tests.conftest import Account
 from tests.docker_home import BUSYBOX_BYTES, DIRECTORY, LAYER_1, LAYER_2, LAYER_3, UNPACK
 from tests.docker_home_xfs import put_xfs_into
-from tests.xfs.images import require_mkfs
 
 HELLO = "7ac9d0bc1e92970c485a949ae196ac84865f9fb8cc2af2a72bfc451ec54441fe"
 TWO = "b9588530e9eb6cb18bde49f66f5b7403c59035a6a882b886ab281cfbb83a6712"
@@ -44,7 +43,7 @@ Docker = Callable[..., Outcome]
 def filesystem(request: pytest.FixtureRequest) -> str:
     """What the devices hold."""
     if request.param == "xfs":
-        require_mkfs()
+        request.getfixturevalue("needs_mkfs_xfs")
     return str(request.param)
 
 
