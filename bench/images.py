@@ -8,35 +8,35 @@ command also starts Python and opens the home, as `list` does, which is measured
 
 from __future__ import annotations
 
-import compileall
 import random
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import cowfs
-import cowfs_emulated
 from bench.rig.harness import Bench, timed
+from bench.rig.installed import install
 
 MIB = 1 << 20
 
 
 def run(bench: Bench) -> None:
-    for package in (cowfs, cowfs_emulated):  # as pip leaves them
-        assert package.__file__ is not None
-        compileall.compile_dir(Path(package.__file__).parent, quiet=2)
+    program = install(bench.directory / "installed") / "cowfs"
     size_mib = bench.size(1024, 64)
     home, disk, image = bench.directory / "home", bench.directory / "disk.raw", bench.directory / "disk.qcow2"
+
+    def run_command(*words: object) -> None:
+        _run(program, "--home", home, *words)
+
     _make_disk(disk, size_mib)
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", disk, image], check=True)
-    _cowfs(home, "init", "--data-size", "8G", "--metadata-size", "32M", "--base-size", "64M")
-    _cowfs(home, "import", disk, "kept")
+    run_command("init", "--data-size", "8G", "--metadata-size", "32M", "--base-size", "64M")
+    run_command("import", disk, "kept")
 
     def in_by_command(source: Path) -> float:
-        seconds = timed(lambda: _cowfs(home, "import", source, "disk"))
-        _cowfs(home, "remove", "disk")
+        seconds = timed(lambda: run_command("import", source, "disk"))
+        run_command("remove", "disk")
         return seconds
 
     def in_by_python(source: Path) -> float:
@@ -47,7 +47,7 @@ def run(bench: Bench) -> None:
 
     def out_by_command(target: Path) -> float:
         target.unlink(missing_ok=True)
-        return timed(lambda: _cowfs(home, "export", "kept", target))
+        return timed(lambda: run_command("export", "kept", target))
 
     def out_by_python(target: Path) -> float:
         target.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def run(bench: Bench) -> None:
             goal = f"{question}: {ours} / {name} and sync"
             bench.goal_ratio(goal, found[f"cowfs, {ours}"], found[f"{name} and sync"], at_most=1.3)
     bench.compare(
-        "a command that does next to nothing", {"cowfs list": lambda: timed(lambda: _cowfs(home, "list"))}, unit="s"
+        "a command that does next to nothing", {"cowfs list": lambda: timed(lambda: run_command("list"))}, unit="s"
     )
 
 
@@ -98,10 +98,6 @@ def _make_disk(path: Path, size_mib: int) -> None:
         for place in sorted(chance.sample(range(size_mib), size_mib // 10)):
             file.seek(place * MIB)
             file.write(chance.randbytes(MIB))
-
-
-def _cowfs(home: Path, *words: object) -> None:
-    _run(sys.executable, "-m", "cowfs", "--home", home, *words)
 
 
 def _run(*words: object) -> None:
