@@ -28,7 +28,7 @@ from cowfs.devices.changes.creation import Creation
 from cowfs.devices.changes.deletions import Deletions
 from cowfs.devices.changes.device_imports import DeviceImports
 from cowfs.devices.changes.guard import ChangeGuard
-from cowfs.devices.changes.ids import ThinIds
+from cowfs.devices.changes.ids import ThinIds, last_given
 from cowfs.devices.changes.renaming import Renames
 from cowfs.devices.changes.replacement import Replacements
 from cowfs.devices.changes.snapshots import Snapshots
@@ -96,7 +96,8 @@ class DeviceSet(Closing):
         store.load()
         set_file = store.load_set()
         thin_ids = pool.thin_ids() if guard.health.can_read else []
-        self._ids = ThinIds(set_file.next_device_id, (record.device_id for _, record in store.items()), thin_ids)
+        device_ids = store.device_ids()
+        self._ids = ThinIds(last_given(set_file.next_device_id, device_ids), device_ids, thin_ids)
         self.active = active = ActiveDevices(pool, store, self.uses, pool_prefix(files.home))
         self._transactions = transactions = Transactions(pool, store, self._ids)
         self._replacements = Replacements(active, store, self._ids)
@@ -185,9 +186,9 @@ class DeviceSet(Closing):
             self._save_next_id()
 
     def _save_next_id(self) -> None:
-        if self.read_only or self.base.set_file.next_device_id == self._ids.last:
+        """Note the last id where no device has it. It only keeps ids from being used again soon."""
+        if self.read_only or self._ids.last == last_given(self.base.set_file.next_device_id, self._store.device_ids()):
             return
-        # Only keeps ids from being used again soon; which ids are taken is found anew at each opening.
         with suppress(HomeError):
             set_file = msgspec.structs.replace(self.base.set_file, next_device_id=self._ids.last)
             self._store.save_set(set_file, durable=False)

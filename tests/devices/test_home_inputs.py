@@ -224,7 +224,7 @@ def test_records_have_mobys_keys_and_nothing_else(home: Path) -> None:
     assert text("a") == '{"device_id":2,"size":1048576,"transaction_id":2,"initialized":false,"deleted":false}'
     assert text("transaction-metadata") == '{"open_transaction_id":2,"device_hash":"a","device_id":2}'
     assert text("deviceset-metadata") == (
-        '{"next_device_id":2,"BaseDeviceUUID":"11111111-2222-4333-8444-555555555555","BaseDeviceFilesystem":"ext4"}'
+        '{"next_device_id":0,"BaseDeviceUUID":"11111111-2222-4333-8444-555555555555","BaseDeviceFilesystem":"ext4"}'
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cowfs.devices.changes.ids import last_given
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import (
     DeviceBusy,
@@ -27,6 +28,7 @@ from cowfs.errors import (
     UnknownDevice,
     UsageError,
 )
+from cowfs.units import MAX_THIN_ID
 from tests.devices.home_fakes import (
     FailingOs,
     FakeBackend,
@@ -463,3 +465,31 @@ def test_every_change_of_a_set_survives_in_any_order(home: Path, backend: FakeBa
         assert devices.record("d0").parent is None
         devices.create("d1")
         assert devices.record("d0").parent is None  # another device of that name
+
+
+@pytest.mark.parametrize(
+    ("noted", "taken", "last"),
+    [
+        (0, [], 0),
+        (5, [], 5),  # the devices with the ids up to 5 were removed
+        (5, [1, 3], 5),
+        (2, [1, 2, 7, 4], 7),
+        (MAX_THIN_ID - 1, [MAX_THIN_ID, 0, 3], MAX_THIN_ID + 4),  # around the end
+        (3, [MAX_THIN_ID, 1], 3),
+    ],
+)
+def test_the_last_id_is_told_by_the_note_and_the_devices(noted: int, taken: list[int], last: int) -> None:
+    assert last_given(noted, taken) == last
+
+
+def test_the_last_id_is_noted_only_where_no_device_has_it(home: Path, backend: FakeBackend) -> None:
+    noted = home / "metadata/deviceset-metadata"
+    before = noted.read_bytes()
+    with open_home(home, backend) as devices:
+        last = devices.create("web").device_id
+    assert noted.read_bytes() == before
+    with open_home(home, backend) as devices:
+        devices.remove("web")
+    assert noted.read_bytes() != before
+    with open_home(home, backend) as devices:
+        assert devices.create("other").device_id == last + 1

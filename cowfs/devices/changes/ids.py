@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from cowfs.errors import HomeError
 from cowfs.units import MAX_THIN_ID
+
+_HALF: Final = MAX_THIN_ID >> 1
+
+
+def last_given(noted: int, taken: Iterable[int]) -> int:
+    """The last id given out, from the one that was noted and those of the devices: one that is ahead of it came later.
+
+    Ids go around, so those up to half of all away are ahead.
+    """
+    return noted + max((ahead for taken_id in taken if (ahead := taken_id - noted & MAX_THIN_ID) <= _HALF), default=0)
 
 
 class ThinIds:

@@ -155,6 +155,9 @@ class DeviceStore:
     def items(self) -> Iterator[tuple[str, DeviceFile]]:
         return iter(self._records.items())
 
+    def device_ids(self) -> list[int]:
+        return [record.device_id for record in self._records.values()]
+
     def get(self, name: str) -> DeviceFile | None:
         return self._records.get(name)
 
