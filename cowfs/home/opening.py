@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from cowfs.devices import opening
 from cowfs.devices.on_disk import making
@@ -10,8 +11,10 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.spec import HomeSpec, Make
-from cowfs.home.virtual_clock import VirtualClock
 from cowfs.pool import Backend, BackendWithClock, load_backend
+
+if TYPE_CHECKING:
+    from cowfs.home.virtual_clock import VirtualClock
 
 
 def open_here(spec: HomeSpec) -> OpenHome:
@@ -50,5 +53,7 @@ def _backend(spec: HomeSpec) -> tuple[Backend, VirtualClock | None]:
             f"the backend '{spec.backend}' has a clock that cannot be moved, so it cannot have a virtual one; name "
             "another backend, or open the home without virtual_clock"
         )
+    from cowfs.home.virtual_clock import VirtualClock
+
     clock = VirtualClock()
     return backend.with_clock(clock), clock

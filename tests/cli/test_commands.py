@@ -667,9 +667,11 @@ UNWANTED = {
         "ctypes",
         "dataclasses",
         "hashlib",
+        "heapq",
         "importlib.metadata",
         "json",
         "rich",
+        "shlex",
         "shutil",
         "sortedcontainers",
     ),
@@ -698,6 +700,16 @@ def test_commands_on_devices_load_only_what_they_run(home: Path) -> None:
     for words in QUICK:
         walk = {"cowfs.thinmeta.walk"} if words == ["list"] else set()
         require_little_loaded(home, words, (UNWANTED | CLIENT) - walk)
+
+
+def test_disks_come_and_go_without_what_files_need(home: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.raw"
+    disk.write_bytes(os.urandom(1 << 20))
+    for words in (["import", str(disk), "disk"], ["export", "disk", str(tmp_path / "out.raw")]):
+        require_little_loaded(
+            home, words, (UNWANTED | CLIENT) - {"ctypes"}
+        )  # what starts the writing calls the C library
+    assert (tmp_path / "out.raw").read_bytes() == disk.read_bytes()
 
 
 def test_commands_on_devices_of_a_home_that_is_held_load_no_more(home: Path) -> None:

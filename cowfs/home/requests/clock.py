@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from cowfs.errors import UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import Request
-from cowfs.home.virtual_clock import VirtualClock
 from cowfs.steps import Steps
+
+if TYPE_CHECKING:
+    from cowfs.home.virtual_clock import VirtualClock
 
 
 class AdvanceClock(Request[float], frozen=True, tag="advance_clock"):
