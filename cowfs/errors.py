@@ -76,13 +76,20 @@ class UsageError(CowfsError):
 class ArchiveError(UsageError):
     """A layer archive that cannot be unpacked. What came before in it was unpacked: the layer is to be thrown away.
 
-    `entry` is the name of the entry at which it ended, "" for the archive itself.
+    `entry` is the name of the entry at which it ended, "" for the archive itself; `reason` is what was found there.
     """
 
-    def __init__(self, message: str, *, entry: str = "", errno: int | None = None) -> None:
-        where = f"layer archive, entry '{entry}'" if entry else "layer archive"
+    def __init__(
+        self, message: str, *, entry: str = "", archive: str = "layer archive", errno: int | None = None
+    ) -> None:
+        where = f"{archive}, entry '{entry}'" if entry else archive
         super().__init__(f"{where}: {message}", errno=errno)
         self.entry = entry
+        self.reason = message
+
+    def of(self, archive: str) -> ArchiveError:
+        """The same of an archive that has a name."""
+        return type(self)(self.reason, entry=self.entry, archive=archive, errno=self.errno)
 
 
 class BreakoutError(ArchiveError):

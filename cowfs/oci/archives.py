@@ -25,7 +25,7 @@ from typing import IO, Final, NamedTuple
 
 import msgspec
 
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import ArchiveError, CowfsError, UsageError
 from cowfs.layers.archive.reader import ArchiveReader
 from cowfs.oci.blobs import blob_path
 from cowfs.oci.compression import PIECE_BYTES, is_compressed, unpacked
@@ -235,7 +235,10 @@ def open_images(
             raise
         except OSError as error:
             raise CowfsError(f"cannot read {name}: {error.strerror or error}", errno=error.errno) from error
-        yield _images_in(_ArchiveFiles(file, name), wanted, file)
+        try:
+            yield _images_in(_ArchiveFiles(file, name), wanted, file)
+        except ArchiveError as error:
+            raise error.of(name) from error
 
 
 def _open_regular(name: str) -> IO[bytes]:

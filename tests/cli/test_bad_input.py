@@ -122,6 +122,12 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "count of two patterns": (["snapshot", "web", "x{}", "y{}", "--count", "3"], USAGE, "needs one name with {}"),
     "count zero": (["create", "x{}", "--count", "0"], USAGE, "0 is not in the range 1<=x<=100000"),
     "count too large": (["create", "x{}", "--count", "10000000"], USAGE, "10000000 is not in the range 1<=x<=100000"),
+    "import of no archive": (
+        ["import", "/etc/passwd", "x", "--format", "tar"],
+        USAGE,
+        "/etc/passwd: it is not a tar archive: ",
+    ),
+    "import of no layer": (["layer", "import", "/etc/passwd"], USAGE, "/etc/passwd: it is not a tar archive: "),
     "export of no layer": (["layer", "export", "nope"], HOME, "there is no layer 'nope' in "),
     "cp of no file": (["cp", "/does/not/exist", "web:/"], SYSTEM, "/does/not/exist: No such file or directory"),
     "cp of a file that cannot be read": (["cp", "/proc/self/mem", "web:/"], SYSTEM, "/proc/self/mem: Input/output"),

@@ -323,7 +323,7 @@ def test_an_archive_that_breaks_off_leaves_nothing(opened: cowfs.Home, tmp_path:
             member.size = 100_000
             archive.addfile(member, io.BytesIO(os.urandom(100_000)))
     (tmp_path / "cut.tar").write_bytes(whole.getvalue()[:150_000])
-    with pytest.raises(errors.ArchiveError):
+    with pytest.raises(errors.ArchiveError, match=r"/cut\.tar, entry 'two': "):
         opened.import_image(tmp_path / "cut.tar", "files")
     assert_untouched(opened, before)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from cowfs.blockdev import FLUSH_COPY_BYTES, FlushAhead
 from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
-from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, UsageError
+from cowfs.errors import ArchiveError, CopyError, OutOfDataSpace, OutOfMetadataSpace, UsageError
 from cowfs.home.open_home import OpenHome
 from cowfs.home.requests.request import StreamIn, StreamOut
 from cowfs.pool import ThinDevice, ThinStatus
@@ -90,9 +90,11 @@ class ExportDisk(StreamOut[Exported], frozen=True, tag="export_disk"):
 
 @contextmanager
 def importing(path: str) -> Iterator[None]:
-    """Say of an import that ended half way, such as in a full pool, that nothing is left of it."""
+    """Say of an import that ended half way, such as in a full pool, of what it was, and that nothing is left of it."""
     try:
         yield
+    except ArchiveError as error:
+        raise error.of(path) from error
     except (OutOfDataSpace, OutOfMetadataSpace, CopyError) as error:
         ended = type(error)(f"cannot import {path}: {error}; nothing was made")
         ended.errno = error.errno
