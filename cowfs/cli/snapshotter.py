@@ -29,7 +29,7 @@ from cowfs.errors import UsageError
     metavar="SECONDS",
     type=click.FloatRange(0.1, 60.0),
     help="Give a call up that the disk or the kernel holds up so long; containerd waits with its lock held. "
-    "[default: 0.9]",
+    "[default: 0.8]",
 )
 @click.option("--config", metavar="FILE", type=PATH, help="Take options from FILE too, in TOML.")
 @click.pass_obj

@@ -4,12 +4,16 @@ From the floor up:
 
 messages    the protocol's messages
 grpc        gRPC's server half over HTTP/2: requests of one message, answers of one or several
+calls       a call between the thread of the clients and that of the engine
+front       the thread of the clients
+refusals    errors of a home as the ends of calls
 filters     the filters of List
 client      gRPC's client half, for containerd's own services
 blobs       the blobs of containerd's content store
 store       which snapshots there are, in a small database in the home
 places      how the files of snapshots are reached: as directories, or each as a block device
-snapshots   the ten methods, over the store and the home's layers
+reads       what is answered from the store's memory
+snapshots   the other methods, over the store and the home's layers
 diff        the diff service: layers into snapshots, and out of them
 serve       the process behind `cowfs snapshotter`
 

@@ -46,11 +46,13 @@ class Method:
     Attributes:
         takes_long: whether a call may take as long as there is to read and write; others are given up after a while.
         outcome: what becomes of a call that is given up, for its client.
+        goes_on: whether it is done all the same.
     """
 
     run: EngineMethod
     takes_long: Callable[[Asked], bool] = never
     outcome: str = UNDONE
+    goes_on: bool = False
 
 
 class Reply:

@@ -39,8 +39,8 @@ R = TypeVar("R")
 
 _WRITE_BACK_SECONDS: Final = 0.5  # of a Commit, for what programs changed in memory
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
-_USAGE_SECONDS: Final = 0.5  # of a Usage, for what is looked through for the first time
 _REMOVED_LATER: Final = "it is removed as soon as that answers"
+_FOUND_MEANWHILE: Final = "that of a committed snapshot is being found; ask again in a moment"
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
 _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
@@ -87,9 +87,9 @@ class Snapshotter:
             "View": Method(_answering("ViewSnapshotRequest", self.view)),
             "Mounts": Method(_answering("MountsRequest", self.mounts), outcome=UNCHANGED),
             "Commit": Method(_answering("CommitSnapshotRequest", self.commit)),
-            "Remove": Method(_answering("RemoveSnapshotRequest", self.remove), outcome=_REMOVED_LATER),
+            "Remove": Method(_answering("RemoveSnapshotRequest", self.remove), outcome=_REMOVED_LATER, goes_on=True),
             "Update": Method(_answering("UpdateSnapshotRequest", self.update)),
-            "Usage": Method(_answering("UsageRequest", self.usage), self._reads.takes_long, UNCHANGED),
+            "Usage": Method(_answering("UsageRequest", self.usage), self._reads.takes_long, _FOUND_MEANWHILE),
             "Cleanup": Method(_answering("CleanupRequest", self.cleanup), outcome=UNCHANGED),
         }
         return {f"/{SNAPSHOTS}/{name}": method for name, method in found.items()}
@@ -231,12 +231,9 @@ class Snapshotter:
 
     async def _measured(self, snapshot: Snapshot) -> LayerUsage:
         """What a committed snapshot adds to its parent; it is found also when its client does not wait for it."""
-        with trio.move_on_after(_USAGE_SECONDS):
-            await self._begin_measuring(snapshot.key).wait()
-            now = self._reads.require(snapshot.key)
-            return known_usage(now) or await self._looked_through(now)  # the error, where it could not be kept
-        text = f"what snapshot {snapshot.key} adds to its parent is being counted; ask again in a moment"
-        raise CallError(Code.UNAVAILABLE, text)
+        await self._begin_measuring(snapshot.key).wait()
+        now = self._reads.require(snapshot.key)
+        return known_usage(now) or await self._looked_through(now)  # the error, where it could not be kept
 
     def _begin_measuring(self, key: str) -> trio.Event:
         """Have the usage of a committed snapshot found and kept; the event is set at the end of that."""

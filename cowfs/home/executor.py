@@ -9,7 +9,7 @@ same care: what a request declares about devices is turned here, and only here, 
 
     before    what applications wrote to the devices it reads is fetched; a device that it needs idle is closed, one
               that it replaces is given up, unless something is open in it; one that it renames, or wants opened
-              anew, is put aside
+              anew, is put aside; one whose mount by the kernel ends is written
     after     that one is taken again; a device that it gave up is closed; what the kernel cached of a rewritten one is
               dropped; one that it replaced is shown as it is now
 
@@ -54,6 +54,9 @@ class Views:
     async def close_if_idle(self, device: str) -> bool:  # noqa: ARG002
         """Close a device that is not in use; whether it is closed. Ends without a checkpoint."""
         return True
+
+    async def begin_unmount(self, device: str) -> None:
+        """A mount of a device by the kernel may be about to end: have written what that would wait for."""
 
     async def begin_rename(self, device: str) -> None:
         """Close a device that is about to get another name, where that is possible; `end_rename` follows.
@@ -190,6 +193,8 @@ class Executor(Closing):
             await self._views.begin_rename(renamed.device)
         if (replaced := request.device_replaced()) is not None:
             await self._views.give_up(replaced.device, force=replaced.force)
+        if (unmounted := request.device_in(request.unmounts)) is not None:
+            await self._views.begin_unmount(unmounted)
         if (reopened := request.device_in(request.reopens)) is not None:
             await self._views.put_aside(reopened)
         try:

@@ -117,6 +117,16 @@ def _mount(source: str, target: str, filesystem: str, flags: int, data: str) -> 
     return ctypes.get_errno()
 
 
+def sync_filesystem(path: str) -> None:
+    """Have the kernel write what it keeps of the file system at a path, however long that takes. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd):  # os has none
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(fd)
+
+
 def _end_of_kernel_log() -> str:
     """The last that the kernel said, in one line; empty for who may not read its log."""
     buffer = ctypes.create_string_buffer(_LOG_BYTES)

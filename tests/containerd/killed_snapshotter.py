@@ -1,11 +1,15 @@
 """kill -9 at every step of Prepare, Apply, Commit and Remove: python -m tests.containerd.killed_snapshotter
 
-A step is a call that changes a file, or punches what was freed out of it, or one of the database's transactions, before
-it and after it. A round forks a process that opens a home, answers the calls of `CALLS` in turn, says on a pipe which
-are answered, and ends by SIGKILL at one step. Then the pool is checked by a full recount, and the home is opened again,
-as the next snapshotter does, and judged: each snapshot is as the calls that were answered left it, or as the one that
-was cut short would have; no device is without a snapshot, and none of containerd's removals fails. A call whose client
-does not wait for it any more is undone, or was done when the process ended before that.
+`python -m tests.containerd.killed_snapshotter FIRST EVERY dmthin` kills at one step of EVERY, from the FIRST, on the
+kernel's dm-thin; in a guest: cowfs uml -- COMMAND.
+
+A step is a call that changes a file, or punches what was freed out of it, or changes a device of the kernel, or one of
+the database's transactions, before it and after it. A round forks a process that opens a home, answers the calls of
+`CALLS` in turn, says on a pipe which are answered, and ends by SIGKILL at one step. Then the pool is checked by a full
+recount, and the home is opened again, as the next snapshotter does, and judged: each snapshot is as the calls that were
+answered left it, or as the one that was cut short would have; no device is without a snapshot, and none of containerd's
+removals fails. A call whose client does not wait for it any more is undone, or was done when the process ended before
+that.
 """
 
 from __future__ import annotations
@@ -39,8 +43,11 @@ from cowfs.home.opening import open_here
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers.driver import Prepare
+from cowfs_dmthin.abi import Command
+from cowfs_dmthin.control import Control
 
 OPTIONS: Final = HomeOptions(data_size_bytes=64 << 20, metadata_size_bytes=2 << 20, base_size_bytes=16 << 20)
+REQUESTS: Final = (Command.DEV_CREATE, Command.DEV_REMOVE, Command.DEV_SUSPEND, Command.TABLE_LOAD, Command.TARGET_MSG)
 STEPS: Final = ("pwrite", "pwritev", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "ftruncate")
 Files = dict[str, bytes]
 State = dict[str, tuple[str, str, Files]]  # key -> kind, parent, files
@@ -117,8 +124,8 @@ class Paths:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[OpenHome, SnapshotStore, Snapshotter]]:
-    with open_here(HomeSpec(path, make=Make.WHERE_ABSENT, options=OPTIONS)) as home:
+def opened(path: Path, backend: str = "emulated") -> Iterator[tuple[OpenHome, SnapshotStore, Snapshotter]]:
+    with open_here(HomeSpec(path, backend, make=Make.WHERE_ABSENT, options=OPTIONS)) as home:
         home.use_driver(home.settings, mounter=Paths(home), keep_root_owner=True)
         store = SnapshotStore(path)
         try:
@@ -175,7 +182,7 @@ async def _answer(snapshotter: Snapshotter, call: tuple[str, str, str], decide: 
     await getattr(snapshotter, method.lower())(request, decide)
 
 
-def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> int:
+def run_until(path: Path, backend: str, last_step: int, report: Callable[[bytes], object]) -> int:
     """Answer all calls, or end by SIGKILL at a step. Returns how many steps there are."""
     steps = 0
 
@@ -199,7 +206,14 @@ def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> 
                 await answer(snapshotter, store, call)
                 report(b".")
 
-    with opened(path) as (_, store, snapshotter):
+    def counted_request(self: Control, command: Command, *args: Any, **kwargs: Any) -> Any:
+        if command in REQUESTS:
+            step()
+        return ask(self, command, *args, **kwargs)
+
+    ask = Control._call
+    with opened(path, backend) as (_, store, snapshotter):
+        setattr(Control, "_call", counted_request)  # noqa: B010
         for name in STEPS:
             setattr(os, name, counted(getattr(os, name)))
         cowfs.blockdev._fallocate = counted(cowfs.blockdev._fallocate)
@@ -216,7 +230,7 @@ def run_until(path: Path, last_step: int, report: Callable[[bytes], object]) -> 
     return steps
 
 
-def killed_at(path: Path, last_step: int) -> tuple[int, int]:
+def killed_at(path: Path, backend: str, last_step: int) -> tuple[int, int]:
     """(calls that were answered, steps) of a process that ends at a step; 0 steps where it was killed."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -224,7 +238,7 @@ def killed_at(path: Path, last_step: int) -> tuple[int, int]:
         code = 1
         try:
             os.close(reading)
-            steps = run_until(path, last_step, lambda data: os.write(writing, data))
+            steps = run_until(path, backend, last_step, lambda data: os.write(writing, data))
             os.write(writing, f" {steps}".encode())
             code = 0
         finally:
@@ -265,9 +279,9 @@ async def collect(snapshotter: Snapshotter, store: SnapshotStore) -> None:
                 await snapshotter.remove(message_class("RemoveSnapshotRequest")(key=snapshot.key))
 
 
-def judge(path: Path, answered: int) -> None:
+def judge(path: Path, backend: str, answered: int) -> None:
     """Check the pool of a home after a kill, open it, compare what is there, and remove all of it."""
-    found = check_home(path, "emulated")
+    found = check_home(path, backend)
     assert not found.findings, found.findings
 
     async def judge_opened(home: OpenHome, store: SnapshotStore, snapshotter: Snapshotter) -> None:
@@ -284,7 +298,7 @@ def judge(path: Path, answered: int) -> None:
             await collect(snapshotter, store)
         assert found_state(home, store) == {}
 
-    with opened(path) as (home, store, snapshotter):
+    with opened(path, backend) as (home, store, snapshotter):
         trio.run(judge_opened, home, store, snapshotter)
 
 
@@ -295,20 +309,21 @@ def _short(state: State) -> dict[str, tuple[str, str, dict[str, int]]]:
     }
 
 
-def kill(path: Path, first: int = 1, every: int = 1) -> int:
+def kill(path: Path, first: int = 1, every: int = 1, backend: str = "emulated") -> int:
     """Kill at each step, or at some of them; how many times."""
-    answered, steps = killed_at(path, -1)
+    answered, steps = killed_at(path, backend, -1)
     assert answered == len(CALLS)
     assert steps > 100
-    judge(path, answered)
+    judge(path, backend, answered)
     killed = 0
     for number in range(first, steps + 1, every):
-        answered, _ = killed_at(path, number)
-        judge(path, answered)
+        answered, _ = killed_at(path, backend, number)
+        judge(path, backend, answered)
         killed += 1
     return killed
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory(prefix="killed-") as name:
-        print(f"{kill(Path(name) / 'home', *map(int, sys.argv[1:]))} kills, all is well")
+        first, every, backend = [*sys.argv[1:], *("1", "1", "emulated")[len(sys.argv) - 1 :]]
+        print(f"{kill(Path(name) / 'home', int(first), int(every), backend)} kills, all is well")

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.containerd.grpc_client import GrpcClient
-from tests.containerd.server import OPTIONS, names
+from tests.containerd.server import OPTIONS, PATIENT, names
 from tests.kit.containerd_suite import SUITES, Suite
 
 WITHOUT_128_LAYERS = "TestCowfs/^[^1]"
@@ -28,7 +28,8 @@ def run(suite: Suite, directory: Path, backend: str, rounds: Sequence[str]) -> N
     cowfs = [sys.executable, "-m", "cowfs", "--home", str(directory / "home"), "--backend", backend]
     socket, log = directory / "s", directory / "log"
     with log.open("w") as stream:
-        server = subprocess.Popen([*cowfs, *options, "snapshotter", "--socket", str(socket)], stderr=stream)
+        words = ["snapshotter", "--socket", str(socket), *PATIENT]
+        server = subprocess.Popen([*cowfs, *options, *words], stderr=stream)
     try:
         with wait_for(socket, server, log) as client:
             for chosen in rounds:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Account
 
 BLOCK_BYTES = 64 << 10
+PATIENT = ["--answer-seconds", "60"]  # a machine that is busy is no slow disk
 OPTIONS = ["dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M"]
 
 
@@ -34,7 +35,7 @@ class Server:
     def start(self, *options: str) -> GrpcClient:
         """Start it; `options` are storage options in place of the usual ones."""
         words = [word for option in options or OPTIONS for word in ("--storage-opt", option)]
-        command = ["cowfs", "--home", self.home, *words, "snapshotter", "--socket", self.socket, *self.words]
+        command = ["cowfs", "--home", self.home, *words, "snapshotter", "--socket", self.socket, *PATIENT, *self.words]
         with (self.account.directory / "log").open("a") as log:
             self.process = self.account.start(command, stdout=log, stderr=log)
         deadline = time.monotonic() + 60

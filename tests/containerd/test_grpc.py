@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.containerd.grpc import MAX_MESSAGE_BYTES, Asked, CallError, Code, serve_connection
+from cowfs.containerd.grpc import MAX_MESSAGE_BYTES, Asked, CallError, Code, Reports, serve_connection
 
 HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "x"), ("content-type", "application/grpc")]
 
@@ -197,3 +197,25 @@ async def test_bytes_that_are_no_http2(rng: random.Random) -> None:
                 except trio.BrokenResourceError:
                     pass
                 await ours.aclose()
+
+
+async def test_clients_that_break_the_protocol_fill_no_log(autojump_clock: trio.testing.MockClock) -> None:
+    """One that connects in a loop makes one line a minute, which says how many there were."""
+    said: list[str] = []
+    reports = Reports(said.append)
+
+    async def broken() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve_connection, theirs, METHODS, reports)
+            await ours.send_all(b"GET / HTTP/1.1\r\n\r\n")
+            await ours.send_eof()
+
+    for _ in range(100):
+        await broken()
+    assert len(said) == 1
+    assert said[0].startswith("a client broke HTTP/2: ")
+    autojump_clock.jump(61)
+    await broken()
+    assert len(said) == 2
+    assert said[1].startswith("a client broke HTTP/2, and 99 others since the last such line: ")

@@ -40,6 +40,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "Commit": {"key": "box", "name": "committed"},
     "Remove": {"key": "old"},
 }
+CHANGES = {method: fields for method, fields in CALLS.items() if method != "Remove"}
 # What each of them waits for before its answer; the last three change the database alone.
 WAITS = [(method, gate) for method in ("Prepare", "Commit") for gate in ("disk", "injected", "database")]
 WAITS += [(method, "database") for method in ("View", "Update", "Remove")]
@@ -103,7 +104,7 @@ def test_what_is_known_is_answered_while_a_disk_does_not(held_up: HeldUp) -> Non
 
 
 def test_every_other_call_ends_while_one_holds_the_engine_up(held_up: HeldUp) -> None:
-    """Those that were given up before the engine comes to them are not begun."""
+    """Those that were given up before the engine comes to them are not begun, but removals are done."""
     with held_up.connected() as first, held_up.connected() as client:
         prepared(client)
         before = held_up.state()
@@ -112,10 +113,10 @@ def test_every_other_call_ends_while_one_holds_the_engine_up(held_up: HeldUp) ->
         assert held_up.disk.is_reached.wait(60)
         for method, fields in [*CALLS.items(), ("Cleanup", {})]:
             held_up.given_up(client, method, **fields)
-        held_up.let_time_pass()
         held_up.disk.open()
+        del before["old"]
         assert held_up.state() == before
-        for method, fields in [*CALLS.items(), ("Cleanup", {})]:
+        for method, fields in [*CHANGES.items(), ("Cleanup", {})]:
             client.call(method, **fields)
 
 

@@ -127,6 +127,9 @@ class Served(Views):
         self.calls.append(("close", device))
         return False
 
+    async def begin_unmount(self, device: str) -> None:
+        pass
+
     async def invalidate(self, device: str) -> None:
         self.calls.append(("invalidate", device))
 

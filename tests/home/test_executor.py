@@ -56,6 +56,10 @@ class NotedViews(Views):
         self.events.append(f"close {device}")
         return device == "idle"
 
+    async def begin_unmount(self, device: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.events.append(f"write out {device}")
+
     async def begin_rename(self, device: str) -> None:
         await trio.lowlevel.checkpoint()
         self.events.append(f"set aside {device}")
@@ -147,7 +151,7 @@ def events_of(request: AnyRequest, monkeypatch: pytest.MonkeyPatch, *, failing: 
         (LayerSize("a", "b"), ["write back b", "write back a", "run"]),
         (ApplyLayer("a"), ["close a", "run", "close a", "invalidate a"]),
         (ApplyLayer("idle"), ["close idle", "run", "close idle"]),
-        (PutLayer("a"), ["run", "close a"]),
+        (PutLayer("a"), ["write out a", "run", "close a"]),
         (ListFiles("a"), ["write back a", "run"]),
         (ReadFile("a", b"x"), ["write back a", "run"]),
         (CopyOut("a", b"x"), ["write back a", "run"]),

@@ -5,38 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cowfs.cli.app import run
+from cowfs.containerd.grpc import Code
+from cowfs.containerd.messages import ACTIVE
 from cowfs.containerd.snapshots import MAX_SIZE
-from tests.containerd.grpc_client import GrpcClient
-from tests.uml.guest_checks import Checks, run_checks, wait_until
+from cowfs_dmthin.abi import TargetLine
+from cowfs_dmthin.loop import open_backing
+from tests.containerd.grpc_client import CallFailed, GrpcClient
+from tests.uml.guest_checks import CONTROL, Checks, run_checks, wait_until
 from tests.uml.guest_commands import Cowfs
 
 check = Checks()
 MIB = 1 << 20
+DISK_BYTES = 256 * MIB
+PATIENT = ("--answer-seconds", "60")  # a guest is slow, and may have a machine that is busy
 OPTIONS = ("dm.loopdatasize=256M", "dm.loopmetadatasize=4M", "dm.basesize=32M", "dm.min_free_space=0%")
 
 
 class Server:
     """A snapshotter in a process that is forked from this one: in a guest that is sooner ready than a new one."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, options: Sequence[str] = OPTIONS) -> None:
         self.home = folder / "home"
         self.socket = folder / "s"
         self._log = folder / "log"
         self._words = words
+        self._options = options
         self.pid = 0
 
     def start(self) -> None:
-        options = [word for option in OPTIONS for word in ("--storage-opt", option)]
+        options = [word for option in self._options for word in ("--storage-opt", option)]
         words = ["--home", str(self.home), "--backend", "dmthin", *options]
-        words += ["snapshotter", "--socket", str(self.socket), *self._words]
+        words += ["snapshotter", "--socket", str(self.socket), *PATIENT, *self._words]
         self.pid = os.fork()
         if not self.pid:
             status = 1
@@ -206,6 +214,73 @@ def end_and_take_over(server: Server, folder: Path) -> None:
         wait_until(lambda: "snapshot-" not in cowfs("list").out)
     assert server.stop() == 0
     require_nothing_left(server)
+
+
+@check
+def a_commit_does_not_wait_for_what_the_kernel_writes(folder: Path) -> None:
+    """On a disk that takes a minute for each write: it is refused, and the next one, when that is done, has all."""
+    with slow_disk(folder / "disk") as (disk, delay):
+        server = Server(folder, options=(f"dm.datadev={disk}", *OPTIONS[1:]))
+        commit_on_a_slow_disk(server, folder, delay)
+        require_nothing_left(server)
+
+
+@contextlib.contextmanager
+def slow_disk(path: Path) -> Iterator[tuple[str, Callable[[int], None]]]:
+    """A disk by the path of its node, and what has each write wait so many milliseconds from then on."""
+    path.touch()
+    os.truncate(path, DISK_BYTES)
+    backing = open_backing(str(path), "data")
+
+    def delay(milliseconds: int) -> None:
+        at_once = f"{backing.table_name} 0 0"
+        words = f"{at_once} {backing.table_name} 0 {milliseconds} {at_once}"
+        CONTROL.load("slow", TargetLine(0, DISK_BYTES // 512, "delay", words))
+        CONTROL.suspend("slow", flush=False, freeze=False)
+        CONTROL.resume("slow")
+
+    try:
+        number = CONTROL.create("slow")
+        delay(0)
+        os.mknod(path.with_name("node"), stat.S_IFBLK | 0o600, number)
+        yield str(path.with_name("node")), delay
+    finally:
+        CONTROL.remove_if_there("slow")
+        backing.close()
+
+
+def commit_on_a_slow_disk(server: Server, folder: Path, delay: Callable[[int], None]) -> None:
+    with server.running() as client:
+        cowfs = Cowfs(server.home)
+        for key in ("a", "gone"):
+            (mount,) = client.call("Prepare", key=key).mounts
+            (Path(mount.source) / "file").write_bytes(bytes(range(256)) * 4096)
+        delay(60_000)
+        with refused_with(Code.UNAVAILABLE, "commit it again in a moment"):
+            client.call("Commit", key="a", name="base")
+        client.call("Remove", key="gone")  # the end of its mount writes what it has
+        assert sorted(info.name for answer in client.answers("List") for info in answer.info) == ["a"]
+        assert client.call("Stat", key="a").info.kind == ACTIVE
+        delay(0)
+        client.call("Commit", key="a", name="base")
+        with mounted(client.call("View", key="v", parent="base"), folder / "v") as seen:
+            assert (seen / "file").read_bytes() == bytes(range(256)) * 4096
+        client.call("Remove", key="v")
+        client.call("Remove", key="base")
+        client.call("Cleanup")
+        wait_until(lambda: "snapshot-" not in cowfs("list").out)
+
+
+@contextlib.contextmanager
+def refused_with(code: Code, text: str) -> Iterator[None]:
+    """A call that is to fail so."""
+    try:
+        yield
+    except CallFailed as error:
+        if error.code is not code or text not in error.message:
+            raise
+    else:
+        raise AssertionError(f"{code.name} was expected")
 
 
 @check

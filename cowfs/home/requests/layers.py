@@ -256,6 +256,7 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
     id: str
 
     gives_up = "id"
+    unmounts = "id"
 
     def run(self, home: OpenHome) -> None:
         home.driver.put(self.id)

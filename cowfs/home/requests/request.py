@@ -71,6 +71,8 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """It may not be in use: one that is open only because it was used lately is closed before."""
     gives_up: ClassVar[str] = ""
     """It may be idle after this: it is closed then."""
+    unmounts: ClassVar[str] = ""
+    """The kernel's mount of it may end with this, which waits until all of it is written."""
     rewrites: ClassVar[str] = ""
     """Its files may be others after this: what the kernel has cached of them counts no more."""
     reopens: ClassVar[str] = ""

@@ -5,6 +5,7 @@ own_mount       the same for a block of Python, with whose process it ends; leas
 mount_server    what that process does first
 served_home     the open home, what shows it, and what requests ask of that
 shown_devices   devices as views show them
+kernel_writes   what the kernel keeps of file systems that it has mounted is written, in threads
 deletions       a service: devices that are marked for deletion
 events          a service: what happens to the pool, for the log
 virtual_sleep   pauses of services on the clock of a test

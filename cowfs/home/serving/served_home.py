@@ -34,6 +34,7 @@ from cowfs.home.executor import Executor, Views
 from cowfs.home.open_home import OpenHome
 from cowfs.home.serving.deletions import deletion_service
 from cowfs.home.serving.events import event_service
+from cowfs.home.serving.kernel_writes import KernelWrites
 from cowfs.home.serving.memory import keep_freed_memory
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.shown_devices import ShownDevices, ShownDisk, ShownTree
@@ -95,6 +96,7 @@ class ServedHome(Views):
         self._target = _target(request)  # once: looking at the path of one's own mount waits for oneself
         self._is_for_layers = self._target == os.path.realpath(HomeFiles(os.path.abspath(request.home)).mounts)
         self._is_for_layers |= request.runtime_directory is not None
+        self._kernel_writes = KernelWrites(home.devices.active)
         self.executor = Executor(home, self)
         self._control = ControlServer(self.executor, request.runtime_directory)
         self._has_ended = trio.Event()
@@ -192,13 +194,19 @@ class ServedHome(Views):
     async def write_back(self, device: str) -> None:
         if isinstance(self._view, HomeView):
             await self._view.write_back_device(device)
-        elif self._view is not None and self._shows_alone(device):
+        elif self._view is None:
+            await self._kernel_writes.write(device)
+        elif self._shows_alone(device):
             await self._view.write_back()
 
     async def close_if_idle(self, device: str) -> bool:
         if isinstance(self._view, HomeView):
             return await self._view.kernel_cache.close_if_idle(device)
         return not self._shows_alone(device)
+
+    async def begin_unmount(self, device: str) -> None:
+        if self._view is None:
+            await self._kernel_writes.write(device)
 
     async def begin_rename(self, device: str) -> None:
         if isinstance(self._view, HomeView):
