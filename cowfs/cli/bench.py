@@ -110,6 +110,7 @@ def bench_command(
         _require_charts()
     if quick and full:
         raise UsageError("--quick has small sizes and --full large ones; leave one of them out")
+    scale = "QUICK" if quick else "FULL" if full else "STANDARD"
     if words[:1] == (_REPORT,):
         return _report(settings, words[1:], json_file, csv_file, html_file)
     if in_uml:
@@ -117,7 +118,6 @@ def bench_command(
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
     workloads: list[Workload] = [*traces]
     if words or command is not None or not traces:
-        scale = "QUICK" if quick else "FULL" if full else "STANDARD"
         workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.runner import Run

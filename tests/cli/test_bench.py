@@ -85,6 +85,15 @@ def test_a_job_of_fio_on_each_engine_is_kept_whole(account: Account, needs_fuse:
     assert lines["all jobs"]["emulated"][0]["counters"]["requests"]["written_bytes"] >= 1 << 20
 
 
+def test_a_trace_alone_is_a_question(account: Account) -> None:
+    log = "fio version 2 iolog\n/disk add\n/disk open\n/disk write 0 4096\n/disk close\n"
+    (account.directory / "one.iolog").write_text(log)
+    (account.directory / "one.iolog").chmod(0o644)
+    said = account.run_script("cowfs bench one.iolog --directory . --over plain --rounds 1 --size 1M")
+    assert "plain" in said
+    assert "failed" not in said
+
+
 def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> None:
     (account.directory / "work").write_text('#!/bin/sh\necho "working in $1"\ntouch "$1/file"\nexit 3\n')
     (account.directory / "work").chmod(0o755)
