@@ -56,7 +56,7 @@ def built_in(*, seed: int, scale: Scale = Scale.STANDARD) -> list[Workload]:
         ),
         Provisioning(size_bytes=of(4, 32, 256) * _MIB, writes=of(4, 32, 256), seed=seed),
         DiskRequests(size_bytes=of(4, 32, 256) * _MIB, requests=of(50, 1000, 10000), seed=seed),
-        TreeWork(files=of(30, 300, 3000), commits=of(10, 100, 1000), wheel_files=of(0, 100, 1000), seed=seed),
+        TreeWork(files=of(30, 200, 3000), commits=of(10, 100, 1000), wheel_files=of(0, 100, 1000), seed=seed),
         LayerWork(files=of(30, 300, 3000), changed=of(3, 10, 10), seed=seed),
         Churn(cycles=of(1, 3, 20), size_bytes=of(4, 8, 64) * _MIB, seed=seed),
         FromNothing(size_bytes=256 * _MIB),
