@@ -23,6 +23,7 @@ FEATURES = FEATURE_SETS | {
     "bigalloc": ["-O", "bigalloc"],
     "quota": ["-O", "quota"],
 }
+PIECE = b"x" * MIB  # again and again: memory that is new costs more than what is written from it
 CONTENTS = {b"file-%d" % number: bytes([number]) * (number * 9973) for number in range(1, 40)}
 
 
@@ -87,7 +88,9 @@ def test_whatever_the_features(make_image: Callable[..., Image], features: str, 
         for name, content in CONTENTS.items():
             inode = image.volume.lookup(2, name).inode
             assert image.volume.read(inode, 0, len(content) + 1) == content
-        make_file(image.volume, b"more", b"x" * (200 * MIB))
+        more = make_file(image.volume, b"more")
+        for offset in range(0, 200 * MIB, MIB):
+            assert image.volume.write(more, offset, PIECE) == MIB
 
 
 def test_the_data_is_not_read(image: Image) -> None:
