@@ -25,6 +25,8 @@ WORKERS ?= $(shell expr 2 \* $$(nproc))
 NEXT_PYTHON ?= python3.13
 NEXT := .cache/$(notdir $(NEXT_PYTHON))
 PYTEST_ARGS ?=
+# Of the C library: memory that a test frees is used by the next, as what is given back must be mapped page by page anew.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=268435456 MALLOC_TRIM_THRESHOLD_=268435456
 unexport PYTHONDONTWRITEBYTECODE
 RESULTS := bench/results
 # A quick run shows that everything works: the figures say nothing.
@@ -40,7 +42,7 @@ demo: $(SETUP) packages-test
 
 test: $(SETUP) packages-test
 	$(MAKE) --no-print-directory --jobs --output-sync=target lint test-next test-tools
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
+	$(KEEP_MEMORY) $(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci $(PYTEST_ARGS)
 
 # The interface of pools and their metadata: what needs neither pyfuse3 nor guests; with few examples, as 'make test'
 # has all of them on one Python.
