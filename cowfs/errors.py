@@ -76,8 +76,12 @@ class UsageError(CowfsError):
 class ArchiveError(UsageError):
     """A layer archive that cannot be unpacked. What came before in it was unpacked: the layer is to be thrown away.
 
-    `entry` is the name of the entry at which it ended, "" for the archive itself; `reason` is what was found there.
+    `entry` is the name of the entry at which it ended, "" for the archive itself; `reason` is what was found there, ""
+    where an older server of the home told of it.
     """
+
+    entry: str = ""
+    reason: str = ""
 
     def __init__(
         self, message: str, *, entry: str = "", archive: str = "layer archive", errno: int | None = None
@@ -89,6 +93,8 @@ class ArchiveError(UsageError):
 
     def of(self, archive: str) -> ArchiveError:
         """The same of an archive that has a name."""
+        if not self.reason:
+            return type(self)(self.message, archive=archive, errno=self.errno)
         return type(self)(self.reason, entry=self.entry, archive=archive, errno=self.errno)
 
 

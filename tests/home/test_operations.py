@@ -320,6 +320,14 @@ def test_a_class_unknown_here_keeps_its_exit_code() -> None:
     assert errors.CowfsError.exit_code == 1
 
 
+def test_what_an_older_server_says_of_an_archive_gets_the_name_of_its_file() -> None:
+    told = record_error(errors.ArchiveError("a header is damaged", entry="a/b"))
+    record = msgspec.structs.replace(told, fields={"entry": "a/b"})
+    back = restore_error(record)
+    assert isinstance(back, errors.ArchiveError)
+    assert str(back.of("x.tar")) == "x.tar: layer archive, entry 'a/b': a header is damaged"
+
+
 @pytest.mark.parametrize("kind", ["OSError", "os", "__name__", "annotations"])
 def test_a_record_cannot_name_what_is_no_error_of_ours(kind: str) -> None:
     record = msgspec.structs.replace(record_error(errors.UsageError("x")), kind=kind)
