@@ -67,6 +67,13 @@ def root(original: Path, tmp_path: Path) -> Path:
     return directory
 
 
+def copied(original: Path, directory: Path) -> Path:
+    """A copy of the daemon's directory, home included, that a test may change."""
+    copy = directory / "docker"
+    subprocess.run(["cp", "-a", "--sparse=always", original, copy], check=True)
+    return copy
+
+
 @pytest.fixture
 def docker(root: Path, cowfs_anywhere: Run) -> Docker:
     return lambda *words: cowfs_anywhere("--home", root, "docker", *words)
@@ -190,8 +197,7 @@ def test_space_by_image_and_container(cowfs_anywhere: Run, root: Path, filesyste
 
 
 def test_names_stand_for_devices_everywhere(original: Path, tmp_path: Path, cowfs_anywhere: Run) -> None:
-    copy = tmp_path / "docker"
-    subprocess.run(["cp", "-a", "--sparse=always", original, copy], check=True)
+    copy = copied(original, tmp_path)
     add_container(copy, CONTAINER, "web", LAYER_2)
     for home in (copy, copy / DIRECTORY):
         assert [line[3:] for line in cowfs_anywhere("--home", home, "changes", "two", "web").out.splitlines()] == ["/b"]
@@ -356,14 +362,17 @@ def test_a_file_that_is_not_what_it_was(
     assert image["layers"][0] == "95307b2b364d20236406302740c90df16197c1e18d6f1e9d7974773c4098c65c"
 
 
-def test_a_layer_whose_device_is_missing_is_not_packed_anew(docker: Docker, root: Path, tmp_path: Path) -> None:
-    (root / DIRECTORY / "metadata" / LAYER_2).unlink()
+def test_a_layer_whose_device_is_missing_is_not_packed_anew(
+    cowfs_anywhere: Run, original: Path, tmp_path: Path
+) -> None:
+    copy = copied(original, tmp_path)
+    (copy / DIRECTORY / "metadata" / LAYER_2).unlink()
     for words in (["two"], ["two", "--new-ids"]):
-        outcome = docker("save", *words, "-o", tmp_path / "images.tar")
+        outcome = cowfs_anywhere("--home", copy, "docker", "save", *words, "-o", tmp_path / "images.tar")
         assert outcome.status == 5
         assert f"are missing: there is no device '{LAYER_2}' in the home" in outcome.error
         assert outcome.error.endswith("; 'cowfs recover --dry-run' says whether the pool still has them")
-    outcome = docker("save", "--all", tmp_path / "all")
+    outcome = cowfs_anywhere("--home", copy, "docker", "save", "--all", tmp_path / "all")
     assert "recover --dry-run" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("cowfs: 2 things could not be read; ")
 
@@ -393,8 +402,7 @@ def test_one_bad_layer_does_not_stop_the_rest(docker: Docker, root: Path, tmp_pa
 def test_a_device_that_is_damaged_does_not_stop_the_rest(
     original: Path, tmp_path: Path, cowfs_anywhere: Run, filesystem: str
 ) -> None:
-    copy = tmp_path / "docker"
-    subprocess.run(["cp", "-a", "--sparse=always", original, copy], check=True)
+    copy = copied(original, tmp_path)
     add_container(copy, CONTAINER, "web", LAYER_2)
     with (
         closing(opening.open_home(copy / DIRECTORY, load_backend("emulated"))) as devices,
