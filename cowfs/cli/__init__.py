@@ -16,9 +16,8 @@ def main() -> NoReturn:
     """Run the command line of this process and exit."""
     gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # until there is a command that Ctrl-C interrupts, and no traceback
+        # Until there is a command that Ctrl-C interrupts: no traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     from cowfs.cli import app
 
     app.main()
