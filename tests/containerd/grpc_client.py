@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,6 +36,18 @@ class CallFailed(Exception):
         super().__init__(f"{code}: {message}")
         self.code = Code(code)
         self.message = message
+
+
+def connected(path: Path, require_alive: Callable[[], object]) -> GrpcClient:
+    """A client of a server that has just been started. `require_alive` raises AssertionError when it has ended."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return GrpcClient(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            require_alive()
+            assert time.monotonic() < deadline, f"nothing listens on {path}"
+            time.sleep(0.02)
 
 
 class GrpcClient:

@@ -12,11 +12,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.containerd.grpc_client import GrpcClient
+from tests.containerd.grpc_client import GrpcClient, connected
 from tests.containerd.server import OPTIONS, PATIENT, names
 from tests.kit.containerd_suite import SUITES, Suite
 
@@ -31,7 +30,11 @@ def run(suite: Suite, directory: Path, backend: str, rounds: Sequence[str]) -> N
         words = ["snapshotter", "--socket", str(socket), *PATIENT]
         server = subprocess.Popen([*cowfs, *options, *words], stderr=stream)
     try:
-        with wait_for(socket, server, log) as client:
+
+        def require_alive() -> None:
+            assert server.poll() is None, log.read_text()
+
+        with connected(socket, require_alive) as client:
             for chosen in rounds:
                 pass_once(suite, socket, directory, chosen)
                 remove_all(client)
@@ -44,15 +47,6 @@ def run(suite: Suite, directory: Path, backend: str, rounds: Sequence[str]) -> N
     assert "snapshot-" not in left, left
     check = subprocess.run([*cowfs, "pool", "check"], capture_output=True, text=True, check=False)
     assert check.stdout.startswith("clean"), check
-
-
-def wait_for(socket: Path, server: subprocess.Popen[bytes], log: Path) -> GrpcClient:
-    deadline = time.monotonic() + 120
-    while not socket.exists():
-        assert server.poll() is None, log.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return GrpcClient(socket)
 
 
 def pass_once(suite: Suite, socket: Path, directory: Path, chosen: str) -> None:

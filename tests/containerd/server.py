@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cowfs.containerd.grpc import Code
-from tests.containerd.grpc_client import CallFailed, GrpcClient
+from tests.containerd.grpc_client import CallFailed, GrpcClient, connected
 from tests.kit.containerd_engine import Containerd
 
 if TYPE_CHECKING:
@@ -38,14 +37,11 @@ class Server:
         command = ["cowfs", "--home", self.home, *words, "snapshotter", "--socket", self.socket, *PATIENT, *self.words]
         with (self.account.directory / "log").open("a") as log:
             self.process = self.account.start(command, stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                return GrpcClient(self.socket)
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert self.process.poll() is None, self.log()
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+        return connected(self.socket, self._require_alive)
+
+    def _require_alive(self) -> None:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log()
 
     def log(self) -> str:
         return (self.account.directory / "log").read_text()

@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from cowfs.containerd.messages import ACTIVE
 from cowfs.containerd.snapshots import MAX_SIZE
 from cowfs_dmthin.abi import TargetLine
 from cowfs_dmthin.loop import open_backing
-from tests.containerd.grpc_client import CallFailed, GrpcClient
+from tests.containerd.grpc_client import CallFailed, GrpcClient, connected
 from tests.uml.guest_checks import CONTROL, Checks, run_checks, wait_until
 from tests.uml.guest_commands import Cowfs
 
@@ -57,14 +56,10 @@ class Server:
                 os._exit(status)
 
     def connected(self) -> GrpcClient:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                return GrpcClient(self.socket)
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert os.waitpid(self.pid, os.WNOHANG)[0] == 0, self._log.read_text()
-                assert time.monotonic() < deadline, self._log.read_text()
-                time.sleep(0.05)
+        return connected(self.socket, self._require_alive)
+
+    def _require_alive(self) -> None:
+        assert os.waitpid(self.pid, os.WNOHANG)[0] == 0, self._log.read_text()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         os.kill(self.pid, number)
