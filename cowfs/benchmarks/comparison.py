@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from cowfs.benchmarks.figures import are_level, median_of
+from cowfs.benchmarks.figures import are_level, median_of, rounds_text
 from cowfs.benchmarks.results import Figure, Line, Question, Result
 from cowfs.errors import UsageError
 
@@ -108,7 +108,7 @@ def _notes(old: Result, new: Result) -> list[str]:
         if not result.is_quiet:
             notes.append(f"{name}: {result.load_line()}")
         if result.rounds < 3:
-            notes.append(f"{name}: {result.rounds} rounds say little about the spread")
+            notes.append(f"{name}: {rounds_text(result.rounds)}, which says little about the spread")
     for what in ("processor", "processors", "memory_bytes", "kernel", "directory_filesystem", "python"):
         before, after = getattr(old.machine, what), getattr(new.machine, what)
         if before != after:

@@ -41,6 +41,10 @@ def reach_of(values: Sequence[float]) -> float:
     return _REACH[max(rounds for rounds in _REACH if rounds <= len(values))] * (max(values) - min(values))
 
 
+def rounds_text(rounds: int) -> str:
+    return "one round" if rounds == 1 else f"{rounds} rounds"
+
+
 def spread_of(values: Sequence[float]) -> float:
     """The reach of the median, as a part of it."""
     median = statistics.median(values)

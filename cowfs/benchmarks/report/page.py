@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from cowfs.benchmarks.figures import median_of
+from cowfs.benchmarks.figures import median_of, rounds_text
 from cowfs.benchmarks.report.charts import COLOURS, bars, distribution, growth, style, written_growth
 from cowfs.benchmarks.report.text import figure_text, spread_text
 from cowfs.benchmarks.results import Absent, Goal, Line, Question, Result, Sample
@@ -61,8 +61,8 @@ def _page(result: Result) -> Iterator[str]:
     yield f"<style>{style()}{_STYLE}</style></head><body><h1>Measured side by side</h1>"
     yield f'<p class="note{"" if result.is_quiet else " bad"}">{_text(result.load_line()[0].upper())}'
     yield f"{_text(result.load_line()[1:])}. A switch to another process took {result.switch_us:.1f} us.</p>"
-    yield f"<p>{result.begun}, {result.seconds:.0f} s, {result.rounds} rounds in turns, seed {result.seed}, cowfs "
-    yield f"{_text(result.cowfs)}. {_text(machine.processor)}, {machine.processors} processors, "
+    yield f"<p>{result.begun}, {result.seconds:.0f} s, {rounds_text(result.rounds)} in turns, seed {result.seed}, "
+    yield f"cowfs {_text(result.cowfs)}. {_text(machine.processor)}, {machine.processors} processors, "
     yield f"{format_size(machine.memory_bytes)} of memory, Linux {_text(machine.kernel)}, {_text(machine.system)}, "
     yield f"Python {_text(machine.python)}. Files in {_text(result.place)}: {_text(machine.directory_filesystem)} "
     yield f'<span class="dim">({_text(machine.directory_options)})</span>.</p>'

@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from cowfs.benchmarks.figures import rounds_text
 from cowfs.benchmarks.results import Line, Question, Result
 
 _GAP = "  "
@@ -17,7 +18,7 @@ def head_lines(result: Result) -> Iterator[str]:
     machine = result.machine
     yield f"{result.load_line()}; a switch to another process takes {result.switch_us:.1f} us"
     yield f"{machine.processor}, {machine.processors} processors, Linux {machine.kernel}, {machine.system}"
-    yield f"files are in {result.place} ({machine.directory_filesystem}), {result.rounds} rounds in turns"
+    yield f"files are in {result.place} ({machine.directory_filesystem}), {rounds_text(result.rounds)} in turns"
     width = max((len(note.name) for note in result.contenders), default=0)
     for note in result.contenders:
         yield f"  {note.name.ljust(width)}  {note.title}"
