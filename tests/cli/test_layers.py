@@ -42,6 +42,9 @@ def test_a_layer_is_used_at_a_path_until_it_is_put(layers: MountedHome) -> None:
     (path,) = {process.communicate()[0].strip() for process in starting}
     assert [process.returncode for process in starting] == [0, 0]
     assert path == f"{layers.home}/mnt/two/rootfs"
+    # As one that asks finds it when another one's server has just mounted it.
+    make_mounts = "import sys; from cowfs.devices.on_disk.files import HomeFiles; HomeFiles(sys.argv[1]).make_mounts()"
+    layers.account.run(["python", "-c", make_mounts, layers.home])
     layers.shell(f"cat '{path}/a'; echo new > '{path}/new'; rm '{path}/b'")
     assert layers.run("layer", "changes", "two", "one").stdout == "D /b\nA /new\n"
     holder = layers.json("status")["holder_pid"]

@@ -102,7 +102,8 @@ def test_what_the_kernel_had_gathered_is_in_a_snapshot_and_there_at_the_end(moun
         assert writer.do("os.pwrite(pages, b'at last', 0)") == "done"
         pid = mounted.json("status")["holder_pid"]
         mounted.shell(f"kill -{signal.SIGTERM:d} {pid}")
-        mounted.wait_until(lambda: mounted.json("status")["holder_pid"] is None)
+        mounted.wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert mounted.json("status")["holder_pid"] is None
     assert mounted.run("cat", "monday:/log").stdout == LOG
     assert mounted.run("cat", "web:/log").stdout == LOG + "later"
     assert mounted.run("cat", "web:/pages").stdout == "at last" + PAGES[7:]

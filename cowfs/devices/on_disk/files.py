@@ -289,6 +289,10 @@ class HomeFiles:
                 if group is not None:
                     os.fchown(fd, -1, group)
                 os.fchmod(fd, DIRECTORY_MODE if group is None else _GROUP_DIRECTORY_MODE)
+            except PermissionError:
+                # A server of another process may have mounted the home there meanwhile, and has seen to it.
+                if os.fstat(fd).st_dev == os.stat(self.home).st_dev:
+                    raise
             finally:
                 os.close(fd)
 
