@@ -22,11 +22,12 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.rig.harness import Bench
-from tests.containerd.grpc_client import CallFailed, GrpcClient
+from tests.containerd.grpc_client import CallFailed, GrpcClient, connected
 from tests.kit.containerd_engine import Containerd, is_runc_unpacked, is_unpacked, write_image
 
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -40,7 +41,7 @@ def run(bench: Bench) -> None:
     engine = Containerd(bench.directory / "e", bench.directory / "s")
     server = _start(bench.directory, engine.socket)
     try:
-        with GrpcClient(bench.directory / "s") as client:
+        with connected(bench.directory / "s", partial(_require_alive, server)) as client:
             _calls(bench, client, rounds)
         if os.geteuid() != 0 or not (is_unpacked() and is_runc_unpacked()):
             bench.without("imports", "they need root and containerd", "python -m tests.kit.containerd_engine")
@@ -58,10 +59,11 @@ def _start(directory: Path, containerd: Path) -> subprocess.Popen[bytes]:
     words = [word for option in OPTIONS for word in ("--storage-opt", option)]
     command = [sys.executable, "-m", "cowfs", "--home", str(directory / "h"), *words]
     command += ["snapshotter", "--socket", str(directory / "s"), "--containerd", str(containerd)]
-    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    while not (directory / "s").exists():
-        time.sleep(0.05)
-    return server
+    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+
+def _require_alive(server: subprocess.Popen[bytes]) -> None:
+    assert server.poll() is None, "the snapshotter ended"
 
 
 def _calls(bench: Bench, client: GrpcClient, rounds: int) -> None:
