@@ -77,7 +77,7 @@ class ArchiveError(UsageError):
     """A layer archive that cannot be unpacked. What came before in it was unpacked: the layer is to be thrown away.
 
     `entry` is the name of the entry at which it ended, "" for the archive itself; `reason` is what was found there, ""
-    where an older server of the home told of it.
+    when the error came from an older server of the home.
     """
 
     entry: str = ""

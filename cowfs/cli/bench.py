@@ -124,8 +124,12 @@ def bench_command(
     from cowfs.cli.bench_output import outputs, scratch
 
     with outputs(json_file, csv_file, html_file) as write, scratch(directory) as place:
-        run = Run(wanted, workloads, place, rounds, seed, missing=missing, others_processors=others)
-        run.prepares_once = scale == "FULL"
+        run = Run(
+            *(wanted, workloads, place, rounds, seed),
+            missing=missing,
+            others_processors=others,
+            prepares_once=scale == "FULL",
+        )
         result = _run(run, shows_tables=not settings.as_json)
         write(result)
     if settings.as_json:

@@ -42,7 +42,7 @@ class _StandardOutput(io.FileIO):
 
 
 def name_standard_output() -> None:
-    """Have errors of standard output say that they are of it, whoever prints: click and tarfile do so too."""
+    """Name standard output in all of its errors, also of what click and tarfile write."""
     was = sys.stdout
     assert isinstance(was, io.TextIOWrapper)
     raw = _StandardOutput(was.fileno(), "w", closefd=False)

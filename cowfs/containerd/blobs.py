@@ -69,7 +69,7 @@ async def _sent(client: Client, digest: str) -> AsyncGenerator[bytes, None]:
 async def _open_own_file(client: Client, digest: str) -> IO[bytes] | None:
     """The file of a blob in containerd's directory, which costs less than having it sent; None where it has to be.
 
-    It is opened and read in threads, since nobody knows whether it is below a mount of this process.
+    It is opened and read in threads, since it may be below a mount of this process.
 
     Raises:
         CallError: NOT_FOUND where the namespace has no such blob.

@@ -2,7 +2,7 @@
 
 The engine is synchronous, so a disk or a kernel that does not answer holds it up, and it cannot be interrupted. The
 thread that speaks waits a while and then gives the call up. What became of the call is settled once, under a lock, by
-whoever is first:
+the thread that is first:
 
     decided     the engine has done all of it, durably. From then on that is the answer, however late it is asked for
     given up    the client is told that it was not done. The engine learns that when it wants to decide, and undoes it

@@ -349,7 +349,7 @@ class Snapshotter:
         """Have a snapshot in the store, and its client the answer. Raises CallError: it is undone, or cannot be."""
         with as_call_errors():
             if not self._store.put(snapshot, replacing=replacing, is_wanted=lambda: decide(answer)):
-                raise CallError(Code.UNAVAILABLE, f"nobody waits for snapshot {snapshot.key} any more; {UNDONE}")
+                raise CallError(Code.UNAVAILABLE, f"the call for snapshot {snapshot.key} was given up; {UNDONE}")
 
     async def _mounts(self, snapshot: Snapshot) -> Sequence[Any]:
         return self._reads.mounts_at(await self._path(snapshot), snapshot)

@@ -105,7 +105,7 @@ class SnapshotStore:
                 raise
             raise HomeError(f"cannot open {path}: {error}") from error
 
-        self._memory = threading.Lock()  # of the two below; nobody waits for a disk with it
+        self._memory = threading.Lock()  # of the two below; not held while a disk is waited for
         self._snapshots = {snapshot.key: snapshot for snapshot in map(_snapshot, rows)}  # as they are on the disk
         self._children = Counter(snapshot.parent for snapshot in self._snapshots.values())
 
@@ -174,7 +174,7 @@ class SnapshotStore:
         try:
             self._write(keys, before)
         except HomeError as error:
-            _log.warning("snapshot %s stays, though nobody waits for it: %s", made.key, error)
+            _log.warning("snapshot %s stays, though its call was given up: %s", made.key, error)
             return False
         return True
 

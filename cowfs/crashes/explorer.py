@@ -8,8 +8,8 @@
                 check(Store(path), promised=state.marks)
 
 A check fails by an exception, which the `with` block catches; the loop then goes on with states that lost less,
-and at its end the exception of the smallest failing state is raised, with a note that says what was lost. So whoever
-writes the loop gets a small example, and need not know how.
+and at its end the exception of the smallest failing state is raised, with a note that says what was lost. So the
+loop ends with a small example, without a line of its own for that.
 """
 
 from __future__ import annotations

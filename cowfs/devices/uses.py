@@ -83,7 +83,7 @@ def require_idle(device: str, uses: Iterable[DeviceUse], purpose: str, alternati
 
 
 def require_files(device: str, uses: Iterable[DeviceUse], what: str) -> None:
-    """Raises UsageError for a device that is shown as a disk, of which nobody knows the files.
+    """Raises UsageError for a device that is shown as a disk, whose files are not known.
 
     Args:
         what: is for files only, such as `a recording`.

@@ -280,7 +280,7 @@ class RequestWait:
         return self._device
 
     def _wait_eagerly(self, device: Device, begin: float) -> bool:
-        """Whether there is a request. How long a wait was is noted in the next one, when nobody waits for that."""
+        """Whether there is a request. How long a wait was is noted in the next one, when no request waits for that."""
         clock, busy_polling = self._clock, self._busy_polling
         if not busy_polling.is_possible:
             return device.sleep()

@@ -19,7 +19,7 @@ from cowfs.oci.notes import LayerNote, Notes
 class Packed:
     """An archive that was written.
 
-    `is_own`: it is what cowfs packs of the layer's files, so that whoever has the files can make it again.
+    `is_own`: it is what cowfs packs of the layer's files, so that a home with the files can make it again.
     `why_new`: why it is not the original archive of a layer that came from an image; empty where it is, or where there
     is none.
     """
