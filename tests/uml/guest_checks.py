@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import signal
 import subprocess
 import tempfile
 import time
@@ -30,6 +31,11 @@ class Checks(list[Check]):
 
 
 CONTROL = Control()
+CHECK_SECONDS = 100
+
+
+class Overdue(Exception):
+    """A check did not end within its time."""
 
 
 @contextlib.contextmanager
@@ -92,7 +98,8 @@ def run_check(check: Check) -> str:
     before = len(mount_points())
     with tempfile.TemporaryDirectory(dir="/run") as name:
         try:
-            check(Path(name))
+            with _limited_time():
+                check(Path(name))
             # What the last user leaves is removed a moment later by the kernel.
             with contextlib.suppress(AssertionError):
                 wait_until(lambda: not left_behind(before))
@@ -102,6 +109,22 @@ def run_check(check: Check) -> str:
             clear(before)
             return traceback.format_exc()
     return ""
+
+
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """`Overdue` is raised where a check stands after its time, so that its traceback names what it waits for."""
+
+    def raise_overdue(number: int, frame: object) -> None:
+        raise Overdue(f"the check did not end within {CHECK_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, raise_overdue)
+    signal.alarm(CHECK_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def clear(mounts_before: int) -> None:

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.timeout(1800 if IS_LONG else 300)
 
 @pytest.fixture(scope="module")
 def results(results_of: Callable[..., dict[str, str]]) -> dict[str, str]:
-    return results_of("tests.uml.guest_crash", timeout_seconds=1700 if IS_LONG else 250)
+    return results_of("tests.uml.guest_crash")
 
 
 @pytest.mark.parametrize("name", [check.__name__ for check in CHECKS])
