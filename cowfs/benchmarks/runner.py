@@ -7,10 +7,11 @@ no round of the next question. So each round asks all of them, with contenders i
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from cowfs.errors import CowfsError
 from cowfs.version import VERSION as COWFS_VERSION
 
 LOOK_SECONDS: Final = 0.3
+FEWEST_ROUNDS: Final = 3  # with fewer, nothing is judged
 FAILURES: Final = (OSError, subprocess.SubprocessError)  # CowfsError is an OSError
 
 
@@ -89,7 +91,9 @@ class Run:
         directory: an empty one; everything that is compared lies in it.
         missing: contenders that were asked for and cannot run here, for the report.
         others_processors: what is known to be used by others before the run.
-        prepares_once: take all rounds of a question before the next question, where to prepare it takes longer.
+        rounds: how many to take; with `limit_seconds` fewer, from three on, where as many would take longer.
+        prepares_once: take all rounds of a question before the next question, where to prepare it takes longer; without
+            `limit_seconds`.
     """
 
     wanted: Sequence[Wanted]
@@ -101,12 +105,14 @@ class Run:
     missing: Sequence[Absent] = ()
     look_seconds: float = LOOK_SECONDS
     others_processors: float = 0.0
+    limit_seconds: float = math.inf
     prepares_once: bool = False
+    clock: Callable[[], float] = time.monotonic
     _done: int = 0
 
     def __call__(self) -> Result:
         """Raises CowfsError where no contender is left; KeyboardInterrupt after everything was taken down."""
-        begin = time.monotonic()
+        begin = self.clock()
         result = begin_result(
             self.directory, rounds=self.rounds, seed=self.seed, others_processors=self.others_processors
         )
@@ -120,15 +126,21 @@ class Run:
             self.watcher.begins(result)
             inquiries = [self._inquiry(workload, contenders) for workload in self.workloads]
             result.questions += [inquiry.question for inquiry in inquiries]
+            first = self.clock()
+            looks = min(self.rounds, FEWEST_ROUNDS)
             for rounds in self._passes():
+                result.rounds = rounds.stop - 1
+                is_last = self._ends_with(result.rounds, first - begin, self.clock() - first)
                 for place, inquiry in enumerate(inquiries):
-                    if 1 + place % self.rounds in rounds:  # once for each question, all over the run
+                    if 1 + place % looks in rounds:  # once for each question, all over the run
                         inquiry.question.others_processors = look_around(result, self.look_seconds)
                     self._take(inquiry, rounds)
-                    if self.rounds in rounds:
+                    if is_last:
                         inquiry.leave_out_the_failed()
                         self.watcher.answered(inquiry.question)
-        result.seconds = time.monotonic() - begin
+                if is_last:
+                    break
+        result.seconds = self.clock() - begin
         self.watcher.ends()
         return result
 
@@ -180,6 +192,14 @@ class Run:
         if self.prepares_once:
             return [range(self.rounds + 1)]
         return [range(number, number + 1) for number in range(1, self.rounds + 1)]
+
+    def _ends_with(self, number: int, setup_seconds: float, seconds: float) -> bool:
+        """Whether a round is the last; `seconds` were taken by those before it."""
+        if number == self.rounds:
+            return True
+        if number < FEWEST_ROUNDS:
+            return False
+        return setup_seconds + seconds * (number + 1) / (number - 1) > self.limit_seconds
 
     def _take(self, inquiry: _Inquiry, rounds: range) -> None:
         """Prepare its contenders, and have them take their turns."""

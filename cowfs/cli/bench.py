@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cowfs.traces.replay import Pace
 
 _ROUNDS: Final = 5
+_LIMIT_SECONDS: Final = 165.0
 _JOB: Final = ".fio"
 _WORDS: Final = "cowfs.bench.words"
 _GUEST_BYTES: Final = 1 << 30
@@ -51,7 +53,12 @@ class _BenchCommand(click.Command):
     type=click.Choice(["fast", "own"]),
     help="With a trace: as fast as possible, or by its times. [default: fast]",
 )
-@click.option("--rounds", metavar="N", type=click.IntRange(1), default=_ROUNDS, show_default=True, help="Rounds.")
+@click.option(
+    "--rounds",
+    metavar="N",
+    type=click.IntRange(1),
+    help=f"Rounds. [default: {_ROUNDS}, or as many of them as fit into 3 minutes, but 3]",
+)
 @click.option("--seed", metavar="N", type=int, default=1, show_default=True, help="Seed of what is random.")
 @click.option("--size", type=SizeType(), metavar="SIZE", default="1G", show_default=True, help="Size of the devices.")
 @click.option("--quick", is_flag=True, help="Small sizes: only shows that it runs.")
@@ -73,7 +80,7 @@ def bench_command(
     pace: Pace | None,
     thin_pool: str | None,
     in_uml: bool,
-    rounds: int,
+    rounds: int | None,
     seed: int,
     size: int,
     quick: bool,
@@ -125,9 +132,10 @@ def bench_command(
 
     with outputs(json_file, csv_file, html_file) as write, scratch(directory) as place:
         run = Run(
-            *(wanted, workloads, place, rounds, seed),
+            *(wanted, workloads, place, rounds or _ROUNDS, seed),
             missing=missing,
             others_processors=others,
+            limit_seconds=_LIMIT_SECONDS if rounds is None and scale != "FULL" else math.inf,
             prepares_once=scale == "FULL",
         )
         result = _run(run, shows_tables=not settings.as_json)

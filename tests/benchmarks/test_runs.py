@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from cowfs.benchmarks.engines.plain import PLAIN
 from cowfs.benchmarks.figures import rank, turns
 from cowfs.benchmarks.meter import TIME, Meter, given, latency_of
 from cowfs.benchmarks.results import Result, encode_result, read_result
-from cowfs.benchmarks.runner import Run
+from cowfs.benchmarks.runner import Run, Watcher
 from cowfs.benchmarks.workloads.interface import Measure
 from cowfs.errors import CowfsError, UsageError
 from cowfs.pool.counters import PoolCounters, ThinCounters
@@ -124,6 +125,37 @@ def test_rounds_are_taken_in_turns_and_all_is_taken_down(tmp_path: Path) -> None
     (line,) = result.questions[0].lines
     assert line.values() == {"a": [1, 2, 5], "b": [0, 3, 4]}
     assert (line.median("a"), line.spread("a")) == (2, 1.72 * 2)
+
+
+@pytest.mark.parametrize(
+    ("round_seconds", "limit_seconds", "expected"),
+    [(10, 60, 5), (10, 59, 5), (10, 49, 4), (10, 39, 3), (100, 30, 3), (10, math.inf, 5)],
+)
+def test_rounds_that_would_not_end_in_time_are_not_begun(
+    tmp_path: Path, round_seconds: float, limit_seconds: float, expected: int
+) -> None:
+    now = [1000.0]
+    answered: list[str] = []
+    watcher = Watcher()
+    watcher.answered = lambda question: answered.append(question.name)  # type: ignore[method-assign]
+
+    def measure(contender: Contender, meter: Meter) -> None:
+        now[0] += round_seconds / 2
+        with meter.line("line", given("value", "1", lower_is_better=True)) as work:
+            work.value = 1
+
+    result = Run(
+        *([engine("a", [])], [Asking(measure), Second(measure)], tmp_path, 5),
+        seed=1,
+        watcher=watcher,
+        look_seconds=0.001,
+        limit_seconds=limit_seconds,
+        clock=lambda: now[0],
+    )()
+    assert result.rounds == expected
+    assert [len(question.lines[0].values()["a"]) for question in result.questions] == [expected] * 2
+    assert answered == ["asking", "second"]
+    assert result.seconds == expected * round_seconds
 
 
 class Second(Asking):
