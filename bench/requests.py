@@ -23,7 +23,7 @@ from pathlib import Path
 from bench.rig.harness import Bench
 from bench.tree import MIB, PAGE, SEED, create, mounted_trees, read_file
 from cowfs.errors import MissingRequirement
-from cowfs.home.api import open_home
+from cowfs.home.api.home import open_home
 
 GATHERED = "emulated, --writeback"
 ROUNDS = 3

@@ -17,7 +17,7 @@ from cowfs.version import VERSION
 
 if TYPE_CHECKING:
     from cowfs.devices.on_disk.options import HomeOptions
-    from cowfs.home.api import Home, open_home
+    from cowfs.home.api.home import Home, open_home
 
 __all__ = ["Home", "HomeOptions", "__version__", "open_home"]
 
@@ -27,9 +27,9 @@ __version__ = VERSION
 def __getattr__(name: str) -> object:
     # Importing a part of cowfs, such as its errors, must not load all of it.
     if name in {"Home", "open_home"}:
-        from cowfs.home import api  # noqa: PLC0415
+        from cowfs.home.api import home  # noqa: PLC0415
 
-        return getattr(api, name)
+        return getattr(home, name)
     if name == "HomeOptions":
         from cowfs.devices.on_disk.options import HomeOptions  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import cowfs
-from cowfs.home.layers import Layers
+from cowfs.home.api.layers import Layers
 
 if TYPE_CHECKING:
     from tests.conftest import Account

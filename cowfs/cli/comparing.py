@@ -12,7 +12,7 @@ from cowfs.cli.settings import DEVICE, Settings
 from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from cowfs.home.comparing import FileChange, FileDifference
+    from cowfs.home.api.comparing import FileChange, FileDifference
 
 
 @click.command("changes")

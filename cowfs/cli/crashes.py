@@ -18,7 +18,7 @@ from cowfs.errors import DeviceExists, HomeBusy, UsageError
 
 if TYPE_CHECKING:
     from cowfs.crashes.program import Outcome
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
 
 _DATA_BYTES: Final = 64 << 30  # sparse
 _METADATA_BYTES: Final = 256 << 20
@@ -158,7 +158,7 @@ def _print(outcome: Outcome) -> None:
 def _mounted(settings: Settings, size_bytes: int) -> Iterator[tuple[Home, Path]]:
     """A home that is mounted as a whole: the one that was named, or a new one, removed at the end."""
     from cowfs.devices.on_disk.options import HomeOptions
-    from cowfs.home.api import open_home
+    from cowfs.home.api.home import open_home
 
     if settings.home:
         with settings.open_home() as home:

@@ -88,8 +88,8 @@ def init_command(
     existing kernel pool (with --backend dmthin), which is used and never removed. The home records where.
     """
     from cowfs.devices.on_disk.options import HomeOptions, PoolSource
-    from cowfs.home.opening import open_here
-    from cowfs.home.spec import HomeSpec, Make
+    from cowfs.home.opened.opening import open_here
+    from cowfs.home.opened.spec import HomeSpec, Make
 
     options = HomeOptions(
         data_size_bytes=data_size,

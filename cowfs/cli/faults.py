@@ -12,7 +12,7 @@ from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
     from cowfs.faults.rules import FaultReport
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
 
 _KINDS: Final = ("error", "delay", "short", "tear", "flip", "lose", "no-space", "pool-mode", "crash")
 _PLACES: Final = ("files", "device", "data", "metadata", "commit")

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cowfs.copying.sinks import Copied
-    from cowfs.home.api import Home
-    from cowfs.home.files import FileInfo
+    from cowfs.home.api.files import FileInfo
+    from cowfs.home.api.home import Home
     from cowfs.steps import Progress
 
 _NAMED_MAX: Final = 5

@@ -75,7 +75,7 @@ def _import_stdin(
 ) -> Imported:
     from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.devices.on_disk.making import require_home
-    from cowfs.home.layers import as_file
+    from cowfs.home.api.layers import as_file
 
     if kind not in ("raw", "tar") or follow_backing:
         raise UsageError("say by --format whether standard input is raw or tar; write any other image to a file first")

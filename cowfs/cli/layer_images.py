@@ -18,7 +18,7 @@ from cowfs.errors import HomeBusy, UsageError, command_line
 from cowfs.units import format_size
 
 if TYPE_CHECKING:
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
     from cowfs.oci.credentials import DockerConfig
     from cowfs.oci.documents import Platform
     from cowfs.oci.found import FoundImage

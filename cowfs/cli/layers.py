@@ -153,7 +153,7 @@ def apply_command(settings: Settings, layer_id: str) -> None:
     """Unpack a tar archive from standard input into a layer, completely or not at all."""
     from cowfs.devices.on_disk.files import HomeFiles
     from cowfs.devices.on_disk.making import require_home
-    from cowfs.home.layers import as_file
+    from cowfs.home.api.layers import as_file
 
     require_home(HomeFiles(os.path.abspath(settings.home_path)))
     # The home stays free until the archive is here: the command that writes it may need it.

@@ -19,7 +19,7 @@ from cowfs.devices.on_disk.names import BASE
 from cowfs.errors import CowfsError, HomeBusy, HomeError, MountError, UsageError, command_line
 
 if TYPE_CHECKING:
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
     from cowfs.home.serving.mounting import MountRequest
 
 _START_ATTEMPTS: Final = 3
@@ -182,9 +182,9 @@ def _spares_base(name: str | None, *, write_base: bool) -> bool:
 
 def _mount_by_kernel(settings: Settings, name: str, mountpoint: str, options: str, *, read_only: bool) -> None:
     from cowfs.home.kernel.devices import mount_by_kernel
+    from cowfs.home.opened.spec import HomeSpec
     from cowfs.home.requests.devices import OpenNode
     from cowfs.home.session import connect
-    from cowfs.home.spec import HomeSpec
 
     spec = HomeSpec(settings.home_path, settings.backend, storage_options=settings.storage_options)
     with connect(spec) as session:
@@ -230,9 +230,9 @@ def _serve_layers(settings: Settings) -> None:
     Raises:
         HomeBusy, MountError: another one does, by now.
     """
-    from cowfs.home.runtime import make_runtime_directory
+    from cowfs.home.opened.storage_options import resolve_settings
     from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount, runtime_mount_directory
-    from cowfs.home.storage_options import resolve_settings
+    from cowfs.home.serving.runtime import make_runtime_directory
     from cowfs.layers.options import parse_storage_options
 
     home = settings.home_path

@@ -18,7 +18,7 @@ from cowfs.units import format_size
 
 if TYPE_CHECKING:
     from cowfs.devices.reports import UsageRow, UsageTotals
-    from cowfs.home.comparing import BlockRange
+    from cowfs.home.api.comparing import BlockRange
     from cowfs.home.requests.space import NoSpaceChoice
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink

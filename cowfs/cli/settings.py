@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
     from cowfs.devices.on_disk.options import MinimumFree
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
 
 # In the environment of a guest: the process outside that holds the home for it, and has noted itself.
 HELD_OUTSIDE: Final = "COWFS_HELD_OUTSIDE"
@@ -72,10 +72,10 @@ class Settings(NamedTuple):
         """The home; for reading only where it cannot be written: on a read-only disk, or another user's."""
         import msgspec
 
-        from cowfs.home.api import Home
+        from cowfs.home.api.home import Home
+        from cowfs.home.opened.spec import HomeSpec
         from cowfs.home.own_session import OwnSession
-        from cowfs.home.runtime import find_runtime_directory
-        from cowfs.home.spec import HomeSpec
+        from cowfs.home.serving.runtime import find_runtime_directory
 
         spec = HomeSpec(
             self.home_path,

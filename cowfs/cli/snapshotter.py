@@ -70,7 +70,7 @@ def snapshotter_command(
     from cowfs.containerd.front import ANSWER_SECONDS
     from cowfs.containerd.serve import CONTAINERD_SOCKET, SnapshotterRequest, serve_snapshotter
     from cowfs.devices.on_disk.files import HomeFiles
-    from cowfs.home.service_manager import passed_listener
+    from cowfs.home.serving.service_manager import passed_listener
 
     file = SnapshotterConfig() if config is None else read_config(config)
     backend_source = ctx.find_root().get_parameter_source("backend")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cowfs.docker.stored.reports import LayerNode
     from cowfs.docker.stored.saving import SavedImage
     from cowfs.docker.stored.store import DockerStore, Image
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
 
 _ID_DIGITS = 12
 _COMMAND_CHARACTERS = 40
@@ -40,7 +40,7 @@ def _store(settings: Settings) -> DockerStore:
 @contextmanager
 def _home(settings: Settings, store: DockerStore, *, for_files: bool = True) -> Iterator[Home]:
     """The daemon's devicemapper home, of which nothing is changed."""
-    from cowfs.home.api import open_home
+    from cowfs.home.api.home import open_home
 
     if for_files:
         store.require_readable_files()

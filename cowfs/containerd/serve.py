@@ -35,13 +35,13 @@ from cowfs.error_record import plain_text
 from cowfs.errors import HomeError, MissingRequirement, ungrouped
 from cowfs.forking import close_in_children, close_socket
 from cowfs.fuse.ending import Ending
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
-from cowfs.home.service_manager import require_same_path, tell_ready
+from cowfs.home.control.unix_socket import listening
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
-from cowfs.home.spec import HomeSpec, Make
-from cowfs.home.unix_socket import listening
+from cowfs.home.serving.service_manager import require_same_path, tell_ready
 from cowfs.pool import Capability, load_backend
 
 _log = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from cowfs.crashes.naming import Namer, explain
 from cowfs.crashes.planning import plan
 from cowfs.crashes.shrinking import smallest
 from cowfs.errors import DeviceBusy, UsageError
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.recording.recorder import Model, Recording
 
 _INODE_MASK: Final = (1 << 32) - 1  # of a number in the mount of a home, the inode of the device

@@ -7,7 +7,7 @@ from typing import Protocol
 from cowfs.crashes.disk import DiskHistory
 from cowfs.crashes.files import FileHistory
 from cowfs.crashes.history import State
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 
 
 class Maker(Protocol):

@@ -29,7 +29,7 @@ from cowfs.devices.pools.health import examine
 from cowfs.devices.pools.pool_files import backing_space
 from cowfs.ending import Closing
 from cowfs.errors import HomeError, PoolIoError, command_line
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.pool import Pool
 from cowfs.steps import exchange, pieces_of

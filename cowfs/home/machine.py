@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from cowfs.errors import CowfsError, MissingRequirement
-from cowfs.home.backend_facts import TOOL_DIRECTORIES
+from cowfs.home.opened.backend_facts import TOOL_DIRECTORIES
 from cowfs.home.serving.mounting import python_module
 from cowfs.mounts.mountpoint import missing_requirements
 from cowfs.pool import backend_names, load_backend

@@ -18,10 +18,10 @@ from cowfs.ending import Closing
 from cowfs.errors import HomeBusy
 from cowfs.forking import not_inherited, origin
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.home.requests.request import Listing, Piece, Request, StreamIn, StreamOut
 from cowfs.home.session import Session, connect
-from cowfs.home.spec import HomeSpec, Make
 
 R = TypeVar("R")
 

@@ -10,9 +10,9 @@ import msgspec
 from cowfs.devices.reports import HomeFinding
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy
-from cowfs.home.opening import open_here
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.session import WAIT_SECONDS, alone
-from cowfs.home.spec import HomeSpec
 
 
 class RecoveryReport(msgspec.Struct, frozen=True):

@@ -28,11 +28,11 @@ from cowfs.devices.pools.pool_source import is_in_use
 from cowfs.devices.reports import HomeReport
 from cowfs.errors import HomeBusy, HomeError, command_line
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests.devices import CopyMetadata, Status
 from cowfs.home.requests.request import Listing, Piece, Request, StreamIn, StreamOut
-from cowfs.home.spec import HomeSpec
 
 if TYPE_CHECKING:
     from cowfs.home.control.client import Client

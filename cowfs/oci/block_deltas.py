@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Final
 
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.home.requests.blocks import CHANGE
 from cowfs.home.requests.disks import RANGE_BYTES
 from cowfs.home.requests.new_layers import LayerBlocks

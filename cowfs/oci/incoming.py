@@ -18,7 +18,7 @@ import msgspec
 
 from cowfs.devices.on_disk.names import check_name
 from cowfs.errors import CowfsError, DeviceExists, UsageError
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.oci import tar_split
 from cowfs.oci.compression import unpacked
 from cowfs.oci.documents import BadImage, digest_of, short

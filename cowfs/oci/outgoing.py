@@ -17,7 +17,7 @@ import msgspec
 
 from cowfs.devices.on_disk.names import BASE
 from cowfs.errors import UnknownDevice
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.oci.blobs import ImageLayout
 from cowfs.oci.compression import PIECE_BYTES
 from cowfs.oci.documents import ImageConfig, Platform, decode, encode

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from cowfs.errors import CowfsError
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.home.requests.files import WantedFile
 from cowfs.oci import tar_split
 from cowfs.oci.compression import PIECE_BYTES

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.oci.block_deltas import find_blocks
 from cowfs.oci.documents import Platform
 from cowfs.oci.downloads import Downloads

@@ -15,7 +15,7 @@ import msgspec
 
 from cowfs.ending import Closing
 from cowfs.errors import CowfsError
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.oci.block_deltas import LayerDelta, push_blocks, read_delta
 from cowfs.oci.compression import PIECE_BYTES, compressor
 from cowfs.oci.documents import (

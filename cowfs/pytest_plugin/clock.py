@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cowfs.home.api import Home
+    from cowfs.home.api.home import Home
 
 
 class Clock:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
-from cowfs.home.api import open_home
+from cowfs.home.api.home import open_home
 from cowfs.version import VERSION
 
 

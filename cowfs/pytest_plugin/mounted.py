@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from cowfs.errors import UnknownDevice
 
 if TYPE_CHECKING:
-    from cowfs.home.api import Home
-    from cowfs.home.comparing import FileChange
+    from cowfs.home.api.comparing import FileChange
+    from cowfs.home.api.home import Home
 
 
 @dataclass(frozen=True, slots=True)

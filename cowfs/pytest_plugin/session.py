@@ -21,7 +21,7 @@ import pytest
 
 from cowfs.errors import CowfsError, command_line
 from cowfs.forking import origin
-from cowfs.home.api import Home, open_home
+from cowfs.home.api.home import Home, open_home
 from cowfs.janitor import Janitor
 from cowfs.pytest_plugin import left_behind
 from cowfs.pytest_plugin.failures import Left, has_failed, note_left

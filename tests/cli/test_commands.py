@@ -677,7 +677,7 @@ UNWANTED = {
     ),
     *("subprocess", "tempfile", "trio", "cowfs.docker", "cowfs.devices.cloning", "cowfs.devices.recovery"),
     *("cowfs.ext4.library", "cowfs.ext4.tools", "cowfs.ext4.volume", "cowfs.filetree", "cowfs.fuse"),
-    *("cowfs.home.kernel", "cowfs.home.layers", "cowfs.home.serving", "cowfs.layers", "cowfs.thinmeta.walk"),
+    *("cowfs.home.kernel", "cowfs.home.api.layers", "cowfs.home.serving", "cowfs.layers", "cowfs.thinmeta.walk"),
 }
 CLIENT = {"socket", "cowfs.home.control"}
 
@@ -783,7 +783,7 @@ def test_ctrl_c_is_one_line(cowfs: Run, monkeypatch: pytest.MonkeyPatch) -> None
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cowfs.home.api.Home.devices", interrupted)
+    monkeypatch.setattr("cowfs.home.api.home.Home.devices", interrupted)
     outcome = cowfs("list")
     assert outcome.status == 130
     assert outcome.err.strip() == "cowfs: interrupted"
@@ -793,7 +793,7 @@ def test_a_defect_of_ours_keeps_its_traceback(cowfs: Run, monkeypatch: pytest.Mo
     def broken(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("cowfs.home.api.Home.devices", broken)
+    monkeypatch.setattr("cowfs.home.api.home.Home.devices", broken)
     with pytest.raises(ZeroDivisionError):
         cowfs("list")
 

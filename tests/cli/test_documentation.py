@@ -30,8 +30,8 @@ from cowfs.devices.reports import (
 from cowfs.error_record import ErrorRecord
 from cowfs.faults.plan import Effect, Rule
 from cowfs.faults.rules import FaultReport
-from cowfs.home.comparing import BlockRange, FileChange
-from cowfs.home.files import FileInfo
+from cowfs.home.api.comparing import BlockRange, FileChange
+from cowfs.home.api.files import FileInfo
 from cowfs.home.machine import Ability
 from cowfs.home.recovery import RecoveryReport
 from cowfs.home.requests.devices import Created, Renamed, RolledBack, TargetLine

@@ -74,7 +74,7 @@ def test_dash_v_shows_what_is_logged_at_its_level(
         logger.info("a step")
         return []
 
-    monkeypatch.setattr("cowfs.home.api.Home.devices", devices)
+    monkeypatch.setattr("cowfs.home.api.home.Home.devices", devices)
     said = [cowfs_anywhere(*words, "--home", home, "list").err for words in ([], ["-v"], ["-vv"], ["-v", "-v", "-v"])]
     assert said[:3] == ["", "cowfs: a step\n", "cowfs: a step\ncowfs: a detail\n"]
     assert said[3] == said[2]

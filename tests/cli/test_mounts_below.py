@@ -20,6 +20,7 @@ import pytest
 from cowfs.copying.records import End, Node, batches
 from cowfs.errors import CowfsError, DeviceBusy, MissingRequirement, UnknownDevice, UsageError
 from cowfs.faults.plan import Delay, Rule
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests import (
     clock,
     clone,
@@ -40,7 +41,6 @@ from cowfs.home.requests import (
 from cowfs.home.requests.decoding import REQUESTS
 from cowfs.home.requests.request import AnyRequest, Attachment, Listing, OpenFile, Request, StreamIn, StreamOut, Upload
 from cowfs.home.session import Session, connect
-from cowfs.home.spec import HomeSpec
 from cowfs.recording.tree_change import TreeChange
 from cowfs.steps import pieces_of
 from tests.cli.mounted_home import MountedHome

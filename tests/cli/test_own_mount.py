@@ -12,7 +12,7 @@ import pytest
 
 from cowfs.cli.app import run
 from cowfs.devices.on_disk.files import HomeFiles
-from cowfs.home.passed_file import may_be_read
+from cowfs.home.control.passed_file import may_be_read
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.surroundings import away_from
 from tests.cli.mounted_home import MountedHome, has_ended

@@ -24,9 +24,9 @@ from cowfs.containerd.front import Front
 from cowfs.containerd.grpc import Code
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.containerd.store import SnapshotStore
-from cowfs.home.open_home import OpenHome
+from cowfs.home.control.unix_socket import listening
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
-from cowfs.home.unix_socket import listening
 from tests.containerd.grpc_client import CallFailed, GrpcClient
 from tests.containerd.killed_snapshotter import opened, removing
 

@@ -38,10 +38,10 @@ from cowfs.containerd.store import SnapshotStore
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.executor import Executor
 from cowfs.home.maintenance import check_home
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
-from cowfs.home.spec import HomeSpec, Make
 from cowfs.layers.driver import Prepare
 from cowfs_dmthin.abi import Command
 from cowfs_dmthin.control import Control

@@ -13,7 +13,7 @@ from cowfs.containerd.grpc import CallError, Code
 from cowfs.containerd.messages import message_class
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.home.executor import Executor, Views
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.snapshot_keys import DEVICE_PREFIX
 from tests.containerd.killed_snapshotter import CALLS, answer, opened, removing
 

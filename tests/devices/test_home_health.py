@@ -22,7 +22,7 @@ from cowfs.errors import (
     UsageError,
 )
 from cowfs.home.maintenance import repair_home
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.devices import ListDevices, Status
 from cowfs.layers.options import DriverOptions, Facts, resolve_options
 from cowfs.pool import PoolMode, UnreadableStatus, load_backend

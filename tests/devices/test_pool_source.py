@@ -18,9 +18,9 @@ from cowfs.devices.injected import Injected
 from cowfs.devices.on_disk.options import HomeOptions, PoolSource
 from cowfs.errors import HomeBusy, HomeError, MissingRequirement, UsageError
 from cowfs.home.maintenance import check_home, repair_home, restore_home
-from cowfs.home.opening import open_here
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.session import metadata_of
-from cowfs.home.spec import HomeSpec
 from cowfs.pool import PoolTable, load_backend
 from cowfs.thinmeta.xml import dump
 from cowfs.units import METADATA_BLOCK_BYTES, Sectors

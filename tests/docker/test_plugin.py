@@ -16,7 +16,7 @@ import trio
 from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.errors import DeviceExists, HomeError
 from cowfs.home.executor import Executor, Views
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.layers import Change, ChangeKind
 from cowfs.layers.info import DriverInfo, status_items
 from cowfs.steps import Pieces, Steps

@@ -13,7 +13,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.errors import OutOfDataSpace, PoolIoError, UsageError
 from cowfs.faults.plan import Error, Place, Rule
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.faults import AddFaults
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.served_home import ServedHome

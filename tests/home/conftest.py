@@ -16,9 +16,9 @@ from cowfs.devices import opening
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.home.control.server import ControlServer, Limits
 from cowfs.home.executor import Executor, Views
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.pool import load_backend
 
 SMALL = HomeOptions(data_size_bytes=256 << 20, metadata_size_bytes=4 << 20, base_size_bytes=16 << 20, durable=False)

@@ -13,9 +13,9 @@ import cowfs
 from cowfs import errors
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
-from cowfs.home.comparing import TEXT_BYTES_MAX, BlockRange, FileChange, FileDifference
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec
+from cowfs.home.api.comparing import TEXT_BYTES_MAX, BlockRange, FileChange, FileDifference
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.units import SECTOR_BYTES
 
 BLOCK = 64 << 10

@@ -33,10 +33,10 @@ from cowfs.home.control.client import Client
 from cowfs.home.control.protocol import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, SOCKET_NAME
 from cowfs.home.control.server import Limits
 from cowfs.home.executor import Views
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests.devices import CopyMetadata, Create, ListDevices, Status
 from cowfs.home.requests.request import OpenFile
-from cowfs.home.spec import HomeSpec
 from tests.home.conftest import PATIENCE_SECONDS, serving
 
 STATUS = b'{"op":"status"}\n'

@@ -15,8 +15,9 @@ from cowfs.devices.active import ActiveDevices
 from cowfs.errors import HomeError
 from cowfs.ext4.volume import Volume
 from cowfs.home.executor import Executor, Views
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests import decoding
 from cowfs.home.requests.comparing import ChangedFiles, Changes
 from cowfs.home.requests.devices import Activate, Create, CreateMany, OpenNode, Remove, Rename, Rollback, Status
@@ -37,7 +38,6 @@ from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, 
 from cowfs.home.requests.space import Resize
 from cowfs.home.serving.mounting import MountRequest
 from cowfs.home.serving.served_home import ServedHome
-from cowfs.home.spec import HomeSpec
 from cowfs.steps import Pieces
 
 

@@ -27,11 +27,11 @@ from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
-from cowfs.home.opening import open_here
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests.files import CopyIn, CopyOut
 from cowfs.home.requests.request import Piece
 from cowfs.home.session import connect
-from cowfs.home.spec import HomeSpec
 from cowfs.steps import pieces_of
 from tests.home.conftest import serving
 

@@ -231,8 +231,8 @@ import os, sys, trio
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.home.control.server import ControlServer
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from pathlib import Path
 
 async def main():

@@ -14,7 +14,7 @@ import pytest
 import cowfs
 from cowfs import errors
 from cowfs.errors import PoolError
-from cowfs.home import api as home_module
+from cowfs.home.api import home as home_module
 from tests.home.conftest import SMALL, serving
 
 

@@ -14,9 +14,9 @@ import cowfs
 from cowfs.cli.app import run
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError, NotAHome, UsageError
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.layers import direct_lvm
 from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from tests.home.conftest import SMALL

@@ -18,11 +18,11 @@ from cowfs.error_record import record_error, restore_error
 from cowfs.faults.plan import Error, Rule
 from cowfs.home.control.client import Client
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests.devices import Status
 from cowfs.home.requests.recordings import Write
 from cowfs.home.session import connect, metadata_of
-from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs.recording.tree_change import TreeChange
 from cowfs.thinmeta.check import check

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import HomeError, MissingRequirement
-from cowfs.home.runtime import find_runtime_directory, make_runtime_directory
+from cowfs.home.serving.runtime import find_runtime_directory, make_runtime_directory
 
 
 @pytest.fixture

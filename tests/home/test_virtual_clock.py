@@ -14,7 +14,7 @@ import pytest
 
 import cowfs
 from cowfs.errors import OutOfDataSpace, UsageError
-from cowfs.home.virtual_clock import VirtualClock
+from cowfs.home.opened.virtual_clock import VirtualClock
 from cowfs.steps import finish
 
 MIB = 1 << 20

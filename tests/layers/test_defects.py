@@ -19,9 +19,9 @@ from cowfs.devices.base import base_xfs
 from cowfs.devices.base.base_xfs import Xfs
 from cowfs.errors import DeviceBusy, FilesystemError, PoolIoError
 from cowfs.ext4.tools import commands as tools
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.info import driver_info, status_items
 from cowfs.pool import NodePool, NodeThin, ThinStatus, UnreadableStatus

@@ -20,9 +20,9 @@ from cowfs.errors import CowfsError, DeviceBusy, ForkedError, MountError
 from cowfs.ext4.tools.fsck import check_volume
 from cowfs.faults.plan import Delay, Error, Flip, Lose, Rule, Tear
 from cowfs.home.kernel.devices import mount_by_kernel
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.requests.devices import OpenNode, Rename
 from cowfs.home.session import connect
-from cowfs.home.spec import HomeSpec
 from cowfs.pool import load_backend
 from cowfs_dmthin import nodes
 from tests.kit.standby import fork_servers_from_here

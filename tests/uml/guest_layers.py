@@ -21,9 +21,9 @@ from cowfs.errors import DeviceBusy, FilesystemError, MountError
 from cowfs.ext4.files import acl
 from cowfs.home.kernel import layers as kernel_layers
 from cowfs.home.kernel.layers import KernelLayers
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.layers.archive import write_archive
 from cowfs.layers.driver import LayerDriver
 from cowfs.layers.roots import find_root

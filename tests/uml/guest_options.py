@@ -26,7 +26,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import CowfsError, HomeError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.mkfs import require_filesystem
-from cowfs.home.backend_facts import driver_facts
+from cowfs.home.opened.backend_facts import driver_facts
 from cowfs.layers.direct_lvm import prepare_pool, read_config
 from cowfs.layers.lvm_config import POOL_NAME, LvmConfig
 from cowfs.layers.options import home_options, parse_storage_options

@@ -18,7 +18,7 @@ from cowfs.benchmarks.engines.nodes import mounted_node
 from cowfs.benchmarks.engines.plain import synced
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.errors import CowfsError
-from cowfs.home.api import Home, open_home
+from cowfs.home.api.home import Home, open_home
 from cowfs.pool.counters import PoolCounters
 from cowfs.pool.interface import NodeThin, ProbeResult
 from cowfs.pool.registry import load_backend

@@ -18,7 +18,7 @@ from cowfs.benchmarks.engines.interface import Contender, Offer
 from cowfs.benchmarks.meter import TIME_EACH, Meter
 from cowfs.benchmarks.workloads.interface import Measure
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.home.api import Home, open_home
+from cowfs.home.api.home import Home, open_home
 from cowfs.home.maintenance import restore_home
 from cowfs.units import format_size
 

@@ -11,7 +11,7 @@ from cowfs.benchmarks.engines.interface import Contender, Offer
 from cowfs.benchmarks.meter import RATE, TIME, Meter
 from cowfs.benchmarks.workloads.interface import Measure
 from cowfs.benchmarks.workloads.trees import make_archive
-from cowfs.home.api import open_home
+from cowfs.home.api.home import open_home
 
 _BASE: Final = "base-image"
 _LAYER: Final = "layer"

@@ -25,14 +25,14 @@ from cowfs.docker.plugin.protocol import GraphDriverPlugin, Init
 from cowfs.ending import ending_with
 from cowfs.errors import HomeError, ungrouped
 from cowfs.fuse.ending import Ending
+from cowfs.home.control.unix_socket import listening
 from cowfs.home.executor import Executor
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
+from cowfs.home.opened.storage_options import apply_options, resolve_settings
 from cowfs.home.serving.mounting import MountRequest, empty_mount_directory
 from cowfs.home.serving.served_home import ServedHome
-from cowfs.home.spec import HomeSpec, Make
-from cowfs.home.storage_options import apply_options, resolve_settings
-from cowfs.home.unix_socket import listening
 from cowfs.layers.options import parse_storage_options
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from cowfs.docker.stored.names import device_of, title
 from cowfs.docker.stored.saving import ImageSaver, SavedImage
 from cowfs.docker.stored.store import Container, DockerStore
 from cowfs.errors import CowfsError
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.oci.blobs import DirectoryBlobs, NotWritten, naming
 
 Progress: TypeAlias = Callable[[str, int, int], object]

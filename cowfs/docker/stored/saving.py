@@ -15,7 +15,7 @@ import msgspec
 
 from cowfs.docker.stored.store import DockerStore, Image, Layer, short
 from cowfs.errors import CowfsError, HomeError, UnknownDevice
-from cowfs.home.api import Home
+from cowfs.home.api.home import Home
 from cowfs.home.requests.files import WantedFile
 from cowfs.oci import tar_split
 from cowfs.oci.blobs import Blobs, ImageLayout

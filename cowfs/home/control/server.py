@@ -28,6 +28,7 @@ from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
 from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.home.control import socket as control
+from cowfs.home.control.passed_file import may_be_read
 from cowfs.home.control.protocol import (
     MAX_REPLY_BYTES,
     MAX_REQUEST_BYTES,
@@ -38,7 +39,6 @@ from cowfs.home.control.protocol import (
     Reply,
 )
 from cowfs.home.executor import Executor
-from cowfs.home.passed_file import may_be_read
 from cowfs.home.requests.decoding import decode_request
 from cowfs.home.requests.request import (
     MAX_PIECE_BYTES,

@@ -1,8 +1,8 @@
 """The control socket of a home: its path, its peers, and files passed over it.
 
-It is in the home, or in the home's runtime directory (`cowfs.home.runtime`) where the home cannot be written. The path
-of a Unix socket is limited to 107 bytes and that of a directory is not, so the directory is opened and the socket
-addressed as `/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
+It is in the home, or where the home cannot be written, in the home's runtime directory (`cowfs.home.serving.runtime`).
+The path of a Unix socket is limited to 107 bytes and that of a directory is not, so the directory is opened and the
+socket addressed as `/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from cowfs.errors import HomeError
 from cowfs.home.control.protocol import SOCKET_NAME
-from cowfs.home.unix_socket import listen_privately
+from cowfs.home.control.unix_socket import listen_privately
 
 _BACKLOG: Final = 512
 _FIRST_PAUSE_SECONDS: Final = 0.01

@@ -6,12 +6,12 @@ import math
 from typing import TYPE_CHECKING
 
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Request
 from cowfs.steps import Steps
 
 if TYPE_CHECKING:
-    from cowfs.home.virtual_clock import VirtualClock
+    from cowfs.home.opened.virtual_clock import VirtualClock
 
 
 class AdvanceClock(Request[float], frozen=True, tag="advance_clock"):

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from cowfs.devices.reports import ClonedHome
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Request
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from cowfs.copying.paths import resolve
 from cowfs.errors import FilesystemError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Listing, StreamOut
 from cowfs.layers.changes import find_path_changes
 from cowfs.layers.driver import Pair

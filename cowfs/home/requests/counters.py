@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cowfs.devices.reports import HomeReport, IoReport
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Request
 from cowfs.pool import PoolCounters, ThinCounters
 

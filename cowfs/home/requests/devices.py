@@ -21,7 +21,7 @@ from cowfs.devices.reports import DeviceReport, DeviceRow, DeviceUse, HomeReport
 from cowfs.devices.uses import require_idle
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeError, MetadataCorrupt, NoSuchThin, PoolModeError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Renaming, Replaced, Request, batched
 from cowfs.home.snapshot_keys import SnapshotKey, require_no_snapshot, snapshot_keys
 from cowfs.pool import PoolStatus, ThinStatus, ThinTable, UnreadableStatus

@@ -14,7 +14,7 @@ import msgspec
 from cowfs.blockdev import FLUSH_COPY_BYTES, FlushAhead
 from cowfs.devices.pools.contents import PROBED_BYTES, kind_of
 from cowfs.errors import ArchiveError, CopyError, OutOfDataSpace, OutOfMetadataSpace, UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import StreamIn, StreamOut
 from cowfs.pool import ThinDevice, ThinStatus
 from cowfs.units import SECTOR_BYTES

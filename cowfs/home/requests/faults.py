@@ -8,7 +8,7 @@ import msgspec
 
 from cowfs.faults.plan import Rule
 from cowfs.faults.rules import FaultReport
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Request
 
 

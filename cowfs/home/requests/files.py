@@ -24,7 +24,7 @@ from cowfs.devices.on_disk.names import BASE
 from cowfs.ending import ending_with
 from cowfs.errors import CopyError, OutOfDataSpace, OutOfMetadataSpace, PoolError, UsageError
 from cowfs.filetree import Attributes, DirectoryEntry, FileTree
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, StreamIn, StreamOut
 from cowfs.home.snapshot_keys import COMMITTED, require_no_snapshot
 from cowfs.layers.interface import LayerRoot

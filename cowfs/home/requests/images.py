@@ -17,7 +17,7 @@ from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.records import DeviceRecord
 from cowfs.errors import UsageError
 from cowfs.filetree import ROOT_INODE
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.blocks import all_changes, changes_since, delta_ranges, write_change
 from cowfs.home.requests.disks import RANGE_BYTES, Exported, Imported, holds_layer, imported
 from cowfs.home.requests.files import take_batches

@@ -15,7 +15,7 @@ import msgspec
 from cowfs.devices.on_disk.names import BASE
 from cowfs.error_record import plain_text
 from cowfs.errors import HomeBusy, command_line
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Listing, OpenFile, Request, Upload
 from cowfs.home.snapshot_keys import COMMITTED, require_no_snapshot
 from cowfs.layers.info import DriverInfo

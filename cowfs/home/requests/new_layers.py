@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.blocks import all_changes, changes_since, write_change
 from cowfs.home.requests.request import Request, StreamIn, StreamOut, Upload
 from cowfs.steps import Steps

@@ -8,7 +8,7 @@ import msgspec
 
 from cowfs.devices.uses import require_files
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Replaced, Request
 from cowfs.recording.unsynced import Unsynced
 

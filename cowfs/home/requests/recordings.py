@@ -10,7 +10,7 @@ import msgspec
 
 from cowfs.devices.uses import require_files
 from cowfs.errors import DeviceBusy, UnknownDevice, UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import OpenFile, Request, StreamIn
 from cowfs.recording.recorder import Model, Recorder
 from cowfs.recording.tree_change import TreeChange, TreeChanger

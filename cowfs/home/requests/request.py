@@ -22,7 +22,7 @@ import msgspec
 from cowfs.errors import UsageError
 
 if TYPE_CHECKING:
-    from cowfs.home.open_home import OpenHome
+    from cowfs.home.opened.open_home import OpenHome
     from cowfs.steps import Pieces, Steps
 
 F = TypeVar("F", bound=Callable[..., object])

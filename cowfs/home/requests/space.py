@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 import msgspec
 
 from cowfs.devices.reports import UsageRow
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import Listing, Request, batched
 from cowfs.steps import Pieces, Steps
 

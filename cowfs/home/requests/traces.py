@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.requests.request import OpenFile, Request
 from cowfs.steps import Steps
 

@@ -20,12 +20,12 @@ from cowfs.errors import HomeBusy, HomeError, command_line, ungrouped
 from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
-from cowfs.home.open_home import OpenHome
-from cowfs.home.opening import open_here
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.serving.mounting import MountRequest, remove_private
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.session import open_unheld
-from cowfs.home.spec import HomeSpec
 
 
 def serve_mount(

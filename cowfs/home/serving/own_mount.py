@@ -14,11 +14,11 @@ from typing import Final
 
 from cowfs.errors import MountError
 from cowfs.forking import origin
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.home.own_session import OwnSession
 from cowfs.home.serving.lease import open_process
 from cowfs.home.serving.mounting import MountRequest, mount, remove_private
-from cowfs.home.spec import HomeSpec
 from cowfs.mounts.mountpoint import detach_dead
 
 _END_SECONDS: Final = 120.0

@@ -31,7 +31,7 @@ from cowfs.fuse.translate import SpaceQueue, View, drop_caches
 from cowfs.fuse.tree_view import TreeView
 from cowfs.home.control.server import ControlServer
 from cowfs.home.executor import Executor, Views
-from cowfs.home.open_home import OpenHome
+from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.serving.deletions import deletion_service
 from cowfs.home.serving.events import event_service
 from cowfs.home.serving.kernel_writes import KernelWrites

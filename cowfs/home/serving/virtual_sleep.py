@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 from cowfs.fuse.server import Service, Sleep
-from cowfs.home.virtual_clock import VirtualClock
+from cowfs.home.opened.virtual_clock import VirtualClock
 
 
 class VirtualSleep:

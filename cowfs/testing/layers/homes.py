@@ -26,10 +26,10 @@ from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.names import BASE
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.fsck import check_volume
-from cowfs.home.api import open_home
-from cowfs.home.layers import Layers
-from cowfs.home.opening import open_here
-from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.api.home import open_home
+from cowfs.home.api.layers import Layers
+from cowfs.home.opened.opening import open_here
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.layers import Change, ChangeKind, Driver
 from cowfs.layers.info import status_items
 from cowfs.layers.roots import ensure_root

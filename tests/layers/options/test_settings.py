@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from cowfs.errors import MissingRequirement, UsageError
-from cowfs.home.backend_facts import driver_facts
+from cowfs.home.opened.backend_facts import driver_facts
 from cowfs.layers.options import DriverOptions, Facts, Settings, parse_storage_options, resolve_options
 from cowfs.pool import load_backend
 

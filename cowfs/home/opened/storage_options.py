@@ -1,7 +1,7 @@
 """Storage options of the layer driver, as far as they say how a home is made, opened, and grows.
 
     resolve_settings(...)                what they mean on this machine
-    make_devices(...), open_devices(...) a home by them; `cowfs.home.opening` decides which
+    make_devices(...), open_devices(...) a home by them; `cowfs.home.opened.opening` decides which
     apply_options(...)                   those that come later, with another daemon of Docker's
 
 A pool that LVM makes (`dm.directlvm_device`) is prepared first in both cases: the home only remembers where it is.
@@ -22,8 +22,8 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.names import BASE
 from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.pools import no_space
-from cowfs.home.backend_facts import driver_facts
-from cowfs.home.spec import HomeSpec
+from cowfs.home.opened.backend_facts import driver_facts
+from cowfs.home.opened.spec import HomeSpec
 from cowfs.layers.options import (
     DriverOptions,
     Settings,

@@ -51,11 +51,11 @@ def import_image(
                 )
             kind = format or format_of(path)
             if kind == "directory":
-                from cowfs.home.archives import import_directory
+                from cowfs.home.api.archives import import_directory
 
                 return import_directory(session, path, name, size_bytes, progress)
             if kind == "tar":
-                from cowfs.home.archives import import_archive
+                from cowfs.home.api.archives import import_archive
 
                 return import_archive(session, path, name, size_bytes, progress)
             _require_no_size(size_bytes, path)
@@ -78,7 +78,7 @@ def import_stream(
     size_bytes: int | None = None,
 ) -> Imported:
     """As `Home.import_stream`."""
-    from cowfs.home.layers import as_file
+    from cowfs.home.api.layers import as_file
 
     if format not in ("raw", "tar"):
         raise UsageError(f"what is read from a stream is raw or tar, not {format}; write it to a file, and import that")
@@ -138,7 +138,7 @@ def export_image(
     try:
         with _new_file(path, force=force) as file:
             if kind == "tar":
-                from cowfs.home.archives import export_archive
+                from cowfs.home.api.archives import export_archive
 
                 exported = export_archive(session, name, file, progress)
             else:

@@ -13,6 +13,7 @@ from cowfs.devices.on_disk.options import HomeOptions
 from cowfs.devices.reports import ClonedHome, DeviceReport, DeviceRow, HomeReport, IoReport, UsageReport, UsageTotals
 from cowfs.ending import Closing
 from cowfs.errors import UsageError
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.clock import AdvanceClock
 from cowfs.home.requests.clone import CloneHome
@@ -51,7 +52,6 @@ from cowfs.home.requests.space import (
     Usage,
 )
 from cowfs.home.session import metadata_of_session
-from cowfs.home.spec import HomeSpec, Make
 from cowfs.mounts.mountinfo import require_outside_mounts
 from cowfs.pool import ThinDevice
 
@@ -62,15 +62,15 @@ if TYPE_CHECKING:
     from cowfs.faults.api import Faults
     from cowfs.faults.plan import Rule
     from cowfs.faults.rules import FaultReport
-    from cowfs.home.comparing import BlockRange, FileChange, FileDifference
-    from cowfs.home.files import FileInfo
-    from cowfs.home.layers import Layers
-    from cowfs.home.recordings import Recordings
+    from cowfs.home.api.comparing import BlockRange, FileChange, FileDifference
+    from cowfs.home.api.files import FileInfo
+    from cowfs.home.api.layers import Layers
+    from cowfs.home.api.recordings import Recordings
+    from cowfs.home.api.trace_files import TraceRecording
     from cowfs.home.requests.disks import Exported, Imported
     from cowfs.home.requests.files import WantedFile
     from cowfs.home.requests.images import Chain
     from cowfs.home.requests.power import PowerCut
-    from cowfs.home.trace_files import TraceRecording
     from cowfs.steps import Progress as BytesProgress
     from cowfs.thinmeta.findings import CheckReport
     from cowfs.thinmeta.xml import TextSink
@@ -302,7 +302,7 @@ class Home(Closing):
             UnknownDevice, DeviceBusy; CopyError: the path leads to nothing.
             FilesystemError: the directory or something in it is damaged; what could be read of it came before.
         """
-        from cowfs.home.files import FileInfo
+        from cowfs.home.api.files import FileInfo
         from cowfs.home.requests.files import ListFiles
 
         return map(FileInfo.of, self._session.iterate(ListFiles(device, os.fsencode(path), follow)))
@@ -323,7 +323,7 @@ class Home(Closing):
             UnknownDevice, DeviceBusy; CopyError: a path leads to nothing, to no regular file, or to one of another
                 length.
         """
-        from cowfs.home import files as home_files
+        from cowfs.home.api import files as home_files
 
         home_files.read_files(self._session, device, files, out)
 
@@ -368,7 +368,7 @@ class Home(Closing):
             UsageError, UnknownDevice, DeviceBusy, HomeError.
             CopyError, PoolError: nothing more can be written; what came before it is copied, and committed.
         """
-        from cowfs.home import files
+        from cowfs.home.api import files
         from cowfs.home.requests.files import CopyIn
 
         request = CopyIn(device, os.fsencode(path), write_base=write_base)
@@ -398,7 +398,7 @@ class Home(Closing):
         Raises:
             UnknownDevice, DeviceBusy; CopyError: the path leads to nothing, or nothing more can be written.
         """
-        from cowfs.home import files
+        from cowfs.home.api import files
         from cowfs.home.requests.files import CopyOut
 
         request = CopyOut(device, os.fsencode(path), recursive)
@@ -439,7 +439,7 @@ class Home(Closing):
             UnknownDevice, DeviceBusy, FilesystemError.
             UsageError: what it is a snapshot of is not known; one of the two is a layer and the other is not.
         """
-        from cowfs.home.comparing import FileChange, parent_of
+        from cowfs.home.api.comparing import FileChange, parent_of
         from cowfs.home.requests.comparing import Changes
 
         request = Changes(device, other or parent_of(self._session, device))
@@ -453,7 +453,7 @@ class Home(Closing):
 
         Raises: as `changes`.
         """
-        from cowfs.home import comparing
+        from cowfs.home.api import comparing
 
         comparing.diff(self._session, old, new, path, out)
 
@@ -473,7 +473,7 @@ class Home(Closing):
         Raises:
             UnknownDevice; UsageError: a negative number.
         """
-        from cowfs.home import comparing
+        from cowfs.home.api import comparing
 
         with self._session.current() as session:
             yield from comparing.block_ranges(
@@ -483,14 +483,14 @@ class Home(Closing):
     @property
     def layers(self) -> Layers:
         """The home as a storage driver of containers has it."""
-        from cowfs.home.layers import Layers
+        from cowfs.home.api.layers import Layers
 
         return Layers(self._session)
 
     @property
     def recordings(self) -> Recordings:
         """What happens to devices, recorded, and devices as a crash would have left them."""
-        from cowfs.home.recordings import Recordings
+        from cowfs.home.api.recordings import Recordings
 
         return Recordings(self._session)
 
@@ -507,7 +507,7 @@ class Home(Closing):
             UsageError: the device is not in use, or by the kernel; the file exists.
             OSError: the file cannot be written.
         """
-        from cowfs.home.trace_files import recorded_trace
+        from cowfs.home.api.trace_files import recorded_trace
 
         return recorded_trace(self._session, device, path, force=force)
 
@@ -550,7 +550,7 @@ class Home(Closing):
             MissingRequirement: qemu-img is needed, and not there.
             CowfsError: the source cannot be read.
         """
-        from cowfs.home.images import import_image
+        from cowfs.home.api.images import import_image
 
         return import_image(
             self._session,
@@ -581,7 +581,7 @@ class Home(Closing):
         Raises:
             As `import_image`; HomeError: the copy cannot be kept.
         """
-        from cowfs.home.images import import_stream
+        from cowfs.home.api.images import import_stream
 
         return import_stream(self._session, stream, name, format=format, size_bytes=size_bytes)
 
@@ -605,7 +605,7 @@ class Home(Closing):
             UnknownDevice; UsageError: the file exists; FilesystemError: the device has no files that can be read.
             CowfsError: the file cannot be written; nothing is left.
         """
-        from cowfs.home.images import export_image
+        from cowfs.home.api.images import export_image
 
         return export_image(self._session, name, target, format=format, force=force, progress=progress)
 
@@ -633,7 +633,7 @@ class Home(Closing):
         Raises:
             UnknownDevice; UsageError: the directory exists; CowfsError: it cannot be written, and nothing is left.
         """
-        from cowfs.home.chains import export_chain
+        from cowfs.home.api.chains import export_chain
 
         return export_chain(self._session, name, target, progress=progress)
 
@@ -647,7 +647,7 @@ class Home(Closing):
             DeviceExists, OutOfDataSpace, OutOfMetadataSpace; UsageError: the chain is damaged.
             CowfsError: there is none.
         """
-        from cowfs.home.chains import import_chain
+        from cowfs.home.api.chains import import_chain
 
         return import_chain(self._session, source, progress=progress)
 

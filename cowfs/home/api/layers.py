@@ -12,7 +12,7 @@ from typing import IO, Final
 import msgspec
 
 from cowfs.errors import HomeError
-from cowfs.home.passed_file import may_be_read
+from cowfs.home.control.passed_file import may_be_read
 from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,

@@ -9,12 +9,12 @@ from cowfs.devices import opening
 from cowfs.devices.on_disk import making
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.errors import UsageError
-from cowfs.home.open_home import OpenHome
-from cowfs.home.spec import HomeSpec, Make
+from cowfs.home.opened.open_home import OpenHome
+from cowfs.home.opened.spec import HomeSpec, Make
 from cowfs.pool import Backend, BackendWithClock, load_backend
 
 if TYPE_CHECKING:
-    from cowfs.home.virtual_clock import VirtualClock
+    from cowfs.home.opened.virtual_clock import VirtualClock
 
 
 def open_here(spec: HomeSpec) -> OpenHome:
@@ -32,7 +32,7 @@ def open_here(spec: HomeSpec) -> OpenHome:
         devices = opening.open_home(files.home, backend, spec.how_opened())
         return OpenHome(devices, spec.backend, clock=clock)
 
-    from cowfs.home.storage_options import make_devices, open_devices, resolve_settings
+    from cowfs.home.opened.storage_options import make_devices, open_devices, resolve_settings
     from cowfs.layers.options import parse_storage_options
 
     options = parse_storage_options(spec.storage_options)
@@ -53,7 +53,7 @@ def _backend(spec: HomeSpec) -> tuple[Backend, VirtualClock | None]:
             f"the backend '{spec.backend}' has a clock that cannot be moved, so it cannot have a virtual one; name "
             "another backend, or open the home without virtual_clock"
         )
-    from cowfs.home.virtual_clock import VirtualClock
+    from cowfs.home.opened.virtual_clock import VirtualClock
 
     clock = VirtualClock()
     return backend.with_clock(clock), clock

@@ -13,7 +13,7 @@ from cowfs.devices.uses import require_idle
 from cowfs.ending import Closing, ending_with
 from cowfs.error_record import plain_text
 from cowfs.forking import not_inherited
-from cowfs.home.stand_ins import StandIns
+from cowfs.home.opened.stand_ins import StandIns
 from cowfs.mounts.mountinfo import decode_source, mounts
 from cowfs.mounts.nodes import kernel_mounts
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from cowfs.devices.deviceset import DeviceSet
     from cowfs.devices.on_disk.records import DeviceRecord
     from cowfs.fuse.translate import View
-    from cowfs.home.device_traces import HomeTraces
-    from cowfs.home.faults import HomeFaults
     from cowfs.home.kernel.layers import KernelLayers
-    from cowfs.home.virtual_clock import VirtualClock
+    from cowfs.home.opened.device_traces import HomeTraces
+    from cowfs.home.opened.faults import HomeFaults
+    from cowfs.home.opened.virtual_clock import VirtualClock
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
@@ -64,7 +64,7 @@ class OpenHome(Closing):
     def settings(self) -> Settings:
         """Of the layer driver, as the storage options say; worked out at the first use where there are none."""
         if self._settings is None:
-            from cowfs.home.storage_options import resolve_settings
+            from cowfs.home.opened.storage_options import resolve_settings
             from cowfs.layers.options import DriverOptions
 
             self._settings = resolve_settings(self.backend, DriverOptions())
@@ -87,7 +87,7 @@ class OpenHome(Closing):
     def faults(self) -> HomeFaults:
         """The faults of the home, made by its first use: a home without any knows nothing of them."""
         if self._faults is None:
-            from cowfs.home.faults import HomeFaults
+            from cowfs.home.opened.faults import HomeFaults
 
             self._faults = HomeFaults(self.devices, self._stand_ins)
             if self._shown is not None:
@@ -98,7 +98,7 @@ class OpenHome(Closing):
     def traces(self) -> HomeTraces:
         """The traces that are being recorded, made by its first use."""
         if self._traces is None:
-            from cowfs.home.device_traces import HomeTraces
+            from cowfs.home.opened.device_traces import HomeTraces
 
             self._traces = HomeTraces(self.devices, self._stand_ins)
         return self._traces

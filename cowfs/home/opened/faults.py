@@ -15,7 +15,7 @@ from cowfs.faults.effects import Means
 from cowfs.faults.plan import NoSpace, Place, PoolMode, PoolModeName, Rule
 from cowfs.faults.rules import FaultReport, FaultSet
 from cowfs.home.kernel.faults import as_disk_fault
-from cowfs.home.stand_ins import StandIns
+from cowfs.home.opened.stand_ins import StandIns
 from cowfs.in_place import Make, put_in_place
 from cowfs.pool import BreakablePool, DiskFault, LayeredPool
 from cowfs.pool import PoolMode as Mode

@@ -11,7 +11,7 @@ from typing import IO, Final
 from cowfs.blockdev import FileDevice
 from cowfs.copying.host import HostSource, total_bytes
 from cowfs.copying.records import batches
-from cowfs.home.layers import as_file
+from cowfs.home.api.layers import as_file
 from cowfs.home.requests.devices import Inspect
 from cowfs.home.requests.disks import Exported, Imported
 from cowfs.home.requests.images import ExportArchive, ImportArchive, ImportFiles

@@ -7,7 +7,7 @@ from typing import Final
 
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.errors import DeviceBusy, UnknownDevice
-from cowfs.home.stand_ins import StandIns
+from cowfs.home.opened.stand_ins import StandIns
 from cowfs.in_place import Make
 from cowfs.steps import Steps
 from cowfs.traces.requests import TraceHeader
