@@ -22,8 +22,9 @@ from typing import Any, Final
 import trio
 
 from cowfs.containerd.calls import Method, Read, Reply
-from cowfs.containerd.grpc import Asked, CallError, Code, Handler, Reports, serve_connection
+from cowfs.containerd.grpc import BROKEN, Asked, CallError, Code, Handler, serve_connection
 from cowfs.forking import close_in_children, close_socket
+from cowfs.home.control.clients import Reports, accepted
 
 _log = logging.getLogger(__name__)
 ANSWER_SECONDS: Final = 0.8  # containerd waits without a deadline; so all ends within a second, on a busy machine too
@@ -105,15 +106,15 @@ class Front:
         with self._scope:
             if self._has_ended:
                 return
-            reports = Reports(self._report)
+            reports = Reports(BROKEN, self._report)
+            failures = Reports("no client of the snapshotter can be taken in", self._report)
             handlers = {path: self._handler(path) for path in {*self._reads, *self._methods}}
-
-            async def serve_client(stream: trio.SocketStream) -> None:
-                close_in_children(stream.socket, close_socket)
-                await serve_connection(stream, handlers, reports)
-
-            listener = trio.SocketListener(trio.socket.from_stdlib_socket(self._listener))
-            await trio.serve_listeners(serve_client, [listener])
+            listener = trio.socket.from_stdlib_socket(self._listener)
+            async with trio.open_nursery() as clients:
+                while True:
+                    socket = await accepted(listener, lambda error: failures.note(error.strerror))
+                    close_in_children(socket, close_socket)
+                    clients.start_soon(serve_connection, trio.SocketStream(socket), handlers, reports)
 
     def _report(self, text: str) -> None:
         assert self._engine is not None

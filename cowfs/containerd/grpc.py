@@ -24,16 +24,18 @@ import h2.exceptions
 import h2.settings
 import trio
 
+from cowfs.home.control.clients import Reports
+
 _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 MAX_CALLS: Final = 64  # of one connection at a time
 PREFIX_BYTES: Final = 5
 _RECEIVE_BYTES: Final = 64 << 10
-_SILENT_SECONDS: Final = 60.0  # of a client that connects again and again
 _TIMEOUT: Final = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNIT_SECONDS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 CONTENT_TYPE: Final = "application/grpc"
+BROKEN: Final = "a client broke HTTP/2"
 
 
 class Code(enum.IntEnum):
@@ -83,25 +85,6 @@ class _Call:
     failure: CallError | None = None
 
 
-class Reports:
-    """Says that clients broke the protocol: at once, and then at most once a minute, with how many did."""
-
-    def __init__(self, say: Callable[[str], object] = _log.info) -> None:
-        self._say = say
-        self._unsaid = 0
-        self._silent_until = -math.inf
-
-    def note(self, error: Exception) -> None:
-        now = trio.current_time()
-        if now < self._silent_until:
-            self._unsaid += 1
-            return
-        others = f", and {self._unsaid} others since the last such line" if self._unsaid else ""
-        self._say(f"a client broke HTTP/2{others}: {error}")
-        self._unsaid = 0
-        self._silent_until = now + _SILENT_SECONDS
-
-
 async def serve_connection(
     stream: trio.abc.Stream, methods: Mapping[str, Handler], reports: Reports | None = None
 ) -> None:
@@ -109,9 +92,9 @@ async def serve_connection(
 
     Args:
         methods: by path, `/SERVICE/METHOD`. Handlers raise CallError; any other exception is a defect and is logged.
-        reports: of all connections; of this one alone when None.
+        reports: of clients that break the protocol, of all connections; of this one alone when None.
     """
-    await _Connection(stream, methods, reports or Reports()).serve()
+    await _Connection(stream, methods, reports or Reports(BROKEN, _log.info)).serve()
 
 
 class _Connection:

@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from cowfs.containerd.grpc import MAX_MESSAGE_BYTES, Asked, CallError, Code, Reports, serve_connection
+from cowfs.containerd.grpc import BROKEN, MAX_MESSAGE_BYTES, Asked, CallError, Code, serve_connection
+from cowfs.home.control.clients import Reports
 
 HEADERS = [(":method", "POST"), (":scheme", "http"), (":authority", "x"), ("content-type", "application/grpc")]
 
@@ -202,7 +203,7 @@ async def test_bytes_that_are_no_http2(rng: random.Random) -> None:
 async def test_clients_that_break_the_protocol_fill_no_log(autojump_clock: trio.testing.MockClock) -> None:
     """One that connects in a loop makes one line a minute, which says how many there were."""
     said: list[str] = []
-    reports = Reports(said.append)
+    reports = Reports(BROKEN, said.append)
 
     async def broken() -> None:
         ours, theirs = trio.testing.memory_stream_pair()
@@ -218,4 +219,4 @@ async def test_clients_that_break_the_protocol_fill_no_log(autojump_clock: trio.
     autojump_clock.jump(61)
     await broken()
     assert len(said) == 2
-    assert said[1].startswith("a client broke HTTP/2, and 99 others since the last such line: ")
+    assert said[1].startswith("a client broke HTTP/2 (99 more since the last such line): ")

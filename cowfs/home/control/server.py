@@ -28,6 +28,7 @@ from cowfs.error_record import record_error
 from cowfs.errors import CowfsError, HomeError, UsageError
 from cowfs.forking import close_in_children, close_socket, origin
 from cowfs.home.control import socket as control
+from cowfs.home.control.clients import Reports, accepted
 from cowfs.home.control.passed_file import may_be_read
 from cowfs.home.control.protocol import (
     MAX_REPLY_BYTES,
@@ -56,7 +57,6 @@ from cowfs.version import VERSION
 _log = logging.getLogger(__name__)
 _READ_BYTES: Final = 16 << 10
 _BATCH_BYTES: Final = 64 << 10
-_RETRY_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,9 @@ class ControlServer:
         self._limits = limits
         self._connections: list[_Connection] = []
         self._is_ending = False
+        self._failures = Reports(f"control socket of {self._executor.path}, which tries again", _log.warning)
+        self._departures = Reports("a client of the control socket disconnected", _log.info)
+        self._refusals = Reports("a client of the control socket disconnected before its answer", _log.info)
 
     @property
     def clients(self) -> int:
@@ -109,23 +112,13 @@ class ControlServer:
         async with _listening(self._directory) as listener, trio.open_nursery() as clients:
             task_status.started()
             while True:
-                socket = await self._accept(listener)
+                socket = await accepted(listener, self._note_failure)
                 clients.start_soon(self._serve_client, _Connection(socket, self._limits, self._executor.path))
 
-    async def _accept(self, listener: trio.socket.SocketType) -> trio.socket.SocketType:
-        """The next client; waits, and logs so once, while this process is out of descriptors."""
-        failed = 0
-        while True:
-            try:
-                socket, _ = await listener.accept()
-            except OSError as error:  # also a client that has ended already
-                if error.errno != failed:
-                    _log.warning("control socket of %s: %s; trying again", self._executor.path, error)
-                failed = error.errno or 0
-                self._drop_stalled(self._connections)
-                await trio.sleep(_RETRY_SECONDS)
-            else:
-                return socket
+    def _note_failure(self, error: OSError) -> None:
+        """No client can be taken in, mostly for want of descriptors: those that others only keep are given back."""
+        self._failures.note(error)
+        self._drop_stalled(self._connections)
 
     async def _serve_client(self, connection: _Connection) -> None:
         """Serve one client to its end. Whatever it does, or fails to do, ends here."""
@@ -142,9 +135,15 @@ class ControlServer:
             except (
                 CowfsError
             ) as error:  # where the next request begins is not known, or it may not ask: say why, hang up
-                await _send_refusal(connection, error)
+                await self._send_refusal(connection, error)
             except (OSError, trio.TooSlowError) as error:
-                _log.info("a client of the control socket disconnected: %s", str(error) or "too slow")
+                self._departures.note(str(error) or "too slow")
+
+    async def _send_refusal(self, connection: _Connection, error: CowfsError) -> None:
+        try:
+            await connection.send(_line(Reply(error=record_error(error))))
+        except (OSError, trio.TooSlowError):
+            self._refusals.note(error)
 
     def _admit(self, connection: _Connection) -> None:
         """Raises HomeError for a client that may not be served."""
@@ -381,13 +380,6 @@ async def _listening(directory: Path) -> AsyncIterator[trio.socket.SocketType]:
                 control.unlink(directory)
         except OSError as error:
             _log.warning("control socket in %s: %s", directory, error)
-
-
-async def _send_refusal(connection: _Connection, error: CowfsError) -> None:
-    try:
-        await connection.send(_line(Reply(error=record_error(error))))
-    except (OSError, trio.TooSlowError):
-        _log.info("a client of the control socket disconnected before its answer: %s", error)
 
 
 def _error_line(request: bytes, error: Exception) -> bytes:
