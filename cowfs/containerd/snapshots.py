@@ -135,7 +135,7 @@ class Snapshotter:
         """A device for a new snapshot, larger than its parent's where its files may take more than fits there."""
         device = _new_device()
         origin = None if parent is None else parent.device
-        size_bytes = self._executor.home.devices.record(origin or BASE).size_bytes
+        size_bytes = self._size_bytes(parent)
         grows = max_size_bytes is not None and max_size_bytes > size_bytes
         try:
             await self._run(self._places.creation(device, origin, max_size_bytes if grows else None))
@@ -145,6 +145,16 @@ class Snapshotter:
             await self._remove_device(device)
             raise
         return device
+
+    def _size_bytes(self, parent: Snapshot | None) -> int:
+        """Of the device that a new snapshot is made of. Raises CallError: it is not there."""
+        devices = self._executor.home.devices
+        if parent is not None and parent.device not in devices:
+            lost = f"snapshot {parent.key} has lost its device {parent.device}"
+            text = f"{lost}; remove the snapshot, and have its layer unpacked again"
+            raise CallError(Code.FAILED_PRECONDITION, text)
+        with as_call_errors():
+            return devices.record(BASE if parent is None else parent.device).size_bytes
 
     async def commit(self, request: Any, decide: Decide = always) -> Any:
         """The files of an active snapshot as they are now, under a name of their own.
@@ -278,7 +288,8 @@ class Snapshotter:
         """The snapshot that mounts show, of several on one device its owner; None for mounts of anything else."""
         if len(mounts) != 1 or (device := self._places.device_of(mounts[0])) is None:
             return None
-        snapshot = self._store.owner_of(device)
+        with as_call_errors():
+            snapshot = self._store.owner_of(device)
         if snapshot is None or (self._places.views_have_devices and snapshot.kind == COMMITTED):
             return None
         return snapshot if await self._path(snapshot) == mounts[0].source else None
@@ -322,7 +333,8 @@ class Snapshotter:
         containerd then looks for the committed snapshot by that label, and by its parent.
         """
         reference = request.labels.get(LAYER_REFERENCE)
-        found = self._store.layer(reference, request.parent) if reference else None
+        with as_call_errors():
+            found = self._store.layer(reference, request.parent) if reference else None
         if found is None:
             return
         if found.labels.get(LAYER_REFERENCE) != reference:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from cowfs.containerd.messages import COMMITTED
 from cowfs.errors import HomeError
@@ -117,21 +117,22 @@ class SnapshotStore:
             return self._snapshots.get(key)
 
     def owner_of(self, device: str) -> Snapshot | None:
-        """The snapshot that a device was made for."""
-        row = self._database.execute("select * from snapshots where device = ? and owns_device", (device,)).fetchone()
-        return None if row is None else _snapshot(row)
+        """The snapshot that a device was made for. Raises HomeError: the database cannot be read."""
+        rows = self._read("select * from snapshots where device = ? and owns_device", device)
+        return _snapshot(rows[0]) if rows else None
 
     def layer(self, reference: str, parent: str) -> Snapshot | None:
-        """A committed snapshot with a layer, by its chain id: by its label, or by its key in any namespace."""
+        """A committed snapshot with a layer, by its chain id: by its label, or by its key in any namespace.
+
+        Raises HomeError: the database cannot be read.
+        """
         query = (
             "select * from snapshots where parent = ? and kind = ? and (substr(key, -length(?)) = ? "
             "or json_extract(labels, ?) = ?) order by created_ns limit 1"
         )
         end = "/" + reference
-        row = self._database.execute(
-            query, (parent, COMMITTED, end, end, f'$."{LAYER_REFERENCE}"', reference)
-        ).fetchone()
-        return None if row is None else _snapshot(row)
+        rows = self._read(query, parent, COMMITTED, end, end, f'$."{LAYER_REFERENCE}"', reference)
+        return _snapshot(rows[0]) if rows else None
 
     def all(self) -> list[Snapshot]:
         """By key, as they are at one moment."""
@@ -203,10 +204,19 @@ class SnapshotStore:
                 self._children[made.parent] += 1
 
     def orphans(self, devices: Iterable[str]) -> list[str]:
-        """Those of the home's devices that were made for a snapshot, and that no snapshot has."""
-        rows = self._database.execute("select device from snapshots where owns_device").fetchall()
-        owned = {device for (device,) in rows}
+        """Those of the home's devices that were made for a snapshot, and that no snapshot has.
+
+        Raises HomeError: the database cannot be read.
+        """
+        owned = {device for (device,) in self._read("select device from snapshots where owns_device")}
         return [device for device in devices if device.startswith(DEVICE_PREFIX) and device not in owned]
+
+    def _read(self, query: str, *arguments: str | int) -> list[Any]:
+        """The rows of a query. Raises HomeError: the database cannot be read."""
+        try:
+            return self._database.execute(query, arguments).fetchall()
+        except sqlite3.Error as error:
+            raise HomeError(f"{self._path} cannot be read: {error}", errno=errno.EIO) from error
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
