@@ -8,6 +8,7 @@ engines      what is compared: each makes, in a directory of its own, disks and 
 meter        what a workload measures with: a line is a block of work, its time, and all that was counted meanwhile
 workloads    what is asked: each is a context manager that prepares one engine and gives a function, one round of it
 left_behind  removes what a run that was killed has left
+unanswered   what was asked for by name and has no answer
 runner       takes rounds of all questions, with the engines in turns, and puts what was measured into a result
 comparison   two results, line by line
 report       a result as text, as CSV, as one HTML page

@@ -25,13 +25,16 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """`notes` say what makes the two hard to compare: another machine, kernel, load."""
+    """`notes` say what makes the two hard to compare: another machine, kernel, load. `failed` are contenders that
+    failed in a question of the new run, and have figures in the old one.
+    """
 
     threshold: float
     changes: list[Change]
     notes: list[str]
     only_in_old: list[str]
     only_in_new: list[str]
+    failed: list[str]
 
     @property
     def is_judged(self) -> bool:
@@ -62,7 +65,7 @@ def compare(old: Result, new: Result, *, threshold: float, judges_loaded: bool =
             )
     olds, news = _lines(old), _lines(new)
     common = [key for key in news if key in olds]
-    if not common:
+    if not common and not any(question.failed for question in new.questions):
         raise UsageError("the two results have no line in common: they asked other questions, or other engines")
     is_judged = judges_loaded or (old.is_quiet and new.is_quiet)
     return Comparison(
@@ -71,6 +74,12 @@ def compare(old: Result, new: Result, *, threshold: float, judges_loaded: bool =
         notes=list(_notes(old, new)),
         only_in_old=[" / ".join(key) for key in olds if key not in news],
         only_in_new=[" / ".join(key) for key in news if key not in olds],
+        failed=[
+            f"{question.name} / {one.name}: {one.problem}"
+            for question in new.questions
+            for one in question.failed
+            if any((name, contender) == (question.name, one.name) for name, _, contender in olds)
+        ],
     )
 
 

@@ -6,7 +6,6 @@ no round of the next question. So each round asks all of them, with contenders i
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import subprocess
@@ -23,8 +22,9 @@ from cowfs.benchmarks.figures import turns
 from cowfs.benchmarks.machine import busy_processors, describe_machine, switch_seconds
 from cowfs.benchmarks.meter import Meter
 from cowfs.benchmarks.results import FORMAT, VERSION, Absent, ContenderNote, Question, Result
+from cowfs.benchmarks.unanswered import described
 from cowfs.benchmarks.workloads.interface import Measure, Workload
-from cowfs.errors import CowfsError
+from cowfs.errors import CowfsError, MissingRequirement
 from cowfs.version import VERSION as COWFS_VERSION
 
 LOOK_SECONDS: Final = 0.3
@@ -111,7 +111,7 @@ class Run:
     _done: int = 0
 
     def __call__(self) -> Result:
-        """Raises CowfsError where no contender is left; KeyboardInterrupt after everything was taken down."""
+        """Raises MissingRequirement where no contender is left; KeyboardInterrupt after everything was taken down."""
         begin = self.clock()
         result = begin_result(
             self.directory, rounds=self.rounds, seed=self.seed, others_processors=self.others_processors
@@ -121,8 +121,7 @@ class Run:
         with ExitStack() as stack:
             contenders = self._set_up(stack, result)
             if not contenders:
-                named = "; ".join(f"{absent.name}: {absent.problem}" for absent in result.missing)
-                raise CowfsError(f"no engine can run here: {named}", errno=errno.ENOSYS)
+                raise MissingRequirement("; ".join(map(described, result.missing)))
             self.watcher.begins(result)
             inquiries = [self._inquiry(workload, contenders) for workload in self.workloads]
             result.questions += [inquiry.question for inquiry in inquiries]

@@ -45,6 +45,9 @@ class _BenchCommand(click.Command):
 @click.command("bench", cls=_BenchCommand)
 @click.argument("words", nargs=-1, metavar="[QUESTION]... | JOB.fio | FILE.trace | compare OLD NEW | report RESULT")
 @click.option("--over", metavar="LIST", help="The engines, with commas between. [default: all that work here]")
+@click.option(
+    "--skip-missing", is_flag=True, help="Do without engines of --over that cannot run here, or are asked nothing."
+)
 @click.option("--command", metavar="COMMAND", help="Ask how long COMMAND takes: {dir}, {disk} or {home} is its place.")
 @click.option("--thin-pool", metavar="POOL", help="Have dmthin use this pool of the kernel; only thins are made in it.")
 @click.option("--in-uml", is_flag=True, help="Run all of it in User-Mode Linux, a kernel with dm-thin.")
@@ -76,6 +79,7 @@ def bench_command(
     ctx: click.Context,
     words: tuple[str, ...],
     over: str | None,
+    skip_missing: bool,
     command: str | None,
     pace: Pace | None,
     thin_pool: str | None,
@@ -124,10 +128,13 @@ def bench_command(
         return _run_in_guest(settings, ctx.meta[_WORDS], directory)
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
     workloads: list[Workload] = [*traces]
+    asks_by_name = bool(words or traces or command is not None)
     if words or command is not None or not traces:
         workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
     wanted, missing = _contenders(over, thin_pool)
+    from cowfs.benchmarks.engines.catalogue import parse_over
     from cowfs.benchmarks.runner import Run
+    from cowfs.benchmarks.unanswered import unanswered
     from cowfs.cli.bench_output import outputs, scratch
 
     with outputs(json_file, csv_file, html_file) as write, scratch(directory) as place:
@@ -142,7 +149,14 @@ def bench_command(
         write(result)
     if settings.as_json:
         output.print_json(result)
-    return 1 if any(question.failed for question in result.questions) else 0
+    problem = unanswered(
+        result,
+        engines=() if over is None or skip_missing else [one.name for one in parse_over(over)],
+        questions=[workload.name for workload in workloads] if asks_by_name else (),
+    )
+    if problem is not None:
+        raise problem
+    return 0
 
 
 def _is_given(option: str) -> bool:
@@ -183,7 +197,7 @@ def _workloads(words: Sequence[str], command: str | None, *, seed: int, size_byt
 
 
 def _contenders(over: str | None, thin_pool: str | None) -> tuple[list[Wanted], list[Absent]]:
-    """Those that work here. One that was named and does not work is in the report, as one that was not named is."""
+    """Those that work here, and those that do not, for the report."""
     from cowfs.benchmarks.engines.catalogue import everything, parse_over, usable, with_thin_pool
 
     wanted = everything() if over is None else parse_over(over)
@@ -270,7 +284,9 @@ def _require_charts() -> None:
 
 
 def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges_loaded: bool) -> int:
-    """Exit status 1: a line is worse by more than the threshold and more than the spread, or nothing was judged."""
+    """Exit status 1: a line is worse by more than the threshold and more than the spread, an engine that has figures in
+    the old result failed in the new one, or nothing was judged.
+    """
     from cowfs.benchmarks.comparison import compare
     from cowfs.benchmarks.report.text import figure_text
     from cowfs.benchmarks.results import read_result
@@ -299,10 +315,14 @@ def _compare(settings: Settings, files: Sequence[str], threshold: str, *, judges
     for what, lines in (("old", found.only_in_old), ("new", found.only_in_new)):
         if lines:
             print(f"only in the {what} result: {', '.join(map(output.printable, lines))}")
+    for line in found.failed:
+        print(f"failed in the new result: {output.printable(line)}")
     return _verdict(found)
 
 
 def _verdict(found: Comparison) -> int:
+    if found.failed:
+        return 1
     if not found.is_judged:
         raise CowfsError(
             "nothing was judged, as others used the machine in one of the runs; repeat that run on a quiet machine, "

@@ -101,6 +101,15 @@ def test_results_of_other_questions_or_sizes_are_refused() -> None:
         compare(OLD, result(line(a=samples(1)), size_bytes=3), threshold=0.1)
 
 
+def test_a_contender_that_fails_where_it_had_figures_is_named() -> None:
+    new = result(line(other=samples(50, 60, 70)))
+    new.questions[0].failed = [Absent("a<b>", "its disk is full"), Absent("third", "it was never measured")]
+    found = compare(OLD, new, threshold=0.1)
+    assert found.failed == ["disk / a<b>: its disk is full"]
+    new.questions[0].lines = []
+    assert compare(OLD, new, threshold=0.1).failed == found.failed  # also where nothing is left to compare
+
+
 def test_another_machine_is_said() -> None:
     new = result(line(a=samples(100, 101, 102)))
     new.machine = msgspec.structs.replace(MACHINE, kernel="6.9", processors=8)

@@ -21,7 +21,7 @@ from cowfs.benchmarks.meter import TIME, Meter, given, latency_of
 from cowfs.benchmarks.results import Result, encode_result, read_result
 from cowfs.benchmarks.runner import Run, Watcher
 from cowfs.benchmarks.workloads.interface import Measure
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError, MissingRequirement, UsageError
 from cowfs.pool.counters import PoolCounters, ThinCounters
 
 
@@ -276,7 +276,7 @@ def test_without_an_engine_there_is_no_run(tmp_path: Path) -> None:
         yield Contender(setting.name, setting.directory)
 
     broken = Wanted("broken", Engine("broken", "", Offer.DISK, lambda: WORKS, set_up), None)
-    with pytest.raises(CowfsError, match="no engine can run here: broken: no space is left"):
+    with pytest.raises(MissingRequirement, match=r"the engine 'broken' cannot run here: no space is left"):
         run(tmp_path, [broken])
 
 

@@ -40,7 +40,7 @@ def bench(account: Account, *words: str, status: int = 0) -> str:
 @pytest.mark.fuse
 def test_questions_of_several_engines_with_all_reports(account: Account, needs_fuse: None) -> None:
     files = ["--json", "new.json", "--html", "new.html", "--csv", "new.csv"]
-    said = bench(account, "first-write", "churn", "--over", "emulated,plain", "--quick", "--rounds", "2", *files)
+    said = bench(account, "first-write", "disk", "--over", "emulated,plain", "--quick", "--rounds", "2", *files)
     assert "first write of 4 KiB and fdatasync [1/s]" in said
     assert "without plain: it has no snapshots" in said
     result = json.loads((account.directory / "new.json").read_text())
@@ -67,6 +67,11 @@ def test_questions_of_several_engines_with_all_reports(account: Account, needs_f
     assert unjudged.returncode == 1
     assert "nothing was judged, as others used the machine" in unjudged.stderr
     assert "first write of 4 KiB" in bench(account, "report", "new.json")
+    result["questions"][0] |= {"lines": [], "failed": [{"name": "emulated", "problem": "its disk is full"}]}
+    (account.directory / "failed.json").write_text(json.dumps(result))
+    failed = account.run(["cowfs", "bench", "compare", "new.json", "failed.json", "--judge-loaded"], check=False)
+    assert failed.returncode == 1
+    assert "failed in the new result: first-write / emulated: its disk is full" in failed.stdout
 
 
 @pytest.mark.fuse
