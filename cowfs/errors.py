@@ -18,6 +18,7 @@
     │   ├── NotAHome        ENOENT
     │   ├── HomeVersionError EPROTONOSUPPORT
     │   ├── HomeBusy        EBUSY      held by another process
+    │   ├── HolderEnded     ECONNRESET that process ended before its answer was complete
     │   ├── UnknownDevice   ENOENT
     │   ├── DeviceExists    EEXIST
     │   └── DeviceBusy      EBUSY      mounted or open
@@ -226,6 +227,12 @@ class HomeBusy(HomeError):
     def __init__(self, message: str, *, holder_pid: int = 0) -> None:
         super().__init__(message)
         self.holder_pid = holder_pid
+
+
+class HolderEnded(HomeError):
+    """The process that held the home ended before its answer was complete."""
+
+    default_errno = _errno.ECONNRESET
 
 
 class UnknownDevice(HomeError):

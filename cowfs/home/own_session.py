@@ -2,6 +2,10 @@
 
 One call runs at a time, whichever thread makes it. While a disk is open here, only the thread that opened it is served,
 since the two would change the pool at once.
+
+A request that only reads is asked again where the process that holds the home ends before its answer is complete: of
+the next holder, or here, where the home is free. A sequence or a stream of which a part was given away is not; nor is
+anything of the server of a mount that this process made, without which there is no mount.
 """
 
 from __future__ import annotations
@@ -9,21 +13,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from cowfs.blockdev import BlockDevice
 from cowfs.ending import Closing
-from cowfs.errors import HomeBusy
+from cowfs.errors import HolderEnded, HomeBusy
 from cowfs.forking import not_inherited, origin
 from cowfs.home.executor import Executor
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.opened.spec import HomeSpec, Make
-from cowfs.home.requests.request import Listing, Piece, Request, StreamIn, StreamOut
-from cowfs.home.session import Session, connect
+from cowfs.home.requests.devices import CopyMetadata
+from cowfs.home.requests.request import AnyRequest, Listing, Piece, Request, StreamIn, StreamOut
+from cowfs.home.session import Session, connect, metadata_of_session
 
 R = TypeVar("R")
+
+_ENDED_HOLDERS: Final = 3  # one after another
 
 
 class OwnSession(Closing):
@@ -40,6 +49,7 @@ class OwnSession(Closing):
         self._disk_thread: threading.Thread | None = None
         self._disks = 0
         self._is_closed = False
+        self._is_handed_over = False
         not_inherited(self, f"the home {spec.path}")
 
     @property
@@ -51,33 +61,59 @@ class OwnSession(Closing):
         return self._session.holder_pid
 
     def call(self, request: Request[R]) -> R:
-        with self.current() as session:
-            return session.call(request)
+        return self._ask(request, lambda session: session.call(request))
 
     def iterate(self, request: Listing[R]) -> Iterator[R]:
         """The pieces one by one; other threads may have their turn between two of them."""
-        with self.current() as session:
+
+        def begin(session: Session) -> tuple[Iterator[R], list[R]]:
             pieces = session.iterate(request)
-        while True:
+            return pieces, list(islice(pieces, 1))
+
+        pieces, piece = self._ask(request, begin)
+        while piece:
+            yield piece.pop()
             with self.current():
-                try:
-                    piece = next(pieces)
-                except StopIteration:
-                    return
-            yield piece
+                piece = list(islice(pieces, 1))
 
     def read_all(self, request: Listing[R]) -> list[R]:
         """All pieces in one turn."""
-        with self.current() as session:
-            return list(session.iterate(request))
+        return self._ask(request, lambda session: list(session.iterate(request)))
 
     def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
-        with self.current() as session:
-            return session.send(request, pieces)
+        return self._ask(request, lambda session: session.send(request, pieces))
 
     def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R:
+        has_begun = False
+
+        def take_piece(piece: Any) -> None:
+            nonlocal has_begun
+            has_begun = True
+            take(piece)
+
+        return self._ask(request, lambda session: session.receive(request, take_piece), lambda: not has_begun)
+
+    @contextmanager
+    def metadata(self) -> Iterator[BlockDevice]:
+        """The pool's metadata as it is committed when this is entered, for the turn of one thread."""
+        with self.current(), ExitStack() as stack:
+            yield self._ask(CopyMetadata(), lambda session: stack.enter_context(metadata_of_session(session)))
+
+    def _ask(
+        self, request: AnyRequest, ask: Callable[[Session], R], can_repeat: Callable[[], bool] = lambda: True
+    ) -> R:
+        """What `ask` returns. One that only reads is asked again where the holder ended, a few times."""
+        for _ in range(_ENDED_HOLDERS if request.only_reads else 0):
+            with self.current() as session:
+                try:
+                    return ask(session)
+                except HolderEnded:
+                    if self._is_handed_over or not can_repeat():
+                        raise
+                session.close()
+                self._session = connect(self._spec)
         with self.current() as session:
-            return session.receive(request, take)
+            return ask(session)
 
     @contextmanager
     def current(self) -> Iterator[Session]:
@@ -141,6 +177,7 @@ class OwnSession(Closing):
                 end = serve(self._spec)
                 undo.callback(end)
                 self._session = connect(self._spec)
+                self._is_handed_over = True
                 undo.pop_all()
         try:
             yield
@@ -151,6 +188,7 @@ class OwnSession(Closing):
     def _take_back(self, end: Callable[[], None]) -> None:
         with self._turn:
             self._session.close()
+            self._is_handed_over = False
             try:
                 end()
             finally:

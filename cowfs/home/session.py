@@ -26,7 +26,7 @@ from cowfs.devices.on_disk.making import read_settings, require_home
 from cowfs.devices.pools.pool_files import open_device
 from cowfs.devices.pools.pool_source import is_in_use
 from cowfs.devices.reports import HomeReport
-from cowfs.errors import HomeBusy, HomeError, command_line
+from cowfs.errors import HolderEnded, HomeBusy, HomeError, command_line
 from cowfs.home.executor import Executor
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.opened.opening import open_here
@@ -109,7 +109,7 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
     files = HomeFiles(os.path.abspath(home))
     require_home(files)
 
-    def open_metadata() -> HomeLock | Session:
+    def open_metadata() -> HomeLock | Executor:
         lock = HomeLock.acquire(files.home, read_only=True)
         with ExitStack() as undo:
             undo.callback(lock.release)
@@ -118,16 +118,19 @@ def metadata_of(home: Path, backend: str, *, wait_seconds: float = WAIT_SECONDS)
                 return lock
         return Executor(open_here(HomeSpec(home, backend)))
 
-    reached = _open_or_reach(home, open_metadata, _reach_holder, wait_seconds)
-    if isinstance(reached, HomeLock):
-        try:
-            with closing(open_device(files.metadata)) as device:
-                yield device
-        finally:
-            reached.release()
-        return
-    with reached as session, metadata_of_session(session) as metadata:
-        yield metadata
+    def copy_of_holder(home: Path) -> BlockDevice:
+        with _reach_holder(home) as client:
+            return _copy_of_metadata(client)
+
+    reached = _open_or_reach(home, open_metadata, copy_of_holder, wait_seconds)
+    with ExitStack() as stack:
+        if isinstance(reached, HomeLock):
+            stack.callback(reached.release)
+            yield stack.enter_context(closing(open_device(files.metadata)))
+        elif isinstance(reached, Executor):
+            yield stack.enter_context(metadata_of_session(stack.enter_context(reached)))
+        else:
+            yield stack.enter_context(closing(reached))
 
 
 @contextmanager
@@ -139,9 +142,13 @@ def metadata_of_session(session: Session) -> Iterator[BlockDevice]:
         with closing(pool.open_metadata()) as device:
             yield device
         return
-    fd = session.call(CopyMetadata()).fd
-    with closing(FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)) as copy:
+    with closing(_copy_of_metadata(session)) as copy:
         yield copy
+
+
+def _copy_of_metadata(session: Session) -> FileDevice:
+    fd = session.call(CopyMetadata()).fd
+    return FileDevice.of_descriptor(fd, "the copy of the metadata", read_only=True)
 
 
 @contextmanager
@@ -224,7 +231,7 @@ def _open_or_reach(
                 return ask_holder(home)
             except TimeoutError:
                 raise HomeBusy(f"{busy.message}; it does not answer", holder_pid=busy.holder_pid) from None
-            except (ConnectionError, FileNotFoundError):
+            except (ConnectionError, FileNotFoundError, HolderEnded):
                 if time.monotonic() >= deadline:
                     raise busy from None
             except HomeError as refusal:

@@ -116,6 +116,7 @@ import signal
 def kill():
     with home.mount():
         os.kill(home.holder_pid, signal.SIGKILL)
+        assert "ended before" in refused(errors.HolderEnded, home.status)
 
 assert "was killed by signal 9" in refused(errors.MountError, kill)
 assert home.status().holder_pid is None

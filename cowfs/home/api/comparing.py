@@ -11,9 +11,10 @@ from typing import Final, Literal
 import msgspec
 
 from cowfs.errors import UsageError, command_line
+from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.comparing import ChangedFile, ChangedFiles, ChangeRow, Version
 from cowfs.home.requests.devices import Inspect
-from cowfs.home.session import Session, metadata_of_session
+from cowfs.home.session import Session
 from cowfs.thinmeta.delta import DeltaKind, DeltaRange, allocated_ranges, changed_ranges
 from cowfs.thinmeta.format import Superblock
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
@@ -182,14 +183,14 @@ def _number(version: Version) -> str:
 
 
 def block_ranges(
-    session: Session, device: str, base: str | None, *, starting_offset_bytes: int, max_results: int
+    session: OwnSession, device: str, base: str | None, *, starting_offset_bytes: int, max_results: int
 ) -> Iterator[BlockRange]:
     """The ranges of a device that differ from `base`, or, without one, that are mapped; see `Home.block_ranges`."""
     if starting_offset_bytes < 0 or max_results < 0:
         raise UsageError(f"{starting_offset_bytes} bytes and {max_results} results: neither can be less than 0")
     report = session.call(Inspect(device))
     base_id = None if base is None else session.call(Inspect(base)).id
-    with metadata_of_session(session) as metadata:
+    with session.metadata() as metadata:
         block_bytes = Superblock.unpack(metadata.pread(0, METADATA_BLOCK_BYTES)).data_block_sectors * SECTOR_BYTES
         begin = starting_offset_bytes // block_bytes
         if base_id is None:

@@ -51,7 +51,6 @@ from cowfs.home.requests.space import (
     TrimmedDevice,
     Usage,
 )
-from cowfs.home.session import metadata_of_session
 from cowfs.mounts.mountinfo import require_outside_mounts
 from cowfs.pool import ThinDevice
 
@@ -475,9 +474,9 @@ class Home(Closing):
         """
         from cowfs.home.api import comparing
 
-        with self._session.current() as session:
+        with self._session.current():
             yield from comparing.block_ranges(
-                session, device, base, starting_offset_bytes=starting_offset_bytes, max_results=max_results
+                self._session, device, base, starting_offset_bytes=starting_offset_bytes, max_results=max_results
             )
 
     @property
@@ -662,14 +661,14 @@ class Home(Closing):
         """Recount the pool's metadata as it is committed now."""
         from cowfs.thinmeta.check import check
 
-        with self._session.current() as session, metadata_of_session(session) as metadata:
+        with self._session.metadata() as metadata:
             return check(metadata)
 
     def dump(self, out: TextSink) -> None:
         """Write the pool's metadata as thin_dump's XML."""
         from cowfs.thinmeta.xml import dump
 
-        with self._session.current() as session, metadata_of_session(session) as metadata:
+        with self._session.metadata() as metadata:
             dump(metadata, out)
 
     def delta(self, left: str, right: str, out: TextSink) -> None:
@@ -677,7 +676,7 @@ class Home(Closing):
         from cowfs.thinmeta.delta import delta
 
         left_id, right_id = self.inspect(left).id, self.inspect(right).id
-        with self._session.current() as session, metadata_of_session(session) as metadata:
+        with self._session.metadata() as metadata:
             delta(metadata, left_id, right_id, out)
 
     @contextmanager

@@ -13,6 +13,7 @@ import msgspec
 
 from cowfs.errors import HomeError
 from cowfs.home.control.passed_file import may_be_read
+from cowfs.home.own_session import OwnSession
 from cowfs.home.requests.layers import (
     ApplyLayer,
     CreateLayer,
@@ -31,7 +32,6 @@ from cowfs.home.requests.layers import (
 )
 from cowfs.home.requests.new_layers import LayerBlocks, LayerSeal, MakeLayer, MakeLayerOfBlocks, ReadLayerBlocks
 from cowfs.home.requests.request import Attachment, documented_by
-from cowfs.home.session import Session
 from cowfs.layers.info import DriverInfo
 
 _PIECE_BYTES: Final = 1 << 20
@@ -57,7 +57,7 @@ class Layers:
         >>> directory.cleanup()
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: OwnSession) -> None:
         self._session = session
 
     @documented_by(CreateLayer)
@@ -74,7 +74,7 @@ class Layers:
 
     @documented_by(ListLayers)
     def list(self) -> Iterator[str]:
-        return self._session.iterate(ListLayers())
+        return iter(self._session.read_all(ListLayers()))
 
     @documented_by(LayerMetadata)
     def metadata(self, layer_id: str) -> dict[str, str]:
@@ -82,7 +82,7 @@ class Layers:
 
     @documented_by(LayerChanges)
     def changes(self, layer_id: str, parent: str | None = None) -> Iterator[LayerChange]:
-        return self._session.iterate(LayerChanges(layer_id, parent))
+        return iter(self._session.read_all(LayerChanges(layer_id, parent)))
 
     def diff(self, layer_id: str, parent: str | None = None, *, sparse: bool = False) -> IO[bytes]:
         """The changes as a tar archive, in a file without a name that the caller closes.

@@ -14,7 +14,7 @@ import msgspec
 
 from cowfs.ending import Closing
 from cowfs.error_record import restore_error
-from cowfs.errors import HomeError, HomeVersionError, command_line
+from cowfs.errors import HolderEnded, HomeBusy, HomeError, HomeVersionError, command_line
 from cowfs.forking import not_inherited
 from cowfs.home.control import socket as control
 from cowfs.home.control.protocol import MAX_REPLY_BYTES, PIECE_HEADER, PROTOCOL_VERSION, Greeting, Reply
@@ -34,11 +34,13 @@ from cowfs.home.requests.request import (
 _GREETING_SECONDS: Final = 5.0
 _READ_BYTES: Final = 64 << 10
 
+E = TypeVar("E", bound=HomeError)
 R = TypeVar("R")
 
 
 class Client(Closing):
-    """A connection to the process that holds a home; made again when that process has ended it for being idle.
+    """A connection to the process that holds a home; made again when that process has ended it for being idle, or when
+    an answer was not read to its end.
 
     Args:
         home: the home's directory.
@@ -59,6 +61,7 @@ class Client(Closing):
         self._buffer = bytearray()
         self._files: list[int] = []
         self._listing = False
+        self._is_closed = False
         self._socket: socket.socket | None = None
         self.holder_pid = self._connect()
         not_inherited(self, f"the connection to the holder of {home}", drop=Client.close)
@@ -91,7 +94,7 @@ class Client(Closing):
             self._listing = False
         finally:
             if self._listing:
-                self.close()
+                self._hang_up()
 
     def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
         """Send a request, and the bytes that it takes. Raises what the operation raised, and what `pieces` raises."""
@@ -127,7 +130,7 @@ class Client(Closing):
                 yield ours
             finally:
                 if self._listing:
-                    self.close()
+                    self._hang_up()
 
     def _answer(self, request: StreamIn[R] | StreamOut[R]) -> R:
         reply = self._reply()
@@ -135,6 +138,11 @@ class Client(Closing):
         return self._decode(reply.result, answer_type(type(request)))  # type: ignore[no-any-return]
 
     def close(self) -> None:
+        self._is_closed = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._listing = False
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -143,12 +151,13 @@ class Client(Closing):
 
     def _connect(self) -> int:
         """Dial, and read the greeting; the holder's process id."""
+        self._buffer.clear()
         self._socket = control.dial(self._directory, self._greeting_seconds)
         try:
             pid = self._greeting().pid
             self._socket.settimeout(None)
         except BaseException:
-            self.close()
+            self._hang_up()
             raise
         return pid
 
@@ -176,19 +185,29 @@ class Client(Closing):
         return greeting
 
     def _send(self, request: AnyRequest, fd: int | None) -> None:
-        if self._socket is None:
+        if self._is_closed:
             raise HomeError(f"the connection to the holder of {self.path} is closed; open the home again")
         if self._listing:
             raise HomeError("an earlier listing of this connection is not read to its end")
         try:
-            if not self._buffer and control.is_hung_up(self._socket):
-                self.close()
+            if self._socket is not None and not self._buffer and control.is_hung_up(self._socket):
+                self._hang_up()
+            if self._socket is None:
                 self.holder_pid = self._connect()
+            assert self._socket is not None
             line = msgspec.json.encode(request) + b"\n"
             sent = self._socket.sendmsg([line], control.file_message(fd)) if fd is not None else 0
             self._socket.sendall(line[sent:])
-        except OSError as error:
-            raise self._broken("ended") from error
+        except (ConnectionError, FileNotFoundError) as error:
+            self._hang_up()
+            raise HolderEnded(
+                f"process {self.holder_pid}, which held {self.path}, ended before this was asked; nothing was changed; "
+                "open the home again"
+            ) from error
+        except TimeoutError as error:
+            raise HomeBusy(
+                f"process {self.holder_pid}, which holds {self.path}, does not answer", holder_pid=self.holder_pid
+            ) from error
 
     def _reply(self) -> Reply:
         try:
@@ -216,10 +235,10 @@ class Client(Closing):
             try:
                 data, files = control.receive(self._socket, _READ_BYTES)
             except ConnectionError as error:
-                raise self._broken("ended") from error
+                raise self._ended() from error
             self._files += files
             if not data:
-                raise self._broken("ended")
+                raise self._ended()
             self._buffer += data
         line = bytes(self._buffer[:end])
         del self._buffer[: end + 1]
@@ -230,10 +249,13 @@ class Client(Closing):
             raise self._broken("sent no open file with its answer")
         return self._files.pop(0)
 
-    def _broken(self, what: str) -> HomeError:
+    def _ended(self) -> HolderEnded:
+        return self._broken("ended", HolderEnded)
+
+    def _broken(self, what: str, kind: type[E] = HomeError) -> E:  # type: ignore[assignment]
         """The connection is of no use any more."""
-        self.close()
-        return HomeError(
+        self._hang_up()
+        return kind(
             f"the process that holds {self.path} {what} before the answer was complete; "
             f"see: {command_line('cowfs', '--home', os.fspath(self.path), 'status')}"
         )

@@ -14,6 +14,8 @@ from cowfs.pool import PoolCounters, ThinCounters
 class Io(Request[IoReport], frozen=True, tag="io"):
     """What the pool and the devices have done since the pool was opened, by the process that holds the home."""
 
+    only_reads = True
+
     def run(self, home: OpenHome) -> IoReport:
         return home.devices.reports.io()
 
@@ -23,6 +25,8 @@ class Metrics(Request[str], frozen=True, tag="metrics"):
 
     Source: the OpenMetrics specification, version 1.0.
     """
+
+    only_reads = True
 
     def run(self, home: OpenHome) -> str:
         return "".join(f"{line}\n" for line in _lines(home.devices.reports.status(), home.devices.reports.io()))

@@ -82,6 +82,8 @@ class RolledBack(msgspec.Struct, frozen=True):
 class Status(Request[HomeReport], frozen=True, tag="status"):
     """The figures of the home and its pool."""
 
+    only_reads = True
+
     def run(self, home: OpenHome) -> HomeReport:
         return msgspec.structs.replace(
             home.devices.reports.status(),
@@ -114,6 +116,8 @@ class ListDevices(Listing[DeviceRow], frozen=True, tag="list"):
 
 class Inspect(Request[DeviceReport], frozen=True, tag="inspect"):
     """Everything about one device. Raises UnknownDevice."""
+
+    only_reads = True
 
     name: str
 
@@ -339,6 +343,8 @@ class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
     what holds data is copied (by reference where the file system can), so a 2 GiB metadata file of a small pool takes
     milliseconds.
     """
+
+    only_reads = True
 
     def run(self, home: OpenHome) -> OpenFile:
         import tempfile

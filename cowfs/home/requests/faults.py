@@ -32,6 +32,8 @@ class AddFaults(Request[Faults], frozen=True, tag="add_faults"):
 class ListFaults(Request[Faults], frozen=True, tag="list_faults"):
     """See `cowfs.Home.list_faults`."""
 
+    only_reads = True
+
     def run(self, home: OpenHome) -> Faults:
         return Faults(home.faults.rules.reports() if home.fault_count else [])
 

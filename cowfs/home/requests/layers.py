@@ -82,6 +82,8 @@ class RemoveLayer(Request[None], frozen=True, tag="layer_remove"):
 class LayerExists(Request[bool], frozen=True, tag="layer_exists"):
     """Whether a layer is present."""
 
+    only_reads = True
+
     id: str
 
     def run(self, home: OpenHome) -> bool:
@@ -97,6 +99,8 @@ class ListLayers(Listing[str], frozen=True, tag="layer_list"):
 
 class LayerMetadata(Request[dict[str, str]], frozen=True, tag="layer_metadata"):
     """`DeviceId`, `DeviceName`, `DeviceSize` in bytes. Raises UnknownDevice."""
+
+    only_reads = True
 
     id: str
 
@@ -136,6 +140,8 @@ class LayerArchive(Listing[bytes], frozen=True, tag="layer_archive"):
 class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
     """The changes as a tar archive, in a file without a name; with `sparse`, files with holes as sparse entries."""
 
+    only_reads = True
+
     id: str
     parent: str | None = None
     sparse: bool | msgspec.UnsetType = msgspec.UNSET  # an earlier server does not know the field
@@ -158,6 +164,8 @@ class LayerDiff(Request[OpenFile], frozen=True, tag="layer_diff"):
 class LayerSize(Request[int], frozen=True, tag="layer_size"):
     """Bytes of the files that a layer added or modified, hard-linked ones once."""
 
+    only_reads = True
+
     id: str
     parent: str | None = None
 
@@ -171,6 +179,7 @@ class LayerOwnUsage(Request[LayerUsage], frozen=True, tag="layer_usage"):
     """What a layer adds to its parent."""
 
     is_local: ClassVar[bool] = True
+    only_reads = True
 
     id: str
     parent: str | None = None
@@ -264,6 +273,8 @@ class PutLayer(Request[None], frozen=True, tag="layer_put"):
 
 class Info(Request[DriverInfo], frozen=True, tag="info"):
     """The figures that `docker info` shows of a driver; `cowfs.layers.info.status_items` makes its text."""
+
+    only_reads = True
 
     def run(self, home: OpenHome) -> DriverInfo:
         return home.driver.info()

@@ -120,6 +120,8 @@ class MakeLayerOfBlocks(StreamIn[None], frozen=True, tag="layer_make_of_blocks")
 class LayerSeal(Request[str], frozen=True, tag="layer_seal"):
     """The seal of a device, of this moment. Raises UnknownDevice, DeviceBusy."""
 
+    only_reads = True
+
     id: str
 
     reads = ("id",)

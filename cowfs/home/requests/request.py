@@ -47,13 +47,15 @@ class Renaming(NamedTuple):
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="op"):
     """Base of every request.
 
-    `is_local`: no other process can send it. `is_whole`: it is done wholly, or not at all. `reads_all_devices`:
-    `devices_read` is every device. `changes_reads`: what is read of a file may be different after it, so that the
-    kernel's cache does not count.
+    `is_local`: no other process can send it. `is_whole`: it is done wholly, or not at all. `only_reads`: it changes
+    nothing, so it is asked again where the process that was asked has ended. `reads_all_devices`: `devices_read` is
+    every device. `changes_reads`: what is read of a file may be different after it, so that the kernel's cache does not
+    count.
     """
 
     is_local: ClassVar[bool] = False
     is_whole: ClassVar[bool] = True
+    only_reads: ClassVar[bool] = False
 
     def summary(self) -> str:
         """What is asked, in a few words: the operation, and what it is about."""
@@ -112,6 +114,8 @@ class Request(_Message, Generic[R], frozen=True):
 class Listing(_Message, Generic[R], frozen=True):
     """A question whose answer is a sequence. The home may change between two pieces of it."""
 
+    only_reads: ClassVar[bool] = True
+
     @abstractmethod
     def run(self, home: OpenHome) -> Pieces[R]: ...
 
@@ -131,6 +135,8 @@ class StreamIn(_Message, Generic[R], frozen=True):
 
 class StreamOut(_Message, Generic[R], frozen=True):
     """A request that gives bytes in pieces, each of at most `MAX_PIECE_BYTES`, and an answer after them."""
+
+    only_reads: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, home: OpenHome) -> Generator[Piece | None, None, R]: ...
