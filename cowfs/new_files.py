@@ -15,12 +15,13 @@ _NAME_MAX: Final = 100  # of the new name, within that of the partial one
 
 
 @contextmanager
-def new_file(path: str, *, force: bool = False, hint: str = "") -> Iterator[IO[bytes]]:
+def new_file(path: str, *, force: bool = False, hint: str = "", mode: int = 0o600) -> Iterator[IO[bytes]]:
     """A file that has its name when the block ends well, and is gone otherwise.
 
     Args:
         force: replace a regular file.
         hint: what else a user may do about a name that is taken.
+        mode: permissions of the file, from which the umask takes. As they are, the owner alone reads it.
 
     Raises:
         UsageError: the name is taken; OSError: the file cannot be made.
@@ -32,7 +33,7 @@ def new_file(path: str, *, force: bool = False, hint: str = "") -> Iterator[IO[b
         if not force:
             raise taken
     partial = _partial(path)
-    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(fd, "r+b") as file:
             yield file

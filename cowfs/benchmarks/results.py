@@ -62,23 +62,15 @@ class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
     fio: Any = None
 
     def write_amplification(self) -> WriteAmplification:
-        """Bytes written by the contender for each byte that the workload wrote, by cause where it counts causes."""
+        """Bytes written by the contender for each byte that the workload wrote, by cause where it counts causes. What
+        the causes leave of it is what the pool was asked to write: the workload's bytes, and those of a file system.
+        """
         if not self.written_bytes:
             return WriteAmplification()
         total = None if self.engine_written_bytes is None else self.engine_written_bytes / self.written_bytes
         if self.counters is None:
             return WriteAmplification(total)
-
-        def share(part: int | None) -> float | None:
-            return None if part is None else part / self.written_bytes
-
-        counters = self.counters
-        return WriteAmplification(
-            total,
-            share(counters.requests.copied_bytes),
-            share(counters.requests.zeroed_bytes),
-            share(counters.metadata_written_bytes),
-        )
+        return msgspec.structs.replace(self.counters.write_amplification(self.written_bytes), total=total)
 
 
 class Line(msgspec.Struct, omit_defaults=True):

@@ -67,6 +67,7 @@ class _BenchCommand(click.Command):
 @click.option("--quick", is_flag=True, help="Small sizes: only shows that it runs.")
 @click.option("--full", is_flag=True, help="Large sizes: for half an hour and more.")
 @click.option("--directory", metavar="DIR", type=PATH, help="Where to put the files that are measured.")
+@click.option("--details", is_flag=True, help="Print all that was measured and counted, not only the figures.")
 @click.option("--json", "json_file", metavar="FILE", type=PATH, help="Write the result to FILE.")
 @click.option("--html", "html_file", metavar="FILE", type=PATH, help="Write a report to FILE, one HTML page.")
 @click.option("--csv", "csv_file", metavar="FILE", type=PATH, help="Write all rounds to FILE, as CSV.")
@@ -90,6 +91,7 @@ def bench_command(
     quick: bool,
     full: bool,
     directory: str | None,
+    details: bool,
     json_file: str | None,
     html_file: str | None,
     csv_file: str | None,
@@ -123,7 +125,7 @@ def bench_command(
         raise UsageError("--quick has small sizes and --full large ones; leave one of them out")
     scale = "QUICK" if quick else "FULL" if full else "STANDARD"
     if words[:1] == (_REPORT,):
-        return _report(settings, words[1:], json_file, csv_file, html_file)
+        return _report(settings, words[1:], json_file, csv_file, html_file, details=details)
     if in_uml:
         return _run_in_guest(settings, ctx.meta[_WORDS], directory)
     traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
@@ -145,7 +147,7 @@ def bench_command(
             limit_seconds=_LIMIT_SECONDS if rounds is None and scale != "FULL" else math.inf,
             prepares_once=scale == "FULL",
         )
-        result = _run(run, shows_tables=not settings.as_json)
+        result = _run(run, shows_tables=not settings.as_json, with_details=details)
         write(result)
     if settings.as_json:
         output.print_json(result)
@@ -220,11 +222,11 @@ def _run_in_guest(settings: Settings, words: Sequence[str], directory: str | Non
         return run_cowfs_in_uml(command, memory_bytes=_GUEST_BYTES)
 
 
-def _run(run: Run, *, shows_tables: bool) -> Result:
+def _run(run: Run, *, shows_tables: bool, with_details: bool) -> Result:
     from cowfs.cli.bench_output import Printer
 
     with output.steps() as bar:
-        run.watcher = Printer(bar, shows_tables=shows_tables)
+        run.watcher = Printer(bar, shows_tables=shows_tables, with_details=with_details)
         return run()
 
 
@@ -252,7 +254,13 @@ def _list(settings: Settings) -> int:
 
 
 def _report(
-    settings: Settings, files: Sequence[str], json_file: str | None, csv_file: str | None, html_file: str | None
+    settings: Settings,
+    files: Sequence[str],
+    json_file: str | None,
+    csv_file: str | None,
+    html_file: str | None,
+    *,
+    details: bool,
 ) -> int:
     """The tables and files of a result that was kept."""
     from cowfs.benchmarks.results import read_result
@@ -266,7 +274,7 @@ def _report(
     if settings.as_json:
         output.print_json(result)
         return 0
-    printer = Printer()
+    printer = Printer(with_details=details)
     printer.begins(result)
     for question in result.questions:
         printer.answered(question)

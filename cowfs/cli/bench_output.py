@@ -23,14 +23,18 @@ from cowfs.janitor import Janitor
 from cowfs.new_files import new_file
 
 _WIDTH: Final = 100
+_MODE: Final = 0o666  # of files of a result, before the umask: they are made to be shown
 
 
 class Printer(Watcher):
     """Prints each table when it is complete; progress is printed to standard error."""
 
-    def __init__(self, bar: output.StepProgress | None = None, *, shows_tables: bool = True) -> None:
+    def __init__(
+        self, bar: output.StepProgress | None = None, *, shows_tables: bool = True, with_details: bool = False
+    ) -> None:
         self._bar = bar
         self._shows_tables = shows_tables
+        self._with_details = with_details
         self._said: dict[str, list[str]] = {}  # by programs that failed; the table of their question comes before
 
     def begins(self, result: Result) -> None:
@@ -42,7 +46,10 @@ class Printer(Watcher):
             self._bar(f"{question}: {contender}", done, total)
 
     def answered(self, question: Question) -> None:
-        self._print("", *question_lines(question, is_judged=self._result.is_quiet, width=_width()))
+        lines = question_lines(
+            question, is_judged=self._result.is_quiet, width=_width(), with_details=self._with_details
+        )
+        self._print("", *lines)
         for line in self._said.pop(question.name, []):
             print(output.printable(line), file=sys.stderr)
 
@@ -96,7 +103,8 @@ def outputs(json_file: str | None, csv_file: str | None, html_file: str | None) 
         files = []
         for path, encode in forms:
             with _writing(path):
-                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
+                file = stack.enter_context(new_file(os.path.abspath(path), force=True, mode=_MODE))
+                files.append((path, encode, file))
 
         def write(result: Result) -> None:
             for path, encode, file in files:

@@ -44,7 +44,9 @@ class ThinCounters(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class WriteAmplification(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Bytes written for each byte that was asked to be: in all, and in excess by cause. The causes add up."""
+    """Bytes written for each byte that was asked to be: in all, and in excess by cause. The causes add up: zeros that a
+    sparse file has without their being written are in none.
+    """
 
     total: float | None = None
     copied: float | None = None
@@ -68,22 +70,23 @@ class PoolCounters(msgspec.Struct, frozen=True, omit_defaults=True):
     metadata_written_blocks: int | None = None
     metadata_written_bytes: int | None = None
 
-    def write_amplification(self) -> WriteAmplification:
-        """Nothing as long as nothing was asked to be written."""
+    def write_amplification(self, for_bytes: int | None = None) -> WriteAmplification:
+        """For each byte asked of the pool, or each of `for_bytes` that led to that. Empty without any."""
         asked = self.requests.written_bytes
-        if not asked:
+        base = asked if for_bytes is None else for_bytes
+        if not base:
             return WriteAmplification()
 
         def share(part: int | None) -> float | None:
-            return None if part is None else part / asked
+            return None if part is None else part / base
 
         total = None
         if self.data_written_bytes is not None and self.metadata_written_bytes is not None:
-            total = (self.data_written_bytes + self.metadata_written_bytes) / asked
+            total = self.data_written_bytes + self.metadata_written_bytes
         copied, zeroed = self.requests.copied_bytes, None
-        if copied is not None and self.data_written_bytes is not None:
+        if copied is not None and asked is not None and self.data_written_bytes is not None:
             zeroed = max(self.data_written_bytes - asked - copied, 0)
-        return WriteAmplification(total, share(copied), share(zeroed), share(self.metadata_written_bytes))
+        return WriteAmplification(share(total), share(copied), share(zeroed), share(self.metadata_written_bytes))
 
 
 class Counters(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from cowfs.benchmarks.comparison import compare
 from cowfs.benchmarks.machine import Machine
 from cowfs.benchmarks.report.page import page
 from cowfs.benchmarks.report.table import as_csv
-from cowfs.benchmarks.report.text import question_lines
+from cowfs.benchmarks.report.text import head_lines, question_lines
 from cowfs.benchmarks.results import Absent, ContenderNote, Figure, Latency, Line, Question, Result, Sample
 from cowfs.errors import UsageError
 from cowfs.pool.counters import PoolCounters, ThinCounters
@@ -147,6 +147,51 @@ def test_the_page_needs_nothing_else_and_holds_all_figures() -> None:
     assert 'Best: <span class="good">other</span>' in html
     assert "copied 16.00" in html
     assert "17.00" in html  # written for each byte
+
+
+def test_causes_add_up_and_zeros_that_were_not_written_are_in_none() -> None:
+    """Asked 4 KiB of the workload's and 1 KiB of a file system's; the zeros around one of two blocks were a hole."""
+    requests = ThinCounters(written_bytes=5120, copied_bytes=65536, zeroed_bytes=2 * 65536)
+    data, metadata = 5120 + 65536 + 65536, 8192
+    counters = PoolCounters(requests, data_written_bytes=data, metadata_written_bytes=metadata)
+    sample = Sample(1.0, written_bytes=4096, engine_written_bytes=data + metadata, counters=counters)
+    found = sample.write_amplification()
+    assert (found.copied, found.zeroed, found.metadata) == (16, 16, 2)
+    assert found.total == 5120 / 4096 + 16 + 16 + 2
+
+
+def test_details_are_all_that_is_known_in_text_and_on_the_page() -> None:
+    requests = ThinCounters(written_bytes=4096, copied_blocks=1, copied_bytes=65536, flushes=3, provisioned_blocks=0)
+    counters = PoolCounters(
+        requests, data_written_bytes=69632, metadata_written_bytes=8192, metadata_written_blocks=2, commits=1
+    )
+    counted = Sample(
+        *(9.0, 2.0, 4, 0, 1 << 20, LATENCY, 0.25, 3 << 20, 5 << 20, (1 << 20, 4 << 20), counters),
+    )
+    found = result(line(a=[counted], other=samples(7)))
+    text = [row.split() for row in question_lines(found.questions[0], is_judged=False, width=100, with_details=True)]
+    for row in (
+        *("throughput [MiB/s] 0.5", "latency, p50 [us] 3 3", "latency, p95 [us] 6 6", "latency, p99 [us] 7 7"),
+        *("latency, max [us] 8 8", "CPU [ms] 250", "peak memory [MiB] 3", "space on the host before [MiB] 1"),
+        *("space on the host after [MiB] 4", "written for each byte asked 5", "of it copied 0.0625"),
+        *("of it metadata 0.00781", "blocks copied 1", "copied [KiB] 64", "data written [KiB] 68"),
+        *("metadata written [KiB] 8", "metadata blocks written 2", "flushes asked 3", "commits 1"),
+    ):
+        assert row.split() in text, row
+    assert not any(row[:2] in (["requests", "[1/s]"], ["blocks", "provisioned"]) for row in text)  # its figure; 0
+    html = page(found)
+    assert '<th>space on the host before [MiB]</th><td class="n">1</td><td class="n"></td>' in html
+    assert '<th>flushes asked</th><td class="n">3</td>' in html
+
+
+def test_the_head_says_what_was_used_and_where() -> None:
+    head = "\n".join(head_lines(result(line(a=samples(1)), others=1.0)))
+    for said in (
+        *("others used up to 1.0 processors", "a processor, 2 processors, 1 GiB of memory", "Linux 6.1, Debian"),
+        *("Python 3.11, cowfs 0.1", "files are in /tmp: ext4 (rw)", "2026-01-01T00:00:00Z, 3 rounds in turns, seed 1"),
+        *("(version: 1 & 2)", "without dmthin: no device mapper; try: modprobe dm-thin-pool"),
+    ):
+        assert said in head
 
 
 def test_the_page_judges_nothing_under_load() -> None:

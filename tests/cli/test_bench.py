@@ -59,6 +59,8 @@ def test_questions_of_several_engines_with_all_reports(account: Account, needs_f
     page = (account.directory / "new.html").read_text()
     assert "What does the first write after a snapshot cost?" in page
     assert page.count("<svg") > 4
+    account.run(["touch", "new.other"])
+    assert len({(account.directory / f"new.{end}").stat().st_mode for end in ("json", "html", "csv", "other")}) == 1
     assert (account.directory / "new.csv").read_text().count("\nfirst-write,first write of 4 KiB") == 2
     compared = bench(account, "compare", "new.json", "new.json", "--judge-loaded")
     assert "worse" not in compared
@@ -67,6 +69,7 @@ def test_questions_of_several_engines_with_all_reports(account: Account, needs_f
     assert unjudged.returncode == 1
     assert "nothing was judged, as others used the machine" in unjudged.stderr
     assert "first write of 4 KiB" in bench(account, "report", "new.json")
+    assert "blocks copied" in bench(account, "report", "new.json", "--details")
     result["questions"][0] |= {"lines": [], "failed": [{"name": "emulated", "problem": "its disk is full"}]}
     (account.directory / "failed.json").write_text(json.dumps(result))
     failed = account.run(["cowfs", "bench", "compare", "new.json", "failed.json", "--judge-loaded"], check=False)

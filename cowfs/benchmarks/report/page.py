@@ -8,7 +8,8 @@ from typing import Final
 
 from cowfs.benchmarks.figures import median_of, rounds_text
 from cowfs.benchmarks.report.charts import COLOURS, bars, distribution, growth, style, written_growth
-from cowfs.benchmarks.report.text import figure_text, spread_text
+from cowfs.benchmarks.report.details import details_of
+from cowfs.benchmarks.report.text import details_text, figure_text, spread_text
 from cowfs.benchmarks.results import Absent, Goal, Line, Question, Result, Sample
 from cowfs.pool.counters import WriteAmplification
 from cowfs.units import format_size
@@ -39,13 +40,21 @@ td.name, .key { white-space: nowrap; } .key { margin-right: .8em; }
 td.name::before, .key::before { content: ""; display: inline-block; width: .7em; height: .7em;
   margin-right: .5em; border-radius: 2px; background: var(--own, transparent); }
 .ci .reactive, .ci { stroke: var(--text); } td.of { white-space: normal; min-width: 11em; }
-@media (max-width: 600px) { table.who td { display: block; border: 0; padding: 0; } table.who tr { display: block;
-  border-bottom: 1px solid var(--line); padding: .4em 0; } table.who th { display: none; } }
+.long { overflow-wrap: anywhere; }
+@media (max-width: 600px) { table.who td, table.figures td { display: block; border: 0; padding: 0; }
+  table.who tr, table.figures tr { display: block; border-bottom: 1px solid var(--line); padding: .4em 0; }
+  table.who th, table.figures th { display: none; }
+  table.figures td:not(.name) { display: inline-block; margin-right: 1em; text-align: left; }
+  table.figures td:not(.name)::before { content: attr(data-title) ": "; color: var(--dim); }
+  table.figures td:empty { display: none !important; } svg { overflow: visible; }
+  body .pygal-chart text { font-size: 16px !important; } }
 details { margin: .4em 0; } summary { cursor: pointer; color: var(--dim); }
 code { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; white-space: pre-wrap; }
 nav { margin: 1em 0; } nav a { display: inline-block; margin: 0 .9em .2em 0; } a { color: var(--c0); }
-@media print { body { max-width: none; padding: 0; font-size: 11px; } section { break-before: page; }
-  h3, figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } nav, details { display: none; } }
+@media print { body { max-width: none; padding: 0; font-size: 10px; } .wide { overflow: visible; }
+  .grid { grid-template-columns: 1fr 1fr; } td.of { min-width: 0; } code { font-size: 9px; }
+  td, th { padding-right: .5em; } td.n, th.n { white-space: normal; } h2 { margin-top: 1em; }
+  .line, figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } nav, details { display: none; } }
 """
 
 
@@ -65,13 +74,13 @@ def _page(result: Result) -> Iterator[str]:
     yield f"cowfs {_text(result.cowfs)}. {_text(machine.processor)}, {machine.processors} processors, "
     yield f"{format_size(machine.memory_bytes)} of memory, Linux {_text(machine.kernel)}, {_text(machine.system)}, "
     yield f"Python {_text(machine.python)}. Files in {_text(result.place)}: {_text(machine.directory_filesystem)} "
-    yield f'<span class="dim">({_text(machine.directory_options)})</span>.</p>'
+    yield f'<span class="dim long">({_text(machine.directory_options)})</span>.</p>'
     yield '<p class="dim">Bars are medians of the rounds, with a line from the least to the most. The spread is how '
     yield "far the median of another run may lie by chance. A tie: two contenders differ by less, round by round. "
     yield "Contenders are compared only within one run.</p>"
     yield '<div class="wide"><table class="who"><tr><th>contender</th><th>what it is</th><th></th></tr>'
     for note in result.contenders:
-        about = "; ".join(f"{key}: {value}" for key, value in note.details.items() if value)
+        about = details_text(note)
         yield f"<tr>{_name(note.name, _colours(engines))}<td>{_text(note.title)}</td>"
         yield f'<td class="dim">{_text(about)}</td></tr>'
     for absent in result.missing:
@@ -147,7 +156,7 @@ def _goals(goals: list[Goal]) -> Iterator[str]:
 def _line(line: Line, colours: Mapping[str, int], *, is_judged: bool) -> Iterator[str]:
     better = "less is better" if line.figure.lower_is_better else "more is better"
     unit = f'<span class="dim">{_text(line.figure.name)} in {_text(line.figure.unit)}, {better}</span>'
-    yield f"<h3>{_text(line.name)} {unit}</h3>"
+    yield f'<div class="line"><h3>{_text(line.name)} {unit}</h3>'
     yield _verdict(line, is_judged=is_judged)
     yield f'<div class="grid"><figure>{bars(line, colours)}</figure>'
     latency = distribution(line, colours)
@@ -155,6 +164,8 @@ def _line(line: Line, colours: Mapping[str, int], *, is_judged: bool) -> Iterato
         yield f"<figure><figcaption>latency of single requests, by percentile</figcaption>{latency}</figure>"
     yield "</div>"
     yield from _table(line, colours)
+    yield "</div>"
+    yield from _counted(line, colours)
 
 
 def _verdict(line: Line, *, is_judged: bool) -> str:
@@ -176,7 +187,7 @@ _COLUMNS: Final = ("median", "spread", "p50", "p95", "p99", "max", "CPU", "memor
 def _table(line: Line, colours: Mapping[str, int]) -> Iterator[str]:
     rows = {name: dict(zip(_COLUMNS, _cells(line, name), strict=True)) for name in line.samples}
     shown = [column for column in _COLUMNS if any(row[column] for row in rows.values())]
-    yield '<div class="wide"><table><tr><th></th>'
+    yield '<div class="wide"><table class="figures"><tr><th></th>'
     titles = {
         "CPU": "CPU ms",
         "memory": "peak memory",
@@ -191,9 +202,26 @@ def _table(line: Line, colours: Mapping[str, int]) -> Iterator[str]:
     for name, row in rows.items():
         yield f"<tr>{_name(name, colours)}"
         for column in shown:
-            yield f'<td class="{"of" if column == "of it" else "n"}">{_text(row[column])}</td>'
+            about = f'class="{"of" if column == "of it" else "n"}" data-title="{titles.get(column, column)}"'
+            yield f"<td {about}>{_text(row[column])}</td>"
         yield "</tr>"
     yield "</table></div>"
+
+
+def _counted(line: Line, colours: Mapping[str, int]) -> Iterator[str]:
+    """All rows of `details_of`, closed at first."""
+    found = list(details_of(line))
+    if not found:
+        return
+    yield '<details><summary>All that was measured and counted, medians</summary><div class="wide"><table>'
+    yield f"<tr><th></th>{''.join(_head(name, colours) for name in line.samples)}</tr>"
+    for detail in found:
+        yield f"<tr><th>{_text(detail.label)}</th>"
+        for name in line.samples:
+            known = detail.medians
+            yield f'<td class="n">{figure_text(known[name]) if name in known else ""}</td>'
+        yield "</tr>"
+    yield "</table></div></details>"
 
 
 def _cells(line: Line, name: str) -> list[str]:
@@ -239,6 +267,10 @@ def _written(samples: list[Sample]) -> tuple[str, str]:
 
 def _legend(names: Iterable[str], colours: Mapping[str, int]) -> str:
     return " ".join(f'<span class="key" style="--own: var(--c{colours[name]})">{_text(name)}</span>' for name in names)
+
+
+def _head(name: str, colours: Mapping[str, int]) -> str:
+    return f'<th class="n"><span class="key" style="--own: var(--c{colours[name]})">{_text(name)}</span></th>'
 
 
 def _name(name: str, colours: Mapping[str, int]) -> str:

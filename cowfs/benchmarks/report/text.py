@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterator, Sequence
 
 from cowfs.benchmarks.figures import rounds_text
-from cowfs.benchmarks.results import Line, Question, Result
+from cowfs.benchmarks.report.details import details_of
+from cowfs.benchmarks.results import ContenderNote, Line, Question, Result
+from cowfs.units import format_size
 
 _GAP = "  "
 _BEST = "*"
@@ -17,23 +18,42 @@ def head_lines(result: Result) -> Iterator[str]:
     """The machine, its load, who takes part, and who does not."""
     machine = result.machine
     yield f"{result.load_line()}; a switch to another process takes {result.switch_us:.1f} us"
-    yield f"{machine.processor}, {machine.processors} processors, Linux {machine.kernel}, {machine.system}"
-    yield f"files are in {result.place} ({machine.directory_filesystem}), {rounds_text(result.rounds)} in turns"
+    yield f"{machine.processor}, {machine.processors} processors, {format_size(machine.memory_bytes)} of memory"
+    yield f"Linux {machine.kernel}, {machine.system}, Python {machine.python}, cowfs {result.cowfs}"
+    yield f"files are in {result.place}: {machine.directory_filesystem} ({machine.directory_options})"
+    yield f"{result.begun}, {rounds_text(result.rounds)} in turns, seed {result.seed}"
     width = max((len(note.name) for note in result.contenders), default=0)
     for note in result.contenders:
         yield f"  {note.name.ljust(width)}  {note.title}"
+        if note.details:
+            yield f"  {' ' * width}  ({details_text(note)})"
     for absent in result.missing:
         yield f"  without {absent.name}: {absent.problem}{f'; try: {absent.remedy}' if absent.remedy else ''}"
 
 
-def question_lines(question: Question, *, is_judged: bool, width: int) -> Iterator[str]:
+def details_text(note: ContenderNote) -> str:
+    """Versions, mount options and what else a contender says of itself, as one line."""
+    return "; ".join(f"{key}: {value}" for key, value in note.details.items() if value)
+
+
+def question_lines(question: Question, *, is_judged: bool, width: int, with_details: bool = False) -> Iterator[str]:
     """A question's figures: medians, and their spread as `+-`. The best, and those level with it, have a star.
 
     Lines of the same contenders are one table.
+
+    Args:
+        with_details: with all that was measured and counted, not only the figures and what was written.
     """
     yield f"{question.name}: {question.title}"
     for names, lines in itertools.groupby(question.lines, key=lambda line: tuple(line.samples)):
-        rows = [cells for line in lines for cells in _rows(line, names, is_judged)]
+        rows = [
+            cells
+            for line in lines
+            for cells in (
+                *_rows(line, names, is_judged),
+                *(_details(line, names) if with_details else _written(line, names)),
+            )
+        ]
         for part in _parts(rows, ["", *names], width):
             yield from part
     for goal in question.goals:
@@ -56,10 +76,19 @@ def _rows(line: Line, names: Sequence[str], is_judged: bool) -> Iterator[list[st
     stars = () if ranking is None else (ranking.best, *ranking.level)
     unit = f"{line.name} [{line.figure.unit}]"
     yield [f"  {unit}", *(_cell(line, name, stars) for name in names)]
+
+
+def _written(line: Line, names: Sequence[str]) -> Iterator[list[str]]:
     written = {name: line.written_for_each_byte(name) for name in line.samples}
     if any(found is not None for found in written.values()):
         cells = ["" if (found := written.get(name)) is None else f"{found:.2f}  " for name in names]
         yield ["    written for each byte asked", *cells]
+
+
+def _details(line: Line, names: Sequence[str]) -> Iterator[list[str]]:
+    for detail in details_of(line):
+        known = detail.medians
+        yield [f"    {detail.label}", *(f"{figure_text(known[name])}  " if name in known else "" for name in names)]
 
 
 def _cell(line: Line, name: str, stars: Sequence[str]) -> str:
@@ -93,7 +122,3 @@ def _parts(rows: Sequence[Sequence[str]], header: Sequence[str], width: int) -> 
             for row in table
         ]
         column = end
-
-
-def wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, width=min(width, 100), initial_indent="  ", subsequent_indent="  ")
