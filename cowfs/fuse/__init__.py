@@ -4,6 +4,7 @@ background              a server in the background, and its readiness
 server                  the process that serves one mount
 ending, stacks          how it comes to its end; what it did, for its log
 request_wait            how it waits for requests
+left_alone              threads that wait for the kernel
 greeting                what the kernel and the server agree on at first
 translate               what all views share: errors, queueing for space, quiescing
 callers                 groups and capabilities of the process that sends a request

@@ -33,6 +33,7 @@ from cowfs.blockdev import BlockDevice
 from cowfs.errors import OutOfDataSpace, PoolError
 from cowfs.fuse import request_wait
 from cowfs.fuse.greeting import MAX_BACKGROUND, Terms
+from cowfs.fuse.left_alone import LeftAlone
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,7 @@ class View(pyfuse3.Operations):
         self.ending = trio.Event()
         self._last_logged = ""
         self._kept: Counter[int] = Counter()
+        self._writes = LeftAlone("write back")
 
     @property
     def terms(self) -> Terms:
@@ -171,12 +173,13 @@ class View(pyfuse3.Operations):
         pages, with writeback those open for writing; the kernel writes them, waiting for the answers, when it is made
         to drop its cache of the file. (syncfs would not do: on FUSE it returns before the writes are answered.)
 
-        A caller that is cancelled does not wait any longer; the kernel continues to write.
+        A caller that is cancelled does not wait any longer; the kernel continues to write, and the next caller first
+        waits for that.
 
         Before Linux 6.16 the kernel does not wait for what it had begun to send by itself; that has been sent by then.
         """
         if self._kept:
-            await trio.to_thread.run_sync(drop_caches, list(self._kept), abandon_on_cancel=True)
+            await self._writes.run(None, lambda: functools.partial(drop_caches, list(self._kept)))
             for _ in range(_LATE_ROUNDS):
                 if not request_wait.has_requests():
                     break

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
-from pyfuse3 import FUSEError
+from pyfuse3 import FUSEError, InodeT
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cowfs.errors import MetadataCorrupt, NoSuchThin, OutOfDataSpace, OutOfMetadataSpace
+from cowfs.fuse import translate
 from cowfs.fuse.translate import MAX_WAITING, SpaceQueue, View, answered, changing
 
 
@@ -196,3 +199,32 @@ def test_what_is_in_use_is_synced_and_made_clean_once_it_is_left_alone() -> None
     assert view.tick(changed=True) == ["sync"]
     view.failure = "write"
     assert view.tick(changed=True) == []
+
+
+async def test_what_is_fetched_in_vain_again_and_again_takes_one_thread(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """The kernel does not write, as where the pool is full: the loop's threads are there for others."""
+    del autojump_clock
+    asked: list[list[int]] = []
+    is_asked, go_on = threading.Event(), threading.Event()
+
+    def drop(inodes: list[int]) -> None:
+        asked.append(inodes)
+        is_asked.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(translate, "drop_caches", drop)
+    view = Failing()
+    view.open_file(InodeT(7), os.O_RDWR)
+    for _ in range(50):
+        with trio.move_on_after(0.5) as patience:
+            await view.write_back()
+        assert patience.cancelled_caught
+    await trio.to_thread.run_sync(is_asked.wait, 60)
+    assert asked == [[7]]
+    with trio.fail_after(5):
+        await trio.to_thread.run_sync(go_on.set)
+    view.open_file(InodeT(8), os.O_RDWR)
+    await view.write_back()
+    assert asked == [[7], [7, 8]], "once more, for what was written since"

@@ -10,18 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
-
-import trio
+from functools import partial
 
 from cowfs.devices.active import ActiveDevices
+from cowfs.fuse.left_alone import LeftAlone
 from cowfs.mounts.kernel_mount import sync_filesystem
 from cowfs.mounts.nodes import kernel_mounts
-
-if TYPE_CHECKING:
-    import outcome
-
-_THREAD_NAME: Final = "syncfs"
 
 
 class KernelWrites:
@@ -34,7 +28,7 @@ class KernelWrites:
     def __init__(self, active: ActiveDevices, sync: Callable[[str], None] = sync_filesystem) -> None:
         self._active = active
         self._sync = sync
-        self._running: dict[str, trio.Event] = {}  # by device; one thread for each at most
+        self._threads = LeftAlone("syncfs")  # by device
 
     async def write(self, device: str) -> None:
         """Wait until what was written to a device's files is on the device; nothing happens where it is not mounted.
@@ -42,33 +36,16 @@ class KernelWrites:
         The thread of one that is cancelled goes on, and the next one waits for it. In a process that ends, it ends when
         the kernel is done. What could not be written, the kernel says to who syncs the file.
         """
-        if (earlier := self._running.get(device)) is not None:
-            await earlier.wait()  # it may have begun before the last was written
-        target = self._mount_point(device)
-        if target is None:
-            return
-        running = self._running.get(device)
-        if running is None:
-            running = self._running[device] = trio.Event()
-            self._start(device, target, running)
-        await running.wait()
 
-    def _start(self, device: str, target: str, running: trio.Event) -> None:
-        loop = trio.lowlevel.current_trio_token()
+        def prepare() -> Callable[[], None] | None:
+            target = self._mount_point(device)
+            return None if target is None else partial(self._try_to_sync, target)
 
-        def sync() -> None:
-            with suppress(OSError):
-                self._sync(target)
+        await self._threads.run(device, prepare)
 
-        def note() -> None:
-            del self._running[device]
-            running.set()
-
-        def tell(_outcome: outcome.Outcome[Any]) -> None:
-            with suppress(trio.RunFinishedError):
-                loop.run_sync_soon(note)
-
-        trio.lowlevel.start_thread_soon(sync, tell, name=_THREAD_NAME)
+    def _try_to_sync(self, target: str) -> None:
+        with suppress(OSError):
+            self._sync(target)
 
     def _mount_point(self, device: str) -> str | None:
         mounts = kernel_mounts({name: numbers for name, numbers in self._active.open_nodes().items() if name == device})
