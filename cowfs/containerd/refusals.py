@@ -13,13 +13,14 @@ from google.protobuf.message import DecodeError
 from cowfs.containerd.grpc import CallError, Code
 from cowfs.containerd.messages import message_class
 from cowfs.error_record import plain_text
-from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeBusy, UnknownDevice, UsageError
+from cowfs.errors import CowfsError, DeviceBusy, DeviceExists, HomeBusy, PoolModeError, UnknownDevice, UsageError
 
 _CODES: Final[tuple[tuple[type[CowfsError], Code], ...]] = (
     (DeviceExists, Code.ALREADY_EXISTS),
     (UnknownDevice, Code.NOT_FOUND),
     (DeviceBusy, Code.FAILED_PRECONDITION),
     (HomeBusy, Code.UNAVAILABLE),
+    (PoolModeError, Code.UNAVAILABLE),  # until the pool is repaired, or the home opened again
     (UsageError, Code.INVALID_ARGUMENT),
 )
 

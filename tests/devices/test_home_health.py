@@ -168,7 +168,7 @@ def test_devices_can_be_removed_when_the_metadata_is_full(home: Path, backend: F
         (problem,) = devices.reports.status().problems
         assert "no metadata space left; devices can be read and removed" in problem
         for change in ("create", "resize", "ensure_base"):
-            with pytest.raises(PoolModeError, match="pool resize --metadata-size"):
+            with pytest.raises(OutOfMetadataSpace, match="pool resize --metadata-size"):
                 changes(devices)[change]()
         devices.remove("a")
         assert names(devices) == ["base"]

@@ -26,7 +26,7 @@ class ChangeGuard:
         self.read_only = read_only or not self.health.can_change
 
     def check_writable(self, *, to_make_room: bool = False) -> None:
-        """Raises HomeError or PoolModeError (EROFS) when nothing can be changed.
+        """Raises HomeError or PoolModeError (EROFS) when nothing can be changed, OutOfMetadataSpace when little can be.
 
         Args:
             to_make_room: the change frees metadata, so it is allowed when the metadata is full.

@@ -6,7 +6,7 @@ import errno
 
 import msgspec
 
-from cowfs.errors import CowfsError, PoolModeError
+from cowfs.errors import CowfsError, OutOfMetadataSpace, PoolModeError
 from cowfs.pool import Pool, PoolMode, PoolStatus, UnreadableStatus
 
 
@@ -66,7 +66,9 @@ def examine(pool: Pool) -> Health:
 
 
 def require_writable(pool: Pool, *, to_make_room: bool) -> None:
-    """Raises PoolModeError (EROFS); see `ChangeGuard.check_writable`."""
+    """Raises PoolModeError (EROFS) or OutOfMetadataSpace; see `ChangeGuard.check_writable`."""
     now = examine(pool)
-    if not now.can_change or (now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room):
+    if not now.can_change:
         raise PoolModeError(now.problem, errno=errno.EROFS)
+    if now.mode is PoolMode.OUT_OF_METADATA_SPACE and not to_make_room:
+        raise OutOfMetadataSpace(now.problem)
