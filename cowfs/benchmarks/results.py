@@ -228,9 +228,14 @@ def read_result(path: str) -> Result:
             "run 'cowfs bench' again"
         )
     try:
-        return msgspec.json.decode(data, type=Result)
+        found = msgspec.json.decode(data, type=Result)
     except msgspec.DecodeError as error:
         raise UsageError(f"{path} is damaged: {error}") from error
+    for question in found.questions:
+        for line in question.lines:
+            if not line.samples or not all(line.samples.values()):
+                raise UsageError(f"{path} is damaged: the line '{line.name}' of '{question.name}' has no round")
+    return found
 
 
 class _Head(msgspec.Struct):

@@ -128,18 +128,22 @@ def bench_command(
         return _report(settings, words[1:], json_file, csv_file, html_file, details=details)
     if in_uml:
         return _run_in_guest(settings, ctx.meta[_WORDS], directory)
-    traces, words = _traces(words, pace, seed=seed, size_bytes=size if _is_given("size") else None)
+    files = [word for word in words if os.path.exists(word)]
+    traces, words = _traces(
+        tuple(dict.fromkeys(words)), pace, seed=seed, size_bytes=size if _is_given("size") else None
+    )
     workloads: list[Workload] = [*traces]
     asks_by_name = bool(words or traces or command is not None)
     if words or command is not None or not traces:
         workloads += _workloads(words, command, seed=seed, size_bytes=size, scale=scale)
+    _require_names_of_their_own(workloads)
     wanted, missing = _contenders(over, thin_pool)
     from cowfs.benchmarks.engines.catalogue import parse_over
     from cowfs.benchmarks.runner import Run
     from cowfs.benchmarks.unanswered import unanswered
     from cowfs.cli.bench_output import outputs, scratch
 
-    with outputs(json_file, csv_file, html_file) as write, scratch(directory) as place:
+    with outputs(json_file, csv_file, html_file, inputs=files) as write, scratch(directory) as place:
         run = Run(
             *(wanted, workloads, place, rounds or _ROUNDS, seed),
             missing=missing,
@@ -159,6 +163,14 @@ def bench_command(
     if problem is not None:
         raise problem
     return 0
+
+
+def _require_names_of_their_own(workloads: Sequence[Workload]) -> None:
+    """Raises UsageError: two files have one name, by which lines of results are compared."""
+    names = [workload.name for workload in workloads]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two files are called '{name}', and results go by names; rename one of them")
 
 
 def _is_given(option: str) -> bool:
@@ -269,7 +281,7 @@ def _report(
     if len(files) != 1:
         raise UsageError("report of what? give one result, as in 'cowfs bench report RESULT.json --html FILE'")
     result = read_result(files[0])
-    with outputs(json_file, csv_file, html_file) as write:
+    with outputs(json_file, csv_file, html_file, inputs=files) as write:
         write(result)
     if settings.as_json:
         output.print_json(result)

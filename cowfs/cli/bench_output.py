@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -86,8 +86,17 @@ def scratch(parent: str | None) -> Iterator[Path]:
 
 
 @contextmanager
-def outputs(json_file: str | None, csv_file: str | None, html_file: str | None) -> Iterator[Callable[[Result], None]]:
-    """Opens the files of a result, before the run, and gives what writes it to them; they are complete or not there."""
+def outputs(
+    json_file: str | None, csv_file: str | None, html_file: str | None, *, inputs: Iterable[str] = ()
+) -> Iterator[Callable[[Result], None]]:
+    """Opens the files of a result, before the run, and gives what writes it to them; they are complete or not there.
+
+    Args:
+        inputs: files that are read, which none of them may replace.
+
+    Raises:
+        UsageError: two of them are one file, or one is an input, or not a regular file; CowfsError: it cannot be made.
+    """
     forms: list[tuple[str, Callable[[Result], bytes]]] = []
     if json_file is not None:
         forms.append((json_file, encode_result))
@@ -99,6 +108,11 @@ def outputs(json_file: str | None, csv_file: str | None, html_file: str | None) 
         from cowfs.benchmarks.report.page import page
 
         forms.append((html_file, lambda result: page(result).encode()))
+    taken = {os.path.realpath(path): "is read" for path in inputs}
+    for path, _ in forms:
+        if (use := taken.get(os.path.realpath(path))) is not None:
+            raise UsageError(f"{path} cannot be written: it {use} by the same command; name another file")
+        taken[os.path.realpath(path)] = "is written"
     with ExitStack() as stack:
         files = []
         for path, encode in forms:
@@ -120,5 +134,7 @@ def outputs(json_file: str | None, csv_file: str | None, html_file: str | None) 
 def _writing(path: str) -> Iterator[None]:
     try:
         yield
+    except CowfsError:
+        raise
     except OSError as error:
         raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error

@@ -300,13 +300,28 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("{", "is not a result of 'cowfs bench --json'"),
         ('{"format": "other", "version": 1}', "its format is 'other'"),
         ('{"format": "cowfs-bench", "version": 99}', "is a result of version 99, and this cowfs reads version 1"),
-        ('{"format": "cowfs-bench", "version": 1}', "is damaged"),
+        ('{"format": "cowfs-bench", "version": 1}', "is damaged: Object missing required field"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "result.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
+        read_result(str(path))
+
+
+@pytest.mark.parametrize("samples", ['{"a":[]}', "{}"])
+def test_a_line_without_a_round_is_refused(tmp_path: Path, samples: str) -> None:
+    def measure(_: Contender, meter: Meter) -> None:
+        with meter.line("work", TIME):
+            pass
+
+    (tmp_path / "run").mkdir()
+    result = msgspec.json.decode(encode_result(run(tmp_path / "run", [engine("a", [])], Asking(measure), rounds=1)))
+    result["questions"][0]["lines"][0]["samples"] = msgspec.json.decode(samples)
+    path = tmp_path / "result.json"
+    path.write_bytes(msgspec.json.encode(result))
+    with pytest.raises(UsageError, match="is damaged: the line 'work' of 'asking' has no round"):
         read_result(str(path))
 
 

@@ -28,6 +28,15 @@ rw=read
 bs=4k
 """
 WAIT_SECONDS = 60
+JOBS = {
+    "place.fio": "[job]\nfilename=/dev/sda\n",
+    "beside.fio": "[job]\nfilename=../../file\nsize=4k\nrw=write\n",
+    "variable.fio": "[job]\ndirectory=${HOME}\nsize=4k\nrw=write\n",
+    "both.fio": "[a]\nfilename=${DISK}\n[b]\ndirectory=${DIR}\n",
+    "none-in-it.fio": "[global]\nrw=write\n",
+    "fly.fio": "[job]\nrw=fly\n",
+    "read.fio": "[job]\nrw=read\nsize=4k\n",
+}
 
 
 def bench(account: Account, *words: str, status: int = 0) -> str:
@@ -127,6 +136,20 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
         (["disk", "--json", "none/new.json"], 1, "none/new.json cannot be written: No such file or directory"),
         (["none.fio"], 2, "the job file none.fio cannot be read: No such file or directory"),
         (["place.fio"], 2, "has 'filename=/dev/sda', which is the same place for every engine"),
+        (["beside.fio"], 2, "has 'filename=../../file', which is the same place for every engine, or may be"),
+        (["variable.fio"], 2, "has 'directory=${HOME}', which is the same place for every engine, or may be"),
+        (["both.fio"], 2, "names both ${DISK} and ${DIR}; a job works in one of them"),
+        (["none-in-it.fio"], 2, "the job file none-in-it.fio has no job"),
+        (["fly.fio"], 2, "fio refuses the job file fly.fio: fio: failed parsing rw=fly"),
+        (["fly.fio", "sub/fly.fio"], 2, "fio refuses the job file"),
+        (["read.fio", "sub/read.fio"], 2, "two files are called 'read.fio', and results go by names"),
+        (["read.fio", "--json", "read.fio"], 2, "read.fio cannot be written: it is read by the same command"),
+        (
+            ["disk", "--json", "a", "--csv", "sub/../a"],
+            2,
+            "sub/../a cannot be written: it is written by the same command",
+        ),
+        (["disk", "--csv", "sub"], 2, "/sub exists and is not a regular file; name another one"),
         (["compare"], 2, "give two results, as in"),
         (["compare", "a", "b", "c"], 2, "give two results, as in"),
         (["compare", "none.json", "none.json"], 1, "none.json cannot be read: No such file or directory"),
@@ -140,7 +163,11 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
     ],
 )
 def test_bad_input_is_one_line(account: Account, words: list[str], status: int, message: str) -> None:
-    (account.directory / "place.fio").write_text("[job]\nfilename=/dev/sda\n")
+    for name, job in JOBS.items():
+        (account.directory / name).write_text(job)
+    sub = account.mkdir("sub")
+    for name in ("fly.fio", "read.fio"):
+        (sub / name).write_text(JOBS[name])
     found = account.run(["cowfs", "bench", *words], check=False)
     assert found.returncode == status, found.stderr
     assert message in found.stderr
@@ -148,11 +175,33 @@ def test_bad_input_is_one_line(account: Account, words: list[str], status: int, 
     assert not found.stdout
 
 
-def test_a_job_that_fio_refuses_is_one_line_of_the_question(account: Account) -> None:
-    (account.directory / "job.fio").write_text("[job]\nrw=fly\n")
-    found = account.run(["cowfs", "bench", "job.fio", "--over", "plain", "--rounds", "1"], check=False)
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("rw=write\nsize=4k\ndirectory=${DIR}/none", "fio ended with status 1 for job.fio on plain: fio: /"),
+        ("rw=write\nsize=8m\nfilename=${DISK}", "a job of job.fio is larger than the disk; give a larger --size"),
+    ],
+)
+def test_a_job_that_fails_on_an_engine_is_one_line_of_the_question(account: Account, job: str, message: str) -> None:
+    (account.directory / "job.fio").write_text(f"[job]\n{job}\n")
+    found = account.run(["cowfs", "bench", "job.fio", "--over", "plain", "--rounds", "1", "--size", "4M"], check=False)
     assert found.returncode == 1
-    assert "plain failed: fio ended with status 1 for job.fio on plain: fio: failed parsing rw=fly" in found.stdout
+    assert f"plain failed: {message}" in found.stdout
+    assert found.stderr.splitlines()[-1].startswith(f"cowfs: the engine 'plain' failed in 'job.fio': {message}")
+
+
+@pytest.mark.fuse
+def test_a_disk_behind_fuse_is_too_small_in_the_same_words(account: Account, needs_fuse: None) -> None:
+    """The raw mount does not let fio make the file anew."""
+    (account.directory / "job.fio").write_text("[job]\nrw=write\nsize=1g\nfilename=${DISK}\n")
+    words = ["bench", "job.fio", "--over", "emulated", "--rounds", "1", "--size", "4M"]
+    found = account.run(["cowfs", *words], check=False)
+    assert "emulated failed: a job of job.fio is larger than the disk; give a larger --size" in found.stdout
+
+
+def test_a_question_that_is_named_twice_is_asked_once(account: Account) -> None:
+    said = bench(account, "disk", "disk", "--over", "plain", "--quick", "--rounds", "1")
+    assert said.count("disk: How many requests") == 1
 
 
 @pytest.fixture

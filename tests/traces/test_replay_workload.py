@@ -83,3 +83,13 @@ def test_what_cannot_be_replayed_is_refused_before_it_begins(trace: str, tmp_pat
     empty.write_bytes(file.encode_header(TraceHeader()) + file.encode_end(0))
     with pytest.raises(UsageError, match="a trace without requests"):
         ReplayTrace(str(empty), pace="fast", size_bytes=None, seed=1)
+
+
+def test_a_trace_that_is_cut_off_says_so(trace: str) -> None:
+    assert "cut off" not in ReplayTrace(trace, pace="fast", size_bytes=None, seed=1).title
+    with open(trace, "r+b") as found:
+        found.truncate(Path(trace).stat().st_size - 1)
+    workload = ReplayTrace(trace, pace="fast", size_bytes=None, seed=1)
+    assert workload.title == "How long do the requests of t.trace, whose end is cut off, take?"
+    assert workload.parameters["is_cut_off"] is True
+    assert workload.parameters["requests"] == 4

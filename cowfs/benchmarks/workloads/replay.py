@@ -41,15 +41,17 @@ class ReplayTrace:
         self._pace = pace
         self._seed = seed
         self.name = os.path.basename(path)
-        self.title = f"How long do the requests of {self.name} take?"
+        cut = "" if found.is_whole else ", whose end is cut off,"
+        self.title = f"How long do the requests of {self.name}{cut} take?"
         at = "as fast as they are answered" if pace == "fast" else "at the times of the trace"
         self.expectation = (
             f"One request after the other, {at}, to a new disk on which only what the trace reads was written before. "
             "An engine that copies nothing pays for provisioning and flushes alone."
         )
         self.parameters: dict[str, Any] = {
-            "trace": path,
+            "trace": self.name,
             "requests": found.requests,
+            **({} if found.is_whole else {"is_cut_off": True}),
             "traced_seconds": found.seconds,
             "pace": pace,
             "size_bytes": self._size_bytes,
