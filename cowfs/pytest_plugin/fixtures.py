@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +23,16 @@ def cow_session(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFa
     """What the tests of a session share; each worker of xdist has its own."""
     from cowfs.pytest_plugin.session import CowSession
 
-    cache = pytestconfig.cache.mkdir("cowfs") if pytestconfig.pluginmanager.hasplugin("cacheprovider") else None
     directory = tmp_path_factory.mktemp("cowfs")
-    with CowSession(directory, cache=cache, keeps_failed=pytestconfig.option.cow_keep) as session:
+    with CowSession(directory, cache=_cache(pytestconfig), keeps_failed=pytestconfig.option.cow_keep) as session:
         yield session
+
+
+def _cache(config: pytest.Config) -> Path | None:
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        with suppress(OSError):  # the directory of the tests cannot be written
+            return config.cache.mkdir("cowfs")
+    return None
 
 
 @pytest.fixture

@@ -227,6 +227,13 @@ def test_empty_homes_are_kept_in_the_cache_of_pytest(suite: Callable[[str], Suit
     assert (golden / "devicemapper" / "metadata").stat().st_size > 1 << 20
 
 
+def test_a_suite_whose_cache_cannot_be_made_runs_without(suite: Callable[[str], Suite]) -> None:
+    """As tests do that a container has on a read-only disk."""
+    made = suite("def test_home(cow_home): cow_home.create('web')\n")
+    outcome = made.run("-p", "cacheprovider", "-o", "cache_dir=/proc/none/cache")
+    assert outcome.counts == {"passed": 1}, outcome.output
+
+
 @pytest.mark.fuse
 def test_what_is_prepared_is_there_in_every_test(suite: Callable[[str], Suite]) -> None:
     made = suite(
