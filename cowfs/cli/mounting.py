@@ -298,8 +298,8 @@ def _say_ready(settings: Settings, name: str | None, target: str) -> None:
 def umount_command(settings: Settings, what: str | None, everything: bool, lazy: bool) -> int:
     """Unmount MNT, or every mount of the device NAME of the home.
 
-    When this returns, all data is written and the home is free, unless what was at MNT is mounted elsewhere, too (mount
-    --bind): then it stays there, and the server with it, until that is unmounted.
+    When this succeeds, all data is written and the home is free, unless what was at MNT is mounted elsewhere, too
+    (mount --bind): then it stays there, and the server with it, until that is unmounted.
 
     An argument that is a mount point is MNT, any other is NAME; a path can always be written as ./NAME.
 
@@ -334,13 +334,22 @@ def umount_command(settings: Settings, what: str | None, everything: bool, lazy:
 
 def _unmount(target: str, *, lazy: bool) -> None:
     from cowfs.home.kernel.devices import is_mount_of_home, unmount_by_kernel
+    from cowfs.home.serving.end_report import awaiting_end
     from cowfs.mounts.mountinfo import mount_at
     from cowfs.mounts.mountpoint import unmount
 
     mount = mount_at(target)
     if mount is not None and is_mount_of_home(mount):
         unmount_by_kernel(mount, lazy=lazy)
-    elif copies := unmount(target, lazy=lazy):
+        return
+    if lazy or mount is None:
+        copies = unmount(target, lazy=lazy)
+    else:
+        with awaiting_end(mount) as check_end:
+            copies = unmount(target)
+            if not copies:
+                check_end()
+    if copies:
         output.print_line(
             f"cowfs: what was at {target} is still mounted at {copies[0]}, so its server stays; next: "
             f"{command_line('cowfs', 'umount', copies[0])}"

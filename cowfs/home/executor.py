@@ -22,6 +22,7 @@ from __future__ import annotations
 import errno
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -113,7 +114,7 @@ class Executor(Closing):
 
     def call(self, request: Request[R]) -> R:
         """The answer to a request. Raises what its operation raises."""
-        with self._naming_a_full_disk(request):
+        with naming_a_full_disk(self.home, partial(self._full_disk, request)):
             answer = request.run(self.home)
             return exchange(answer, lambda _step: None) if isinstance(answer, Generator) else answer
 
@@ -124,7 +125,7 @@ class Executor(Closing):
     def send(self, request: StreamIn[R], pieces: Iterable[Piece]) -> R:
         """The answer to a request that takes bytes. Raises what its operation raises, and what `pieces` does."""
         supply = iter(pieces)
-        with self._naming_a_full_disk(request):
+        with naming_a_full_disk(self.home, partial(self._full_disk, request)):
             return exchange(request.run(self.home), lambda wants: next(supply, b"") if wants else b"")
 
     def receive(self, request: StreamOut[R], take: Callable[[Any], object]) -> R:
@@ -198,7 +199,7 @@ class Executor(Closing):
         if (reopened := request.device_in(request.reopens)) is not None:
             await self._views.put_aside(reopened)
         try:
-            with self._naming_a_full_disk(request):
+            with naming_a_full_disk(self.home, partial(self._full_disk, request)):
                 yield
         finally:
             if reopened is not None:
@@ -215,19 +216,6 @@ class Executor(Closing):
             if request.changes_reads:
                 await self._views.drop_caches()
 
-    @contextmanager
-    def _naming_a_full_disk(self, request: AnyRequest) -> Iterator[None]:
-        """An error of the disk below the home says which write failed; what was asked, and what helps, is said here."""
-        try:
-            yield
-        except (HomeError, PoolIoError) as error:
-            number = next((one.errno for one in (error, error.__cause__) if _is_about_a_full_disk(one)), None)
-            if number is None and isinstance(error, PoolIoError) and _is_disk_full(self.home.devices.pool):
-                number = errno.ENOSPC  # to which the kernel says EIO
-            if number is None:
-                raise
-            raise HomeError(self._full_disk(request), errno=number) from error
-
     def _full_disk(self, request: AnyRequest) -> str:
         begin = f"{request.summary()} failed: the disk below {self.path} is full; "
         if examine(self.home.devices.pool).can_change:
@@ -241,6 +229,20 @@ class Executor(Closing):
 
     def close(self) -> None:
         self.home.close()
+
+
+@contextmanager
+def naming_a_full_disk(home: OpenHome, explain: Callable[[], str]) -> Iterator[None]:
+    """An error of the disk below the home says which write failed; `explain` says what was asked, and what helps."""
+    try:
+        yield
+    except (HomeError, PoolIoError) as error:
+        number = next((one.errno for one in (error, error.__cause__) if _is_about_a_full_disk(one)), None)
+        if number is None and isinstance(error, PoolIoError) and _is_disk_full(home.devices.pool):
+            number = errno.ENOSPC  # to which the kernel says EIO
+        if number is None:
+            raise
+        raise HomeError(explain(), errno=number) from error
 
 
 def _is_disk_full(pool: Pool) -> bool:

@@ -132,3 +132,27 @@ def test_a_second_mount_is_refused_and_learns_how_all_are_seen(mounted: MountedH
 def test_what_cannot_be_unmounted(cowfs: Run, words: list[str], status: int, error: str) -> None:
     outcome = cowfs(*words)
     assert (outcome.status, outcome.error) == (status, error)
+
+
+def test_what_could_not_be_written_is_an_error_of_umount(mounted: MountedHome) -> None:
+    """Nothing else tells: the server ends with the mount, and what programs wrote was accepted before."""
+    mounted.run("mount", "web", mounted.target)
+    mounted.shell("echo kept > 'mount point/synced'; sync 'mount point/synced'; echo lost > 'mount point/file'")
+    mounted.run("faults", "add", "*", "error", "write", "--on", "data")
+    line = mounted.refused(6, "umount", mounted.target)
+    assert f"{mounted.target}: it is unmounted, and what was not synced may be lost: write of " in line
+    assert "failed on the data device of pool" in line
+    assert not mounted.is_mounted(mounted.target)
+    mounted.run("mount", "web", mounted.target)
+    assert mounted.shell("cat 'mount point/synced'") == "kept\n"
+    mounted.run("umount", "web")
+    mounted.judge()
+
+
+def test_a_server_that_is_killed_while_it_unmounts_is_an_error_of_umount(mounted: MountedHome) -> None:
+    mounted.run("mount", "web", mounted.target)
+    mounted.shell("echo text > 'mount point/file'")
+    mounted.run("faults", "add", "*", "crash", "write", "--on", "data")
+    line = mounted.refused(6, "umount", "web")
+    assert "what was not synced may be lost: its server was killed meanwhile" in line
+    mounted.judge()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cowfs.home.opened.device_traces import HomeTraces
     from cowfs.home.opened.faults import HomeFaults
     from cowfs.home.opened.virtual_clock import VirtualClock
+    from cowfs.home.serving.end_report import EndReports
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings
@@ -37,6 +38,7 @@ class OpenHome(Closing):
     Attributes:
         is_serving: whether other processes are served.
         clock: the pool's, if it is one that tests move.
+        end_reports: where this process, which serves one mount and no more, tells how it ends.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class OpenHome(Closing):
         self.clock = clock
         self._settings = settings
         self.is_serving = False
+        self.end_reports: EndReports | None = None
         self.views: list[MountedView] = []
         self._stand_ins = StandIns(devices.active)
         self._faults: HomeFaults | None = None

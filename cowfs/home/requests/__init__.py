@@ -19,4 +19,5 @@ power        a power cut
 recordings   recordings of devices, and crash states
 traces       traces of what a device is asked
 clock        the clock of a test
+ending       the end of the process that serves a mount
 """

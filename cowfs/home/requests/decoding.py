@@ -17,6 +17,7 @@ from cowfs.home.requests import (
     counters,
     devices,
     disks,
+    ending,
     faults,
     files,
     images,
@@ -30,8 +31,8 @@ from cowfs.home.requests import (
 from cowfs.home.requests.request import AnyRequest, Listing, Request, StreamIn, StreamOut
 
 _MODULES: Final = (
-    *(clock, clone, comparing, counters, devices, disks, faults, files, images, layers, new_layers, power),
-    *(recordings, space, traces),
+    *(clock, clone, comparing, counters, devices, disks, ending, faults, files, images, layers, new_layers),
+    *(power, recordings, space, traces),
 )
 
 

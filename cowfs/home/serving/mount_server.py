@@ -14,15 +14,18 @@ import msgspec
 import trio
 
 from cowfs.devices.on_disk.lock import UNWRITABLE, HomeLock
+from cowfs.devices.pools.health import examine
 from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
 from cowfs.errors import HomeBusy, HomeError, command_line, ungrouped
 from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
+from cowfs.home.executor import naming_a_full_disk
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.opened.opening import open_here
 from cowfs.home.opened.spec import HomeSpec
+from cowfs.home.serving.end_report import EndReports
 from cowfs.home.serving.mounting import MountRequest, remove_private
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.session import open_unheld
@@ -52,7 +55,10 @@ def serve_mount(
             )
             stack.callback(lock.release)
         home = open_unheld(request.home, partial(_open, request), partial(_explain_busy, request))
+        home.end_reports = EndReports()
+        stack.enter_context(home.end_reports.reporting())
         stack.enter_context(ending_with(home.close))
+        stack.enter_context(naming_a_full_disk(home, partial(_explain_full_disk, home)))
         if plan is not None:
             home.faults.add(plan.rules, before_mount=not request.by_kernel)
         served = stack.enter_context(ServedHome.opened(home, request))
@@ -96,6 +102,11 @@ def _open_unwritable(spec: HomeSpec) -> OpenHome:
         home.close()
         raise HomeBusy(f"the home {spec.path} could not be written a moment ago, and now can; try again")
     return home
+
+
+def _explain_full_disk(home: OpenHome) -> str:
+    repair = "" if examine(home.devices.pool).can_change else ", then run cowfs pool check --repair"
+    return f"the disk below {home.path} is full; free space on that disk{repair}"
 
 
 def _explain_busy(request: MountRequest, report: HomeReport) -> str:
