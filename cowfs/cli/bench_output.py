@@ -18,12 +18,11 @@ from cowfs.benchmarks.runner import Watcher
 from cowfs.benchmarks.workloads.command import CommandFailed
 from cowfs.benchmarks.workloads.fio import FioFailed
 from cowfs.cli import output
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import UsageError
 from cowfs.janitor import Janitor
 from cowfs.new_files import new_file
 
 _WIDTH: Final = 100
-_MODE: Final = 0o666  # of files of a result, before the umask: they are made to be shown
 
 
 class Printer(Watcher):
@@ -95,7 +94,7 @@ def outputs(
         inputs: files that are read, which none of them may replace.
 
     Raises:
-        UsageError: two of them are one file, or one is an input, or not a regular file; CowfsError: it cannot be made.
+        UsageError: two of them are one file, or one is an input, or a directory; CowfsError: it cannot be made.
     """
     forms: list[tuple[str, Callable[[Result], bytes]]] = []
     if json_file is not None:
@@ -116,25 +115,14 @@ def outputs(
     with ExitStack() as stack:
         files = []
         for path, encode in forms:
-            with _writing(path):
-                file = stack.enter_context(new_file(os.path.abspath(path), force=True, mode=_MODE))
-                files.append((path, encode, file))
+            with output.writing(path):
+                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
 
         def write(result: Result) -> None:
             for path, encode, file in files:
                 data = encode(result)
-                with _writing(path):
+                with output.writing(path):
                     file.write(data)
                     file.flush()
 
         yield write
-
-
-@contextmanager
-def _writing(path: str) -> Iterator[None]:
-    try:
-        yield
-    except CowfsError:
-        raise
-    except OSError as error:
-        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error

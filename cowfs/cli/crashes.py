@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -109,6 +109,7 @@ def crash_test_command(
     seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311
     commands = Command.parsed(work, "--work"), Command.parsed(check, "--check")
     with (
+        _report_out(report) as write_report,
         _mounted(settings, size) as (home, path),
         Explorer.started(
             home,
@@ -126,15 +127,35 @@ def crash_test_command(
         test.record()
         limit = None if all_states else states or _STATES
         outcome = test.run(limit, keep_failing=keep_failing or "", progress=progress)
-        if report is not None:
-            from cowfs.crashes.report import write_report
+        if write_report is not None:
+            from cowfs.crashes.report import page
 
-            write_report(report, explorer.history, outcome, work=work, check=check)
+            write_report(page(explorer.history, outcome, work=work, check=check))
     if settings.as_json:
         output.print_json(outcome)
     else:
         _print(outcome)
     return 1 if outcome.failed else 0
+
+
+@contextmanager
+def _report_out(path: str | None) -> Iterator[Callable[[str], None] | None]:
+    """What writes the report, made before there is anything to report."""
+    from cowfs.new_files import new_file
+
+    if path is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        with output.writing(path):
+            file = stack.enter_context(new_file(os.path.abspath(path), force=True))
+
+        def write(text: str) -> None:
+            with output.writing(path):
+                file.write(text.encode())
+                file.flush()
+
+        yield write
 
 
 def _print(outcome: Outcome) -> None:

@@ -215,6 +215,17 @@ def archive_out(file: str | None, redirected: str) -> Iterator[IO[bytes]]:
     sys.stdout.buffer.flush()
 
 
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Errors of the system in the block are about a file that the user named."""
+    try:
+        yield
+    except CowfsError:
+        raise
+    except OSError as error:
+        raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
+
+
 class _Bar:
     """A bar that appears when the work has taken a while, and disappears at its end."""
 

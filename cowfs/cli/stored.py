@@ -327,7 +327,7 @@ def _save_all(settings: Settings, all_to: str) -> None:
     store = _store(settings)
     with (
         _home(settings, store) as home,
-        new_directory(os.path.abspath(all_to)) as directory,
+        new_directory(os.path.abspath(all_to), is_private=True) as directory,  # settings have passwords
         output.steps() as progress,
     ):
         rescued = rescue(store, home, Path(directory), progress)

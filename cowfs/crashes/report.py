@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 from cowfs.crashes.history import History
 from cowfs.crashes.program import Failure, Outcome
-from cowfs.errors import HomeError
 
 _COLUMNS_MAX: Final = 400  # of the time line; more events share one
 _WIDTH, _HEIGHT, _BAR_MAX = 1000, 30, 14  # of a row of it, stretched to the page
@@ -41,18 +39,11 @@ dt { color: var(--dim); } dd { margin: 0; } .writes { fill: var(--writes); } .fl
 """
 
 
-def write_report(path: str, history: History, outcome: Outcome, *, work: str, check: str) -> None:
-    """Write the page to a file, which is replaced. Raises HomeError when it cannot be written."""
-    page = "".join(_page(history, outcome, work, check))
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(page)
-    except OSError as error:
-        raise HomeError(f"the report cannot be written to {path}: {error.strerror}", errno=error.errno) from error
+def page(history: History, outcome: Outcome, *, work: str, check: str) -> str:
+    return "".join(_parts(history, outcome, work, check))
 
 
-def _page(history: History, outcome: Outcome, work: str, check: str) -> Iterator[str]:
+def _parts(history: History, outcome: Outcome, work: str, check: str) -> Iterator[str]:
     verdict = (
         f'<span class="bad">{outcome.failed} of {outcome.states} states failed</span>'
         if outcome.failed

@@ -113,7 +113,7 @@ class _Writing:
     def __enter__(self) -> IO[bytes]:
         try:
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            self._new = new_file(os.fspath(self._path), force=True)
+            self._new = new_file(os.fspath(self._path), force=True, is_private=True)
             return self._new.__enter__()
         except OSError as error:
             raise self._named(error) from error

@@ -95,7 +95,7 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     ),
     "trace of no device": (["trace", "nope", "-o", "/nope/t"], HOME, "there is no device 'nope'"),
     "trace without a file": (["trace", "web"], USAGE, "missing option '--output'"),
-    "trace over a file": (["trace", "web", "-o", "/dev/null"], USAGE, "/dev/null exists and is not a regular file"),
+    "trace over a directory": (["trace", "web", "-o", "/dev"], USAGE, "/dev is a directory; name a file"),
     "trace with two ends": (
         ["trace", "web", "-o", "t", "--for", "1", "true"],
         USAGE,

@@ -149,7 +149,7 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
             2,
             "sub/../a cannot be written: it is written by the same command",
         ),
-        (["disk", "--csv", "sub"], 2, "/sub exists and is not a regular file; name another one"),
+        (["disk", "--csv", "sub"], 2, "/sub is a directory; name a file"),
         (["compare"], 2, "give two results, as in"),
         (["compare", "a", "b", "c"], 2, "give two results, as in"),
         (["compare", "none.json", "none.json"], 1, "none.json cannot be read: No such file or directory"),

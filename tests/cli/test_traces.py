@@ -42,7 +42,8 @@ def test_traces_by_the_command_line(account: Account, needs_fuse: None) -> None:
             ("flush", 0, 0),
             ("write", 32 << 20, 4096),
         ]
-        assert path.stat().st_mode & 0o777 == 0o600
+        assert account.start(["touch", "plain"]).wait() == 0
+        assert path.stat().st_mode == (account.directory / "plain").stat().st_mode
         assert "exists; name another file" in mounted.refused(2, "trace", "web", "-o", path)
         never = account.directory / "never.trace"
         assert "no program 'nosuch'" in mounted.refused(127, "trace", "web", "-o", never, "--", "nosuch")

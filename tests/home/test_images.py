@@ -76,7 +76,6 @@ def test_a_raw_disk_goes_in_and_out(opened: cowfs.Home, disk: Path, tmp_path: Pa
     assert (out.size_bytes, out.data_bytes) == (16 * MIB + 512, 3 * BLOCK + 512)
     assert (tmp_path / "out.raw").read_bytes() == disk.read_bytes()
     assert (tmp_path / "out.raw").stat().st_blocks * 512 <= 4 * BLOCK + 8192
-    assert (tmp_path / "out.raw").stat().st_mode & 0o777 == 0o600
     assert opened.check().clean
 
 
@@ -363,9 +362,9 @@ def test_files_that_exist_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
     with pytest.raises(errors.UsageError, match="exists; name another file, or overwrite it with --force"):
         opened.export_image("web", tmp_path / "mine")
     assert (tmp_path / "mine").read_text() == "mine"
-    (tmp_path / "link").symlink_to("mine")
-    for name in ("link", "."):
-        with pytest.raises(errors.UsageError, match="is not a regular file"):
+    (tmp_path / "pipe").symlink_to("/dev/null")
+    for name, said in (("pipe", "is not a regular file"), (".", "is a directory; name a file")):
+        with pytest.raises(errors.UsageError, match=said):
             opened.export_image("web", tmp_path / name, force=True)
     opened.export_image("web", tmp_path / "mine", force=True)
     assert (tmp_path / "mine").stat().st_size == 16 * MIB
@@ -373,7 +372,7 @@ def test_files_that_exist_are_kept(opened: cowfs.Home, tmp_path: Path) -> None:
         opened.export_image("nope", tmp_path / "out")
     with pytest.raises(errors.CowfsError, match=r"cannot export 'web' to .*No such file"):
         opened.export_image("web", tmp_path / "nowhere" / "out")
-    assert sorted(os.listdir(tmp_path)) == ["home", "link", "mine"]
+    assert sorted(os.listdir(tmp_path)) == ["home", "mine", "pipe"]
 
 
 def test_a_full_disk_leaves_nothing(opened: cowfs.Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ def export_image(
 def _new_file(path: str, *, force: bool) -> Iterator[FileDevice]:
     """As `new_file`, as a device that is flushed at the end."""
     with (
-        new_file(path, force=force, hint=", or overwrite it with --force") as file,
+        new_file(path, force=force, hint=", or overwrite it with --force", only_regular=True) as file,
         closing(FileDevice.of_descriptor(os.dup(file.fileno()), path)) as device,
     ):
         yield device

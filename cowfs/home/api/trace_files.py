@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from cowfs.errors import CowfsError, UsageError
+from cowfs.errors import CowfsError
 from cowfs.home.requests.traces import EndTrace, StartTrace
 from cowfs.home.session import Session
+from cowfs.new_files import open_growing, require_free
 
 _READ_BYTES: Final = 1 << 20
 _END_SECONDS: Final = 5.0
+_HINT: Final = ", or write over it with --force"
 
 
 class TraceRecording:
@@ -53,11 +54,11 @@ class TraceRecording:
 
 @contextmanager
 def recorded_trace(session: Session, device: str, path: str, *, force: bool = False) -> Iterator[TraceRecording]:
-    """See `cowfs.Home.trace`. The file is of mode 0600."""
-    _check_new(path, force=force)
+    """See `cowfs.Home.trace`."""
+    require_free(path, force=force, hint=_HINT)
     read_fd = session.call(StartTrace(device)).fd
     try:
-        file_fd = _create(path, force=force)
+        file_fd = open_growing(path, force=force, hint=_HINT)
     except BaseException:
         os.close(read_fd)
         raise
@@ -75,21 +76,3 @@ def recorded_trace(session: Session, device: str, path: str, *, force: bool = Fa
             recording.finish()
     finally:
         os.close(file_fd)
-
-
-def _check_new(path: str, *, force: bool) -> None:
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise UsageError(f"{path} exists and is not a regular file; name another one")
-    if not force:
-        raise UsageError(f"{path} exists; name another file, or write over it with --force")
-
-
-def _create(path: str, *, force: bool) -> int:
-    how = os.O_TRUNC if force else os.O_EXCL
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how, 0o600)
-    os.fchmod(fd, 0o600)
-    return fd
