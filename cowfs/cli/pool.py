@@ -120,7 +120,8 @@ def check_command(settings: Settings, repair: bool, block_size: int | None) -> i
     or errors are left.
 
     --repair clears the needs-check flag, or writes new metadata from the mappings that can be read and keeps the old
-    file beside it as devicemapper/metadata.replaced. What was lost is reported, with exit status 1.
+    file beside it as devicemapper/metadata.replaced. What was lost is reported, with exit status 1. Where nothing has
+    to be written anew, the space that lost changes occupy in the data file is given back to the disk below the home.
     """
     from cowfs.home.maintenance import check_home, repair_home
 
@@ -145,6 +146,8 @@ def _print_check(result: CheckReport) -> None:
     for loss in result.losses:
         print(output.printable(f"lost: {loss}"))
     print(f"{result.summary}{'; repaired' if result.repaired else ''}")
+    if result.given_back_bytes:
+        print(f"{format_size(result.given_back_bytes)} of lost changes given back to the disk")
     if result.clean:
         print(
             f"{result.thins} thins map {result.mapped_blocks} blocks; data {result.data_used_blocks}/"

@@ -220,11 +220,12 @@ class Executor(Closing):
         begin = f"{request.summary()} failed: the disk below {self.path} is full; "
         if examine(self.home.devices.pool).can_change:
             outcome = "nothing was changed" if request.is_whole else "it was not completed"
-            return f"{begin}{outcome}; free space on that disk, then run this again"
+            remedy = "free space on that disk (cowfs pool check --repair gives back what lost changes occupy)"
+            return f"{begin}{outcome}; {remedy}, then run this again"
         unmount = "".join(f"{command_line('cowfs', 'umount', view.mount_point)}, and " for view in self.home.views)
         return (
             f"{begin}changes since the last commit are lost, and the pool is read-only; free space on that disk, then "
-            f"run {unmount}cowfs pool check --repair"
+            f"run {unmount}cowfs pool check --repair, which gives back what the lost changes occupy"
         )
 
     def close(self) -> None:

@@ -12,16 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from cowfs.blockdev import BlockDevice, FileDevice
+from cowfs.blockdev import BlockDevice, FileDevice, data_ranges
 from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.making import read_settings
 from cowfs.devices.on_disk.records import TransactionFile
-from cowfs.devices.pools.pool_files import device_size, open_device
+from cowfs.devices.pools.pool_files import backing_space, device_size, open_device
 from cowfs.errors import HomeError, InvalidRequest, MetadataCorrupt, PoolIoError
 from cowfs.home.session import locked, metadata_of
 from cowfs.units import METADATA_BLOCK_BYTES, SECTOR_BYTES
@@ -60,7 +61,8 @@ def dump_home(home: Path, backend: str, out: TextSink, *, progress: Progress | N
 def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progress | None = None) -> CheckReport:
     """Make the metadata of a home clean: clear the needs-check flag, or write new metadata from the mappings.
 
-    What mapping trees can still be read is taken as the truth; the result names what is lost.
+    What mapping trees can still be read is taken as the truth; the result names what is lost. Where the metadata is
+    clean, the data file gives back to the disk below what it occupies in free blocks.
 
     Args:
         block_bytes: size of the pool's data blocks, needed where the superblock, which has it, is lost.
@@ -77,11 +79,38 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
             report = check(device, progress=progress)
             if report.clean:
                 clear_needs_check(device)
-                return msgspec.structs.replace(report, repaired=report.needs_check, needs_check=False)
+                given_back = _give_back_free_blocks(files, device)
+                return msgspec.structs.replace(
+                    report, repaired=report.needs_check, needs_check=False, given_back_bytes=given_back
+                )
         with _replacing_metadata(files) as new, closing(open_device(files.metadata)) as old:
             made = _repair(files, old, new, block_bytes, progress)
     losses = [str(loss) for loss in made.losses]
     return msgspec.structs.replace(report, clean=True, repaired=True, needs_check=False, losses=losses)
+
+
+def _give_back_free_blocks(files: HomeFiles, metadata: BlockDevice) -> int:
+    """Punch free blocks out of the data file; the bytes that the disk got back.
+
+    What a change wrote that was lost before its commit is there until its blocks are used again. That can be all that a
+    full disk has left, and to remove or trim a device takes some of it. After a repair that lost something, blocks stay
+    as they are: the metadata that it replaced may still lead to them.
+    """
+    from cowfs.thinmeta.metadata import Metadata
+
+    if read_settings(files).no_discard_passdown or os.path.lexists(files.own_metadata + _REPLACED_SUFFIX):
+        return 0
+    opened = Metadata.open(metadata, read_only=True)
+    block_bytes = opened.data_block_sectors * SECTOR_BYTES
+    before, _ = backing_space(files.data)
+    with closing(open_device(files.data, read_only=False)) as data:
+        free_from = 0
+        for first, length in chain(opened.used_data_runs(), [(opened.data_blocks, 0)]):
+            for begin, end in data_ranges(data, free_from * block_bytes, first * block_bytes):
+                data.discard(begin, end - begin)
+            free_from = first + length
+        data.flush()
+    return max(before - backing_space(files.data)[0], 0)
 
 
 def _repair(

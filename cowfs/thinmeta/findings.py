@@ -48,7 +48,8 @@ class CheckReport(msgspec.Struct, frozen=True):
 
     `clean` is true without leaks and errors, `repaired` when a repair made it so. `summary` is one line: clean, or how
     many findings of each severity. `findings` holds the first thousand, and `hidden_findings` counts the others.
-    `losses` are what the repair could not keep; the findings are those before it.
+    `losses` are what the repair could not keep; the findings are those before it. `given_back_bytes` is what the file
+    of the pool's data occupied in blocks that are free, and the repair gave back to the disk below.
     """
 
     clean: bool = True
@@ -65,6 +66,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     data_used_blocks: int = 0
     data_blocks: int = 0
     losses: list[str] = []
+    given_back_bytes: int = 0
 
     @property
     def exit_code(self) -> int:

@@ -58,8 +58,8 @@ def test_what_was_asked_is_named(
         with cowfs.open_home(home) as opened:
             said = refused(opened)
     assert said == (
-        f"create 'copy' failed: the disk below {home} is full; nothing was changed; free space on that disk, then run "
-        "this again"
+        f"create 'copy' failed: the disk below {home} is full; nothing was changed; free space on that disk (cowfs "
+        "pool check --repair gives back what lost changes occupy), then run this again"
     )
     require_clean_file(home / "devicemapper" / "metadata")
     with cowfs.open_home(home) as opened:
@@ -77,7 +77,8 @@ def test_a_commit_that_the_disk_has_no_room_for(home: Path, monkeypatch: pytest.
         assert caught.value.errno == errno.ENOSPC
         assert str(caught.value) == (
             f"create 'copy' failed: the disk below {home} is full; changes since the last commit are lost, and the "
-            "pool is read-only; free space on that disk, then run cowfs pool check --repair"
+            "pool is read-only; free space on that disk, then run cowfs pool check --repair, which gives back what the "
+            "lost changes occupy"
         )
         with pytest.raises(PoolModeError, match="pool check --repair"):
             opened.snapshot("web", "copy")
@@ -86,6 +87,51 @@ def test_a_commit_that_the_disk_has_no_room_for(home: Path, monkeypatch: pytest.
         assert [row.name for row in opened.devices()] == ["base", "before", "web"]
         opened.snapshot("web", "copy")
         assert opened.check().clean
+
+
+def _lose_a_change(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four mebibytes that reach the data file, and no commit."""
+
+    def write(opened: cowfs.Home, patch: pytest.MonkeyPatch) -> None:
+        with opened.device("web") as disk:
+            disk.pwrite(4 << 20, b"kept" * 1024)
+            disk.flush()
+            disk.pwrite(8 << 20, b"lost" * (1 << 20))
+            patch.setattr(Metadata, "commit", full)
+
+    with cowfs.open_home(home) as opened, monkeypatch.context() as patch, pytest.raises(PoolIoError):
+        write(opened, patch)
+
+
+def _occupied_bytes(home: Path) -> int:
+    return (home / "devicemapper" / "data").stat().st_blocks * 512
+
+
+def test_what_a_lost_change_occupies_goes_back_to_the_disk(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the home alone fills a disk nothing else could be freed, and to remove a device takes some of the disk."""
+    _lose_a_change(home, monkeypatch)
+    before = _occupied_bytes(home)
+    assert run(["--home", str(home), "pool", "check", "--repair"]) == 0
+    assert "4 MiB of lost changes given back to the disk\n" in capsys.readouterr().out
+    assert _occupied_bytes(home) == before - (4 << 20)
+    with cowfs.open_home(home) as opened, opened.device("web") as disk:
+        assert disk.pread(4 << 20, 4096) == b"kept" * 1024
+        assert b"lost" not in disk.pread(8 << 20, 4096)
+    assert run(["--home", str(home), "pool", "check", "--repair"]) == 0
+    assert "given back" not in capsys.readouterr().out
+
+
+def test_beside_metadata_that_a_repair_replaced_nothing_is_given_back(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may still lead to blocks which the new metadata does not know."""
+    _lose_a_change(home, monkeypatch)
+    (home / "devicemapper" / "metadata.replaced").touch()
+    before = _occupied_bytes(home)
+    assert run(["--home", str(home), "pool", "check", "--repair"]) == 0
+    assert _occupied_bytes(home) == before
 
 
 def test_what_may_be_done_in_part_does_not_promise_more() -> None:

@@ -105,7 +105,11 @@ def _open_unwritable(spec: HomeSpec) -> OpenHome:
 
 
 def _explain_full_disk(home: OpenHome) -> str:
-    repair = "" if examine(home.devices.pool).can_change else ", then run cowfs pool check --repair"
+    repair = (
+        ""
+        if examine(home.devices.pool).can_change
+        else ", then run cowfs pool check --repair, which gives back what the lost changes occupy"
+    )
     return f"the disk below {home.path} is full; free space on that disk{repair}"
 
 
