@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
@@ -14,10 +15,10 @@ from click.shell_completion import CompletionItem
 
 from cowfs.cli import output
 from cowfs.cli.settings import DEVICE, Settings, device_named
-from cowfs.errors import CowfsError, UnknownDevice, UsageError
+from cowfs.errors import CopyError, CowfsError, DeviceBusy, FilesystemError, UnknownDevice, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from cowfs.copying.sinks import Copied
     from cowfs.home.api.files import FileInfo
@@ -187,20 +188,24 @@ def cat_command(settings: Settings, file: DeviceFile) -> None:
 
 
 @click.command("cp")
-@click.argument("source", metavar="SRC", type=ANY_FILE)
+@click.argument("sources", metavar="SRC...", type=ANY_FILE, nargs=-1, required=True)
 @click.argument("target", metavar="DST", type=ANY_FILE)
 @click.option("-r", "-R", "--recursive", is_flag=True, help="Copy directories with all below them.")
 @click.option("--write-base", is_flag=True, help="Copy into the base device; every later device contains the files.")
 @click.pass_obj
 def cp_command(
-    settings: Settings, source: DeviceFile | str, target: DeviceFile | str, recursive: bool, write_base: bool
+    settings: Settings,
+    sources: tuple[DeviceFile | str, ...],
+    target: DeviceFile | str,
+    recursive: bool,
+    write_base: bool,
 ) -> int:
     """Copy files into a device, out of one, or between two, mounted or not. SRC, DST or both are NAME:PATH.
 
     \b
       cowfs cp -r ./site web:/var/www      to web:/var/www/site, or as /var/www if there is none
       cowfs cp -r ./site/. web:/var/www    the files of ./site into /var/www
-      cowfs cp web:/etc/hosts .
+      cowfs cp web:/etc/hosts web:/etc/fstab .
       cowfs cp -r web: db:/backup          the whole of web
 
     As 'cp -a': owners, modes, times, extended attributes, access control lists, holes and hard links are kept, and
@@ -208,59 +213,149 @@ def cp_command(
     device, or the layer, whatever '..' and symbolic links in them say. A file of the host whose name has a colon is
     written ./NAME; of a device whose name has one, the path begins with a slash: a:b:/PATH.
 
+    Several sources are copied into the existing directory DST, one after the other.
+
     What only root may make on the host (owners of others, device nodes) is left out for other users. A file that cannot
     be copied is named, the others are copied, and the exit status is 1. A copy into a device is committed at its end;
     one that ends early leaves what came before.
     """
-    if isinstance(source, str) and isinstance(target, str):
-        raise UsageError(
-            f"neither '{source}' nor '{target}' is in a device; write one as NAME:PATH, or use the cp of the system"
-        )
+    for source in sources:
+        if isinstance(source, str) and isinstance(target, str):
+            raise UsageError(
+                f"neither '{source}' nor '{target}' is in a device; write one as NAME:PATH, or use the cp of the system"
+            )
     if write_base and isinstance(target, str):
         raise UsageError("--write-base is for copying into the base device; leave it out")
-    with (
-        settings.open_home() as home,
-        _explaining_colons(home, source, target),
-        output.progress("copying") as show,
-    ):
-        copied = _copy(home, source, target, recursive, write_base, show)
+    with settings.open_home() as home, output.progress("copying") as show:
+        copy = _Copy(home, target, recursive=recursive, write_base=write_base, progress=show)
+        if len(sources) == 1:
+            copied = copy.one(sources[0])
+        else:
+            copied = copy.several(sources, None if settings.as_json else _say_problems)
     if settings.as_json:
         output.print_json(copied)
-    return _report(copied, as_json=settings.as_json)
-
-
-def _copy(
-    home: Home,
-    source: DeviceFile | str,
-    target: DeviceFile | str,
-    recursive: bool,
-    write_base: bool,
-    show: Progress | None,
-) -> Copied:
-    if isinstance(source, str):
-        assert isinstance(target, DeviceFile)
-        return home.copy_in(source, *target, write_base=write_base, recursive=recursive, progress=show)
-    if isinstance(target, str):
-        return home.copy_out(*source, target, recursive=recursive, progress=show)
-    return home.copy_within(*source, *target, write_base=write_base, recursive=recursive)
-
-
-def _report(copied: Copied, *, as_json: bool) -> int:
-    """Say what was not copied; the exit status."""
-    if not as_json:
-        for problem in copied.problems:
-            output.print_line(f"cowfs: {problem}")
-        if (hidden := copied.problem_count - len(copied.problems)) > 0:
-            output.print_line(f"cowfs: and {hidden} more files were not copied")
-        if copied.left_out_count:
-            named = ", ".join(copied.left_out[:_NAMED_MAX])
-            more = ", ..." if copied.left_out_count > _NAMED_MAX else ""
-            output.print_line(
-                f"cowfs: {copied.left_out_count} special files were left out, which only root may make: {named}{more}"
-            )
-        if copied.attributes_left_out:
-            output.print_line(
-                f"cowfs: warning: {copied.attributes_left_out} extended attributes were not kept: the destination does "
-                "not take them, or only from root"
-            )
+    elif len(sources) == 1:
+        _say_problems(copied)
     return CowfsError.exit_code if copied.problem_count or copied.left_out_count else 0
+
+
+class _Copy:
+    """Copies files to one place."""
+
+    def __init__(
+        self, home: Home, target: DeviceFile | str, *, recursive: bool, write_base: bool, progress: Progress | None
+    ) -> None:
+        self._home = home
+        self._target = target
+        self._recursive = recursive
+        self._write_base = write_base
+        self._progress = progress
+        self._files: dict[bytes, DeviceFile | str] = {}  # by the names that they have got in the target
+
+    def one(self, source: DeviceFile | str) -> Copied:
+        home, target, recursive, write_base = self._home, self._target, self._recursive, self._write_base
+        with _explaining_colons(home, source, target):
+            if isinstance(source, str):
+                assert isinstance(target, DeviceFile)
+                return home.copy_in(
+                    source, *target, write_base=write_base, recursive=recursive, progress=self._progress
+                )
+            if isinstance(target, str):
+                return home.copy_out(*source, target, recursive=recursive, progress=self._progress)
+            return home.copy_within(*source, *target, write_base=write_base, recursive=recursive)
+
+    def several(self, sources: Sequence[DeviceFile | str], say: Callable[[Copied], None] | None) -> Copied:
+        """Copy files into a directory. One that cannot be copied is a problem, and the others are copied.
+
+        Args:
+            say: called with what was copied of each source, after it.
+
+        Raises:
+            UsageError: the target is not a directory; CowfsError: nothing more can be copied.
+        """
+        with _explaining_colons(self._home, self._target):
+            if not self._is_directory(self._target):
+                raise UsageError(
+                    f"'{self._target}' is not a directory; several files are copied into a directory that exists"
+                )
+        copied = _nothing()
+        for source in sources:
+            try:
+                part = self._one_of_several(source)
+            except OSError as error:
+                if not _is_about_one(error):
+                    raise
+                part = _nothing(output.describe(error))
+            if say is not None:
+                say(part)
+            copied = _sum(copied, part)
+        return copied
+
+    def _is_directory(self, file: DeviceFile | str) -> bool:
+        if isinstance(file, str):
+            return os.path.isdir(file)
+        try:
+            next(self._home.list_files(file.device, f"{file.path}/."), None)
+        except FilesystemError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            return False
+        return True
+
+    def _one_of_several(self, source: DeviceFile | str) -> Copied:
+        """Raises CopyError for a file that would replace one that this command has just copied; directories merge."""
+        from cowfs.home.requests.files import name_of
+
+        name = name_of(os.fsencode(source if isinstance(source, str) else source.path))
+        before = self._files.get(name)
+        if name and before is not None and not self._is_directory(source):
+            raise CopyError(f"'{source}' was not copied: it would replace '{before}', which was copied before it")
+        copied = self.one(source)
+        self._files[name] = source
+        return copied
+
+
+def _is_about_one(error: OSError) -> bool:
+    """Whether other files may be copied all the same."""
+    if isinstance(error, UsageError):
+        return error.errno == errno.EISDIR  # a directory, without -r
+    if isinstance(error, CowfsError) and not isinstance(error, FilesystemError | UnknownDevice | DeviceBusy):
+        return False
+    return error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def _nothing(*problems: str) -> Copied:
+    from cowfs.copying.sinks import Copied
+
+    return Copied(0, 0, list(problems), len(problems), [], 0, 0)
+
+
+def _sum(one: Copied, other: Copied) -> Copied:
+    return type(one)(
+        one.files + other.files,
+        one.size_bytes + other.size_bytes,
+        one.problems + other.problems,
+        one.problem_count + other.problem_count,
+        one.left_out + other.left_out,
+        one.left_out_count + other.left_out_count,
+        one.attributes_left_out + other.attributes_left_out,
+    )
+
+
+def _say_problems(copied: Copied) -> None:
+    """Say what was not copied."""
+    for problem in copied.problems:
+        output.print_line(f"cowfs: {problem}")
+    if (hidden := copied.problem_count - len(copied.problems)) > 0:
+        output.print_line(f"cowfs: and {hidden} more files were not copied")
+    if copied.left_out_count:
+        named = ", ".join(copied.left_out[:_NAMED_MAX])
+        more = ", ..." if copied.left_out_count > _NAMED_MAX else ""
+        output.print_line(
+            f"cowfs: {copied.left_out_count} special files were left out, which only root may make: {named}{more}"
+        )
+    if copied.attributes_left_out:
+        output.print_line(
+            f"cowfs: warning: {copied.attributes_left_out} extended attributes were not kept: the destination does "
+            "not take them, or only from root"
+        )

@@ -89,11 +89,11 @@ def print_error(error: OSError, *, as_json: bool) -> int:
 
         print(msgspec.json.encode({"error": record_error(error)}).decode(), file=sys.stderr)
     else:
-        print_line(f"{_PROGRAM}{_describe(error)}")
+        print_line(f"{_PROGRAM}{describe(error)}")
     return error.exit_code if isinstance(error, CowfsError) else CowfsError.exit_code
 
 
-def _describe(error: OSError) -> str:
+def describe(error: OSError) -> str:
     if isinstance(error, CowfsError):
         return error.message
     if error.filename is not None:

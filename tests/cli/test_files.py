@@ -143,6 +143,78 @@ def test_one_line_each_for_what_is_not_copied(cowfs: Run, tmp_path: Path) -> Non
     assert cowfs("--json", "cp", "-r", f"{other}/.", "web:/tree").json["problem_count"] == 2
 
 
+def test_several_files_go_into_a_directory(cowfs: Run, site: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(name)
+    quiet = cowfs("cp", "-r", tmp_path / "a", tmp_path / "b", site, "web:/")
+    assert (quiet.status, quiet.out, quiet.err) == (0, "", "")
+    assert cowfs("ls", "web:").out == "a\nb\nlost+found\nsite\n"
+    (tmp_path / "out").mkdir()
+    assert cowfs("cp", "web:/a", "web-1:lost+found", "-r", "web:site/.", tmp_path / "out").status == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "index", "lost+found", "sub"]
+    # Between devices, from both at once, with the sums of all.
+    (tmp_path / "c").write_text("of the host")
+    copied = cowfs("--json", "cp", "web:/a", tmp_path / "c", "web:/b", "web-1:/lost+found").json
+    assert (copied["files"], copied["size_bytes"], copied["problem_count"]) == (3, 13, 0)
+    assert cowfs("ls", "web-1:/lost+found").out == "a\nb\nc\n"
+
+
+def test_what_is_wrong_with_one_file_costs_only_it(cowfs: Run, site: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a")
+    outcome = cowfs("cp", tmp_path / "nope", "web:/nope", "none:/x", site, "web-1:lost+found", tmp_path / "a", "web:/")
+    assert outcome.status == 1
+    unknown = cowfs("inspect", "none").err
+    assert outcome.err == (
+        f"cowfs: {tmp_path}/nope: No such file or directory\n"
+        "cowfs: device 'web': web:/nope: No such file or directory\n"
+        f"{unknown}"
+        f"cowfs: '{site}' is a directory; copy it with -r\n"
+        "cowfs: 'web-1:/lost+found' is a directory; copy it with -r\n"
+    )
+    assert cowfs("cat", "web:/a").out == "a"
+    copied = cowfs("--json", "cp", "web:/nope", "web:/a", "none:/x", tmp_path)
+    assert (copied.status, copied.json["problem_count"], copied.json["files"]) == (1, 2, 1)
+
+
+def test_no_copied_file_is_replaced_by_the_next(cowfs: Run, site: Path, tmp_path: Path) -> None:
+    """As cp has it: files do not, and directories merge."""
+    other = tmp_path / "other" / "site"
+    other.mkdir(parents=True)
+    (other / "more").touch()
+    (other / "index").write_text("other")
+    outcome = cowfs("cp", "-r", site / "index", other / "index", site, other, "web:")
+    assert outcome.status == 1
+    assert outcome.error == (
+        f"'{other}/index' was not copied: it would replace '{site}/index', which was copied before it"
+    )
+    assert cowfs("cat", "web:/index").out == "hello\n"
+    assert cowfs("ls", "web:/site").out == "index\nmore\nsub\n"
+
+
+@pytest.mark.parametrize("target", ["web:/nope", "web:/file", "web:/file/more", "none", "file"])
+def test_several_files_need_a_directory(cowfs: Run, site: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site / "file").write_text("kept")
+    cowfs("cp", site / "file", "web:/file")
+    monkeypatch.chdir(site)
+    sources = ("web:/file", "web:/lost+found") if ":" not in target else ("index", "web:/lost+found")
+    outcome = cowfs("cp", "-r", *sources, target)
+    assert outcome.status == 2
+    assert outcome.error == f"'{target}' is not a directory; several files are copied into a directory that exists"
+    assert cowfs("ls", "web:").out == "file\nlost+found\n"
+    assert cowfs("cat", "web:/file").out == "kept"
+    assert not (site / "none").exists()
+
+
+def test_a_full_device_ends_a_copy_of_several_files(cowfs: Run, tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(os.urandom(1 << 20) * 40)
+    (tmp_path / "small").write_text("small")
+    outcome = cowfs("cp", tmp_path / "nope", tmp_path / "big", tmp_path / "small", "web:")
+    assert outcome.status == 7
+    assert outcome.err.splitlines()[0] == f"cowfs: {tmp_path}/nope: No such file or directory"
+    assert "No space left on device" in outcome.err.splitlines()[1]
+    assert "small" not in cowfs("ls", "web:").out
+
+
 @pytest.mark.parametrize(
     ("words", "status", "line"),
     [
@@ -158,6 +230,8 @@ def test_one_line_each_for_what_is_not_copied(cowfs: Run, tmp_path: Path) -> Non
         (("cp", "-r", "/usr", "base:"), 2, "device 'base' is written only with --write-base"),
         (("cp", "--write-base", "web:/x", "x"), 2, "--write-base is for copying into the base device"),
         (("cp", ":/x", "y"), 2, "':/x' names no device"),
+        (("cp", "web:/x"), 2, "missing argument 'SRC...'"),
+        (("cp", "web:/x", "a", "b"), 2, "neither 'a' nor 'b' is in a device"),
         (("ls",), 2, "'cowfs list' lists the devices"),
         (("ls", "nope:"), 5, "there is no device 'nope'"),
         (("ls", "web:/a/b"), 7, "web:/a/b: No such file or directory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ def copy_in(
     path = os.fsencode(source)
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode) and not recursive:
-        raise UsageError(f"'{os.fsdecode(path)}' is a directory; copy it with -r")
+        raise UsageError(f"'{os.fsdecode(path)}' is a directory; copy it with -r", errno=errno.EISDIR)
     name = name_of(path)
     request = msgspec.structs.replace(request, has_own_name=bool(name))
     with closing(HostSource().read(path, name or b".")) as records:
