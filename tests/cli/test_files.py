@@ -169,7 +169,7 @@ def test_what_is_wrong_with_one_file_costs_only_it(cowfs: Run, site: Path, tmp_p
         "cowfs: device 'web': web:/nope: No such file or directory\n"
         f"{unknown}"
         f"cowfs: '{site}' is a directory; copy it with -r\n"
-        "cowfs: 'web-1:/lost+found' is a directory; copy it with -r\n"
+        "cowfs: 'web-1:lost+found' is a directory; copy it with -r\n"
     )
     assert cowfs("cat", "web:/a").out == "a"
     copied = cowfs("--json", "cp", "web:/nope", "web:/a", "none:/x", tmp_path)
