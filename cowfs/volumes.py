@@ -55,6 +55,10 @@ _REPAIR: Final = "'mount --repair' runs e2fsck"
 _REPAIR_XFS: Final = "'mount --raw' shows its disk, for xfs_repair or the kernel"
 _ONLY_READ: Final = f"holds xfs, whose files are only read here; {_REPAIR_XFS}"
 _NO_ROOM_TO_OPEN: Final = "cannot be opened for writing ('mount --read-only' shows its files)"
+_NO_ROOM_TO_TRIM: Final = (
+    "cannot be trimmed before what was changed in it is on the disk, and that takes free blocks; make the pool a "
+    "little larger ('pool resize') and trim it again"
+)
 _TRIM_STEP_BYTES: Final = 1 << 30
 
 
@@ -307,6 +311,7 @@ class Volumes:
 
         Raises:
             DeviceBusy: something else than files is in use of it: its disk, or a mount by the kernel.
+            OutOfDataSpace, OutOfMetadataSpace: there is no room for changes that are not on the disk yet.
         """
         self._devices.guard.check_writable(to_make_room=True)
         self.require_no_disk(name, "trimmed", " (or trim it from where it is used)")
@@ -315,7 +320,8 @@ class Volumes:
             if not isinstance(volume, Volume):
                 raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             thin = self._devices.active.thins()[name]
-            volume.sync()  # what that takes or gives is none of the trim's
+            with _naming_a_full_pool(f"device '{name}' {_NO_ROOM_TO_TRIM}"):
+                volume.sync()  # what that takes or gives is none of the trim's
             for offset in range(0, thin.size_bytes, _TRIM_STEP_BYTES):
                 before = self._occupied(thin)
                 volume.trim(offset, _TRIM_STEP_BYTES)

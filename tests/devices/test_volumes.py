@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from cowfs.devices import opening
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.options import HomeOptions
-from cowfs.errors import DeviceBusy, FilesystemError, UnknownDevice, UsageError
+from cowfs.errors import DeviceBusy, FilesystemError, OutOfDataSpace, UnknownDevice, UsageError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools.fsck import check_volume, needs_check
 from cowfs.ext4.volume import Volume
@@ -317,6 +317,23 @@ def test_files_go_on_being_written_between_the_steps_of_a_trim(tmp_path: Path) -
             for other in range(number + 1):
                 assert read_file(volume, b"%d" % other) == bytes([other]) * MIB
         assert check_volume(devices.active.activate("a")).clean
+
+
+def test_a_trim_that_has_no_room_for_what_was_changed_says_what_helps(tmp_path: Path) -> None:
+    """A file that fills the pool is removed: the pool has no block for that either, until it grows."""
+    options = replace(SMALL, data_size_bytes=4 * MIB, error_if_no_space=True)
+    with opening.make_home(tmp_path / "small", BACKEND, options) as small:
+        small.create("a")
+        volumes = Volumes(small)
+        volume = volumes.open("a")
+        with pytest.raises(OutOfDataSpace):
+            write_file(volume, b"large", b"x" * 8 * MIB)
+        volume.unlink(ROOT_INODE, b"large")
+        with pytest.raises(OutOfDataSpace, match=r"^device 'a' cannot be trimmed before .* larger .* trim it again: "):
+            finish(volumes.trim("a"))
+        small.resize_pool(data_size_bytes=5 * MIB)
+        assert finish(volumes.trim("a")).freed_bytes > 2 * MIB
+        volumes.close_all()
 
 
 def test_what_cannot_be_trimmed(devices: DeviceSet, volumes: Volumes) -> None:
