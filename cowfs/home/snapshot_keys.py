@@ -22,6 +22,7 @@ _ROWS: Final = """
     select device, key, kind, (select count(*) from snapshots as child where child.parent = snapshots.key)
     from snapshots where owns_device
 """
+_ROW: Final = f"{_ROWS} and device = ?"
 
 
 class SnapshotKey(NamedTuple):
@@ -36,8 +37,8 @@ class SnapshotKey(NamedTuple):
         return f"{self.key} ({self.kind}{made})"
 
 
-def snapshot_keys(home: Path) -> dict[str, SnapshotKey]:
-    """Snapshots by device; none where the file is not there, or cannot be read."""
+def snapshot_keys(home: Path, device: str | None = None) -> dict[str, SnapshotKey]:
+    """Snapshots by device, of all or of one; none where the file is not there, or cannot be read."""
     path = home / FILE_NAME
     if not path.exists():
         return {}
@@ -46,7 +47,7 @@ def snapshot_keys(home: Path) -> dict[str, SnapshotKey]:
 
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
-            rows = database.execute(_ROWS).fetchall()
+            rows = (database.execute(_ROWS) if device is None else database.execute(_ROW, (device,))).fetchall()
     except (sqlite3.Error, OSError) as error:
         _log.warning("cannot read %s: %s", path, error)
         return {}
@@ -62,7 +63,7 @@ def require_no_snapshot(home: str | os.PathLike[str], device: str, purpose: str,
     """
     if not device.startswith(DEVICE_PREFIX):
         return
-    found = snapshot_keys(Path(home)).get(device)
+    found = snapshot_keys(Path(home), device).get(device)
     if found is None or kind not in (None, found.kind):
         return
     namespace, _, rest = found.key.partition("/")
