@@ -14,7 +14,8 @@ Busy polling (see `BusyPolling`) asks without sleeping. While one request follow
 shorter than the time that it takes to fall asleep and be woken.
 
 poll(2) has no timeout, since setting and cancelling a timer for each wait can cost as much as the rest of a request.
-One timer is set in each round, for its end, and poll(2) waits for its descriptor too.
+One timer is set in each round, for its end, and poll(2) waits for its descriptor too. Another thread that has something
+for the event loop ends the wait by `interrupt`.
 
 The device does not block. The kernel takes a request back whose process is killed, also between the poll and the read,
 and libfuse reads with the interpreter's lock held: a read that waits would stop every thread of the server. The read
@@ -33,6 +34,7 @@ import select
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Protocol
@@ -190,6 +192,21 @@ class _RoundTimer:
         self._set(self.fd, 0, self._round, None)
 
 
+class Interruption:
+    """A descriptor that can be read from once any thread wants the event loop to have its turn (eventfd(2))."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self.fd)
+
+    def ask(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def clear(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self.fd)
+
+
 class Device(Protocol):
     """What requests come from."""
 
@@ -199,22 +216,27 @@ class Device(Protocol):
         ...
 
     def sleep(self) -> bool:
-        """Wait for a request or the end of the round; whether there is a request."""
+        """Wait for a request, the end of the round or an interruption; whether there is a request."""
         ...
 
 
 class _FuseDevice:
-    def __init__(self, fd: int, timer_fd: int) -> None:
+    def __init__(self, fd: int, timer_fd: int, interruption: Interruption) -> None:
         self._fd = fd
+        self._interruption = interruption
         alone, timed = select.poll(), select.poll()
         alone.register(fd, select.POLLIN)
         timed.register(fd, select.POLLIN)  # the first that is registered is the first in an answer
         timed.register(timer_fd, select.POLLIN)
+        timed.register(interruption.fd, select.POLLIN)
         self.look: Callable[[int], Sequence[object]] = alone.poll
         self._sleep = timed.poll
 
     def sleep(self) -> bool:
-        return self._sleep()[0][0] == self._fd
+        first = self._sleep()[0][0]
+        if first == self._interruption.fd:
+            self._interruption.clear()
+        return first == self._fd
 
 
 class RequestWait:
@@ -238,6 +260,7 @@ class RequestWait:
         self._clock = clock
         self._busy_polling = busy_polling or BusyPolling()
         self._timer = _RoundTimer()
+        self.interruption = Interruption()
         self._last_wait: tuple[float, bool] | None = None  # how long it was, and whether it slept after it was polled
         self._place = trio.Lock()
         self._standing_by = 0
@@ -276,7 +299,7 @@ class RequestWait:
 
     def _open(self, fd: int) -> _FuseDevice:
         os.set_blocking(fd, False)
-        self._device = _FuseDevice(fd, self._timer.fd)
+        self._device = _FuseDevice(fd, self._timer.fd, self.interruption)
         return self._device
 
     def _wait_eagerly(self, device: Device, begin: float) -> bool:
@@ -370,6 +393,13 @@ def has_requests() -> bool:
     """Whether the kernel has sent something to this process's session that was not read yet."""
     wait = pyfuse3.trio.lowlevel  # type: ignore[attr-defined]  # not declared
     return isinstance(wait, RequestWait) and wait.has_requests()
+
+
+def interrupt() -> None:
+    """Have the event loop of this process's session take its turn now; called in any thread."""
+    wait = pyfuse3.trio.lowlevel  # type: ignore[attr-defined]  # not declared
+    if isinstance(wait, RequestWait):
+        wait.interruption.ask()
 
 
 def install(terms: Terms = NO_TERMS) -> None:

@@ -7,6 +7,7 @@ import os
 import random
 import select
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -410,6 +411,24 @@ def test_an_eager_wait_ends_with_its_round(pipe: tuple[int, int]) -> None:
     os.read(reader, 1)
     wait._timer.start()
     assert not select.select([wait._timer.fd], [], [], 0)[0], "the next round has begun"
+
+
+def test_another_thread_ends_an_eager_wait(pipe: tuple[int, int]) -> None:
+    """So that the event loop has its turn now, and once."""
+    reader, writer = pipe
+    wait = RequestWait()
+    device = wait._open(reader)
+    thread = threading.Thread(target=wait.interruption.ask)
+    thread.start()
+    assert not device.sleep(), "the timer does not run, so nothing else ends this"
+    thread.join()
+    wait._timer.start()
+    begin = time.monotonic()
+    assert not device.sleep()
+    assert time.monotonic() - begin >= ROUND_SECONDS, "it ended one wait, and not the next one"
+    wait.interruption.ask()
+    os.write(writer, b"x")
+    assert device.sleep(), "a request counts, interrupted or not"
 
 
 def test_the_device_is_never_read_blocking(pipe: tuple[int, int]) -> None:
