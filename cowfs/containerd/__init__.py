@@ -5,6 +5,7 @@ From the floor up:
 messages    the protocol's messages
 grpc        gRPC's server half over HTTP/2: requests of one message, answers of one or several
 calls       a call between the thread of the clients and that of the engine
+pauses      which calls are in hand, and the pauses between them, for what can wait
 front       the thread of the clients
 refusals    errors of a home as the ends of calls
 filters     the filters of List

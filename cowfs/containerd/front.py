@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from socket import socket as stdlib_socket
 from typing import Any, Final
@@ -28,6 +29,7 @@ from cowfs.home.control.clients import Reports, accepted
 
 _log = logging.getLogger(__name__)
 ANSWER_SECONDS: Final = 0.8  # containerd waits without a deadline; so all ends within a second, on a busy machine too
+_SWITCH_SECONDS: Final = 0.0005  # each call takes the interpreter from an engine that computes three or four times
 
 
 class Front:
@@ -40,6 +42,7 @@ class Front:
         home: for messages.
         answer_seconds: after which a call is given up that does not take long by its nature.
         run: runs the loop of the front's thread, as `trio.run`.
+        interrupt: called in the front's thread when the engine is asked something, to end a wait outside of its loop.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Front:
         home: str,
         answer_seconds: float = ANSWER_SECONDS,
         run: Callable[..., Any] = trio.run,
+        interrupt: Callable[[], object] = lambda: None,
     ) -> None:
         self._listener = listener
         self._reads = reads
@@ -58,6 +62,7 @@ class Front:
         self._home = home
         self._answer_seconds = answer_seconds
         self._run = run
+        self._interrupt = interrupt
         self._engine: trio.lowlevel.TrioToken | None = None
         self._calls: trio.Nursery | None = None  # in the engine
         self._scope = trio.CancelScope()  # of the front
@@ -69,6 +74,10 @@ class Front:
     async def serve(self) -> None:
         """Answer clients until this is cancelled."""
         self._engine = trio.lowlevel.current_trio_token()
+        with _switching_soon():
+            await self._serve()
+
+    async def _serve(self) -> None:
         async with trio.open_nursery() as nursery:
             self._calls = nursery
             nursery.start_soon(partial(trio.to_thread.run_sync, self._run, self._main, limiter=trio.CapacityLimiter(1)))
@@ -138,6 +147,7 @@ class Front:
         method = self._methods[path]
         call = _Call()
         _tell(self._engine, self._begin, path, asked, call)
+        self._interrupt()
         try:
             with trio.move_on_after(math.inf if method.takes_long(asked) else self._answer_seconds):
                 await call.has_ended.wait()
@@ -166,6 +176,17 @@ class _Call:
         self.front = trio.lowlevel.current_trio_token()
         self.has_ended = trio.Event()
         self.scope = trio.CancelScope()
+
+
+@contextmanager
+def _switching_soon() -> Iterator[None]:
+    """Have a thread that computes let others run as soon as a call can bear it."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _tell(loop: trio.lowlevel.TrioToken, function: Callable[..., object], *arguments: Any) -> None:

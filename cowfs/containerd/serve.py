@@ -35,6 +35,7 @@ from cowfs.error_record import plain_text
 from cowfs.errors import HomeError, MissingRequirement, ungrouped
 from cowfs.forking import close_in_children, close_socket
 from cowfs.fuse.ending import Ending
+from cowfs.fuse.request_wait import interrupt
 from cowfs.home.control.unix_socket import listening
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.opened.opening import open_here
@@ -142,6 +143,7 @@ async def _serve(
             methods,
             home=plain_text(str(request.home)),
             answer_seconds=request.answer_seconds,
+            interrupt=interrupt,
         )
 
         async def answer() -> None:

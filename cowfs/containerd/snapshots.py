@@ -1,8 +1,9 @@
 """The ten methods of containerd's snapshotter, over the store and the home's layers.
 
-Changes of the store are made one after the other; what takes long is done between them: what a commit adds to its
-parent is found after the answer. A change is decided when it is durable; one that its client does not wait for any more
-is undone then (`calls`).
+Changes of the store are made one after the other; what takes long is done between them. What a commit adds to its
+parent is found after the answer, and the device that it leaves is removed then, both in a pause between calls
+(`pauses`). A change is decided when it is durable; one that its client does not wait for any more is undone then
+(`calls`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final, TypeVar
 
 import trio
@@ -21,6 +22,7 @@ import trio
 from cowfs.containerd.calls import UNCHANGED, UNDONE, Decide, EngineMethod, Method, Read, always
 from cowfs.containerd.grpc import Asked, CallError, Code
 from cowfs.containerd.messages import ACTIVE, COMMITTED, EMPTY, SNAPSHOTS, VIEW, message_class
+from cowfs.containerd.pauses import Pauses
 from cowfs.containerd.places import Directories, Places
 from cowfs.containerd.reads import KINDS, Reads, info_of, known_usage
 from cowfs.containerd.refusals import as_call_errors, decoded
@@ -42,8 +44,22 @@ _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _REMOVED_LATER: Final = "it is removed as soon as that answers"
 _FOUND_MEANWHILE: Final = "that of a committed snapshot is being found; ask again in a moment"
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
+_LEFT_SECONDS: Final = 1.0  # until what a commit has left to do is done without a pause between calls
 _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
+
+
+def _patience() -> trio.CancelScope:
+    """Of what a commit has left to do, from now on."""
+    return trio.move_on_at(trio.current_time() + _LEFT_SECONDS)
+
+
+@dataclass(slots=True)
+class _Removal:
+    """Of a device without a snapshot. It waits for a pause between calls, unless `patience` is cancelled."""
+
+    has_ended: trio.Event = field(default_factory=trio.Event)
+    patience: trio.CancelScope = field(default_factory=_patience)
 
 
 class Snapshotter:
@@ -69,9 +85,10 @@ class Snapshotter:
         self._now_ns = now_ns
         self._reads = Reads(store, self._places)
         self._changing = trio.Lock()
-        self._removals: dict[str, trio.Event] = {}  # devices of no snapshot, and what waits for their ends
+        self._pauses = Pauses()
+        self._removals: dict[str, _Removal] = {}  # by device
         self._has_removals = trio.Event()
-        self._unmeasured: set[str] = set()  # keys of committed snapshots
+        self._unmeasured: dict[str, trio.CancelScope] = {}  # committed snapshots by key, with the patience for each
         self._has_unmeasured = trio.Event()
         self._measuring: dict[str, trio.Event] = {}  # by key, with what waits for the end
         self._measurers: trio.Nursery | None = None
@@ -83,16 +100,28 @@ class Snapshotter:
     def methods(self) -> dict[str, Method]:
         """What the engine answers, by path."""
         found = {
-            "Prepare": Method(_answering("PrepareSnapshotRequest", self.prepare)),
-            "View": Method(_answering("ViewSnapshotRequest", self.view)),
-            "Mounts": Method(_answering("MountsRequest", self.mounts), outcome=UNCHANGED),
-            "Commit": Method(_answering("CommitSnapshotRequest", self.commit)),
-            "Remove": Method(_answering("RemoveSnapshotRequest", self.remove), outcome=_REMOVED_LATER, goes_on=True),
-            "Update": Method(_answering("UpdateSnapshotRequest", self.update)),
-            "Usage": Method(_answering("UsageRequest", self.usage), self._reads.takes_long, _FOUND_MEANWHILE),
-            "Cleanup": Method(_answering("CleanupRequest", self.cleanup), outcome=UNCHANGED),
+            "Prepare": Method(self._answering("PrepareSnapshotRequest", self.prepare)),
+            "View": Method(self._answering("ViewSnapshotRequest", self.view)),
+            "Mounts": Method(self._answering("MountsRequest", self.mounts), outcome=UNCHANGED),
+            "Commit": Method(self._answering("CommitSnapshotRequest", self.commit)),
+            "Remove": Method(
+                self._answering("RemoveSnapshotRequest", self.remove), outcome=_REMOVED_LATER, goes_on=True
+            ),
+            "Update": Method(self._answering("UpdateSnapshotRequest", self.update)),
+            "Usage": Method(self._answering("UsageRequest", self.usage), self._reads.takes_long, _FOUND_MEANWHILE),
+            "Cleanup": Method(self._answering("CleanupRequest", self.cleanup), outcome=UNCHANGED),
         }
         return {f"/{SNAPSHOTS}/{name}": method for name, method in found.items()}
+
+    def _answering(self, name: str, method: Callable[[Any, Decide], Awaitable[Any]]) -> EngineMethod:
+        async def run(asked: Asked, decide: Decide) -> bytes:
+            request = decoded(name, asked.message)
+            with self._pauses.call():
+                answer = await method(request, lambda answer: decide(answer.SerializeToString()))
+            encoded: bytes = answer.SerializeToString()
+            return encoded
+
+        return run
 
     async def begin(self) -> None:
         """Remove what a crash left: devices without a snapshot."""
@@ -185,8 +214,7 @@ class Snapshotter:
         except BaseException:
             await self._remove_device(device)
             raise
-        self._unmeasured.add(request.name)
-        self._has_unmeasured.set()
+        self._note_unmeasured(request.name)
         self._begin_removal(active.device)
         return EMPTY()
 
@@ -206,8 +234,10 @@ class Snapshotter:
     async def cleanup(self, _request: Any, _decide: Decide = always) -> Any:
         """Have gone what was in use when it was removed, and is not any more."""
         with trio.move_on_after(_REMOVAL_SECONDS):
-            for has_ended in list(self._removals.values()):
-                await has_ended.wait()
+            for removal in list(self._removals.values()):
+                removal.patience.cancel()
+            for removal in list(self._removals.values()):
+                await removal.has_ended.wait()
         self._executor.home.devices.deletions.retry()
         return EMPTY()
 
@@ -272,15 +302,24 @@ class Snapshotter:
 
     async def serve_usage(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """A service: finds the usage of committed snapshots before anybody asks for it, one after the other."""
-        self._unmeasured.update(one.key for one in self._store.all() if one.kind == COMMITTED and not one.is_measured)
+        for one in self._store.all():
+            if one.kind == COMMITTED and not one.is_measured:
+                self._note_unmeasured(one.key)
         async with trio.open_nursery() as nursery:
             self._measurers = nursery
             task_status.started()
             while True:
                 while self._unmeasured:
-                    await self._begin_measuring(self._unmeasured.pop()).wait()
+                    key = next(iter(self._unmeasured))
+                    with self._unmeasured.pop(key):
+                        await self._pauses.wait()
+                    await self._begin_measuring(key).wait()
                 self._has_unmeasured = trio.Event()
                 await self._has_unmeasured.wait()
+
+    def _note_unmeasured(self, key: str) -> None:
+        self._unmeasured[key] = _patience()
+        self._has_unmeasured.set()
 
     # ------------------------------------------------------------------ for the diff service
 
@@ -305,7 +344,7 @@ class Snapshotter:
         try:
             with as_call_errors({DeviceBusy: Code.UNIMPLEMENTED}):
                 await self._executor.answer(self._places.hiding(device))
-                await self._executor.answer(apply)
+                await self._executor.answer(apply, between_steps=self._pauses.give_way)
         finally:
             with trio.CancelScope(shield=True):
                 await self._run(self._places.showing(device, is_new=False))
@@ -380,17 +419,18 @@ class Snapshotter:
         Waits for that a moment only, since the kernel may take long, and not at all where another device is before it.
         """
         is_next = not self._removals
-        has_ended = self._begin_removal(device)
+        removal = self._begin_removal(device)
+        removal.patience.cancel()
         if not is_next:
             return
         with trio.move_on_after(_REMOVAL_SECONDS):
-            await has_ended.wait()
+            await removal.has_ended.wait()
 
-    def _begin_removal(self, device: str) -> trio.Event:
-        """Have a device removed after those before it; the event is set at the end of that."""
-        has_ended = self._removals[device] = trio.Event()
+    def _begin_removal(self, device: str) -> _Removal:
+        """Have a device removed after those before it."""
+        removal = self._removals[device] = _Removal()
         self._has_removals.set()
-        return has_ended
+        return removal
 
     async def serve_removals(self) -> None:
         """A service: removes the devices of snapshots that are gone, one after the other.
@@ -403,6 +443,9 @@ class Snapshotter:
                 await self._has_removals.wait()
             self._has_removals = trio.Event()
             for device in [*self._removals, *busy]:
+                if device in self._removals:
+                    with self._removals[device].patience:
+                        await self._pauses.wait()
                 try:
                     await self._remove_now(device)
                 except CallError as error:
@@ -411,8 +454,8 @@ class Snapshotter:
                     busy.add(device)
                 else:
                     busy.discard(device)
-                if (has_ended := self._removals.pop(device, None)) is not None:
-                    has_ended.set()
+                if (removal := self._removals.pop(device, None)) is not None:
+                    removal.has_ended.set()
 
     async def _remove_now(self, device: str) -> None:
         if device not in self._executor.home.devices:  # its making failed
@@ -432,16 +475,6 @@ class Snapshotter:
     async def _run(self, request: Request[R]) -> R:
         with as_call_errors():
             return await self._executor.answer(request)
-
-
-def _answering(name: str, method: Callable[[Any, Decide], Awaitable[Any]]) -> EngineMethod:
-    async def run(asked: Asked, decide: Decide) -> bytes:
-        request = decoded(name, asked.message)
-        answer = await method(request, lambda answer: decide(answer.SerializeToString()))
-        encoded: bytes = answer.SerializeToString()
-        return encoded
-
-    return run
 
 
 def _max_size_bytes(request: Any) -> int | None:

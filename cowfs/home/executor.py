@@ -139,11 +139,16 @@ class Executor(Closing):
 
     # ------------------------------------------------------------------ beside the tasks of views
 
-    async def answer(self, request: Request[R]) -> R:
-        """As `call`, letting other tasks have their turn after each step."""
+    async def answer(self, request: Request[R], *, between_steps: Callable[[], Awaitable[None]] | None = None) -> R:
+        """As `call`, letting other tasks have their turn after each step.
+
+        Args:
+            between_steps: what is waited for then.
+        """
 
         async def turn(_step: None) -> None:
-            pass
+            if between_steps is not None:
+                await between_steps()
 
         async with self._prepared(request):
             answer = request.run(self.home)

@@ -75,6 +75,7 @@ class HeldUp:
             monkeypatch.setattr(os, name, partial(self._flush, getattr(os, name)))
         self._is_ready = threading.Event()
         self._clock = trio.testing.MockClock()
+        self._engine_clock = trio.testing.MockClock(rate=1)
         self._front: trio.lowlevel.TrioToken | None = None
         self._engine: trio.lowlevel.TrioToken | None = None
         self.home: OpenHome
@@ -100,7 +101,7 @@ class HeldUp:
                 diff = DiffService(snapshotter, self.containerd, home.path, lambda: 0.0)
                 methods = {**snapshotter.methods(), **diff.methods()}
                 front = Front(listener, snapshotter.reads(), methods, home="the home", run=self._run_front)
-                trio.run(self._serve, snapshotter, front)
+                trio.run(self._serve, snapshotter, front, clock=self._engine_clock)
         finally:
             self._is_ready.set()
 
@@ -148,8 +149,14 @@ class HeldUp:
         return caught.value.message
 
     def settle(self) -> None:
-        """Wait until the engine has done all that it was asked."""
-        trio.from_thread.run(trio.testing.wait_all_tasks_blocked, trio_token=self._engine)
+        """Wait until the engine has done all that it was asked, and what waited for a pause between calls."""
+
+        async def settle() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            self._engine_clock.jump(1)
+            await trio.testing.wait_all_tasks_blocked()
+
+        trio.from_thread.run(settle, trio_token=self._engine)
 
     def state(self) -> dict[str, tuple[str, dict[str, str]]]:
         """Parent and labels of each snapshot; raises AssertionError for a device without one, or the other way."""
