@@ -49,17 +49,16 @@ _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
 
 
-def _patience() -> trio.CancelScope:
-    """Of what a commit has left to do, from now on."""
-    return trio.move_on_at(trio.current_time() + _LEFT_SECONDS)
-
-
 @dataclass(slots=True)
 class _Removal:
-    """Of a device without a snapshot. It waits for a pause between calls, unless `patience` is cancelled."""
+    """Of a device without a snapshot.
 
+    Attributes:
+        due: by trio's clock, when it begins at the latest; until then it waits for a pause between calls.
+    """
+
+    due: float
     has_ended: trio.Event = field(default_factory=trio.Event)
-    patience: trio.CancelScope = field(default_factory=_patience)
 
 
 class Snapshotter:
@@ -88,7 +87,8 @@ class Snapshotter:
         self._pauses = Pauses()
         self._removals: dict[str, _Removal] = {}  # by device
         self._has_removals = trio.Event()
-        self._unmeasured: dict[str, trio.CancelScope] = {}  # committed snapshots by key, with the patience for each
+        self._removals_pause = trio.CancelScope()  # the wait for a pause of the next one
+        self._unmeasured: dict[str, float] = {}  # committed snapshots by key, and when that is due
         self._has_unmeasured = trio.Event()
         self._measuring: dict[str, trio.Event] = {}  # by key, with what waits for the end
         self._measurers: trio.Nursery | None = None
@@ -214,8 +214,9 @@ class Snapshotter:
         except BaseException:
             await self._remove_device(device)
             raise
-        self._note_unmeasured(request.name)
-        self._begin_removal(active.device)
+        due = trio.current_time() + _LEFT_SECONDS
+        self._note_unmeasured(request.name, due)
+        self._begin_removal(active.device, due)
         return EMPTY()
 
     async def remove(self, request: Any, decide: Decide = always) -> Any:
@@ -234,9 +235,10 @@ class Snapshotter:
     async def cleanup(self, _request: Any, _decide: Decide = always) -> Any:
         """Have gone what was in use when it was removed, and is not any more."""
         with trio.move_on_after(_REMOVAL_SECONDS):
-            for removal in list(self._removals.values()):
-                removal.patience.cancel()
-            for removal in list(self._removals.values()):
+            removals = list(self._removals.values())
+            for removal in removals:
+                self._hurry(removal)
+            for removal in removals:
                 await removal.has_ended.wait()
         self._executor.home.devices.deletions.retry()
         return EMPTY()
@@ -304,21 +306,21 @@ class Snapshotter:
         """A service: finds the usage of committed snapshots before anybody asks for it, one after the other."""
         for one in self._store.all():
             if one.kind == COMMITTED and not one.is_measured:
-                self._note_unmeasured(one.key)
+                self._note_unmeasured(one.key, trio.current_time() + _LEFT_SECONDS)
         async with trio.open_nursery() as nursery:
             self._measurers = nursery
             task_status.started()
             while True:
                 while self._unmeasured:
                     key = next(iter(self._unmeasured))
-                    with self._unmeasured.pop(key):
+                    with trio.move_on_at(self._unmeasured.pop(key)):
                         await self._pauses.wait()
                     await self._begin_measuring(key).wait()
                 self._has_unmeasured = trio.Event()
                 await self._has_unmeasured.wait()
 
-    def _note_unmeasured(self, key: str) -> None:
-        self._unmeasured[key] = _patience()
+    def _note_unmeasured(self, key: str, due: float) -> None:
+        self._unmeasured[key] = due
         self._has_unmeasured.set()
 
     # ------------------------------------------------------------------ for the diff service
@@ -418,19 +420,37 @@ class Snapshotter:
 
         Waits for that a moment only, since the kernel may take long, and not at all where another device is before it.
         """
-        is_next = not self._removals
-        removal = self._begin_removal(device)
-        removal.patience.cancel()
+        is_next = all(removal.due > trio.current_time() for removal in self._removals.values())
+        removal = self._begin_removal(device, trio.current_time())
+        self._hurry(removal)
         if not is_next:
             return
         with trio.move_on_after(_REMOVAL_SECONDS):
             await removal.has_ended.wait()
 
-    def _begin_removal(self, device: str) -> _Removal:
-        """Have a device removed after those before it."""
-        removal = self._removals[device] = _Removal()
+    def _begin_removal(self, device: str, due: float) -> _Removal:
+        """Have a device removed after those that are due before it."""
+        removal = self._removals[device] = _Removal(due)
         self._has_removals.set()
         return removal
+
+    def _hurry(self, removal: _Removal) -> None:
+        removal.due = min(removal.due, trio.current_time())
+        self._removals_pause.cancel()
+
+    async def _next_removal(self) -> str | None:
+        """The device that is removed next: the first that is due, or the first of all where there is a pause."""
+        while self._removals:
+            now = trio.current_time()
+            for device, removal in self._removals.items():
+                if removal.due <= now:
+                    return device
+            device, removal = next(iter(self._removals.items()))
+            with trio.move_on_at(removal.due) as self._removals_pause:
+                await self._pauses.wait()
+                removal.due = now
+                return device
+        return None
 
     async def serve_removals(self) -> None:
         """A service: removes the devices of snapshots that are gone, one after the other.
@@ -442,20 +462,22 @@ class Snapshotter:
             with trio.move_on_after(_BUSY_SECONDS if busy else math.inf):
                 await self._has_removals.wait()
             self._has_removals = trio.Event()
-            for device in [*self._removals, *busy]:
-                if device in self._removals:
-                    with self._removals[device].patience:
-                        await self._pauses.wait()
-                try:
-                    await self._remove_now(device)
-                except CallError as error:
-                    if device not in busy:
-                        _log.warning("device %s of no snapshot is not removed yet: %s", device, error.message)
-                    busy.add(device)
-                else:
-                    busy.discard(device)
-                if (removal := self._removals.pop(device, None)) is not None:
-                    removal.has_ended.set()
+            for device in sorted(busy - self._removals.keys()):
+                await self._try_removal(device, busy)
+            while (next_device := await self._next_removal()) is not None:
+                await self._try_removal(next_device, busy)
+                self._removals.pop(next_device).has_ended.set()
+
+    async def _try_removal(self, device: str, busy: set[str]) -> None:
+        """Remove a device; one that others use is of `busy` then."""
+        try:
+            await self._remove_now(device)
+        except CallError as error:
+            if device not in busy:
+                _log.warning("device %s of no snapshot is not removed yet: %s", device, error.message)
+            busy.add(device)
+        else:
+            busy.discard(device)
 
     async def _remove_now(self, device: str) -> None:
         if device not in self._executor.home.devices:  # its making failed

@@ -98,8 +98,12 @@ async def test_who_waits_for_a_removal_does_not_wait_for_a_pause(
             begin = trio.current_time()
             await call(snapshotter, "Remove", key="a")
             assert (trio.current_time(), devices_of(home)) == (begin, set())
-            await call(snapshotter, "Prepare", key="b")
-            await call(snapshotter, "Commit", key="b", name="base")
+            for key, name in (("b", "base"), ("c", "top")):
+                await call(snapshotter, "Prepare", key=key)
+                await call(snapshotter, "Commit", key=key, name=name)
+            left = len(devices_of(home))
+            await call(snapshotter, "Remove", key="top")
+            assert (trio.current_time(), len(devices_of(home))) == (begin, left - 1), "and not for those before it"
             await snapshotter.cleanup(message_class("CleanupRequest")())
             assert trio.current_time() == begin
             assert devices_of(home) == {snapshot.device for snapshot in store.all()}

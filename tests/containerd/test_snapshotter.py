@@ -160,6 +160,7 @@ def test_a_layer_that_is_here_is_not_unpacked_again(server: Server) -> None:
             client.call("Prepare", key=f"one/{number}/extract", parent=parent)
             name = "one/2/sha256:aa" if number == 1 else "one/4/sha256:bb"
             client.call("Commit", key=f"one/{number}/extract", name=name)
+        client.call("Cleanup")  # of the devices that were committed
         before = server.cowfs("list")
 
         def refused_with(reference: str, parent: str) -> Code | None:
@@ -224,6 +225,7 @@ def test_usage_is_what_a_removal_gives_back(server: Server) -> None:
         client.call("Commit", key="b", name="top")
         usage = client.call("Usage", key="top")
         assert usage.inodes == 3
+        client.call("Cleanup")  # of the device that was committed
         used = used_bytes(server)
         client.call("Remove", key="top")
         assert used - used_bytes(server) == usage.size
