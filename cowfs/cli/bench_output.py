@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, NamedTuple
 
 from cowfs.benchmarks import left_behind
 from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
@@ -18,7 +18,7 @@ from cowfs.benchmarks.runner import Watcher
 from cowfs.benchmarks.workloads.command import CommandFailed
 from cowfs.benchmarks.workloads.fio import FioFailed
 from cowfs.cli import output
-from cowfs.errors import UsageError
+from cowfs.errors import CowfsError, UsageError
 from cowfs.janitor import Janitor
 from cowfs.new_files import new_file
 
@@ -115,14 +115,32 @@ def outputs(
     with ExitStack() as stack:
         files = []
         for path, encode in forms:
+            own = stack.enter_context(ExitStack())
             with output.writing(path):
-                files.append((path, encode, stack.enter_context(new_file(os.path.abspath(path), force=True))))
+                file = own.enter_context(new_file(os.path.abspath(path), force=True))
+            files.append(_Output(path, encode, file, own))
+        yield lambda result: _write(result, files)
 
-        def write(result: Result) -> None:
-            for path, encode, file in files:
-                data = encode(result)
-                with output.writing(path):
-                    file.write(data)
-                    file.flush()
 
-        yield write
+class _Output(NamedTuple):
+    """A file that has its name when the stack ends well."""
+
+    path: str
+    encode: Callable[[Result], bytes]
+    file: IO[bytes]
+    stack: ExitStack
+
+
+def _write(result: Result, outputs: Iterable[_Output]) -> None:
+    """Raises CowfsError: some cannot be written; the others are."""
+    problems = []
+    for one in outputs:
+        data = one.encode(result)
+        try:
+            with output.writing(one.path), one.stack:
+                one.file.write(data)
+                one.file.flush()
+        except CowfsError as error:
+            problems.append(error)
+    if problems:
+        raise CowfsError("; ".join(error.message for error in problems), errno=problems[0].errno)

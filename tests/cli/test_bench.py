@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,29 @@ def test_after_kill_9_nothing_is_left_either(account: Account, working: subproce
     working.wait()
     os.kill(int((account.directory / "started").read_text()), signal.SIGKILL)  # the command is the user's own
     wait_until(lambda: not left(account))
+
+
+def test_after_kill_9_in_a_job_of_fio_nothing_is_left(account: Account) -> None:
+    """Neither fio, which is ended, nor its files, wherever temporary files are."""
+    started = account.directory / "started"
+    job = f"[job]\nrw=read\nsize=64k\ntime_based=1\nruntime=60\nioengine=psync\nexec_prerun=touch {started}\n"
+    (account.directory / "job.fio").write_text(job)
+    account.mkdir("temporary")
+    words = ["cowfs", "bench", "job.fio", "--directory", ".", "--over", "plain", "--rounds", "1", "--size", "1M"]
+    process = account.start(["env", "TMPDIR=temporary", *words])
+    wait_until(lambda: started.exists() or process.poll() is not None)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    wait_until(lambda: not left(account) and not list((account.directory / "temporary").iterdir()))
+    assert not processes_naming(account.directory)
+
+
+def processes_naming(directory: Path) -> list[bytes]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = path.read_bytes()
+            if os.fsencode(directory) in words and b"fio" in words:
+                found.append(words)
+    return found

@@ -117,8 +117,9 @@ class FirstWrites:
 
             def measure(meter: Meter) -> None:
                 for size in self._sizes:
-                    snapshots.append(f"snapshot-{len(snapshots)}")
-                    contender.snapshot(_DISK, snapshots[-1])
+                    name = f"snapshot-{len(snapshots)}"
+                    contender.snapshot(_DISK, name)
+                    snapshots.append(name)
                     places = [at * _MIB for at in range(min(self._writes, self._size_bytes // _MIB))]
                     random.Random(self._seed).shuffle(places)
                     data = random_bytes(size, self._seed)

@@ -119,7 +119,7 @@ class FioJob:
         yield measure
 
     def _run(self, place: Path, contender: Contender, meter: Meter) -> None:
-        with tempfile.TemporaryDirectory(prefix="cowfs-bench-fio-") as directory:
+        with tempfile.TemporaryDirectory(prefix="fio-", dir=contender.directory.parent) as directory:
             report = os.path.join(directory, "report")
             size_bytes = _size_of_file(place)
             with meter.line("all jobs", THROUGHPUT) as work:

@@ -150,8 +150,9 @@ class SmallFiles:
 
             def measure(meter: Meter) -> None:
                 with meter.line("take a snapshot of the mounted tree", TIME):
-                    snapshots.append(f"snapshot-{len(snapshots)}")
-                    contender.snapshot("tree", snapshots[-1])
+                    name = f"snapshot-{len(snapshots)}"
+                    contender.snapshot("tree", name)
+                    snapshots.append(name)
                 with meter.line("overwrite files of 4 KiB and sync", RATE) as work:
                     _overwrite(top, chosen, page, work)
                 with meter.line("and once more", RATE) as work:
