@@ -16,6 +16,7 @@ from cowfs.errors import (
     InvalidRequest,
     MetadataCorrupt,
     NoSuchThin,
+    OutOfDataSpace,
     OutOfMetadataSpace,
     PoolError,
     PoolIoError,
@@ -195,10 +196,27 @@ class DmPool:
         with ExitStack() as resumes:
             for origin_id in origins.values():
                 for name in self._other_devices_of(origin_id):
-                    self._control.suspend(name)
+                    self._suspend_for_snapshot(name)
                     resumes.callback(self._control.resume, name)
             for thin_id, origin_id in origins.items():
                 self.message(f"create_snap {thin_id} {origin_id}")
+
+    def _suspend_for_snapshot(self, name: str) -> None:
+        """Suspend a device that others use, with its file system whole on it."""
+        try:
+            self._control.suspend(name)
+        except ControlError as error:
+            if error.errno == errno.EBUSY:  # another program has frozen its file system, which is whole therefore
+                self._control.suspend(name, freeze=False)
+                return
+            status = self.status(flush=False)
+            is_full = isinstance(status, PoolStatus) and status.mode is PoolMode.OUT_OF_DATA_SPACE
+            if error.errno != errno.EIO or not is_full:
+                raise
+            raise OutOfDataSpace(
+                f"no snapshot of device '{name}' can be made: pool '{self._name}' has no space for what was written to "
+                "the device; make the pool larger, or delete or discard something"
+            ) from error
 
     def delete(self, thin_id: int) -> None:
         self.message(f"delete {thin_id}")

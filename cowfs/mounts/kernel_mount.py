@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ from cowfs.mounts import nodes
 _PROBED_BYTES: Final = 0x10040 + 8
 _LOG_BYTES: Final = 256
 _SYSLOG_ACTION_READ_ALL: Final = 3  # syslog(2)
+_BLKFLSBUF: Final = 0x1261  # ioctl(2), linux/fs.h
 _LOG_LEVEL: Final = re.compile(r"^<\d+>")
 _WORD: Final = re.compile(r'(?:[^,"]|"[^"]*"?)+')
 
@@ -123,6 +125,18 @@ def sync_filesystem(path: str) -> None:
     try:
         if ctypes.CDLL(None, use_errno=True).syncfs(fd):  # os has none
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), path)
+    finally:
+        os.close(fd)
+
+
+def sync_device(node: str) -> None:
+    """Have the kernel write what it keeps of a block device, and of a file system on it wherever that is mounted.
+
+    Takes as long as that does. Raises OSError.
+    """
+    fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _BLKFLSBUF, 0)
     finally:
         os.close(fd)
 

@@ -32,20 +32,45 @@ class SlowKernel:
         assert self.go_on.wait(PATIENCE_SECONDS)
 
 
-class Mounted(KernelWrites):
-    """Of devices that are mounted below a directory."""
+class Active:
+    """Devices whose nodes are in use: all of them, or those that are named; `kept` have nodes with names."""
 
-    def __init__(self, directory: Path, sync: Callable[[str], None]) -> None:
-        super().__init__(cast(ActiveDevices, None), sync)
-        self._directory = directory
+    def __init__(self, *names: str, kept: tuple[str, ...] = ()) -> None:
+        self._names = names
+        self._kept = kept
 
-    def _mount_point(self, device: str) -> str | None:
-        return str(self._directory / device) if device != "none" else None
+    def open_nodes(self) -> dict[str, list[int]]:
+        return {name: [number] for number, name in enumerate(self._names)}
+
+    def kept_nodes(self) -> dict[str, str]:
+        return {name: f"/dev/mapper/{name}" for name in self._kept}
 
 
-async def test_what_is_given_up_goes_on_and_is_waited_for_by_the_next(tmp_path: Path) -> None:
+class Mount:
+    def __init__(self, target: Path) -> None:
+        self.target = str(target)
+
+
+def writes_of(active: Active, *syncs: Callable[[str], None]) -> KernelWrites:
+    return KernelWrites(cast(ActiveDevices, active), *syncs)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """Where devices are mounted; a test puts them in."""
+    at: dict[str, Path] = {}
+
+    def mounts(nodes: dict[str, Any]) -> list[tuple[str, Mount]]:
+        return [(name, Mount(at[name])) for name in nodes if name in at]
+
+    monkeypatch.setattr(kernel_writes, "kernel_mounts", mounts)
+    return at
+
+
+async def test_what_is_given_up_goes_on_and_is_waited_for_by_the_next(tmp_path: Path, mounted: dict[str, Path]) -> None:
+    mounted["a"] = tmp_path
     kernel = SlowKernel()
-    writes = Mounted(tmp_path, kernel.sync)
+    writes = writes_of(Active("a"), kernel.sync)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(writes.write, "a")
@@ -58,39 +83,29 @@ async def test_what_is_given_up_goes_on_and_is_waited_for_by_the_next(tmp_path: 
         assert len(kernel.asked) == 1, "one thread for a device"
         kernel.go_on.set()
     # Once more for what was written after the first had begun, and by one thread for all who waited.
-    assert kernel.asked == [str(tmp_path / "a")] * 2
+    assert kernel.asked == [str(tmp_path)] * 2
 
 
-async def test_a_device_that_is_not_mounted_is_not_waited_for(tmp_path: Path) -> None:
-    kernel = SlowKernel()
-    await Mounted(tmp_path, kernel.sync).write("none")
-    assert not kernel.asked
-
-
-async def test_what_cannot_be_written_does_not_fail(tmp_path: Path) -> None:
+async def test_what_cannot_be_written_does_not_fail(tmp_path: Path, mounted: dict[str, Path]) -> None:
     def fail(path: str) -> None:
         raise OSError(5, "of the disk", path)
 
-    await Mounted(tmp_path, fail).write("a")
-
-
-async def test_only_mounts_of_the_device_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mount:
-        target = str(tmp_path)
-
-    class Active:
-        def open_nodes(self) -> dict[str, list[int]]:
-            return {"a": [1], "b": [2]}
-
-    asked: list[dict[str, Any]] = []
-
-    def mounts(nodes: dict[str, Any]) -> list[tuple[str, Mount]]:
-        asked.append(nodes)
-        return [(name, Mount()) for name in nodes]
-
-    monkeypatch.setattr(kernel_writes, "kernel_mounts", mounts)
-    written: list[str] = []
-    writes = KernelWrites(cast(ActiveDevices, Active()), written.append)
+    mounted["a"] = tmp_path
+    writes = writes_of(Active("a", "b", kept=("b",)), fail, fail)
     await writes.write("a")
-    await writes.write("c")
-    assert (asked, written) == ([{"a": [1]}, {}], [str(tmp_path)])
+    await writes.write("b")
+
+
+async def test_a_device_is_written_through_its_mount_or_its_node(tmp_path: Path, mounted: dict[str, Path]) -> None:
+    """Its node, where it is mounted in another mount namespace only; one that nothing uses is left as it is."""
+    mounted |= {"here": tmp_path, "gone": tmp_path / "none"}
+    kept = ("here", "elsewhere", "gone", "idle")
+    written: list[tuple[str, str]] = []
+    writes = writes_of(
+        Active("here", "elsewhere", "gone", "nameless", kept=kept),
+        lambda path: written.append(("mount", path)),
+        lambda path: written.append(("node", path)),
+    )
+    for name in ("here", "elsewhere", "gone", "nameless", "idle", "none"):
+        await writes.write(name)
+    assert written == [("mount", str(tmp_path)), ("node", "/dev/mapper/elsewhere"), ("node", "/dev/mapper/gone")]

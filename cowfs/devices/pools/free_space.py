@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
 from cowfs.devices.on_disk.options import MinimumFree
-from cowfs.devices.pools.health import require_status
-from cowfs.errors import CowfsError, OutOfDataSpace, OutOfMetadataSpace
+from cowfs.devices.pools.health import examine, require_status, require_writable
+from cowfs.errors import CowfsError, MountError, OutOfDataSpace, OutOfMetadataSpace
 from cowfs.pool import NoSpacePolicy, Pool, PoolMode, PoolStatus, UnreadableStatus
 from cowfs.units import METADATA_BLOCK_BYTES, format_size
+
+_MOUNT_BLOCKS: Final = 16  # the superblock, the journal, a bitmap, a table, a directory of each of a few groups
 
 
 class _Space(msgspec.Struct, frozen=True):
@@ -38,6 +43,39 @@ def require_minimum(pool: Pool, minimum: MinimumFree) -> None:
             f"{space.describe(pool.name)}, less than the {space.least_bytes} ({format_size(space.least_bytes)}) that "
             f"stay free; remove or trim devices, make the pool larger with 'pool resize', or lower the minimum"
         )
+
+
+def require_room_to_mount(pool: Pool) -> None:
+    """Raises OutOfDataSpace where a mount by the kernel might wait for space, and with it the process that mounts."""
+    status = pool.status(flush=False)
+    if isinstance(status, UnreadableStatus) or status.mode > PoolMode.OUT_OF_DATA_SPACE:
+        return
+    free = status.total_data_blocks - status.used_data_blocks
+    if status.no_space is NoSpacePolicy.QUEUE and free < _MOUNT_BLOCKS:
+        raise OutOfDataSpace(
+            f"pool {pool.name} has {free} data blocks free, and mounting a device may take {_MOUNT_BLOCKS}; writes "
+            "wait there for space, and so would the mount; remove or trim devices, make the pool larger with "
+            "'pool resize --data-size', or have writes fail with 'pool set --no-space error'"
+        )
+
+
+@contextmanager
+def naming_what_a_mount_lacks(pool: Pool) -> Iterator[None]:
+    """Where the kernel cannot mount because the pool does not let it write, the error says that.
+
+    Raises:
+        OutOfDataSpace, OutOfMetadataSpace, PoolModeError: in place of a MountError (EIO).
+    """
+    try:
+        yield
+    except MountError as error:
+        if error.errno != errno.EIO:
+            raise
+        require_writable(pool, to_make_room=False)
+        if examine(pool).mode is not PoolMode.OUT_OF_DATA_SPACE:
+            raise
+        text = f"{error.message}; pool {pool.name} has no data space left; remove or trim devices, or make it larger"
+        raise OutOfDataSpace(f"{text} with 'pool resize --data-size'") from error
 
 
 def warnings(pool: Pool, minimum: MinimumFree) -> list[str]:

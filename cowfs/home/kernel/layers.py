@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from cowfs.devices.base.base_xfs import limit_nospace_retries
 from cowfs.devices.deviceset import DeviceSet
 from cowfs.devices.on_disk.files import HomeFiles
+from cowfs.devices.pools import free_space
 from cowfs.errors import DeviceBusy, MountError
 from cowfs.filetree import FileTree
 from cowfs.layers.driver import Prepare
@@ -95,7 +96,8 @@ class KernelLayers:
             fd = self._devices.active.open_node(layer_id)
         try:
             options = self._settings.mount_data(self._devices.base.filesystem_name, mount_label)
-            node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
+            with self._with_room():
+                node = mount_node(fd, layer_id, target, f"{options},ro" if self._devices.read_only else options)
             retries = self._settings.xfs_nospace_max_retries
             if self._is_xfs and retries is not None:
                 try:
@@ -105,6 +107,18 @@ class KernelLayers:
                     raise
         finally:
             os.close(fd)
+
+    @contextmanager
+    def _with_room(self) -> Iterator[None]:
+        """Around mount(2), which writes. Raises OutOfDataSpace, OutOfMetadataSpace, PoolModeError."""
+        if not self._devices.read_only:
+            free_space.require_room_to_mount(self._devices.pool)
+        with free_space.naming_what_a_mount_lacks(self._devices.pool):
+            yield
+
+    def _hidden_tree(self, thin: ThinDevice, layer_id: str, options: str) -> MountedTree:
+        with self._with_room():
+            return _hidden_tree(thin, layer_id, options)
 
     def _node_of_other_mounts(self, layer_id: str) -> int | None:
         """The node of a device that is mounted elsewhere, as a container has it after the end of an earlier process."""
@@ -172,7 +186,7 @@ class KernelLayers:
         elif self._is_xfs:
             with (
                 self._devices.snapshots.temporary(layer_id, read_only=False) as thin,
-                closing(_hidden_tree(thin, layer_id, "ro")) as tree,
+                closing(self._hidden_tree(thin, layer_id, "ro")) as tree,
             ):
                 yield HeldTree(tree, thin.thin_id)
         else:
@@ -185,7 +199,7 @@ class KernelLayers:
             with closing(_tree_at(self._mount_point(layer_id))) as tree:
                 yield tree
         elif self._is_xfs:
-            with self._devices.replacing(layer_id) as thin, closing(_hidden_tree(thin, layer_id, "")) as tree:
+            with self._devices.replacing(layer_id) as thin, closing(self._hidden_tree(thin, layer_id, "")) as tree:
                 yield tree
         else:
             with self._volumes.replacing(layer_id) as volume:
@@ -199,7 +213,7 @@ class KernelLayers:
         elif self._is_xfs:
             with (
                 self._devices.active.activated(layer_id, "writer") as thin,
-                closing(_hidden_tree(thin, layer_id, "")) as tree,
+                closing(self._hidden_tree(thin, layer_id, "")) as tree,
             ):
                 yield tree
         else:
