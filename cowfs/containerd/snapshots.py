@@ -28,7 +28,7 @@ from cowfs.containerd.reads import KINDS, Reads, info_of, known_usage
 from cowfs.containerd.refusals import as_call_errors, decoded
 from cowfs.containerd.store import LAYER_REFERENCE, Snapshot, SnapshotStore
 from cowfs.devices.on_disk.names import BASE
-from cowfs.errors import DeviceBusy
+from cowfs.errors import CowfsError, DeviceBusy
 from cowfs.home.executor import Executor
 from cowfs.home.requests.devices import Remove
 from cowfs.home.requests.layers import LayerArchive, LayerOwnUsage, LimitLayer
@@ -491,8 +491,12 @@ class Snapshotter:
         home = self._executor.home
         while self._removals:
             device, _ = self._removals.popitem()
-            if device in home.devices:
+            if device not in home.devices:
+                continue
+            try:
                 home.devices.remove(device, deferred=True)
+            except CowfsError as error:
+                _log.warning("device %s of no snapshot stays until the next snapshotter begins: %s", device, error)
 
     async def _run(self, request: Request[R]) -> R:
         with as_call_errors():

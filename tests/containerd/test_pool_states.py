@@ -15,13 +15,15 @@ from cowfs.containerd.grpc import Code
 from cowfs.containerd.messages import ACTIVE
 from cowfs.containerd.snapshots import Snapshotter
 from cowfs.errors import OutOfDataSpace
+from cowfs.home.executor import Executor
 from cowfs.home.maintenance import check_home, repair_home
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.pool import BreakablePool, PoolMode
 from tests.containerd.held_up import snapshotter
-from tests.containerd.killed_snapshotter import found_state, opened, removing
+from tests.containerd.killed_snapshotter import answer, found_state, opened, removing
 from tests.containerd.server import names, refused
 from tests.containerd.test_held_up import CALLS, prepared
+from tests.containerd.test_removals import Stuck
 
 BLOCK_BYTES = 64 << 10
 
@@ -102,3 +104,17 @@ def test_calls_end_whatever_the_pool_does(tmp_path: Path, monkeypatch: pytest.Mo
         assert box.labels == {"c": "d"}
     found = check_home(tmp_path / "home", "emulated")
     assert not found.findings, found.findings
+
+
+async def test_a_snapshotter_ends_well_whatever_the_pool_does(tmp_path: Path) -> None:
+    """What it could not remove any more, the next one removes."""
+    with opened(tmp_path / "home") as (home, store, _):
+        snapshotter = Snapshotter(Executor(home, Stuck()), store)
+        async with removing(snapshotter):
+            await answer(snapshotter, store, ("Prepare", "gone", ""))
+            await answer(snapshotter, store, ("Remove", "gone", ""))
+            degraded(PoolMode.READ_ONLY)(home)
+    with opened(tmp_path / "home") as (home, store, snapshotter):
+        assert len(store.orphans(record.name for record in home.devices.records())) == 1
+        await begin(snapshotter)
+        assert found_state(home, store) == {}

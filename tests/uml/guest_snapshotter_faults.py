@@ -37,6 +37,7 @@ def prepared(client: GrpcClient) -> Path:
     """A committed snapshot and three active ones of it; where the files of one are."""
     client.call("Prepare", key="one")
     client.call("Commit", key="one", name="image")
+    client.call("Usage", key="image")  # is known from then on
     for key in ("box", "other", "old"):
         client.call("Prepare", key=key, parent="image")
     return root_of(client, "box")

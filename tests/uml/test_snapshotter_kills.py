@@ -1,4 +1,4 @@
-"""A snapshotter on the kernel's dm-thin that is killed at a step of a call leaves the snapshot as before or after it."""
+"""A snapshotter on the kernel's dm-thin, killed at a step of a call, leaves the snapshot as before or after it."""
 
 from __future__ import annotations
 
