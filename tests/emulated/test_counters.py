@@ -68,6 +68,22 @@ def test_reads_discards_flushes(bench: Bench) -> None:
     assert bench.pool.counters().pool.freed_blocks == 5
 
 
+def test_what_changes_no_mapping_writes_no_metadata(bench: Bench) -> None:
+    thin = bench.thin()
+    thin.pwrite(0, b"a" * (4 * BLOCK))
+    thin.flush()
+    before = bench.pool.counters().pool
+    thin.pwrite(512, b"b" * (2 * BLOCK))
+    thin.pread(0, 16 * BLOCK)
+    thin.discard(BLOCK // 2, BLOCK)  # no whole block
+    thin.flush()
+    bench.pool.commit()
+    after = bench.pool.counters().pool
+    assert after.metadata_written_bytes == before.metadata_written_bytes
+    assert after.commits == before.commits
+    assert after.data_flushes == (before.data_flushes or 0) + 1
+
+
 def test_the_pool_is_the_sum_also_of_deleted_thins(bench: Bench) -> None:
     first, second = bench.thin(), bench.thin(1)
     first.pwrite(0, b"a" * BLOCK)
