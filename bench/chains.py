@@ -1,6 +1,6 @@
 """Does reading get slower along a chain of snapshots of snapshots?
 
-Expected: no. Every device has a tree of its own with shared subtrees, and looking a block up walks that tree only; the
+Expected: no. Every device has a separate tree with shared subtrees, and looking a block up walks that tree only; the
 chain's length appears nowhere. First and last differ by noise.
 """
 

@@ -1,7 +1,7 @@
 """How many crash states are opened in a second, with a check that reads one small file? And what does recording cost?
 
 A state is a snapshot, the writes since, the replay of ext4's journal at the first look, and its removal. At least 30 a
-second are to be had. A workload of small files that are synced may take 1.5 times as long while it is recorded.
+second are available. A workload of small files that are synced may take 1.5 times as long while it is recorded.
 """
 
 from __future__ import annotations

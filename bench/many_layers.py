@@ -1,8 +1,8 @@
 """Does a layer cost more among two thousand others, or on top of a chain of 128?
 
-Expected: hardly. A snapshot is one more reference to a tree, and a record a file of its own; what grows with the number
+Expected: hardly. A snapshot is one more reference to a tree, and a record a separate file; what grows with the number
 of layers is a look through the records in memory (1 ms for 2000 at a removal), and the metadata of the pool by a few
-blocks a layer. Each layer of a chain has a tree of its own, so the deepest one reads as the first.
+blocks a layer. Each layer of a chain has a separate tree, so the deepest one reads as the first.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
     mapped = bench.size(1 << 24, 1 << 16)
     requests = bench.size(1 << 19, 1 << 12)
     table = build_pool(bench.directory, mapped, spare_blocks=requests)
-    # A process of its own: this one has just built the pool, and its peak would hide the answer.
+    # A separate process: this one has just built the pool, and its peak would hide the answer.
     command = [sys.executable, "-m", "bench.memory", table.format(), str(mapped), str(requests)]
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent.parent)
     opened_mib, peak_mib = map(float, result.stdout.split())

@@ -116,7 +116,7 @@ class FileDevice:
         read_only: open for reading; writes then fail with EBADF.
         exclusive: claim a block device for as long as it is open: EBUSY when it is mounted or part of another device.
 
-    A regular file's size is read again by `refresh_size`, after someone grew it.
+    A regular file's size is read again by `refresh_size`, after another process enlarged it.
 
     Attributes:
         writes_zeros: whether `zero` writes bytes; a file has holes instead where its file system can.
@@ -279,7 +279,7 @@ def may_be_link(path: str) -> bool:
     """Whether the last part of a path to a device or file may be a symbolic link.
 
     Nodes are reached through links (/dev/mapper, /dev/disk). A link among a home's files is a trap, as is one in
-    /dev/shm, where everybody may put it.
+    /dev/shm, where every user may put it.
     """
     return path.startswith("/dev/") and not path.startswith("/dev/shm/")  # noqa: S108
 

@@ -31,7 +31,7 @@ class ErrorRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class HolderBug(RuntimeError):
-    """The process that holds the home met a defect of its own; its traceback is in the text."""
+    """The process that holds the home met a defect in its code; the traceback is in the text."""
 
 
 def record_error(error: BaseException) -> ErrorRecord:

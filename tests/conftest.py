@@ -364,7 +364,7 @@ def account(request: pytest.FixtureRequest) -> Account:
 
 @pytest.fixture
 def as_user(ordinary_user: Account) -> Any:
-    """`as_user(["cowfs", ...])`: run a command as a user without privileges, in a directory of its own."""
+    """`as_user(["cowfs", ...])`: run a command as a user without privileges, in a separate directory."""
     return ordinary_user.run
 
 
@@ -394,7 +394,7 @@ def needs_mkfs_xfs() -> None:
 
 @pytest.fixture
 def needs_fuse() -> None:
-    """Mounting works for everybody here, or the test says what to do."""
+    """Mounting works for every user here, or the test says what to do."""
     try:
         mode = os.stat("/dev/fuse").st_mode
     except FileNotFoundError:

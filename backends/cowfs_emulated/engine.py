@@ -18,7 +18,7 @@ Commit order: flush the data device, commit the metadata, then punch what this c
 much as does not delay other requests, and the rest later (`reclaiming`). A crash in between leaves old bytes in a free
 block; they never show, because a block is zeroed when the write that provisions it does not cover it.
 
-Near the end of the metadata each change is a transaction of its own. One that does not fit is rolled back and fails;
+Near the end of the metadata each change is a separate transaction. One that does not fit is rolled back and fails;
 the pool is then OUT_OF_METADATA_SPACE and has lost nothing that it acknowledged.
 
 Source of the rules: Linux 6.1, drivers/md/dm-thin.c, observed. Different on purpose: a write whose data I/O fails
@@ -59,7 +59,7 @@ _MAX_LOW_WATER_BLOCKS: Final = 1024
 # _SPARE_METADATA_BLOCKS are left above the reserve, block by block, as the kernel does it.
 _RUN_BLOCKS: Final = 1024
 _SPARE_METADATA_BLOCKS: Final = 128
-# When no more than this is left above the reserve, every change is a transaction of its own: paths to shadow in the
+# When no more than this is left above the reserve, every change is a separate transaction: paths to shadow in the
 # trees, and new homes for as many data bitmaps as one leaf's mappings can be spread over.
 _TIGHT_METADATA_BLOCKS: Final = 16
 _MAX_BITMAPS_PER_CHANGE: Final = 252

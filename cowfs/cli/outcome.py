@@ -57,6 +57,6 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def silence_stdout() -> int:
-    """Whoever read the output has left; make sure that nothing complains about it at exit."""
+    """The reader of the output has closed it; make sure that nothing complains about it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return BROKEN_PIPE

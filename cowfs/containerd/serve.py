@@ -3,7 +3,7 @@
     open the home            made as the options say where there is none
     mount all of it at HOME/mnt            unless the kernel mounts each layer
     remove what a crash left of snapshots
-    listen and answer        in a thread of its own, until SIGTERM or SIGINT; the home is free at the end
+    listen and answer        in a separate thread, until SIGTERM or SIGINT; the home is free at the end
 
 containerd dials the socket when it needs it, and again after an end: either may be restarted without the other. Where
 a service manager listens and passes its socket, who dials before this process answers waits, and is not refused.

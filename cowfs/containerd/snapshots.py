@@ -186,7 +186,7 @@ class Snapshotter:
             return devices.record(BASE if parent is None else parent.device).size_bytes
 
     async def commit(self, request: Any, decide: Decide = always) -> Any:
-        """The files of an active snapshot as they are now, under a name of their own.
+        """The files of an active snapshot as they are now, under a separate name.
 
         Other calls are answered while the kernel writes what programs have changed in memory. Where that takes long,
         since it is much or the pool is full, nothing is committed, and the kernel continues to write.
@@ -303,7 +303,7 @@ class Snapshotter:
             has_ended.set()
 
     async def serve_usage(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """A service: finds the usage of committed snapshots before anybody asks for it, one after the other."""
+        """A service: finds the usage of committed snapshots before a client asks for it, one after the other."""
         for one in self._store.all():
             if one.kind == COMMITTED and not one.is_measured:
                 self._note_unmeasured(one.key, trio.current_time() + _LEFT_SECONDS)

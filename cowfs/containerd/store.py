@@ -149,7 +149,7 @@ class SnapshotStore:
         """Add a snapshot, or write it anew; in the same transaction, the one that it replaces is removed.
 
         Args:
-            is_wanted: asked when all is durable, before anybody can find it; where it is not, it is undone.
+            is_wanted: asked when all is durable, before any client can find it; where it is not, it is undone.
 
         Returns:
             Whether it is there.

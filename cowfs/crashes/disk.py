@@ -1,7 +1,7 @@
 """What a crash leaves of what a file system wrote to its disk: the model `ext4`.
 
 Items are the writes. What was written before the last flush is there; of the rest each sector may be there or not,
-since a disk with a volatile cache writes in an order of its own. A sector is old or new as a whole, and so is ext4's
+since a disk with a volatile cache writes in its own order. A sector is old or new as a whole, and so is ext4's
 superblock of two sectors: ext4, the kernel's too, has it written at once, and is damaged where half of it is.
 """
 

@@ -9,7 +9,7 @@
 
 A check fails by an exception, which the `with` block catches; the loop then goes on with states that lost less,
 and at its end the exception of the smallest failing state is raised, with a note that says what was lost. So the
-loop ends with a small example, without a line of its own for that.
+loop ends with a small example, without a separate line for that.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class CrashState:
 
     @contextmanager
     def opened(self) -> Iterator[Path]:
-        """The state's files, in a device of its own, which is removed at the end. Keeps an `Exception` to itself."""
+        """The state's files, in a separate device, which is removed at the end. Keeps an `Exception` to itself."""
         with self._explorer.shown(self) as path:
             try:
                 yield path

@@ -19,7 +19,7 @@ class Ended(NamedTuple):
 
 
 class Programs:
-    """Runs programs, from any thread. Each has a process group of its own, which is killed when the program has ended.
+    """Runs programs, from any thread. Each has a separate process group, which is killed when the program has ended.
 
     Args:
         seconds: how long one may take.

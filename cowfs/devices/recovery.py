@@ -5,7 +5,7 @@ understood) comes first. Then, unless pool and records do not belong together at
 
     a record whose thin does not exist           is set aside
     several records of one thin                  the one that the thin was made for stays, the others are set aside
-    a thin that no record names                  gets its record back, or one under a name of its own, or is deleted
+    a thin that no record names                  gets its record back, or one under a new name, or is deleted
     a transaction file of another time           is set aside
     no base device                               is made anew, by the caller
 

@@ -46,7 +46,7 @@ class _ImageInfo(msgspec.Struct, frozen=True, rename="kebab"):
 
 @contextmanager
 def converted(path: str, kind: str, *, follow_others: bool) -> Iterator[str]:
-    """The disk in an image as a raw file with holes, in a directory of its own.
+    """The disk in an image as a raw file with holes, in a separate directory.
 
     Raises:
         UsageError: the image is encrypted or damaged, or refers to other files.

@@ -326,7 +326,7 @@ def parse_plan(text: str, source: str = "the plan") -> Plan:
 
 
 def checked(rules: Iterable[Rule], source: str = "the faults") -> tuple[Rule, ...]:
-    """Rules that make sense, each with a name of its own. Raises UsageError as `parse_plan` does."""
+    """Rules that make sense, each with its own name. Raises UsageError as `parse_plan` does."""
     rules = tuple(rules)
     if len(rules) > _MOST_RULES:
         raise UsageError(f"{source}: there are {len(rules)} rules, and at most {_MOST_RULES} are possible")

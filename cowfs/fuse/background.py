@@ -6,7 +6,7 @@ The two processes speak over a pipe. The server writes one JSON line when it kno
     {"error": {"class": "MountError", "message": "mount cowfs:/h:a:/mnt: ...", "errno": 16, ...}}
 
 and the parent logs those warnings, and raises that error, as if they had happened here. The server is a fresh process
-(never a fork of this one, which may have threads) in a session of its own, its standard streams on a log file.
+(never a fork of this one, which may have threads) in a separate session, its standard streams on a log file.
 
     parent                                              server
     server = mount_in_background(argv_for, ...)         with Readiness(fd) as readiness:

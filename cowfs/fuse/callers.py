@@ -33,7 +33,7 @@ def may_keep_setgid(ctx: RequestContext, gid: int) -> bool:
     """Whether the set-group-id bit of a file of group `gid` outlives what this caller changes of its mode.
 
     So it is for members of the group, and for root with CAP_FSETID. Other users do not count as privileged, whatever
-    capabilities they have: those may be of a user namespace of their own. Of a caller in another PID namespace nothing
+    capabilities they have: those may be of a separate user namespace. Of a caller in another PID namespace nothing
     can be read; then its user and group decide.
     """
     if ctx.gid == gid:

@@ -210,7 +210,7 @@ def _drop_names(names: Iterable[bytes]) -> None:
 
 
 def _look_up(paths: Sequence[bytes]) -> None:
-    """By a process of its own: a thread of this one that waits for the mount would outlive even a kill."""
+    """By a separate process: a thread of this one that waits for the mount would outlive even a kill."""
     script = 'for path; do test -e "$path"; done'
     for i in range(0, len(paths), _NAMES_AT_ONCE):
         command = [b"/bin/sh", b"-c", script.encode(), b"sh", *paths[i : i + _NAMES_AT_ONCE]]

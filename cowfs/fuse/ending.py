@@ -1,7 +1,7 @@
 """How a server comes to its end: the signals that ask it to, and what is logged when it does not.
 
 A command is ended by an error that its handler of SIGTERM raises wherever it happens to be. Neither trio nor a home
-that is being closed would withstand that, so a server only notes the signals, and a task of its own acts on them.
+that is being closed would withstand that, so a server only notes the signals, and a separate task acts on them.
 
     with Ending() as ending:
         open everything                     a signal ends this as it ends any command

@@ -5,7 +5,7 @@ away. Without it the kernel asks for `security.capability` before each write; wi
 learnt the attributes of a file.
 
 `max_background` is how many writes and reads ahead may be under way. libfuse leaves it at the kernel's 12; what is
-beyond that waits in a queue of its own, which other requests overtake: the times of a file then come before its last
+beyond that waits in a separate queue, which other requests overtake: the times of a file then come before its last
 writes.
 
 While libfuse answers, its descriptor of the device is a socket instead. Nothing else uses the device until then.

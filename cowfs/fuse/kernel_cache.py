@@ -277,7 +277,7 @@ def _mount_tables() -> Iterator[list[Mount] | None]:
 
 
 def _may_enter(process: Path) -> bool:
-    """Whether a process may be let into this user's mount: root's lets everybody in, an ordinary user's that user."""
+    """Whether a process may be let into this user's mount: root's admits all users, an ordinary user's that user."""
     try:
         status = (process / "status").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -303,5 +303,5 @@ def _drop_name(name: bytes) -> None:
 
 
 def _look_up(path: str) -> None:
-    """By a process of its own: a thread of this one that waits for the mount would outlive even a kill."""
+    """By a separate process: a thread of this one that waits for the mount would outlive even a kill."""
     subprocess.run(["/bin/sh", "-c", 'test -e "$1"', "sh", path], stdin=subprocess.DEVNULL, check=False)

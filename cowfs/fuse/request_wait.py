@@ -294,7 +294,7 @@ class RequestWait:
         try:
             self._greeting = Greeting(fd, terms)
         except OSError as error:
-            if error.errno != errno.ENODEV:  # unmounted already, which libfuse finds by a read of its own
+            if error.errno != errno.ENODEV:  # unmounted already, which libfuse finds by its own read
                 raise
 
     def _open(self, fd: int) -> _FuseDevice:

@@ -110,7 +110,7 @@ def _fuse() -> str:
 
 
 def _mount() -> str:
-    """Mount an empty disk in a process of its own, which unmounts it as soon as it answers."""
+    """Mount an empty disk in a separate process, which unmounts it as soon as it answers."""
     if missing_requirements():
         raise MissingRequirement("not tried: see fuse")
     with tempfile.TemporaryDirectory(prefix="cowfs-doctor-") as directory:

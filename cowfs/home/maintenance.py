@@ -1,7 +1,7 @@
 """Work on a home's metadata as a whole: check, repair, dump, restore, delta.
 
 Reading works on a home that is in use, and on metadata that no pool accepts. What replaces metadata needs the home to
-itself: the new metadata is written into a file of its own, checked there, and only then renamed over the old one, which
+itself: the new metadata is written into a separate file, checked there, and only then renamed over the old one, which
 stays beside it as `metadata.replaced`. So whatever fails, and whenever the process dies, one whole file is in place.
 Metadata on a device is copied to `metadata.replaced` first and overwritten in place; a death in the middle of that
 leaves two whole files beside a device that says it is damaged.

@@ -1,6 +1,6 @@
 """The session of a `Home`: for the threads of this process, and through the server of a mount that this process makes.
 
-One call runs at a time, whichever thread makes it. While a disk is open here, only the thread that opened it is served,
+One call runs at a time, over all threads. While a disk is open here, only the thread that opened it is served,
 since the two would change the pool at once.
 
 A request that only reads is asked again where the process that holds the home ends before its answer is complete: of

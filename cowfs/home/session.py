@@ -1,4 +1,4 @@
-"""Reaching a home, whichever process holds it.
+"""Reaching a home: opened in this process, or asked through the process that holds it.
 
     connect(spec)                  a Session: the home opened here, or the process that holds it asked over its socket
     metadata_of(home, "emulated")  the pool's metadata for reading, also when the pool itself cannot be opened

@@ -53,7 +53,7 @@ class ChangeKind(enum.IntEnum):
 class Change(NamedTuple):
     """A path that differs between a layer and its parent: absolute, bytes, never the root itself.
 
-    A deleted directory is one change; a directory below which something changed is a MODIFY of its own.
+    A deleted directory is one change; a directory below which something changed is a separate MODIFY.
     """
 
     path: bytes

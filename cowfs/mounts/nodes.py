@@ -29,7 +29,7 @@ def kernel_mounts(open_nodes: Mapping[str, Collection[int]]) -> list[tuple[str, 
 def device_of(mount: Mount) -> int:
     """The number of the block device that a mount is of; of something else for other mounts."""
     major, minor = map(int, mount.device.split(":"))
-    if major == 0 and mount.source.startswith("/dev/"):  # btrfs has a number of its own
+    if major == 0 and mount.source.startswith("/dev/"):  # btrfs has its own number
         try:
             return os.stat(mount.source).st_rdev
         except OSError:

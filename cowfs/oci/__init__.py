@@ -5,7 +5,7 @@ From the floor up:
 reference      names of images in registries
 documents      manifests, indexes and configurations; digests, chain ids, platforms
 tar_split      recipes, by which the original archive of a layer is made again
-compression    gzip, with limits on what comes of it
+compression    gzip, with a limit on the decompressed size
 blobs          directories and archives of content-addressed blobs: OCI layouts that 'docker load' reads too
 credentials    who one is to a registry, by Docker's configuration
 http           requests to a registry

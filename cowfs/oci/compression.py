@@ -1,4 +1,4 @@
-"""gzip, the same bytes each time on the way out; gzip and zstd on the way in, with a limit on what comes of them."""
+"""gzip, the same bytes each time on the way out; gzip and zstd on the way in, with a limit on the decompressed size."""
 
 from __future__ import annotations
 

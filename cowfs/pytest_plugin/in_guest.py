@@ -71,7 +71,7 @@ class Server:
 
 
 def _take_streams() -> tuple[int, int]:
-    """Standard input and output, before pytest captures them; what it says itself is not for anybody."""
+    """Standard input and output, before pytest captures them; the output of pytest itself is not shown."""
     streams = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)

@@ -1,7 +1,7 @@
 """Operations on files as they are recorded, and the tree that records them.
 
 Files have numbers here that last: a file that was there before the recording has its inode number, one that was made
-since has a number of its own, from `FIRST_NEW` on. So a number is never used again, as inode numbers are.
+since has its own number, from `FIRST_NEW` on. So a number is never used again, as inode numbers are.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Blocks are handed out upwards from 1. Trees are written leaf by leaf as full as 
 cut, so every node but the root holds at least a third of what fits. Subtrees that several devices share are written
 once and referenced by each. What refers to what is counted while it is written; `finish` writes both space maps from
 these counts and the superblock last. Until then block 0 holds no superblock, so a half-built device is refused by
-everybody, and not taken for an empty one.
+every reader, and not taken for an empty one.
 
     builder = MetadataBuilder(device, data_block_sectors=128, data_blocks=1 << 14)
     tree = builder.mapping_tree()

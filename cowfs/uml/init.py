@@ -249,7 +249,7 @@ def prepare(kernel: Kernel, job: Job) -> None:
 
 
 def end_processes() -> None:
-    """Everybody else gets SIGTERM, then SIGKILL; mounts of FUSE servers end with them."""
+    """All other processes get SIGTERM, then SIGKILL; mounts of FUSE servers end with them."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, number)
@@ -291,7 +291,7 @@ def run_job(kernel: Kernel, job_path: str) -> None:
 
 def drain(line: int) -> None:
     """Wait until the host has taken everything, which a kernel that halts would forget."""
-    with contextlib.suppress(OSError, termios.error):  # the line hung up: nobody takes anything any more
+    with contextlib.suppress(OSError, termios.error):  # the line hung up: there is no reader any more
         termios.tcdrain(line)
 
 

@@ -39,7 +39,7 @@ def write_durably(path: Path, data: bytes, *, offset: int | None = None) -> None
 
 
 def set_mark(text: str) -> None:
-    """Tell the crash test that this is promised; without one, nobody."""
+    """Tell the crash test that this is promised; without a crash test, do nothing."""
     path = os.environ.get("COWFS_CRASH_MARKS")
     if not path:
         return

@@ -18,7 +18,7 @@ class Store:
         self._values: dict[str, object] = {}
         end = self._read()
         self._log = self._path.open("ab", buffering=0)
-        self._log.truncate(end)  # a change that a crash has cut off was promised to nobody
+        self._log.truncate(end)  # a change that a crash has cut off was not promised
         _sync_directory(directory)
 
     def get(self, key: str) -> object:

@@ -212,7 +212,7 @@ def test_counters_are_what_was_counted_in_the_line(tmp_path: Path) -> None:
     assert sample.counters is not None
     assert sample.counters.requests.copied_bytes == 65536
     assert sample.counters.commits == 1
-    assert sample.counters.data_flushes is None  # nobody counted them
+    assert sample.counters.data_flushes is None  # they were not counted
     amplification = sample.write_amplification()
     assert (amplification.total, amplification.copied, amplification.zeroed) == (0.0, 16.0, None)
 

@@ -28,7 +28,7 @@ with open(sys.argv[1], "w+b") as file:
 
 
 def sandbox(account: Account, *command: object) -> subprocess.Popen[str]:
-    """A process in a mount namespace of its own, where no unmount reaches."""
+    """A process in a separate mount namespace, where no unmount reaches."""
     user: list[object] = [] if account.uid == 0 else ["--map-root-user"]
     words = ["unshare", *user, "--mount", "--propagation", "private"]
     if shutil.which("unshare") is None or account.run([*words, "true"], check=False).returncode:

@@ -1,4 +1,4 @@
-"""ls, cat, cp, changes, diff, and ranges: what they print, alone and beside mounts, as root and as anybody."""
+"""ls, cat, cp, changes, diff, and ranges: what they print, alone and beside mounts, as root and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -304,7 +304,7 @@ def test_ranges(cowfs: Run, site: Path) -> None:
 
 
 def numbers(path: Path) -> dict[str, Any]:
-    """What a tree is, for whoever looks."""
+    """What a tree is, for any reader."""
     found: dict[str, Any] = {}
     for file in sorted(path.rglob("*")):
         status = file.lstat()

@@ -1,4 +1,4 @@
-"""The story of a home through the real command line: mounted, busy, snapshotted, killed; as root and as anybody."""
+"""The story of a home by the real command line: mounted, busy, snapshotted, killed; as root and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -452,7 +452,7 @@ def test_commands_at_the_same_time_take_turns(mounted: MountedHome) -> None:
 
 
 def test_root_serves_and_is_served(needs_fuse: None, root_user: Account, ordinary_user: Account) -> None:
-    """Root may use the holder of anybody's home; others may not use theirs."""
+    """Root may use the holder of any user's home; others may not use theirs."""
     home = MountedHome(ordinary_user)
     home.run("init", *SMALL)
     home.run("create", "web")

@@ -1,4 +1,4 @@
-"""A whole home in one mount, through the real command line and ordinary programs; as root and as anybody."""
+"""A whole home in one mount, through the real command line and ordinary programs; as root and as an ordinary user."""
 
 from __future__ import annotations
 

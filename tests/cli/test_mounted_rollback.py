@@ -206,7 +206,7 @@ def test_what_is_open_is_detached_by_force(mount: Mount) -> None:
     home.run("umount", home.target)
 
 
-# In a mount namespace of its own, which no other one is a copy of.
+# In a separate mount namespace, which no other one is a copy of.
 BIND = 'mount --bind "$0" "$1"; echo ready; read -r _; touch "$1/file"; umount "$1"; echo gone; read -r _'
 
 

@@ -78,7 +78,7 @@ for name in bin sbin lib lib64; do ln -s usr/$name $name; done
 
 @contextmanager
 def container(account: Account, layer: Path) -> Iterator[Callable[[], str]]:
-    """Mounts in a mount namespace of their own, and what /proc says of them."""
+    """Mounts in a separate mount namespace, and what /proc says of them."""
     root, hostname = account.mkdir("container root"), account.directory / "hostname"
     hostname.write_text("container\n")
     user = [] if account.uid == 0 else ["--user", "--map-root-user"]

@@ -45,7 +45,7 @@ def test_what_is_written_to_the_mount_arrives(mounted: MountedHome) -> None:
 
 
 def test_a_client_that_passes_a_file_on_the_mount_is_refused(mounted: MountedHome) -> None:
-    """Another program than ours; and everybody else is served meanwhile."""
+    """Another program than ours; and all others are served meanwhile."""
     web = served(mounted)
     script = (
         "import os, socket, sys\n"

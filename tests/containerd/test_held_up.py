@@ -48,7 +48,7 @@ WAITS += [(method, "database") for method in ("View", "Update", "Remove")]
 
 @pytest.mark.parametrize(("method", "gate"), WAITS)
 def test_a_call_that_is_held_up_is_given_up_and_undone(held_up: HeldUp, method: str, gate: str) -> None:
-    """Whatever holds it up. A removal is done all the same: nobody wants that snapshot."""
+    """Whatever holds it up. A removal is done all the same: no client wants that snapshot."""
     with held_up.connected() as client:
         prepared(client)
         before = held_up.state()

@@ -73,7 +73,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture
 def listener(account: Account) -> Iterator[socket.socket]:
-    """As systemd has it: bound, listening, and nobody answers yet."""
+    """As systemd has it: bound, listening, and no process answers yet."""
     with socket.socket(socket.AF_UNIX) as made:
         made.bind(str(account.directory / "passed.sock"))
         os.chown(account.directory / "passed.sock", account.uid, account.gid)

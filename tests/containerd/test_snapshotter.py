@@ -182,7 +182,7 @@ def test_a_layer_that_is_here_is_not_unpacked_again(server: Server) -> None:
 
 
 def test_devices_of_snapshots_are_named_and_kept(server: Server) -> None:
-    """With the snapshotter or without it: what lists devices says whose they are, and nobody removes them by hand."""
+    """With the snapshotter or without it: what lists devices says whose they are, and 'remove' refuses them."""
     with server.start() as client:
         root = path_of(client.call("Prepare", key="default/1/extract"))
         server.account.run(["sh", "-ec", 'echo one > "$1/file"', "sh", root])

@@ -140,7 +140,7 @@ def test_a_copy_is_without_what_an_interrupted_write_left(tmp_path: Path) -> Non
     world, copy = EmulatedWorld(tmp_path / "home"), EmulatedWorld(tmp_path / "copy")
     world.fill()
     expected = world.contents()
-    for number in range(3, 30):  # so that some are the places of records, whichever come first in the directory
+    for number in range(3, 30):  # so that some are the places of records, in any order of the directory
         (world.home / "metadata" / f".tmp-cowfs-{number}").write_bytes((world.home / "metadata" / "a").read_bytes())
     with world.open() as devices:
         devices.clone(str(copy.home))

@@ -284,7 +284,7 @@ def test_a_trim_of_what_others_share_gives_nothing_back(devices: DeviceSet, volu
 def test_a_trim_that_notes_damage_reports_nothing_below_zero(
     devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mark in a snapshot's superblock takes a block of its own, and here more of it than the trim frees."""
+    """The mark in a snapshot's superblock takes a separate block, and here more of it than the trim frees."""
 
     def trim(volume: Volume, *_range: int) -> int:
         volume._fs.note_damage("a bitmap")
@@ -298,7 +298,7 @@ def test_a_trim_that_notes_damage_reports_nothing_below_zero(
 
 
 def test_an_idle_volume_is_not_written_by_a_trim(devices: DeviceSet, volumes: Volumes) -> None:
-    """A write would take a block of its own in a device that shares everything."""
+    """A write would take a separate block in a device that shares everything."""
     finish(volumes.trim("a"))
     assert devices.reports.inspect("a").exclusive_bytes == 0
 

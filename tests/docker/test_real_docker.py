@@ -84,7 +84,7 @@ def test_docker_loads_what_was_saved_without_it(results: dict[str, dict[str, Any
 
 
 def test_docker_runs_what_was_pushed_to_a_registry(results: dict[str, dict[str, Any]]) -> None:
-    """An image of its own that went through a home of layers, with its id; and one more layer on it, made there."""
+    """One of the daemon's images after a home of layers, with its id; and one more layer on it, made there."""
     found = results["devicemapper"]["registry"]
     assert found["run"] == "made here\n"
     assert found["ids"] == [found["id"]] * 4

@@ -32,7 +32,7 @@ SMALL_BLOCKS = ["-b", "1024"]
 @pytest.mark.parametrize("features", ["1k-blocks", "no-checksums", "no-extents-1k", "default"])
 @pytest.mark.parametrize("number", range(WIDTH))
 def test_power_cuts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: str, number: int, case: str) -> None:
-    """Also where operations are committed before anybody asks, and where the disk fails now and then."""
+    """Also where operations are committed before a sync is asked for, and where the disk fails now and then."""
     monkeypatch.setattr(journal, "_LOG_BYTES", 128 << 10)  # so that the log begins anew now and then
     if case == "small transactions":
         monkeypatch.setattr(journal, "_TRANSACTION_BYTES", 20 << 10)

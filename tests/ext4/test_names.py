@@ -146,7 +146,7 @@ def test_link_limit(volume: Volume) -> None:
 
 
 def test_many_subdirectories_of_an_indexed_directory_count_as_one(make_image: Callable[..., Image]) -> None:
-    """The limit of 65000 with dir_nlink: the count turns to 1 and stays; e2fsck agrees with what comes of it."""
+    """The limit of 65000 with dir_nlink: the count turns to 1 and stays; e2fsck agrees with the result."""
     image = make_image(size_bytes=400 << 20, options=["-N", "70000", "-b", "1024"])
     volume = image.volume
     top = make_directory(volume, b"top")

@@ -7,7 +7,7 @@ A round mounts the home, puts a plan in force while programs write, snapshots an
 the metadata is recounted, every device is checked by e2fsck, and each file whose fsync succeeded has its content.
 
 A plan has two kinds of faults: honest ones, which say that they failed, anywhere; and lies (torn, lost, short and wrong
-writes), for files below `/lies` alone, whose content nobody relies on. With `--rough` the disks lie too: then only
+writes), for files below `/lies` alone, whose content no check relies on. With `--rough` the disks lie too: then only
 what cannot be is asked for, a server that goes on without a traceback, and answers of all who look at the damage.
 """
 
@@ -190,7 +190,7 @@ class Worker:
             os.unlink(self.directory / name)
 
     def scratch(self) -> None:
-        """Changes in place, of a file that nobody relies on."""
+        """Changes in place, of a file whose content no check relies on."""
         with open(self.directory / "scratch", "a+b", buffering=0) as file:
             size = self.rng.randrange(200_000)
             file.truncate(size)
@@ -426,7 +426,7 @@ class Soak:
         self._require_content()
 
     def _look_at_damage(self) -> None:
-        """Whoever looks at it gets an answer, which may be an error; then a new home takes its place."""
+        """A request to it gets an answer, which may be an error; then a new home takes its place."""
         with contextlib.suppress(CowfsError), cowfs.open_home(self.path, backend=self.backend) as home:
             home.check()
         with contextlib.suppress(CowfsError):

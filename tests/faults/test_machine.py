@@ -1,7 +1,7 @@
 """Random plans of faults and random operations on the disks of a home, in process, beside a model of what may be there.
 
 Disks that say that they failed lose nothing that was synced, in whatever order things happen; those that lie are of a
-device on which nobody relies. Afterwards the home's check finds nothing.
+device whose content is not checked. Afterwards the home's check finds nothing.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def honest() -> Iterator[st.SearchStrategy[Rule]]:
 
 
 def lies() -> Iterator[st.SearchStrategy[Rule]]:
-    """Faults that do not, of the device on which nobody relies."""
+    """Faults that do not, of the device whose content is not checked."""
     yield rules(
         "device",
         st.tuples(effects("tear"), KEPT).map(lambda parts: parts[0] | parts[1]),

@@ -1,4 +1,4 @@
-"""Programs that everybody uses, on a disk that fails: each says so, and what it had promised is there afterwards."""
+"""Common programs, on a disk that fails: each says so, and what it had promised is there afterwards."""
 
 from __future__ import annotations
 

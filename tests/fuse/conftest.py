@@ -1,4 +1,4 @@
-"""Mount servers for the tests: each a process of its own, ended by pid, whatever the test did."""
+"""Mount servers for the tests: each a separate process, ended by pid, whatever the test did."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy of a home: whole or not made, of one moment, whichever process holds the home."""
+"""A copy of a home: whole or not made, of one moment, here or through the holder."""
 
 from __future__ import annotations
 

@@ -579,7 +579,7 @@ def test_a_home_held_for_a_moment_is_waited_for(home: Path) -> None:
 
 @contextmanager
 def false_holder(home: Path, *answers: bytes) -> Iterator[None]:
-    """Something that holds the home and sends the same bytes to everybody."""
+    """Something that holds the home and sends the same bytes to every client."""
     lock = HomeLock.acquire(str(home))
     listener = control_socket.listen(home)
 

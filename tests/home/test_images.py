@@ -397,7 +397,7 @@ def test_a_device_in_use_is_exported_as_it_is_now(home: Path, tmp_path: Path) ->
 
 
 def make_family(home: cowfs.Home) -> list[str]:
-    """Snapshots of a disk of its own as it changes, and a snapshot of one of them; parts are shared by some alone."""
+    """Snapshots of a new disk as it changes, and a snapshot of one of them; parts are shared by some alone."""
 
     def write(name: str, block: int, data: bytes) -> None:
         with home.device(name) as disk:

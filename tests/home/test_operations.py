@@ -129,7 +129,7 @@ FAILING: dict[str, tuple[Act, type[errors.CowfsError], int, int]] = {
     "resize unknown": (lambda home: home.resize("nope", 2 * BASE_BYTES), errors.UnknownDevice, 2, 5),
     "resize pool smaller": (lambda home: home.resize_pool(data_size_bytes=65536), errors.UsageError, 22, 2),
     "inspect unknown": (lambda home: home.inspect("nope"), errors.UnknownDevice, 2, 5),
-    "trace of a device that nobody uses": (lambda home: traced(home, "web"), errors.UsageError, 22, 2),
+    "trace of a device that is not in use": (lambda home: traced(home, "web"), errors.UsageError, 22, 2),
     "trace of no device": (lambda home: traced(home, "nope"), errors.UnknownDevice, 2, 5),
     "clear unknown fault": (lambda home: home.clear_faults(["nope"]), errors.UsageError, 22, 2),
     "add wrong fault": (

@@ -64,7 +64,7 @@ def fetch() -> None:
 
 
 class DockerEngine:
-    """A daemon in this machine, which is a guest of its own: it mounts what it needs and leaves it.
+    """A daemon in this machine, which is a separate guest: it mounts what it needs and leaves it.
 
     Args:
         directory: for images and containers; `dockerd.log` in it is the daemon's log.
@@ -161,7 +161,7 @@ class DockerEngine:
         self._ask("POST", "/containers/create", wanted, name=name)
 
     def run(self, image: str, *command: str) -> str:
-        """What a command prints in a container of its own, which is removed. Raises RuntimeError where it fails."""
+        """What a command prints in a new container, which is removed. Raises RuntimeError where it fails."""
         self.create("run", image, *command)
         self.request("POST", "/containers/run/start")
         status = self._ask("POST", "/containers/run/wait")["StatusCode"]

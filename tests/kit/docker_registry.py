@@ -1,4 +1,4 @@
-"""Debian's docker-registry on a port of its own."""
+"""Debian's docker-registry on its own port."""
 
 from __future__ import annotations
 

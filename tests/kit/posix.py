@@ -887,7 +887,7 @@ def others_are_kept_out(root: Path) -> None:
 
 @_case(51, needs_root=True)
 def set_id_bits_go_with_who_writes(root: Path) -> None:
-    """Whoever has no CAP_FSETID takes them away; the set-group-id bit too, unless it means something else."""
+    """A process without CAP_FSETID takes them away; the set-group-id bit too, unless it means something else."""
     os.chmod(root, 0o755)
 
     def opened(flags: int, action: Callable[[int], object] = lambda fd: None) -> None:

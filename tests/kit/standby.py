@@ -1,6 +1,6 @@
 """Processes of `cowfs` from an interpreter on standby: it has loaded every module, and forks for each command.
 
-A command is a process of its own as ever, with its own arguments, streams, directory and environment, and so is a
+A command is a separate process as ever, with its own arguments, streams, directory and environment, and so is a
 server that it puts in the background. What is saved is the start of Python and the loading of modules, which is most of
 what a short command costs.
 """
@@ -274,7 +274,7 @@ def load(packages: Sequence[str]) -> None:
 def serve(asking: Sequence[socket.socket]) -> Request | None:
     """Fork for each request; returns in the children with their request, and without one when the first line ends.
 
-    Processes that it has forked ask for others by a line of their own, which does not keep this one from its end.
+    Processes that it has forked ask for others by a separate line, which does not keep this one from its end.
     """
     inner, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     children_line = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, HIGH_FD)

@@ -1,4 +1,4 @@
-"""A command as root of a user namespace and a mount namespace of its own: without any right outside of them.
+"""A command as root of a user namespace and a separate mount namespace: without any right outside of them.
 
     python -m tests.kit.user_namespace COMMAND...      as root, which alone may choose the users of the namespace
 

@@ -1,4 +1,4 @@
-"""The layer driver on a home of its own, without a mount."""
+"""The layer driver on a new home, without a mount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Registries that lie, cut and refuse: one clear error, nothing half made, nobody's secrets told."""
+"""Registries that lie, cut and refuse: one clear error, nothing half made, no secret shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites as users write them, each run by a pytest of its own."""
+"""Suites as users write them, each run by a separate pytest."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def test_freed_blocks_come_back_only_after_the_commit() -> None:
     metadata.open_thin(1).insert(0, *metadata.allocate_data(10))
     metadata.commit()
     metadata.open_thin(1).remove(2, 6)
-    assert metadata.data_free_blocks == 4  # counted, as the kernel does, and not to be had
+    assert metadata.data_free_blocks == 4  # counted, as the kernel does, and not available
     with pytest.raises(OutOfDataSpace):
         metadata.allocate_data(1)
     assert metadata.commit() == [(2, 4)]

@@ -24,7 +24,7 @@ def tell(state: str) -> None:
 
 
 def tell_as(state: str, *change: str) -> None:
-    """In a process of its own, with fewer rights."""
+    """In a separate process, with fewer rights."""
     subprocess.run([*change, sys.executable, "-c", _PROBE, state], check=True)
 
 

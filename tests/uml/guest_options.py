@@ -36,7 +36,7 @@ from tests.uml.guest_checks import Checks, run_checks
 
 DISK_BYTES = 2 << 30
 WAIT_SECONDS = 60
-# No udev runs in the guest, and its LVM has a configuration of its own.
+# No udev runs in the guest, and its LVM has its own configuration.
 CONFIGURATION = """
 devices { obtain_device_list_from_udev=0 external_device_info_source="none" }
 activation { udev_sync=0 udev_rules=0 monitoring=0 }
@@ -181,7 +181,7 @@ def a_home_is_made_in_the_pool(folder: Path, disk: str) -> None:
 
 @check_on_disk
 def engines_of_the_kernel_are_compared_and_leave_nothing(folder: Path, disk: str) -> None:
-    """cowfs bench over a pool that is there, LVM, and a pool of its own: what was there before is all that is left."""
+    """cowfs bench over a pool that is there, LVM, and a new pool: only what was there before is left."""
     Lvm(folder).prepare(folder, disk)
     with contextlib.closing(NODE_BACKEND.open_existing_pool(POOL_NAME)) as pool:
         pool.create_thin(7)

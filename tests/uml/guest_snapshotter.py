@@ -115,7 +115,7 @@ def require_nothing_left(server: Server) -> None:
 
 @check
 def the_kernel_keeps_to_the_limit_of_a_snapshot(folder: Path) -> None:
-    """Whoever writes; what is made of its commit has none."""
+    """Of any writer; what is made of its commit has none."""
     server = Server(folder)
     with server.running() as client:
         for key in ("limited", "other"):

@@ -145,7 +145,7 @@ def _fill_attributes(root: Path, rng: random.Random) -> None:
 
 
 def shown_by_kernel(root: Path) -> Shown:
-    """Everything below a mount that nobody has read from since; inode numbers of the root are left out."""
+    """Everything below a mount that was not read since; inode numbers of the root are left out."""
     top = os.fsencode(root)
     found: Shown = {}
     for path, directories, files in os.walk(top):

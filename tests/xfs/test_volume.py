@@ -1,4 +1,4 @@
-"""Reading xfs in images by mkfs.xfs and xfs_db, for which nobody must be root; the kernel's are in `test_kernel`."""
+"""Reading xfs in images by mkfs.xfs and xfs_db, for which no root is needed; the kernel's are in `test_kernel`."""
 
 from __future__ import annotations
 

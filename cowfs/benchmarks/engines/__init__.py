@@ -1,4 +1,4 @@
-"""Engines: each is found by trying, and makes disks and trees in a directory of its own.
+"""Engines: each is found by trying, and makes disks and trees in a separate directory.
 
 interface        what an engine offers, and what a workload uses of it
 catalogue        all of them, by name

@@ -1,6 +1,6 @@
 """What an engine offers, and what a workload uses of it.
 
-An engine is set up in a directory of its own and is a contender from then on, until the end of the run. What it makes
+An engine is set up in a separate directory and is a contender from then on, until the end of the run. What it makes
 are devices by name: a device is used as a disk (the path of a file or a node), or as a tree (a directory), one way at a
 time, and a snapshot of it is a device, too.
 """

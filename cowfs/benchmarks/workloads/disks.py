@@ -77,7 +77,7 @@ class DiskRequests:
 
 
 class FirstWrites:
-    """Args: size_bytes: of the part of the disk that is mapped; writes: of one size, each in a block of its own."""
+    """Args: size_bytes: of the part of the disk that is mapped; writes: of one size, each in a separate block."""
 
     name = "first-write"
     title = "What does the first write after a snapshot cost?"

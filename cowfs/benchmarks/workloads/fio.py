@@ -43,7 +43,7 @@ class FioJob:
     warms_up = False
 
     def __init__(self, path: str, *, size_bytes: int, environment: Mapping[str, str]) -> None:
-        """Raises UsageError: it cannot be read or is refused, or names a place of its own; MissingRequirement."""
+        """Raises UsageError: it cannot be read or is refused, or names its own place; MissingRequirement."""
         try:
             self._text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -86,7 +86,7 @@ class FioJob:
             raise UsageError(f"fio refuses the job file {path}: {said[0] if said else 'it does not say why'}")
 
     def _fio(self, directory: str, place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run the job, from a file in a directory of its own."""
+        """Run the job, from a file in a separate directory."""
         job = os.path.join(directory, "job")
         head = ["[global]", f"percentile_list={_PERCENTILES}", *([] if self._on_disk else ["directory=${DIR}"])]
         Path(job).write_text("\n".join([*head, self._text]), encoding="utf-8")
@@ -198,6 +198,6 @@ def _latency(clat: dict[str, Any]) -> Latency | None:
         return None
 
     found = [percentiles.get(f"{percent}.000000") for percent in (25, 50, 75, 90, 95, 99)]
-    if None in found:  # the job has a list of its own
+    if None in found:  # the job has its own list
         return None
     return Latency(*(nanoseconds / 1000 for nanoseconds in (clat["min"], *found, clat["max"])))

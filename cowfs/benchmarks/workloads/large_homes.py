@@ -1,7 +1,7 @@
 """Snapshots in homes of a terabyte that is mapped, and of ten thousand snapshots.
 
 What is mapped there is mapped by the metadata alone, which is written in one pass: no data is behind it. Every size has
-a home of its own, made once.
+a separate home, made once.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SnapshotsAmongMany:
 
     name = "snapshot-many"
     title = "Does a snapshot take longer among ten thousand?"
-    expectation = "Next to nothing: the trees of devices are a level deeper, and a record is a file of its own."
+    expectation = "Next to nothing: the trees of devices are a level deeper, and a record is a separate file."
     needs = Offer.HOME
     x_unit = "snapshots"
     warms_up = True

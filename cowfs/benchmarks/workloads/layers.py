@@ -41,7 +41,7 @@ class LayerWork:
 
     @contextmanager
     def prepared(self, contender: Contender) -> Iterator[Measure]:
-        """Each round has a home of its own."""
+        """Each round has a separate home."""
         archive, changes = make_archive(self._files, self._seed), make_archive(self._changed, self._seed + 1)
 
         def measure(meter: Meter) -> None:

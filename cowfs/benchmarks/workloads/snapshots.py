@@ -117,7 +117,7 @@ class Chains:
     name = "chain"
     title = "Does reading get slower through a chain of snapshots of snapshots?"
     expectation = (
-        "No, where every device has a map of its own. Where each has the map of what it changed alone, a read asks one "
+        "No, where every device has a separate map. Where each has the map of what it changed alone, a read asks one "
         "after the other: time and memory grow with the length."
     )
     needs = Offer.DISK | Offer.SNAPSHOTS

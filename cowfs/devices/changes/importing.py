@@ -1,6 +1,6 @@
 """Completing devices that were brought in together, all of them or none.
 
-Each is made by a transaction of its own and marked for deletion, so that a crash leaves nothing of it. When what they
+Each is made by a separate transaction and marked for deletion, so that a crash leaves nothing of it. When what they
 hold is committed, they lose the mark:
 
     note      cowfs.importing says: the name and thin of each device. This decides

@@ -1,6 +1,6 @@
 """New content for a device, or another size, all of it or nothing.
 
-The content is made in a thin of its own, a snapshot of the device's, or of the one that it is rolled back to; when it
+The content is made in a separate thin, a snapshot of the device's, or of the one that it is rolled back to; when it
 is done, the device's record is replaced by one that names that thin and its size. The replacement of the record's file
 is the one step that decides.
 

@@ -21,7 +21,7 @@ A failure without a crash is followed by the same recovery, at once; when even t
 the thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
 another attempt.
 
-Many devices made at once have a protocol of their own, in `cowfs.devices.changes.many`, and so has the completion of
+Many devices made at once have a separate protocol, in `cowfs.devices.changes.many`, and so has the completion of
 several that were brought in together, in `cowfs.devices.changes.importing`.
 """
 

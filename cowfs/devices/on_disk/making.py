@@ -1,7 +1,7 @@
 """Whether a directory is a home, and the files of a new one.
 
 While a home is being made, `cowfs.init` is in it; its removal is the last step. Until then nothing in it can be
-anybody's data, so the next `init` throws away what it finds and starts again.
+data of a user, so the next `init` throws away what it finds and starts again.
 """
 
 from __future__ import annotations

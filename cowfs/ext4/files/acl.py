@@ -67,7 +67,7 @@ def parse(value: bytes) -> list[AclEntry]:
 
 
 def _check(entries: list[AclEntry]) -> None:
-    """Ascending tags, one of each kind that must be there, a mask when anyone is named, no name twice."""
+    """Ascending tags, one of each kind that must be there, a mask when a user or group is named, no name twice."""
     tags = [entry.tag for entry in entries]
     once = all(tags.count(tag) == 1 for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER)) if entries else True
     named = any(tag in _NAMED for tag in tags)

@@ -4,7 +4,7 @@
     system.data      the rest: the value of an attribute in the inode, of the name space 7
 
 A directory's first 4 bytes are the inode number of `..`; records of entries fill what is left of the first 60 bytes,
-and again the value. It has neither `.` nor a checksum of its own. Its size is that of the two parts together.
+and again the value. It has neither `.` nor a separate checksum. Its size is that of the two parts together.
 
 Content is changed in the inode where it does not grow; what grows moves to a block, as it does in the kernel when it
 has outgrown the inode. New files and directories are not made inline.

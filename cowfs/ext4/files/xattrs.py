@@ -1,4 +1,4 @@
-"""Extended attributes, kept by libext2fs: in the inode, in a block of their own, or in inodes for large values.
+"""Extended attributes, kept by libext2fs: in the inode, in a separate block, or in inodes for large values.
 
 The library works on the inode table, so an inode is flushed before and read again after. What an inode has is read
 once and remembered; most have nothing, which shows in the inode itself.

@@ -182,7 +182,7 @@ class JournalFormat:
         self.tags_per_block = (self._end - _HEADER.size - _UUID_BYTES) // self._tag_bytes
         self.revokes_per_block = (_REVOKE_END - _REVOKE_BEGIN) // self._number.size
 
-    # Reading. What is read may be anything: nothing but what it says comes of it.
+    # Reading. What is read may be anything; it is decoded, and nothing else is done with it.
 
     def tags(self, block: bytes) -> Iterator[Tag]:
         """What a descriptor block names."""

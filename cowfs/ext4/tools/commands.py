@@ -42,7 +42,7 @@ def find(command: str, package: str = "e2fsprogs") -> str:
 
 
 def run(command: str, arguments: Sequence[str], package: str = "e2fsprogs") -> tuple[int, str]:
-    """Run a command, in an environment of its own; returns its exit status and what it said.
+    """Run a command, in a separate environment; returns its exit status and what it said.
 
     Raises:
         MissingRequirement: it is not installed.

@@ -1,4 +1,4 @@
-"""Files of devices without a mount, for Python and for the command line, whichever process holds the home."""
+"""Files of devices without a mount, for Python and for the command line, here or through the holder."""
 
 from __future__ import annotations
 

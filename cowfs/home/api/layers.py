@@ -1,4 +1,4 @@
-"""The layers of a home, for Python and for the command line, whichever process holds the home."""
+"""The layers of a home, for Python and for the command line, here or through the holder."""
 
 from __future__ import annotations
 

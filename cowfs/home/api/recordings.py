@@ -1,4 +1,4 @@
-"""Recordings of the devices of a home, and crash states, for Python, whichever process holds the home."""
+"""Recordings of the devices of a home, and crash states, for Python, here or through the holder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recording a trace of a device in a file, whichever process holds the home."""
+"""Recording a trace of a device in a file, here or through the holder."""
 
 from __future__ import annotations
 

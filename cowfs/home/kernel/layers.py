@@ -2,7 +2,7 @@
 
     get      the node of the device is opened and mounted at HOME/mnt/ID; `rootfs` and `id` are made there
     put      detached (umount -l), the mount point removed, and with its last user the kernel removes the device
-    diff, changes, size     of a snapshot of their own: ext4 by the engine, xfs mounted without a path; both
+    diff, changes, size     of a separate snapshot: ext4 by the engine, xfs mounted without a path; both
              by the engine in a home that is only read
     apply    into a snapshot that becomes the layer; in place where the layer is mounted
 

@@ -238,7 +238,7 @@ class Rename(Request[Renamed], frozen=True, tag="rename"):
         UsageError: a name that cannot be, or the base device.
         DeviceExists, UnknownDevice: `new_name` is taken, or `name` is not there.
         DeviceBusy: it is mounted by the kernel or as a layer, or open as a disk; one of its files is open in a mount of
-            the whole home, or a deleted one in a mount of its own.
+            the whole home, or a deleted one in a separate mount.
     """
 
     name: str
@@ -337,7 +337,7 @@ class TargetStatus(Listing[TargetLine], frozen=True, tag="dmstatus"):
 
 
 class CopyMetadata(Request[OpenFile], frozen=True, tag="copy_metadata"):
-    """The pool's metadata as it is committed now, in a file of its own without a name.
+    """The pool's metadata as it is committed now, in a separate file without a name.
 
     What takes long to read (check, dump, delta) is read from the copy by the client, while the home is in use. Only
     what holds data is copied (by reference where the file system can), so a 2 GiB metadata file of a small pool takes

@@ -129,7 +129,7 @@ class StreamIn(_Message, Generic[R], frozen=True):
 
     @abstractmethod
     def run(self, home: OpenHome) -> Generator[bool, Any, R]:
-        """Yields True to be sent the next piece, which is empty at the end, and False after a step of its own."""
+        """Yields True to be sent the next piece, which is empty at the end, and False after a step of the operation."""
         ...
 
 

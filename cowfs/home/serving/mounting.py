@@ -49,7 +49,7 @@ class MountRequest:
         write_base: `device` is the base device and may be written to.
         writeback: the kernel keeps what is written to files for a while before it sends it.
         lease_fd: a process (pidfd_open(2)) with which the mount ends, however that ends.
-        is_private: the mount point was made for this mount, in a directory of its own; both are removed at the end.
+        is_private: the mount point was made for this mount, in a separate directory; both are removed at the end.
         durable: False gives up flushes.
         faults: a plan of faults, a file of TOML, whose rules are in force from the beginning.
         virtual_clock: time passes only by requests.

@@ -1,7 +1,7 @@
 """The files of a layer, as cases change and look at them: three ways, one interface.
 
     DirectoryFiles   a directory, by the calls of the system
-    FileProcess      the same in a process of its own, which is ended when a call does not return: for directories
+    FileProcess      the same in a separate process, which is ended when a call does not return: for directories
                      that a file server shows, which may be what is being tested
     TreeFiles        a tree of the ext4 engine, without any mount
 

@@ -53,7 +53,7 @@ def in_process(backend: str) -> HomeFactory:
 
 
 def served(backend: str) -> HomeFactory:
-    """A factory of homes on a backend, each served by a process of its own. Needs FUSE."""
+    """A factory of homes on a backend, each served by a separate process. Needs FUSE."""
     return lambda directory, options: ServedHome(directory, backend, options)
 
 

@@ -1,4 +1,4 @@
-"""`Files` of directories in a process of its own: a call that does not return ends the process, not the test.
+"""`Files` of directories in a separate process: a call that does not return ends the process, not the test.
 
 cases ── requests, answers: length and msgpack ── the process: DirectoryFiles
 """
