@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from cowfs.fuse.translate import View
     from cowfs.home.kernel.layers import KernelLayers
     from cowfs.home.opened.device_traces import HomeTraces
+    from cowfs.home.opened.end_reports import EndReports
     from cowfs.home.opened.faults import HomeFaults
     from cowfs.home.opened.virtual_clock import VirtualClock
-    from cowfs.home.serving.end_report import EndReports
     from cowfs.layers import IdMaps
     from cowfs.layers.driver import LayerDriver, Mounter
     from cowfs.layers.options import Settings

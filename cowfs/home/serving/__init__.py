@@ -6,6 +6,7 @@ mount_server      what that process does first
 served_home       the open home, what shows it, and what requests ask of that
 shown_devices     devices as views show them
 kernel_writes     what the kernel keeps of file systems that it has mounted is written, in threads
+end_report        how that process has ended, asked for by the one that unmounts
 deletions         a service: devices that are marked for deletion
 events            a service: what happens to the pool, for the log
 virtual_sleep     pauses of services on the clock of a test

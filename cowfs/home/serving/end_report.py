@@ -12,51 +12,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO
 
 import msgspec
 
-from cowfs.error_record import ErrorRecord, record_error
 from cowfs.errors import MountError
 from cowfs.home.control.client import Client
+from cowfs.home.opened.end_reports import Ended
 from cowfs.home.requests.ending import TellEnd
 from cowfs.home.requests.request import Attachment
 from cowfs.mounts.mountinfo import Mount, decode_source
-
-_MAX_FILES: Final = 16  # of unmounts that were tried; the last ones count
-
-
-class Ended(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The end of a server, and the error that it ended with."""
-
-    error: ErrorRecord | None = None
-
-
-class EndReports:
-    """Files of other processes, into each of which is written how a block ends."""
-
-    def __init__(self) -> None:
-        self._files: list[int] = []
-
-    def add(self, file: IO[bytes]) -> None:
-        self._files.append(os.dup(file.fileno()))
-        if len(self._files) > _MAX_FILES:
-            os.close(self._files.pop(0))
-
-    @contextmanager
-    def reporting(self) -> Iterator[None]:
-        ended = Ended()
-        try:
-            yield
-        except Exception as error:
-            ended = Ended(record_error(error))
-            raise
-        finally:
-            for fd in self._files:
-                with suppress(OSError):
-                    os.pwrite(fd, msgspec.json.encode(ended), 0)
-                os.close(fd)
-            self._files.clear()
 
 
 @contextmanager

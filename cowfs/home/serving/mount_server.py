@@ -22,10 +22,10 @@ from cowfs.faults.plan import read_plan
 from cowfs.fuse.background import Readiness
 from cowfs.fuse.ending import Ending
 from cowfs.home.executor import naming_a_full_disk
+from cowfs.home.opened.end_reports import EndReports
 from cowfs.home.opened.open_home import OpenHome
 from cowfs.home.opened.opening import open_here
 from cowfs.home.opened.spec import HomeSpec
-from cowfs.home.serving.end_report import EndReports
 from cowfs.home.serving.mounting import MountRequest, remove_private
 from cowfs.home.serving.served_home import ServedHome
 from cowfs.home.session import open_unheld
