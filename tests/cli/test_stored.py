@@ -74,6 +74,33 @@ def copied(original: Path, directory: Path) -> Path:
     return copy
 
 
+def test_recovery_finds_out_which_layer_a_device_is(original: Path, tmp_path: Path, cowfs_anywhere: Run) -> None:
+    """By its files: the file with a name is that of the lowest layer, whose files all layers above it have too."""
+    root = copied(original, tmp_path)
+    records = [root / DIRECTORY / "metadata" / name for name in (LAYER_1, LAYER_2, LAYER_3)]
+    numbers = [json.loads(record.read_bytes())["device_id"] for record in records]
+    for record in records:
+        record.unlink()
+    said = cowfs_anywhere("--home", root, "recover").out
+    for thin_id, name, layer in ((4, LAYER_2, "67103c5374f8"), (6, LAYER_3, "92e8487a2358")):
+        assert f"device 'recovered-{thin_id}' holds the files of layer {layer}: renamed to '{name}'\n" in said
+    assert [json.loads(record.read_bytes())["device_id"] for record in records] == numbers
+    assert cowfs_anywhere("--home", root, "docker", "save", "two", "--output", tmp_path / "two.tar").status == 0
+    assert cowfs_anywhere("--home", root, "recover").out == "nothing to recover\n"
+
+
+def test_recovery_gives_no_name_that_the_files_do_not_bear_out(
+    original: Path, tmp_path: Path, cowfs_anywhere: Run
+) -> None:
+    """Nor where the recipe, by which it would be known, is missing."""
+    root = copied(original, tmp_path)
+    (root / DIRECTORY / "metadata" / LAYER_2).unlink()
+    (recipe,) = (root / "image" / DIRECTORY / "layerdb" / "sha256").glob(f"{CHAINS[1]}*/tar-split.json.gz")
+    recipe.unlink()
+    assert "adopted as 'recovered-4'\n" in cowfs_anywhere("--home", root, "recover").out
+    assert not (root / DIRECTORY / "metadata" / LAYER_2).exists()
+
+
 @pytest.fixture
 def docker(root: Path, cowfs_anywhere: Run) -> Docker:
     return lambda *words: cowfs_anywhere("--home", root, "docker", *words)
