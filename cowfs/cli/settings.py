@@ -29,7 +29,7 @@ _DOCKER_HOME: Final = "devicemapper"
 
 def is_docker_root(path: Path) -> bool:
     """Whether a directory is that of a Docker daemon with the devicemapper driver, such as /var/lib/docker."""
-    return os.path.isdir(path / "image" / _DOCKER_HOME) and os.path.isdir(path / _DOCKER_HOME / "metadata")
+    return os.path.isdir(path / "image" / _DOCKER_HOME) and os.path.isdir(path / _DOCKER_HOME)
 
 
 class LogOptions(NamedTuple):

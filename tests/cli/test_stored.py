@@ -99,6 +99,8 @@ def test_recovery_gives_no_name_that_the_files_do_not_bear_out(
     recipe.unlink()
     assert "adopted as 'recovered-4'\n" in cowfs_anywhere("--home", root, "recover").out
     assert not (root / DIRECTORY / "metadata" / LAYER_2).exists()
+    shutil.rmtree(root / DIRECTORY / "metadata")
+    assert "thin 4 (" in cowfs_anywhere("--home", root, "recover", "--dry-run").out
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ store       its images, containers and layers; what of them cannot be read
 names       what users call images and containers -> devices
 saving      images as OCI layouts (`cowfs.oci.blobs`), with their original ids (`cowfs.oci.tar_split`)
 reports     rows, trees and space, for people and programs
+nameless    which devices that lost their records hold which layers
 rescue      everything that can be read, and a list of what cannot
 
 Sources: moby 20.10, `layer/filestore.go`, `image/fs.go`, `reference/store.go`, `container/container.go` (what the files
