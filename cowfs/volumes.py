@@ -60,6 +60,7 @@ _NO_ROOM_TO_TRIM: Final = (
     "little larger ('pool resize') and trim it again"
 )
 _TRIM_STEP_BYTES: Final = 1 << 30
+_FILLING_SHARE: Final = 1 / 4  # of memory: what is kept is freed at the end, while others wait
 
 
 # What reads xfs, and what records, is loaded where a device needs it.
@@ -287,6 +288,7 @@ class Volumes:
                 raise FilesystemError(f"it {_ONLY_READ}", errno=errno.EROFS)
             self._prepare(thin, repair=False)
             volume = Volume.open(GatheringDevice(thin), journaled=False, name=f"device {name!r}")
+            volume.limit_memory(_FILLING_SHARE)
             try:
                 yield volume
             except BaseException:

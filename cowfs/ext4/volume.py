@@ -69,6 +69,7 @@ from cowfs.filetree import (
 from cowfs.forking import not_inherited
 
 _PATH_MAX = 4096
+_TOUCHED_INODES_MAX = 128  # of a volume without a journal: all at its end would hold others up
 _DAMAGED_INODE = (errno.ESTALE, errno.EUCLEAN, errno.EOPNOTSUPP)
 
 
@@ -548,6 +549,8 @@ class Volume:
         fs, journal = self._fs, self._journal
         cache = fs.cache
         if journal is None or not fs.is_journaled:
+            if len(fs.touched_inodes) >= _TOUCHED_INODES_MAX:
+                self._inodes.flush_all()
             if cache.overfull:
                 cache.write_out()
             return

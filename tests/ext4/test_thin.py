@@ -8,11 +8,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cowfs.blockdev import Buffer, FileDevice
 from cowfs.ext4.journal.journal_file import JournalFile
+from cowfs.ext4.library.filesystem import Filesystem
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.tools import fsck
 from cowfs.ext4.tools.mkfs import make_filesystem
@@ -121,6 +123,32 @@ def test_a_snapshot_of_a_busy_volume_without_a_journal_needs_a_check(pool: Pool,
     assert names(copy) == {b"f"}
     copy.close()
     volume.close()
+
+
+def test_a_volume_without_a_journal_is_written_as_it_is_filled(
+    thin: ThinDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it is closed, which would take as long as it has files, in one piece."""
+    written: list[int] = []
+    write_inode = Filesystem.write_inode
+
+    def noted(fs: Filesystem, number: int, raw: Any) -> None:
+        written.append(number)
+        write_inode(fs, number, raw)
+
+    monkeypatch.setattr(Filesystem, "write_inode", noted)
+    volume = Volume.open(thin, journaled=False)
+    for number in range(1000):
+        volume.restore(ROOT_INODE, b"%d" % number, 0o100644, 0, 0, content=b"x" * number)
+    before = len(written)
+    volume.close()
+    assert before >= 800
+    assert len(written) - before <= 200
+    assert before <= 1100, "a directory is not written for each file in it"
+    assert fsck.check_volume(thin).clean
+    with closing(Volume.open(thin)) as volume:
+        assert names(volume) == {b"%d" % number for number in range(1000)}
+        assert volume.read(volume.lookup(ROOT_INODE, b"999").inode, 0, 2000) == b"x" * 999
 
 
 def test_only_what_is_mapped_is_copied(thin: ThinDevice, tmp_path: Path) -> None:
