@@ -27,10 +27,14 @@ class Downloads:
     def __init__(self, home: Path) -> None:
         self._directory = Path(HomeFiles(os.fspath(home)).downloads)
 
+    def path(self, digest: str) -> Path:
+        """Where the file for a blob is."""
+        return self._directory / hex_of(digest)
+
     @contextmanager
     def file(self, digest: str) -> Iterator[IO[bytes]]:
         """The file for a blob, with what there is of it; no other process has it as long as the block lasts."""
-        path = self._directory / hex_of(digest)
+        path = self.path(digest)
         try:
             file = _locked(path)
         except OSError as error:
@@ -41,7 +45,7 @@ class Downloads:
     def remove(self, digest: str) -> None:
         """Remove a file that this process has, or that is not needed any more."""
         with suppress(OSError):
-            (self._directory / hex_of(digest)).unlink()
+            self.path(digest).unlink()
 
     def tidy(self) -> None:
         """Remove the directory where nothing is left in it."""

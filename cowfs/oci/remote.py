@@ -108,8 +108,11 @@ class RemoteImage:
         except CowfsError:
             raise
         except OSError as error:
-            reason = f"{error.strerror or error}; what is there of it stays for the next attempt"
-            raise CowfsError(f"cannot keep the blob {blob.digest} in the home: {reason}", errno=error.errno) from error
+            path = self._downloads.path(blob.digest)
+            reason = (
+                f"{error.strerror or error}; what is there of it stays for the next attempt, unless that is removed"
+            )
+            raise CowfsError(f"cannot write the blob {path}: {reason}", errno=error.errno) from error
 
     def _moved(self, count_bytes: int) -> None:
         self.downloaded_bytes += max(count_bytes, 0)

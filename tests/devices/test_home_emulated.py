@@ -439,5 +439,5 @@ def test_a_home_on_a_read_only_medium_can_be_read(home: Path, tmp_path: Path) ->
         f"exec {sys.executable} {script} {medium} {REPOSITORY}"
     )
     refused, shown = output.splitlines()
-    assert refused.endswith("cowfs.lock: Read-only file system; open it read-only")
+    assert refused.endswith("cowfs.lock: Read-only file system; it can only be opened for reading")
     assert shown == f"['a', 'b', 'base'] b'flushed before' {BLOCK}"

@@ -122,7 +122,7 @@ def test_a_home_on_a_read_only_medium_is_locked_through_what_is_there(
         return real_open(path, flags, mode)
 
     monkeypatch.setattr(os, "open", read_only_open)
-    with pytest.raises(HomeError, match="Read-only file system; open it read-only") as caught:
+    with pytest.raises(HomeError, match="Read-only file system; it can only be opened for reading") as caught:
         HomeLock.acquire(str(tmp_path))
     assert caught.value.errno == errno.EROFS
     lock = HomeLock.acquire(str(tmp_path), read_only=True)

@@ -333,7 +333,8 @@ def test_a_disk_that_is_full(
 
     monkeypatch.setattr(Repository, "_fetch_from", fail)
     monkeypatch.setattr(RemoteImage, "_read_config", lambda _self, blob, _where: registry.blobs[blob.digest])
-    refused(puller, homes[0], f"{registry.host}/web:1", CowfsError, "cannot keep the blob .* No space left on device")
+    said = "cannot write the blob .*/cowfs.downloads/.*: No space left on device; .*, unless that is removed"
+    refused(puller, homes[0], f"{registry.host}/web:1", CowfsError, said)
 
 
 def test_an_image_without_layers(homes: list[Path], puller: Puller, registry: SmallRegistry) -> None:

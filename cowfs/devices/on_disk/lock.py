@@ -22,6 +22,7 @@ from cowfs.forking import not_inherited
 
 LOCK_NAME: Final = "cowfs.lock"
 UNWRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM)  # a home that may still be read
+ONLY_READ_HINT: Final = "; it can only be opened for reading"
 _MAX_COMMAND_CHARACTERS: Final = 120
 
 
@@ -98,7 +99,7 @@ def _open_lock(home: str, *, read_only: bool) -> tuple[int, bool]:
         fd = os.open(path, flags | os.O_RDWR | os.O_CREAT, FILE_MODE)
     except OSError as error:
         if not read_only or error.errno not in UNWRITABLE:
-            hint = "; open it read-only" if error.errno in UNWRITABLE else ""
+            hint = ONLY_READ_HINT if error.errno in UNWRITABLE else ""
             message = f"cannot lock the home {home}: {path}: {error.strerror}{hint}"
             raise HomeError(message, errno=error.errno) from error
     else:

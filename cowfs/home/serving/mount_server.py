@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 import trio
 
-from cowfs.devices.on_disk.lock import UNWRITABLE, HomeLock
+from cowfs.devices.on_disk.lock import ONLY_READ_HINT, UNWRITABLE, HomeLock
 from cowfs.devices.pools.health import examine
 from cowfs.devices.reports import HomeReport
 from cowfs.ending import ending_with
@@ -90,7 +90,7 @@ def _open(request: MountRequest) -> OpenHome:
         if error.errno not in UNWRITABLE or request.repair:
             raise
         if not request.read_only:
-            message = error.message.removesuffix("; open it read-only")
+            message = error.message.removesuffix(ONLY_READ_HINT)
             raise HomeError(f"{message}; without writing there is 'mount --read-only'", errno=error.errno) from error
         return open_here(msgspec.structs.replace(spec, read_only=True))
 
