@@ -75,7 +75,7 @@ def cli(
       cowfs --home H init                     make a home
       cowfs --home H create web               a device with an empty ext4
       cowfs --home H mount web /mnt           its files, until 'cowfs umount /mnt'
-      cowfs --home H snapshot web web-1       at any time, in no time
+      cowfs --home H snapshot web web-1       at any time, in milliseconds
     """
     words: list[str] = ctx.obj
     from cowfs.cli.log import log_command

@@ -16,15 +16,15 @@ from cowfs.units import format_size
 def clone_home_command(settings: Settings, where: tuple[str, ...]) -> None:
     """Copy the home HOME to the new directory NEW. HOME may be left out where --home or COWFS_HOME names it.
 
-    On a disk that can (btrfs, xfs, bcachefs), the copy refers to the blocks of HOME and takes milliseconds whatever the
-    size; else what HOME holds is copied, and its holes stay holes. Either home can be changed or removed without the
+    On a file system with reflinks (btrfs, xfs, bcachefs), the copy shares the blocks of HOME and takes milliseconds at
+    any size; elsewhere the data is copied, and holes stay holes. Either home can be changed or removed without the
     other.
 
-    HOME may be in use: the copy is of one moment, and mounted file systems are consistent in it. Nothing is left of a
-    copy that fails; one that was killed is replaced by the next one.
+    HOME may be in use: the copy is of one moment, and mounted file systems are consistent in it. A copy that fails
+    leaves nothing behind; what a killed copy left is replaced by the next copy.
 
-    The pool of the copy is in files, also where that of HOME is on devices. With --backend dmthin, a snapshot of what
-    the kernel has mounted is copied, so that its users go on; the copy works with either backend.
+    The pool of the copy is in files, also where that of HOME is on devices. With --backend dmthin, a device that the
+    kernel has mounted is copied from a snapshot, and stays in use; the copy works with either backend.
     """
     if len(where) not in (1, 2):
         raise UsageError(f"clone-home takes [HOME] NEW, the home and the directory to make, not {len(where)} names")

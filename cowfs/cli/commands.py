@@ -81,14 +81,14 @@ _LAYER: Final = GroupOfCommands(
         "diff": Command("layers", "Write a tar archive of what a layer changed."),
         "apply": Command("layers", "Unpack a tar archive into a layer, completely or not at all."),
         "size": Command("layers", "Print the size of the files that a layer added or modified."),
-        "pull": Command("layer_images", "Make layers of an image in a registry."),
+        "pull": Command("layer_images", "Pull an image from a registry, as layers."),
         "push": Command("layer_images", "Push a layer and all layers below it to a registry, as an image."),
-        "import": Command("layer_images", "Bring in images from archives of 'docker save' and OCI layouts."),
+        "import": Command("layer_images", "Import images from archives of 'docker save' and OCI layouts."),
         "export": Command("layer_images", "Write a layer and all layers below it as an image."),
     },
 )
 _DOCKER: Final = GroupOfCommands(
-    "Serve a home to Docker, or read what an old daemon left.",
+    "Serve a home to Docker, or read images and containers of an old daemon.",
     """Docker: the home as a storage driver of its daemon, and the images and containers that a daemon with the
     devicemapper driver left, read without it.
 
@@ -103,8 +103,8 @@ _DOCKER: Final = GroupOfCommands(
         "info": Command("docker", "Show the driver's lines of 'docker info'.", former="info"),
         "images": Command("stored", "List the images that a daemon left."),
         "ps": Command("stored", "List the containers that a daemon left."),
-        "tree": Command("stored", "Show the layers that a daemon left, and what is on them."),
-        "inspect": Command("stored", "Show all that is known of an image or a container."),
+        "tree": Command("stored", "Show the layers that a daemon left, with their images and containers."),
+        "inspect": Command("stored", "Show all details of an image or a container."),
         "history": Command("stored", "Show how an image was made."),
         "export": Command("stored", "Write the files of a container as a tar archive."),
         "save": Command("stored", "Write images with their original ids, or everything."),
@@ -122,15 +122,15 @@ _DM: Final = GroupOfCommands(
     },
 )
 _FAULTS: Final = GroupOfCommands(
-    "Have operations fail on a mounted device, for tests.",
-    """Faults on demand: what a program does when a disk fails, is full, is slow, or tears a write.
+    "Inject faults into a mounted device, for tests.",
+    """Fault injection, for tests: what a program does when a disk fails, is full, is slow, or tears a write.
 
     They are in force on a mounted home until they are cleared, or until the mount ends.
 
     \b
       cowfs --home H mount web /mnt
       cowfs --home H faults add web error write --path '*.wal' --errno EIO --after 3 --times 1
-      cowfs --home H faults list              how often each was met
+      cowfs --home H faults list              the faults in force, with their counters
       cowfs --home H faults clear
     """,
     {
@@ -140,7 +140,7 @@ _FAULTS: Final = GroupOfCommands(
     },
 )
 _TRACE: Final = GroupOfCommands(
-    "Record what a device is asked; show and convert such traces.",
+    "Record the requests to a device; show and convert traces.",
     """Traces: the requests that a mounted device gets, in order, with their times.
 
     \b
@@ -163,22 +163,22 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "init": Command("devices", "Create a home."),
         "status": Command("devices", "Show the state and the space of a home and its pool."),
         "metrics": Command("counters", "Print space and counters of a home as OpenMetrics text."),
-        "clone-home": Command("cloning", "Copy a home, by reference where the disk can."),
+        "clone-home": Command("cloning", "Copy a home, with reflinks where the file system has them."),
         "recover": Command("recovery", "Reconcile the device records with the pool's metadata."),
         "doctor": Command("doctor", "Check what this machine supports, and say how to fix what is missing."),
     },
     "Devices": {
         "create": Command("devices", "Create a device."),
         "snapshot": Command("devices", "Create a snapshot of a device."),
-        "rollback": Command("devices", "Give a device the contents of a snapshot again."),
+        "rollback": Command("devices", "Restore a device to the contents of a snapshot."),
         "list": Command("devices", "List the devices."),
         "inspect": Command("devices", "Show all details of one device."),
-        "import": Command("images", "Make a device of a disk image, an archive or a directory."),
+        "import": Command("images", "Create a device from a disk image, an archive or a directory."),
         "export": Command("images", "Write a device to a file, as a disk image or an archive."),
         "mount": Command("mounting", "Mount a device as a file tree or as a disk image, or mount all devices."),
         "umount": Command("mounting", "Unmount what 'mount' mounted."),
-        "activate": Command("devices", "Make a device a node of the kernel, for any tool (backend dmthin)."),
-        "deactivate": Command("devices", "End what 'activate' began."),
+        "activate": Command("devices", "Create the block device node of a device, for any tool (backend dmthin)."),
+        "deactivate": Command("devices", "Remove the node that 'activate' created."),
         "resize": Command("space", "Enlarge a device and its file system."),
         "trim": Command("space", "Return unused space of devices to the pool."),
         "rename": Command("devices", "Rename a device."),
@@ -196,7 +196,7 @@ SECTIONS: Final[Mapping[str, Section]] = {
         "crash-mark": Command("crashes", "Set a mark in the recording of a crash test, from the program under test."),
     },
     "Benchmarks": {
-        "bench": Command("bench", "Run one workload over several copy-on-write engines, in turns."),
+        "bench": Command("bench", "Compare copy-on-write engines by the same workload."),
     },
     "Groups of commands": {
         "pool": _POOL,

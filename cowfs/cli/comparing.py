@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 @click.argument("other", metavar="[B]", type=DEVICE, required=False)
 @click.pass_obj
 def changes_command(settings: Settings, device: str, other: str | None) -> None:
-    """List the paths that differ in the device or layer A from B, by default from what A is a snapshot of.
+    """List the paths that differ in the device or layer A from B, by default from the origin of A.
 
     Each line is a letter and a path: A added, M modified (content, owner, mode or extended attributes), D deleted,
     R renamed, with the old path before the new one (RM: and modified). A deleted or renamed directory is one line,
     and so is one that is a file now.
     Devices may be mounted.
 
-    The time depends on what differs, not on what A holds, where A and B have a common origin and the same size.
+    The time depends on the number of differences, not on the size of A, where A and B have a common origin and the same
+    size.
     """
     with settings.open_home() as home:
         changes = list(home.changes(device, other))

@@ -20,7 +20,7 @@ _UNKNOWN: Final = "-"
 @click.command("metrics")
 @click.pass_obj
 def metrics_command(settings: Settings) -> None:
-    """Print space and counters of the home as OpenMetrics text, for Prometheus and its like.
+    """Print space and counters of the home as OpenMetrics text, for Prometheus and similar programs.
 
     While the home is mounted these are the figures of the process that serves the mount; counters begin when the pool
     is opened. The same text is the answer to the line {"op":"metrics"} on the control socket, cowfs.sock in the home.

@@ -26,7 +26,12 @@ _STATES: Final = 1000
 
 
 @click.command("crash-test")
-@click.option("--work", metavar="COMMAND", required=True, help="What is recorded: {} is the directory for its files.")
+@click.option(
+    "--work",
+    metavar="COMMAND",
+    required=True,
+    help="Command whose writes are recorded; {} is the directory for its files.",
+)
 @click.option(
     "--check",
     metavar="COMMAND",
@@ -80,13 +85,13 @@ def crash_test_command(
 ) -> int:
     """Find out what a power cut would do to the files of a program.
 
-    Records what the command of --work writes to a new device, makes the states that a crash may have left of it, and
-    has the command of --check look at each. The exit status is 1 if a check failed. A failing state is shrunk to the
-    fewest lost writes.
+    Records what the command of --work writes to a new device, creates the states that a crash may have left, and runs
+    the command of --check on each. The exit status is 1 if a check failed. A failing state is shrunk to the fewest lost
+    writes.
 
-    Both commands are split into words as by a shell, and run without one. The work says by marks what it has promised:
-    'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'. A check gets the
-    marks that were set before the crash.
+    Both commands are split into words as by a shell, and run without one. The work sets marks for what it has promised
+    to be durable: 'cowfs crash-mark TEXT', or a line to the Unix socket $COWFS_CRASH_MARKS, which answers 'ok'. A check
+    gets the marks that were set before the crash.
 
     Without a home (--home or COWFS_HOME) a new one is made for the test and removed at its end.
 
@@ -102,7 +107,7 @@ def crash_test_command(
     from cowfs.crashes.program import Command, CrashTest
 
     if states is not None and all_states:
-        raise UsageError("--states and --all go not together; leave one of them out")
+        raise UsageError("--states and --all exclude each other; leave one of them out")
     if not settings.home and (keep_failing or device):
         option = "--keep-failing" if keep_failing else "--device"
         raise UsageError(f"{option} is about a device of a home; name the home: cowfs --home DIR crash-test ...")
@@ -217,7 +222,7 @@ def crash_mark_command(text: str) -> None:
     """Set the mark TEXT: all that was done so far is promised. For the work of 'cowfs crash-test'.
 
     Returns when the mark is in the recording. It makes nothing durable: what was not synced may be lost all the same,
-    and then the check is told of a promise that was not kept.
+    and then the check gets the mark of a promise that was not kept.
     """
     from cowfs.crashes.program import MARKS_VARIABLE, send_mark
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     "--no-space-timeout",
     type=WAIT,
     metavar="SECONDS",
-    help="How long writes wait, 0 for ever. [default: 60; with --backend dmthin, as the kernel's module says]",
+    help="How long writes wait for space; 0: without limit. [default: 60; with dmthin, as the kernel's module says]",
 )
 @click.option(
     "--data-device", metavar="DEV", type=PATH, default="", help="Block device for the pool's data, used completely."
@@ -75,12 +75,12 @@ def init_command(
 ) -> None:
     """Create a home, in a new or empty directory.
 
-    The home contains a pool and one device, base, with an empty ext4; every other device begins as a snapshot of
-    base. The files are sparse: they occupy what is written. A home whose initialisation was interrupted is
+    The home contains a pool and one device, base, with an empty ext4; every other device begins as a snapshot of base.
+    The files are sparse: only what is written occupies space. A home whose initialisation was interrupted is
     initialised again.
 
     When less than --min-free of the pool is free, devices cannot be created; close to the limit there are warnings.
-    A size applies to the data, and 10% to the metadata then.
+    When --min-free is a size, it is the limit of the data, and that of the metadata is 10%.
 
     Sizes are bytes or carry K, M, G, T or P, powers of 1024.
 
@@ -126,7 +126,7 @@ def init_command(
 _COUNT_MAX: Final = 100_000  # all names are in memory at once
 
 COUNT: Final = click.option(
-    "--count", type=click.IntRange(1, _COUNT_MAX), help="Create so many, with {} in the name as 1, 2, 3 ..."
+    "--count", type=click.IntRange(1, _COUNT_MAX), help="Number of devices; {} in the name becomes 1, 2, 3 ..."
 )
 
 
@@ -227,8 +227,9 @@ def list_command(
     A dash means that the parent is unknown or was removed. A deleted device was removed while it was busy; it is freed
     on last close.
 
-    CONTENTS, what a disk holds, is a column where one of them is known not to be ext4; SNAPSHOT, containerd's key of a
-    device, its kind, and how many snapshots are made of it, where there is one.
+    The column CONTENTS (what the disk holds) is shown when a disk is known to hold something other than ext4; the
+    column SNAPSHOT (containerd's key, the kind, and the number of its child snapshots) when there are snapshots of
+    containerd.
     """
     if tree and (columns or sort or reverse):
         raise UsageError("a tree has neither columns nor another order; leave out --tree, or --columns and --sort")
@@ -263,14 +264,15 @@ def _print_tree(rows: list[DeviceRow]) -> None:
 
 
 @click.command("status")
-@click.option("--io", "with_io", is_flag=True, help="Show what the pool and its devices have done, too.")
+@click.option("--io", "with_io", is_flag=True, help="Show the counters of the pool and its devices, too.")
 @click.pass_obj
 def status_command(settings: Settings, with_io: bool) -> None:
     """Show the state and the space of the home and its pool, its mounts, and the process that holds its lock.
 
     With --io also how often, and how much, each device was read, written and discarded since the process that holds the
     home opened it; the blocks that were provisioned, and copied because they were shared; and how many bytes were
-    written for each byte that was asked to be (write amplification). What the backend cannot tell is shown as -.
+    written for each byte that was asked to be (write amplification). A figure that the backend does not know is shown
+    as -.
     """
     with settings.open_home() as home:
         report = home.status()
@@ -404,7 +406,7 @@ def inspect_command(settings: Settings, name: str) -> None:
 def rename_command(settings: Settings, old: str, new: str) -> None:
     """Give the device OLD the name NEW. Its snapshots stay its snapshots.
 
-    A device that is mounted on its own stays mounted, with what is open in it. While the whole home is mounted at MNT,
+    A device that is mounted alone stays mounted, and files in it stay open. While the whole home is mounted at MNT,
     MNT/OLD becomes MNT/NEW at once, unless a file is open there. A device that the kernel has mounted is not renamed.
     """
     with settings.open_home_from_outside() as home:
@@ -421,9 +423,9 @@ def rename_command(settings: Settings, old: str, new: str) -> None:
 def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | None, force: bool) -> None:
     """Give the device NAME the contents and the size that SNAPSHOT has now. The time does not depend on the data.
 
-    SNAPSHOT stays as it is. It is usually a snapshot of NAME, but any device will do; with base, NAME is as
-    empty as a new device. NAME keeps its name, its parent and its snapshots, and has a new thin id; all devices are
-    peers, so nothing must be promoted, and newer snapshots stay.
+    SNAPSHOT stays as it is. It is usually a snapshot of NAME, and may be any other device; with base, NAME is as empty
+    as a new device. NAME keeps its name, its parent and its snapshots, and has a new thin id; all devices are peers, so
+    nothing must be promoted, and newer snapshots stay.
 
     A mount of NAME, or of the whole home, shows the contents at once. While something is open in NAME, nothing is
     changed and the processes are listed; with --force what they have open is detached: it fails with ESTALE from then
@@ -449,10 +451,11 @@ def rollback_command(settings: Settings, name: str, snapshot: str, keep: str | N
 @click.option("--read-only", is_flag=True, help="Make a node that can only be read.")
 @click.pass_obj
 def activate_command(settings: Settings, name: str, read_only: bool) -> None:
-    """Make the device NAME a block device node of the kernel, and print its path.
+    """Create the block device node of the device NAME, and print the path of the node.
 
-    Any tool can use it, until 'cowfs deactivate NAME' or the next boot; no process stays behind. Meanwhile the device
-    is in use: it can be snapshotted, but neither mounted otherwise, rolled back nor removed. Backend dmthin only.
+    Any tool can use it, until 'cowfs deactivate NAME' or the next boot; it needs no server process. Meanwhile the
+    device is in use: it can be snapshotted, but neither mounted otherwise, rolled back nor removed. Backend dmthin
+    only.
 
     \b
       disk=$(cowfs --home H --backend dmthin activate web)
@@ -482,7 +485,7 @@ def deactivate_command(settings: Settings, name: str) -> None:
 @click.option("--deferred", is_flag=True, help="Mark a busy device for deletion; it is removed on last close.")
 @click.pass_obj
 def remove_command(settings: Settings, names: tuple[str, ...], deferred: bool) -> int:
-    """Remove devices that are not mounted. Their snapshots keep the data that they share with them.
+    """Remove devices that are not mounted. Snapshots of a removed device keep the data that they share with it.
 
     When a device cannot be removed, the others still are; the exit status is then that of the first error.
     """

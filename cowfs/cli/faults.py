@@ -51,10 +51,12 @@ _RANGE: Final = _RangeType()
 @click.option("--bytes", "range_bytes", type=_RANGE, metavar="BEGIN:END", help="Only these bytes of the file or disk.")
 @click.option("--blocks", "range_blocks", type=_RANGE, metavar="BEGIN:END", help="Only these blocks of the disk.")
 @click.option("--after", type=int, metavar="N", help="Let N operations pass first.")
-@click.option("--times", type=int, metavar="N", help="Stop after N. [default: never]")
+@click.option("--times", type=int, metavar="N", help="Stop when N operations have met the fault. [default: never]")
 @click.option("--nth", type=int, metavar="N", help="Only the Nth operation.")
-@click.option("--probability", type=float, metavar="P", help="The share of the operations that meet it. [default: 1]")
-@click.option("--seed", type=int, metavar="N", help="Of the random numbers of the fault. [default: 0]")
+@click.option(
+    "--probability", type=float, metavar="P", help="Probability that an operation meets the fault. [default: 1]"
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of the random numbers of the fault. [default: 0]")
 @click.option("--rule", "rule_name", metavar="NAME", help="Name of the fault. [default: rule-1, rule-2, ...]")
 @click.option("--errno", metavar="NAME", help="With error and tear: how operations fail. [default for error: EIO]")
 @click.option("--seconds", metavar="SECONDS", type=float, help="With delay: how long operations wait.")
@@ -89,7 +91,7 @@ def add_command(
     rule_name: str | None,
     **given: Any,
 ) -> None:
-    """Have operations fail on the device NAME of a mounted home, from now on; '*' is for every device.
+    """Inject a fault into operations on the device NAME of a mounted home, from now on; '*' is for every device.
 
     \b
     KIND, what happens:

@@ -178,7 +178,7 @@ def cat_command(settings: Settings, file: DeviceFile) -> None:
     if settings.as_json:
         raise UsageError("cat writes the bytes of a file, which JSON cannot hold; leave out --json")
     if not file.path:
-        raise UsageError(f"which file of '{file.device}'? name it, as in 'cowfs cat {file.device}:/etc/hosts'")
+        raise UsageError(f"name a file of '{file.device}', as in 'cowfs cat {file.device}:/etc/hosts'")
     with settings.open_home() as home, _explaining_colons(home, file):
         home.read_file(file.device, file.path, sys.stdout.buffer.write)
     sys.stdout.buffer.flush()
@@ -215,9 +215,9 @@ def cp_command(
 
     Several sources are copied into the existing directory DST, one after the other.
 
-    What only root may make on the host (owners of others, device nodes) is left out for other users. A file that cannot
-    be copied is named, the others are copied, and the exit status is 1. A copy into a device is committed at its end;
-    one that ends early leaves what came before.
+    For users other than root, files that only root may create on the host (with another owner, or device nodes) are
+    left out. A file that cannot be copied is named, the others are copied, and the exit status is 1. A copy into a
+    device is committed at its end; one that ends early leaves what came before.
     """
     for source in sources:
         if isinstance(source, str) and isinstance(target, str):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.Choice(["raw", "qcow2", "vmdk", "vdi", "vhdx", "tar", "directory"]),
     help="What FILE is. [default: by its first bytes]",
 )
-@click.option("--size", type=SIZE, help="Size of a device made of files. [default: that of the base device]")
+@click.option("--size", type=SIZE, help="Size of a device made from files. [default: that of the base device]")
 @click.option("--follow-backing", is_flag=True, help="Also read the other files that an image refers to.")
 @click.pass_obj
 def import_command(
@@ -40,7 +40,7 @@ def import_command(
     size: int | None,
     follow_backing: bool,
 ) -> None:
-    """Make the new device NAME of FILE, all of it or nothing.
+    """Create the device NAME from FILE, completely or not at all.
 
     FILE is the image of a disk (raw, qcow2, vmdk, vdi or vhdx) with whatever is on it, or a tar archive or a directory,
     whose files are put into an empty ext4. Zeros take no space of the pool.
@@ -48,10 +48,11 @@ def import_command(
     vmdk, vdi, vhdx and compressed qcow2 images are read by qemu-img. An image that refers to other files, such as a
     backing file, is refused unless --follow-backing is given, since the maker of the image chose those files.
 
-    FILE may be -, standard input, with --format raw or tar. What comes from a pipe is kept in an unnamed file of the
-    home until its end.
+    FILE may be -, standard input, with --format raw or tar. Data from a pipe is first collected in an unnamed file in
+    the home.
 
-    With --chain all the devices are made that 'export --chain' wrote, which share blocks as they did there.
+    With --chain, all devices that 'export --chain' wrote are created; they share blocks as in the home that they came
+    from.
     """
     if chain == (name is not None) or (chain and (kind or size or follow_backing)):
         raise UsageError("import takes FILE NAME, or --chain DIR alone, whose devices have names")
@@ -119,19 +120,19 @@ def _say_imported(settings: Settings, devices: list[Imported]) -> None:
     "--format",
     "kind",
     type=click.Choice(["raw", "qcow2", "tar"]),
-    help="What to write. [default: by the end of FILE: .qcow2, .tar, else raw; endings of other formats are refused]",
+    help="What to write. [default: by the suffix of FILE: .qcow2, .tar, else raw; those of other formats are refused]",
 )
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
 @click.pass_obj
 def export_command(settings: Settings, name: str, file: str, chain: bool, kind: Format | None, force: bool) -> None:
     """Write the device NAME to the new FILE, as it is now, mounted or not.
 
-    A raw disk and a qcow2 image leave out what is zeros; a tar archive holds the files, with owners, extended
-    attributes and nanoseconds. FILE is there when it is complete, and on the disk. FILE may be -: a tar archive goes to
-    standard output.
+    Raw disks and qcow2 images omit zeros; a tar archive holds the files, with owners, extended attributes and times in
+    nanoseconds. FILE appears when it is complete and durable. When FILE is -, a tar archive is written to standard
+    output.
 
-    With --chain the device and all its descendants are written, each only by the blocks that it does not share with its
-    parent; 'import --chain' makes them of it, here or in another home.
+    With --chain the device and all its descendants are written, each with only the blocks that it does not share with
+    its parent; 'import --chain' creates the devices again, in this home or another one.
     """
     if chain:
         if kind or force:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _PLATFORM = click.option(
     "--platform", "platform_text", metavar="OS/ARCH[/VARIANT]", help="Choose the platform. [default: this machine's]"
 )
-_INSECURE = click.option("--insecure", is_flag=True, help="Go on without TLS where the registry does not speak it.")
+_INSECURE = click.option("--insecure", is_flag=True, help="Use plain HTTP where the registry has no TLS.")
 _NAME = click.option("--name", help="Make the layer NAME on top of the image.")
 _EPOCH = "SOURCE_DATE_EPOCH"
 _FIRST_PATIENCE_SECONDS = 60.0  # another pull may be making layers
@@ -108,7 +108,7 @@ def _created() -> str:
 
     text = os.environ.get(_EPOCH) or "0"
     if not re.fullmatch(r"[0-9]{1,11}", text):
-        raise UsageError(f"{_EPOCH} is {text[:80]!r}; it has to be a number of seconds")
+        raise UsageError(f"{_EPOCH} is {text[:80]!r}; it must be a number of seconds")
     return datetime.fromtimestamp(int(text), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -133,12 +133,12 @@ def pull_command(
       cowfs --home H layer pull localhost:5000/web --platform linux/arm64
 
     REF is [HOST[:PORT]/]REPOSITORY[:TAG][@sha256:DIGEST]. The layers are named by their chain ids, and images share
-    those that are the same. All of an image is there at the end, or nothing new. What was cut off goes on where it
-    ended, also in a later 'layer pull'.
+    those that are the same. An image arrives completely or not at all. A download that was interrupted is resumed, also
+    by a later 'layer pull'.
 
     Credentials are those of Docker: ~/.docker/config.json, with its helper programs; 'docker login' writes them. Where
-    'cowfs layer push' has put the blocks of a layer beside the image, and the layer below it is of blocks too, the
-    layer is made of them, and shares with the others what it shared there.
+    'cowfs layer push' has stored the blocks of a layer beside the image, and the layer below it is made from blocks
+    too, the layer is made from its blocks, and shares blocks as in the home that it was pushed from.
     """
     from cowfs.oci.reference import parse_reference
 
@@ -256,11 +256,11 @@ def _say_new_archives(layers: list[PushedLayer] | list[ExportedLayer]) -> None:
 @click.command("import")
 @click.argument("file", type=PATH)
 @_NAME
-@click.option("--image", "tag", metavar="TAG", help="Bring in this one of several images.")
+@click.option("--image", "tag", metavar="TAG", help="Import only this image.")
 @_PLATFORM
 @click.pass_obj
 def import_command(settings: Settings, file: str, name: str | None, tag: str | None, platform_text: str | None) -> None:
-    """Bring in images from FILE: each of their layers becomes a layer of the home.
+    """Import images from FILE: each of their layers becomes a layer of the home.
 
     \b
       docker save web:1 > web.tar
@@ -269,8 +269,8 @@ def import_command(settings: Settings, file: str, name: str | None, tag: str | N
       cowfs --home H layer import rootfs.tar.gz      the archive of a single layer
 
     FILE is an archive of 'docker save', an OCI layout as a directory or a tar archive, or the archive of one layer,
-    compressed by gzip or not. The layers are named by their chain ids, and images share those that are the same. All of
-    an image is there at the end, or nothing new.
+    compressed by gzip or not. The layers are named by their chain ids, and images share those that are the same. An
+    image arrives completely or not at all.
     """
     from cowfs.oci.archives import open_images
     from cowfs.oci.incoming import Incoming
@@ -316,7 +316,7 @@ def _is_called(tag: str, wanted: str) -> bool:
 
 @click.command("export")
 @click.argument("layer_id", metavar="ID", type=DEVICE)
-@click.option("-t", "--tag", "tags", multiple=True, metavar="NAME:TAG", help="What the image is called.")
+@click.option("-t", "--tag", "tags", multiple=True, metavar="NAME:TAG", help="Name of the image.")
 @click.option("-o", "--output", "file", type=PATH, help="The new archive to write. [default: standard output]")
 @click.option("--oci", "layout", metavar="DIR", type=PATH, help="Write an OCI layout to the new directory DIR instead.")
 @_PLATFORM

@@ -35,7 +35,7 @@ _START_ATTEMPTS: Final = 3
 @click.option(
     "--writeback",
     is_flag=True,
-    help="Let the kernel collect writes; a full pool is reported at fsync and close, not at write.",
+    help="Let the kernel cache writes; a full pool is reported by fsync and close, not by write.",
 )
 @click.option("--repair", is_flag=True, help="Run e2fsck -y on a damaged file system first, even if data is lost.")
 @click.option("--suid", is_flag=True, help="Honour set-user-id and set-group-id bits in the mount; for root only.")
@@ -48,9 +48,7 @@ _START_ATTEMPTS: Final = 3
 @click.option(
     "--until-exit-of", "process", metavar="PID", type=click.IntRange(1), help="Unmount when the process PID has ended."
 )
-@click.option(
-    "--faults", metavar="PLAN", type=PATH, default="", help="Have operations fail by a plan of faults, in TOML."
-)
+@click.option("--faults", metavar="PLAN", type=PATH, default="", help="Inject the faults of a plan, in TOML.")
 @click.option("--as-server", nargs=2, type=(int, str), metavar="REPORT_FD REQUEST", hidden=True)
 @click.pass_obj
 def mount_command(
@@ -75,17 +73,19 @@ def mount_command(
     Returns when the files can be used, and leaves a server running that holds the home until 'cowfs umount MNT'. The
     other commands work through that server. Its log is cowfs.log in the home, or the FILE of --log.
 
-    A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on one
-    that has no journal or is marked as damaged, and makes only safe repairs (-p); --repair makes the others too (-y).
+    A file system that was not cleanly unmounted has its journal replayed first, in the server. e2fsck runs only on a
+    file system that has no journal or is marked as damaged, and makes only safe repairs (-p); with --repair, all
+    repairs (-y).
 
-    With --until-exit-of PID the mount ends with that process, as in --until-exit-of $$ in a script, however it ends.
-    What was written is brought into the home, and files that are still open are detached.
+    With --until-exit-of PID the mount ends when that process ends, for any reason, as in --until-exit-of $$ in a
+    script. Written data is stored in the home, and files that are still open are detached.
 
-    With --kernel the kernel mounts the device's node, with any file system that it supports; the home stays free.
+    With --kernel the kernel mounts the device's node, with any file system that it supports; no server holds the home.
 
-    With --writeback the kernel keeps what programs write for up to half a minute, and until they close or sync the
-    file: many small writes become one. Snapshots, comparisons and unmounting have it written first. When the pool is
-    full, fsync and close tell the program so, and what it had written since is lost; without --writeback, write does.
+    With --writeback the kernel caches what programs write, for up to 30 s or until they close or sync the file, and
+    many small writes become one. Snapshots, comparisons and unmounting write the cached data back first. When the pool
+    is full, fsync and close report the error, and the cached data of that file is lost; without --writeback, write
+    reports it.
 
     With --faults operations fail as the plan says, for tests of programs; see 'cowfs faults add --help'.
 
@@ -230,9 +230,9 @@ def _serve_layers(settings: Settings) -> None:
     Raises:
         HomeBusy, MountError: another one does, by now.
     """
+    from cowfs.home.opened.runtime import make_runtime_directory
     from cowfs.home.opened.storage_options import resolve_settings
     from cowfs.home.serving.mounting import MountRequest, empty_mount_directory, mount, runtime_mount_directory
-    from cowfs.home.serving.runtime import make_runtime_directory
     from cowfs.layers.options import parse_storage_options
 
     home = settings.home_path
@@ -298,8 +298,8 @@ def _say_ready(settings: Settings, name: str | None, target: str) -> None:
 def umount_command(settings: Settings, what: str | None, everything: bool, lazy: bool) -> int:
     """Unmount MNT, or every mount of the device NAME of the home.
 
-    When this succeeds, all data is written and the home is free, unless what was at MNT is mounted elsewhere, too
-    (mount --bind): then it stays there, and the server with it, until that is unmounted.
+    When this succeeds, all data is written and the home is free, unless the file system at MNT is mounted elsewhere,
+    too (mount --bind): then the other mount and the server stay until that mount is unmounted.
 
     An argument that is a mount point is MNT, any other is NAME; a path can always be written as ./NAME.
 

@@ -93,13 +93,19 @@ def resize_command(settings: Settings, data_size: int | None, metadata_size: int
 
 @click.command("set")
 @click.option("--no-space", "policy", type=click.Choice(["queue", "error"]), help="Writes wait for space, or fail.")
-@click.option("--no-space-timeout", "timeout_seconds", type=WAIT, metavar="SECONDS", help="So long, 0 for ever.")
+@click.option(
+    "--no-space-timeout",
+    "timeout_seconds",
+    type=WAIT,
+    metavar="SECONDS",
+    help="How long writes wait for space; 0: without limit.",
+)
 @click.pass_obj
 def set_command(settings: Settings, policy: NoSpaceChoice | None, timeout_seconds: float | None) -> None:
     """Set what writes do when the pool is full; its devices may be in use. The home remembers it.
 
-    Writes that wait already follow at once. The kernel (with --backend dmthin) has one time-out for all of its pools,
-    the parameter no_space_timeout of its module dm_thin_pool.
+    The setting also applies to writes that already wait. The kernel (with --backend dmthin) has one time-out for all of
+    its pools, the parameter no_space_timeout of its module dm_thin_pool.
     """
     if policy is None and timeout_seconds is None:
         raise UsageError("nothing to set; give --no-space, --no-space-timeout or both")
@@ -120,8 +126,8 @@ def check_command(settings: Settings, repair: bool, block_size: int | None) -> i
     or errors are left.
 
     --repair clears the needs-check flag, or writes new metadata from the mappings that can be read and keeps the old
-    file beside it as devicemapper/metadata.replaced. What was lost is reported, with exit status 1. Where nothing has
-    to be written anew, the space that lost changes occupy in the data file is given back to the disk below the home.
+    file beside it as devicemapper/metadata.replaced. What was lost is reported, with exit status 1. If the metadata
+    need not be rewritten, the space of lost changes in the data file is returned to the file system below the home.
     """
     from cowfs.home.maintenance import check_home, repair_home
 
@@ -207,7 +213,7 @@ def delta_command(
     With --ranges, for incremental backup: a line for each range of B that differs from A, an earlier snapshot; without
     B, for each range of A that is mapped. It has the offset and the size in bytes, and what is there: data, or a hole,
     which reads as zeros. With --json each line is an object with byte_offset, size_bytes and hole. To go on after a
-    range, give its end as --starting-offset. Take snapshots, which nothing changes.
+    range, give its end as --starting-offset. A and B should be snapshots that are not written to.
     """
     if ranges:
         base, device = (None, left) if right is None else (left, right)
@@ -216,7 +222,7 @@ def delta_command(
             _print_ranges(settings, home.block_ranges(device, base, starting_offset_bytes=offset, max_results=count))
         return
     if right is None:
-        raise UsageError(f"with what is '{left}' compared? name another device, or give --ranges for what it maps")
+        raise UsageError(f"name the device to compare '{left}' with, or give --ranges to list what '{left}' maps")
     if starting_offset is not None or max_results is not None:
         raise UsageError("--starting-offset and --max-results are for --ranges; add that, or leave them out")
     with settings.open_home() as home, _xml_output(settings) as out:

@@ -73,9 +73,9 @@ class Settings(NamedTuple):
         import msgspec
 
         from cowfs.home.api.home import Home
+        from cowfs.home.opened.runtime import find_runtime_directory
         from cowfs.home.opened.spec import HomeSpec
         from cowfs.home.own_session import OwnSession
-        from cowfs.home.serving.runtime import find_runtime_directory
 
         spec = HomeSpec(
             self.home_path,

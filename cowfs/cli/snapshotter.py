@@ -57,8 +57,8 @@ def snapshotter_command(
         [plugins."io.containerd.service.v1.diff-service"]
           default = ["cowfs-diff", "walking"]
 
-    If the home does not exist yet, it is made as --storage-opt says. The files of all snapshots are in one mount, at
-    H/mnt.
+    If the home does not exist yet, it is created, by the options of --storage-opt. The files of all snapshots are in
+    one mount, at H/mnt.
 
     A configuration file has the options of this command and those before it as keys: home, backend, storage-opt (a
     list), socket, containerd, log, block-devices, quiet (both true or false), verbose, answer-seconds (both numbers).

@@ -149,7 +149,7 @@ def _print_tree(nodes: list[LayerNode], indent: str = "", depth: int = 0) -> Non
 @click.argument("name")
 @click.pass_obj
 def inspect_command(settings: Settings, name: str) -> None:
-    """Show all that is known of an image or a container: its layers, their devices, the daemon's own document."""
+    """Show all details of an image or a container: its layers, their devices, and the daemon's document."""
     from cowfs.docker.stored import names, reports
 
     store = _store(settings)
@@ -268,8 +268,8 @@ def save_command(
       cowfs --home /var/lib/docker docker save --all rescued
 
     Each layer is made again byte by byte, and checked by its digest. Where the daemon's recipe for a layer is missing,
-    its files are packed anew, and the ids of the images on it are new, which is said. With --new-ids that is also done
-    where a recipe is damaged or a file is no longer what it was.
+    its files are packed anew, and the ids of the images on it are new; a message says so. With --new-ids that is also
+    done where a recipe is damaged or a file is no longer what it was.
 
     With --all, the directory has 'images' (an OCI layout that 'docker load' reads too: tar -C DIR/images -c . |
     docker load), the archive and the settings of each container in 'containers', and 'rescued.json'. What cannot be

@@ -34,10 +34,10 @@ class Table(NamedTuple, Generic[R]):
     def options(self, command: F) -> F:
         """The arguments PATTERN, --columns, --sort and --reverse of a command."""
         names = ", ".join(column.header.lower() for column in self.columns)
-        add = click.option("--reverse", is_flag=True, help="Turn the order round.")(command)
-        add = click.option("--sort", metavar="COLUMN", help="Order: of figures the largest first, of text by letter.")(
-            add
-        )
+        add = click.option("--reverse", is_flag=True, help="Reverse the order.")(command)
+        add = click.option(
+            "--sort", metavar="COLUMN", help="Sort by COLUMN: numbers with the largest first, text alphabetically."
+        )(add)
         add = click.option("--columns", metavar="LIST", help=f"Show these, with commas between: {names}.")(add)
         return click.argument("patterns", nargs=-1, metavar="[PATTERN]...")(add)
 

@@ -36,13 +36,14 @@ _KILLED: Final = 128
 def record_command(
     settings: Settings, name: str, command: tuple[str, ...], path: str, seconds: float | None, force: bool
 ) -> int:
-    """Record in FILE what the mounted device NAME is asked: reads, writes, discards and flushes, with their times.
+    """Record in FILE the requests to the mounted device NAME: reads, writes, discards and flushes, with their times.
 
-    Of a mounted file tree these are the requests of ext4 to its disk, of a mount with --raw those to the disk.
-    What the kernel answers from its cache is none.
+    Of a mounted file tree these are the requests of ext4 to its disk, of a mount with --raw those to the disk. A read
+    that the kernel answers from its cache is not a request.
 
     Ends at Ctrl-C, after --for SECONDS, when COMMAND has ended, or when the device is unmounted. With COMMAND the exit
-    status is that of COMMAND. What is in FILE when something is killed can be read. 'cowfs bench FILE' replays a trace.
+    status is that of COMMAND. After a kill, the trace up to that moment can be read. 'cowfs bench FILE' replays a
+    trace.
 
     The word record can be left out: cowfs trace NAME -o FILE.
     """
@@ -50,7 +51,7 @@ def record_command(
     from cowfs.traces.summary import summarize
 
     if command and seconds is not None:
-        raise UsageError("--for and COMMAND go not together; a trace ends with one of them")
+        raise UsageError("--for and COMMAND exclude each other; a trace ends with one of them")
     if command and shutil.which(command[0]) is None:
         output.print_line(f"cowfs: there is no program '{command[0]}'")
         return _COMMAND_NOT_FOUND
@@ -185,7 +186,7 @@ def _print_objects(requests: Iterator[TracedRequest]) -> None:
     "--format",
     "kind",
     type=click.Choice(["trace", "iolog", "iolog3", "blktrace"]),
-    help="What TARGET is to be. [default: by its end: .trace, .iolog (version 2), .blktrace.0]",
+    help="What TARGET is to be. [default: by its suffix: .trace, .iolog (version 2), .blktrace.0]",
 )
 @click.option(
     "--file", "file_name", metavar="PATH", default="", help="The file that an iolog names. [default: the device]"

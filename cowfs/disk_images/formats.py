@@ -37,5 +37,5 @@ def format_of(path: str) -> Format:
             return kind
     ending = os.path.splitext(path)[1].removeprefix(".").lower()
     if ending in FORMATS and ending != "raw":
-        raise UsageError(f"{path} does not begin as {ending} does; it may be damaged, or say what it is with --format")
+        raise UsageError(f"{path} does not begin as {ending} does; it may be damaged, or give its format with --format")
     return "raw"

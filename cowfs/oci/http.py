@@ -348,7 +348,7 @@ class Connection:
             token = _Token()
         text = token.token or token.access_token
         if not text.isascii() or not text.isprintable() or not text:
-            raise RegistryError(f"{_place(realm)} gives no token for {self.host}: there is none in its answer")
+            raise RegistryError(f"{_place(realm)} gives no token for {self.host}: the answer has no token")
         return text
 
     def _no_credentials(self, problem: str = "") -> RegistryError:

@@ -170,7 +170,7 @@ class Repository:
                 if failures >= _TRIES:
                     raise RegistryError(
                         f"the blob {short(blob.digest)} of {self._name} breaks off each time: {error}; "
-                        f"{file.tell()} of {blob.size} bytes are kept, from which the same command goes on"
+                        f"{file.tell()} of {blob.size} bytes are kept; the same command resumes there"
                     ) from error
                 self._connection.sleep(_WAITS_SECONDS[min(failures, len(_WAITS_SECONDS) - 1)])
 
@@ -321,7 +321,7 @@ class Repository:
     def _location(self, answer: Answer) -> httpx.URL:
         location = answer.header("Location")
         if not location:
-            raise RegistryError(f"{self._name} does not say where the upload goes on: there is no header Location")
+            raise RegistryError(f"{self._name} does not say where to continue the upload: there is no header Location")
         return self._connection.resolve(location, answer.url)
 
     def _require(self, answer: Answer, what: str, *statuses: int) -> None:

@@ -84,7 +84,7 @@ def _wishes(request: pytest.FixtureRequest) -> tuple[int | None, Model]:
         pytest.fail("@pytest.mark.cow_crashes takes states, all and model, by name", pytrace=False)
     states, model = values["states"], values["model"]
     if not isinstance(states, int) or isinstance(states, bool) or states < 1:
-        pytest.fail(f"@pytest.mark.cow_crashes(states={states!r}): it has to be a number, 1 at least", pytrace=False)
+        pytest.fail(f"@pytest.mark.cow_crashes(states={states!r}): it must be a number, 1 at least", pytrace=False)
     if model not in ("ext4", "posix"):
-        pytest.fail(f"@pytest.mark.cow_crashes(model={model!r}): it has to be 'ext4' or 'posix'", pytrace=False)
+        pytest.fail(f"@pytest.mark.cow_crashes(model={model!r}): it must be 'ext4' or 'posix'", pytrace=False)
     return (None if values["all"] else states), model

@@ -84,7 +84,7 @@ def _checked(wanted: Mapping[str, object], *, virtual_clock: bool) -> Wishes:
         value = _size(name, given) if name in _SIZES and isinstance(given, str) else given
         if not isinstance(value, kind) or (name == "no_space" and value not in ("queue", "error")):
             expected = {bool: "True or False", int: "a size, such as '64M'"}.get(kind, "'queue' or 'error'")
-            raise UsageError(f"@pytest.mark.cow({name}={value!r}): it has to be {expected}")
+            raise UsageError(f"@pytest.mark.cow({name}={value!r}): it must be {expected}")
         values[_SIZES.get(name, name)] = value
     wishes = Wishes(**values, virtual_clock=virtual_clock)  # type: ignore[arg-type]  # checked above
     wishes.home_options().check()

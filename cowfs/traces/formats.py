@@ -47,7 +47,7 @@ def format_of(path: str) -> FormatName:
     if (found := named_format(path)) is not None:
         return found
     raise UsageError(
-        f"the name of {path} does not say what it is to be; end it in .trace, .iolog or .blktrace.0, or give --format"
+        f"the name of {path} does not show the format; use the suffix .trace, .iolog or .blktrace.0, or give --format"
     )
 
 

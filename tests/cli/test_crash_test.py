@@ -88,7 +88,10 @@ def test_a_program_that_syncs_all_passes_without_a_home(programs: Account) -> No
             ["--work", "true {}", "--check", "true {}", "--keep-failing", "x"],
             "--keep-failing is about a device of a home",
         ),
-        (["--work", "true {}", "--check", "true {}", "--states", "1", "--all"], "--states and --all go not together"),
+        (
+            ["--work", "true {}", "--check", "true {}", "--states", "1", "--all"],
+            "--states and --all exclude each other",
+        ),
     ],
 )
 def test_what_is_refused_is_said_in_one_line(ordinary_user: Account, words: list[str], message: str) -> None:

@@ -33,7 +33,7 @@ def test_making_refuses_an_unknown_storage_option(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [{"dm.basesize": "32M"}, "dm.basesize=32M"])
 def test_storage_options_are_a_list(tmp_path: Path, options: Any) -> None:
-    with pytest.raises(UsageError, match=r"storage_options is a (dict|str); it has to be a list of 'KEY=VALUE'"):
+    with pytest.raises(UsageError, match=r"storage_options is a (dict|str); it must be a list of 'KEY=VALUE'"):
         cowfs.open_home(tmp_path / "home", create=True, options=SMALL, storage_options=options)
     assert not (tmp_path / "home").exists()
 

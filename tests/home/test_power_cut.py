@@ -117,7 +117,7 @@ def test_a_disk_has_no_files_to_watch_or_to_record(home: cowfs.Home) -> None:
 
 def test_a_seed_is_a_number(home: cowfs.Home) -> None:
     home.watch_unsynced("web")
-    with pytest.raises(UsageError, match=r"^power_cut\('web', seed='x'\): the seed has to be a whole number, or None$"):
+    with pytest.raises(UsageError, match=r"^power_cut\('web', seed='x'\): the seed must be a whole number, or None$"):
         home.power_cut("web", seed="x")  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cowfs.errors import HomeError, MissingRequirement
-from cowfs.home.serving.runtime import find_runtime_directory, make_runtime_directory
+from cowfs.home.opened.runtime import find_runtime_directory, make_runtime_directory
 
 
 @pytest.fixture

@@ -94,7 +94,7 @@ def test_a_later_pull_goes_on_where_an_earlier_one_ended(
 
     registry.before.append(blob_hook(digest_of(BIG), cut))
     message = refused(puller, homes[0], f"{registry.host}/web:1", RegistryError, "breaks off each time")
-    assert "the same command goes on" in message
+    assert "the same command resumes there" in message
     registry.before.clear()
     registry.requests.clear()
     had = (homes[0] / "cowfs.downloads" / digest_of(BIG).removeprefix("sha256:")).stat().st_size

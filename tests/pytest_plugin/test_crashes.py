@@ -84,7 +84,7 @@ def test_a_suite_with_crash_states(suite: Callable[[str], Suite], needs_fuse: No
     outcome = made.run("--cow-seed=1", "--strict-markers")
     assert outcome.counts == {"passed": 2, "failed": 1, "error": 2}, outcome.output
     assert "rename of a.tmp to a was lost although '1' was promised" in outcome.output
-    assert "model='xfs'): it has to be 'ext4' or 'posix'" in outcome.output
+    assert "model='xfs'): it must be 'ext4' or 'posix'" in outcome.output
     assert "takes states, all and model, by name" in outcome.output
     assert ".failing" not in outcome.output
     assert made.left() == []

@@ -315,7 +315,7 @@ def test_names_say_the_format() -> None:
     assert [format_of(name) for name in ("a.trace", "a.iolog", "b.log", "a.blktrace", "a.blktrace.12")] == [
         *("trace", "iolog", "iolog", "blktrace", "blktrace")
     ]
-    with pytest.raises(UsageError, match="does not say what it is to be"):
+    with pytest.raises(UsageError, match="does not show the format"):
         format_of("a.txt")
 
 

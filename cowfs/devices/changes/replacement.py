@@ -87,7 +87,7 @@ class Replacements:
                     "device; one of the two records is wrong; run 'recover' on the closed home"
                 )
         if self._store.is_layer(name) and self._store.is_layer(snapshot) is False:
-            raise UsageError(f"{name!r} is a layer and {snapshot!r} is none; a layer is rolled back to a layer")
+            raise UsageError(f"{name!r} is a layer and {snapshot!r} is not; a layer is rolled back to a layer")
 
     def roll_back(self, name: str, snapshot: str, kept: str, keep: Callable[[int], object]) -> None:
         """Have a device that is not in use hold what `snapshot` does, with the size of that.

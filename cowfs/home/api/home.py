@@ -278,7 +278,7 @@ class Home(Closing):
         from cowfs.home.requests.power import PowerOff, PowerOn
 
         if not isinstance(seed, int | None):
-            raise UsageError(f"power_cut('{name}', seed={seed!r}): the seed has to be a whole number, or None")
+            raise UsageError(f"power_cut('{name}', seed={seed!r}): the seed must be a whole number, or None")
 
         self._session.call(PowerOff(name))
         return self._session.call(PowerOn(name, seed))
@@ -799,7 +799,7 @@ def open_home(
     """
     if isinstance(storage_options, str | Mapping):
         raise UsageError(
-            f"storage_options is a {type(storage_options).__name__}; it has to be a list of 'KEY=VALUE', such as "
+            f"storage_options is a {type(storage_options).__name__}; it must be a list of 'KEY=VALUE', such as "
             "['dm.basesize=20G']"
         )
     spec = HomeSpec(

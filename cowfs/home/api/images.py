@@ -46,7 +46,7 @@ def import_image(
             mode = os.stat(path).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISBLK(mode)):
                 raise UsageError(
-                    f"{path} is not a file, directory or disk; what it gives can be read from standard input, as in: "
+                    f"{path} is not a file, directory or disk; its data can be read from standard input, as in: "
                     f"{command_line('cowfs', 'import', '-', name, '--format', 'raw')}"
                 )
             kind = format or format_of(path)

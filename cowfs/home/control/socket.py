@@ -1,6 +1,6 @@
 """The control socket of a home: its path, its peers, and files passed over it.
 
-It is in the home, or where the home cannot be written, in the home's runtime directory (`cowfs.home.serving.runtime`).
+It is in the home, or where the home cannot be written, in the home's runtime directory (`cowfs.home.opened.runtime`).
 The path of a Unix socket is limited to 107 bytes and that of a directory is not, so the directory is opened and the
 socket addressed as `/proc/self/fd/N/cowfs.sock`; the working directory stays as it is.
 """

@@ -9,5 +9,6 @@ device_traces     its traces
 stand_ins         what faults and traces put before devices
 virtual_clock     its clock, where that is a test's
 end_reports       how the process that serves a mount has ended, for those that ask
+runtime           the directory in which a home that cannot be written is served
 spec              `HomeSpec`: which home, and how it is to be opened
 """

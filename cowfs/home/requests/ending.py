@@ -16,5 +16,5 @@ class TellEnd(Upload[None], frozen=True, tag="tell_end"):
 
     def run(self, home: OpenHome) -> None:
         if home.end_reports is None:
-            raise UsageError(f"the process that serves {home.path} does not tell how it ends")
+            raise UsageError(f"the process that serves {home.path} does not report how it ends")
         home.end_reports.add(self.file)

@@ -12,6 +12,5 @@ events            a service: what happens to the pool, for the log
 virtual_sleep     pauses of services on the clock of a test
 surroundings      nothing that leads to its own mount
 memory            what is freed is kept
-runtime           the directory in which a home that cannot be written is served
 service_manager   what a service and the service manager that started it tell each other
 """

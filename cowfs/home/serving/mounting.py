@@ -25,7 +25,7 @@ from cowfs.devices.on_disk.files import HomeFiles
 from cowfs.devices.on_disk.making import is_home
 from cowfs.errors import HomeError, UsageError
 from cowfs.fuse.background import mount_in_background, start_in_background
-from cowfs.home.serving.runtime import MOUNTS_NAME
+from cowfs.home.opened.runtime import MOUNTS_NAME
 from cowfs.mounts.mountinfo import encode_source
 from cowfs.mounts.mountpoint import detach_dead
 

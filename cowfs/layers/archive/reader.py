@@ -219,7 +219,9 @@ class ArchiveReader:
                 _apply_true_names(entry, dict(found))
             self._entry = entry.name
         if info.type not in _KINDS:
-            raise ArchiveError(f"its type '{show(info.type)}' is none that a layer can have", entry=show(entry.name))
+            raise ArchiveError(
+                f"its type '{show(info.type)}' is not a type that a layer can have", entry=show(entry.name)
+            )
         entry.kind = _KINDS[info.type]
         if info.type == tarfile.AREGTYPE and entry.name.endswith(b"/"):
             entry.kind = stat.S_IFDIR  # V7 had no type for directories

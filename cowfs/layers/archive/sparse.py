@@ -82,7 +82,7 @@ def _old_number(field: bytes) -> int:
     else:
         digits = field.partition(b"\0")[0].strip()
         if digits.strip(b"01234567"):
-            raise ValueError("a sparse map with a number that is none")
+            raise ValueError("a sparse map with an invalid number")
         value = int(digits or b"0", 8)
     if value >= 1 << 63:
         raise ValueError(f"a sparse map with the number {value}")

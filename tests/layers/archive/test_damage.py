@@ -150,7 +150,7 @@ def field(name: bytes, offset: int, data: bytes, kind: bytes = tarfile.REGTYPE) 
         (field(b"x", 108, b"\xff" * 8), "an owner of -1:0"),
         (field(b"x", 116, b"\x80" + b"\xff" * 7), "an owner of 0:"),
         (field(b"x", 329, b"\x80" + b"\xff" * 7, tarfile.CHRTYPE), "a device"),
-        (entry(b"x", b"Z"), "entry 'x': its type 'Z' is none that a layer can have"),
+        (entry(b"x", b"Z"), "entry 'x': its type 'Z' is not a type that a layer can have"),
         (entry(b"x", b"D"), "its type 'D'"),
         (entry(b"x", b"M"), "its type 'M'"),
         (field(b"x", 124, b"77777777777\0", b"x"), "an extended header of 8589934591 bytes"),
@@ -275,7 +275,7 @@ V1 = {"major": b"1", "minor": b"0", "name": b"s"}
         (entry(b"s", records=sparse_records(major=b"2", minor=b"0", realsize=b"9")), "not known here"),
         (field(b"s", 386, b"00000000001\0" * 2, b"S"), "1 bytes at 1 after 0 of 0"),
         (field(b"s", 386, b"00000000009\0" * 2, b"S"), "not a tar archive|invalid literal"),
-        (field(b"s", 482, b"\1", b"S") + b"0000000009x\0" * 42 + bytes(8), "a number that is none"),
+        (field(b"s", 482, b"\1", b"S") + b"0000000009x\0" * 42 + bytes(8), "an invalid number"),
         (field(b"s", 482, b"\1", b"S"), "ends in the middle of a sparse map"),
         (
             field(b"s", 482, b"\1", b"S") + (b"00000000001\0" * 42 + b"\1" + bytes(7)) * 15000,
