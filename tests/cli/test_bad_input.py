@@ -103,7 +103,11 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     ),
     "no trace": (["trace", "show", "/dev/null"], USAGE, "/dev/null is not a trace that is known"),
     "a trace that is not there": (["trace", "show", "/nope"], 1, "/nope: No such file or directory"),
-    "trace to a name that says nothing": (["trace", "convert", "a", "b"], USAGE, "the name of b does not show the format"),
+    "trace to a name that says nothing": (
+        ["trace", "convert", "a", "b"],
+        USAGE,
+        "the name of b does not show the format",
+    ),
     "clear an unknown fault": (["faults", "clear", "x"], USAGE, "there is no rule 'x'"),
     "rename base": (["rename", "base", "x"], USAGE, "the base device cannot be renamed"),
     "rename to base": (["rename", "web", "base"], USAGE, "'base' cannot be the name of a device"),
