@@ -112,8 +112,9 @@ class GrpcClient:
                 if isinstance(event, h2.events.DataReceived):
                     body += event.data
                     self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                elif isinstance(event, h2.events.TrailersReceived):
-                    end = {str(name): str(value) for name, value in event.headers}
+                elif isinstance(event, h2.events.TrailersReceived | h2.events.ResponseReceived):
+                    headers = {str(name): str(value) for name, value in event.headers}
+                    end = headers if "grpc-status" in headers else end  # an error may come without anything before it
                 assert not isinstance(event, h2.events.StreamReset), "the call was reset"
             self._flush()
         if end["grpc-status"] != "0":

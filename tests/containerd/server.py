@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cowfs.containerd.grpc import Code
 from tests.containerd.grpc_client import CallFailed, GrpcClient, connected
-from tests.kit.containerd_engine import Containerd
+from tests.kit.containerd_engine import Containerd, Pods
 
 if TYPE_CHECKING:
     from tests.conftest import Account
@@ -56,14 +56,18 @@ class Server:
 
 
 @contextmanager
-def with_containerd(account: Account, directory: Path, *options: str) -> Iterator[tuple[Containerd, Server]]:
+def with_containerd(
+    account: Account, directory: Path, *options: str, pause_image: str | None = None
+) -> Iterator[tuple[Containerd, Server]]:
     """containerd and a snapshotter, which ask each other; at the end it ends well, and nothing is left in its home.
 
     Args:
         directory: its path shall be short, since sockets are made in it.
         options: as those of `Server.start`.
+        pause_image: of pods; none are served without it.
     """
-    engine = Containerd(directory / "e", directory / "s")
+    pods = None if pause_image is None else Pods(pause_image, account.directory / "home")
+    engine = Containerd(directory / "e", directory / "s", pods=pods)
     server = Server(account, "--containerd", engine.socket)
     server.socket = directory / "s"
     try:

@@ -6,6 +6,7 @@ import gzip
 import io
 import stat
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ _KIND: Final = "application/vnd.oci.image.layer.v1.tar"
 _TYPES: Final = {stat.S_IFDIR: tarfile.DIRTYPE, stat.S_IFLNK: tarfile.SYMTYPE, stat.S_IFCHR: tarfile.CHRTYPE}
 
 
-def write_tiny_image(path: Path) -> Path:
+def write_tiny_image(path: Path, *, command: Sequence[str] = ("sh",)) -> Path:
     """Each layer is compressed in another way."""
     busybox = BUSYBOX.read_bytes()
     links = [(_entry(f"bin/{name}", kind=stat.S_IFLNK, linkname="busybox"), b"") for name in ("sh", "ls", "id", "cat")]
@@ -46,7 +47,7 @@ def write_tiny_image(path: Path) -> Path:
         (second, zstandard.compress(second), f"{_KIND}+zstd"),
         (third, third, _KIND),
     ]
-    write_image(path, IMAGE, layers, ["sh"])
+    write_image(path, IMAGE, layers, command)
     return path
 
 

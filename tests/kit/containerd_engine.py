@@ -24,7 +24,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self
+from typing import IO, Final, NamedTuple, Self
 
 from cowfs.debian_packages import unpack
 from cowfs.errors import MissingRequirement
@@ -44,7 +44,7 @@ _CONFIG: Final = """\
 version = 2
 root = "{directory}/root"
 state = "{directory}/state"
-disabled_plugins = ["io.containerd.grpc.v1.cri"]
+disabled_plugins = [{disabled}]
 [grpc]
   address = "{directory}/containerd.sock"
 [ttrpc]
@@ -57,6 +57,21 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "{snapshotter}"
 [plugins."io.containerd.service.v1.diff-service"]
   default = [{differs}]
+"""
+_CRI: Final = "io.containerd.grpc.v1.cri"
+_CRI_CONFIG: Final = """\
+[proxy_plugins.cowfs.exports]
+  root = "{images}"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{pause_image}"
+  disable_apparmor = true
+  restrict_oom_score_adj = true
+  stats_collect_period = 1
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    conf_dir = "{directory}/cni"
+    bin_dir = "{directory}/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "cowfs"
 """
 
 
@@ -83,18 +98,34 @@ def fetch() -> None:
         unpack(RUNC_PACKAGES, RUNC, release="bookworm", is_whole=is_runc_unpacked)
 
 
+class Pods(NamedTuple):
+    """What a containerd is told of Kubernetes' pods.
+
+    Attributes:
+        pause_image: what keeps a pod, and runs for ever.
+        images: the directory whose disk has the images.
+    """
+
+    pause_image: str
+    images: Path
+
+
 class Containerd:
     """A daemon with its files below one directory.
 
     Args:
         directory: its path shall be short, since sockets are made in it.
         snapshotter: the socket of `cowfs snapshotter`.
+        pods: what a kubelet's pods need; without that, nothing of Kubernetes' is served.
     """
 
-    def __init__(self, directory: Path, snapshotter: Path, *, programs: Path = UNPACKED) -> None:
+    def __init__(
+        self, directory: Path, snapshotter: Path, *, programs: Path = UNPACKED, pods: Pods | None = None
+    ) -> None:
         self.directory = directory
         self.socket = directory / "containerd.sock"
         self._snapshotter = snapshotter
+        self._pods = pods
         self._daemon: subprocess.Popen[bytes] | None = None
         self._differs: Sequence[str] = ("cowfs-diff", "walking")
         paths = [programs / "usr/bin", programs / "usr/sbin", RUNC / "usr/sbin", RUNC / "usr/bin"]
@@ -110,7 +141,13 @@ class Containerd:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "config.toml"
         differs = json.dumps(self._differs)[1:-1]
-        config.write_text(_CONFIG.format(directory=self.directory, snapshotter=self._snapshotter, differs=differs))
+        disabled = f'"{_CRI}"' if self._pods is None else ""
+        text = _CONFIG.format(
+            directory=self.directory, snapshotter=self._snapshotter, differs=differs, disabled=disabled
+        )
+        if self._pods is not None:
+            text += _CRI_CONFIG.format(directory=self.directory, **self._pods._asdict())
+        config.write_text(text)
         with (self.directory / "containerd.log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 ["containerd", "--config", config], env=self.environment, stdout=log, stderr=log
