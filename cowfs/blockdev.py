@@ -10,7 +10,7 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, runtime_checkable
@@ -80,6 +80,27 @@ class StartsFlush(Protocol):
     def start_flush(self) -> None:
         """Begin to write what the next `flush` would have to, without waiting for the disk. Promises nothing."""
         ...
+
+
+@runtime_checkable
+class WritesThrough(Protocol):
+    """A `BlockDevice` may have this too."""
+
+    def pwrite_and_flush(self, offset: int, data: Buffer) -> None:
+        """As `pwrite` and then `flush`, in one step where that is possible. After a failure, neither is promised."""
+        ...
+
+
+def writer_through(device: BlockDevice) -> Callable[[int, Buffer], None]:
+    """What writes to a device and flushes it."""
+    if isinstance(device, WritesThrough):
+        return device.pwrite_and_flush
+
+    def write(offset: int, data: Buffer) -> None:
+        device.pwrite(offset, data)
+        device.flush()
+
+    return write
 
 
 class FlushAhead:
@@ -157,7 +178,7 @@ class FileDevice:
         except BaseException:
             os.close(self.fd)
             raise
-        self._can_copy_range = True
+        self._can_copy_range = self._can_write_through = True
         self._is_flushed = False  # whether nothing was written since; who had it open before may have left something
         not_inherited(self, self.path, drop=FileDevice.close)
 
@@ -196,6 +217,23 @@ class FileDevice:
             view = memoryview(data).cast("B")
             while written < len(view):
                 written += os.pwrite(self.fd, view[written:], offset + written)
+
+    def pwrite_and_flush(self, offset: int, data: Buffer) -> None:
+        """One call of the system where nothing else waits to be flushed; it makes only what it writes durable."""
+        if self._is_flushed and self._can_write_through and not self.is_block_node:
+            written = 0
+            try:
+                written = os.pwritev(self.fd, [data], offset, os.RWF_DSYNC)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                self._can_write_through = False
+            finally:
+                self._is_flushed &= written == len(data)
+            if written == len(data):
+                return
+        self.pwrite(offset, data)
+        self.flush()
 
     def zero(self, offset: int, length: int) -> None:
         if self.is_block_node:

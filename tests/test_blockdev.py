@@ -5,12 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from cowfs.blockdev import FLUSH_AHEAD_BYTES, Buffer, FileDevice, FlushAhead, GatheringDevice, MemoryDevice
+from cowfs.blockdev import (
+    FLUSH_AHEAD_BYTES,
+    Buffer,
+    FileDevice,
+    FlushAhead,
+    GatheringDevice,
+    MemoryDevice,
+    writer_through,
+)
 from cowfs.ext4.tools.mkfs import make_filesystem
 from cowfs.ext4.volume import Volume
 from cowfs.fuse.raw_view import RawView
@@ -198,3 +206,90 @@ def test_gathered_writes_are_seen_by_whatever_follows(rng: random.Random) -> Non
                 getattr(device, what)(begin, length)
     gathering.close()
     assert disk.pread(0, 1 << 16) == model.pread(0, 1 << 16)
+
+
+class Calls:
+    """What a file is asked of the system; `failure` is raised by the next write that is to be durable."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        self.failure: OSError | None = None
+        self.most_bytes = MIB
+        pwrite, pwritev, fdatasync = os.pwrite, os.pwritev, os.fdatasync
+
+        def write(fd: int, data: Buffer, offset: int) -> int:
+            self.made.append("write")
+            return pwrite(fd, data, offset)
+
+        def write_durably(fd: int, buffers: list[Buffer], offset: int, flags: int) -> int:
+            assert flags == os.RWF_DSYNC
+            self.made.append("durable write")
+            if self.failure is not None:
+                raise self.failure
+            return pwritev(fd, [buffers[0][: self.most_bytes]], offset, flags)
+
+        def sync(fd: int) -> None:
+            self.made.append("sync")
+            fdatasync(fd)
+
+        for name, call in (("pwrite", write), ("pwritev", write_durably), ("fdatasync", sync)):
+            monkeypatch.setattr(os, name, call)
+
+    def during(self, action: Callable[[], object]) -> list[str]:
+        self.made.clear()
+        action()
+        return list(self.made)
+
+
+@pytest.fixture
+def flushed(tmp_path: Path) -> Iterator[FileDevice]:
+    """A file, everything in which is on the disk."""
+    (tmp_path / "image").write_bytes(bytes(MIB))
+    device = FileDevice(tmp_path / "image")
+    device.flush()
+    yield device
+    device.close()
+
+
+def test_a_write_with_a_flush_is_one_call_only_where_nothing_else_waits(
+    flushed: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    assert calls.during(lambda: flushed.pwrite_and_flush(4096, b"a" * 4096)) == ["durable write"]
+    assert calls.during(flushed.flush) == []
+    flushed.pwrite(0, b"b" * 4096)
+    assert calls.during(lambda: flushed.pwrite_and_flush(8192, b"c" * 4096)) == ["write", "sync"]
+    assert calls.during(lambda: flushed.pwrite_and_flush(8192, b"d" * 4096)) == ["durable write"]
+    assert flushed.pread(0, 12288) == b"b" * 4096 + b"a" * 4096 + b"d" * 4096
+
+
+def test_a_durable_write_that_ends_early_or_fails_leaves_something_to_flush(
+    flushed: FileDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch)
+    calls.most_bytes = 512
+    assert calls.during(lambda: flushed.pwrite_and_flush(0, b"a" * 4096)) == ["durable write", "write", "sync"]
+    assert flushed.pread(0, 4096) == b"a" * 4096
+    calls.failure = OSError(errno.EIO, "no")
+    with pytest.raises(OSError, match="no"):
+        flushed.pwrite_and_flush(0, b"b" * 4096)
+    assert calls.during(flushed.flush) == ["sync"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_the_system_has_no_durable_write_it_is_a_write_and_a_flush(
+    flushed: FileDevice, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    calls = Calls(monkeypatch)
+    calls.failure = OSError(number, os.strerror(number))
+    assert calls.during(lambda: flushed.pwrite_and_flush(0, b"a")) == ["durable write", "write", "sync"]
+    assert calls.during(lambda: flushed.pwrite_and_flush(0, b"b")) == ["write", "sync"]
+    assert flushed.pread(0, 1) == b"b"
+
+
+def test_a_device_that_cannot_write_durably_is_written_and_flushed() -> None:
+    disk = Watched()
+    flushes: list[int] = []
+    disk.flush = lambda: flushes.append(len(disk.writes))  # type: ignore[method-assign]
+    writer_through(disk)(4096, b"a")
+    assert (disk.writes, flushes) == ([(4096, 1)], [1])

@@ -250,12 +250,21 @@ class Engine:
         if self._acknowledged and self._is_tight():
             self.commit()
 
-    def changed(self) -> None:
-        """Look after space and time once a change is complete, just before it is acknowledged."""
+    def commit_change(self) -> None:
+        """As `changed`, of a change that is committed at once."""
+        self._note_metadata_low_water()
+        self._acknowledged |= not self._is_tight()
+        self.commit()
+
+    def _note_metadata_low_water(self) -> None:
         free = self.metadata.metadata_free_blocks
         if free <= self.metadata_low_water_blocks < self._last_metadata_free:
             self.event_counter += 1
         self._last_metadata_free = free
+
+    def changed(self) -> None:
+        """Look after space and time once a change is complete, just before it is acknowledged."""
+        self._note_metadata_low_water()
         if self._is_tight() or self.clock() - self._last_commit > COMMIT_PERIOD_SECONDS:
             self.commit()
         else:

@@ -203,8 +203,7 @@ class EmulatedPool:
         except OSError as error:
             raise engine.operation_failed(name, error) from error
         if not self._is_grouping:
-            engine.changed()
-            engine.commit()
+            engine.commit_change()
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -218,8 +217,7 @@ class EmulatedPool:
         finally:
             self._is_grouping = False
             if engine.metadata.changed and engine.mode < PoolMode.OUT_OF_METADATA_SPACE:
-                engine.changed()
-                engine.commit()
+                engine.commit_change()
 
     # ------------------------------------------------------------------------------------------ status
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cowfs.blockdev import BlockDevice, Buffer
+from cowfs.blockdev import BlockDevice, Buffer, writer_through
 from cowfs.pool import ThinCounters
 
 _FIELDS: Final = ThinCounters.__struct_fields__
@@ -44,6 +44,7 @@ class MeteredDevice:
         self._inner = inner
         self._durable = durable
         self.written_bytes = 0
+        self._write_through = writer_through(inner) if durable else inner.pwrite
         self.pread = inner.pread
         self.zero = inner.zero
         self.discard = inner.discard
@@ -55,6 +56,10 @@ class MeteredDevice:
 
     def pwrite(self, offset: int, data: Buffer) -> None:
         self._inner.pwrite(offset, data)
+        self.written_bytes += len(data)
+
+    def pwrite_and_flush(self, offset: int, data: Buffer) -> None:
+        self._write_through(offset, data)
         self.written_bytes += len(data)
 
     def flush(self) -> None:

@@ -136,6 +136,39 @@ class Counts:
         self.cursor = begin + length
         return begin, length
 
+    def allocate_one(self) -> int | None:
+        """Take the first free block from the cursor on, wrapping once; None when there is none."""
+        block = self.cursor
+        index, offset = divmod(block, ENTRIES_PER_BITMAP)
+        counts = self._bitmaps.get(index)
+        if counts is None or block >= self.nr_blocks or counts[offset]:
+            block, length = self.allocate(1)
+            return block if length else None
+        counts[offset] = NEW_ONCE
+        self.entries[index].nr_free -= 1
+        self.allocated += 1
+        self.taken += 1
+        self._note_changed(index, offset, offset + 1)
+        self.cursor = block + 1
+        return block
+
+    def seek_free_run(self, length: int) -> None:
+        """Have the next allocations begin at the first run of so many free blocks, or at the first free block.
+
+        Only bitmaps that are in memory are looked at: where one is not, it is where they begin.
+        """
+        wanted = bytes(length)
+        self.cursor = 0
+        for index, entry in enumerate(self.entries):
+            if entry.nr_free < length:
+                continue
+            base = index * ENTRIES_PER_BITMAP
+            counts = self._bitmaps.get(index)
+            offset = 0 if counts is None else counts.find(wanted, 0, self.nr_blocks - base)
+            if offset >= 0:
+                self.cursor = base + offset
+                return
+
     def _find_free(self, begin: int, end: int) -> tuple[int, int, bytearray, int] | None:
         """First free block in [begin, end): (bitmap, offset, its counts, end of the search inside it)."""
         while begin < end:

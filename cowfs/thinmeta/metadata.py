@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import Final
 
 import msgspec
 
@@ -39,7 +40,6 @@ from cowfs.thinmeta.format import (
     ENTRIES_PER_BITMAP,
     MAX_DATA_BLOCK,
     MAX_METADATA_BITMAPS,
-    SUPERBLOCK_LOCATION,
     U64,
     DeviceDetails,
     Node,
@@ -55,6 +55,8 @@ from cowfs.units import (
     METADATA_BLOCK_BYTES,
     is_data_block_size,
 )
+
+_NEIGHBOURS: Final = 4  # free blocks in a row: what one message changes, and goes in one write
 
 
 class Metadata:
@@ -480,10 +482,8 @@ class Metadata:
         self.check_writable()
         self._write_details()
         self._maps.update_trees(self._superblock)
-        self._store.write_nodes(self._maps.metadata_blocks(self._superblock))
-        self._device.flush()
-        self._device.pwrite(SUPERBLOCK_LOCATION, self._superblock.pack())
-        self._device.flush()
+        self._store.flush_nodes(self._maps.metadata_blocks(self._superblock))
+        self._store.write_first_block(self._superblock.pack())
         freed = self._maps.data.freed_runs()
         self._end_transaction()
         return freed
@@ -496,7 +496,7 @@ class Metadata:
 
     def _end_transaction(self) -> None:
         self._store.counts.end_transaction()
-        self._store.counts.cursor = 0
+        self._store.counts.seek_free_run(_NEIGHBOURS)
         self._maps.data.end_transaction()
         for thin in self._changed_thins.values():
             thin.changed = thin.details_changed = False

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, writer_through
 from cowfs.errors import MetadataCorrupt, OutOfMetadataSpace, PoolIoError
 from cowfs.thinmeta.counts import NEW_ONCE, Counts
 from cowfs.thinmeta.format import Node, ValueKind
@@ -34,6 +34,7 @@ class Store:
 
     def __init__(self, device: BlockDevice, cache_nodes: int = DEFAULT_CACHE_NODES) -> None:
         self.device = device
+        self._write_through = writer_through(device)
         self.counts: Counts
         self._cache_nodes = cache_nodes
         self._clean: dict[int, Node] = {}
@@ -107,8 +108,8 @@ class Store:
 
     def allocate(self) -> int:
         """A metadata block, counted once. Raises OutOfMetadataSpace."""
-        location, length = self.counts.allocate(1)
-        if not length:
+        location = self.counts.allocate_one()
+        if location is None:
             raise OutOfMetadataSpace(
                 f"all {self.counts.nr_blocks} metadata blocks are in use; enlarge the metadata device"
             )
@@ -119,8 +120,18 @@ class Store:
         self._dirty.pop(location, None)
         self._clean.pop(location, None)
 
-    def write_nodes(self, others: Mapping[int, bytes] = MappingProxyType({})) -> None:
-        """Write every dirty node, and other blocks by their locations; neighbours go in one write."""
+    def flush_nodes(self, others: Mapping[int, bytes]) -> None:
+        """Write every dirty node, and other blocks by their locations, and flush the device."""
+        if not self._dirty and not others:
+            self.device.flush()
+        self.write_nodes(others, is_flushed=True)
+
+    def write_nodes(self, others: Mapping[int, bytes] = MappingProxyType({}), *, is_flushed: bool = False) -> None:
+        """Write every dirty node, and other blocks by their locations; neighbours go in one write.
+
+        Args:
+            is_flushed: flush the device with the last of them.
+        """
         locations = sorted([*self._dirty, *others])
         begin = 0
         while begin < len(locations):
@@ -130,7 +141,10 @@ class Store:
             data = b"".join(
                 [others.get(location) or self._dirty[location].pack(location) for location in locations[begin:end]]
             )
-            self.write_block(locations[begin], data)
+            if is_flushed and end == len(locations):
+                self.write_block_through(locations[begin], data)
+            else:
+                self.write_block(locations[begin], data)
             begin = end
         dirty, self._dirty = self._dirty, {}
         for location, node in dirty.items():
@@ -138,9 +152,17 @@ class Store:
 
     def write_block(self, location: int, data: bytes) -> None:
         """Write a block, or several that follow one another."""
-        if location <= 0:
-            raise PoolIoError(f"refusing to write metadata block {location} outside a commit's last step")
+        _require_not_first(location)
         self.device.pwrite(location * METADATA_BLOCK_BYTES, data)
+
+    def write_block_through(self, location: int, data: bytes) -> None:
+        """The same, and flush the device."""
+        _require_not_first(location)
+        self._write_through(location * METADATA_BLOCK_BYTES, data)
+
+    def write_first_block(self, data: bytes) -> None:
+        """The last step of a commit: write block 0, and flush the device."""
+        self._write_through(0, data)
 
     def reset(self) -> None:
         """Forget everything, as after an abort."""
@@ -153,3 +175,8 @@ class Store:
             for oldest in list(clean)[: max(1, self._cache_nodes // 8)]:
                 del clean[oldest]
         clean[location] = node
+
+
+def _require_not_first(location: int) -> None:
+    if location <= 0:
+        raise PoolIoError(f"refusing to write metadata block {location} outside a commit's last step")

@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,3 +132,33 @@ def test_a_file_without_permission_is_named(ordinary_user: Account, role: str) -
     )
     result = ordinary_user.run([sys.executable, "-c", code, table.format()])
     assert result.stdout == (f"{errno.EACCES} {role} device {directory / role} cannot be opened: permission denied\n")
+
+
+def test_a_message_is_two_writes_and_waits_for_the_disk_twice(
+    table: PoolTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a snapshot or a removal changes lies in neighbouring blocks, before the superblock."""
+    calls: list[tuple[str, int]] = []
+    with closing(load_backend("emulated").open_pool("pool", table)) as pool:
+        pool.create_thin(0)
+        thin = pool.activate("thin", 0, Sectors(8 * 128))
+        thin.pwrite(0, b"a" * (4 * BLOCK))
+        thin.close()
+        for name in ("pwrite", "pwritev", "fdatasync"):
+            call = getattr(os, name)
+
+            def noted(*arguments: object, name: str = name, call: Any = call) -> object:
+                calls.append((name, arguments[2] if name != "fdatasync" else 0))  # type: ignore[arg-type]
+                return call(*arguments)
+
+            monkeypatch.setattr(os, name, noted)
+        for _ in range(6):  # from some message on, blocks that one frees are those that the next but one takes
+            pool.create_snap(1, 0)
+            pool.delete(1)
+        calls.clear()
+        for message in ("create_snap 1 0", "delete 1", "create_snap 1 0", "delete 1"):
+            pool.message(message)
+            assert [name for name, _ in calls] == ["pwritev", "pwritev"], message
+            assert [bool(offset) for _, offset in calls] == [True, False], message
+            calls.clear()
+        monkeypatch.undo()
