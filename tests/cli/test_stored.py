@@ -464,6 +464,8 @@ def test_directories_of_no_devicemapper_daemon(cowfs_anywhere: Run, root: Path, 
         outcome = cowfs_anywhere("--home", other, "docker", "images")
         assert outcome.status != 0
         assert words.get(text, text) in outcome.error
+    # Which has a directory of the driver's name, and no layers in it.
+    assert "name the daemon's directory" in cowfs_anywhere("--home", root / "image", "docker", "images").error
     (root / DIRECTORY).unlink()
     assert (
         "the directory 'devicemapper' with their layers is missing"

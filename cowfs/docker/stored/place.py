@@ -58,6 +58,6 @@ def _what_is_there(path: Path) -> str:
             )
         if (root / "image" / DRIVER).is_dir():
             return f"{root} has the daemon's images, and the directory '{DRIVER}' with their layers is missing"
-        if (root / DRIVER).is_dir():
+        if any((root / DRIVER / name).is_dir() for name in ("metadata", DRIVER)):
             return f"{root} has the layers, and the directory 'image/{DRIVER}' with the images' names is missing"
     return f"name the daemon's directory, such as /var/lib/docker, which has the directories '{DRIVER}' and 'image'"
