@@ -68,10 +68,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# --- the order of files
+# --- the order of files, and their limits
 
 
 GUESTS = ("uml", "docker")
+GUEST_SECONDS = 3600  # of a test in a guest, whose steps have limits: so that it ends even where those fail
 DURATIONS = REPOSITORY / "tests" / "durations.txt"
 LEAST_SECONDS = 5
 
@@ -96,6 +97,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = [file for pair in zip_longest(guests, others) for file in pair if file]
     place = {file: number for number, file in enumerate(order)}
     items.sort(key=lambda item: place[item.path])
+    for item in items:
+        if "uml_kernel" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(GUEST_SECONDS))
 
 
 def relative(file: Path) -> str:

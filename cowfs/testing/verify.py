@@ -36,7 +36,7 @@ def verify(
     kernel: UmlKernel,
     environment: Mapping[str, str],
     guests: int = 1,
-    timeout_seconds: float | None = None,
+    silence_seconds: float | None = None,
 ) -> Iterator[Result]:
     """Play seeds on the emulated and the kernel's backend; results as they come, a seed with a difference the last.
 
@@ -44,7 +44,7 @@ def verify(
         steps: operations for each seed.
         environment: of the guests' commands.
         guests: how many at a time.
-        timeout_seconds: for each guest.
+        silence_seconds: from the result of one seed in a guest to the next.
 
     Raises:
         UmlError: a guest broke off, ran out of time (ETIMEDOUT), or what runs inside failed.
@@ -73,7 +73,7 @@ def verify(
                 kernel=kernel,
                 env=environment,
                 memory_bytes=_MEMORY_BYTES,
-                timeout_seconds=timeout_seconds,
+                silence_seconds=silence_seconds,
                 stdout=take,
                 stderr=errors.extend,
             )

@@ -58,6 +58,7 @@ def run(
     env: Mapping[str, str] = _DEFAULT_ENVIRONMENT,
     memory_bytes: int = DEFAULT_MEMORY_BYTES,
     timeout_seconds: float | None = None,
+    silence_seconds: float | None = None,
     stdin: int | None = None,
     stdout: Callable[[bytes], object] | None = None,
     stderr: Callable[[bytes], object] | None = None,
@@ -70,6 +71,7 @@ def run(
         env: its whole environment (DM_DISABLE_UDEV is added: no udev runs inside).
         memory_bytes: memory of the guest.
         timeout_seconds: for the command, counted from the start of the boot.
+        silence_seconds: from one piece of the command's output to the next, for a command that tells of its steps.
         stdin: descriptor to read its standard input from; None for no input.
         stdout, stderr: what takes its output, piece by piece as it comes; this process's own streams when None.
 
@@ -79,7 +81,7 @@ def run(
     Raises:
         MissingRequirement: no User-Mode Linux here.
         UmlError: the guest did not boot or broke off (EIO), the command could not be started (its errno's text), or it
-            ran out of time (ETIMEDOUT).
+            ran out of time or was silent for too long (ETIMEDOUT).
         KeyboardInterrupt: after the command was interrupted and the guest ended.
     """
     command = [str(argument) for argument in argv]
@@ -90,15 +92,17 @@ def run(
             init.ERRORS: stderr or _writer(sys.stderr.buffer),
         }
         try:
-            status = guest.carry(stdin, streams, deadline)
+            status = guest.carry(stdin, streams, deadline, silence_seconds)
         except KeyboardInterrupt:
             guest.end_command(signal.SIGINT, streams)
             raise
         if status is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                limit = f"{timeout_seconds:g} seconds"
+            else:
+                limit = f"{silence_seconds:g} seconds without output"
             guest.end_command(signal.SIGTERM, streams)
-            raise UmlError(
-                f"'{command[0]}' in User-Mode Linux was ended after {timeout_seconds:g} seconds", timed_out=True
-            )
+            raise UmlError(f"'{command[0]}' in User-Mode Linux was ended after {limit}", timed_out=True)
         guest.wait_until_halted()
         return status
 
@@ -139,13 +143,18 @@ class _Guest:
         self._unsent = bytearray()
         self._window = init.INPUT_WINDOW_BYTES
         self._ready = False
+        self._heard = 0.0  # when output came last, or the command started
         self._exit: bytes | None = None
         link.setblocking(False)
 
     def carry(
-        self, stdin: int | None, streams: Mapping[bytes, Callable[[bytes], object]], deadline: float | None
+        self,
+        stdin: int | None,
+        streams: Mapping[bytes, Callable[[bytes], object]],
+        deadline: float | None,
+        silence_seconds: float | None = None,
     ) -> int | None:
-        """Carry bytes until the command ends and give its status; None when the deadline came first.
+        """Carry bytes until the command ends and give its status; None when the deadline, or long silence, came first.
 
         Raises:
             UmlError: the guest broke off, or could not start the command.
@@ -156,10 +165,14 @@ class _Guest:
             self._unsent += init.frame(init.INPUT)
             input_open = False
         while self._exit is None:
-            limits = [limit for limit in (deadline, None if self._ready else boot_deadline) if limit is not None]
+            limits = [] if deadline is None else [deadline]
+            if not self._ready:
+                limits.append(boot_deadline)
+            elif silence_seconds is not None:
+                limits.append(self._heard + silence_seconds)
             left = min(limits) - time.monotonic() if limits else None
             if left is not None and left <= 0:
-                if deadline is not None and time.monotonic() >= deadline:
+                if self._ready or (deadline is not None and time.monotonic() >= deadline):
                     return None
                 raise self._broken(f"did not boot within {BOOT_TIMEOUT_SECONDS:g} seconds")
             wants_input = self._ready and input_open and not self._unsent and self._window > 0
@@ -206,6 +219,8 @@ class _Guest:
         if not data:
             raise self._broken("broke off")
         for kind, payload in self._reader.feed(data):
+            if kind not in (init.TAKEN, init.EXIT):
+                self._heard = time.monotonic()
             if kind == init.READY:
                 self._ready = True
             elif kind == init.TAKEN:

@@ -6,58 +6,22 @@ the same trees and the same differences.
 
 from __future__ import annotations
 
-import json
-import os
-import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cowfs.errors import MissingRequirement
-from cowfs.uml import UmlKernel, find_kernel, run_captured
-from tests.conftest import REPOSITORY
-from tests.kit import docker_engine
-
 DRIVERS = ("devicemapper", "cowfs")
-SECONDS = 1200
-ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(SECONDS + 60)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(steps_of: Callable[[str], dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By driver: what the steps came to."""
-    try:
-        kernel = find_kernel()
-        docker_engine.require()
-    except MissingRequirement as error:
-        pytest.skip(str(error))
-    if os.geteuid() != 0:
-        pytest.skip("dockerd needs files of its own owners, which only root can make; run: sudo make test")
-    directory = tmp_path_factory.mktemp("docker")
-
-    def run(driver: str) -> dict[str, Any]:
-        return in_guest(kernel, driver, directory / driver)
-
     with ThreadPoolExecutor() as pool:
-        return dict(zip(DRIVERS, pool.map(run, DRIVERS), strict=True))
-
-
-def in_guest(kernel: UmlKernel, driver: str, directory: Path) -> dict[str, Any]:
-    done = run_captured(
-        [sys.executable, "-m", "tests.docker.guest_docker", driver, str(directory)],
-        kernel=kernel,
-        cwd=REPOSITORY,
-        env=ENVIRONMENT,
-        memory_bytes=2 << 30,
-        timeout_seconds=SECONDS,
-    )
-    assert done.returncode == 0, f"{driver}: {done.stderr}"
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+        return dict(zip(DRIVERS, pool.map(steps_of, DRIVERS), strict=True))
 
 
 def test_the_status_has_the_same_items(results: dict[str, dict[str, Any]]) -> None:
@@ -90,32 +54,6 @@ def test_docker_runs_what_was_pushed_to_a_registry(results: dict[str, dict[str, 
     assert found["ids"] == [found["id"]] * 4
     assert found["states"] == ["present"]
     assert found["check"]
-
-
-def test_a_home_on_xfs_is_read_without_docker(results: dict[str, dict[str, Any]]) -> None:
-    """What Docker itself says of it is the judge; what was saved loads with the same ids."""
-    xfs = results["devicemapper"]["xfs"]
-    assert xfs["docker"]["filesystem"] == "xfs"
-    assert xfs["loaded"]["ids loaded"] == xfs["loaded"]["ids read"]
-    assert set(xfs["loaded"]["ids read"]) == {"built:latest", "image:latest"}
-    assert xfs["loaded"]["layers"] == xfs["docker"]["layers"]
-    assert xfs["loaded"]["run"] == "changed\n"
-    assert xfs["loaded"]["containers"] == ["one"]
-    ours = {name: fields for name, fields in xfs["loaded"]["export"].items() if name != "."}
-    assert {name.rstrip("/"): fields for name, fields in xfs["docker"]["export"].items()} == ours
-
-
-def test_a_home_on_xfs_is_compared_and_mounted(results: dict[str, dict[str, Any]]) -> None:
-    xfs = results["devicemapper"]["xfs"]
-    ours, theirs = set(xfs["without"]["layer changes"]), set(xfs["docker"]["diff"])
-    assert theirs <= ours
-    # Docker compares with a layer between the two, which has what it puts into every container.
-    assert {line.split("/")[1] for line in ours - theirs} == {".dockerenv", "dev", "etc", "proc", "sys"}
-    assert xfs["without"]["copied"] == "added\n"
-    assert {"built:latest", "image:latest", "one"} <= set(xfs["without"]["du"])
-    assert "usr/share/there/added/deep/file" in xfs["without"]["layer diff"]
-    assert {"bin", "etc", "tmp", "usr", "var", "added"} <= set(xfs["without"]["mount"]["names"])
-    assert xfs["without"]["mount"]["changed"] == "changed\n"
 
 
 def test_containers_are_exported_without_docker(results: dict[str, dict[str, Any]]) -> None:

@@ -6,27 +6,16 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cowfs.errors import UmlError
-from cowfs.uml import UmlKernel, run, run_captured
+from cowfs.uml import UmlKernel, run
 from tests.conftest import REPOSITORY
+from tests.kit.guests import ENVIRONMENT, STEP_SECONDS, run_in_guest
 
 LONG = {name: os.environ[name] for name in ("COWFS_TEST_LONG",) if name in os.environ}
-
-
-# For a guest whose checks have their own limit: only one that no longer runs them reaches it.
-GUEST_SECONDS = 1500
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test of a guest waits for all checks of the guest."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent and "results" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(GUEST_SECONDS + 60))
 
 
 class Results(dict[str, str]):
@@ -50,8 +39,8 @@ def results_of(uml_kernel: UmlKernel) -> Callable[..., dict[str, str]]:
                 [sys.executable, "-m", module],
                 kernel=uml_kernel,
                 cwd=REPOSITORY,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"} | LONG,
-                timeout_seconds=GUEST_SECONDS,
+                env=ENVIRONMENT | LONG,
+                silence_seconds=STEP_SECONDS,
                 stdout=outputs[0].append,
                 stderr=outputs[1].append,
                 **options,
@@ -79,13 +68,8 @@ def run_suite(kernel: UmlKernel, module: str, *arguments: str, **options: Any) -
     Returns:
         By case: result (passed, failed, skipped) and reason.
     """
-    done = run_captured(
-        [sys.executable, "-m", module, "--backend", "dmthin", "--json", *arguments, "/run"],
-        kernel=kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root", "TMPDIR": "/run"},
-        **options,
-    )
+    words = [module, "--backend", "dmthin", "--json", *arguments, "/run"]
+    done = run_in_guest(kernel, *words, env=ENVIRONMENT | {"TMPDIR": "/run"}, **options)
     found = {one["id"]: one for one in map(json.loads, done.stdout.splitlines())}
     assert found, done.stderr
     return found

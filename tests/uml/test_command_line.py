@@ -12,17 +12,9 @@ import pytest
 
 from cowfs.uml import UmlKernel
 from tests.conftest import REPOSITORY, Account, remove_tree
+from tests.kit.guests import run_in_guest_of
 
 GUEST = "tests.uml.guest_command_line"
-# Boots the guest, in a process of the user whose guest it is.
-CLIENT = """
-import os, sys
-from pathlib import Path
-from cowfs.uml import UmlKernel, run
-kernel = UmlKernel(Path(sys.argv[1]), Path(sys.argv[2]))
-sys.exit(run(sys.argv[3:], kernel=kernel, env=dict(os.environ), timeout_seconds=200))
-"""
-
 
 # What a disk was asked for and what that took: the kernel merges requests, and does not count all of it.
 COUNTERS = re.compile(
@@ -40,13 +32,10 @@ def records(lines: str) -> list[dict[str, Any]]:
 def kernels(uml_kernel: UmlKernel, make_ordinary_account: Callable[[], Account]) -> Iterator[list[dict[str, Any]]]:
     """What the kernel's pool answers in a guest of an ordinary user, which has root inside and fewer rights outside."""
     account = make_ordinary_account()
-    if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:
-        pytest.skip(f"{account.name} cannot reach {uml_kernel.executable}; run: sudo apt-get install user-mode-linux")
     directory = account.mkdir("theirs")
-    boot = [sys.executable, "-c", CLIENT, uml_kernel.executable, uml_kernel.modules]
-    done = account.run([*boot, sys.executable, "-m", GUEST, "dmthin", directory], cwd=REPOSITORY)
+    output = run_in_guest_of(account, uml_kernel, GUEST, "dmthin", directory)
     account.run(["thin_check", directory / "home" / "devicemapper" / "metadata"])
-    yield records(done.stdout)
+    yield records(output)
     remove_tree(account.directory)
 
 

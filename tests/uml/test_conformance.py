@@ -19,10 +19,7 @@ from cowfs.uml import UmlKernel
 from tests.uml.conftest import run_suite
 
 MEMORY_BYTES = 3 << 30
-TIMEOUT_SECONDS = 840
 BACKEND = load_backend("dmthin")
-
-pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +29,6 @@ def results(uml_kernel: UmlKernel, fast_directory: Path) -> dict[str, dict[str, 
         "cowfs.testing.conformance",
         f"--metadata-to={fast_directory}",
         memory_bytes=MEMORY_BYTES,
-        timeout_seconds=TIMEOUT_SECONDS,
     )
 
 

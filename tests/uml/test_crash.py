@@ -17,6 +17,7 @@ from cowfs.testing.judges import recount_findings
 from cowfs.uml import UmlKernel, run
 from tests.conftest import REPOSITORY
 from tests.devices.home_fakes import MIB, assert_whole, make_home, open_home
+from tests.kit.guests import ENVIRONMENT, STEP_SECONDS
 from tests.uml.guest_crash import CHECKS
 from tests.uml.guest_power_cut import DONE, Model, changes, expect
 
@@ -24,8 +25,6 @@ IS_LONG = "COWFS_TEST_LONG" in os.environ
 SEEDS = range(1, 13 if IS_LONG else 5)
 MOST_LINES = 300
 UNHEARD_CHANGES = 8
-
-pytestmark = pytest.mark.timeout(1800 if IS_LONG else 300)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +64,8 @@ def test_a_power_cut_leaves_a_change_done_or_undone(uml_kernel: UmlKernel, fast_
             [sys.executable, "-m", "tests.uml.guest_power_cut", str(home), str(seed)],
             kernel=uml_kernel,
             cwd=REPOSITORY,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-            timeout_seconds=120,
+            env=ENVIRONMENT,
+            silence_seconds=STEP_SECONDS,
             stdout=listen,
             stderr=errors.append,
         )

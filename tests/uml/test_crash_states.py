@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from cowfs.crashes.disk import DiskHistory
 from cowfs.crashes.explorer import Explorer
 from cowfs.crashes.history import Loss, State
 from cowfs.home.requests.recordings import Write
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY, session_seed
+from cowfs.uml import UmlKernel
+from tests.conftest import session_seed
 from tests.crashes.conftest import OPTIONS
+from tests.kit.guests import run_in_guest
 from tests.uml.guest_journals import tree
 
 pytestmark = [pytest.mark.fuse, pytest.mark.slow]
@@ -102,13 +102,7 @@ def test_the_explorer_shows_what_the_kernel_shows(
         with monkeypatch.context() as mistake:
             mistake.setattr(DiskHistory, "durable_items", lambda self, position: self.issued_until(position))
             early = shown(explorer, states)
-    done = run_captured(
-        [sys.executable, "-m", "tests.uml.guest_crash_states", str(fast_directory)],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-        timeout_seconds=250,
-    )
+    done = run_in_guest(uml_kernel, "tests.uml.guest_crash_states", fast_directory)
     assert done.returncode == 0, done.stderr
     kernel = [json.loads(line)["tree"] for line in done.stdout.splitlines()]
     assert len(kernel) == len(states) == STATES

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import stat
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,10 @@ from cowfs.errors import FilesystemError
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
 from cowfs.testing.blockdev import memory_device
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY, session_seed
+from cowfs.uml import UmlKernel
+from tests.conftest import session_seed
 from tests.ext4.damage import BLOCK, SampleImage
+from tests.kit.guests import run_in_guest
 
 KINDS = {"plain": ["-O", "^metadata_csum"], "checksums": []}
 CASES = 12  # of each kind
@@ -96,13 +96,7 @@ def test_nothing_is_hidden_that_the_kernel_shows(
     directory.mkdir()
     for name, image in images.items():
         write_sparse(directory / name, image)
-    done = run_captured(
-        [sys.executable, "-m", "tests.uml.guest_damage", str(directory)],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-        timeout_seconds=250,
-    )
+    done = run_in_guest(uml_kernel, "tests.uml.guest_damage", directory)
     assert done.returncode == 0, done.stderr
     trees = {line["name"]: line["tree"] for line in map(json.loads, done.stdout.splitlines())}
     assert trees.keys() == images.keys()

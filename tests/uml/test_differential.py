@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ from cowfs.testing.differential import SideBySide
 from cowfs.testing.generator import Generator
 from cowfs.testing.script import Geometry, Player
 from cowfs.testing.verify import Summary, verify
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY, session_seed
+from cowfs.uml import UmlKernel
+from tests.conftest import session_seed
+from tests.kit.guests import STEP_SECONDS, run_in_guest
 from tests.uml.planted import BUGS, MOST_SEEDS, BuggyBackend, no_bug
 
 IS_LONG = "COWFS_TEST_LONG" in os.environ
@@ -31,14 +31,19 @@ EXPECTED = {
 EMULATED = load_backend("emulated")
 
 
-@pytest.mark.timeout(900)
 def test_no_difference_to_the_kernel(uml_kernel: UmlKernel) -> None:
     """All 200 of them: python -m cowfs.testing.verify --count 200"""
     summary = Summary()
     environment = dict(os.environ)
     first = session_seed() * 10_000
     for result in verify(
-        first, SEEDS, steps=STEPS, kernel=uml_kernel, environment=environment, guests=2, timeout_seconds=840
+        first,
+        SEEDS,
+        steps=STEPS,
+        kernel=uml_kernel,
+        environment=environment,
+        guests=2,
+        silence_seconds=STEP_SECONDS,
     ):
         summary.add(result)
     again = f"python -m cowfs.testing.verify --seed {first} --count {SEEDS} --steps {STEPS}"
@@ -100,18 +105,11 @@ def beside_the_honest(name: str, directory: Path) -> SideBySide:
     return SideBySide(backends, directory, thin_check=False)
 
 
-@pytest.mark.timeout(1800)
 def test_planted_bugs_are_found_beside_the_kernel(uml_kernel: UmlKernel) -> None:
     """One in four of them, since a guest takes seconds for each seed; all with COWFS_TEST_LONG=1."""
     every = 1 if IS_LONG else 4
-    result = run_captured(
-        [sys.executable, "-m", "tests.uml.planted", str(FIRST_SEED), str(STEPS), str(every)],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env=dict(os.environ),
-        memory_bytes=1 << 30,
-        timeout_seconds=1740,
-    )
+    words = ["tests.uml.planted", FIRST_SEED, STEPS, every]
+    result = run_in_guest(uml_kernel, *words, env=dict(os.environ), memory_bytes=1 << 30)
     print(result.stdout)
     assert result.returncode == 0, result.stderr
     found = dict(map(json.loads, result.stdout.splitlines()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from cowfs.uml import UmlKernel
 from cowfs.units import Sectors
 from cowfs_dmthin import abi
 from cowfs_dmthin.pool import dm_name_of_thin
-from tests.conftest import REPOSITORY, Account
+from tests.conftest import Account
+from tests.kit.guests import run_in_guest_of
 from tests.uml.guest_dmthin import check
-from tests.uml.test_command_line import CLIENT
 
 TABLE = PoolTable(Sectors(1280), "/nowhere/metadata", "/nowhere/data", Sectors(128))
 
@@ -36,15 +35,12 @@ def test_in_the_guest(results: dict[str, str], name: str) -> None:
 
 def test_a_home_is_used_by_both_backends(uml_kernel: UmlKernel, account: Account) -> None:
     """Made by one, extended by the other, mounted by both; they tell the same."""
-    if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:
-        pytest.skip(f"{account.name} cannot reach {uml_kernel.executable}; run: sudo apt-get install user-mode-linux")
     home, point = account.directory / "home", account.mkdir("point")
     cowfs = ["cowfs", "--home", home]
     account.run([*cowfs, "init", "--data-size", "256M", "--metadata-size", "4M", "--base-size", "64M"])
     account.run([*cowfs, "create", "ours"])
-    boot = [sys.executable, "-c", CLIENT, uml_kernel.executable, uml_kernel.modules]
-    guest = [*boot, sys.executable, "-m", "tests.uml.guest_both_backends", home, point]
-    seen = json.loads(account.run(guest, cwd=REPOSITORY).stdout.splitlines()[-1])
+    output = run_in_guest_of(account, uml_kernel, "tests.uml.guest_both_backends", home, point)
+    seen = json.loads(output.splitlines()[-1])
     assert seen["read"] == {
         "theirs": "written through the kernel\nand more\n",
         "frozen": "written through the kernel\n",

@@ -6,13 +6,11 @@ import json
 import re
 import sys
 
-import pytest
-
 from cowfs.uml import UmlKernel
 from tests.conftest import REPOSITORY, Account
 from tests.docker_home import DIRECTORY, LAYER_1, LAYER_2, LAYER_3, UNPACK
+from tests.kit.guests import run_in_guest_of
 from tests.uml.guest_docker_home import CLOSED
-from tests.uml.test_command_line import CLIENT
 
 
 def plain(text: str) -> str:
@@ -21,8 +19,6 @@ def plain(text: str) -> str:
 
 
 def test_both_backends_show_the_same_trees(uml_kernel: UmlKernel, account: Account, needs_fuse: None) -> None:
-    if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:
-        pytest.skip(f"{account.name} cannot reach {uml_kernel.executable}; run: sudo apt-get install user-mode-linux")
     account.run(UNPACK)
     home, point = account.directory / DIRECTORY, account.mkdir("point")
     cowfs = ["cowfs", "--home", home]
@@ -39,9 +35,7 @@ def test_both_backends_show_the_same_trees(uml_kernel: UmlKernel, account: Accou
     told = {what: account.run([*cowfs, what]).stdout for what in ("list", "dmstatus", "dump")}
     assert trees.keys() == {LAYER_1, LAYER_2, LAYER_3}
 
-    boot = [sys.executable, "-c", CLIENT, uml_kernel.executable, uml_kernel.modules]
-    guest = [*boot, sys.executable, "-m", "tests.uml.guest_docker_home", home, point]
-    output = account.run(guest, cwd=REPOSITORY).stdout
+    output = run_in_guest_of(account, uml_kernel, "tests.uml.guest_docker_home", home, point)
     records = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     for how in ("kernel", "view"):
         found = {record["name"]: record["tree"] for record in records if record["how"] == how}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY
+from cowfs.uml import UmlKernel
+from tests.kit.guests import run_in_guest
 
 EXPECTED = {
     "whole": (True, "", ""),
@@ -20,13 +19,7 @@ EXPECTED = {
 
 
 def test_each_thing_that_is_missing_is_reported(uml_kernel: UmlKernel) -> None:
-    done = run_captured(
-        [sys.executable, "-m", "tests.uml.guest_doctor"],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"},
-        timeout_seconds=120,
-    )
+    done = run_in_guest(uml_kernel, "tests.uml.guest_doctor")
     assert done.returncode == 0, done.stderr
     found = {record["state"]: record for record in map(json.loads, done.stdout.splitlines())}
     assert found.keys() == EXPECTED.keys()

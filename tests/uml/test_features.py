@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import stat
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from cowfs.errors import FilesystemError
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
 from cowfs.filetree import ROOT_INODE
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY
+from cowfs.uml import UmlKernel
 from tests.ext4.crash_world import read_state
+from tests.kit.guests import run_in_guest
 from tests.uml.test_journals import as_seen
 
 MIB = 1 << 20
@@ -123,13 +122,7 @@ def test_every_feature_beside_the_kernel(uml_kernel: UmlKernel, fast_directory: 
         make(fast_directory / f"ours-{name}", options)
         change(fast_directory / f"ours-{name}")
         expected[f"ours-{name}"] = tree_of(fast_directory / f"ours-{name}")
-    done = run_captured(
-        [sys.executable, "-m", "tests.uml.guest_features", str(fast_directory)],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-        timeout_seconds=250,
-    )
+    done = run_in_guest(uml_kernel, "tests.uml.guest_features", fast_directory)
     assert done.returncode == 0, done.stderr
     lines = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
     not_mounted = {name for name, line in lines.items() if "error" in line}

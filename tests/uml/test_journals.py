@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from cowfs.ext4.journal.recovery import needs_recovery
 from cowfs.ext4.tools import commands as tools
 from cowfs.ext4.volume import Volume
 from cowfs.testing.blockdev import memory_device
-from cowfs.uml import UmlKernel, run_captured
-from tests.conftest import REPOSITORY, session_seed
+from cowfs.uml import UmlKernel
+from tests.conftest import session_seed
 from tests.ext4.conftest import FEATURE_SETS, MIB
 from tests.ext4.crash_world import CrashWorld, State, fsck, make_image, read_state
+from tests.kit.guests import run_in_guest
 
 CRASHES = 5  # of each set of features
 KINDS = ["1k-blocks", "no-checksums"]
@@ -63,13 +63,7 @@ def test_the_kernel_and_we_replay_each_others_journals(
             expected[name] = read_tree(memory_device(image), read_only=True)
     assert len(expected) > CRASHES
     make_image(fast / "theirs", ["-b", "4096"], 32 * MIB)
-    done = run_captured(
-        [sys.executable, "-m", "tests.uml.guest_journals", str(fast), str(session_seed())],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"},
-        timeout_seconds=250,
-    )
+    done = run_in_guest(uml_kernel, "tests.uml.guest_journals", fast, session_seed())
     assert done.returncode == 0, done.stderr
     seen = {line["name"]: line["tree"] for line in map(json.loads, done.stdout.splitlines())}
     for name, tree in expected.items():

@@ -26,8 +26,9 @@ from cowfs.testing.judges import require_clean_file
 from cowfs.testing.script import Geometry, Player, make_files, play_directory
 from cowfs.thinmeta import Metadata
 from cowfs.thinmeta.xml import dump
-from cowfs.uml import UmlKernel, run
+from cowfs.uml import UmlKernel
 from tests.conftest import REPOSITORY, session_seed
+from tests.kit.guests import run_in_guest
 
 HISTORIES = int(os.environ.get("COWFS_TEST_HISTORIES", "50"))
 STEPS = 40
@@ -135,16 +136,9 @@ def histories(fast_directory: Path, uml_kernel: UmlKernel) -> dict[str, History]
             history.play_emulated(history.mixed, 0)
             handed_over.update(features_of(history.mixed))
         history.write_script(history.mixed, 0 if history.kernel_first else 1)
-    errors: list[bytes] = []
-    status = run(
-        [sys.executable, "-m", "cowfs.testing.script", "--backend", "dmthin", *(str(h.mixed) for h in found)],
-        kernel=uml_kernel,
-        cwd=REPOSITORY,
-        timeout_seconds=900,
-        stdout=lambda data: None,
-        stderr=errors.append,
-    )
-    assert status == 0, b"".join(errors).decode()
+    mixed = [history.mixed for history in found]
+    done = run_in_guest(uml_kernel, "cowfs.testing.script", "--backend", "dmthin", *mixed)
+    assert done.returncode == 0, done.stderr
     handed_back: Counter[str] = Counter()
     for history in found:
         handed_back.update(features_of(history.mixed))

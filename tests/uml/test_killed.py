@@ -16,6 +16,7 @@ from cowfs.testing.judges import require_clean_file
 from cowfs.testing.script import Geometry, make_files, pattern, play_directory
 from cowfs.uml import UmlKernel, run
 from tests.conftest import REPOSITORY, session_seed
+from tests.kit.guests import STEP_SECONDS, run_in_guest
 
 KILLS = int(os.environ.get("COWFS_TEST_KILLS", "3"))
 GEOMETRY = Geometry(data=1000, metadata=512, thin=64 * 128)
@@ -149,7 +150,7 @@ def play_until_killed(kernel: UmlKernel, directory: Path, script: list[str], mom
             [sys.executable, "-c", PROGRAM, str(directory)],
             kernel=kernel,
             cwd=REPOSITORY,
-            timeout_seconds=200,
+            silence_seconds=STEP_SECONDS,
             stdout=take,
         )
     outcomes = seen.decode().splitlines()
@@ -157,7 +158,6 @@ def play_until_killed(kernel: UmlKernel, directory: Path, script: list[str], mom
     return len(outcomes)
 
 
-@pytest.mark.timeout(900)
 def test_a_killed_kernel_loses_nothing_flushed(uml_kernel: UmlKernel, fast_directory: Path) -> None:
     pools = []
     for seed in range(session_seed() * 1000, session_seed() * 1000 + KILLS):
@@ -174,9 +174,8 @@ def test_a_killed_kernel_loses_nothing_flushed(uml_kernel: UmlKernel, fast_direc
     for directory in pools:
         (directory / "script").write_text("\n".join([GEOMETRY.format(), *AFTERWARDS]) + "\n")
         shutil.copytree(directory, directory.with_suffix(".emulated"))
-    command = [sys.executable, "-m", "cowfs.testing.script", "--backend", "dmthin", *map(str, pools)]
-    status = run(command, kernel=uml_kernel, cwd=REPOSITORY, timeout_seconds=200, stdout=lambda data: None)
-    assert status == 0
+    played = run_in_guest(uml_kernel, "cowfs.testing.script", "--backend", "dmthin", *pools)
+    assert played.returncode == 0, played.stderr
     for directory in pools:
         copy = directory.with_suffix(".emulated")
         assert play_directory(EMULATED, copy) == (directory / "outcomes").read_text().splitlines()

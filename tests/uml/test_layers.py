@@ -9,14 +9,11 @@ from cowfs.uml import UmlKernel
 from tests.uml.conftest import run_suite
 
 MEMORY_BYTES = 2 << 30
-TIMEOUT_SECONDS = 840
-
-pytestmark = pytest.mark.timeout(TIMEOUT_SECONDS + 60)
 
 
 @pytest.fixture(scope="module")
 def results(uml_kernel: UmlKernel) -> dict[str, dict[str, str]]:
-    return run_suite(uml_kernel, "cowfs.testing.layers", memory_bytes=MEMORY_BYTES, timeout_seconds=TIMEOUT_SECONDS)
+    return run_suite(uml_kernel, "cowfs.testing.layers", memory_bytes=MEMORY_BYTES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)

@@ -10,14 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cowfs.errors import MissingRequirement, UmlError
-from cowfs.uml import UmlKernel, find_kernel, init, run, run_captured
+from cowfs.uml import UmlKernel, find_kernel, guest, init, run, run_captured
 from cowfs.uml.processor import claimed_processor
 from tests.conftest import Account
 
@@ -122,6 +124,33 @@ def test_time_runs_out(uml_kernel: UmlKernel, temporary: Path) -> None:
         run(["sleep", "1000"], kernel=uml_kernel, timeout_seconds=4)
     assert caught.value.timed_out
     assert not guest_files(temporary)
+
+
+def test_a_command_that_is_silent_for_too_long_is_ended(uml_kernel: UmlKernel, temporary: Path) -> None:
+    with pytest.raises(UmlError, match="ended after 1 seconds without output") as caught:
+        run(["sh", "-c", "echo up; exec sleep 1000"], kernel=uml_kernel, silence_seconds=1, timeout_seconds=1000)
+    assert caught.value.timed_out
+    assert not guest_files(temporary)
+
+
+def test_each_piece_of_output_begins_a_new_silence(uml_kernel: UmlKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says a word, waits for an answer that comes 100 seconds later by the clock, and says the next."""
+    passed_seconds = 0.0
+    monkeypatch.setattr(guest, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed_seconds))
+    reads, writes = os.pipe()
+
+    def answer_late(word: bytes) -> None:
+        nonlocal passed_seconds
+        passed_seconds += 100
+        os.write(writes, b"\n")
+
+    script = "for word in 1 2 3; do echo $word; read answer; done"
+    try:
+        assert run(["sh", "-c", script], kernel=uml_kernel, silence_seconds=150, stdin=reads, stdout=answer_late) == 0
+    finally:
+        os.close(reads)
+        os.close(writes)
+    assert passed_seconds == 300
 
 
 def test_a_guest_that_cannot_boot_shows_its_console(uml_kernel: UmlKernel, temporary: Path) -> None:

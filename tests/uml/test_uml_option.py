@@ -14,13 +14,13 @@ import pytest
 from cowfs.cli.app import run
 from cowfs.uml import UmlKernel
 from tests.conftest import Account
+from tests.kit.guests import require_reachable
 
 SMALL = ("--data-size", "64M", "--metadata-size", "4M", "--base-size", "16M")
 
 
 def test_a_home_is_made_and_used(uml_kernel: UmlKernel, account: Account) -> None:
-    if account.run(["test", "-x", uml_kernel.executable], check=False).returncode != 0:
-        pytest.skip(f"{account.name} cannot reach {uml_kernel.executable}; run: sudo apt-get install user-mode-linux")
+    require_reachable(account, uml_kernel)
     cowfs = ["cowfs", "--uml", "--home", "home"]
     assert account.run([*cowfs, "init", *SMALL]).stdout.startswith("made ")
     account.run(["cowfs", "--home", "home", "create", "web"])
