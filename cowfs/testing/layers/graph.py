@@ -160,16 +160,17 @@ def added_modified_and_deleted_files_are_told(lab: LayerLab) -> None:
 
 @case("graph-8", "SetQuota")
 def a_layer_holds_as_much_as_its_size(lab: LayerLab) -> None:
-    lab.use_options("dm.basesize=32M")
-    lab.create("small", None, {"size": "50M"})
-    expect_equal(int(lab.driver.metadata("small")["DeviceSize"]), 50 * MIB, "the size of the layer")
+    lab.use_options("dm.basesize=16M")
+    lab.create("small", None, {"size": "24M"})
+    expect_equal(int(lab.driver.metadata("small")["DeviceSize"]), 24 * MIB, "the size of the layer")
+    first = content(1, 12 * MIB)
     with lab.files("small") as files:
-        files.write("first", content(1, 25 * MIB))
+        files.write("first", first)
         files.write("second", b"")
         try:
-            files.write_at("second", 0, bytes(range(256)) * (50 * MIB // 256))
+            files.write_at("second", 0, bytes(range(256)) * (24 * MIB // 256))
         except OSError as error:
             expect_equal(error.errno in (errno.ENOSPC, errno.EDQUOT), True, f"an error of a full disk ({error})")
         else:
-            raise AssertionError("75 MiB fit into a layer of 50 MiB")
-        expect_equal(files.read("first"), content(1, 25 * MIB), "what was written before")
+            raise AssertionError("36 MiB fit into a layer of 24 MiB")
+        expect_equal(files.read("first"), first, "what was written before")
