@@ -1,4 +1,4 @@
-"""The how-tos run: their shell blocks in one shell and their Python, as root and as an ordinary user.
+"""The how-tos run: their shell blocks in one shell and their Python, as an ordinary user and, most of them, as root.
 
 One whose commands need what no machine has any more, a dead daemon's directory, shows them as `console` blocks.
 """
@@ -21,11 +21,22 @@ def blocks(text: str, language: str) -> list[str]:
 
 DIRECTORY = Path(__file__).resolve().parent.parent / "docs" / "how-to"
 HOW_TOS = [path for path in sorted(DIRECTORY.glob("*.md")) if blocks(path.read_text(), "sh")]
+COMPUTING = ("compare-engines", "test-with-pytest")  # much of the processor's time, and nothing that is for root
+CASES = [
+    pytest.param(user, path, id=f"{user}-{path.stem}")
+    for user in ("root", "ordinary")
+    for path in HOW_TOS
+    if user == "ordinary" or path.stem not in COMPUTING
+]
+
+
+def test_the_how_tos_that_compute_are_there() -> None:
+    assert {path.stem for path in HOW_TOS}.issuperset(COMPUTING)
 
 
 @pytest.mark.fuse
 @pytest.mark.slow
-@pytest.mark.parametrize("path", HOW_TOS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(("account", "path"), CASES, indirect=["account"])
 def test_how_to(account: Account, needs_fuse: None, path: Path, request: pytest.FixtureRequest) -> None:
     """Every command succeeds, and each line of the text blocks and behind `# ` after a print is printed."""
     text = path.read_text()

@@ -16,7 +16,15 @@ from cowfs.errors import UmlError
 from cowfs.uml import UmlKernel, run
 from tests.conftest import GUEST_SECONDS, REPOSITORY, Account
 
-ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+ENVIRONMENT: Final = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/root",
+    # Of the C library: memory that is freed is used again, as each page that is mapped anew is a call of the host.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 28),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 28),
+    "MALLOC_TOP_PAD_": str(4 << 20),
+}
 STEP_SECONDS: Final = 150
 # Boots a guest, in a process of the user whose guest it is.
 _CLIENT: Final = f"""
