@@ -86,6 +86,11 @@ def open_growing(path: str, *, force: bool = False, hint: str = "") -> int:
         raise _taken(path, hint) from None
 
 
+def is_special(path: str) -> bool:
+    """Whether a path leads to what cannot be read again: a device, a pipe, an open file by its number."""
+    return _descriptor_in(path) is not None or not os.path.isfile(path)
+
+
 def require_free(path: str, *, force: bool = False, hint: str = "") -> None:
     """Raises UsageError where `open_growing` would, before there is anything to write."""
     if _descriptor_in(path) is None and (status := _status(path)) is not None:

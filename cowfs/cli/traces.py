@@ -47,6 +47,7 @@ def record_command(
 
     The word record can be left out: cowfs trace NAME -o FILE.
     """
+    from cowfs.new_files import is_special
     from cowfs.traces.formats import open_trace
     from cowfs.traces.summary import summarize
 
@@ -64,6 +65,8 @@ def record_command(
             output.print_line(f"cowfs: recording the requests of {name}; {how}")
             with suppress(KeyboardInterrupt):
                 recording.ended.wait(seconds)
+    if is_special(path):
+        return status
     found = summarize(open_trace(path))
     if settings.as_json:
         output.print_json(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 from typing import TYPE_CHECKING
@@ -48,6 +49,23 @@ def test_traces_by_the_command_line(account: Account, needs_fuse: None) -> None:
         never = account.directory / "never.trace"
         assert "no program 'nosuch'" in mounted.refused(127, "trace", "web", "-o", never, "--", "nosuch")
         assert not never.exists()
+
+        # Into a pipe, and to a device, of which no figures can be shown.
+        words = [
+            "cowfs",
+            "--home",
+            mounted.home,
+            "trace",
+            "web",
+            "-o",
+            "/dev/stdout",
+            "--",
+            "sync",
+            mounted.target / "web",
+        ]
+        mounted.shell(f"{shlex.join(map(str, words))} | cat > piped.trace")
+        assert mounted.run("--json", "trace", "show", account.directory / "piped.trace").stdout
+        assert mounted.run("trace", "web", "-o", os.devnull, "--", "true").stdout == ""
 
         # Afterwards nothing is recorded, and another trace may begin. Ctrl-C ends it.
         second = account.directory / "second.trace"
