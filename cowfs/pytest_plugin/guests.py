@@ -18,8 +18,7 @@ from typing import IO, Any, Final
 
 import pytest
 
-from cowfs.pytest_plugin.in_guest import READY
-
+READY: Final = "ready"  # what the pytest in the guest sends first
 _MEMORY: Final = "1G"
 _MISSING: Final = 3  # exit status of `cowfs uml` where this machine has no such kernel
 _ENDING_SECONDS: Final = 60

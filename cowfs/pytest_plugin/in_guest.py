@@ -1,7 +1,8 @@
 """The pytest in a guest: runs the tests that it is asked to, one by one, and sends their reports (see `guests`).
 
 Requests are lines with the id of a test, as JSON. What it sends are lines of JSON: `READY`, then for each test its
-reports, and its id when it is done. They go over the streams that pytest was started with, and nothing else does.
+reports, and its id when it is done. They go over the streams that pytest was started with, and nothing else does: to
+import this takes the streams, so no other process may.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-READY: Final = "ready"
+from cowfs.pytest_plugin.guests import READY
 
 
 class _Rest(pytest.Item):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -92,6 +93,12 @@ def test_reports_of_the_guest_are_those_of_the_run(suite: Callable[[str], Suite]
     for text in ("what was printed", "for a reason", "ran in User-Mode Linux", "it went with the guest"):
         assert text in outcome.output
     assert made.left() == []
+
+
+def test_a_run_whose_tests_are_all_in_the_guest_shows_its_output() -> None:
+    """The streams that the pytest in the guest takes are its own, and not those of the pytest that started it."""
+    command = [sys.executable, "-c", "import cowfs.pytest_plugin.guests; print('shown')"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "shown\n"
 
 
 @pytest.mark.slow
