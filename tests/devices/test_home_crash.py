@@ -312,6 +312,45 @@ def test_making_the_base_again_survives_a_kill_at_every_step(world: World, tmp_p
     print(f"base again: killed at {points} points")
 
 
+def test_a_record_whose_transaction_file_a_crash_kept_from_the_disk_is_removed(tmp_path: Path) -> None:
+    """Two names in a directory become durable in any order, until that is synced; nothing of it is in the pool."""
+    world = EmulatedWorld(tmp_path / "home")
+    world.fill()
+    before = world.contents()
+    saved = world.save(tmp_path / "saved")
+    with world.open() as devices:
+        devices.create("new", parent="a")
+    record = (world.home / "metadata/new").read_bytes()
+    world.restore(saved)
+    (world.home / "metadata/new").write_bytes(record)
+    assert world.contents() == before
+    with world.open() as devices:
+        devices.create("new", parent="a")
+        assert_whole(devices)
+
+
+@pytest.mark.parametrize("larger", [False, True])
+def test_how_often_making_a_device_waits_for_the_directory_of_records(tmp_path: Path, larger: bool) -> None:
+    """Once for both names in it, unless something of the new thin is in the pool before its record."""
+    world = EmulatedWorld(tmp_path / "home")
+    world.fill()
+    steps = Steps()
+    system = DyingOs(steps)
+    synced: list[str] = []
+    fsync = system.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    system.fsync = noted  # type: ignore[method-assign]
+    with world.open(system=system) as devices:
+        synced.clear()
+        devices.create("new", parent="a", size_bytes=2 * MIB if larger else None)
+        assert synced.count("metadata") == (2 if larger else 1)
+        assert len(synced) == 4 + larger
+
+
 def test_the_seams_undo_what_was_not_synced(tmp_path: Path) -> None:
     system = DyingOs(Steps(), power_cut=True)
     path = str(tmp_path / "file")

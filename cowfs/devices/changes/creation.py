@@ -105,6 +105,7 @@ class Creation:
             partial(self._send, origin_name, size_bytes),
             partial(self._note_parents, origin_name, is_layer=is_layer),
             thin_id=thin_id,
+            is_one_commit=size_bytes in (None, origin.size),
         )
 
     def create_incomplete(

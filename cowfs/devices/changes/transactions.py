@@ -15,7 +15,9 @@ transaction, of which at most the record of a removed device is left, without it
 have forgotten it, since the next transaction's file makes that durable too. Every step of recovery may itself be cut
 short and is then done again.
 
-A pool that can commits the messages of one transaction at once. The order above holds for those that cannot.
+A pool that can commits the messages of one transaction at once. The order above holds for those that cannot. Where
+nothing else commits before the end, the names of the file and of the record become durable together, and a crash may
+leave a record of T+1 beside a file that does not say so: its thin is not in the pool, and it is removed.
 
 A failure without a crash is followed by the same recovery, at once; when even that fails (the pool became read-only, or
 the thin is busy in the kernel), the device is out of the map, its id stays taken, and every later change starts with
@@ -80,20 +82,23 @@ class Transactions:
         *,
         thin_id: int | None = None,
         incomplete: bool = False,
+        is_one_commit: bool = False,
     ) -> DeviceFile:
         """Make a device: a thin through `send`, given its id by name, and its record.
 
         Args:
             thin_id: an id that its caller has taken; a fresh one when None.
             incomplete: have the record in the home be marked for deletion; the one that is returned is not.
+            is_one_commit: `send` has nothing of the thin committed, where the pool can group messages.
         """
         self.finish_interrupted()
+        durable = self._grouping is None or not is_one_commit
         try:
             with self._together():
                 if thin_id is None:
-                    thin_id, transaction_id = self._make_thin(name, send)
+                    thin_id, transaction_id = self._make_thin(name, send, durable=durable)
                 else:
-                    transaction_id = self._open(name, thin_id)
+                    transaction_id = self._open(name, thin_id, durable=durable)
                     send({name: thin_id})
                 record = DeviceFile(thin_id, size_bytes, transaction_id)
                 self._store.save(name, msgspec.structs.replace(record, deleted=incomplete))
@@ -175,6 +180,7 @@ class Transactions:
             pending = self._store.load_transaction()
             if pending is not None:
                 self._recover(pending)
+            self._undo_without_file()
         except DamagedFile as error:
             self._recover_without_file(error)
         self._imports.recover()
@@ -195,6 +201,13 @@ class Transactions:
         self._undo(name, pending.device_id)
         if not self._store.read_only:
             self._store.files.remove(self._store.files.transaction)
+
+    def _undo_without_file(self) -> None:
+        """Remove the record of a transaction that was not closed, and whose file a crash kept from the disk."""
+        next_id = self.current_id() + 1
+        for name, record in list(self._store.items()):
+            if record.transaction_id == next_id and not self.is_in_pool(record.device_id):
+                self._undo(name, record.device_id)
 
     def _finish_removal(self, name: str, removed: TransactionFile) -> None:
         """Remove the record that a finished transaction may have left."""
@@ -282,14 +295,14 @@ class Transactions:
                 self._store.findings.append(HomeFinding("unfinished_change", found, "removed", None, made[0]))
         self._store.report_damaged(self._store.files.transaction, "the transaction file", damage)
 
-    def _make_thin(self, name: str, send: Callable[[Mapping[str, int]], None]) -> tuple[int, int]:
+    def _make_thin(self, name: str, send: Callable[[Mapping[str, int]], None], *, durable: bool) -> tuple[int, int]:
         """(id, transaction id) of a new thin, whose transaction is open."""
         for _ in range(_MAX_ID_ATTEMPTS):
             thin_id = self._ids.take()
             try:
                 if self.is_in_pool(thin_id):
                     raise ThinExists(f"thin {thin_id} is in pool {self._pool.name} and should not be")
-                transaction_id = self._open(name, thin_id)
+                transaction_id = self._open(name, thin_id, durable=durable)
                 send({name: thin_id})
             except ThinExists as error:
                 _log.warning("%s", error)
@@ -314,10 +327,11 @@ class Transactions:
             return False
         return True
 
-    def _open(self, name: str, thin_id: int) -> int:
+    def _open(self, name: str, thin_id: int, *, durable: bool = True) -> int:
         transaction_id = self.current_id() + 1
         self._is_finished = False
-        self._store.save_transaction(TransactionFile(transaction_id, name_to_hash(name), thin_id))
+        record = TransactionFile(transaction_id, name_to_hash(name), thin_id)
+        self._store.save_transaction(record, durable=durable)
         return transaction_id
 
     def _close(self, transaction_id: int) -> None:
@@ -340,7 +354,7 @@ class Transactions:
         try:
             self._pool.delete(thin_id)
         except NoSuchThin:
-            pass
+            self._undo_without_file()
         except PoolModeError:
             if self.is_in_pool(thin_id):
                 raise

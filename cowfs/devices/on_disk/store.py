@@ -222,8 +222,9 @@ class DeviceStore:
     def save_set(self, record: SetFile, *, durable: bool = True) -> None:
         self.files.write(self.files.set_file, msgspec.json.encode(record), durable=durable)
 
-    def save_transaction(self, record: TransactionFile) -> None:
-        self.files.write(self.files.transaction, msgspec.json.encode(record))
+    def save_transaction(self, record: TransactionFile, *, durable: bool = True) -> None:
+        """Write the transaction file; not `durable`, its name is so with that of the next record."""
+        self.files.write(self.files.transaction, msgspec.json.encode(record), durable=durable)
 
     def remove_transaction(self, transaction_id: int) -> None:
         """Remove the transaction file where it is about this one; the absence of records is durable then."""
