@@ -44,7 +44,7 @@ _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _REMOVED_LATER: Final = "it is removed as soon as that answers"
 _FOUND_MEANWHILE: Final = "that of a committed snapshot is being found; ask again in a moment"
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
-_LEFT_SECONDS: Final = 1.0  # until what a commit has left to do is done without a pause between calls
+_LEFT_SECONDS: Final = 5.0  # until what a commit has left to do is done without a pause between calls
 _NAME_MAX_CHARACTERS: Final = 4096
 MAX_SIZE: Final = "containerd.io/snapshot/max-size"  # a label: how much the files of an active one may take, in bytes
 

@@ -153,7 +153,7 @@ class HeldUp:
 
         async def settle() -> None:
             await trio.testing.wait_all_tasks_blocked()
-            self._engine_clock.jump(1)
+            self._engine_clock.jump(1)  # which is a pause
             await trio.testing.wait_all_tasks_blocked()
 
         trio.from_thread.run(settle, trio_token=self._engine)

@@ -62,7 +62,7 @@ async def test_what_takes_long_goes_on_between_calls_without_end(autojump_clock:
 
 
 async def test_what_a_commit_leaves_waits_for_a_pause(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
-    """As long as one call follows another, but for a second at most."""
+    """As long as one call follows another, but for five seconds at most."""
     del autojump_clock
     with opened(tmp_path / "home") as (home, store, snapshotter):
         async with removing(snapshotter), trio.open_nursery() as nursery:
@@ -81,10 +81,10 @@ async def test_what_a_commit_leaves_waits_for_a_pause(tmp_path: Path, autojump_c
             await call(snapshotter, "Commit", key="b", name="top")
             committed = trio.current_time()
             while devices_of(home) != {snapshot.device for snapshot in store.all()}:
-                assert trio.current_time() < committed + 1.1
+                assert trio.current_time() < committed + 5.1
                 await call(snapshotter, "View", key=str(trio.current_time()), parent="top")
                 await trio.sleep(0.04)
-            assert trio.current_time() > committed + 0.9, "not before one call followed another for long"
+            assert trio.current_time() > committed + 4.9, "not before one call followed another for long"
             nursery.cancel_scope.cancel()
 
 
