@@ -83,6 +83,7 @@ class _Call:
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     window: trio.Event = field(default_factory=trio.Event)
     failure: CallError | None = None
+    has_begun: bool = False  # the headers of its answer are sent
 
 
 async def serve_connection(
@@ -165,7 +166,6 @@ class _Connection:
         with call.scope:
             try:
                 with trio.fail_after(call.timeout_seconds):
-                    self._h2.send_headers(number, [(":status", "200"), ("content-type", CONTENT_TYPE)])
                     async for answer in self._handler(call)(Asked(_message_of(call), call.headers)):
                         await self._send(number, call, framed(answer))
             except CallError as error:
@@ -183,6 +183,7 @@ class _Connection:
             if message:
                 end.append(("grpc-message", urllib.parse.quote(message, safe=" !\"#$&'()*+,/:;<=>?@[\\]^`{|}")))
             try:
+                self._begin(number, call)
                 self._h2.send_headers(number, end, end_stream=True)
                 await self._flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError, h2.exceptions.ProtocolError):
@@ -196,17 +197,26 @@ class _Connection:
             raise CallError(Code.UNIMPLEMENTED, f"there is no method {call.path}")
         return handler
 
+    def _begin(self, number: int, call: _Call) -> None:
+        if not call.has_begun:
+            call.has_begun = True
+            self._h2.send_headers(number, [(":status", "200"), ("content-type", CONTENT_TYPE)])
+
     async def _send(self, number: int, call: _Call, data: bytes) -> None:
-        """Send a message as the client's windows allow."""
+        """Send a message as the client's windows allow; its last frame goes with what follows it, the end mostly."""
+        self._begin(number, call)
         view = memoryview(data)
-        while view:
+        while True:
+            window = call.window  # of before the flush, in which it may grow
             room = min(self._h2.local_flow_control_window(number), self._h2.max_outbound_frame_size, len(view))
-            if room <= 0:
-                await call.window.wait()
-                continue
-            self._h2.send_data(number, bytes(view[:room]))
-            view = view[room:]
+            if room > 0:
+                self._h2.send_data(number, bytes(view[:room]))
+                view = view[room:]
+            if not view:
+                return
             await self._flush()
+            if room <= 0:
+                await window.wait()
 
     async def _flush(self) -> None:
         async with self._sending:

@@ -123,6 +123,31 @@ async def test_calls_are_answered() -> None:
         assert (status, text) == (5, "no %C3%A4 x 100%25")
 
 
+async def test_an_answer_is_sent_in_one_piece() -> None:
+    """Headers, message and end: each piece more takes both sides another turn."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    pass_on = theirs.send_stream.send_all_hook
+    assert pass_on is not None
+    sent = 0
+
+    async def note() -> None:
+        nonlocal sent
+        sent += 1
+        await pass_on()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_connection, theirs, METHODS)
+        client = Client(ours)
+        await client.flush()
+        await trio.testing.wait_all_tasks_blocked()
+        theirs.send_stream.send_all_hook = note
+        for number in range(1, 4):
+            with trio.fail_after(30):
+                assert (await client.end(await client.begin("/s/echo", message(b"hello"))))[0] == 0
+            assert sent == number
+        await ours.aclose()
+
+
 async def test_a_long_call_does_not_hold_up_others() -> None:
     async with serving() as client:
         waiting = await client.begin("/s/wait", message(b""))
