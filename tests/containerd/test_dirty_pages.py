@@ -104,8 +104,8 @@ def test_a_commit_does_not_wait_for_space(server: Server) -> None:
     size_bytes = 24 * MIB
     sizes = ("dm.loopdatasize=16M", "dm.loopmetadatasize=2M", "dm.basesize=64M", NO_MINIMUM)
     with server.start(*sizes) as client:
+        root = path_of(client.call("Prepare", key="box"))  # from then on the home is made
         server.cowfs("pool", "set", "--no-space", "queue", "--no-space-timeout", "0")
-        root = path_of(client.call("Prepare", key="box"))
         with writer(server, root / "file", size_bytes) as program:
             program.fill_with("a")
             require_unavailable(client, "box", "first")
