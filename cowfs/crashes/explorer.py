@@ -168,7 +168,7 @@ class Explorer:
 
     def _require_recording(self) -> Recording:
         if self.recording is None:
-            raise UsageError("nothing was recorded yet: use 'with explorer.record() as path:' first")
+            raise UsageError("nothing was recorded yet; call 'record' first, in a 'with' statement")
         return self.recording
 
     def _paths_before(self, inodes: set[int]) -> Mapping[int, str]:

@@ -159,7 +159,7 @@ def test_marks_of_several_threads_are_all_there(mounted: MountedHome) -> None:
 def test_what_cannot_be_recorded_is_refused(mounted: MountedHome) -> None:
     home = mounted.home
     with Explorer.started(home, mounted.path) as explorer:
-        with pytest.raises(UsageError, match="nothing was recorded"):
+        with pytest.raises(UsageError, match="nothing was recorded yet; call 'record' first"):
             explorer.plan(1)
         with pytest.raises(UnknownDevice, match="is not recorded"):
             explorer.mark("too early")
