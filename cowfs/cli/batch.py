@@ -134,9 +134,9 @@ def _split(line: str) -> list[str]:
 def _invoke(ctx: click.Context, words: list[str]) -> Any:
     root = ctx.find_root()
     if words[0].startswith("-"):
-        raise UsageError(f"a line begins with a command, and {words[0]} has to come before 'batch', for all lines")
+        raise UsageError(f"a line begins with a command, and {words[0]} must come before 'batch', for all lines")
     if words[0] in _REFUSED or not _SERVING.isdisjoint(words):
-        raise UsageError(f"'{' '.join(words[:2])}' cannot be a line of a batch; run it on its own")
+        raise UsageError(f"'{' '.join(words[:2])}' cannot be a line of a batch; run it outside of the batch")
     group = root.command
     assert isinstance(group, click.Group)
     name, command, arguments = group.resolve_command(root, words)

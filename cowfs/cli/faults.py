@@ -121,7 +121,7 @@ def add_command(
     given = {field: value for field, value in given.items() if value is not None}
     if plan is not None:
         if name is not None or given or rule_name is not None:
-            raise UsageError("--plan says everything that a fault is; give it alone: faults add --plan FILE")
+            raise UsageError("--plan excludes all other options and arguments; give it alone: faults add --plan FILE")
         rules = read_plan(plan).rules
     elif name is None or kind is None:
         raise UsageError("which fault? faults add NAME KIND [OPERATION]..., or faults add --plan FILE")

@@ -305,7 +305,7 @@ def _chosen(images: list[FoundImage], tag: str | None, name: str | None, file: s
         return chosen
     if name is not None and len(images) > 1:
         raise UsageError(
-            f"{file} holds {len(images)} images, of which one is given a name; choose it by --image: {names}"
+            f"{file} holds {len(images)} images, and --name is for one of them; choose it by --image: {names}"
         )
     return images
 

@@ -49,7 +49,7 @@ def _one_line(error: click.ClickException) -> str:
     """What click complains about, as our errors are written."""
     if isinstance(error, click.NoSuchOption) and error.option_name in _GLOBAL_OPTIONS:
         name = error.option_name
-        return f"no such option '{name}' of this command; {name} has to come before it: cowfs {name} ... COMMAND"
+        return f"no such option '{name}' of this command; {name} must come before it: cowfs {name} ... COMMAND"
     text = " ".join(error.format_message().split()).rstrip(".")
     text = text[:1].lower() + text[1:]
     context = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "cowfs"

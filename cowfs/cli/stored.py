@@ -278,7 +278,7 @@ def save_command(
     if (all_to is not None) == bool(images):
         raise UsageError("save takes images, as in 'cowfs docker save web:1', or --all DIR for everything")
     if sum(option is not None for option in (file, layout, all_to)) > 1 or (all_to is not None and new_ids):
-        raise UsageError("--output, --oci and --all exclude each other; --all packs anew what has to be")
+        raise UsageError("--output, --oci and --all exclude each other; --all packs anew where that is needed")
     if all_to is not None:
         _save_all(settings, all_to)
         return

@@ -183,7 +183,7 @@ class OpenDevices:
             )
         self.close_volume(device)
         if device.view.is_attached:
-            raise DeviceBusy(f"device '{name}' cannot be written down; the log of the mount says why")
+            raise DeviceBusy(f"device '{name}' cannot be written to the pool; the log of the mount says why")
 
     def drop_if_unused(self, device: OpenDevice) -> None:
         is_used = device.view.is_known or device.view.is_attached or device.holds

@@ -47,12 +47,12 @@ BAD_REQUESTS: dict[str, tuple[list[str], int, str]] = {
     "global option late": (
         ["list", "--json"],
         USAGE,
-        "no such option '--json' of this command; --json has to come before it: cowfs --json ... COMMAND",
+        "no such option '--json' of this command; --json must come before it: cowfs --json ... COMMAND",
     ),
     "global option late, and like another": (
         ["list", "--home", "H"],
         USAGE,
-        "no such option '--home' of this command; --home has to come before it: cowfs --home ... COMMAND",
+        "no such option '--home' of this command; --home must come before it: cowfs --home ... COMMAND",
     ),
     "no choice made": (["completion"], USAGE, "'{bash|zsh|fish}'. Choose from: bash, zsh, fish; see 'cowfs completion"),
     "argument missing": (["snapshot", "web"], USAGE, "missing argument 'NAME...'; see 'cowfs snapshot --help'"),

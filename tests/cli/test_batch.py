@@ -103,8 +103,8 @@ def test_the_lines_after_a_help_are_run(cowfs: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("--json list", "a line begins with a command, and --json has to come before 'batch', for all lines"),
-        ("batch other", "'batch other' cannot be a line of a batch; run it on its own"),
+        ("--json list", "a line begins with a command, and --json must come before 'batch', for all lines"),
+        ("batch other", "'batch other' cannot be a line of a batch; run it outside of the batch"),
         ("uml true", "'uml true' cannot be a line of a batch"),
         ("mount --foreground web /mnt", "'mount --foreground' cannot be a line of a batch"),
         ("mount --as-server 7 {}", "'mount --as-server' cannot be a line of a batch"),

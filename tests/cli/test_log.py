@@ -85,7 +85,7 @@ def test_dash_v_shows_what_is_logged_at_its_level(
     [
         (["-q", "-v", "doctor"], "-q shows less and -v more; leave one of them out"),
         (["--log", "/nowhere/log", "doctor"], "--log: cannot write to /nowhere/log: No such file or directory"),
-        (["list", "-q"], "no such option '-q' of this command; -q has to come before it: cowfs -q ... COMMAND"),
+        (["list", "-q"], "no such option '-q' of this command; -q must come before it: cowfs -q ... COMMAND"),
         (["help", "nope"], "no such command 'nope'; see 'cowfs --help'"),
         (["help", "layer", "nope"], "no such command 'nope'; see 'cowfs layer --help'"),
         (["help", "list", "nope"], "no such command 'nope'; see 'cowfs list --help'"),

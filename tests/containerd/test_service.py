@@ -117,7 +117,7 @@ def test_a_passed_socket_is_served_and_stays(account: Account, needs_fuse: None,
     ("count", "words", "problem"),
     [
         ("2", [], "passed 2 sockets; one ListenStream= is needed"),
-        ("1", ["--socket", "elsewhere"], "and the socket is to be 'elsewhere'; name one place only"),
+        ("1", ["--socket", "elsewhere"], "and the socket must be 'elsewhere'; name one place only"),
     ],
 )
 def test_a_socket_that_is_passed_wrongly_is_refused(

@@ -38,4 +38,4 @@ def wipe(path: str) -> None:
     """Take off a device what `find` finds, so that nothing takes it for what it was."""
     status, text = tools.run("wipefs", ["--all", "--quiet", path], "util-linux")
     if status != 0:
-        raise HomeError(f"cannot take off {path} what is on it: wipefs says: {text.strip()}", errno=errno.EIO)
+        raise HomeError(f"cannot erase the signatures on {path}: wipefs says: {text.strip()}", errno=errno.EIO)

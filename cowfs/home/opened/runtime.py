@@ -99,7 +99,7 @@ def _made(path: str) -> str:
         raise HomeError(f"cannot make the directory {path}: {error.strerror}", errno=error.errno) from error
     if not _is_closed(path, _OTHERS):
         raise HomeError(
-            f"{path} has to be a directory of uid {os.geteuid()} that is closed to all others (mode 0700); move it "
+            f"{path} must be a directory of uid {os.geteuid()} that is closed to all others (mode 0700); move it "
             "away, or correct it",
             errno=errno.EPERM,
         )

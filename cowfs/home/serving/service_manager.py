@@ -52,7 +52,7 @@ def require_same_path(listener: socket.socket, path: Path) -> None:
     passed = os.fsdecode(name)
     if not passed or os.path.realpath(passed) != os.path.realpath(path):
         raise UsageError(
-            f"the service manager listens on {passed!r}, and the socket is to be {str(path)!r}; name one place only"
+            f"the service manager listens on {passed!r}, and the socket must be {str(path)!r}; name one place only"
         )
 
 
