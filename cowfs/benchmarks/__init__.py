@@ -4,10 +4,10 @@ figures      medians, spreads, the order of turns, ties
 machine      what this machine is like, and how loaded it is
 results      what a run has found, as a versioned JSON document
 accounting   processor time, memory and bytes written of processes; space on the host
+left_behind  removes what a run that was killed has left
 engines      what is compared: each makes, in a separate directory, disks and trees, and takes snapshots of them
 meter        what a workload measures with: a line is a block of work, its time, and all that was counted meanwhile
 workloads    what is asked: each is a context manager that prepares one engine and gives a function, one round of it
-left_behind  removes what a run that was killed has left
 unanswered   what was asked for by name and has no answer
 runner       takes rounds of all questions, with the engines in turns, and puts what was measured into a result
 comparison   two results, line by line

@@ -1,6 +1,7 @@
-"""What the janitor of a run does (`cowfs.janitor`): servers, mounts, LVM's devices and the directory of one killed go.
+"""What the janitor of a run does (`cowfs.janitor`): what one that was killed has left goes.
 
-A run that ends in any other way has taken everything down itself. Thins in a pool of the user's are not removed.
+Servers, mounts, LVM's devices, its thins in a pool of the user's, and its directory. A run that ends in any other way
+has taken everything down itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+THINS_FILE: Final = "thins"  # below the directory of a contender: the name of a pool, and ids of thins, line by line
 _LEASES_SECONDS: Final = 5.0  # in which the mounts of cowfs end by themselves
 _PAUSE_SECONDS: Final = 0.05
 _PATH: Final = f"{os.defpath}:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin"
@@ -35,6 +37,10 @@ def remove_left(place: Path) -> None:
     for pid in _servers(directory):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for record in place.glob(f"*/{THINS_FILE}"):
+        pool, *thin_ids = record.read_text().split("\n")
+        for thin_id in thin_ids:
+            _delete_thin(pool, thin_id)
     for loop in _loops(directory):
         for target in dict.fromkeys(_targets_above(loop)):
             _run("dmsetup", "remove", "--retry", target)
@@ -44,9 +50,19 @@ def remove_left(place: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(*words: str) -> None:
-    if program := shutil.which(words[0], path=_PATH):
-        subprocess.run([program, *words[1:]], stdin=subprocess.DEVNULL, check=False)
+def _delete_thin(pool: str, thin_id: str) -> None:
+    """The kernel may still be about the removal of its node."""
+    deadline = time.monotonic() + _LEASES_SECONDS
+    while not _run("dmsetup", "message", pool, "0", f"delete {thin_id}") and time.monotonic() < deadline:
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _run(*words: str) -> bool:
+    """Whether the program is there, and ended well."""
+    program = shutil.which(words[0], path=_PATH)
+    if program is None:
+        return False
+    return subprocess.run([program, *words[1:]], stdin=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def _mounts(directory: str) -> list[str]:

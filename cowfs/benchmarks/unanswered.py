@@ -54,7 +54,7 @@ def _absent_in(question: Question) -> Sequence[str]:
 
 
 def _reasons(result: Result, engine: str) -> str:
-    return " and ".join(dict.fromkeys(_problems(result, engine)))
+    return ", and ".join(dict.fromkeys(_problems(result, engine)))
 
 
 def _problems(result: Result, engine: str) -> Iterator[str]:

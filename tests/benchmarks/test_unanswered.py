@@ -59,7 +59,7 @@ def test_an_engine_that_was_named_and_is_asked_nothing_is_an_error(
     assert capsys.readouterr().err == "cowfs: no engine answered 'layers'\n"
     assert bench(tmp_path, "layers", "churn", "--over", "plain") == 1
     assert capsys.readouterr().err == (
-        "cowfs: the engine 'plain' was asked nothing: it has no home, which 'layers' needs and it has no snapshots, "
+        "cowfs: the engine 'plain' was asked nothing: it has no home, which 'layers' needs, and it has no snapshots, "
         "which 'churn' needs; no engine answered 'layers'; no engine answered 'churn'\n"
     )
     assert bench(tmp_path, "churn", "--over", "plain", "--skip-missing") == 1  # nothing was measured

@@ -216,19 +216,37 @@ def engines_of_the_kernel_are_compared_and_leave_nothing(folder: Path, disk: str
 
 @check
 def a_killed_run_of_lvm_leaves_nothing(folder: Path) -> None:
+    with killed_in_the_middle(folder, "--over", "lvm-thin"):
+        assert "cowfs--bench" in said("dmsetup", "ls")
+    assert not list(Path("/dev").glob("cowfs-bench-*"))
+
+
+@check_on_disk
+def a_killed_run_in_a_pool_of_the_users_leaves_what_was_there(folder: Path, disk: str) -> None:
+    Lvm(folder).prepare(folder, disk)
+    with contextlib.closing(NODE_BACKEND.open_existing_pool(POOL_NAME)) as pool:
+        pool.create_thin(7)
+    with killed_in_the_middle(folder, "--over", "dmthin", "--thin-pool", POOL_NAME):
+        assert "cowfs-bench-" in said("dmsetup", "ls")
+    with contextlib.closing(NODE_BACKEND.open_existing_pool(POOL_NAME)) as pool:
+        assert pool.thin_ids() == [7]
+
+
+@contextlib.contextmanager
+def killed_in_the_middle(folder: Path, *options: str) -> Iterator[None]:
+    """A run whose command works in the block, and that is killed at its end; nothing is left then."""
     before = said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")
     work, started = folder / "work", folder / "started"
     work.write_text(f'#!/bin/sh\necho $$ > {folder}/pid\nmv {folder}/pid {started}\ntouch "$1/file"\nexec sleep 60\n')
     work.chmod(0o755)
-    words = ["bench", "--directory", str(folder), "--command", f"{work} {{dir}}", "--over", "lvm-thin"]
+    words = ["bench", "--directory", str(folder), "--command", f"{work} {{dir}}", "--size", "64M", *options]
     run = subprocess.Popen([sys.executable, "-m", "cowfs", *words], stdout=subprocess.DEVNULL)
     wait_until(lambda: started.exists() or run.poll() is not None)
-    assert "cowfs--bench" in said("dmsetup", "ls")
+    yield
     run.kill()
     run.wait()
     os.kill(int(started.read_text()), signal.SIGKILL)  # the command is the user's own
     wait_until(lambda: not list(folder.glob("cowfs-bench-*")))
-    assert not list(Path("/dev").glob("cowfs-bench-*"))
     assert (said("dmsetup", "ls"), said("losetup", "--list"), said("findmnt", "--noheadings")) == before
 
 

@@ -1,7 +1,7 @@
 """Thins of a pool that is there already, the user's own (`--thin-pool`): it loses nothing but what this run has made.
 
 The ids of the thins are taken from the top of the range, those that the pool has are left out. The pool's transaction
-id stays what it is, and all thins of the run are deleted at its end.
+id stays what it is, and all thins of the run are deleted at its end; by the janitor, where the run is killed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 from cowfs.benchmarks.engines.interface import WORKS, Contender, Engine, Offer, Setting
 from cowfs.benchmarks.engines.nodes import NodeDevices
 from cowfs.benchmarks.engines.tools import lacking
+from cowfs.benchmarks.left_behind import THINS_FILE
 from cowfs.errors import CowfsError, UsageError
 from cowfs.pool.counters import CountingPool, PoolCounters
 from cowfs.pool.interface import NodeBackend, NodeThin, Pool, ProbeResult
@@ -42,6 +43,7 @@ class PoolContender(NodeDevices):
         super().__init__(setting)
         self._pool = pool
         self._thins: dict[str, _Thin] = {}
+        self._record = setting.directory / THINS_FILE
         self._shown: tuple[str, NodeThin] | None = None
 
     def _free_id(self) -> int:
@@ -52,6 +54,7 @@ class PoolContender(NodeDevices):
         thin_id = self._free_id()
         self._pool.create_thin(thin_id)
         self._thins[name] = _Thin(thin_id, size_bytes)
+        self._note()
 
     def take_snapshot(self, origin: str, name: str) -> None:
         thin_id, old = self._free_id(), self._thins[origin]
@@ -64,11 +67,18 @@ class PoolContender(NodeDevices):
             if shown is not None:
                 shown.resume()
         self._thins[name] = _Thin(thin_id, old.size_bytes)
+        self._note()
 
     def remove(self, name: str) -> None:
         super().remove(name)
         self._pool.delete(self._thins[name].thin_id)
         del self._thins[name]
+        self._note()
+
+    def _note(self) -> None:
+        """Have the janitor know what there is, once it is there: an id of another program's is never in the file."""
+        ids = [str(thin.thin_id) for thin in self._thins.values()]
+        self._record.write_text("\n".join([self._pool.name, *ids]))
 
     def remove_all(self) -> None:
         for name in list(self._thins):
