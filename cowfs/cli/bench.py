@@ -30,6 +30,11 @@ _GUEST_BYTES: Final = 1 << 30
 _LOOK_SECONDS: Final = 0.5
 _COMPARE: Final = "compare"
 _REPORT: Final = "report"
+_OPTIONS: Final = {  # those that have a meaning there
+    _COMPARE: frozenset({"threshold", "judge_loaded"}),
+    _REPORT: frozenset({"details", "json_file", "html_file", "csv_file"}),
+    "--list": frozenset({"lists"}),
+}
 _ORDER: Final = ("worse", "better", "tie", "unjudged")
 _RIGHT: Final = frozenset({3, 4, 5})
 
@@ -115,6 +120,7 @@ def bench_command(
       cowfs bench t.trace --over emulated,plain       what 'cowfs trace web -o t.trace' recorded
     """
     settings: Settings = ctx.obj
+    _require_own_options("--list" if lists else words[0] if words[:1] and words[0] in _OPTIONS else "")
     if lists:
         return _list(settings)
     if words[:1] == (_COMPARE,):
@@ -171,6 +177,18 @@ def _require_names_of_their_own(workloads: Sequence[Workload]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two files are called '{name}', and results go by names; rename one of them")
+
+
+def _require_own_options(action: str) -> None:
+    """Raises UsageError: an option was given that says nothing here; `action` is empty for a run."""
+    others = frozenset().union(*(options for name, options in _OPTIONS.items() if name != _REPORT))
+    for option in click.get_current_context().command.params:
+        name = str(option.name)
+        if isinstance(option, click.Argument) or not _is_given(name):
+            continue
+        if name not in _OPTIONS[action] if action else name in others and name != "lists":
+            what = f"'cowfs bench {action}'" if action else "a run: it is for 'cowfs bench compare'"
+            raise UsageError(f"{option.opts[0]} is not for {what}; leave it out")
 
 
 def _is_given(option: str) -> bool:

@@ -41,7 +41,8 @@ JOBS = {
 
 
 def bench(account: Account, *words: str, status: int = 0) -> str:
-    found = account.run(["cowfs", "--quiet", "bench", "--directory", ".", *words], check=False)
+    place = [] if words[0] in ("compare", "report") else ["--directory", "."]
+    found = account.run(["cowfs", "--quiet", "bench", *words, *place], check=False)
     assert found.returncode == status, found.stderr
     assert not list(account.directory.glob("cowfs-bench-*"))
     return found.stdout if status == 0 else found.stderr
@@ -156,6 +157,14 @@ def test_a_command_that_fails_is_shown_and_others_go_on(account: Account) -> Non
         (["compare", "none.json", "none.json"], 1, "none.json cannot be read: No such file or directory"),
         (["compare", "place.fio", "place.fio"], 2, "place.fio is not a result of 'cowfs bench --json'"),
         (["compare", "a", "b", "--threshold", "x"], 2, "--threshold x is not a percentage"),
+        (["compare", "a", "b", "--json", "c"], 2, "--json is not for 'cowfs bench compare'; leave it out"),
+        (["report", "a", "--over", "plain"], 2, "--over is not for 'cowfs bench report'; leave it out"),
+        (["--list", "--quick"], 2, "--quick is not for 'cowfs bench --list'; leave it out"),
+        (
+            ["disk", "--threshold", "5%"],
+            2,
+            "--threshold is not for a run: it is for 'cowfs bench compare'; leave it out",
+        ),
         (["report"], 2, "give one result, as in"),
         (["disk", "--directory", "none"], 2, "no directory can be made in it: No such file or directory"),
         (["disk", "--over", "plain", "--thin-pool", "pool"], 2, "--thin-pool pool is for the engine dmthin"),
