@@ -201,7 +201,7 @@ def test_what_a_failed_test_has_used_can_be_looked_at(suite: Callable[[str], Sui
         "'a lot' is not a size",
         "has no value 'datasize'",
         "'1G' has none",
-        "has to be 'queue' or 'error'",
+        "must be 'queue' or 'error'",
         "there is no backend 'none'",
     ):
         assert text in outcome.output
