@@ -249,3 +249,33 @@ def test_a_full_pool_is_said_in_our_words(server: Server) -> None:
         server.account.run(["sync", "-f", root], check=False)
         client.call("Remove", key="a")
         client.call("Prepare", key="b")
+
+
+def test_a_pool_that_needs_a_check_is_served_as_far_as_it_can_be(server: Server) -> None:
+    """By the next snapshotter, too; repaired, it has every snapshot, and no device without one."""
+    with server.start() as client:
+        box = path_of(client.call("Prepare", key="box"))
+        server.account.run(["sh", "-ec", 'echo one > "$1/file"', "sh", box])
+        client.call("Commit", key="box", name="image")
+        client.call("Usage", key="image")
+        old = path_of(client.call("Prepare", key="old", parent="image"))
+        server.cowfs("faults", "add", old.parent.name, "pool-mode", "create", "--mode", "needs_check")
+        server.account.run(["touch", old / "new"], check=False)  # in memory, it may succeed
+        assert refused(client, "Prepare", key="new") is Code.UNAVAILABLE
+        client.call("Remove", key="old")
+    assert server.stop() == 0, server.log()
+    with server.start() as client:
+        assert names(client) == ["image"]
+        assert refused(client, "Prepare", key="new", parent="image") is Code.UNAVAILABLE
+        view = path_of(client.call("View", key="view", parent="image"), "ro")
+        assert server.account.run(["cat", view / "file"]).stdout == "one\n"
+        client.call("Remove", key="view")
+    assert server.stop() == 0, server.log()
+    server.cowfs("pool", "check", "--repair")
+    with server.start() as client:
+        client.call("Prepare", key="new", parent="image")
+        client.call("Remove", key="new")
+        client.call("Remove", key="image")
+    assert server.stop() == 0, server.log()
+    assert "snapshot-" not in server.cowfs("list")
+    assert server.cowfs("pool", "check").startswith("clean")

@@ -189,7 +189,14 @@ def a_pool_that_turned_read_only(folder: Path) -> None:
             with refused_with(Code.UNAVAILABLE, "needs a check"):
                 client.call("Commit", key="box", name="full")
             require_known(client, root)
-        fail(False)
+            fail(False)  # so that the metadata says that it needs a check
+        with server.running() as client:  # what is there can be read
+            with refused_with(Code.UNAVAILABLE, "needs a check"):
+                client.call("Prepare", key="new", parent="image")
+            (mount,) = client.call("View", key="view", parent="image").mounts
+            assert names(Path(mount.source)) == set()
+            client.call("Remove", key="view")
+            assert keys(client) == ["box", "image", "other"]
         Cowfs(server.home)("pool", "check", "--repair")
         with server.running() as client:
             require_usable(server, client)
