@@ -43,6 +43,7 @@ _WRITE_BACK_SECONDS: Final = 0.5  # of a Commit, for what programs changed in me
 _REMOVAL_SECONDS: Final = 0.4  # of a call, for the device of its snapshot
 _REMOVED_LATER: Final = "it is removed as soon as that answers"
 _FOUND_MEANWHILE: Final = "that of a committed snapshot is being found; ask again in a moment"
+_STUCK_SECONDS: Final = 5.0  # until the removals of other devices go on
 _BUSY_SECONDS: Final = 5.0  # until a device is tried again that others use
 _LEFT_SECONDS: Final = 5.0  # until what a commit has left to do is done without a pause between calls
 _NAME_MAX_CHARACTERS: Final = 4096
@@ -86,6 +87,7 @@ class Snapshotter:
         self._changing = trio.Lock()
         self._pauses = Pauses()
         self._removals: dict[str, _Removal] = {}  # by device
+        self._under_way: set[str] = set()  # devices that are being removed
         self._has_removals = trio.Event()
         self._removals_pause = trio.CancelScope()  # the wait for a pause of the next one
         self._unmeasured: dict[str, float] = {}  # committed snapshots by key, and when that is due
@@ -455,21 +457,35 @@ class Snapshotter:
     async def serve_removals(self) -> None:
         """A service: removes the devices of snapshots that are gone, one after the other.
 
-        One that is used by others through its node is tried again. What is not done when this is cancelled, `end` does.
+        One that is used by others through its node is tried again. Where the kernel holds a removal up, as for writes
+        that wait for space, the next ones go on beside it: they may be what makes room. What is not done when this is
+        cancelled, `end` does.
         """
         busy: set[str] = set()
-        while True:
-            with trio.move_on_after(_BUSY_SECONDS if busy else math.inf):
-                await self._has_removals.wait()
-            self._has_removals = trio.Event()
-            for device in sorted(busy - self._removals.keys()):
-                await self._try_removal(device, busy)
-            while (next_device := await self._next_removal()) is not None:
-                await self._try_removal(next_device, busy)
-                self._removals.pop(next_device).has_ended.set()
+        async with trio.open_nursery() as nursery:
+            while True:
+                with trio.move_on_after(_BUSY_SECONDS if busy else math.inf):
+                    await self._has_removals.wait()
+                self._has_removals = trio.Event()
+                for device in sorted(busy - self._removals.keys()):
+                    await self._try_removal(nursery, device, busy)
+                while (next_device := await self._next_removal()) is not None:
+                    await self._try_removal(nursery, next_device, busy)
+                    self._removals.pop(next_device).has_ended.set()
 
-    async def _try_removal(self, device: str, busy: set[str]) -> None:
+    async def _try_removal(self, nursery: trio.Nursery, device: str, busy: set[str]) -> None:
         """Remove a device; one that others use is of `busy` then."""
+        if device in self._under_way:
+            return
+        has_ended = trio.Event()
+        self._under_way.add(device)
+        nursery.start_soon(self._remove_or_note, device, busy, has_ended)
+        with trio.move_on_after(_STUCK_SECONDS) as patience:
+            await has_ended.wait()
+        if patience.cancelled_caught:
+            _log.warning("device %s of no snapshot is not removed yet: the kernel holds it up", device)
+
+    async def _remove_or_note(self, device: str, busy: set[str], has_ended: trio.Event) -> None:
         try:
             await self._remove_now(device)
         except CallError as error:
@@ -478,25 +494,29 @@ class Snapshotter:
             busy.add(device)
         else:
             busy.discard(device)
+        self._under_way.discard(device)  # not where it is cancelled: `end` removes it then
+        has_ended.set()
 
     async def _remove_now(self, device: str) -> None:
         if device not in self._executor.home.devices:  # its making failed
             return
-        if self._reads.paths.pop(device, None) is not None or self._places.views_have_devices:
+        if device in self._reads.paths or self._places.views_have_devices:
             await self._run(self._places.hiding(device))
+            self._reads.paths.pop(device, None)
         await self._run(Remove(device, deferred=True))
 
     def end(self) -> None:
         """Remove what is to be removed yet: when no call is answered any more, and nothing is shown."""
         home = self._executor.home
-        while self._removals:
-            device, _ = self._removals.popitem()
+        for device in sorted({*self._removals, *self._under_way}):
             if device not in home.devices:
                 continue
             try:
                 home.devices.remove(device, deferred=True)
             except CowfsError as error:
                 _log.warning("device %s of no snapshot stays until the next snapshotter begins: %s", device, error)
+        self._removals.clear()
+        self._under_way.clear()
 
     async def _run(self, request: Request[R]) -> R:
         with as_call_errors():

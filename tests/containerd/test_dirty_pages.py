@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +44,13 @@ class Writer:
         self._process.stdin.write(f"{letter}\n")
         self._process.stdin.flush()
         assert self.said() == "changed\n"
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -106,13 +114,19 @@ def test_a_commit_does_not_wait_for_space(server: Server) -> None:
     with server.start(*sizes) as client:
         root = path_of(client.call("Prepare", key="box"))  # from then on the home is made
         server.cowfs("pool", "set", "--no-space", "queue", "--no-space-timeout", "0")
-        with writer(server, root / "file", size_bytes) as program:
+        stuck = path_of(client.call("Prepare", key="stuck"))
+        other = path_of(client.call("Prepare", key="other")).parent.name
+        with writer(server, root / "file", size_bytes) as program, writer(server, stuck / "file", MIB) as other_program:
             program.fill_with("a")
             require_unavailable(client, "box", "first")
-            assert names(client) == ["box"]
+            other_program.fill_with("a")
+            assert names(client) == ["box", "other", "stuck"]
             client.call("Stat", key="box")
             assert path_of(client.call("Mounts", key="box")) == root
             require_unavailable(client, "box", "first")
+            client.call("Remove", key="stuck")
+            client.call("Remove", key="other")
+            wait_until(lambda: other not in server.cowfs("list"))
             server.cowfs("pool", "resize", "--data-size", "128M")
             commit(client, "box", "first")
             require_content(server, client, "first", "a", size_bytes)

@@ -69,6 +69,40 @@ async def test_calls_do_not_wait_for_the_kernel(tmp_path: Path, autojump_clock: 
             assert devices_of(home) == {snapshot.device for snapshot in store.all()}
 
 
+class StuckOnce(Stuck):
+    """Views of which the kernel holds one device up, the first that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: str | None = None
+
+    async def close_if_idle(self, device: str) -> bool:
+        self._held = self._held or device
+        return await super().close_if_idle(device) if device == self._held else True
+
+
+async def test_a_removal_that_is_held_up_holds_no_other_up(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The others may be what makes room for what it waits for; it is done when it can be."""
+    del autojump_clock
+    with opened(tmp_path / "home") as (home, store, _):
+        views = StuckOnce()
+        snapshotter = Snapshotter(Executor(home, views), store)
+        async with removing(snapshotter):
+            for key in ("a", "b", "c"):
+                await answer(snapshotter, store, ("Prepare", key, ""))
+            stuck = store.find("a")
+            assert stuck is not None
+            for key in ("a", "b", "c"):
+                await answer(snapshotter, store, ("Remove", key, ""))
+            await trio.sleep(20)
+            assert devices_of(home) == {stuck.device}
+            views.let_go.set()
+            await trio.sleep(20)
+            assert devices_of(home) == set()
+
+
 class Written(Views):
     """Views of devices that programs have written much to: it has come when `has_come` is set."""
 

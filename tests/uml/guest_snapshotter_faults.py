@@ -127,6 +127,7 @@ def a_full_pool_that_lets_writes_wait(folder: Path) -> None:
     with no_space_timeout(0):
         server = Server(folder, options=FULL)
         with server.running() as client:
+            client.call("Prepare", key="stuck")
             root = prepared(client)
             (root / "big").write_bytes(os.urandom(40 * MIB))
             sync = subprocess.Popen(["sync", "-f", root])  # the kernel writes, and this waits with it
@@ -137,8 +138,13 @@ def a_full_pool_that_lets_writes_wait(folder: Path) -> None:
             for _ in range(3):
                 with refused_with(Code.UNAVAILABLE, "commit it again in a moment"):
                     client.call("Commit", key="box", name="full")
+            (root_of(client, "stuck") / "big").write_bytes(os.urandom(4 * MIB))
+            client.call("Remove", key="stuck")  # the end of its mount would write that
+            gone = root_of(client, "old").parent.name
             require_known(client, root)
-            Cowfs(server.home)("pool", "resize", "--data-size", "128M")
+            cowfs = Cowfs(server.home)
+            wait_until(lambda: gone not in cowfs("list").out)
+            cowfs("pool", "resize", "--data-size", "128M")
             assert sync.wait(60) == 0
             require_usable(server, client)
         require_nothing_left(server)
