@@ -431,7 +431,7 @@ def test_what_is_not_there_or_not_what_was_asked(opened: cowfs.Home, source: Pat
     refused(lambda: opened.open_file("web", "/source/hello/"), errno.ENOTDIR, "Not a directory")
     refused(lambda: opened.copy_out("web", "/nope", tmp_path / "x"), errno.ENOENT, "web:/nope: No such file")
     refused(lambda: opened.copy_out("web", "/source", tmp_path / "x", recursive=False), errno.EISDIR, "with -r")
-    refused(lambda: opened.copy_in(source, "web", recursive=False), errno.EINVAL, "with -r")
+    refused(lambda: opened.copy_in(source, "web", recursive=False), errno.EISDIR, "with -r")
     refused(lambda: opened.copy_within("web", "/source", "web", recursive=False), errno.EISDIR, "with -r")
     refused(lambda: opened.copy_in(source, "nope"), errno.ENOENT, "nope")
     refused(lambda: opened.copy_in(source, "base"), errno.EINVAL, "--write-base")
