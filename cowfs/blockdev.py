@@ -92,13 +92,15 @@ class WritesThrough(Protocol):
 
 
 def writer_through(device: BlockDevice) -> Callable[[int, Buffer], None]:
-    """What writes to a device and flushes it."""
-    if isinstance(device, WritesThrough):
-        return device.pwrite_and_flush
+    """What writes to a device and flushes it, by the methods that the device has at the time of a call."""
+    through: WritesThrough | None = device if isinstance(device, WritesThrough) else None
 
     def write(offset: int, data: Buffer) -> None:
-        device.pwrite(offset, data)
-        device.flush()
+        if through is not None:
+            through.pwrite_and_flush(offset, data)
+        else:
+            device.pwrite(offset, data)
+            device.flush()
 
     return write
 

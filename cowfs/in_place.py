@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from cowfs.blockdev import BlockDevice
+from cowfs.blockdev import BlockDevice, Buffer, WritesThrough
 from cowfs.units import METADATA_BLOCK_BYTES
 
 Make: TypeAlias = Callable[[BlockDevice], BlockDevice]
 _METHODS: Final = ("pread", "pwrite", "zero", "discard", "copy", "flush")
+_WRITE_THROUGH: Final = "pwrite_and_flush"  # of a device that has it: two steps while another one stands in its place
 _STACK: Final = "_stand_ins"
 
 
@@ -42,7 +43,8 @@ class _Stack:
 
     def __init__(self, device: BlockDevice) -> None:
         self._device = device
-        self._own = {name: vars(device)[name] for name in _METHODS if name in vars(device)}
+        self._names = (*_METHODS, _WRITE_THROUGH) if isinstance(device, WritesThrough) else _METHODS
+        self._own = {name: vars(device)[name] for name in self._names if name in vars(device)}
         self._makes: list[Make] = []
         setattr(device, _STACK, self)
 
@@ -61,7 +63,7 @@ class _Stack:
             delattr(self._device, _STACK)
 
     def _stand_anew(self) -> None:
-        for name in _METHODS:
+        for name in self._names:
             if name in self._own:
                 setattr(self._device, name, self._own[name])
             else:
@@ -73,6 +75,12 @@ class _Stack:
         stand_in: Any = make(_Original(self._device))
         for name in _METHODS:
             setattr(self._device, name, getattr(stand_in, name))
+        if _WRITE_THROUGH in self._names:
+            setattr(self._device, _WRITE_THROUGH, self._write_through)
+
+    def _write_through(self, offset: int, data: Buffer) -> None:
+        self._device.pwrite(offset, data)
+        self._device.flush()
 
 
 class _Original:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cowfs.blockdev import BlockDevice, MemoryDevice
+from cowfs.blockdev import BlockDevice, Buffer, MemoryDevice, writer_through
 from cowfs.errors import OutOfDataSpace, PoolIoError, UsageError
 from cowfs.faults.disk import FaultyDevice, as_pool_error
 from cowfs.faults.effects import Means
@@ -227,6 +227,33 @@ def test_in_the_place_of_methods_and_back(slotted: bool) -> None:
     take_back()
     assert vars(device) == before
     assert device.pwrite.__func__ is MemoryDevice.pwrite  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("operation", ["write", "flush"])
+def test_a_durable_write_meets_what_stands_in_the_place_of_its_two_steps(operation: str) -> None:
+    """Also for a user of the device who asked for its durable write before."""
+    through = 0
+
+    class Device(MemoryDevice):
+        def pwrite_and_flush(self, offset: int, data: Buffer) -> None:
+            nonlocal through
+            through += 1
+            self.pwrite(offset, data)
+            self.flush()
+
+    device = Device(SIZE)
+    write = writer_through(device)
+    before = dict(vars(device))
+    faults = FaultSet([Rule(effect=Error(), operations=(operation,), on="device", times=1)])
+    take_back = put_in_place(device, lambda original: FaultyDevice(original, faults))
+    with pytest.raises(OSError, match=f"'rule-1' in {operation}"):
+        write(0, b"x")
+    write(0, b"y")
+    assert (device.pread(0, 1), through) == (b"y", 0)
+    take_back()
+    assert vars(device) == before
+    write(0, b"z")
+    assert (device.pread(0, 1), through) == (b"z", 1)
 
 
 def test_a_method_that_uses_others_of_the_device_is_one_operation() -> None:
