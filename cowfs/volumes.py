@@ -110,6 +110,7 @@ class Volumes:
         self.recorders: dict[str, Recorder] = {}
         self.unsynced: dict[str, Unsynced] = {}  # by device: whose writes are watched, from its next opening on
         self._rescue = read_only
+        self._given_up: set[str] = set()
 
     def open(self, name: str, *, repair: bool = False) -> OpenVolume:
         """The volume of a device; each call needs a `close`. One of xfs is for reading only.
@@ -139,7 +140,7 @@ class Volumes:
                 _naming_a_full_pool(f"device '{name}' {_NO_ROOM_TO_OPEN}"),
             ):
                 volume = self._open_volume(name, thin, repair=repair)
-            undo.enter_context(ending_with(partial(_close, name, volume)))
+            undo.enter_context(ending_with(partial(self._write_down, name, volume)))
             if volume.problems:
                 problems = "; ".join(volume.problems)
                 remedy = _REPAIR if isinstance(volume, Volume) else _REPAIR_XFS
@@ -203,6 +204,22 @@ class Volumes:
         if not opened.users:
             del self._open[name]
             opened.closing.close()
+
+    def give_up(self, name: str) -> None:
+        """What cannot be written of a device that is being removed is logged when its volume is closed, not raised."""
+        if name in self._open:
+            self._given_up.add(name)
+
+    def _write_down(self, name: str, volume: OpenVolume) -> None:
+        try:
+            with _naming_a_full_pool(f"not all of device '{name}' could be written; what was synced is in its journal"):
+                volume.close()
+        except OSError as error:
+            if name not in self._given_up:
+                raise
+            _log.warning("device '%s', which is being removed: %s", name, error)
+        finally:
+            self._given_up.discard(name)
 
     def change_last(self, name: str, change: Callable[[FileTree], object]) -> None:
         """Have an open volume changed once more before it is closed, if it was changed at all. The last call counts."""
@@ -375,11 +392,6 @@ class Volumes:
 def _quiesced(volume: OpenVolume) -> Iterator[None]:
     volume.quiesce()
     yield
-
-
-def _close(name: str, volume: OpenVolume) -> None:
-    with _naming_a_full_pool(f"not all of device '{name}' could be written; what was synced is in its journal"):
-        volume.close()
 
 
 @contextmanager

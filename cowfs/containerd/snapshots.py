@@ -500,6 +500,7 @@ class Snapshotter:
     async def _remove_now(self, device: str) -> None:
         if device not in self._executor.home.devices:  # its making failed
             return
+        self._executor.home.volumes.give_up(device)
         if device in self._reads.paths or self._places.views_have_devices:
             await self._run(self._places.hiding(device))
             self._reads.paths.pop(device, None)
@@ -511,6 +512,7 @@ class Snapshotter:
         for device in sorted({*self._removals, *self._under_way}):
             if device not in home.devices:
                 continue
+            home.volumes.give_up(device)
             try:
                 home.devices.remove(device, deferred=True)
             except CowfsError as error:

@@ -28,6 +28,7 @@ from cowfs.home.requests import (
     counters,
     devices,
     disks,
+    ending,
     faults,
     files,
     images,
@@ -125,6 +126,7 @@ def steps(place: Path) -> Iterator[tuple[AnyRequest, type[CowfsError] | None]]:
     yield devices.SendMessage("reserve_metadata_snap"), None
     yield devices.SendMessage("release_metadata_snap"), None
     yield devices.CopyMetadata(), None
+    yield ending.TellEnd(), None
     yield devices.Create("snapshot", "used"), None
     yield devices.OpenNode("snapshot"), MissingRequirement  # after it was tried to let go of it
     yield devices.OpenNode("used"), MissingRequirement

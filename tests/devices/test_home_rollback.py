@@ -120,7 +120,7 @@ def test_a_layer_stays_a_layer(home: Path, backend: FakeBackend) -> None:
         devices.create("child", parent="layer")
         devices.roll_back("layer", "child", keep="kept")
         assert [devices.record(name).is_layer for name in ("layer", "child", "kept")] == [True] * 3
-        with pytest.raises(UsageError, match="'layer' is a layer and 'a' is none"):
+        with pytest.raises(UsageError, match="'layer' is a layer and 'a' is not"):
             devices.roll_back("layer", "a")
 
 

@@ -203,6 +203,30 @@ def test_all_are_closed_whatever_fails(devices: DeviceSet, volumes: Volumes, mon
         assert read_file(volume, b"f") == b"kept"
 
 
+def test_what_is_not_written_of_a_device_that_is_being_removed_is_only_logged(
+    devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EIO, "no more writing")
+
+    def open_that_fails(name: str) -> None:
+        volume = volumes.open(name)
+        write_file(volume, b"f", b"lost")
+        monkeypatch.setattr(volume, "sync", fail)
+
+    open_that_fails("a")
+    open_that_fails("b")
+    volumes.give_up("a")
+    volumes.close("a")
+    assert "device 'a', which is being removed: [Errno 5] no more writing" in caplog.text
+    with pytest.raises(OSError, match="no more writing"):
+        volumes.close("b")
+    assert devices.active.thins() == {}
+    open_that_fails("a")  # given up is what was open
+    with pytest.raises(OSError, match="no more writing"):
+        volumes.close("a")
+
+
 def test_open_volumes_share_what_one_may_cache(
     devices: DeviceSet, volumes: Volumes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
