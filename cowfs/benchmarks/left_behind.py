@@ -1,4 +1,4 @@
-"""What the janitor of a run does (`cowfs.janitor`): what one that was killed has left goes.
+"""What the janitor of a run does (`cowfs.janitor`): it removes what a run that was killed has left.
 
 Servers, mounts, LVM's devices, its thins in a pool of the user's, and its directory. A run that ends in any other way
 has taken everything down itself.

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from cowfs.benchmarks import left_behind
 from cowfs.benchmarks.report.text import head_lines, question_lines, summary_line
@@ -20,7 +20,6 @@ from cowfs.benchmarks.workloads.fio import FioFailed
 from cowfs.cli import output
 from cowfs.errors import CowfsError, UsageError
 from cowfs.janitor import Janitor
-from cowfs.new_files import new_file
 
 _WIDTH: Final = 100
 
@@ -116,18 +115,15 @@ def outputs(
         files = []
         for path, encode in forms:
             own = stack.enter_context(ExitStack())
-            with output.writing(path):
-                file = own.enter_context(new_file(os.path.abspath(path), force=True))
-            files.append(_Output(path, encode, file, own))
+            files.append(_Output(encode, own.enter_context(output.new_output(path)), own))
         yield lambda result: _write(result, files)
 
 
 class _Output(NamedTuple):
     """A file that has its name when the stack ends well."""
 
-    path: str
     encode: Callable[[Result], bytes]
-    file: IO[bytes]
+    write: Callable[[bytes], None]
     stack: ExitStack
 
 
@@ -137,9 +133,8 @@ def _write(result: Result, outputs: Iterable[_Output]) -> None:
     for one in outputs:
         data = one.encode(result)
         try:
-            with output.writing(one.path), one.stack:
-                one.file.write(data)
-                one.file.flush()
+            with one.stack:
+                one.write(data)
         except CowfsError as error:
             problems.append(error)
     if problems:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -114,7 +114,7 @@ def crash_test_command(
     seed = random.randrange(1 << 32) if seed is None else seed  # noqa: S311
     commands = Command.parsed(work, "--work"), Command.parsed(check, "--check")
     with (
-        _report_out(report) as write_report,
+        nullcontext() if report is None else output.new_output(report) as write_report,
         _mounted(settings, size) as (home, path),
         Explorer.started(
             home,
@@ -135,32 +135,12 @@ def crash_test_command(
         if write_report is not None:
             from cowfs.crashes.report import page
 
-            write_report(page(explorer.history, outcome, work=work, check=check))
+            write_report(page(explorer.history, outcome, work=work, check=check).encode())
     if settings.as_json:
         output.print_json(outcome)
     else:
         _print(outcome)
     return 1 if outcome.failed else 0
-
-
-@contextmanager
-def _report_out(path: str | None) -> Iterator[Callable[[str], None] | None]:
-    """What writes the report, made before there is anything to report."""
-    from cowfs.new_files import new_file
-
-    if path is None:
-        yield None
-        return
-    with ExitStack() as stack:
-        with output.writing(path):
-            file = stack.enter_context(new_file(os.path.abspath(path), force=True))
-
-        def write(text: str) -> None:
-            with output.writing(path):
-                file.write(text.encode())
-                file.flush()
-
-        yield write
 
 
 def _print(outcome: Outcome) -> None:

@@ -250,7 +250,7 @@ class _Copy:
         self._recursive = recursive
         self._write_base = write_base
         self._progress = progress
-        self._files: dict[bytes, DeviceFile | str] = {}  # by the names that they have got in the target
+        self._files: dict[bytes, DeviceFile | str] = {}  # by their names in the target
 
     def one(self, source: DeviceFile | str) -> Copied:
         home, target, recursive, write_base = self._home, self._target, self._recursive, self._write_base

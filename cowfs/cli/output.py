@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 from cowfs.errors import CowfsError, UsageError
@@ -224,6 +224,32 @@ def writing(path: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise CowfsError(f"{path} cannot be written: {error.strerror}", errno=error.errno) from error
+
+
+@contextmanager
+def new_output(path: str) -> Iterator[Callable[[bytes], None]]:
+    """A file that the user named, made before there is anything to write; complete, or not there.
+
+    Yields:
+        What writes to it.
+
+    Raises:
+        UsageError, CowfsError: it cannot be made or written.
+    """
+    from cowfs.new_files import new_file
+
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(new_file(os.path.abspath(path), force=True))
+
+        def write(data: bytes) -> None:
+            with writing(path):
+                file.write(data)
+                file.flush()
+
+        yield write
+        with writing(path):
+            stack.close()
 
 
 class _Bar:

@@ -47,7 +47,7 @@ def recover_command(settings: Settings, dry_run: bool, delete_orphans: bool) -> 
 
 
 def _name_layers(settings: Settings) -> Iterator[HomeFinding]:
-    """Give devices that got names of their own those that a Docker daemon's records want, where it left any."""
+    """Rename devices that recovery has named to the names in the records of a Docker daemon, where there are any."""
     from cowfs.devices.reports import HomeFinding
     from cowfs.docker.stored.nameless import find_layers
     from cowfs.docker.stored.place import require_place

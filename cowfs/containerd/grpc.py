@@ -203,7 +203,7 @@ class _Connection:
             self._h2.send_headers(number, [(":status", "200"), ("content-type", CONTENT_TYPE)])
 
     async def _send(self, number: int, call: _Call, data: bytes) -> None:
-        """Send a message as the client's windows allow; its last frame goes with what follows it, the end mostly."""
+        """Send a message as the client's windows allow; its last frame is sent with the next frames, mostly the end."""
         self._begin(number, call)
         view = memoryview(data)
         while True:

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 _PAUSE_SECONDS: Final = 0.05  # without a call, after which the next one is not expected at once
-_GIVE_WAY_SECONDS: Final = 0.02  # so that what takes long goes on, however many calls there are
+_GIVE_WAY_SECONDS: Final = 0.02  # what takes long goes on after it, however many calls there are
 
 
 class Pauses:

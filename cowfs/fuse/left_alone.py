@@ -1,7 +1,7 @@
 """Threads that wait for the kernel, and are left alone when nothing waits for them any more.
 
-A thread in a system call cannot be interrupted. A caller that is cancelled goes on, and the thread ends when the kernel
-is done. So that those who try again and again leave no more threads, there is one for each purpose at most.
+A thread in a system call cannot be interrupted. A caller that is cancelled stops waiting, and the thread ends when the
+kernel is done. So that those who try again and again leave no more threads, there is one for each purpose at most.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def repair_home(home: Path, *, block_bytes: int | None = None, progress: Progres
 
 
 def _give_back_free_blocks(files: HomeFiles, metadata: BlockDevice) -> int:
-    """Punch free blocks out of the data file; the bytes that the disk got back.
+    """Punch free blocks out of the data file; the bytes that this gives back to the disk below.
 
     What a change wrote that was lost before its commit is there until its blocks are used again. That can be all that a
     full disk has left, and to remove or trim a device takes some of it. After a repair that lost something, blocks stay

@@ -71,13 +71,15 @@ class PoolContender(NodeDevices):
 
     def remove(self, name: str) -> None:
         super().remove(name)
+        self._note(without=name)
         self._pool.delete(self._thins[name].thin_id)
         del self._thins[name]
-        self._note()
 
-    def _note(self) -> None:
-        """Have the janitor know what there is, once it is there: an id of another program's is never in the file."""
-        ids = [str(thin.thin_id) for thin in self._thins.values()]
+    def _note(self, *, without: str = "") -> None:
+        """Tell the janitor what there is: after it was made, and before it is removed, as another program may then use
+        the id.
+        """
+        ids = [str(thin.thin_id) for name, thin in self._thins.items() if name != without]
         self._record.write_text("\n".join([self._pool.name, *ids]))
 
     def remove_all(self) -> None:

@@ -38,7 +38,7 @@ class OpenHome(Closing):
     Attributes:
         is_serving: whether other processes are served.
         clock: the pool's, if it is one that tests move.
-        end_reports: where this process, which serves one mount and no more, tells how it ends.
+        end_reports: where a process that only serves one mount tells how it ends.
     """
 
     def __init__(
